@@ -1,0 +1,48 @@
+import os
+import zlib
+from collections.abc import Callable
+
+# Before jax starts, and in the environment, so that the processes that tests start see it too.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What a test compiles, and how often, must not depend on an earlier run.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+# Examples compile, so a deadline says nothing and a hundred of them take minutes.
+hypothesis.settings.register_profile(
+    "rnnscale", deadline=None, max_examples=20, derandomize="CI" in os.environ
+)
+hypothesis.settings.load_profile("rnnscale")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=0, help="seed of the key and getkey fixtures")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"rnnscale: --seed={config.option.seed}, jax {jax.__version__}"
+
+
+@pytest.fixture
+def key(request: pytest.FixtureRequest) -> jax.Array:
+    """A key of the test's own: the same in every run with the same --seed."""
+    base = jax.random.key(request.config.option.seed)
+    return jax.random.fold_in(base, zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def getkey(key: jax.Array) -> Callable[[], jax.Array]:
+    """Returns a new key at every call."""
+    count = 0
+
+    def next_key() -> jax.Array:
+        nonlocal count
+        count += 1
+        return jax.random.fold_in(key, count)
+
+    return next_key
