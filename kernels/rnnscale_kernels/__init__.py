@@ -1,0 +1,5 @@
+"""Kernels for diagonal linear recurrences, with plain XLA behind them."""
+
+from ._planar import Planar as Planar
+from .diagonal_ssm import diagonal_ssm as diagonal_ssm
+from .linear_scan import linear_scan as linear_scan

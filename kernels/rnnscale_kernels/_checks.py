@@ -1,0 +1,49 @@
+"""Checks that the public functions share. Each gives one error at the boundary."""
+
+from collections.abc import Collection
+
+import jax.numpy as jnp
+
+from ._planar import Planar
+
+
+def check_planes(**arguments) -> None:
+    """All arguments are real floating-point arrays, or all are `Planar`; `None` is absent."""
+    given = {name: x for name, x in arguments.items() if x is not None}
+    for name, x in given.items():
+        planes = x if isinstance(x, Planar) else (x,)
+        for plane in planes:
+            dtype = getattr(plane, "dtype", None)
+            if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+                hint = (
+                    "; give a complex array as Planar(x.real, x.imag)"
+                    if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating)
+                    else ""
+                )
+                got = type(plane).__name__ if dtype is None else dtype
+                raise TypeError(f"{name} must hold floating-point arrays, got {got}{hint}")
+        if isinstance(x, Planar) and (x.re.shape, x.re.dtype) != (x.im.shape, x.im.dtype):
+            raise ValueError(
+                f"the planes of {name} differ: {x.re.shape} {x.re.dtype} and "
+                f"{x.im.shape} {x.im.dtype}"
+            )
+    kinds = {name: isinstance(x, Planar) for name, x in given.items()}
+    if len(set(kinds.values())) > 1:
+        named = ", ".join(f"{n} is {'Planar' if p else 'real'}" for n, p in kinds.items())
+        raise TypeError(f"either all are real or all are Planar, but {named}")
+
+
+def check_reset(reset, shape: tuple[int, ...]) -> None:
+    """`reset` is boolean and of the shape of batch and time."""
+    if reset is None:
+        return
+    if reset.dtype != jnp.bool_:
+        raise TypeError(f"reset must be boolean, got {reset.dtype}")
+    if reset.shape != shape:
+        raise ValueError(f"reset has shape {reset.shape}, expected '*batch time', here {shape}")
+
+
+def check_implementation(name: str | None, known: Collection[str]) -> None:
+    """`name` is `None` or one of `known`."""
+    if name is not None and name not in known:
+        raise ValueError(f"implementation must be None or one of {sorted(known)}, got {name!r}")

@@ -1,0 +1,78 @@
+"""Complex numbers as two real arrays.
+
+XLA on CPUs does not vectorise complex arithmetic, accelerator kernels have no complex type, and
+optimisers mistake the conjugate in a complex gradient, so a complex array travels as a pair of
+real ones. The arithmetic below takes real arrays as well, so that one definition serves both.
+"""
+
+from typing import NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class Planar(NamedTuple):
+    """A complex array as its real and imaginary planes, of equal shape and dtype."""
+
+    re: Array
+    im: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.re.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.re.ndim
+
+    @property
+    def dtype(self):
+        return self.re.dtype
+
+
+Numbers = Array | Planar
+
+
+@overload
+def multiply(x: Array, y: Array) -> Array: ...
+@overload
+def multiply(x: Planar, y: Planar) -> Planar: ...
+def multiply(x, y):
+    """x * y, elementwise."""
+    if isinstance(x, Planar):
+        return Planar(x.re * y.re - x.im * y.im, x.re * y.im + x.im * y.re)
+    return x * y
+
+
+@overload
+def multiply_conjugate(x: Array, y: Array) -> Array: ...
+@overload
+def multiply_conjugate(x: Planar, y: Planar) -> Planar: ...
+def multiply_conjugate(x, y):
+    """conj(x) * y, elementwise: what multiplication by x becomes in a backward pass."""
+    if isinstance(x, Planar):
+        return Planar(x.re * y.re + x.im * y.im, x.re * y.im - x.im * y.re)
+    return x * y
+
+
+def add[N: Numbers](x: N, y: N) -> N:
+    """x + y, elementwise."""
+    return jax.tree.map(jnp.add, x, y)
+
+
+def where[N: Numbers](condition: Array, x: N | float, y: N) -> N:
+    """`jnp.where` on every plane; `x` may be a number."""
+    if isinstance(x, (int, float)):
+        return jax.tree.map(lambda y: jnp.where(condition, x, y), y)
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), x, y)
+
+
+def cast[N: Numbers](x: N, dtype) -> N:
+    """`x` in another dtype, plane by plane."""
+    return jax.tree.map(lambda plane: plane.astype(dtype), x)
+
+
+def conjugate[N: Numbers](x: N) -> N:
+    """The complex conjugate."""
+    return Planar(x.re, -x.im) if isinstance(x, Planar) else x

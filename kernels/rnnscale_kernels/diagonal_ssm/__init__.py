@@ -1,0 +1,4 @@
+"""The linear part of a diagonal state-space layer: input map, recurrence and output map in one."""
+
+from ._api import diagonal_ssm as diagonal_ssm
+from ._operation import DISPATCH as DISPATCH

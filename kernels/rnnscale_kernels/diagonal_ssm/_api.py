@@ -1,0 +1,125 @@
+"""The public function: what it takes, checked and brought into canonical form."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from .._checks import check_implementation, check_planes, check_reset
+from .._operation import vary_alike
+from .._planar import Planar, cast
+from ..linear_scan import cuts
+from ._operation import DISPATCH, operation
+
+# A chunk's states take about this many bytes: they stay in a CPU's cache, and the turns of the loop
+# over chunks stay few (measured by `benchmarks/ssm_layers.py`).
+_CHUNK_BYTES = 1 << 21
+
+
+def diagonal_ssm(
+    u: Float[Array, "*batch time idim"],
+    decay: Float[Array, " state"] | Planar,
+    b: Float[Array, "state idim"] | Planar,
+    c: Float[Array, "odim state"] | Planar,
+    h0: Float[Array, "*batch state"] | Planar | None = None,
+    *,
+    reverse: bool = False,
+    reset: Bool[Array, "*batch time"] | None = None,
+    lengths: Int[Array, "*batch"] | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "*batch time odim"], Float[Array, "*batch state"] | Planar]:
+    """The linear part of a diagonal state-space layer, h_t = decay h_{t-1} + B u_t, y_t = Re(C h_t).
+
+    The states are never stored whole: of each chunk of time only the one that enters it is kept,
+    and the backward pass computes the others again. Everything said of `linear_scan` about
+    derivatives and transformations holds here too.
+
+    **Arguments:**
+
+    - `u`: the input, real.
+    - `decay`, `b`, `c`: all real or all `Planar`. The decay's dtype, at least float32, is that of
+        the states; the matrices are cast to the dtype of `u` for their products, which add up in
+        float32.
+    - `h0`: the state before each row's first step in processing order. Zero if absent.
+    - `reverse`: go from each row's own last step to its first.
+    - `reset`: true at t marks t as the first step of a segment in time order, in either
+        direction. It restores zero, not `h0`.
+    - `lengths`: the number of valid steps of each row, from 0 to `time`. `y` is zero at the others,
+        and what `u` holds there, NaN included, reaches nothing, gradients included.
+    - `implementation`: `"chunked"`, or `"unfused"`, which stores all states; `None` takes the
+        fastest for the platform compiled for.
+
+    **Returns:**
+
+    The pair `(y, h_last)`: the output in the dtype of `u`, and each row's state after its own last
+    step in processing order, in the dtype of the states.
+
+    **Raises:** `TypeError` or `ValueError` for dtypes and shapes that do not meet,
+    `NotImplementedError` where the implementation named cannot run on the platform.
+    """
+    check_implementation(implementation, DISPATCH.names)
+    check_planes(decay=decay, b=b, c=c, h0=h0)
+    check_planes(u=u)
+    _check_shapes(u, decay, b, c)
+    *batch, time, _ = u.shape
+    check_reset(reset, (*batch, time))
+    dtype = jnp.promote_types(jnp.float32, jnp.promote_types(decay.dtype, u.dtype))
+    state = decay.shape[0]
+    if h0 is None:
+        h0 = jax.tree.map(lambda _: jnp.zeros((*batch, state), dtype), decay)
+    elif h0.shape != (*batch, state):
+        raise ValueError(f"h0 has shape {h0.shape}, expected '*batch state', {(*batch, state)}")
+    if lengths is not None:
+        if not jnp.issubdtype(lengths.dtype, jnp.integer) or lengths.shape != tuple(batch):
+            raise ValueError(
+                f"lengths must be integers of shape '*batch', {tuple(batch)}, got "
+                f"{lengths.dtype} of shape {lengths.shape}"
+            )
+        valid = jnp.arange(time) < lengths[..., None]
+        u = jnp.where(valid[..., None], u, 0)
+        reset = None if reset is None else reset & valid
+    cut = None if reset is None else cuts(reset, reverse=reverse)
+    if reverse:
+        u, cut = (None if x is None else _turn(x, lengths, len(batch)) for x in (u, cut))
+    primals = vary_alike((u, cast(decay, dtype), b, c, cast(h0, dtype), cut, lengths))
+    chunk = _chunk_length(math.prod(batch) * sum(x.size for x in jax.tree.leaves(decay)), time)
+    (y, h_last), _ = operation.forward(primals, chunk=chunk, implementation=implementation)
+    if reverse:
+        y = _turn(y, lengths, len(batch))
+    if lengths is not None:
+        y = jnp.where(valid[..., None], y, 0)
+    return y, h_last
+
+
+def _chunk_length(width: int, time: int) -> int:
+    """Steps a chunk, for `width` numbers of state a step: chunks of about equal length."""
+    longest = max(32, _CHUNK_BYTES // (4 * width))
+    return -(-time // -(-time // longest))
+
+
+def _turn(x, lengths, axis: int):
+    """The time axis turned round, of each row within its own length."""
+    if lengths is None:
+        return jnp.flip(x, axis)
+    steps = jnp.arange(x.shape[axis])
+    end = lengths[..., None]
+    source = jnp.where(steps < end, end - 1 - steps, steps)
+    source = source.reshape(source.shape + (1,) * (x.ndim - source.ndim))
+    return jnp.take_along_axis(x, source, axis)
+
+
+def _check_shapes(u, decay, b, c) -> None:
+    if u.ndim < 2:
+        raise ValueError(f"u must be '*batch time idim', got shape {u.shape}")
+    *_, time, idim = u.shape
+    if time == 0:
+        raise ValueError(f"u has no time step, its shape is {u.shape}")
+    if decay.ndim != 1:
+        raise ValueError(f"decay must be 'state', one axis, got shape {decay.shape}")
+    (state,) = decay.shape
+    if b.shape != (state, idim):
+        raise ValueError(f"b must be 'state idim', {(state, idim)}, got shape {b.shape}")
+    if c.ndim != 2 or c.shape[1] != state:
+        raise ValueError(f"c must be 'odim state' with {state} states, got shape {c.shape}")

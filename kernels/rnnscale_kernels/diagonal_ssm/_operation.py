@@ -1,0 +1,178 @@
+"""The linear part of a state-space layer as a differentiable operation.
+
+Canonical arguments (`batch` is any number of axes):
+
+- `u`: `batch time idim`; `decay`: `state`; `b`: `state idim`; `c`: `odim state`;
+- `h0`: `batch state`, in the carry's dtype;
+- `cut`: `batch time` booleans, or `None`; `lengths`: `batch` integers, or `None`.
+
+Time runs in processing order: the public function has turned a reversed sequence round. The
+residual is the state that enters each chunk of `chunk` steps.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from .._dispatch import Dispatch, Implementation
+from .._operation import Operation
+from .._planar import Planar
+from ..linear_scan import scan
+from . import _xla
+
+
+def unfused(primals, *, chunk):
+    """The definition: input map, recurrence and output map, one after another."""
+    u, decay, b, c, h0, cut, lengths = primals
+    decay = jax.tree.map(lambda x: x.reshape((1,) * (u.ndim - 1) + x.shape), decay)
+    drive = _xla.input_map(u, b, h0.dtype)
+    h, h_last = scan(decay, drive, h0, cut, reverse=False)
+    if lengths is not None:
+        h_last = _xla.state_at(h, lengths - 1, h0)
+
+    def borders(h, h0):
+        leaving = jnp.moveaxis(h[..., chunk - 1 : -1 : chunk, :], -2, 0)
+        return jnp.concatenate([h0[None], leaving])
+
+    return (_xla.output_map(h, c, u.dtype), h_last), jax.tree.map(borders, h, h0)
+
+
+def _public(primals, *, chunk):
+    public, _ = unfused(primals, chunk=chunk)
+    return public
+
+
+def _shapes(primals, *, chunk, implementation):
+    u, _, _, c, h0, _, _ = primals
+    *batch, time, _ = u.shape
+    chunks = -(-time // chunk)
+    y = jax.ShapeDtypeStruct((*batch, time, c.shape[0]), u.dtype)
+    h_last = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), h0)
+    borders = jax.tree.map(lambda x: jax.ShapeDtypeStruct((chunks, *x.shape), x.dtype), h0)
+    return (y, h_last), borders
+
+
+def _tangent(primals, outputs, tangents, *, chunk, implementation):
+    *values, cut, lengths = primals
+
+    def run(*values):
+        return _public((*values, cut, lengths), chunk=chunk)
+
+    return jax.jvp(run, values, list(tangents[: len(values)]))[1]
+
+
+def unfused_transpose(primals, outputs, cotangents, *, chunk):
+    *values, cut, lengths = primals
+    _, pull = jax.vjp(lambda *values: _public((*values, cut, lengths), chunk=chunk), *values)
+    return *pull(cotangents), None, None
+
+
+def _transpose(primals, outputs, cotangents, *, chunk, implementation):
+    return unfused_transpose(primals, outputs, cotangents, chunk=chunk)
+
+
+def _batch(stage, arguments, mapped, *, chunk, implementation):
+    """The mapped axis becomes one more batch axis where the weights are shared along it.
+
+    Weights of their own for every element, or a gradient for every element, leave no product to
+    share: there the unfused definition is mapped.
+    """
+    static = dict(chunk=chunk, implementation=implementation)
+    weights = {
+        "forward": mapped[0][1:4],
+        "tangent": (mapped[0][1:4], mapped[-1]),
+        "transpose": True,
+    }[stage]
+    if stage == "tangent":
+        weights = (mapped[0][1:4], mapped[2][1:4])
+    if any(jax.tree.leaves(weights)):
+        define = {
+            "forward": lambda primals: unfused(primals, chunk=chunk),
+            "tangent": lambda *arguments: _tangent(*arguments, **static),
+            "transpose": lambda *arguments: _transpose(*arguments, **static),
+        }[stage]
+        axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
+        return jax.vmap(define, in_axes=axes)(*arguments)
+    size = next(
+        x.shape[0]
+        for x, m in zip(*map(jax.tree.leaves, (arguments, mapped)), strict=True)
+        if m
+    )
+
+    def spread(x, is_mapped):
+        return x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
+
+    def spread_rows(values, is_mapped):
+        """Everything but the weights gets the axis."""
+        return tuple(
+            x if 1 <= i <= 3 else jax.tree.map(spread, x, m)
+            for i, (x, m) in enumerate(zip(values, is_mapped, strict=True))
+        )
+
+    primals = spread_rows(arguments[0], mapped[0])
+    if stage == "forward":
+        public, borders = operation.forward(primals, **static)
+        return public, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), borders)
+    public, borders = jax.tree.map(spread, arguments[1], mapped[1])
+    borders = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), borders)
+    tangents = spread_rows(arguments[2], mapped[2])
+    return operation.tangent(primals, (public, borders), tangents, **static)
+
+
+@dataclass(frozen=True)
+class SSMSpec:
+    """What the choice may depend on: the static properties of one call."""
+
+    batch: int
+    time: int
+    idim: int
+    state: int
+    odim: int
+    dtype: str
+    planar: bool
+    cut: bool
+    lengths: bool
+
+    @classmethod
+    def of(cls, primals) -> "SSMSpec":
+        u, decay, _, c, _, cut, lengths = primals
+        *batch, time, idim = u.shape
+        return cls(
+            batch=math.prod(batch),
+            time=time,
+            idim=idim,
+            state=decay.shape[0],
+            odim=c.shape[0],
+            dtype=str(u.dtype),
+            planar=isinstance(decay, Planar),
+            cut=cut is not None,
+            lengths=lengths is not None,
+        )
+
+
+DISPATCH = Dispatch(
+    "diagonal_ssm",
+    (
+        Implementation("chunked", _xla.chunked, _xla.chunked_transpose),
+        Implementation("unfused", unfused, unfused_transpose),
+    ),
+    order={platform: ("chunked",) for platform in ("cpu", "cuda", "rocm", "tpu")},
+)
+
+
+def _run_forward(primals, *, platform, chunk, implementation):
+    chosen = DISPATCH.choose(platform, SSMSpec.of(primals), implementation)
+    return chosen.forward(primals, chunk=chunk)
+
+
+def _run_transpose(primals, outputs, cotangents, *, platform, chunk, implementation):
+    chosen = DISPATCH.choose(platform, SSMSpec.of(primals), implementation)
+    return chosen.transpose(primals, outputs, cotangents, chunk=chunk)
+
+
+operation = Operation(
+    "diagonal_ssm", shapes=_shapes, tangent=_tangent, transpose=_transpose, batch=_batch
+)
+operation.lower(_run_forward, _run_transpose)

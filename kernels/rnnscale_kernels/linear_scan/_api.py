@@ -1,0 +1,91 @@
+"""The public function: what it takes, checked and brought into canonical form."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float
+
+from .._checks import check_implementation, check_planes, check_reset
+from .._operation import vary_alike
+from .._planar import Planar, cast
+from ._implementations import DISPATCH
+from ._operation import scan
+
+
+def linear_scan(
+    a: Float[Array, "*#batch time channel"] | Float[Array, " channel"] | Planar,
+    b: Float[Array, "*batch time channel"] | Planar,
+    h0: Float[Array, "*batch channel"] | Planar | None = None,
+    *,
+    reverse: bool = False,
+    reset: Bool[Array, "*batch time"] | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "*batch time channel"] | Planar, Float[Array, "*batch channel"] | Planar]:
+    """The diagonal linear recurrence h_t = a_t h_{t-1} + b_t.
+
+    It is differentiable to any order in forward and reverse mode, and works under `jax.jit`,
+    `jax.vmap` (which folds into the batch), `jax.checkpoint` and `jax.shard_map`. It knows no
+    mesh: arrays sharded over `time` or by the compiler's own choice are gathered as XLA sees fit.
+
+    **Arguments:**
+
+    - `a`: the decay. Time-varying, of the shape of `b` (any batch axis may have size 1), or
+        time-invariant, of shape "*#batch 1 channel" or "channel"; a time-invariant decay is never
+        copied along time. It may have a wider dtype than `b`.
+    - `b`: the input of each step, of any number of leading batch axes. Real, or a `Planar` pair
+        for complex numbers; `a`, `b` and `h0` are all real or all `Planar`.
+    - `h0`: the state before the first step in processing order. Zero if absent.
+    - `reverse`: go from the last step to the first, h_t = a_t h_{t+1} + b_t.
+    - `reset`: true at t marks t as the first step of a segment in time order, in either
+        direction: no state crosses from one segment into another. A reset restores zero, not
+        `h0`, and stops infinities and NaN, in the gradient too.
+    - `implementation`: `"sequential"`, `"chunked"` or `"associative"`; `None` takes the fastest for
+        the platform compiled for.
+
+    **Returns:**
+
+    The pair `(h, h_last)`: all states, in the dtype of `b`, and the last one in processing order
+    in the carry's dtype, which is at least float32.
+
+    **Raises:** `TypeError` or `ValueError` for dtypes and shapes that do not meet,
+    `NotImplementedError` where the implementation named cannot run on the platform.
+    """
+    check_implementation(implementation, DISPATCH.names)
+    check_planes(a=a, b=b, h0=h0)
+    if b.ndim < 2:
+        raise ValueError(f"linear_scan: b must be '*batch time channel', got shape {b.shape}")
+    *batch, time, channels = b.shape
+    if time == 0:
+        raise ValueError(f"linear_scan: b has no time step, its shape is {b.shape}")
+    a = _canonical_decay(a, b.shape)
+    dtype = jnp.promote_types(jnp.float32, jnp.promote_types(a.dtype, b.dtype))
+    if h0 is None:
+        h0 = jax.tree.map(lambda _: jnp.zeros((*batch, channels), dtype), b)
+    elif h0.shape != (*batch, channels):
+        raise ValueError(
+            f"linear_scan: h0 has shape {h0.shape}, but b of shape {b.shape} needs "
+            f"{(*batch, channels)}"
+        )
+    check_reset(reset, (*batch, time))
+    cut = None if reset is None else cuts(reset, reverse=reverse)
+    arguments = vary_alike((a, b, cast(h0, dtype), cut))
+    return scan(*arguments, reverse=reverse, implementation=implementation)
+
+
+def cuts(reset: Bool[Array, "*batch time"], *, reverse: bool) -> Bool[Array, "*batch time"]:
+    """Where the carry is dropped: into t going forward, into t - 1 going backward."""
+    if not reverse:
+        return reset
+    return jnp.concatenate([reset[..., 1:], jnp.zeros_like(reset[..., :1])], axis=-1)
+
+
+def _canonical_decay(a, shape: tuple[int, ...]):
+    if a.ndim == 1:
+        a = jax.tree.map(lambda x: x.reshape((1,) * (len(shape) - 1) + x.shape), a)
+    fits = a.ndim == len(shape) and a.shape[-1] == shape[-1]
+    if not fits or any(n not in (1, m) for n, m in zip(a.shape[:-1], shape[:-1], strict=True)):
+        raise ValueError(
+            f"linear_scan: a has shape {a.shape}, but b of shape {shape} needs the same, "
+            f"'*#batch 1 channel' or 'channel' with {shape[-1]} channels"
+        )
+    return a
