@@ -93,7 +93,7 @@ class Operation:
             ad.primitive_jvps[primitive] = partial(self._definition_jvp, stage)
             ad.primitive_transposes[primitive] = partial(self._linear_transpose, other)
         mlir.register_lowering(
-            self._primitives["tangent"], mlir.lower_fun(partial(self._define, "tangent"))
+            self._primitives["tangent"], _lowering(partial(self._define, "tangent"))
         )
 
     def forward(self, primals: Tree, **static) -> Tree:
@@ -112,7 +112,7 @@ class Operation:
         """Sets the code of the two stages; it gets the name of its `platform` as a keyword."""
         for stage, code in (("forward", forward), ("transpose", transpose)):
             for platform in PLATFORMS:
-                rule = mlir.lower_fun(partial(_run_on_leaves, code, platform))
+                rule = _lowering(partial(_run_on_leaves, code, platform))
                 mlir.register_lowering(self._primitives[stage], rule, platform=platform)
 
     def _result_shapes(self, stage: str, arguments: tuple[Tree, ...], static: dict) -> Tree:
@@ -204,6 +204,21 @@ class Operation:
 
 def _is_inexact(x) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _lowering(code: Callable[..., list]):
+    """The rule that lowers `code`.
+
+    Over which mesh axes a value varies has been checked on the operation as a whole. Inside, where
+    constants vary over none and buffers over all of them, it is left out.
+    """
+    rule = mlir.lower_fun(code)
+
+    def lower(context, *values, **params):
+        plain = [ShapedArray(x.shape, x.dtype) for x in context.avals_in]
+        return rule(context.replace(avals_in=plain), *values, **params)
+
+    return lower
 
 
 def _run_on_leaves(code, platform: str, *leaves, tree, **static) -> list:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from rnnscale._fields import parameters
@@ -20,6 +20,11 @@ class Layout:
     spec: PartitionSpec
     bytes_per_device: int
 
+    @property
+    def mesh_axes(self) -> list[tuple[str, ...]]:
+        """The mesh axes that split each axis."""
+        return [(each,) if isinstance(each, str) else tuple(each or ()) for each in self.spec]
+
 
 def layouts(model: PyTree, mesh: Mesh | AbstractMesh) -> list[Layout]:
     """The layout of every parameter. `model` may hold arrays or `jax.ShapeDtypeStruct`s.
@@ -29,9 +34,9 @@ def layouts(model: PyTree, mesh: Mesh | AbstractMesh) -> list[Layout]:
     rows = []
     for each in parameters(model):
         spec = parameter_spec(each, mesh)
-        shards = math.prod(mesh.shape[axis] for axes in spec for axis in axes or ())
-        size = math.prod(each.value.shape) * each.value.dtype.itemsize
-        rows.append(Layout(each.path, each.value.shape, each.axes, spec, size // shards))
+        part = NamedSharding(mesh, spec).shard_shape(each.value.shape)
+        size = math.prod(part) * each.value.dtype.itemsize
+        rows.append(Layout(each.path, each.value.shape, each.axes, spec, size))
     return rows
 
 
@@ -59,7 +64,7 @@ def describe(model: PyTree, mesh: Mesh | AbstractMesh) -> None:
     table.add_column("bytes per device", f"{total:,}", justify="right")
     for row in rows:
         names = " ".join(axis or "_" for axis in row.axes)
-        placed = " ".join("+".join(axes) if axes else "_" for axes in row.spec)
+        placed = " ".join("+".join(axes) or "_" for axes in row.mesh_axes)
         shape = " ".join(map(str, row.shape))
         table.add_row(row.path, shape, names, placed, f"{row.bytes_per_device:,}")
     Console().print(table)

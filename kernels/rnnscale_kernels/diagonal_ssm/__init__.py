@@ -2,3 +2,4 @@
 
 from ._api import diagonal_ssm as diagonal_ssm
 from ._operation import DISPATCH as DISPATCH
+from ._operation import operation as operation

@@ -1,0 +1,103 @@
+"""The operations and their gradients in NumPy, one step after another, in double precision.
+
+Written from the equations, sharing nothing with the code it checks. Complex values are complex
+NumPy arrays. For a real loss E the gradient of a complex z = x + iy is dE/dx + i dE/dy, the two
+planes of a `Planar` gradient.
+"""
+
+import numpy as np
+
+
+def _order(steps: int, reverse: bool) -> range:
+    return range(steps - 1, -1, -1) if reverse else range(steps)
+
+
+def _is_cut(reset, t: int, steps: int, reverse: bool):
+    """For every row, whether the state that reaches step `t` comes from another segment."""
+    if reset is None:
+        return False
+    if not reverse:
+        return reset[..., t, None]
+    return reset[..., t + 1, None] if t + 1 < steps else False
+
+
+def linear_scan(a, b, h0, *, reverse=False, reset=None):
+    """(h, h_last): h_t = a_t h_{t-1} + b_t, with `a` of the shape of `b` or one step long."""
+    steps = b.shape[-2]
+    h = np.zeros(np.broadcast_shapes(a.shape, b.shape), np.result_type(a, b, h0))
+    carry = h0
+    for t in _order(steps, reverse):
+        carry = np.where(_is_cut(reset, t, steps, reverse), 0, carry)
+        carry = a[..., t if a.shape[-2] > 1 else 0, :] * carry + b[..., t, :]
+        h[..., t, :] = carry
+    return h, carry
+
+
+def linear_scan_gradient(a, b, h0, g, g_last, *, reverse=False, reset=None):
+    """(da, db, dh0) for the cotangents `g` of h and `g_last` of h_last."""
+    steps = b.shape[-2]
+    h, _ = linear_scan(a, b, h0, reverse=reverse, reset=reset)
+    da, db = np.zeros(h.shape, h.dtype), np.zeros(h.shape, h.dtype)
+    s = g_last
+    order = list(_order(steps, reverse))
+    for i in reversed(range(steps)):
+        t = order[i]
+        s = s + g[..., t, :]
+        before = h[..., order[i - 1], :] if i else h0
+        cut = _is_cut(reset, t, steps, reverse)
+        db[..., t, :] = s
+        da[..., t, :] = np.where(cut, 0, s * np.conj(before))
+        s = np.where(cut, 0, s * np.conj(a[..., t if a.shape[-2] > 1 else 0, :]))
+    axes = tuple(i for i, n in enumerate(a.shape) if n == 1 and da.shape[i] != 1)
+    return da.sum(axes, keepdims=True), db, s
+
+
+def diagonal_ssm(u, decay, b, c, h0, *, reverse=False, reset=None, lengths=None):
+    """(y, h_last): h_t = decay h_{t-1} + B u_t, y_t = Re(C h_t), row by row of a (batch, time, idim) u."""
+    rows, steps, _ = u.shape
+    y = np.zeros((rows, steps, c.shape[0]))
+    h_last = h0.copy()
+    for row in range(rows):
+        length = steps if lengths is None else lengths[row]
+        h, _ = _states(u, decay, b, h0, row, length, reverse, reset)
+        for t in range(length):
+            y[row, t] = (c @ h[t]).real
+        if length:
+            h_last[row] = h[0 if reverse else length - 1]
+    return y, h_last
+
+
+def diagonal_ssm_gradient(
+    u, decay, b, c, h0, g_y, g_last, *, reverse=False, reset=None, lengths=None
+):
+    """(du, d_decay, db, dc, dh0) for the cotangents of y and h_last."""
+    rows, steps, _ = u.shape
+    du, dh0 = np.zeros_like(u), np.zeros_like(h0)
+    d_decay, db, dc = (np.zeros(x.shape, complex) for x in (decay, b, c))
+    for row in range(rows):
+        length = steps if lengths is None else lengths[row]
+        h, entering = _states(u, decay, b, h0, row, length, reverse, reset)
+        order = list(_order(length, reverse))
+        s = g_last[row]
+        for t in reversed(order):
+            s = s + np.conj(c).T @ g_y[row, t]
+            dc += np.outer(g_y[row, t], np.conj(h[t]))
+            db += np.outer(s, u[row, t])
+            du[row, t] = (np.conj(b).T @ s).real
+            cut = _is_cut(None if reset is None else reset[row, :length], t, length, reverse)
+            d_decay += s * np.conj(np.where(cut, 0, entering[t]))
+            s = np.where(cut, 0, np.conj(decay) * s)
+        dh0[row] = s
+    return du, d_decay, db, dc, dh0
+
+
+def _states(u, decay, b, h0, row, length, reverse, reset):
+    """All states of one row, and the state before each of its steps (before any cut)."""
+    h, entering = np.zeros((length, *h0.shape[1:]), complex), {}
+    carry = h0[row]
+    for t in _order(length, reverse):
+        entering[t] = carry
+        cut = _is_cut(None if reset is None else reset[row, :length], t, length, reverse)
+        carry = decay * np.where(cut, 0, carry) + b @ u[row, t]
+        h[t] = carry
+    return h, entering

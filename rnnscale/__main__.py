@@ -1,0 +1,5 @@
+import sys
+
+from rnnscale.cli import main
+
+sys.exit(main())

@@ -1,0 +1,143 @@
+"""What every sequence layer is: the contract of its call, its step and its state."""
+
+from abc import abstractmethod
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PyTree
+
+type State = PyTree[Array]
+
+
+class SequenceLayer(eqx.Module):
+    r"""Maps a sequence to a sequence of the same length, carrying a state along.
+
+    ```python
+    state, ys = layer(xs, state)      # like `jax.lax.scan`: the carry comes first
+    ```
+
+    What a subclass promises, for every one of its methods:
+
+    - `*batch` has any rank, none included, and a row's numbers don't depend on the other rows.
+      `eqx.filter_vmap` over rows gives the same numbers.
+    - The state is an opaque PyTree of arrays with the leading axes `*batch`; a stack of layers has
+      its depth before them. It keeps its structure, shapes and dtypes, so that it can be the carry
+      of a loop.
+    - The compute dtype is that of `xs`, and `ys` has it; parameters are cast to it where they
+      are used. Decay coefficients and states are at least float32.
+    """
+
+    idim: eqx.AbstractVar[int]
+    odim: eqx.AbstractVar[int]
+
+    @property
+    @abstractmethod
+    def causal(self) -> bool:
+        """Whether the output at `t` depends on no later step, and there is a `step`."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: State | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch time odim"]]:
+        """**Arguments:**
+
+        - `xs`: the sequences.
+        - `state`: the state to start from, `init_state(batch)` if `None`.
+        - `reset`: true at `t` marks `t` as the first step of a segment in time order, whatever
+            the direction in which the layer runs. A reset restores the zero state, never `state`.
+        - `lengths`: the number of valid steps of each row. What `xs` holds beyond them, NaN
+            included, reaches neither the returned state nor a valid output nor any gradient, and
+            `ys` is zero there.
+        - `key`: for layers that draw random numbers in training: one key, or one key for each
+            row (see `rnnscale.layers.row_keys`). `None` means inference.
+
+        **Returns:**
+
+        `(state, ys)`. The state is the one at each row's own last step in the layer's direction.
+        """
+
+    @abstractmethod
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> State:
+        """The state before the first step.
+
+        **Arguments:**
+
+        - `batch_shape`: the leading axes, `*batch`.
+        - `dtype`: the compute dtype, that is `xs.dtype`. Default float32.
+        """
+
+
+class CausalLayer(SequenceLayer):
+    """A sequence layer whose output at `t` depends on no later step, so it can run step by step.
+
+    Folding `step` over time equals calling the layer, and so does cutting a sequence anywhere and
+    handing the state from one piece to the next.
+    """
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    @abstractmethod
+    def step(
+        self,
+        x: Float[Array, "*batch idim"],
+        state: State,
+        *,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch odim"]]:
+        """One step of time: `(state, y)`, with `state` as `init_state` or a call returned it."""
+
+
+def zero_padding(
+    xs: Float[Array, "*batch time dim"], lengths: Int[Array, "*batch"] | None
+) -> Float[Array, "*batch time dim"]:
+    """`xs` with zeros at `t >= lengths`; `xs` itself where there are no lengths.
+
+    A `where`, not a product, so that NaN in the padding stays there. Masking the *input* of an
+    operation also keeps that NaN out of its gradient; masking only its output doesn't.
+    """
+    if lengths is None:
+        return xs
+    valid = jnp.arange(xs.shape[-2]) < jnp.asarray(lengths)[..., None]
+    return jnp.where(valid[..., None], xs, 0)
+
+
+def check_features(owner: eqx.Module, x: Array, size: int, rank: int = 1) -> None:
+    """Raises unless `x` is floating, has at least `rank` axes, and `size` features in the last."""
+    name = type(owner).__name__
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} computes in the dtype of its input, which must be floating; got {x.dtype}. "
+            "Cast the input, for example with `x.astype(jnp.float32)`."
+        )
+    if jnp.ndim(x) < rank or x.shape[-1] != size:
+        axes = "(*batch, time, features)" if rank == 2 else "(*batch, features)"
+        raise ValueError(
+            f"{name} takes an array of shape {axes} with {size} features; got shape {x.shape}."
+        )
+
+
+def check_size(owner: type, **sizes: int) -> None:
+    """Raises unless every named size is a positive integer."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{owner.__name__}: {name} must be at least 1; got {size}.")
+
+
+def at_least_float32(x: Array) -> Array:
+    """Coefficients of a recurrence are never of lower precision than float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def state_dtype(dtype: DTypeLike | None) -> jnp.dtype:
+    """The dtype of a float state under the compute dtype `dtype`: at least float32."""
+    return jnp.promote_types(jnp.float32 if dtype is None else dtype, jnp.float32)

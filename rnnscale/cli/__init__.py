@@ -1,0 +1,3 @@
+"""The command line, one file a command."""
+
+from rnnscale.cli._main import main as main

@@ -1,0 +1,16 @@
+import argparse
+
+
+def add_to(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("tasks", help="list the tasks", description="Lists the tasks.")
+    parser.set_defaults(command=_tasks)
+
+
+def _tasks(_: argparse.Namespace) -> int:
+    from rnnscale.data import TASKS
+
+    width = max(map(len, TASKS))
+    for name, info in TASKS.items():
+        note = f" (not available: {info.unavailable})" if info.unavailable else ""
+        print(f"{name:{width}}  {info.description}{note}")
+    return 0

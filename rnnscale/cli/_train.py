@@ -1,0 +1,117 @@
+import argparse
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+
+def add_to(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a model on a task",
+        description="Trains a model on a task. Options that are left out are set to what suits the "
+        "task, or with --resume to what the run was started with.",
+        argument_default=argparse.SUPPRESS,  # what is in the namespace was given
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_train)
+    parser.add_argument("task", nargs="?", help="see `rnnscale tasks`; may be left out to resume")
+    parser.add_argument("--model", help="s5 or lru")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder of the run; default: a new one in runs/"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", default=False, help="go on with the run in --out"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="number of training steps")
+    parser.add_argument("--batch-size", type=int, metavar="B", help="sequences in a step")
+    parser.add_argument("--seq-len", type=int, metavar="L", help="time steps in a sequence")
+    parser.add_argument("--text", metavar="DIR", help="folder with the text for `bytes`")
+    parser.add_argument(
+        "--seed", type=int, metavar="S", help="of parameters, dropout and data order"
+    )
+    devices = parser.add_argument_group("devices")
+    devices.add_argument(
+        "--mesh", type=_mesh, metavar="AXIS=N,...", help="such as data=4,tensor=2; default: data"
+    )
+    devices.add_argument(
+        "--cpu-devices", type=int, metavar="N", help="use N virtual devices of the CPU"
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--dim", type=int, metavar="N", help="width")
+    model.add_argument("--depth", type=int, metavar="N", help="number of blocks")
+    model.add_argument("--state-dim", type=int, metavar="N", help="states in a block")
+    model.add_argument("--dropout", type=float, metavar="P", help="probability to drop")
+    model.add_argument("--dtype", help="of the activations: float32 or bfloat16")
+    model.add_argument(
+        "--remat",
+        action=argparse.BooleanOptionalAction,
+        help="recompute the blocks in the backward pass, to save memory",
+    )
+    optimiser = parser.add_argument_group("optimiser")
+    optimiser.add_argument("--learning-rate", type=float, metavar="X", help="of the weights")
+    optimiser.add_argument("--recurrence-rate", type=float, metavar="X", help="of the recurrence")
+    optimiser.add_argument("--weight-decay", type=float, metavar="X", help="of the weights")
+    optimiser.add_argument("--warmup", type=int, metavar="N", help="steps of warm-up")
+    optimiser.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient")
+    optimiser.add_argument(
+        "--accumulation", type=int, metavar="N", help="parts in which a step does its batch"
+    )
+    log = parser.add_argument_group("log")
+    log.add_argument("--log-every", type=int, metavar="N", help="steps between two lines")
+    log.add_argument("--save-every", type=int, metavar="N", help="steps between two checkpoints")
+    log.add_argument("--evaluate-every", type=int, metavar="N", help="steps; 0 for at the end only")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from rnnscale.training import RunFolder, TrainConfig, run
+
+    given = vars(arguments)
+    del given["command"]
+    resume = given.pop("resume")
+    if resume and "out" not in given:
+        raise ValueError("--resume needs --out, the folder of the run to go on with")
+    if resume and RunFolder(given["out"]).is_run:
+        config = TrainConfig.resumed(RunFolder(given["out"]).config(), **given)
+    else:
+        if "task" not in given:
+            raise ValueError("the task is missing; `rnnscale tasks` lists them")
+        model = given.get("model", "s5")
+        given.setdefault("out", str(_new_folder(f"{given['task']}-{model}")))
+        config = TrainConfig.for_task(**given)
+    summary = run(config, resume=resume)
+    if summary is None:
+        print(f"stopped and saved; go on with: rnnscale train --resume --out {config.out}")
+    else:
+        print(_figures(summary))
+        print(f"everything else is in {config.out}")
+    return 0
+
+
+def _figures(summary: Mapping[str, Any]) -> str:
+    text = f"{summary['task']}, {summary['model']}, {summary['parameters']:,} parameters: "
+    if "test_accuracy" in summary:
+        text += f"test accuracy {summary['test_accuracy']:.4f}"
+    else:
+        text += f"test bits per byte {summary['test_bits_per_byte']:.4f}"
+    if "count_model_bits_per_byte" in summary:
+        text += f" (an order-4 count model has {summary['count_model_bits_per_byte']:.4f})"
+    return text + f", {summary['steps']} steps in {summary['seconds']:.0f} s"
+
+
+def _new_folder(name: str) -> Path:
+    return next(p for n in count(1) if not (p := Path("runs", f"{name}-{n}")).exists())
+
+
+def _mesh(text: str) -> dict[str, int]:
+    mesh = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if not size.strip().isdecimal():
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no mesh; write axes and sizes like data=4,tensor=2"
+            )
+        if axis.strip() in mesh:
+            raise argparse.ArgumentTypeError(f"{text!r} names the axis {axis.strip()} twice")
+        mesh[axis.strip()] = int(size)
+    return mesh

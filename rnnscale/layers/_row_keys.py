@@ -1,0 +1,46 @@
+"""Random numbers that belong to a row of the batch, not to where the row is computed."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+
+def row_keys(
+    key: Key[Array, "*#batch"] | None, batch_shape: tuple[int, ...]
+) -> Key[Array, "*batch"] | None:
+    """One key for each row.
+
+    **Arguments:**
+
+    - `key`: keys of shape `batch_shape`, which are the row keys already; or one key, and the row
+        with the flattened index `r` gets `jax.random.fold_in(key, r)`; or `None`.
+    - `batch_shape`: the shape of the batch.
+
+    **Returns:**
+
+    Keys of shape `batch_shape`, or `None` where `key` is.
+
+    **Raises:** `ValueError` where `key` has any other shape.
+    """
+    if key is None:
+        return None
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.shape == tuple(batch_shape):
+        return key
+    if key.shape == ():
+        rows = jnp.arange(math.prod(batch_shape), dtype=jnp.uint32).reshape(batch_shape)
+        return fold_keys(key, rows)
+    raise ValueError(
+        f"key must be one key or one for each row of the batch, of shape {tuple(batch_shape)}; "
+        f"got keys of shape {key.shape}."
+    )
+
+
+def fold_keys(
+    keys: Key[Array, "*#batch"], data: Int[Array, "*#batch"] | int
+) -> Key[Array, "*batch"]:
+    """`jax.random.fold_in` for keys and numbers of any shapes that broadcast."""
+    return jnp.vectorize(jax.random.fold_in, signature="(),()->()")(keys, data)

@@ -1,0 +1,116 @@
+"""A sequence layer with what makes it stackable: norm, mixer, dropout, residual."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+
+from rnnscale._base import CausalLayer, SequenceLayer, State, check_features, zero_padding
+from rnnscale.layers import Dropout, LayerNorm, fold_keys, row_keys
+from rnnscale.models._mixers import HalfGLU
+
+# Which numbers of a row's key the parts of a block draw from.
+_LAYER, _DROPOUT = 0, 1
+
+
+class Block(SequenceLayer):
+    r"""$$y = x + \mathrm{dropout}(\mathrm{mixer}(\mathrm{layer}(\mathrm{norm}(x))))$$
+
+    Causal, with a `step`, where its sequence layer is.
+
+    **Differs from the papers:** S5 and LRU use batch normalisation, which couples the rows of a
+    batch and the steps of a row; here a norm sees one step of one row. They share dropout masks
+    over time, and drop before the gate too; here there is one mask, of its own at each step.
+    """
+
+    norm: eqx.Module
+    layer: SequenceLayer
+    mixer: eqx.Module
+    dropout: Dropout | None
+    idim: int = eqx.field(static=True)
+    odim: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        layer: SequenceLayer,
+        *,
+        make_mixer: Callable[..., eqx.Module] = HalfGLU,
+        make_norm: Callable[..., eqx.Module] = LayerNorm,
+        dropout: float = 0.0,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `layer`: any sequence layer with as many features out as in.
+        - `make_mixer`: called as `make_mixer(dim, key=key)`; see `rnnscale.models` for mixers.
+        - `make_norm`: called as `make_norm(dim)`.
+        - `dropout`: the rate, in `[0, 1)`. Dropout acts where a call is given a `key`.
+        - `key`: for the mixer.
+
+        **Raises:** `ValueError` where the layer's sizes differ.
+        """
+        if layer.idim != layer.odim:
+            raise ValueError(
+                "Block: the residual needs a layer with as many features out as in; "
+                f"{type(layer).__name__} has idim={layer.idim}, odim={layer.odim}."
+            )
+        self.idim = self.odim = layer.idim
+        self.norm = make_norm(self.idim)
+        self.layer = layer
+        self.mixer = make_mixer(self.idim, key=key)
+        self.dropout = Dropout(dropout) if dropout else None
+
+    @property
+    def causal(self) -> bool:
+        return self.layer.causal
+
+    def __call__(
+        self,
+        xs: Float[Array, "*batch time dim"],
+        state: State | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch time dim"]]:
+        check_features(self, xs, self.idim, rank=2)
+        layer_key, dropout_key = _split(key, xs.shape[:-2])
+        xs = zero_padding(xs, lengths)
+        state, ys = self.layer(self.norm(xs), state, reset=reset, lengths=lengths, key=layer_key)
+        ys = self.mixer(ys)
+        if self.dropout is not None:
+            ys = self.dropout(ys, key=dropout_key)
+        return state, zero_padding(xs + ys, lengths)
+
+    def step(
+        self,
+        x: Float[Array, "*batch dim"],
+        state: State,
+        *,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch dim"]]:
+        """One step of time, for causal layers. **Raises** `TypeError` for others."""
+        if not isinstance(self.layer, CausalLayer):
+            raise TypeError(
+                f"{type(self.layer).__name__} is not causal: it needs the whole sequence and has "
+                "no step. Call it instead."
+            )
+        check_features(self, x, self.idim)
+        layer_key, dropout_key = _split(key, x.shape[:-1])
+        state, y = self.layer.step(self.norm(x), state, key=layer_key)
+        y = self.mixer(y)
+        if self.dropout is not None:
+            y = self.dropout.step(y, key=dropout_key)
+        return state, x + y
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> State:
+        return self.layer.init_state(batch_shape, dtype)
+
+
+def _split(key: Key[Array, "*#batch"] | None, batch_shape: tuple[int, ...]) -> tuple:
+    keys = row_keys(key, batch_shape)
+    if keys is None:
+        return None, None
+    return fold_keys(keys, _LAYER), fold_keys(keys, _DROPOUT)

@@ -1,0 +1,119 @@
+"""The next token, given those before it."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+
+from rnnscale._base import SequenceLayer, State, check_size, zero_padding
+from rnnscale.layers import Embedding, LayerNorm, Linear
+from rnnscale.models._mixers import HalfGLU
+from rnnscale.models._stack import BlockStack, check_width
+
+
+class LanguageModel(eqx.Module):
+    """Embedding, blocks, norm, linear head over the vocabulary.
+
+    ```python
+    model = LanguageModel(
+        256, make_layer=lambda key: LRU(128, 256, key=key), dim=128, depth=4, key=key
+    )
+    state, logits = model(tokens)     # tokens: (batch, time), logits: (batch, time, 256)
+    state, logits = model.step(jnp.argmax(logits[:, -1], axis=-1), state)
+    ```
+    """
+
+    embedding: Embedding
+    stack: BlockStack
+    norm: eqx.Module
+    head: Linear
+    vocab: int = eqx.field(static=True)
+    dtype: jnp.dtype = eqx.field(static=True)
+
+    def __init__(
+        self,
+        vocab: int,
+        *,
+        make_layer: Callable[[PRNGKeyArray], SequenceLayer],
+        dim: int,
+        depth: int,
+        make_mixer: Callable[..., eqx.Module] = HalfGLU,
+        make_norm: Callable[..., eqx.Module] = LayerNorm,
+        dropout: float = 0.0,
+        remat: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `vocab`: number of tokens.
+        - `make_layer`: makes a causal layer of `dim` features in and out from a key.
+        - `dim`: the width of the blocks.
+        - `depth`: how many blocks.
+        - `make_mixer`, `make_norm`, `dropout`: see `rnnscale.models.Block`; `make_norm` makes the
+            last norm too.
+        - `remat`: see `BlockStack`.
+        - `dtype`: the compute dtype, which tokens cannot tell.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size is none or the layer isn't `dim` wide; `TypeError`
+        where it isn't causal, since it would be shown the token it is to predict.
+        """
+        check_size(LanguageModel, vocab=vocab, dim=dim)
+        embedding_key, stack_key, head_key = jax.random.split(key, 3)
+        self.embedding = Embedding(vocab, dim, key=embedding_key)
+        self.stack = BlockStack(
+            make_layer,
+            depth,
+            make_mixer=make_mixer,
+            make_norm=make_norm,
+            dropout=dropout,
+            remat=remat,
+            key=stack_key,
+        )
+        check_width(LanguageModel, dim, self.stack)
+        if not self.stack.causal:
+            raise TypeError(
+                "LanguageModel: make_layer must make causal layers; "
+                f"{type(self.stack.blocks.layer).__name__} sees the tokens to be predicted."
+            )
+        self.norm = make_norm(dim)
+        self.head = Linear(dim, vocab, key=head_key)
+        self.vocab, self.dtype = vocab, jnp.dtype(dtype)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "*batch time"],
+        state: State | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch time vocab"]]:
+        """As a sequence layer, from tokens to logits."""
+        if jnp.ndim(tokens) < 1:
+            raise ValueError(
+                f"LanguageModel takes tokens of shape (*batch, time); got shape {tokens.shape}. "
+                "For a single step there is `step`."
+            )
+        xs = zero_padding(self.embedding(tokens, self.dtype), lengths)
+        state, xs = self.stack(xs, state, reset=reset, lengths=lengths, key=key)
+        return state, zero_padding(self.head(self.norm(xs)), lengths)
+
+    def step(
+        self,
+        token: Int[Array, "*batch"],
+        state: State,
+        *,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch vocab"]]:
+        """One token: `(state, logits)`."""
+        state, x = self.stack.step(self.embedding(token, self.dtype), state, key=key)
+        return state, self.head(self.norm(x))
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> State:
+        return self.stack.init_state(batch_shape, self.dtype if dtype is None else dtype)

@@ -1,0 +1,118 @@
+"""What mixes the channels after a sequence layer, at every step on its own.
+
+A mixer is made by `Mixer(dim, key=key)` and maps "*axes dim" to "*axes dim". Any callable of that
+signature will do, for example `functools.partial(FFN, hidden=512)`.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from rnnscale._base import check_features, check_size
+from rnnscale._fields import parameter
+from rnnscale.layers import Linear
+
+
+class GLU(eqx.Module):
+    r"""$y = (W_1 g + b_1) \odot \sigma(W_2 g + b_2)$ with $g = \mathrm{gelu}(x)$.
+
+    The mixer of the LRU paper. Dauphin et al., *Language Modeling with Gated Convolutional
+    Networks*, ICML 2017.
+    """
+
+    value: Linear
+    gate: Linear
+
+    def __init__(self, dim: int, *, key: PRNGKeyArray):
+        value_key, gate_key = jax.random.split(key)
+        self.value = Linear(dim, dim, key=value_key)
+        self.gate = Linear(dim, dim, key=gate_key)
+
+    def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes dim"]:
+        x = jax.nn.gelu(x)
+        return self.value(x) * jax.nn.sigmoid(self.gate(x))
+
+
+class HalfGLU(eqx.Module):
+    r"""$y = g \odot \sigma(W g + b)$ with $g = \mathrm{gelu}(x)$: `half_glu1` of the S5 code."""
+
+    gate: Linear
+
+    def __init__(self, dim: int, *, key: PRNGKeyArray):
+        self.gate = Linear(dim, dim, key=key)
+
+    def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes dim"]:
+        x = jax.nn.gelu(x)
+        return x * jax.nn.sigmoid(self.gate(x))
+
+
+class FFN(eqx.Module):
+    r"""$y = W_2\, \phi(W_1 x + b_1) + b_2$, `hidden` wide inside."""
+
+    w_in: Float[Array, "mlp idim"] = parameter()
+    b_in: Float[Array, "mlp"] = parameter(group="bias")
+    w_out: Float[Array, "odim mlp"] = parameter()
+    b_out: Float[Array, "odim"] = parameter(group="bias")
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        hidden: int | None = None,
+        activation: Callable[[Array], Array] = jax.nn.gelu,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `dim`: features in and out.
+        - `hidden`: features between, `4 * dim` by default.
+        - `activation`: the elementwise function between.
+        - `key`: for the initial weights, Lecun-normal; the biases start at zero.
+        """
+        hidden = 4 * dim if hidden is None else hidden
+        check_size(FFN, dim=dim, hidden=hidden)
+        in_key, out_key = jax.random.split(key)
+        lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
+        self.w_in = lecun(in_key, (hidden, dim), jnp.float32)
+        self.b_in = jnp.zeros((hidden,), jnp.float32)
+        self.w_out = lecun(out_key, (dim, hidden), jnp.float32)
+        self.b_out = jnp.zeros((dim,), jnp.float32)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes dim"]:
+        check_features(self, x, self.w_in.shape[-1])
+        x = self.activation(x @ self.w_in.astype(x.dtype).T + self.b_in.astype(x.dtype))
+        return x @ self.w_out.astype(x.dtype).T + self.b_out.astype(x.dtype)
+
+
+class Nonlinearity(eqx.Module):
+    r"""$y = \phi(x)$, no parameters."""
+
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        dim: int | None = None,
+        *,
+        activation: Callable[[Array], Array] = jax.nn.gelu,
+        key: PRNGKeyArray | None = None,
+    ):
+        """`dim` and `key` are taken and not used, so that mixers are made alike."""
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes dim"]:
+        return self.activation(x)
+
+
+class Identity(eqx.Module):
+    """$y = x$, no parameters: a purely linear block where the sequence layer is linear."""
+
+    def __init__(self, dim: int | None = None, *, key: PRNGKeyArray | None = None):
+        """`dim` and `key` are taken and not used, so that mixers are made alike."""
+
+    def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes dim"]:
+        return x

@@ -1,0 +1,147 @@
+"""Equal blocks, run by one loop over depth."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+
+from rnnscale import sharding
+from rnnscale._base import SequenceLayer, State, check_features, check_size
+from rnnscale.layers import LayerNorm, fold_keys, row_keys
+from rnnscale.models._block import Block
+from rnnscale.models._mixers import HalfGLU
+
+
+class BlockStack(SequenceLayer):
+    """`depth` blocks in a row, compiled as one.
+
+    Every array of `blocks` has a leading axis of `depth`, and `jax.lax.scan` runs over it, so
+    neither the program nor its compile time grows with depth. The state is that of a block with
+    a leading axis of `depth` too.
+    """
+
+    blocks: Block
+    idim: int = eqx.field(static=True)
+    odim: int = eqx.field(static=True)
+    depth: int = eqx.field(static=True)
+    remat: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        make_layer: Callable[[PRNGKeyArray], SequenceLayer],
+        depth: int,
+        *,
+        make_mixer: Callable[..., eqx.Module] = HalfGLU,
+        make_norm: Callable[..., eqx.Module] = LayerNorm,
+        dropout: float = 0.0,
+        remat: bool = False,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `make_layer`: makes the sequence layer of one block from a key, for example
+            `lambda key: S5(64, 64, key=key)`. It is traced once, for all depths.
+        - `depth`: how many blocks.
+        - `make_mixer`, `make_norm`, `dropout`: see `Block`.
+        - `remat`: keep the inputs of blocks only and compute their insides again in the backward
+            pass: less memory for about a third more arithmetic.
+        - `key`: split over the blocks.
+        """
+        check_size(BlockStack, depth=depth)
+
+        def make_block(key: PRNGKeyArray) -> Block:
+            layer_key, block_key = jax.random.split(key)
+            return Block(
+                make_layer(layer_key),
+                make_mixer=make_mixer,
+                make_norm=make_norm,
+                dropout=dropout,
+                key=block_key,
+            )
+
+        self.blocks = eqx.filter_vmap(make_block)(jax.random.split(key, depth))
+        self.idim, self.odim = self.blocks.idim, self.blocks.odim
+        self.depth, self.remat = depth, remat
+
+    @property
+    def causal(self) -> bool:
+        return self.blocks.causal
+
+    def __call__(
+        self,
+        xs: Float[Array, "*batch time dim"],
+        state: State | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch time dim"]]:
+        check_features(self, xs, self.idim, rank=2)
+        batch_shape = xs.shape[:-2]
+        keys = row_keys(key, batch_shape)
+        if state is None:
+            state = self.init_state(batch_shape, xs.dtype)
+
+        def run(block: Block, xs: Array, state: State, keys: Array | None) -> tuple[Array, State]:
+            state, xs = block(xs, state, reset=reset, lengths=lengths, key=keys)
+            return _constrain(xs), state
+
+        return self._over_depth(run, _constrain(xs), state, keys)
+
+    def step(
+        self,
+        x: Float[Array, "*batch dim"],
+        state: State,
+        *,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch dim"]]:
+        """One step of time, for causal layers. **Raises** `TypeError` for others."""
+        check_features(self, x, self.idim)
+
+        def run(block: Block, x: Array, state: State, keys: Array | None) -> tuple[Array, State]:
+            state, x = block.step(x, state, key=keys)
+            return x, state
+
+        return self._over_depth(run, x, state, row_keys(key, x.shape[:-1]))
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> State:
+        return eqx.filter_vmap(lambda block: block.init_state(batch_shape, dtype))(self.blocks)
+
+    def _over_depth(
+        self,
+        run: Callable[[Block, Array, State, Array | None], tuple[Array, State]],
+        xs: Array,
+        state: State,
+        keys: Key[Array, "*batch"] | None,
+    ) -> tuple[State, Array]:
+        arrays, static = eqx.partition(self.blocks, eqx.is_array)
+
+        def body(xs: Array, inputs: tuple) -> tuple[Array, State]:
+            arrays, state, depth = inputs
+            block_keys = None if keys is None else fold_keys(keys, depth)
+            return run(eqx.combine(arrays, static), xs, state, block_keys)
+
+        if self.remat:
+            # Inside a scan nothing can be merged with the recomputation, so no barrier is needed.
+            body = jax.checkpoint(body, prevent_cse=False)
+        xs, state = jax.lax.scan(body, xs, (arrays, state, jnp.arange(self.depth)))
+        return state, xs
+
+
+def _constrain(xs: Float[Array, "*batch time dim"]) -> Float[Array, "*batch time dim"]:
+    """Batch and time over their mesh axes: the leading axis is the one that is sharded."""
+    leading = ("batch", *(None,) * (xs.ndim - 3)) if xs.ndim > 2 else ()
+    return sharding.constrain(xs, *leading, "time", None)
+
+
+def check_width(owner: type, dim: int, stack: BlockStack) -> None:
+    """Raises unless the blocks have `dim` features."""
+    if stack.idim != dim:
+        raise ValueError(
+            f"{owner.__name__}: make_layer must make layers of dim={dim} features in and out; "
+            f"it made {type(stack.blocks.layer).__name__} with {stack.idim}."
+        )

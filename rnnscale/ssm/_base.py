@@ -1,0 +1,80 @@
+"""The layer that every diagonal state-space model is."""
+
+from abc import abstractmethod
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
+
+from rnnscale import sharding
+from rnnscale._base import CausalLayer, check_features, state_dtype, zero_padding
+from rnnscale_kernels import Planar
+
+
+class DiagonalSSM(CausalLayer):
+    r"""A linear recurrence with a diagonal complex decay, real inputs and real outputs:
+
+    $$h_t = \bar\lambda \odot h_{t-1} + \bar B u_t, \qquad y_t = \mathrm{Re}(C h_t) + d \odot u_t$$
+
+    A subclass gives the coefficients (`discretise` and `d`), this class everything else. The state
+    is `Planar(re, im)` with the axes `*batch state`, float32 under any compute dtype.
+
+    The recurrence is `rnnscale.sharding.diagonal_ssm`: it runs on the fastest kernel of the
+    platform, and is distributed over time where the ambient mesh says so.
+    """
+
+    d: eqx.AbstractVar[Float[Array, "odim"] | None]
+
+    @abstractmethod
+    def discretise(self) -> tuple[Planar, Planar, Planar]:
+        r"""The discrete system `(decay, b, c)`, at least float32.
+
+        `decay` has the axes `state`, `b` `state idim` and `c` `odim state`. Where only one of
+        each conjugate pair of states is kept, `c` holds the factor 2.
+        """
+
+    def __call__(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: Planar | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[Planar, Float[Array, "*batch time odim"]]:
+        check_features(self, xs, self.idim, rank=2)
+        xs = zero_padding(xs, lengths)
+        decay, b, c = self.discretise()
+        ys, state = sharding.diagonal_ssm(xs, decay, b, c, state, reset=reset, lengths=lengths)
+        return state, self._skip(xs, ys)
+
+    def step(
+        self,
+        x: Float[Array, "*batch idim"],
+        state: Planar,
+        *,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[Planar, Float[Array, "*batch odim"]]:
+        check_features(self, x, self.idim)
+        decay, b, c = self.discretise()
+        u = x.astype(state.dtype)
+        state = Planar(
+            decay.re * state.re - decay.im * state.im + u @ b.re.T,
+            decay.re * state.im + decay.im * state.re + u @ b.im.T,
+        )
+        y = state.re @ c.re.T - state.im @ c.im.T
+        return state, self._skip(x, y.astype(x.dtype))
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Planar:
+        decay = jax.eval_shape(self.discretise)[0]
+        dtype = jnp.promote_types(state_dtype(dtype), decay.dtype)
+        zeros = jnp.zeros((*batch_shape, *decay.shape), dtype)
+        return Planar(zeros, zeros)
+
+    def _skip(
+        self, xs: Float[Array, "*axes idim"], ys: Float[Array, "*axes odim"]
+    ) -> Float[Array, "*axes odim"]:
+        return ys if self.d is None else ys + self.d.astype(xs.dtype) * xs

@@ -1,0 +1,16 @@
+"""The train step, checkpoints, the loop around them, and whole runs from options to summary."""
+
+from rnnscale.training._checkpoint import Checkpointer as Checkpointer
+from rnnscale.training._config import MODELS as MODELS, TrainConfig as TrainConfig
+from rnnscale.training._devices import use_cpu_devices as use_cpu_devices
+from rnnscale.training._loop import Clock as Clock, evaluate as evaluate, fit as fit
+from rnnscale.training._loss import Totals as Totals, cross_entropy as cross_entropy
+from rnnscale.training._optimiser import make_optimiser as make_optimiser
+from rnnscale.training._run import RunFolder as RunFolder
+from rnnscale.training._state import TrainState as TrainState
+from rnnscale.training._step import (
+    make_eval_step as make_eval_step,
+    make_train_step as make_train_step,
+)
+from rnnscale.training._stop import StopSignals as StopSignals
+from rnnscale.training._train import run as run

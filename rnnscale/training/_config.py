@@ -1,0 +1,162 @@
+import dataclasses
+import difflib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from rnnscale.sharding import AXES
+
+_log = logging.getLogger(__name__)
+
+type Model = Literal["s5", "lru"]
+type Dtype = Literal["float32", "bfloat16"]
+
+MODELS: tuple[Model, ...] = get_args(Model.__value__)
+
+# What a task needs other than the defaults of `TrainConfig`.
+TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "digits": {"steps": 600, "batch_size": 64, "dim": 64, "depth": 2, "state_dim": 64},
+        "mnist5k": {"steps": 600, "batch_size": 32, "dim": 64, "depth": 2, "state_dim": 64},
+        "mnist5k-permuted": {"steps": 600, "batch_size": 32, "dim": 64, "depth": 2},
+        "bytes": {"steps": 300, "batch_size": 16, "seq_len": 1024, "dim": 128, "depth": 2},
+    }
+)
+
+# Whether these differ is nobody's business but the machine's and the reader's.
+_NOT_THE_RUN = {
+    "mesh",
+    "cpu_devices",
+    "steps",
+    "out",
+    "remat",
+    "log_every",
+    "save_every",
+    "evaluate_every",
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The options of a training run, as they stand in its `config.json`.
+
+    `TrainConfig.for_task` fills in what suits a task.
+
+    **Attributes:**
+
+    - `task`: one of `rnnscale.data.TASKS`.
+    - `out`: the folder of the run.
+    - `model`: the layer, `"s5"` or `"lru"`.
+    - `steps`: number of training steps, at least 1.
+    - `batch_size`: sequences in a step, over all devices and accumulated parts, at least 1.
+    - `seq_len`: time steps in a sequence, at least 1; None for the task's own.
+    - `text`: a folder with text files, for tasks that read text.
+    - `mesh`: mesh axes and their sizes; None for all devices on `data`.
+    - `cpu_devices`: run on this many virtual CPU devices; None for the devices there are.
+    - `seed`: of the parameters, the dropout and the order of the data, 0 to 2**32 - 1.
+    - `dim`, `depth`, `state_dim`: width, number of blocks, states in each.
+    - `dropout`: the probability to drop, 0 <= p < 1.
+    - `learning_rate`: of the weights, positive; `recurrence_rate` that of the recurrence's
+        parameters, a quarter of it by default.
+    - `weight_decay`: of the weights, at least 0.
+    - `warmup`: number of steps until the full learning rate, at least 0; a tenth of the steps by
+        default.
+    - `clip`: the gradient's global norm is clipped to this, positive.
+    - `accumulation`: in how many parts a step does its batch, at least 1.
+    - `dtype`: what activations are computed in, `"float32"` or `"bfloat16"`.
+    - `remat`: recompute the blocks' activations in the backward pass.
+    - `log_every`, `save_every`: in steps, at least 1; `evaluate_every`, 0 for at the end only.
+
+    **Raises:** `ValueError` for a value out of range.
+    """
+
+    task: str
+    out: str
+    model: Model = "s5"
+    steps: int = 300
+    batch_size: int = 32
+    seq_len: int | None = None
+    text: str | None = None
+    mesh: dict[str, int] | None = None
+    cpu_devices: int | None = None
+    seed: int = 0
+    dim: int = 64
+    depth: int = 2
+    state_dim: int = 64
+    dropout: float = 0.0
+    learning_rate: float = 4e-3
+    recurrence_rate: float | None = None
+    weight_decay: float = 0.05
+    warmup: int | None = None
+    clip: float = 1.0
+    accumulation: int = 1
+    dtype: Dtype = "float32"
+    remat: bool = False
+    log_every: int = 10
+    save_every: int = 20
+    evaluate_every: int = 0
+
+    def __post_init__(self):
+        if self.model not in MODELS:
+            nearest = difflib.get_close_matches(self.model, MODELS, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"unknown model {self.model!r}; did you mean {nearest!r}? "
+                f"Models: {', '.join(MODELS)}"
+            )
+        for name in ("steps", "batch_size", "seq_len", "cpu_devices", "dim", "depth", "state_dim"):
+            self._at_least(name, 1)
+        for name in ("accumulation", "log_every", "save_every"):
+            self._at_least(name, 1)
+        for name in ("evaluate_every", "warmup", "weight_decay", "seed"):
+            self._at_least(name, 0)
+        for name in ("learning_rate", "recurrence_rate", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and less than 1, got {self.dropout}")
+        if self.dtype not in get_args(Dtype.__value__):
+            raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}")
+        for axis, size in (self.mesh or {}).items():
+            if axis not in AXES:
+                nearest = difflib.get_close_matches(axis, AXES, n=1, cutoff=0.0)[0]
+                raise ValueError(
+                    f"unknown mesh axis {axis!r}; did you mean {nearest!r}? Axes: {', '.join(AXES)}"
+                )
+            if size < 1:
+                raise ValueError(f"mesh axis {axis!r} must have at least 1 device, got {size}")
+
+    def _at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+    @classmethod
+    def for_task(cls, task: str, **given: Any) -> "TrainConfig":
+        """The given options, and for all others what suits the task."""
+        return cls(**{**TASK_DEFAULTS.get(task, {}), **given, "task": task})
+
+    @classmethod
+    def resumed(cls, stored: Mapping[str, Any], **given: Any) -> "TrainConfig":
+        """The options to continue a run with: as stored in its folder, but for those given. Warns
+        of a given option that makes it another run.
+
+        **Raises:** `ValueError` for a stored option that there is not.
+        """
+        unknown = sorted(stored.keys() - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(
+                f"config.json of the run has options that are unknown here: {', '.join(unknown)}; "
+                "resume with the version of rnnscale that started it"
+            )
+        for name, value in given.items():
+            if name not in _NOT_THE_RUN and value != stored.get(name):
+                _log.warning(
+                    "%s was %s and is now %s: no longer the same run",
+                    name,
+                    stored.get(name),
+                    value,
+                )
+        return cls(**{**stored, **given})

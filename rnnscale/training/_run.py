@@ -1,0 +1,150 @@
+import importlib.util
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rnnscale.training._checkpoint import saved_steps
+
+_log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """The files of one training run.
+
+    ```
+    config.json      the options, all of them
+    metrics.jsonl    one line per logged step
+    summary.json     the figures at the end
+    curves.png       loss and metrics over the steps
+    checkpoints/     see `Checkpointer`
+    ```
+
+    Nothing is read or made before it is needed, so a folder that `check` refuses stays as it was.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self._config = self.path / "config.json"
+        self._metrics = self.path / "metrics.jsonl"
+        self._summary = self.path / "summary.json"
+        self._curves = self.path / "curves.png"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run was ever started here."""
+        return self._config.is_file()
+
+    def check(self, *, resume: bool) -> None:
+        """**Raises:** `ValueError` if a run can't be written here: the path is a file; the folder
+        holds something else than a run; or, without `resume`, a run that has checkpoints."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"out={self.path} is a file; name a folder")
+        # A run that was killed while it wrote its config has not begun.
+        others = {p.name for p in _entries(self.path)} - {_partial(self._config).name}
+        if others and not self.is_run:
+            raise ValueError(
+                f"out={self.path} is not empty and holds no run (it has no {self._config.name}); "
+                "choose a new or an empty folder"
+            )
+        steps = saved_steps(self.checkpoints)
+        if steps and not resume:
+            raise ValueError(
+                f"out={self.path} holds another run's checkpoints, up to step {steps[-1]}; "
+                "continue that run with --resume, or choose another folder"
+            )
+
+    def open(self, config: Mapping[str, Any]) -> None:
+        """Makes the folder and writes the options.
+
+        **Raises:** `ValueError` if the folder can't be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write(self._config, json.dumps(config, indent=2) + "\n")
+        except OSError as error:
+            raise ValueError(
+                f"out={self.path} can't be written to ({error.strerror}); choose another folder"
+            ) from error
+
+    def config(self) -> dict[str, Any]:
+        """The options that the run was started or last resumed with.
+
+        **Raises:** `ValueError` if they can't be read.
+        """
+        try:
+            return json.loads(self._config.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self._config} can't be read ({error}); start again in another folder"
+            ) from error
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Appends a line to the metrics. Numbers that JSON lacks (NaN, infinity) become null.
+
+        The line has left this process when `log` returns: killing it loses nothing.
+        """
+        finite = {k: None if not math.isfinite(v) else v for k, v in row.items()}
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(finite) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of the metrics. A last line that was cut off while it was being written is not
+        among them."""
+        if not self._metrics.is_file():
+            return []
+        # What follows the last newline, if anything, is a torn line.
+        *lines, _ = self._metrics.read_text().split("\n")
+        return [json.loads(line) for line in lines]
+
+    def truncate(self, step: int) -> None:
+        """Drops the lines of steps after `step`, and a torn last line: a run that goes on from the
+        checkpoint of `step` will write them again."""
+        kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
+        _write(self._metrics, "".join(kept))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes the figures at the end of the run."""
+        _write(self._summary, json.dumps(summary, indent=2) + "\n")
+
+    def plot(self) -> None:
+        """Draws the metrics over the steps. Without matplotlib, logs which extra has it."""
+        if importlib.util.find_spec("matplotlib") is None:
+            _log.warning("no %s without matplotlib: install rnnscale[plots]", self._curves.name)
+            return
+        # Without pyplot, which would look for a display.
+        from matplotlib.figure import Figure
+
+        rows = self.rows()
+        told = {"step", "elapsed", "tokens_per_second", "learning_rate"}
+        names = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in told]
+        panels = [n for n in names if not n.startswith("validation_")]
+        figure = Figure(figsize=(4 * max(len(panels), 1), 3), layout="constrained")
+        for i, name in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), i + 1)
+            for curve in (name, f"validation_{name}"):
+                points = [(r["step"], r[curve]) for r in rows if r.get(curve) is not None]
+                if points:
+                    axes.plot(*zip(*points, strict=True), label=curve)
+            axes.set(xlabel="step", title=name.replace("_", " "))
+            axes.legend()
+        figure.savefig(self._curves, dpi=150)
+
+
+def _write(file: Path, text: str) -> None:
+    """All or nothing: a process that is killed here leaves the old file."""
+    partial = _partial(file)
+    partial.write_text(text)
+    os.replace(partial, file)
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(file.name + ".partial")
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

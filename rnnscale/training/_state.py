@@ -1,0 +1,40 @@
+"""What training carries from step to step."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, Key, PyTree
+
+from rnnscale._fields import trainable
+
+
+class TrainState(eqx.Module):
+    """The whole of a run: with the data, which is a function of the step, it fixes all that follows.
+
+    - `model`: any module whose arrays are annotated.
+    - `opt_state`: of the optimiser, over the trainable arrays of the model.
+    - `key`: never split or replaced; the randomness of a step is `fold_in(key, step)`.
+    - `step`: how many steps are done.
+    """
+
+    model: PyTree
+    opt_state: PyTree
+    key: Key[Array, ""]
+    step: Int[Array, ""]
+
+    @classmethod
+    def create(
+        cls, model: PyTree, optimiser: optax.GradientTransformation, key: Key[Array, ""]
+    ) -> "TrainState":
+        """The state before the first step. Call it in `rnnscale.sharding.sharded_init` to build a
+        model and its optimiser state laid out over a mesh."""
+        opt_state = skip_non_finite(optimiser).init(eqx.filter(model, trainable(model)))
+        return cls(model, opt_state, key, jnp.zeros((), jnp.int32))
+
+
+def skip_non_finite(optimiser: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimiser, but a step whose gradient is not finite changes nothing but a count.
+
+    However many such steps follow one another: whoever watches the count decides when to stop.
+    """
+    return optax.apply_if_finite(optimiser, max_consecutive_errors=2**31 - 1)

@@ -1,0 +1,48 @@
+"""The outcome of a check, and the measure that most of them use."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Check:
+    """A figure and the bound that it must not exceed."""
+
+    name: str
+    figure: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """False for NaN too."""
+        return self.figure <= self.bound
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.passed else "FAILED"
+        return f"{self.name}: {self.figure:.3g} (at most {self.bound:.3g}) {verdict}"
+
+
+def relative_error(got: Any, expected: Any) -> float:
+    """The largest error over two trees, each leaf measured against its largest expected entry.
+
+    Infinite where structures or shapes differ or a number isn't finite.
+    """
+    got_leaves, got_tree = jax.tree.flatten(got)
+    expected_leaves, expected_tree = jax.tree.flatten(expected)
+    if got_tree != expected_tree:
+        return float("inf")
+    return max(map(_leaf_error, got_leaves, expected_leaves), default=0.0)
+
+
+def _leaf_error(got: Any, expected: Any) -> float:
+    got, expected = (np.asarray(x).astype(np.complex128) for x in (got, expected))
+    if got.shape != expected.shape:
+        return float("inf")
+    if not got.size:
+        return 0.0
+    scale = max(np.max(np.abs(expected)), np.finfo(np.float32).tiny)
+    error = np.max(np.abs(got - expected)) / scale
+    return float(error) if np.isfinite(error) else float("inf")

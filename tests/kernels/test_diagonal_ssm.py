@@ -1,0 +1,267 @@
+from functools import partial
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+from rnnscale_kernels import Planar, diagonal_ssm, linear_scan
+from rnnscale_kernels.diagonal_ssm import DISPATCH, operation
+from rnnscale_kernels.testing import reference, to_jax, to_numpy
+
+IMPLEMENTATIONS = DISPATCH.names
+every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+ROWS, IDIM, STATE, ODIM = 3, 4, 5, 2
+
+
+def arrays(time, *, reset=False, lengths=False, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def planar(*shape):
+        return rng.normal(size=shape) + 1j * rng.normal(size=shape)
+
+    given = {
+        "u": rng.normal(size=(ROWS, time, IDIM)),
+        "decay": planar(STATE),
+        "b": planar(STATE, IDIM),
+        "c": planar(ODIM, STATE),
+        "h0": planar(ROWS, STATE),
+    }
+    given["decay"] *= rng.uniform(size=STATE) / np.abs(given["decay"])
+    cotangents = rng.normal(size=(ROWS, time, ODIM)), planar(ROWS, STATE)
+    options = {
+        "reset": rng.random((ROWS, time)) < 0.2 if reset else None,
+        "lengths": rng.integers(0, time + 1, ROWS) if lengths else None,
+    }
+    return given, cotangents, options
+
+
+def to_options(options):
+    return {name: None if x is None else jnp.asarray(x) for name, x in options.items()}
+
+
+@every_implementation
+@pytest.mark.parametrize(
+    ("reverse", "reset", "lengths"), list(product([False, True], repeat=3)), ids=str
+)
+@pytest.mark.parametrize("time", [1, 7, 100])
+def test_values_and_gradients_are_those_of_the_reference(
+    time, reverse, reset, lengths, implementation
+):
+    given, cotangents, options = arrays(time, reset=reset, lengths=lengths)
+    padded = given["u"].copy()
+    if lengths:
+        for row, length in enumerate(options["lengths"]):
+            padded[row, length:] = np.nan
+    run = partial(
+        diagonal_ssm, reverse=reverse, implementation=implementation, **to_options(options)
+    )
+    with jax.enable_x64(True):
+        values = [to_jax(x, "float64") for x in (padded, *list(given.values())[1:])]
+        value, pull = jax.vjp(jax.jit(run), *values)
+        gradient = pull(tuple(to_jax(x, "float64") for x in cotangents))
+    expected = reference.diagonal_ssm(**given, reverse=reverse, **options)
+    expected_gradient = reference.diagonal_ssm_gradient(
+        *given.values(), *cotangents, reverse=reverse, **options
+    )
+    for x, y in zip((*value, *gradient), (*expected, *expected_gradient), strict=True):
+        np.testing.assert_allclose(to_numpy(x), y, rtol=1e-11, atol=1e-11)
+
+
+@settings(max_examples=30)
+@given(
+    time=st.integers(1, 50),
+    chunk=st.integers(1, 60),
+    flags=st.tuples(st.booleans(), st.booleans()),
+    seed=st.integers(0, 2**31),
+)
+def test_the_chunk_changes_nothing(time, chunk, flags, seed):
+    reset, lengths = flags
+    given, cotangents, options = arrays(time, reset=reset, lengths=lengths, seed=seed)
+    if lengths:
+        for row, length in enumerate(options["lengths"]):
+            given["u"][row, length:] = 0
+    with jax.enable_x64(True):
+        values = tuple(to_jax(x, "float64") for x in given.values())
+        rest = tuple(to_options(options).values())
+        g = tuple(to_jax(x, "float64") for x in cotangents)
+
+        def both(implementation):
+            def run(*values):
+                public, _ = operation.forward(
+                    (*values, *rest), chunk=min(chunk, time), implementation=implementation
+                )
+                return public
+
+            value, pull = jax.vjp(jax.jit(run), *values)
+            return jax.tree.leaves((value, pull(g)))
+
+        for x, y in zip(both("chunked"), both("unfused"), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10)
+
+
+@every_implementation
+def test_forward_and_reverse_mode_to_second_order(implementation):
+    with jax.enable_x64(True):
+        given, _, _ = arrays(5)
+        arguments = tuple(to_jax(x, "float64") for x in given.values())
+
+        def scalar(*arguments):
+            run = partial(diagonal_ssm, *arguments, implementation=implementation)
+            y, _ = run()
+            _, last = run(reverse=True, lengths=jnp.asarray([5, 3, 0]))
+            return jnp.sum(jnp.sin(y)) + jnp.sum(last.re * last.im**2)
+
+        check_grads(scalar, arguments, order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
+
+
+def test_vmap():
+    given, _, _ = arrays(9)
+    u, decay, b, c, h0 = (to_jax(x, "float32") for x in given.values())
+
+    def loss(u, decay, b, c, h0):
+        y, last = diagonal_ssm(u, decay, b, c, h0)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(last.re * last.im)
+
+    gradient = jax.grad(loss, tuple(range(5)))
+    expected = gradient(u, decay, b, c, h0)
+    shared = (0, None, None, None, 0)
+    mapped = jax.grad(lambda *x: jnp.sum(jax.vmap(loss, shared)(*x)), tuple(range(5)))
+    per_row = jax.vmap(gradient, shared)(u, decay, b, c, h0)
+    summed = (per_row[0], *jax.tree.map(lambda x: x.sum(0), per_row[1:4]), per_row[4])
+    for got in (mapped(u, decay, b, c, h0), summed):
+        for x, y in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    # An ensemble: weights of its own for every member, and the same input.
+    ensemble = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), (decay, b, c))
+    y, _ = jax.vmap(diagonal_ssm, (None, 0, 0, 0, None))(u, *ensemble, h0)
+    for member in range(2):
+        one = jax.tree.map(lambda x: x[member], ensemble)
+        np.testing.assert_allclose(
+            y[member], diagonal_ssm(u, *one, h0)[0], rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_any_batch(batch):
+    rng = np.random.default_rng(0)
+    given, _, _ = arrays(6)
+    decay, b, c = (to_jax(given[name], "float32") for name in ("decay", "b", "c"))
+    u = jnp.asarray(rng.normal(size=(*batch, 6, IDIM)), jnp.float32)
+    y, last = diagonal_ssm(u, decay, b, c)
+    flat, flat_last = diagonal_ssm(u.reshape(-1, 6, IDIM), decay, b, c)
+    np.testing.assert_allclose(y, flat.reshape(*batch, 6, ODIM), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(last.re, flat_last.re.reshape(*batch, STATE), rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_has_float32_states():
+    given, _, _ = arrays(64)
+    u, decay, b, c, h0 = (to_jax(x, "float32") for x in given.values())
+    y, last = diagonal_ssm(u.astype(jnp.bfloat16), decay, b, c, h0)
+    expected, expected_last = diagonal_ssm(u, decay, b, c, h0)
+    assert (y.dtype, last.dtype) == (jnp.bfloat16, jnp.float32)
+    scale = float(jnp.max(jnp.abs(expected)))
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.02 * scale)
+    np.testing.assert_allclose(last.re, expected_last.re, atol=0.02 * scale)
+
+
+def test_real_systems():
+    given, _, _ = arrays(12)
+    u = to_jax(given["u"], "float32")
+    decay, b, c = (to_jax(given[name].real, "float32") for name in ("decay", "b", "c"))
+    y, last = diagonal_ssm(u, decay, b, c)
+    h, h_last = linear_scan(decay, u @ b.T)
+    np.testing.assert_allclose(y, h @ c.T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(last, h_last, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_shard_map_over_batch_and_states(check_vma):
+    given, _, _ = arrays(8)
+    rng = np.random.default_rng(1)
+    u = jnp.asarray(rng.normal(size=(4, 8, IDIM)), jnp.float32)
+    weights = [
+        to_jax(rng.normal(size=shape) + 1j * rng.normal(size=shape), "float32")
+        for shape in ((6,), (6, IDIM), (ODIM, 6))
+    ]
+    weights[0] = jax.tree.map(lambda x: 0.3 * x, weights[0])
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def one_device(u, decay, b, c):
+        return jax.lax.psum(diagonal_ssm(u, decay, b, c)[0], "y")
+
+    sharded = jax.shard_map(
+        one_device,
+        mesh=mesh,
+        in_specs=(P("x"), P("y"), P("y"), P(None, "y")),
+        out_specs=P("x"),
+        check_vma=check_vma,
+    )
+
+    def loss(run):
+        return jax.jit(jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(run(*x))), (0, 1, 2, 3)))
+
+    got = loss(sharded)(u, *weights)
+    expected = loss(lambda *x: diagonal_ssm(*x)[0])(u, *weights)
+    for x, y in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def gradient_program(time, rows=4, state=64, idim=16):
+    def loss(u, decay, b, c):
+        return jnp.sum(diagonal_ssm(u, decay, b, c)[0] ** 2)
+
+    def planar(*shape):
+        return Planar(*(jax.ShapeDtypeStruct(shape, jnp.float32),) * 2)
+
+    return (
+        jax.jit(jax.grad(loss, (0, 1, 2, 3)))
+        .lower(
+            jax.ShapeDtypeStruct((rows, time, idim), jnp.float32),
+            planar(state),
+            planar(state, idim),
+            planar(idim, state),
+        )
+        .compile()
+    )
+
+
+def test_memory_is_that_of_a_chunk_and_the_borders():
+    rows, state, idim = 4, 64, 16
+    for time in (8192, 65536):
+        temporaries = gradient_program(time).memory_analysis().temp_size_in_bytes
+        all_states = rows * time * state * 2 * 4
+        inputs = rows * time * idim * 4
+        # The cotangent of y has the size of the input; the states of a chunk are at most 2 MiB.
+        assert temporaries < 2.5 * inputs + 3 * 2**21
+        if time == 65536:
+            assert temporaries < all_states / 2
+
+
+u = jnp.zeros((2, 5, 3))
+decay, b, c = Planar(*(jnp.zeros(4),) * 2), Planar(*(jnp.zeros((4, 3)),) * 2), Planar(*(jnp.zeros((2, 4)),) * 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "says"),
+    [
+        ((u[..., :2], decay, b, c), {}, ValueError, "b must be 'state idim', (4, 2)"),
+        ((u, decay, b, Planar(c.re.T, c.im.T)), {}, ValueError, "c must be 'odim state'"),
+        ((u[:, :0], decay, b, c), {}, ValueError, "no time step"),
+        ((u, decay.re, b, c), {}, TypeError, "decay is real, b is Planar"),
+        ((u.astype(int), decay, b, c), {}, TypeError, "u must hold floating-point"),
+        ((u, decay, b, c, Planar(*(jnp.zeros((2, 3)),) * 2)), {}, ValueError, "h0 has shape"),
+        ((u, decay, b, c), {"lengths": jnp.zeros(2)}, ValueError, "lengths must be integers"),
+        ((u, decay, b, c), {"lengths": jnp.zeros(3, int)}, ValueError, "lengths must be integers"),
+        ((u, decay, b, c), {"reset": jnp.zeros((2, 4), bool)}, ValueError, "reset has shape"),
+        ((u, decay, b, c), {"implementation": "x"}, ValueError, "chunked"),
+    ],
+)
+def test_bad_input(arguments, options, error, says):
+    with pytest.raises(error) as caught:
+        diagonal_ssm(*arguments, **options)
+    assert says in str(caught.value)

@@ -1,0 +1,340 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+from rnnscale_kernels import Planar, linear_scan
+from rnnscale_kernels.linear_scan import DISPATCH
+from rnnscale_kernels.testing import (
+    SCAN_ARGUMENTS,
+    ScanArguments,
+    reference,
+    to_jax,
+    to_numpy,
+)
+
+IMPLEMENTATIONS = DISPATCH.names
+every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+
+
+def run(spec: ScanArguments, implementation, seed=0):
+    """Values and gradients of one call, beside those of the reference."""
+    arrays = spec.arrays(seed)
+    options = dict(reverse=spec.reverse, reset=arrays["reset"])
+    jax_options = dict(
+        reverse=spec.reverse,
+        reset=None if arrays["reset"] is None else jnp.asarray(arrays["reset"]),
+        implementation=implementation,
+    )
+    a = to_jax(arrays["a"], spec.dtype if spec.varying else "float32")
+    b, g = (to_jax(arrays[name], spec.dtype) for name in ("b", "g"))
+    h0, g_last = (to_jax(arrays[name], "float32") for name in ("h0", "g_last"))
+
+    @jax.jit
+    def value_and_gradient(a, b, h0, g, g_last):
+        if spec.h0:
+            value, pull = jax.vjp(partial(linear_scan, **jax_options), a, b, h0)
+            return value, pull((g, g_last))
+        value, pull = jax.vjp(partial(linear_scan, **jax_options), a, b)
+        return value, pull((g, g_last))
+
+    value, gradient = value_and_gradient(a, b, h0, g, g_last)
+    given = [arrays[name] for name in ("a", "b", "h0")]
+    expected = reference.linear_scan(*given, **options)
+    expected_gradient = reference.linear_scan_gradient(
+        *given, arrays["g"], arrays["g_last"], **options
+    )
+    return (value, gradient), (expected, expected_gradient[: len(gradient)])
+
+
+def assert_close(got, expected, tolerance):
+    for x, y in zip(got, expected, strict=True):
+        x = to_numpy(x)
+        assert x.shape == y.shape
+        assert np.max(np.abs(x - y)) <= tolerance * max(1, np.max(np.abs(y)))
+
+
+@every_implementation
+@pytest.mark.parametrize("spec", SCAN_ARGUMENTS, ids=str)
+def test_values_and_gradients_are_those_of_the_reference(spec, implementation):
+    (value, gradient), (expected, expected_gradient) = run(spec, implementation)
+    # A sum over 64 to 300 steps in float32; bfloat16 has 8 bits, and its states feed the gradient.
+    tolerance = 2e-6 if spec.dtype == "float32" else 1e-2
+    assert_close(value, expected, tolerance)
+    assert_close(gradient, expected_gradient, tolerance)
+    assert value[0].dtype == spec.dtype
+    assert value[1].dtype == jnp.float32
+
+
+@given(
+    spec=st.builds(
+        ScanArguments,
+        batch=st.lists(st.integers(1, 3), max_size=2).map(tuple),
+        time=st.integers(1, 40),
+        channels=st.integers(1, 4),
+        planar=st.booleans(),
+        varying=st.booleans(),
+        h0=st.booleans(),
+        reset=st.booleans(),
+        reverse=st.booleans(),
+    ),
+    implementation=st.sampled_from([*IMPLEMENTATIONS, None]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_arguments(spec, implementation, seed):
+    (value, gradient), (expected, expected_gradient) = run(spec, implementation, seed)
+    assert_close(value, expected, 2e-6)
+    assert_close(gradient, expected_gradient, 2e-6)
+
+
+def small(implementation):
+    """A scalar of both outputs in both directions, and arguments for it in double precision."""
+    arrays = ScanArguments(batch=(2,), time=4, channels=2, planar=True, varying=False).arrays()
+    arguments = tuple(to_jax(arrays[name], "float64") for name in ("a", "b", "h0"))
+    reset = jnp.asarray([[False, False, True, False], [False] * 4])
+
+    def scalar(a, b, h0):
+        scan = partial(linear_scan, a, b, reset=reset, implementation=implementation)
+        h, _ = scan(h0)
+        _, last = scan(h0, reverse=True)
+        return jnp.sum(jnp.sin(h.re) * h.im) + jnp.sum(last.re * last.im**2)
+
+    return scalar, arguments
+
+
+@every_implementation
+def test_forward_and_reverse_mode_to_second_order(implementation):
+    with jax.enable_x64(True):
+        scalar, arguments = small(implementation)
+        check_grads(scalar, arguments, order=2, modes=("fwd", "rev"), atol=1e-4, rtol=1e-4)
+        # Finite differences are that coarse; the two orders of differentiation agree closely.
+        forward_over_reverse = jax.hessian(scalar)(*arguments)
+        reverse_over_reverse = jax.jacrev(jax.jacrev(scalar))(*arguments)
+        for x, y in zip(*map(jax.tree.leaves, (forward_over_reverse, reverse_over_reverse))):
+            np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
+
+
+def test_the_transpose_of_the_backward_pass_is_the_tangent():
+    with jax.enable_x64(True):
+        scalar, arguments = small(None)
+        _, pull = jax.vjp(lambda b: linear_scan(arguments[0], b)[0], arguments[1])
+        direction = jax.tree.map(lambda x: x + 1.0, arguments[1])
+        (pushed,) = jax.linear_transpose(lambda g: pull(g)[0], direction)(direction)
+        _, expected = jax.jvp(
+            lambda b: linear_scan(arguments[0], b)[0], (arguments[1],), (direction,)
+        )
+        for x, y in zip(*map(jax.tree.leaves, (pushed, expected))):
+            np.testing.assert_allclose(x, y, rtol=1e-12)
+
+
+@every_implementation
+@pytest.mark.parametrize("varying", [True, False])
+def test_vmap_folds_into_the_batch(implementation, varying):
+    spec = ScanArguments(batch=(3,), time=9, channels=2, varying=varying, reset=True)
+    arrays = spec.arrays()
+    a, b, h0 = (to_jax(arrays[name], "float32") for name in ("a", "b", "h0"))
+    reset = jnp.asarray(arrays["reset"])
+
+    def loss(a, b, h0, reset):
+        h, last = linear_scan(a, b, h0, reset=reset, implementation=implementation)
+        return jnp.sum(h**2) + jnp.sum(last**3)
+
+    # A decay that all rows share has its gradient summed over them, one of their own has not.
+    shared = None if not varying else 0
+    row_decay = a if varying else a[0]
+    mapped = jax.vmap(loss, (shared, 0, 0, 0))
+    total, gradient = jax.value_and_grad(lambda *x: jnp.sum(mapped(*x)), (0, 1, 2))(
+        row_decay, b, h0, reset
+    )
+    expected, expected_gradient = jax.value_and_grad(loss, (0, 1, 2))(a, b, h0, reset)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    for x, y in zip(gradient, expected_gradient):
+        np.testing.assert_allclose(x, y.reshape(x.shape), rtol=1e-5, atol=1e-5)
+    per_row = jax.vmap(jax.grad(loss), (shared, 0, 0, 0))(row_decay, b, h0, reset)
+    summed = per_row if varying else per_row.sum(0)
+    np.testing.assert_allclose(summed, expected_gradient[0].reshape(summed.shape), rtol=1e-5)
+    # The mapped program has no loop over rows: it is the program of the batch.
+    assert jax.jit(mapped).lower(row_decay, b, h0, reset).as_text().count("stablehlo.while") == (
+        jax.jit(loss).lower(a, b, h0, reset).as_text().count("stablehlo.while")
+    )
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@every_implementation
+def test_shard_map(implementation, check_vma):
+    arrays = ScanArguments(batch=(4,), time=12, channels=6, planar=True, varying=False).arrays()
+    a, b, h0 = (to_jax(arrays[name], "float32") for name in ("a", "b", "h0"))
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def loss(a, b, h0):
+        h, last = linear_scan(a, b, h0, implementation=implementation)
+        return jnp.sum(h.re * h.im, (0, 1)) + jnp.sum(last.re**2, 0)
+
+    def sharded(a, b, h0):
+        specs = P(None, None, "y"), P("x", None, "y"), P("x", "y")
+        per_device = jax.shard_map(
+            lambda *x: loss(*x)[None],
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=P("x", "y"),
+            check_vma=check_vma,
+        )
+        return jnp.sum(per_device(a, b, h0))
+
+    got = jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(a, b, h0)
+    expected = jax.value_and_grad(lambda *x: jnp.sum(loss(*x)), (0, 1, 2))(a, b, h0)
+    for x, y in zip(*map(jax.tree.leaves, (got, expected))):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+@every_implementation
+def test_checkpoint_changes_no_gradient(implementation):
+    arrays = ScanArguments().arrays()
+    arguments = [to_jax(arrays[name], "float32") for name in ("a", "b", "h0")]
+
+    def loss(*x):
+        return jnp.sum(jnp.sin(linear_scan(*x, implementation=implementation)[0]))
+
+    plain = jax.grad(loss, (0, 1, 2))(*arguments)
+    again = jax.grad(jax.checkpoint(loss), (0, 1, 2))(*arguments)
+    for x, y in zip(plain, again):
+        np.testing.assert_array_equal(x, y)
+
+
+@every_implementation
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_reset_stops_infinities_also_in_the_gradient(implementation, reverse):
+    time, border = 16, 7
+    b = jnp.ones((1, time, 3))
+    # Infinite in one segment only; the other one must not see it.
+    b = b.at[:, (border if reverse else 0), :].set(jnp.inf)
+    a = jnp.full((1, time, 3), 0.5)
+    reset = jnp.zeros((1, time), bool).at[:, border].set(True)
+    clean = slice(0, border) if reverse else slice(border, None)
+
+    def loss(a, b):
+        h, _ = linear_scan(a, b, reverse=reverse, reset=reset, implementation=implementation)
+        return jnp.sum(h[:, clean] ** 2)
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(a, b)
+    assert np.isfinite(value)
+    for gradient in gradients:
+        assert np.all(np.isfinite(gradient[:, clean]))
+
+
+@every_implementation
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_reset_restores_zero_and_a_cut_sequence_is_a_whole_one(implementation, reverse):
+    arrays = ScanArguments(time=20).arrays()
+    a, b, h0 = (to_jax(arrays[name], "float32") for name in ("a", "b", "h0"))
+    scan = partial(linear_scan, reverse=reverse, implementation=implementation)
+    whole, last = scan(a, b, h0)
+    first, second = (slice(8, None), slice(0, 8)) if reverse else (slice(0, 8), slice(8, None))
+    one, carry = scan(a[:, first], b[:, first], h0)
+    two, carry = scan(a[:, second], b[:, second], carry)
+    np.testing.assert_allclose(whole[:, first], one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole[:, second], two, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(last, carry, rtol=1e-5, atol=1e-6)
+    reset = jnp.zeros(b.shape[:2], bool).at[:, 8].set(True)
+    segments, _ = scan(a, b, h0, reset=reset)
+    afresh, _ = scan(a[:, second], b[:, second])
+    np.testing.assert_allclose(segments[:, first], one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(segments[:, second], afresh, rtol=1e-5, atol=1e-6)
+
+
+@every_implementation
+def test_exact_cases(implementation):
+    b = jnp.asarray(np.random.default_rng(0).integers(-4, 5, (2, 37, 3)), jnp.float32)
+    scan = partial(linear_scan, implementation=implementation)
+    for shape in ((3,), b.shape):
+        h, _ = scan(jnp.zeros(shape), b)
+        np.testing.assert_array_equal(h, b)
+        h, last = scan(jnp.ones(shape), b)
+        np.testing.assert_array_equal(h, jnp.cumsum(b, 1))
+        np.testing.assert_array_equal(last, h[:, -1])
+        h, _ = scan(-jnp.ones(shape), b)
+        signs = (-1.0) ** np.arange(37)[:, None]
+        np.testing.assert_array_equal(h, jnp.cumsum(b * signs, 1) * signs)
+
+
+@every_implementation
+def test_decays_near_one_over_65536_steps(implementation):
+    rng = np.random.default_rng(0)
+    steps = 65536
+    a = np.float32(1 - 10.0 ** -rng.uniform(1, 5, 4)).astype(np.float64)
+    a[1::2] *= -1
+    b = rng.normal(size=(1, steps, 4)).astype(np.float32).astype(np.float64)
+    h, _ = linear_scan(*(jnp.asarray(x, jnp.float32) for x in (a, b)), implementation=implementation)
+    expected, _ = reference.linear_scan(a[None, None], b, np.zeros((1, 4)))
+    error = np.max(np.abs(h - expected), axis=(0, 1)) / np.max(np.abs(expected), axis=(0, 1))
+    # Rounding errors of 2^-24, relative, add up over the 1 / (1 - |a|) steps that a state lasts.
+    assert np.all(error < 2.0**-24 / (1 - np.abs(a)))
+
+
+@every_implementation
+def test_denormals_do_not_turn_into_anything_else(implementation):
+    tiny = np.float32(1e-40)
+    h, _ = linear_scan(
+        jnp.full((1,), 0.5), jnp.full((1, 9, 1), tiny), implementation=implementation
+    )
+    assert np.all(np.abs(np.asarray(h)) <= 2 * tiny)
+
+
+@pytest.mark.parametrize("implementation", ["sequential", "associative"])
+def test_an_invariant_decay_is_never_copied_along_time(implementation):
+    time, channels = 1024, 64
+    like = jax.ShapeDtypeStruct((2, time, channels), jnp.float32)
+    decay = jax.ShapeDtypeStruct((channels,), jnp.float32)
+
+    def widest(decay):
+        """The largest array in the program whose shape does not have the batch axis."""
+        run = jax.jit(partial(linear_scan, implementation=implementation))
+        text = run.lower(decay, like).as_text()
+        return f"tensor<1x{time}x{channels}xf32>" in text or f"tensor<{time}x{channels}xf32>" in text
+
+    assert not widest(decay)
+    varying = jax.ShapeDtypeStruct((1, time, channels), jnp.float32)
+    assert widest(varying)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_the_platform_compiled_for_decides(platform, caplog):
+    DISPATCH._logged.clear()
+    arguments = jax.ShapeDtypeStruct((4,), "float32"), jax.ShapeDtypeStruct((1, 300, 4), "float32")
+    with caplog.at_level("INFO", "rnnscale_kernels"):
+        for _ in range(2):
+            run = jax.jit(lambda a, b: linear_scan(a, b))
+            run.trace(*arguments).lower(lowering_platforms=(platform,))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert f"on {platform} runs as" in lines[0]
+    assert ("chunked" if platform == "cpu" else "associative") in lines[0]
+
+
+b = jnp.zeros((2, 5, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "says"),
+    [
+        ((jnp.zeros((4,)), b), {}, ValueError, "3 channels"),
+        ((jnp.zeros((2, 4, 3)), b), {}, ValueError, "a has shape (2, 4, 3)"),
+        ((jnp.zeros((3,), int), b), {}, TypeError, "a must hold floating-point arrays, got int"),
+        ((jnp.zeros((3,), complex), b), {}, TypeError, "Planar(x.real, x.imag)"),
+        ((Planar(jnp.zeros(3), jnp.zeros(3)), b), {}, TypeError, "a is Planar, b is real"),
+        ((jnp.zeros((3,)), jnp.zeros((2, 0, 3))), {}, ValueError, "no time step"),
+        ((jnp.zeros((3,)), b, jnp.zeros((2, 4))), {}, ValueError, "h0 has shape (2, 4)"),
+        ((jnp.zeros((3,)), b), {"reset": jnp.zeros((2, 5))}, TypeError, "reset must be boolean"),
+        ((jnp.zeros((3,)), b), {"reset": jnp.zeros((5,), bool)}, ValueError, "reset has shape"),
+        ((jnp.zeros((3,)), b), {"implementation": "fast"}, ValueError, "sequential"),
+    ],
+)
+def test_bad_input(arguments, options, error, says):
+    with pytest.raises(error) as caught:
+        linear_scan(*arguments, **options)
+    assert says in str(caught.value)

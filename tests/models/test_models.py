@@ -1,0 +1,285 @@
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rnnscale import verify
+from rnnscale.layers import RMSNorm, row_keys
+from rnnscale.models import (
+    FFN,
+    GLU,
+    Block,
+    BlockStack,
+    HalfGLU,
+    Identity,
+    LanguageModel,
+    Nonlinearity,
+    SequenceClassifier,
+)
+from rnnscale.ssm import LRU, S5, BidirectionalS5
+
+
+# These programs run once or twice, so optimising them is what would take the time.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def make_layer(key):
+    return LRU(5, 7, r_max=0.9, key=key)
+
+
+def classifier(key, **kwargs):
+    return SequenceClassifier(3, 4, make_layer=make_layer, dim=5, depth=2, key=key, **kwargs)
+
+
+def language_model(key, **kwargs):
+    return LanguageModel(11, make_layer=make_layer, dim=5, depth=2, key=key, **kwargs)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize("axes", [(), (5,), (2, 5)])
+def test_mixers(axes, getkey):
+    x = jax.random.normal(getkey(), (*axes, 5))
+    wide = np.float64(x)
+
+    def linear(layer, x):
+        return x @ np.float64(layer.weight).T + np.float64(layer.bias)
+
+    glu, half, ffn = GLU(5, key=getkey()), HalfGLU(5, key=getkey()), FFN(5, key=getkey())
+    inner = gelu(wide @ np.float64(ffn.w_in).T + np.float64(ffn.b_in))
+    for got, expected in (
+        (glu(x), linear(glu.value, gelu(wide)) * sigmoid(linear(glu.gate, gelu(wide)))),
+        (half(x), gelu(wide) * sigmoid(linear(half.gate, gelu(wide)))),
+        (ffn(x), inner @ np.float64(ffn.w_out).T + np.float64(ffn.b_out)),
+        (Nonlinearity(5, activation=jnp.tanh)(x), np.tanh(wide)),
+        (Identity(5)(x), wide),
+    ):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+    assert ffn.w_in.shape == (20, 5) and FFN(5, hidden=3, key=getkey()).w_out.shape == (5, 3)
+    assert not np.allclose(glu.value.weight, glu.gate.weight)
+
+
+def test_block_is_its_equation(getkey):
+    def build(key):
+        return Block(make_layer(key), make_norm=RMSNorm, make_mixer=GLU, key=key)
+
+    block, xs = jit(build)(getkey()), jax.random.normal(getkey(), (2, 6, 5))
+    _, ys = jit(block)(xs)
+    expected = jit(lambda xs: xs + block.mixer(block.layer(block.norm(xs))[1]))(xs)
+    np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_stack_is_its_blocks_in_a_row(getkey):
+    stack = jit(lambda key: BlockStack(make_layer, 3, key=key))(getkey())
+    xs = jax.random.normal(getkey(), (2, 6, 5))
+    state, ys = jit(stack)(xs)
+    run = jit(lambda block, xs: block(xs))
+    expected = xs
+    for depth in range(3):
+        block = jax.tree.map(lambda leaf, depth=depth: np.asarray(leaf)[depth], stack.blocks)
+        last, expected = run(block, expected)
+        for got, one in zip(jax.tree.leaves(state), jax.tree.leaves(last), strict=True):
+            np.testing.assert_allclose(got[depth], one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(stack.blocks.layer.b_re[0], stack.blocks.layer.b_re[1])
+
+
+def test_remat_changes_memory_only(getkey):
+    key, xs = getkey(), jax.random.normal(getkey(), (2, 6, 5))
+
+    def gradient(remat):
+        build = jit(lambda key: BlockStack(make_layer, 3, dropout=0.5, remat=remat, key=key))
+        stack = build(key)
+        loss = jax.grad(lambda stack: jnp.sum(stack(xs, key=key)[1] ** 2))
+        return jit(loss)(stack), "checkpoint" in str(jax.make_jaxpr(loss)(stack))
+
+    (plain, without), (rematted, with_it) = gradient(False), gradient(True)
+    assert with_it and not without
+    assert verify.relative_error(jax.tree.leaves(rematted), jax.tree.leaves(plain)) < 1e-5
+
+
+@pytest.mark.parametrize("build", [make_layer, lambda key: S5(5, 8, key=key)], ids=["LRU", "S5"])
+def test_program_does_not_grow_with_depth(build, key):
+    def size(depth):
+        stack = jax.eval_shape(lambda key: BlockStack(build, depth, key=key), key)
+        xs = jax.ShapeDtypeStruct((2, 6, 5), jnp.float32)
+        loss = jax.grad(lambda stack, xs: jnp.sum(stack(xs)[1] ** 2))
+        return len(jax.jit(loss).lower(stack, xs).as_text().splitlines())
+
+    def init_size(depth):
+        init = jax.jit(lambda key: BlockStack(build, depth, key=key))
+        return len(init.lower(key).as_text().splitlines())
+
+    assert size(2) == size(24)
+    assert init_size(2) == init_size(24)
+
+
+@pytest.mark.parametrize("build", [classifier, language_model])
+def test_row_keys(build, getkey):
+    """The batch that a row is in doesn't matter to its masks."""
+    model = jit(lambda key: build(key, dropout=0.5))(getkey())
+    xs = verify.sample_inputs(model, (4, 6), getkey())
+    key = getkey()
+    keys = row_keys(key, (4,))
+    ys = jit(lambda model, xs, key: model(xs, key=key)[1])(model, xs, key)
+    mapped = jit(eqx.filter_vmap(lambda x, key: model(x, key=key)[1]))(xs, keys)
+    np.testing.assert_allclose(mapped, ys, rtol=1e-5, atol=1e-6)
+    rows = jit(lambda model, xs, keys: model(xs, key=keys)[1])(model, xs[::-1], keys[::-1])
+    np.testing.assert_allclose(rows[::-1], ys, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(rows[::-1], jit(model)(xs)[1])
+
+
+def test_blocks_draw_their_own_masks(key):
+    def build(key):
+        return BlockStack(make_layer, 8, make_mixer=Identity, dropout=0.5, key=key)
+
+    # Zero but for what makes each block add one.
+    zero = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(build, key))
+    ones = np.ones((8, 5), np.float32)
+    stack = eqx.tree_at(
+        lambda m: (m.blocks.norm.bias, m.blocks.layer.d, m.blocks.dropout.rate),
+        zero,
+        (ones, ones, np.full(8, 0.5, np.float32)),
+    )
+    _, ys = jit(lambda stack: stack(jnp.zeros((50, 5)), key=key))(stack)
+    # With dropout each adds 0 or 2 on its own; one mask for all would add 0 or 16.
+    kinds = np.unique(np.asarray(ys))
+    assert set(kinds) <= set(range(0, 17, 2)) and len(kinds) > 4
+
+
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_pooling_is_of_valid_steps(pool, getkey):
+    key = getkey()
+    pooled, per_step = (
+        jit(lambda key, name=name: classifier(key, pool=name))(key) for name in (pool, "none")
+    )
+    xs, lengths = jax.random.normal(getkey(), (3, 6, 3)), np.array([6, 1, 4])
+    _, logits = jit(lambda model: model(xs, lengths=lengths))(pooled)
+    _, steps = jit(lambda model: model(xs, lengths=lengths))(per_step)
+    for row, length in enumerate(lengths):
+        # The head is affine, so pooling commutes with it.
+        valid = np.asarray(steps)[row, :length]
+        expected = valid.mean(0) if pool == "mean" else valid[-1]
+        np.testing.assert_allclose(logits[row], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_empty_row_is_finite(pool, key):
+    model = jit(lambda key: classifier(key, pool=pool))(key)
+    xs, lengths = jnp.full((2, 4, 3), jnp.nan), jnp.array([0, 0])
+    _, logits = jit(lambda model: model(xs, lengths=lengths))(model)
+    np.testing.assert_allclose(logits, np.broadcast_to(model.head.bias, (2, 4)))
+
+
+def test_mean_is_exact_in_bfloat16(key):
+    """A sum of 4096 ones in bfloat16 stops at 256."""
+    zero = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(classifier, key)
+    )
+    model = eqx.tree_at(
+        lambda m: (m.norm.bias, m.head.weight),
+        zero,
+        (np.ones(5, np.float32), np.full((4, 5), 0.2, np.float32)),
+    )
+    _, logits = jit(lambda model: model(jnp.zeros((4096, 3), jnp.bfloat16)))(model)
+    np.testing.assert_allclose(logits.astype(jnp.float32), 1, rtol=1e-2)
+
+
+def test_language_model_in_bfloat16(key):
+    def run(key):
+        model = language_model(key, dtype=jnp.bfloat16)
+        state, logits = model(jnp.zeros((2, 6), jnp.int32))
+        return model, state, logits, model.step(jnp.array([1, 2]), state)[1]
+
+    model, state, logits, step = jax.eval_shape(run, key)
+    assert logits.dtype == step.dtype == jnp.bfloat16 and logits.shape == (2, 6, 11)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((model, state))} == {"float32"}
+
+
+def test_bidirectional_has_no_step(key):
+    def run(key):
+        stack = BlockStack(lambda key: BidirectionalS5(5, 8, key=key), 2, key=key)
+        assert not stack.causal
+        return stack.step(jnp.zeros(5), stack.init_state())
+
+    with pytest.raises(TypeError, match="BidirectionalS5 is not causal"):
+        jax.eval_shape(run, key)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda key: classifier(key, pool="max"), ValueError, "mean, none; got 'max'"),
+        (lambda key: classifier(key, dropout=1.0), ValueError, r"rate must be in \[0, 1\)"),
+        (
+            lambda key: SequenceClassifier(3, 0, make_layer=make_layer, dim=5, depth=2, key=key),
+            ValueError,
+            "classes must be at least 1; got 0",
+        ),
+        (
+            lambda key: SequenceClassifier(3, 4, make_layer=make_layer, dim=6, depth=2, key=key),
+            ValueError,
+            "layers of dim=6 features in and out; it made LRU with 5",
+        ),
+        (lambda key: BlockStack(make_layer, 0, key=key), ValueError, "depth must be at least 1"),
+        (
+            lambda key: Block(LRU(3, 4, 5, key=key), key=key),
+            ValueError,
+            "LRU has idim=3, odim=5",
+        ),
+        (
+            lambda key: LanguageModel(
+                9, make_layer=lambda key: BidirectionalS5(4, 4, key=key), dim=4, depth=1, key=key
+            ),
+            TypeError,
+            "BidirectionalS5 sees the tokens to be predicted",
+        ),
+    ],
+)
+def test_bad_arguments(build, error, message, key):
+    with pytest.raises(error, match=message):
+        jax.eval_shape(build, key)
+
+
+@pytest.mark.parametrize(
+    ("run", "error", "message"),
+    [
+        (
+            lambda key: classifier(key)(jnp.zeros((6, 4))),
+            ValueError,
+            r"SequenceClassifier takes .* 3 features; got shape \(6, 4\)",
+        ),
+        (
+            lambda key: classifier(key)(jnp.zeros((6, 3), jnp.uint8)),
+            TypeError,
+            "SequenceClassifier .*floating; got uint8",
+        ),
+        (
+            lambda key: classifier(key)(jnp.zeros((4, 6, 3)), key=jax.random.split(key, 3)),
+            ValueError,
+            r"shape \(4,\); got keys of shape \(3,\)",
+        ),
+        (
+            lambda key: language_model(key)(jnp.zeros((2, 6))),
+            TypeError,
+            "integer tokens; got float32",
+        ),
+        (
+            lambda key: language_model(key)(jnp.array(3)),
+            ValueError,
+            r"tokens of shape \(\*batch, time\)",
+        ),
+    ],
+)
+def test_bad_inputs(run, error, message, key):
+    with pytest.raises(error, match=message):
+        jax.eval_shape(run, key)

@@ -1,0 +1,339 @@
+"""The train step: the same numbers on every mesh, and communication only where it belongs."""
+
+import re
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rnnscale import LRU, S5, BidirectionalS5, trainable
+from rnnscale.layers import row_keys
+from rnnscale.models import FFN, LanguageModel, SequenceClassifier
+from rnnscale.sharding import batch_sharding, make_mesh, sharded_init, shardings
+from rnnscale.training import (
+    TrainState,
+    cross_entropy,
+    make_eval_step,
+    make_optimiser,
+    make_train_step,
+)
+
+ROWS, TIME, DIM = 16, 24, 16
+MESHES = {
+    "data=8": {"data": 8},
+    "data=2,fsdp=2,tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "fsdp=8": {"fsdp": 8},
+    "tensor=8": {"tensor": 8},
+}
+every_mesh = pytest.mark.parametrize("axes", MESHES.values(), ids=MESHES)
+
+
+def classifier(key, layer=S5, **options):
+    options = {"dim": DIM, "depth": 3, "make_mixer": FFN, "dropout": 0.1, "pool": "mean"} | options
+    return SequenceClassifier(
+        2, 8, make_layer=lambda key: layer(DIM, 32, key=key), key=key, **options
+    )
+
+
+def language_model(key):
+    return LanguageModel(
+        16,
+        make_layer=lambda key: LRU(DIM, 16, key=key),
+        dim=DIM,
+        depth=2,
+        dropout=0.1,
+        remat=True,
+        key=key,
+    )
+
+
+def batch_of(step, kind):
+    rng = np.random.default_rng(step)
+    if kind is language_model:
+        tokens = rng.integers(0, 16, (ROWS, TIME + 1))
+        return {"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}
+    return {
+        "inputs": rng.normal(size=(ROWS, TIME, 2)).astype(np.float32),
+        "labels": rng.integers(0, 8, ROWS),
+        "lengths": rng.integers(1, TIME + 1, ROWS),
+    }
+
+
+def optimiser_of(model):
+    return make_optimiser(
+        model,
+        learning_rate=3e-3,
+        recurrence_rate=1e-3,
+        weight_decay=0.05,
+        warmup=5,
+        steps=40,
+        clip=1.0,
+    )
+
+
+def state_on(mesh, build, key):
+    abstract = jax.eval_shape(build, key)
+    optimiser = optimiser_of(abstract)
+    init = lambda key: TrainState.create(build(key), optimiser, key)  # noqa: E731
+    return sharded_init(init, key, mesh), optimiser
+
+
+def put(batch, mesh):
+    return {
+        name: jax.device_put(x, batch_sharding(mesh, x.ndim)) for name, x in batch.items()
+    }
+
+
+def losses(axes, build, *, steps=20, accumulation=1):
+    mesh = make_mesh(**axes, devices=jax.devices()[: int(np.prod(list(axes.values())))])
+    with jax.set_mesh(mesh):
+        state, optimiser = state_on(mesh, build, jax.random.key(0))
+        step = make_train_step(cross_entropy, optimiser, accumulation=accumulation)
+        found = []
+        for i in range(steps):
+            state, metrics = step(state, put(batch_of(i, build), mesh))
+            found.append(float(metrics["loss"]))
+        spec = shardings(state, mesh)
+        for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(spec), strict=True):
+            assert x.sharding.is_equivalent_to(s, x.ndim)
+    return np.asarray(found)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {build: losses({"data": 1}, build) for build in (classifier, language_model)}
+
+
+@every_mesh
+@pytest.mark.parametrize("build", [classifier, language_model])
+def test_the_same_losses_on_every_mesh(axes, build, expected):
+    np.testing.assert_allclose(losses(axes, build), expected[build], rtol=1e-4)
+
+
+@every_mesh
+def test_the_same_losses_in_parts(axes, expected):
+    got = losses(axes, classifier, accumulation=2)
+    np.testing.assert_allclose(got, expected[classifier], rtol=1e-4)
+
+
+def test_without_a_mesh(expected):
+    model = classifier(jax.random.split(jax.random.key(0))[0])
+    optimiser = optimiser_of(model)
+    for accumulation in (1, 4):
+        state = TrainState.create(classifier(jax.random.key(0)), optimiser, jax.random.key(0))
+        step = make_train_step(cross_entropy, optimiser, accumulation=accumulation)
+        found = []
+        for i in range(3):
+            state, metrics = step(state, batch_of(i, classifier))
+            found.append(float(metrics["loss"]))
+        np.testing.assert_allclose(found, expected[classifier][:3], rtol=1e-4)
+
+
+COLLECTIVE = re.compile(
+    r"= .*\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def compiled_step(axes, build, accumulation=1):
+    mesh = make_mesh(**axes)
+    with jax.set_mesh(mesh):
+        state, optimiser = state_on(mesh, build, jax.random.key(0))
+        step = make_train_step(cross_entropy, optimiser, accumulation=accumulation)
+        return step.lower(state, put(batch_of(0, build), mesh)).compile().as_text()
+
+
+def loops(text):
+    """Of every loop: its name in the source, its collectives with those of the loops inside."""
+    bodies = {}
+    for block in re.split(r"\n(?=%|ENTRY)", text):
+        name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", block)
+        if name:
+            bodies[name[1]] = block
+
+    def collectives(name, seen=()):
+        block = bodies[name]
+        found = COLLECTIVE.findall(block)
+        for callee in re.findall(r"(?:calls|body|to_apply|branch_computations)=\{?%?([\w.\-]+)", block):
+            if callee in bodies and callee not in seen:
+                found += collectives(callee, (*seen, name))
+        return found
+
+    for block in bodies.values():
+        for line in block.splitlines():
+            if " while(" in line:
+                body = re.search(r"body=%?([\w.\-]+)", line)[1]
+                operation = re.search(r'op_name="([^"]*)"', line)
+                yield operation[1] if operation else "", collectives(body)
+
+
+TIME_LOOP = re.compile("diagonal_ssm|linear_scan")
+
+
+@every_mesh
+@pytest.mark.parametrize("build", [classifier, partial(classifier, layer=BidirectionalS5)])
+def test_no_loop_over_time_communicates(axes, build):
+    if isinstance(build, partial):
+        build = eqx.Partial(classifier, layer=BidirectionalS5)
+    found = list(loops(compiled_step(axes, build)))
+    over_time = [collectives for name, collectives in found if TIME_LOOP.search(name)]
+    assert len(over_time) >= 2  # forward and backward
+    assert not any(over_time)
+    # The reader sees collectives where they are: over layers, or outside all loops.
+    assert COLLECTIVE.search(compiled_step(axes, build))
+
+
+@pytest.mark.parametrize(
+    "axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str
+)
+def test_no_loop_over_parts_communicates_over_rows(axes):
+    text = compiled_step(axes, classifier, accumulation=2)
+    found = {name: c for name, c in loops(text) if name.endswith("/while") and name.count("while") == 1}
+    allowed = {"all-reduce"} if "tensor" in axes else set()  # the sum of outputs over states
+    assert found
+    for name, collectives in found.items():
+        assert set(collectives) <= allowed, name
+    if "tensor" not in axes:
+        assert "all-reduce" in text or "reduce-scatter" in text
+
+
+def test_groups_of_the_optimiser(key):
+    model = classifier(key)
+    optimiser = optimiser_of(model)
+    params = eqx.filter(model, trainable(model))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    state = optimiser.init(params)
+    for _ in range(6):
+        updates, state = optimiser.update(zeros, state, params)
+    layer, mixer = updates.stack.blocks.layer, updates.stack.blocks.mixer
+    # Without a gradient only weight decay moves anything, and it moves the weights only.
+    assert np.all(np.asarray(layer.lambda_re) == 0)
+    assert np.all(np.asarray(layer.b_re) == 0)
+    assert np.all(np.asarray(layer.d) == 0)
+    assert np.any(np.asarray(layer.c_re) != 0)
+    assert all(np.any(np.asarray(x) != 0) for x in jax.tree.leaves(mixer) if x.ndim > 2)
+    ones = jax.tree.map(jnp.ones_like, params)
+    updates, _ = optimiser.update(ones, optimiser.init(params), params)
+    updates, _ = optimiser.update(ones, state, params)
+    rate = np.abs(np.asarray(updates.stack.blocks.layer.log_step)).max()
+    weights = np.abs(np.asarray(updates.head.bias)).max()
+    np.testing.assert_allclose(weights / rate, 3.0, rtol=1e-3)
+
+
+def test_values_that_are_not_trained_stay(key):
+    model = classifier(key)
+    optimiser = optimiser_of(model)
+    state = TrainState.create(model, optimiser, key)
+    before = float(model.stack.blocks.layer.step_rescale[0])
+    step = make_train_step(cross_entropy, optimiser)
+    for i in range(3):
+        state, _ = step(state, batch_of(i, classifier))
+    assert float(state.model.stack.blocks.layer.step_rescale[0]) == before
+
+
+def test_a_step_that_is_not_finite_changes_nothing(key):
+    model = classifier(key)
+    optimiser = optimiser_of(model)
+    step = make_train_step(cross_entropy, optimiser)
+    state, _ = step(TrainState.create(model, optimiser, key), batch_of(0, classifier))
+    before = jax.tree.map(np.asarray, (state.model, state.opt_state.inner_state))
+    bad = batch_of(1, classifier)
+    bad["inputs"][0, 0, 0] = np.inf
+    for in_a_row in (1, 2):
+        state, metrics = step(state, bad)
+        assert int(metrics["skipped"]) == 1
+        assert int(metrics["skipped_in_a_row"]) == in_a_row
+    after = jax.tree.map(np.asarray, (state.model, state.opt_state.inner_state))
+    for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert int(state.step) == 3
+    state, metrics = step(state, batch_of(2, classifier))
+    assert int(metrics["skipped"]) == int(metrics["skipped_in_a_row"]) == 0
+
+
+def test_the_state_is_donated(key):
+    model = classifier(key)
+    optimiser = optimiser_of(model)
+    state = TrainState.create(model, optimiser, key)
+    weight = state.model.stack.blocks.layer.b_re
+    make_train_step(cross_entropy, optimiser)(state, batch_of(0, classifier))
+    assert weight.is_deleted()
+
+
+def test_evaluation_weights_and_lengths(key):
+    model = language_model(key)
+    batch = batch_of(0, language_model)
+    totals = make_eval_step(cross_entropy)
+    weight = np.asarray([1.0] * 10 + [0.0] * 6, np.float32)
+    got = totals(model, {**batch, "weight": weight})
+    expected = totals(model, {name: x[:10] for name, x in batch.items()})
+    for name in ("loss", "correct", "count"):
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-5)
+    lengths = np.full(ROWS, 5)
+    got = totals(model, {**batch, "lengths": lengths})
+    expected = totals(model, {name: x[:, :5] for name, x in batch.items()})
+    for name in ("loss", "correct", "count"):
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-5)
+
+
+def test_the_loss_against_numpy(key):
+    model = language_model(key)
+    batch = batch_of(0, language_model)
+    _, logits = model(jnp.asarray(batch["inputs"]))
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    rows, steps = np.indices(batch["labels"].shape)
+    expected = -log_probabilities[rows, steps, batch["labels"]].sum()
+    got = cross_entropy(model, batch, None)
+    np.testing.assert_allclose(got["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(got["correct"], (logits.argmax(-1) == batch["labels"]).sum())
+    assert float(got["count"]) == ROWS * TIME
+
+
+def test_dropout_masks_belong_to_rows(key):
+    """Each row of the batch draws its own mask, the one it draws on its own."""
+    model = classifier(key, dropout=0.5)
+    xs = jnp.broadcast_to(jnp.asarray(batch_of(0, classifier)["inputs"][:1]), (4, TIME, 2))
+    keys = row_keys(key, (4,))
+    _, logits = model(xs, key=keys)
+    assert len(np.unique(np.asarray(logits)[:, 0])) == 4
+    _, alone = model(xs[2], key=keys[2])
+    np.testing.assert_allclose(logits[2], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_bfloat16_trains_with_float32_parameters(key, dtype):
+    model = classifier(key)
+    optimiser = optimiser_of(model)
+    state = TrainState.create(model, optimiser, key)
+
+    def loss(model, batch, key):
+        return cross_entropy(model, {**batch, "inputs": batch["inputs"].astype(dtype)}, key)
+
+    step = make_train_step(loss, optimiser)
+    for i in range(30):
+        state, metrics = step(state, batch_of(0, classifier))
+        if i == 0:
+            first = float(metrics["loss"])
+    assert float(metrics["loss"]) < first
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.model))
+
+
+def test_errors(key):
+    model = classifier(key)
+    optimiser = optimiser_of(model)
+    with pytest.raises(ValueError, match="accumulation must be at least 1, got 0"):
+        make_train_step(cross_entropy, optimiser, accumulation=0)
+    step = make_train_step(cross_entropy, optimiser, accumulation=3)
+    with pytest.raises(ValueError, match="accumulation=3 must divide the 16 rows"):
+        step(TrainState.create(model, optimiser, key), batch_of(0, classifier))
+    with pytest.raises(ValueError, match="warmup must be at least 0 and below steps=5, got 5"):
+        make_optimiser(
+            model, learning_rate=1, recurrence_rate=1, weight_decay=0, warmup=5, steps=5, clip=1
+        )
+    with pytest.raises(ValueError, match="labels of shape"):
+        cross_entropy(model, {**batch_of(0, classifier), "labels": np.zeros((3,), int)}, None)

@@ -1,0 +1,62 @@
+"""Each law notices a layer that breaks it."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rnnscale import verify
+from rnnscale.ssm import LRU
+
+
+class Broken(eqx.Module):
+    """An LRU behind one defect."""
+
+    lru: LRU
+    defect: str = eqx.field(static=True)
+    causal: bool = eqx.field(static=True, default=True)
+
+    def __call__(self, xs, state=None, *, reset=None, lengths=None, key=None):
+        if self.defect == "ignores the state":
+            state = None
+        if self.defect == "ignores resets":
+            reset = None
+        if self.defect == "ignores lengths":
+            lengths = None
+        if self.defect == "mixes rows" and xs.ndim > 2:
+            xs = xs + jnp.mean(xs, axis=0)
+        if self.defect == "fixed weights":
+            return jax.lax.stop_gradient(self.lru)(xs, state, reset=reset, lengths=lengths)
+        state, ys = self.lru(xs, state, reset=reset, lengths=lengths)
+        if self.defect == "wide":
+            ys = ys.astype(jnp.float32)
+        if self.defect == "low state":
+            state = jax.tree.map(lambda x: x.astype(jnp.float16), state)
+        return state, ys
+
+    def step(self, x, state, *, key=None):
+        state, y = self.lru.step(x, state)
+        return state, 2 * y if self.defect == "another step" else y
+
+    def init_state(self, batch_shape=(), dtype=None):
+        return self.lru.init_state(batch_shape, dtype)
+
+
+LAWS = {
+    "another step": verify.step_equals_call,
+    "ignores the state": lambda layer, xs: verify.cut_equals_whole(layer, xs, 4),
+    "ignores resets": lambda layer, xs: verify.reset_equals_fresh(layer, xs, 4),
+    "ignores lengths": lambda layer, xs: verify.padding_is_inert(layer, xs, [8, 3]),
+    "mixes rows": verify.batching_agrees,
+    "low state": verify.state_is_stable,
+    "wide": verify.bfloat16_keeps_dtypes,
+    "fixed weights": verify.gradient_reaches_parameters,
+}
+
+
+@pytest.mark.parametrize("defect", LAWS)
+def test_law_notices(defect, key):
+    layer = Broken(LRU(3, 4, key=key), defect)
+    xs = jax.random.normal(key, (2, 8, 3))
+    check = LAWS[defect](layer, xs)
+    assert not check.passed, check
