@@ -8,7 +8,7 @@ The shape annotation names the logical axes: a field `b_re: Float[Array, "state 
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cache
 from typing import (
     Any,
     Literal,
@@ -127,7 +127,7 @@ def _child_field(value: Any, field: _Field, key: KeyEntry) -> _Field:
     return replace(field, annotation=_element_annotation(value, field, key))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module_fields(cls: type[eqx.Module]) -> Mapping[str, _Field]:
     try:
         hints = get_type_hints(cls, include_extras=True)

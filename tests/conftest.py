@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 # Before jax starts, and in the environment, so that the processes that tests start see it too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most programs here run once or twice, and optimising their machine code is most of the time they
+# take. XLA's own passes, the ones that move numbers and collectives about, are as always.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # What a test compiles, and how often, must not depend on an earlier run.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 

@@ -1,5 +1,3 @@
-from typing import Optional
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -24,7 +22,7 @@ class Outer(eqx.Module):
     many: list[Inner]
     pair: tuple[Float[Array, "x"], Float[Array, "4 hdim _"]]
     named: dict[str, Float[Array, "... vocab"]]
-    maybe: Optional[Float[Array, "dim"]]
+    maybe: Float[Array, "dim"] | None
     frozen: Inner = parameter(trainable=False)
     clock: Int[Array, "*batch"]
     rest: PyTree

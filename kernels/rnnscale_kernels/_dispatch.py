@@ -56,8 +56,8 @@ class Dispatch:
             if reason is not None:
                 usable = [x.name for x in self.implementations if x.unavailable(platform) is None]
                 raise NotImplementedError(
-                    f"{self.operation}(implementation={named!r}) cannot run on {platform}: {reason}."
-                    f" Usable there: {', '.join(usable)}, or None for the fastest."
+                    f"{self.operation}(implementation={named!r}) cannot run on {platform}: "
+                    f"{reason}. Usable there: {', '.join(usable)}, or None for the fastest."
                 )
             return by_name[named]
         passed_over = []

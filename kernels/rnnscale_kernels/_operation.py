@@ -30,8 +30,8 @@ def differentiable(tree: Tree) -> Tree:
 def vary_alike(tree: Tree) -> Tree:
     """Casts all arrays to the union of the mesh axes over which any of them varies.
 
-    Inside `shard_map` an operation wants one answer for all its arguments. The transpose of this
-    cast is the sum over devices that the gradient of a replicated argument needs.
+    Inside `shard_map`, whoever differentiates an operation casts its arguments first: the transpose
+    of this cast is the sum over devices that the gradient of a replicated argument needs.
     """
     leaves, treedef = jax.tree.flatten(tree)
     varying = [jax.typeof(x).manual_axis_type.varying for x in leaves]
@@ -130,12 +130,13 @@ class Operation:
     def _abstract_eval(self, stage: str, *leaves, tree, **static):
         arguments = jax.tree.unflatten(tree, leaves)
         like = leaves[0]
+        varying = frozenset().union(*(x.manual_axis_type.varying for x in leaves))
         return [
             ShapedArray(
                 x.shape,
                 x.dtype,
                 sharding=NamedSharding(like.sharding.mesh, PartitionSpec(*[None] * len(x.shape))),
-                manual_axis_type=like.manual_axis_type,
+                manual_axis_type=type(like.manual_axis_type)(varying=varying),
             )
             for x in jax.tree.leaves(self._result_shapes(stage, arguments, static))
         ]
@@ -200,6 +201,12 @@ class Operation:
         mapped = jax.tree.unflatten(tree, [axis is not None for axis in axes])
         results = jax.tree.leaves(self._batch(stage, arguments, mapped, **static))
         return results, [0] * len(results)
+
+
+def mapped_size(arguments: Tree, mapped: Tree) -> int:
+    """The size of the mapped axis, for the function `batch` of an operation."""
+    leaves = zip(jax.tree.leaves(arguments), jax.tree.leaves(mapped), strict=True)
+    return next(x.shape[0] for x, is_mapped in leaves if is_mapped)
 
 
 def _is_inexact(x) -> bool:

@@ -26,16 +26,16 @@ def row_keys(
     """
     if key is None:
         return None
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    if key.shape == tuple(batch_shape):
-        return key
-    if key.shape == ():
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    keys = key if typed else jax.random.wrap_key_data(key)
+    if keys.shape == tuple(batch_shape):
+        return keys
+    if keys.shape == ():
         rows = jnp.arange(math.prod(batch_shape), dtype=jnp.uint32).reshape(batch_shape)
-        return fold_keys(key, rows)
+        return fold_keys(keys, rows)
     raise ValueError(
         f"key must be one key or one for each row of the batch, of shape {tuple(batch_shape)}; "
-        f"got keys of shape {key.shape}."
+        f"got keys of shape {keys.shape}."
     )
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
 from rnnscale._base import CausalLayer, SequenceLayer, State, check_features, zero_padding
 from rnnscale.layers import Dropout, LayerNorm, fold_keys, row_keys
-from rnnscale.models._mixers import HalfGLU
+from rnnscale.models._mixers import HalfGLU, Pointwise
 
 # Which numbers of a row's key the parts of a block draw from.
 _LAYER, _DROPOUT = 0, 1
@@ -23,9 +23,9 @@ class Block(SequenceLayer):
     over time, and drop before the gate too; here there is one mask, of its own at each step.
     """
 
-    norm: eqx.Module
+    norm: Pointwise
     layer: SequenceLayer
-    mixer: eqx.Module
+    mixer: Pointwise
     dropout: Dropout | None
     idim: int = eqx.field(static=True)
     odim: int = eqx.field(static=True)
@@ -34,8 +34,8 @@ class Block(SequenceLayer):
         self,
         layer: SequenceLayer,
         *,
-        make_mixer: Callable[..., eqx.Module] = HalfGLU,
-        make_norm: Callable[..., eqx.Module] = LayerNorm,
+        make_mixer: Callable[..., Pointwise] = HalfGLU,
+        make_norm: Callable[..., Pointwise] = LayerNorm,
         dropout: float = 0.0,
         key: PRNGKeyArray,
     ):

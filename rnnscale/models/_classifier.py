@@ -17,7 +17,7 @@ from rnnscale._base import (
     zero_padding,
 )
 from rnnscale.layers import LayerNorm, Linear
-from rnnscale.models._mixers import HalfGLU
+from rnnscale.models._mixers import HalfGLU, Pointwise
 from rnnscale.models._stack import BlockStack, check_width
 
 type Pool = Literal["last", "mean", "none"]
@@ -39,7 +39,7 @@ class SequenceClassifier(eqx.Module):
 
     encoder: Linear
     stack: BlockStack
-    norm: eqx.Module
+    norm: Pointwise
     head: Linear
     idim: int = eqx.field(static=True)
     classes: int = eqx.field(static=True)
@@ -53,8 +53,8 @@ class SequenceClassifier(eqx.Module):
         make_layer: Callable[[PRNGKeyArray], SequenceLayer],
         dim: int,
         depth: int,
-        make_mixer: Callable[..., eqx.Module] = HalfGLU,
-        make_norm: Callable[..., eqx.Module] = LayerNorm,
+        make_mixer: Callable[..., Pointwise] = HalfGLU,
+        make_norm: Callable[..., Pointwise] = LayerNorm,
         dropout: float = 0.0,
         pool: Pool = "mean",
         remat: bool = False,

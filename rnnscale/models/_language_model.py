@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
 from rnnscale._base import SequenceLayer, State, check_size, zero_padding
 from rnnscale.layers import Embedding, LayerNorm, Linear
-from rnnscale.models._mixers import HalfGLU
+from rnnscale.models._mixers import HalfGLU, Pointwise
 from rnnscale.models._stack import BlockStack, check_width
 
 
@@ -27,7 +27,7 @@ class LanguageModel(eqx.Module):
 
     embedding: Embedding
     stack: BlockStack
-    norm: eqx.Module
+    norm: Pointwise
     head: Linear
     vocab: int = eqx.field(static=True)
     dtype: jnp.dtype = eqx.field(static=True)
@@ -39,8 +39,8 @@ class LanguageModel(eqx.Module):
         make_layer: Callable[[PRNGKeyArray], SequenceLayer],
         dim: int,
         depth: int,
-        make_mixer: Callable[..., eqx.Module] = HalfGLU,
-        make_norm: Callable[..., eqx.Module] = LayerNorm,
+        make_mixer: Callable[..., Pointwise] = HalfGLU,
+        make_norm: Callable[..., Pointwise] = LayerNorm,
         dropout: float = 0.0,
         remat: bool = False,
         dtype: DTypeLike = jnp.float32,

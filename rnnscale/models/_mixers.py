@@ -15,6 +15,9 @@ from rnnscale._base import check_features, check_size
 from rnnscale._fields import parameter
 from rnnscale.layers import Linear
 
+# A norm or mixer: a module that is called on "*axes dim" and returns the same.
+type Pointwise = Callable[[Array], Array]
+
 
 class GLU(eqx.Module):
     r"""$y = (W_1 g + b_1) \odot \sigma(W_2 g + b_2)$ with $g = \mathrm{gelu}(x)$.

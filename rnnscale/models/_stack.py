@@ -11,7 +11,7 @@ from rnnscale import sharding
 from rnnscale._base import SequenceLayer, State, check_features, check_size
 from rnnscale.layers import LayerNorm, fold_keys, row_keys
 from rnnscale.models._block import Block
-from rnnscale.models._mixers import HalfGLU
+from rnnscale.models._mixers import HalfGLU, Pointwise
 
 
 class BlockStack(SequenceLayer):
@@ -33,8 +33,8 @@ class BlockStack(SequenceLayer):
         make_layer: Callable[[PRNGKeyArray], SequenceLayer],
         depth: int,
         *,
-        make_mixer: Callable[..., eqx.Module] = HalfGLU,
-        make_norm: Callable[..., eqx.Module] = LayerNorm,
+        make_mixer: Callable[..., Pointwise] = HalfGLU,
+        make_norm: Callable[..., Pointwise] = LayerNorm,
         dropout: float = 0.0,
         remat: bool = False,
         key: PRNGKeyArray,

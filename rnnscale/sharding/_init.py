@@ -5,7 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 from jax.sharding import Mesh
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Key
 
 from rnnscale.sharding._rules import shardings
 

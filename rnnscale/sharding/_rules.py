@@ -7,7 +7,7 @@ for an array, and the first of its axes that wants it gets it.
 import logging
 import math
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -74,7 +74,7 @@ def parameter_spec(parameter: Parameter, mesh: Mesh | AbstractMesh) -> Partition
     return PartitionSpec(*spec)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _warn_once(message: str) -> None:
     _logger.warning(message)
 
@@ -136,7 +136,7 @@ def automatic_axes(mesh: AbstractMesh | Mesh) -> frozenset[str]:
 
 
 def batch_sharding(mesh: Mesh, ndim: int, *, time_axis: int | None = None) -> NamedSharding:
-    """The layout of an array of a batch: the leading axis over `data` and `fsdp`, time over `seq`."""
+    """How an array of a batch lies: its leading axis over `data` and `fsdp`, time over `seq`."""
     spec: list[Axes | None] = [None] * ndim
     spec[0] = ACTIVATION_AXES["batch"]
     if time_axis is not None:

@@ -1,6 +1,7 @@
 """The layer that every diagonal state-space model is."""
 
 from abc import abstractmethod
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -46,8 +47,8 @@ class DiagonalSSM(CausalLayer):
         check_features(self, xs, self.idim, rank=2)
         xs = zero_padding(xs, lengths)
         decay, b, c = self.discretise()
-        ys, state = sharding.diagonal_ssm(xs, decay, b, c, state, reset=reset, lengths=lengths)
-        return state, self._skip(xs, ys)
+        ys, last = sharding.diagonal_ssm(xs, decay, b, c, state, reset=reset, lengths=lengths)
+        return cast(Planar, last), self._skip(xs, ys)
 
     def step(
         self,

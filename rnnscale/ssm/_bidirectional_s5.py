@@ -1,5 +1,7 @@
 """S5 in both directions of time."""
 
+from typing import cast
+
 import equinox as eqx
 import jax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
@@ -88,7 +90,7 @@ class BidirectionalS5(SequenceLayer):
         ys_backward, after = sharding.diagonal_ssm(
             xs, decay, b, scale(c_backward, 2), after, reverse=True, reset=reset, lengths=lengths
         )
-        return (before, after), ys + ys_backward
+        return (before, cast(Planar, after)), ys + ys_backward
 
     def init_state(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None

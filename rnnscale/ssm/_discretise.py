@@ -9,6 +9,7 @@ computed as a difference has few left.
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -50,6 +51,8 @@ def reciprocal(x: Planar) -> Planar:
 
 def limit_magnitude(x: Planar) -> Planar:
     """Shortens the entries of `x` that are longer than `MAX_MAGNITUDE` to that length."""
+    # The compiler may compute x anew, and round it otherwise, for the test and for the product.
+    x = jax.lax.optimization_barrier(x)
     square = x.re**2 + x.im**2
     limit = MAX_MAGNITUDE**2
     # The inner maximum keeps the root of a zero out of the gradient.

@@ -1,10 +1,10 @@
 """The HiPPO-LegS system and its diagonal form, from which S5 starts."""
 
 import numpy as np
-from jaxtyping import Complex128, Float64
+from numpy.typing import NDArray
 
 
-def hippo_legs(state_dim: int) -> Float64[np.ndarray, "state state"]:
+def hippo_legs(state_dim: int) -> NDArray[np.float64]:
     r"""The state matrix that compresses the past onto scaled Legendre polynomials:
 
     $$A_{nk} = -\begin{cases}\sqrt{(2n+1)(2k+1)} & n > k\\ n + 1 & n = k\\ 0 & n < k\end{cases}$$
@@ -18,7 +18,7 @@ def hippo_legs(state_dim: int) -> Float64[np.ndarray, "state state"]:
 
 def hippo_normal(
     state_dim: int,
-) -> tuple[Complex128[np.ndarray, "state"], Complex128[np.ndarray, "state state"]]:
+) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
     r"""Eigenvalues and orthonormal eigenvectors of HiPPO-N, the normal part of HiPPO-LegS.
 
     $A_N = A + p p^\top$ with $p_n = \sqrt{n + 1/2}$ is $-\tfrac12 I$ plus a skew-symmetric $S$,
@@ -27,8 +27,9 @@ def hippo_normal(
 
     **Returns:**
 
-    `(eigenvalues, vectors)` in double precision, by ascending imaginary part: the first half is
-    the one with negative imaginary parts, its conjugates follow in reverse order.
+    `(eigenvalues, vectors)` of shapes (state,) and (state, state) in double precision, by ascending
+    imaginary part: the first half is the one with negative imaginary parts, its conjugates follow
+    in reverse order.
 
     Gu et al., *On the Parameterization and Initialization of Diagonal State Space Models*, 2022.
     """
@@ -37,4 +38,4 @@ def hippo_normal(
     real = np.mean(np.diagonal(normal))
     skew = normal - np.diag(np.diagonal(normal))
     imaginary, vectors = np.linalg.eigh(-1j * skew)
-    return real + 1j * imaginary, vectors
+    return (real + 1j * imaginary).astype(np.complex128), vectors.astype(np.complex128)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
+from numpy.typing import NDArray
 
 from rnnscale._base import at_least_float32, check_size
 from rnnscale._fields import parameter
@@ -150,7 +151,7 @@ class S5(DiagonalSSM):
 
 
 def output_map(
-    key: PRNGKeyArray, odim: int, state_dim: int, vectors: np.ndarray, init: OutputInit
+    key: PRNGKeyArray, odim: int, state_dim: int, vectors: NDArray[np.complex128], init: OutputInit
 ) -> tuple[Float[Array, "odim state"], Float[Array, "odim state"]]:
     """An initial C̃ = C V, as two planes: C random complex, V block-diagonal."""
     if init == "complex_normal":
@@ -160,7 +161,7 @@ def output_map(
     lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2, batch_axis=0)
     re, im = lecun(key, (2, odim, state_dim), jnp.float32)
 
-    def times(c: Float[Array, "odim full"], v: np.ndarray) -> Float[Array, "odim state"]:
+    def times(c: Float[Array, "odim full"], v: NDArray[np.floating]) -> Float[Array, "odim state"]:
         blocks = c.reshape(odim, -1, v.shape[0])
         product = jnp.einsum("obr,rs->obs", blocks, jnp.asarray(v, jnp.float32), precision=_EXACT)
         return product.reshape(odim, state_dim // 2)
@@ -171,20 +172,20 @@ def output_map(
     )
 
 
-def half_of_hippo(block_dim: int) -> tuple[np.ndarray, np.ndarray]:
+def half_of_hippo(block_dim: int) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
     """Eigenvalues of HiPPO-N with negative imaginary parts, and their vectors as columns."""
     eigenvalues, vectors = hippo_normal(block_dim)
     return eigenvalues[: block_dim // 2], vectors[:, : block_dim // 2]
 
 
 def _input_map(
-    key: PRNGKeyArray, idim: int, state_dim: int, vectors: np.ndarray
+    key: PRNGKeyArray, idim: int, state_dim: int, vectors: NDArray[np.complex128]
 ) -> tuple[Float[Array, "state idim"], Float[Array, "state idim"]]:
     """An initial B̃ = Vᴴ B, as two planes: B random real, V block-diagonal."""
     b = jax.nn.initializers.lecun_normal()(key, (state_dim, idim), jnp.float32)
     blocks = b.reshape(-1, vectors.shape[0], idim)
 
-    def times(v: np.ndarray) -> Float[Array, "state idim"]:
+    def times(v: NDArray[np.floating]) -> Float[Array, "state idim"]:
         product = jnp.einsum("rs,bri->bsi", jnp.asarray(v, jnp.float32), blocks, precision=_EXACT)
         return product.reshape(state_dim // 2, idim)
 

@@ -15,13 +15,23 @@ type Dtype = Literal["float32", "bfloat16"]
 
 MODELS: tuple[Model, ...] = get_args(Model.__value__)
 
+_MNIST = {"steps": 900, "batch_size": 50, "dim": 64, "depth": 4, "dropout": 0.1}
+
 # What a task needs other than the defaults of `TrainConfig`.
 TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "digits": {"steps": 600, "batch_size": 64, "dim": 64, "depth": 2, "state_dim": 64},
-        "mnist5k": {"steps": 600, "batch_size": 32, "dim": 64, "depth": 2, "state_dim": 64},
-        "mnist5k-permuted": {"steps": 600, "batch_size": 32, "dim": 64, "depth": 2},
-        "bytes": {"steps": 300, "batch_size": 16, "seq_len": 1024, "dim": 128, "depth": 2},
+        "mnist5k": _MNIST,
+        "mnist5k-permuted": _MNIST,
+        "bytes": {
+            "steps": 300,
+            "batch_size": 16,
+            "seq_len": 1024,
+            "dim": 192,
+            "depth": 4,
+            "state_dim": 128,
+            "learning_rate": 8e-3,
+        },
     }
 )
 

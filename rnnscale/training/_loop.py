@@ -191,6 +191,7 @@ class _Log:
             values = {**values, "bits_per_byte": values["loss"] / math.log(2)}
         row = {
             "step": step,
+            "loss": values["loss"],
             **values,
             "tokens_per_second": round(rate, 1),
             "elapsed": round(self.clock.elapsed, 3),

@@ -6,6 +6,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 _log = logging.getLogger(__name__)
 
+# What fits beside the bar in 80 columns.
+_IN_BAR = ("loss", "accuracy", "bits_per_byte", "tokens_per_second")
+
 
 class StepProgress:
     """Shows how far training is: a bar on a terminal, a log line per logged step elsewhere."""
@@ -15,7 +18,7 @@ class StepProgress:
         self._steps = steps
         self._bar = Progress(
             MofNCompleteColumn(),
-            BarColumn(),
+            BarColumn(bar_width=16),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
             console=console,
@@ -34,14 +37,17 @@ class StepProgress:
         self._bar.update(self._task, completed=step)
 
     def show(self, row: Mapping[str, float]) -> None:
-        figures = "  ".join(
-            f"{name.replace('_', ' ')} {value:,.0f}"
-            if name == "tokens_per_second"
-            else f"{name.replace('_', ' ')} {value:.4g}"
-            for name, value in row.items()
-            if name not in ("step", "elapsed")
-        )
         if self._bar.disable:
-            _log.info("step %d/%d  %s", row["step"], self._steps, figures)
+            figures = {k: x for k, x in row.items() if k not in ("step", "elapsed")}
+            _log.info("step %d/%d  %s", row["step"], self._steps, _text(figures))
         else:
-            self._bar.update(self._task, description=figures)
+            figures = {k: row[k] for k in _IN_BAR if k in row}
+            self._bar.update(self._task, description=_text(figures))
+
+
+def _text(figures: Mapping[str, float]) -> str:
+    texts = [
+        f"{x:,.0f} tokens/s" if name == "tokens_per_second" else f"{name.replace('_', ' ')} {x:.4g}"
+        for name, x in figures.items()
+    ]
+    return "  ".join(texts)

@@ -9,7 +9,7 @@ from rnnscale._fields import trainable
 
 
 class TrainState(eqx.Module):
-    """The whole of a run: with the data, which is a function of the step, it fixes all that follows.
+    """The whole of a run: together with the data, it fixes all that follows.
 
     - `model`: any module whose arrays are annotated.
     - `opt_state`: of the optimiser, over the trainable arrays of the model.

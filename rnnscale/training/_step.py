@@ -39,8 +39,8 @@ def make_train_step(
         parameters that `fsdp` splits are gathered once, at the start.
 
     **Returns:** the function. `batch` is a dictionary of arrays whose leading axis is the batch;
-    `metrics` holds the means of the sums (`accuracy` for `correct`), `grad_norm`, `skipped` (0 or 1)
-    and `skipped_in_a_row`.
+    `metrics` holds the means of the sums (`accuracy` for `correct`), `grad_norm`, `skipped` (0 or
+    1) and `skipped_in_a_row`.
 
     **Raises:** `ValueError` where `accumulation` is below 1, and, when the step is traced, where it
     does not divide the rows of a device.

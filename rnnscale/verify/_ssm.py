@@ -22,7 +22,8 @@ def matches_oracle(
     bound: float = 1e-5,
 ) -> Check:
     """Outputs and last state of one sequence against the double-precision oracle."""
-    state, ys = eqx.filter_jit(layer)(xs, reset=None if reset is None else jnp.asarray(reset))
+    run = eqx.filter_jit(lambda layer, xs, reset: layer(xs, reset=reset))
+    state, ys = run(layer, xs, reset)
     if isinstance(layer, BidirectionalS5):
         state, _ = state
     got = (_complex(*state), ys)
@@ -104,8 +105,8 @@ def decay_below_one(layer: LRU | S5) -> Check:
     The figure is the largest over all combinations of extreme and ordinary float32 values, in
     place of the layer's own; the bound is the spacing of float32 below one.
     """
-    values = [0.0, 1e-30, 1e-7, 1e-3, 0.5, 5.0, 16.0, 60.0, 200.0, 1e5, 1e30, 3e38]
-    values = np.unique(np.float32([values, np.negative(values)]))
+    sizes = [0.0, 1e-30, 1e-7, 1e-3, 0.5, 5.0, 16.0, 60.0, 200.0, 1e5, 1e30, 3e38]
+    values = np.unique(np.array([sizes, np.negative(sizes)], np.float32))
     if isinstance(layer, LRU):
         names = ["nu_log", "theta_log"]
     else:

@@ -41,7 +41,6 @@ def _bidirectional_s5(key: PRNGKeyArray) -> SequenceLayer:
 
 CAUSAL_LAYERS: list[tuple[str, Builder]] = [
     ("LRU", _lru),
-    ("LRU idim != odim", lambda key: LRU(3, 7, 4, key=key)),
     ("S5", _s5),
     (
         "S5 bilinear",
@@ -60,26 +59,6 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
 ]
 
 LAYERS: list[tuple[str, Builder]] = [
-    ("LRU", _lru),
-    ("LRU idim != odim", lambda key: LRU(3, 7, 4, key=key)),
-    ("S5", _s5),
-    (
-        "S5 bilinear",
-        lambda key: S5(
-            3, _STATES, 4, blocks=3, discretisation="bilinear", c_init="complex_normal", key=key
-        ),
-    ),
-    ("Block FFN", lambda key: Block(_s5(key), make_mixer=partial(FFN, hidden=9), key=key)),
-    ("Block identity", lambda key: Block(_lru(key), make_mixer=Identity, key=key)),
-    ("Block nonlinearity", lambda key: Block(_lru(key), make_mixer=Nonlinearity, key=key)),
-    ("BlockStack", lambda key: BlockStack(_s5, 3, dropout=0.25, key=key)),
-    (
-        "BlockStack GLU",
-        lambda key: BlockStack(_lru, 2, make_mixer=GLU, make_norm=RMSNorm, remat=True, key=key),
-    ),
-]
-
-LAYERS: list[tuple[str, Builder]] = [
     *CAUSAL_LAYERS,
     ("BidirectionalS5", _bidirectional_s5),
     ("BlockStack bidirectional", lambda key: BlockStack(_bidirectional_s5, 2, key=key)),
@@ -93,7 +72,7 @@ MODELS: list[tuple[str, Builder]] = [
     (
         "SequenceClassifier last",
         lambda key: SequenceClassifier(
-            3, 4, make_layer=_bidirectional_s5, dim=_DIM, depth=2, pool="last", key=key
+            3, 4, make_layer=_lru, dim=_DIM, depth=2, pool="last", key=key
         ),
     ),
     (

@@ -21,7 +21,7 @@ def test_linear_for_any_rank(axes, getkey):
 def test_linear_start(key):
     layer = Linear(400, 300, key=key)
     assert layer.weight.std() == pytest.approx(400**-0.5, rel=0.02)
-    assert not layer.bias.any()
+    assert layer.bias is not None and not layer.bias.any()
     assert Linear(4, 3, use_bias=False, key=key).bias is None
 
 

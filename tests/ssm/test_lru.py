@@ -41,7 +41,8 @@ def test_gradient_is_finite_for_any_decay(value, key):
 
 
 def test_skip_term_needs_equal_sizes(key):
-    assert LRU(3, 4, key=key).d.shape == (3,)
+    skip = LRU(3, 4, key=key).d
+    assert skip is not None and skip.shape == (3,)
     assert LRU(3, 4, 5, key=key).d is None
 
 

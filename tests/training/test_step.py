@@ -1,13 +1,12 @@
 """The train step: the same numbers on every mesh, and communication only where it belongs."""
 
+import functools
 import re
-from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from rnnscale import LRU, S5, BidirectionalS5, trainable
@@ -33,10 +32,14 @@ every_mesh = pytest.mark.parametrize("axes", MESHES.values(), ids=MESHES)
 
 
 def classifier(key, layer=S5, **options):
-    options = {"dim": DIM, "depth": 3, "make_mixer": FFN, "dropout": 0.1, "pool": "mean"} | options
+    options = {"dim": DIM, "depth": 2, "make_mixer": FFN, "dropout": 0.1, "pool": "mean"} | options
     return SequenceClassifier(
         2, 8, make_layer=lambda key: layer(DIM, 32, key=key), key=key, **options
     )
+
+
+def bidirectional_classifier(key):
+    return classifier(key, layer=BidirectionalS5)
 
 
 def language_model(key):
@@ -83,9 +86,7 @@ def state_on(mesh, build, key):
 
 
 def put(batch, mesh):
-    return {
-        name: jax.device_put(x, batch_sharding(mesh, x.ndim)) for name, x in batch.items()
-    }
+    return {name: jax.device_put(x, batch_sharding(mesh, x.ndim)) for name, x in batch.items()}
 
 
 def losses(axes, build, *, steps=20, accumulation=1):
@@ -134,12 +135,14 @@ def test_without_a_mesh(expected):
 
 
 COLLECTIVE = re.compile(
-    r"= .*\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    r"= .*\b(?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(.*"
 )
+CALLEE = re.compile(r"(?:calls|body|to_apply|branch_computations)=\{?%?([\w.\-]+)")
 
 
-def compiled_step(axes, build, accumulation=1):
-    mesh = make_mesh(**axes)
+@functools.cache
+def compiled_step(mesh_name, build, accumulation=1):
+    mesh = make_mesh(**MESHES[mesh_name])
     with jax.set_mesh(mesh):
         state, optimiser = state_on(mesh, build, jax.random.key(0))
         step = make_train_step(cross_entropy, optimiser, accumulation=accumulation)
@@ -147,57 +150,50 @@ def compiled_step(axes, build, accumulation=1):
 
 
 def loops(text):
-    """Of every loop: its name in the source, its collectives with those of the loops inside."""
-    bodies = {}
+    """Of every loop its name in the source, and its collectives with those of all it calls."""
+    computations = {}
     for block in re.split(r"\n(?=%|ENTRY)", text):
         name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", block)
         if name:
-            bodies[name[1]] = block
+            computations[name[1]] = block
 
     def collectives(name, seen=()):
-        block = bodies[name]
-        found = COLLECTIVE.findall(block)
-        for callee in re.findall(r"(?:calls|body|to_apply|branch_computations)=\{?%?([\w.\-]+)", block):
-            if callee in bodies and callee not in seen:
+        found = COLLECTIVE.findall(computations[name])
+        for callee in CALLEE.findall(computations[name]):
+            if callee in computations and callee not in seen:
                 found += collectives(callee, (*seen, name))
         return found
 
-    for block in bodies.values():
-        for line in block.splitlines():
-            if " while(" in line:
-                body = re.search(r"body=%?([\w.\-]+)", line)[1]
-                operation = re.search(r'op_name="([^"]*)"', line)
-                yield operation[1] if operation else "", collectives(body)
+    for line in text.splitlines():
+        if " while(" in line:
+            body = re.search(r"body=%?([\w.\-]+)", line)[1]
+            operation = re.search(r'op_name="([^"]*)"', line)
+            yield operation[1] if operation else "", collectives(body)
 
 
-TIME_LOOP = re.compile("diagonal_ssm|linear_scan")
-
-
-@every_mesh
-@pytest.mark.parametrize("build", [classifier, partial(classifier, layer=BidirectionalS5)])
-def test_no_loop_over_time_communicates(axes, build):
-    if isinstance(build, partial):
-        build = eqx.Partial(classifier, layer=BidirectionalS5)
-    found = list(loops(compiled_step(axes, build)))
-    over_time = [collectives for name, collectives in found if TIME_LOOP.search(name)]
-    assert len(over_time) >= 2  # forward and backward
+@pytest.mark.parametrize("mesh_name", MESHES)
+@pytest.mark.parametrize("build", [classifier, bidirectional_classifier])
+def test_no_loop_over_time_communicates(mesh_name, build):
+    text = compiled_step(mesh_name, build)
+    # In the loop over blocks a shard_map holds the loops over time.
+    over_time = [found for name, found in loops(text) if "body/eval_jaxpr/shard_map/" in name]
+    assert len(over_time) >= 3  # forward, and states again and backward
     assert not any(over_time)
-    # The reader sees collectives where they are: over layers, or outside all loops.
-    assert COLLECTIVE.search(compiled_step(axes, build))
+    assert COLLECTIVE.search(text)  # elsewhere there are some, so they would be seen
 
 
-@pytest.mark.parametrize(
-    "axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str
-)
-def test_no_loop_over_parts_communicates_over_rows(axes):
-    text = compiled_step(axes, classifier, accumulation=2)
-    found = {name: c for name, c in loops(text) if name.endswith("/while") and name.count("while") == 1}
-    allowed = {"all-reduce"} if "tensor" in axes else set()  # the sum of outputs over states
-    assert found
-    for name, collectives in found.items():
-        assert set(collectives) <= allowed, name
-    if "tensor" not in axes:
-        assert "all-reduce" in text or "reduce-scatter" in text
+@pytest.mark.parametrize("mesh_name", ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"])
+def test_no_loop_over_parts_communicates_over_rows(mesh_name):
+    text = compiled_step(mesh_name, classifier, accumulation=2)
+    over_parts = [
+        found for name, found in loops(text) if name.endswith("jit(train_step)/shard_map/while")
+    ]
+    assert len(over_parts) == 1
+    # On the last mesh outputs are added up over `tensor`, whose devices are neighbours.
+    over_tensor = ("replica_groups=[4,2]<=[8]", "'seq'=1] {'tensor'}", "{{0,1},{2,3},{4,5},{6,7}}")
+    assert all(any(groups in line for groups in over_tensor) for line in over_parts[0])
+    assert bool(over_parts[0]) == ("tensor" in mesh_name)
+    assert COLLECTIVE.search(text)
 
 
 def test_groups_of_the_optimiser(key):

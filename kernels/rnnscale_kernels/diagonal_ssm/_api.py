@@ -1,6 +1,7 @@
 """The public function: what it takes, checked and brought into canonical form."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def diagonal_ssm(
     lengths: Int[Array, "*batch"] | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "*batch time odim"], Float[Array, "*batch state"] | Planar]:
-    """The linear part of a diagonal state-space layer, h_t = decay h_{t-1} + B u_t, y_t = Re(C h_t).
+    """The linear part of a state-space layer, h_t = decay h_{t-1} + B u_t, y_t = Re(C h_t).
 
     The states are never stored whole: of each chunk of time only the one that enters it is kept,
     and the backward pass computes the others again. Everything said of `linear_scan` about
@@ -59,18 +60,35 @@ def diagonal_ssm(
     **Raises:** `TypeError` or `ValueError` for dtypes and shapes that do not meet,
     `NotImplementedError` where the implementation named cannot run on the platform.
     """
+    primals, finish = prepare(
+        u, decay, b, c, h0,
+        reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
+    )  # fmt: skip
+    primals = vary_alike(primals)
+    public, _ = operation.forward(primals, **options(primals, implementation))
+    return finish(public)
+
+
+def prepare(u, decay, b, c, h0, *, reverse, reset, lengths, implementation):
+    """Checks the arguments of `diagonal_ssm`.
+
+    **Returns:** the canonical primals, and the function that makes of the public outputs what
+    `diagonal_ssm` returns. Both act on every row alone, so that rows may lie on any device.
+    """
     check_implementation(implementation, DISPATCH.names)
     check_planes(decay=decay, b=b, c=c, h0=h0)
     check_planes(u=u)
     _check_shapes(u, decay, b, c)
     *batch, time, _ = u.shape
+    axis = len(batch)
     check_reset(reset, (*batch, time))
     dtype = jnp.promote_types(jnp.float32, jnp.promote_types(decay.dtype, u.dtype))
-    state = decay.shape[0]
+    (state,) = decay.shape
     if h0 is None:
         h0 = jax.tree.map(lambda _: jnp.zeros((*batch, state), dtype), decay)
     elif h0.shape != (*batch, state):
         raise ValueError(f"h0 has shape {h0.shape}, expected '*batch state', {(*batch, state)}")
+    valid = None
     if lengths is not None:
         if not jnp.issubdtype(lengths.dtype, jnp.integer) or lengths.shape != tuple(batch):
             raise ValueError(
@@ -82,15 +100,23 @@ def diagonal_ssm(
         reset = None if reset is None else reset & valid
     cut = None if reset is None else cuts(reset, reverse=reverse)
     if reverse:
-        u, cut = (None if x is None else _turn(x, lengths, len(batch)) for x in (u, cut))
-    primals = vary_alike((u, cast(decay, dtype), b, c, cast(h0, dtype), cut, lengths))
-    chunk = _chunk_length(math.prod(batch) * sum(x.size for x in jax.tree.leaves(decay)), time)
-    (y, h_last), _ = operation.forward(primals, chunk=chunk, implementation=implementation)
-    if reverse:
-        y = _turn(y, lengths, len(batch))
-    if lengths is not None:
-        y = jnp.where(valid[..., None], y, 0)
-    return y, h_last
+        u, cut = (None if x is None else _turn(x, lengths, axis) for x in (u, cut))
+
+    def finish(public):
+        y, h_last = public
+        if reverse:
+            y = _turn(y, lengths, axis)
+        return y if valid is None else jnp.where(valid[..., None], y, 0), h_last
+
+    return (u, cast(decay, dtype), b, c, cast(h0, dtype), cut, lengths), finish
+
+
+def options(primals, implementation: str | None) -> dict[str, Any]:
+    """The static values of the operation for these primals."""
+    u, decay, *_ = primals
+    *batch, time, _ = u.shape
+    width = math.prod(batch) * sum(x.size for x in jax.tree.leaves(decay))
+    return {"chunk": _chunk_length(width, time), "implementation": implementation}
 
 
 def _chunk_length(width: int, time: int) -> int:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from .._dispatch import Dispatch, Implementation
-from .._operation import Operation
+from .._operation import Operation, mapped_size
 from .._planar import Planar
 from ..linear_scan import scan
 from . import _xla
@@ -79,15 +79,13 @@ def _batch(stage, arguments, mapped, *, chunk, implementation):
     Weights of their own for every element, or a gradient for every element, leave no product to
     share: there the unfused definition is mapped.
     """
-    static = dict(chunk=chunk, implementation=implementation)
-    weights = {
-        "forward": mapped[0][1:4],
-        "tangent": (mapped[0][1:4], mapped[-1]),
-        "transpose": True,
-    }[stage]
-    if stage == "tangent":
-        weights = (mapped[0][1:4], mapped[2][1:4])
-    if any(jax.tree.leaves(weights)):
+    static = {"chunk": chunk, "implementation": implementation}
+    weights_mapped = {
+        "forward": lambda: mapped[0][1:4],
+        "tangent": lambda: (mapped[0][1:4], mapped[2][1:4]),
+        "transpose": lambda: True,
+    }[stage]()
+    if any(jax.tree.leaves(weights_mapped)):
         define = {
             "forward": lambda primals: unfused(primals, chunk=chunk),
             "tangent": lambda *arguments: _tangent(*arguments, **static),
@@ -95,22 +93,19 @@ def _batch(stage, arguments, mapped, *, chunk, implementation):
         }[stage]
         axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
         return jax.vmap(define, in_axes=axes)(*arguments)
-    size = next(
-        x.shape[0]
-        for x, m in zip(*map(jax.tree.leaves, (arguments, mapped)), strict=True)
-        if m
-    )
+    size = mapped_size(arguments, mapped)
 
     def spread(x, is_mapped):
         return x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
 
     def spread_rows(values, is_mapped):
-        """Everything but the weights gets the axis."""
+        """Gives the axis to everything but the weights."""
         return tuple(
             x if 1 <= i <= 3 else jax.tree.map(spread, x, m)
             for i, (x, m) in enumerate(zip(values, is_mapped, strict=True))
         )
 
+    # Borders have their chunk in front of the batch.
     primals = spread_rows(arguments[0], mapped[0])
     if stage == "forward":
         public, borders = operation.forward(primals, **static)

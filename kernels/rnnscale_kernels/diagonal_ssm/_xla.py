@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._planar import Planar, add, where
-from ..linear_scan import scan
-from ..linear_scan import transpose as scan_transpose
+from ..linear_scan import scan, transpose as scan_transpose
 
 
 def input_map(u, b, dtype):
@@ -186,6 +185,4 @@ def _input_weights_gradient(s, u, dtype):
 def _add_at(x, index, value):
     """`x` with `value` added at step `index` of every row that has such a step."""
     here = jnp.arange(x.shape[-2]) == index[..., None]
-    return jax.tree.map(
-        lambda x, v: jnp.where(here[..., None], x + v[..., None, :], x), x, value
-    )
+    return jax.tree.map(lambda x, v: jnp.where(here[..., None], x + v[..., None, :], x), x, value)

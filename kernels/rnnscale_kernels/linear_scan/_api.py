@@ -50,6 +50,12 @@ def linear_scan(
     **Raises:** `TypeError` or `ValueError` for dtypes and shapes that do not meet,
     `NotImplementedError` where the implementation named cannot run on the platform.
     """
+    primals = prepare(a, b, h0, reverse=reverse, reset=reset, implementation=implementation)
+    return scan(*vary_alike(primals), reverse=reverse, implementation=implementation)
+
+
+def prepare(a, b, h0, *, reverse, reset, implementation):
+    """Checks the arguments of `linear_scan` and gives its canonical primals."""
     check_implementation(implementation, DISPATCH.names)
     check_planes(a=a, b=b, h0=h0)
     if b.ndim < 2:
@@ -68,8 +74,16 @@ def linear_scan(
         )
     check_reset(reset, (*batch, time))
     cut = None if reset is None else cuts(reset, reverse=reverse)
-    arguments = vary_alike((a, b, cast(h0, dtype), cut))
-    return scan(*arguments, reverse=reverse, implementation=implementation)
+    return a, b, cast(h0, dtype), cut
+
+
+def scan_implementations(platform: str) -> list[tuple[str, bool, str]]:
+    """The implementations of `linear_scan` on a platform such as `"cpu"`, `"cuda"` or `"tpu"`.
+
+    **Returns:** for each, its name, whether it can be used there, and if not, why.
+    """
+    reasons = {each.name: each.unavailable(platform) for each in DISPATCH.implementations}
+    return [(name, reason is None, reason or "") for name, reason in reasons.items()]
 
 
 def cuts(reset: Bool[Array, "*batch time"], *, reverse: bool) -> Bool[Array, "*batch time"]:

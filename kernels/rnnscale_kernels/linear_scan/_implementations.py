@@ -41,7 +41,7 @@ class ScanSpec:
 
 # `chunked` wins on CPUs where one step is narrower than this and there are more steps than that;
 # measured by `benchmarks/linear_scan.py`.
-_NARROW = 512
+_NARROW = 256
 _LONG = 64
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from .._operation import Operation
+from .._operation import Operation, mapped_size
 from .._planar import add, cast, multiply
 from ._backward import previous, transpose_by_scan
 from ._implementations import DISPATCH, ScanSpec
@@ -66,10 +66,10 @@ def _batch(stage, arguments, mapped, **static):
     A decay that is not mapped keeps size 1 there, except in a backward pass, where that would sum
     its gradient over the axis.
     """
-    sizes = [x.shape[0] for x, m in zip(*map(jax.tree.leaves, (arguments, mapped)), strict=True) if m]
+    size = mapped_size(arguments, mapped)
 
     def spread(x, is_mapped):
-        return x if is_mapped else jnp.broadcast_to(x, (sizes[0], *x.shape))
+        return x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
 
     spread_arguments = list(jax.tree.map(spread, arguments, mapped))
     with_decay = [0] if stage == "forward" else [0, 2] if stage == "tangent" else []

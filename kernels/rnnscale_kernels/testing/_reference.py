@@ -53,7 +53,7 @@ def linear_scan_gradient(a, b, h0, g, g_last, *, reverse=False, reset=None):
 
 
 def diagonal_ssm(u, decay, b, c, h0, *, reverse=False, reset=None, lengths=None):
-    """(y, h_last): h_t = decay h_{t-1} + B u_t, y_t = Re(C h_t), row by row of a (batch, time, idim) u."""
+    """(y, h_last): h_t = decay h_{t-1} + B u_t, y_t = Re(C h_t), for `u` "batch time idim"."""
     rows, steps, _ = u.shape
     y = np.zeros((rows, steps, c.shape[0]))
     h_last = h0.copy()

@@ -1,0 +1,271 @@
+"""What the README and the docstrings show is so: examples run, commands parse, names exist."""
+
+import contextlib
+import importlib
+import inspect
+import math
+import pkgutil
+import re
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import rnnscale
+import rnnscale.data
+import rnnscale.models
+import rnnscale_kernels
+from rnnscale.cli._main import _parser
+from rnnscale.data import TASKS
+from rnnscale.training import StopSignals, TrainConfig
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """Examples compile much and compute little."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+class Fence(NamedTuple):
+    language: str
+    code: str
+    line: int
+
+
+class Example(NamedTuple):
+    code: str
+    line: int
+    output: str | None
+
+
+def fences(text: str) -> list[Fence]:
+    found = re.finditer(r"^```(.*)\n((?s:.*?)\n)?```$", text, re.MULTILINE)
+    return [Fence(m[1], m[2] or "", text.count("\n", 0, m.start()) + 2) for m in found]
+
+
+def examples(text: str) -> list[Example]:
+    """Python blocks; a text block right after one holds what it prints."""
+    # A text block starts after the fence that ends the code, an empty line, and its own fence.
+    printed = {block.line - 3: block.code for block in fences(text) if block.language == "text"}
+    return [
+        Example(block.code, block.line, printed.get(block.line + block.code.count("\n")))
+        for block in fences(text)
+        if block.language == "python"
+    ]
+
+
+def run(code: str, namespace: dict[str, Any], *, name: str = "README.md", line: int = 1) -> None:
+    # With the lines that precede it, so that a traceback names the right one.
+    exec(compile("\n" * (line - 1) + code, name, "exec"), namespace)
+
+
+def commands(text: str) -> Iterator[str]:
+    """Command lines of shell blocks, and those named in the text."""
+    shell = "".join(block.code for block in fences(text) if block.language == "sh")
+    yield from (line for line in shell.replace("\\\n", " ").splitlines() if line.strip())
+    prose = re.sub(r"^```.*\n(?s:.*?)^```$", "", text, flags=re.MULTILINE)
+    yield from re.findall(r"`((?:rnnscale|make|python|pip) [^`]+)`", prose)
+
+
+def check_command(command: str) -> None:
+    """Raises unless it is a command that could run in a clone."""
+    words = shlex.split(command, comments=True)
+    while "=" in words[0]:  # a variable of the environment
+        words.pop(0)
+    program, *arguments = words
+    match Path(program).name:
+        case "rnnscale":
+            if "--help" in arguments:
+                arguments.remove("--help")  # or it would print the help and exit
+            check_rnnscale(arguments)
+        case "make":
+            targets = re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            assert arguments and set(arguments) <= set(targets), f"make has no target: {command}"
+        case "python":
+            assert (ROOT / arguments[0]).is_file(), f"no such script: {command}"
+        case "pip":
+            assert arguments[0] == "install" and re.match(r"rnnscale\b", arguments[1]), command
+        case _:
+            raise AssertionError(f"nothing here knows how to check: {command}")
+
+
+def check_rnnscale(arguments: list[str]) -> None:
+    given = vars(_parser().parse_args(arguments))
+    if arguments[0] != "train":
+        return
+    if "mesh" in given and "cpu_devices" in given:
+        assert math.prod(given["mesh"].values()) == given["cpu_devices"], arguments
+    del given["command"], given["resume"]
+    if "task" in given:
+        assert given["task"] in TASKS, f"no such task: {given['task']}"
+        TrainConfig.for_task(**{"out": "unused", **given})
+
+
+@pytest.mark.parametrize("example", [pytest.param(e, id=f"{e.line}") for e in examples(README)])
+def test_examples_of_the_readme(
+    example: Example, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "120")  # tables are as wide as the terminal lets them be
+    run(example.code, {"__name__": "__main__"}, line=example.line)
+    if example.output is not None:
+        printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+        assert printed == [line.rstrip() for line in example.output.splitlines()]
+
+
+@pytest.mark.parametrize("command", list(commands(README)))
+def test_commands_of_the_readme(command: str):
+    if "make" in command.split() and not (ROOT / "Makefile").is_file():
+        pytest.skip("an installed wheel is tested without its Makefile")
+    check_command(command)
+
+
+def test_every_block_of_the_readme_is_of_a_kind_that_is_checked():
+    blocks = fences(README)
+    assert {block.language for block in blocks} == {"python", "sh", "text"}
+    # Each ``` belongs to a block, so that none was missed.
+    assert len(re.findall("^ *```", README, re.MULTILINE)) == 2 * len(blocks)
+
+
+def test_the_readme_names_every_task_and_layer():
+    named = re.findall(r"^\| `([\w-]+)` \|", README, re.MULTILINE)
+    layers = [name for name, value in vars(rnnscale).items() if isinstance(value, type)]
+    assert sorted(named) == sorted([*TASKS, *layers])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rnnscale train digits --step 5",
+        "rnnscale train digit",
+        "rnnscale train digits --model s6",
+        "rnnscale train digits --mesh rows=8",
+        "rnnscale train digits --mesh data=4 --cpu-devices 8",
+        "rnnscale trian digits",
+        "make nothing",
+        "python benchmarks/nothing.py",
+        "unknown",
+    ],
+)
+def test_a_wrong_command_is_found(command: str):
+    assert list(commands(f"Try this:\n\n```sh\n{command}  # now\n```\n")) == [f"{command}  # now"]
+    with pytest.raises((AssertionError, SystemExit, ValueError, FileNotFoundError)):
+        check_command(command)
+
+
+def test_a_wrong_example_is_found():
+    text = "One\n\n```python\nx = 1\nprint(y)\n```\n\n```text\n2\n```\n\n```python\nx\n```\n"
+    first, second = examples(text)
+    assert first == Example("x = 1\nprint(y)\n", 4, "2\n")
+    assert second == Example("x\n", 13, None)
+    with pytest.raises(NameError) as caught:
+        run(first.code, {}, line=first.line)
+    assert caught.traceback[-1].lineno + 1 == 5
+    with pytest.raises(NameError):
+        run(second.code, {}, line=second.line)
+
+
+def documented() -> dict[str, str]:
+    """The docstrings of what the packages export, and of the methods and bases of classes."""
+    found = {}
+
+    def add(name: str, thing: Any) -> None:
+        if thing.__doc__:
+            found[name] = inspect.cleandoc(thing.__doc__)
+
+    def is_ours(thing: Any) -> bool:
+        package = getattr(thing, "__module__", "").split(".")[0]
+        return package in ("rnnscale", "rnnscale_kernels") and (
+            inspect.isclass(thing) or inspect.isfunction(thing)
+        )
+
+    for package in packages():
+        add(package.__name__, package)
+        for exported in vars(package).values():
+            bases = exported.__mro__ if inspect.isclass(exported) else (exported,)
+            for thing in filter(is_ours, bases):
+                methods = vars(thing).values() if inspect.isclass(thing) else ()
+                for each in (thing, *filter(inspect.isfunction, methods)):
+                    add(f"{thing.__module__}.{each.__qualname__}", each)
+    return found
+
+
+def packages() -> Iterator[ModuleType]:
+    for root in (rnnscale, rnnscale_kernels):
+        yield root
+        for each in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
+            if each.ispkg:
+                yield importlib.import_module(each.name)
+
+
+DOCUMENTED = documented()
+
+
+class Enough(Exception):
+    """Ends an example that would go on for ever."""
+
+
+def surroundings() -> dict[str, Any]:
+    """What examples in docstrings take for granted."""
+    key = jax.random.key(0)
+    steps = []
+
+    def train_step(state, batch):
+        assert batch["inputs"].shape == (64, 64, 1)
+        steps.append(batch)
+        if len(steps) == 3:
+            raise Enough
+        return state, {}
+
+    class InterruptedSoon(StopSignals):
+        def __enter__(self):
+            entered = super().__enter__()
+            threading.Timer(0.02, signal.raise_signal, (signal.SIGINT,)).start()
+            return entered
+
+    return {
+        **vars(rnnscale),
+        **vars(rnnscale.data),
+        **vars(rnnscale.models),
+        "jax": jax,
+        "jnp": jnp,
+        "key": key,
+        "layer": rnnscale.S5(1, 8, key=key),
+        "xs": jnp.ones((2, 12, 1)),
+        "tokens": jnp.zeros((2, 12), jnp.int32),
+        "state": None,
+        "task": rnnscale.data.load_task("digits"),
+        "train_step": train_step,
+        "StopSignals": InterruptedSoon,
+    }
+
+
+@pytest.mark.parametrize("name", [n for n, doc in DOCUMENTED.items() if examples(doc)])
+def test_examples_of_the_docstrings(name: str):
+    for example in examples(DOCUMENTED[name]):
+        with contextlib.suppress(Enough):
+            run(example.code, surroundings(), name=name, line=example.line)
+
+
+def test_docstrings_are_reached():
+    assert {
+        "rnnscale",
+        "rnnscale.models._classifier.SequenceClassifier",
+        "rnnscale.models._language_model.LanguageModel.step",
+        "rnnscale._base.SequenceLayer",  # of which S5 is one
+        "rnnscale.data._pipeline.batches",
+        "rnnscale_kernels.linear_scan._api.linear_scan",
+    } <= DOCUMENTED.keys()
+    assert not [n for n, doc in DOCUMENTED.items() if re.search(">>> |```py$", doc, re.MULTILINE)]
