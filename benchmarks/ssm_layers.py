@@ -64,7 +64,8 @@ def textbook(layer: DiagonalSSM, xs: jax.Array) -> jax.Array:
         _, h = jax.lax.associative_scan(combine, (decays, drive))
         return (h @ c.T).real
 
-    return jax.vmap(one_sequence)(xs) + layer.d * xs
+    ys = jax.vmap(one_sequence)(xs)
+    return ys if layer.d is None else ys + layer.d * xs
 
 
 def ours(layer: DiagonalSSM, xs: jax.Array) -> jax.Array:
@@ -163,7 +164,7 @@ def measure(competitors: dict[str, tuple[Callable, Any]], xs: jax.Array, runs: i
             start = time.perf_counter()
             program = jax.jit(function).lower(arrays, xs).compile()
             figures[name][f"{mode}_compile_s"] = time.perf_counter() - start
-            memory = program.memory_analysis()
+            memory: Any = program.memory_analysis()
             figures[name][f"{mode}_temp_bytes"] = memory.temp_size_in_bytes
             figures[name][f"{mode}_ms"] = float("inf")
             programs[name, mode] = (program, arrays)
@@ -178,7 +179,7 @@ def measure(competitors: dict[str, tuple[Callable, Any]], xs: jax.Array, runs: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="LRU and S5 layers beside the textbook form.")
     parser.add_argument("--peers", action="store_true", help="add libraries that are installed")
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")

@@ -22,7 +22,7 @@ from typing import (
 
 import equinox as eqx
 import jax
-from jax.tree_util import DictKey, GetAttrKey, KeyEntry, SequenceKey, keystr
+from jax.tree_util import DictKey, GetAttrKey, SequenceKey, keystr
 from jaxtyping import AbstractArray, PyTree
 
 type Group = Literal["weight", "bias", "recurrence"]
@@ -101,26 +101,23 @@ class _Field:
     frozen: bool = False  # by a field above it
 
 
-type _Path = tuple[KeyEntry, ...]
-
-
-def _walk(value: Any, field: _Field, path: _Path) -> Iterator[Parameter]:
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        axes = _axes(value, field)
-        name = keystr(path, simple=True, separator=".")
-        yield Parameter(name, value, axes, field.group, field.trainable and not field.frozen)
-        return
+def _walk(value: Any, field: _Field, path: tuple[Any, ...]) -> Iterator[Parameter]:
     children, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda x: x is not value)
     for key, child in children:
-        if child is value:
+        if child is not value:
+            yield from _walk(child, _child_field(value, field, *key), (*path, *key))
+        elif hasattr(value, "shape") and hasattr(value, "dtype"):
+            name = keystr(path, simple=True, separator=".")
+            trained = field.trainable and not field.frozen
+            yield Parameter(name, value, _axes(value, field), field.group, trained)
+        else:
             raise TypeError(
                 f"{field.name} holds {type(value).__name__} {value!r}, which is no array. Mark the "
                 "field static with eqx.field(static=True), or make the value an array."
             )
-        yield from _walk(child, _child_field(value, field, *key), (*path, *key))
 
 
-def _child_field(value: Any, field: _Field, key: KeyEntry) -> _Field:
+def _child_field(value: Any, field: _Field, key: Any) -> _Field:
     if isinstance(value, eqx.Module) and isinstance(key, GetAttrKey):
         own = _module_fields(type(value))[key.name]
         return replace(own, frozen=field.frozen or not own.trainable)
@@ -148,7 +145,7 @@ def _module_fields(cls: type[eqx.Module]) -> Mapping[str, _Field]:
     }
 
 
-def _element_annotation(value: Any, field: _Field, key: KeyEntry) -> Any:
+def _element_annotation(value: Any, field: _Field, key: Any) -> Any:
     """The annotation of a container's element; `None` where the container has none."""
     for annotation in _alternatives(field.annotation):
         origin, arguments = get_origin(annotation), get_args(annotation)

@@ -6,6 +6,7 @@ import pytest
 from jaxtyping import Array, Float, Int, PyTree
 
 from rnnscale._fields import groups, map_parameters, parameter, parameters, trainable
+from rnnscale_kernels import Planar
 
 type Weight = Float[Array, "odim idim"] | None
 
@@ -41,7 +42,7 @@ def outer():
         None,
         inner(),
         jnp.zeros(2, jnp.int32),
-        {"loose": jnp.ones(3), "module": inner()},
+        {"loose": jnp.ones(3), "module": inner(), "state": Planar(jnp.ones(2), jnp.ones(2))},
     )
 
 
@@ -63,6 +64,8 @@ def test_the_walk():
         "rest.loose": ((None,), "weight", True),
         "rest.module.weight": (("state", "idim"), "weight", True),
         "rest.module.rate": ((), "weight", False),
+        "rest.state.re": ((None,), "weight", True),
+        "rest.state.im": ((None,), "weight", True),
     }
 
 

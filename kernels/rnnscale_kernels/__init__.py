@@ -1,7 +1,6 @@
 """Kernels for diagonal linear recurrences, with plain XLA behind them."""
 
-from ._operation import Operation as Operation
-from ._operation import vary_alike as vary_alike
+from ._operation import Operation as Operation, vary_alike as vary_alike
 from ._planar import Planar as Planar
 from .diagonal_ssm import diagonal_ssm as diagonal_ssm
 from .linear_scan import linear_scan as linear_scan, scan_implementations as scan_implementations

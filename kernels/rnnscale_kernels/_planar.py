@@ -73,6 +73,17 @@ def cast[N: Numbers](x: N, dtype) -> N:
     return jax.tree.map(lambda plane: plane.astype(dtype), x)
 
 
-def conjugate[N: Numbers](x: N) -> N:
+@overload
+def conjugate(x: Array) -> Array: ...
+@overload
+def conjugate(x: Planar) -> Planar: ...
+def conjugate(x):
     """The complex conjugate."""
     return Planar(x.re, -x.im) if isinstance(x, Planar) else x
+
+
+def ones_like(x):
+    """One, in every place."""
+    if isinstance(x, Planar):
+        return Planar(jnp.ones_like(x.re), jnp.zeros_like(x.im))
+    return jnp.ones_like(x)

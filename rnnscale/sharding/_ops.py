@@ -7,21 +7,29 @@ loop over time, and in the backward pass one sum of each gradient after it.
 
 import logging
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import cache, partial
 
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rnnscale.sharding._rules import activation_spec, automatic_axes
-from rnnscale_kernels import Operation, Planar, vary_alike
-from rnnscale_kernels import diagonal_ssm as local_diagonal_ssm
-from rnnscale_kernels import linear_scan as local_linear_scan
-from rnnscale_kernels.diagonal_ssm import operation as diagonal_ssm_operation
-from rnnscale_kernels.diagonal_ssm import options as diagonal_ssm_options
-from rnnscale_kernels.diagonal_ssm import prepare as prepare_diagonal_ssm
-from rnnscale_kernels.linear_scan import operation as linear_scan_operation
-from rnnscale_kernels.linear_scan import prepare as prepare_linear_scan
+from rnnscale_kernels import (
+    Operation,
+    Planar,
+    diagonal_ssm as local_diagonal_ssm,
+    linear_scan as local_linear_scan,
+    vary_alike,
+)
+from rnnscale_kernels.diagonal_ssm import (
+    operation as diagonal_ssm_operation,
+    options as diagonal_ssm_options,
+    prepare as prepare_diagonal_ssm,
+)
+from rnnscale_kernels.linear_scan import (
+    operation as linear_scan_operation,
+    prepare as prepare_linear_scan,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -179,7 +187,8 @@ def _on_mesh(
         return outputs[0], (primals, outputs)
 
     def pull(saved, cotangents):
-        return (run_transpose(*saved, cotangents),)
+        primals, outputs = saved
+        return (run_transpose(primals, outputs, cotangents),)
 
     run.defvjp(save, pull)
     # Over the axes of a shard_map around this one, gradients vary as their primals do.
@@ -200,7 +209,7 @@ def _leading_spec(batch_shape: tuple[int, ...], mesh: AbstractMesh) -> Partition
     return activation_spec(names, batch_shape, mesh)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _warn_that_time_is_gathered() -> None:
     _logger.warning(
         "the mesh splits time over seq, but a recurrence runs on whole sequences: every device of "

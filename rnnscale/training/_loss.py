@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -10,7 +11,7 @@ type Totals = dict[str, Float[Array, ""]]
 
 
 def cross_entropy(
-    model: PyTree, batch: Mapping[str, Array], key: Key[Array, "*#batch"] | None
+    model: PyTree, batch: Mapping[str, Array | np.ndarray], key: Key[Array, "*#batch"] | None
 ) -> Totals:
     """The cross-entropy in nats of labels given logits, summed over all labels that count.
 

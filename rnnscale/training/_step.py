@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key, PyTree
@@ -16,7 +17,7 @@ from rnnscale.sharding import ACTIVATION_AXES, automatic_axes, parameter_spec
 from rnnscale.training._loss import Totals
 from rnnscale.training._state import TrainState, skip_non_finite
 
-type Batch = Mapping[str, Array]
+type Batch = Mapping[str, Array | np.ndarray]
 type Loss = Callable[[Any, Batch, Key[Array, "*#batch"] | None], Totals]
 
 
@@ -67,6 +68,7 @@ def make_train_step(
             grads, totals = differentiate(params, batch, keys)
         count = totals.pop("count")
         grads = jax.tree.map(lambda g: g / count, grads)
+        opt_state: Any
         updates, opt_state = optimiser.update(grads, state.opt_state, params)
         model = eqx.combine(optax.apply_updates(params, updates), fixed)
         means = {name: total / count for name, total in totals.items()}

@@ -171,7 +171,9 @@ def _input_map_transpose(s, b, dtype):
         wide = jnp.promote_types(dtype, jnp.float32)
         return jnp.einsum("...s,si->...i", s, weights, preferred_element_type=wide)
 
-    return sum(jax.tree.leaves(jax.tree.map(plane, s, b))).astype(dtype)
+    if isinstance(s, Planar):
+        return (plane(s.re, b.re) + plane(s.im, b.im)).astype(dtype)
+    return plane(s, b).astype(dtype)
 
 
 def _input_weights_gradient(s, u, dtype):

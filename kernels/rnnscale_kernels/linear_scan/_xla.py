@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._planar import add, cast, multiply, multiply_conjugate, where
+from .._planar import add, cast, multiply, multiply_conjugate, ones_like, where
 from ._backward import previous, sum_to
 
 
@@ -154,9 +154,8 @@ def chunked(a, b, h0, cut, *, reverse):
         empty = jax.tree.map(lambda a: jnp.broadcast_to(a, (*a.shape[:-2], length, channels)), a)
     cut = None if cut is None else split(cut, -1)
     empty = jax.tree.map(jnp.zeros_like, empty)
-    one = jax.tree.map(lambda x: jnp.zeros_like(x[..., 0, :]), empty)
-    one = type(one)(one.re + 1, one.im) if isinstance(one, tuple) else one + 1
-    zero = jax.tree.map(lambda x: jnp.zeros_like(x[..., 0, :]), b)
+    one = ones_like(_at(empty, 0))
+    zero = jax.tree.map(jnp.zeros_like, _at(b, 0))
 
     local, total = sequential(a, b, zero, cut, reverse=reverse)
     decay, total_decay = sequential(a, empty, one, None, reverse=reverse)

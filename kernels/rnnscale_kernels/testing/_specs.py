@@ -58,14 +58,14 @@ class ScanArguments:
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     """The values that `dtype` has for them, in double precision."""
     if np.iscomplexobj(values):
-        return rounded(values.real, dtype) + 1j * rounded(values.imag, dtype)
+        return rounded(np.real(values), dtype) + 1j * rounded(np.imag(values), dtype)
     return np.asarray(jnp.asarray(values).astype(dtype)).astype(np.float64)
 
 
 def to_jax(values: np.ndarray, dtype: str) -> Any:
     """A JAX array, or `Planar` for complex values."""
     if np.iscomplexobj(values):
-        return Planar(to_jax(values.real, dtype), to_jax(values.imag, dtype))
+        return Planar(to_jax(np.real(values), dtype), to_jax(np.imag(values), dtype))
     return jnp.asarray(values, dtype)
 
 
