@@ -18,25 +18,35 @@ import jax.numpy as jnp
 
 from .._dispatch import Dispatch, Implementation
 from .._operation import Operation, mapped_size
-from .._planar import Planar
+from .._planar import Planar, where
 from ..linear_scan import scan
 from . import _xla
 
 
-def unfused(primals, *, chunk):
+def unfused(primals, *, chunk, platform=None):
     """The definition: input map, recurrence and output map, one after another."""
     u, decay, b, c, h0, cut, lengths = primals
     decay = jax.tree.map(lambda x: x.reshape((1,) * (u.ndim - 1) + x.shape), decay)
-    drive = _xla.input_map(u, b, h0.dtype)
+    wide = jnp.promote_types(u.dtype, jnp.float32)
+
+    def matmul(axes, x, weights):
+        weights = weights.astype(u.dtype)
+        return jnp.einsum(axes, x.astype(u.dtype), weights, preferred_element_type=wide)
+
+    drive = jax.tree.map(lambda b: matmul("...i,si->...s", u, b).astype(h0.dtype), b)
     h, h_last = scan(decay, drive, h0, cut, reverse=False)
     if lengths is not None:
-        h_last = _xla.state_at(h, lengths - 1, h0)
+        at = jnp.maximum(lengths - 1, 0)[..., None, None]
+        reached = jax.tree.map(lambda x: jnp.take_along_axis(x, at, axis=-2)[..., 0, :], h)
+        h_last = where((lengths > 0)[..., None], reached, h0)
+    y = jax.tree.map(lambda h, c: matmul("...s,os->...o", h, c), h, c)
+    y = y.re - y.im if isinstance(y, Planar) else y
 
     def borders(h, h0):
         leaving = jnp.moveaxis(h[..., chunk - 1 : -1 : chunk, :], -2, 0)
         return jnp.concatenate([h0[None], leaving])
 
-    return (_xla.output_map(h, c, u.dtype), h_last), jax.tree.map(borders, h, h0)
+    return (y.astype(u.dtype), h_last), jax.tree.map(borders, h, h0)
 
 
 def _public(primals, *, chunk):
@@ -63,7 +73,7 @@ def _tangent(primals, outputs, tangents, *, chunk, implementation):
     return jax.jvp(run, values, list(tangents[: len(values)]))[1]
 
 
-def unfused_transpose(primals, outputs, cotangents, *, chunk):
+def unfused_transpose(primals, outputs, cotangents, *, chunk, platform=None):
     *values, cut, lengths = primals
     _, pull = jax.vjp(lambda *values: _public((*values, cut, lengths), chunk=chunk), *values)
     return *pull(cotangents), None, None
@@ -159,12 +169,12 @@ DISPATCH = Dispatch(
 
 def _run_forward(primals, *, platform, chunk, implementation):
     chosen = DISPATCH.choose(platform, SSMSpec.of(primals), implementation)
-    return chosen.forward(primals, chunk=chunk)
+    return chosen.forward(primals, chunk=chunk, platform=platform)
 
 
 def _run_transpose(primals, outputs, cotangents, *, platform, chunk, implementation):
     chosen = DISPATCH.choose(platform, SSMSpec.of(primals), implementation)
-    return chosen.transpose(primals, outputs, cotangents, chunk=chunk)
+    return chosen.transpose(primals, outputs, cotangents, chunk=chunk, platform=platform)
 
 
 operation = Operation(

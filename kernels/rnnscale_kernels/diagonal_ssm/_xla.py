@@ -9,50 +9,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._planar import Planar, add, where
-from ..linear_scan import scan, transpose as scan_transpose
-
-
-def input_map(u, b, dtype):
-    """B u, in the carry's `dtype`."""
-
-    def plane(b):
-        weights = b.astype(u.dtype)
-        return jnp.einsum("...i,si->...s", u, weights, preferred_element_type=dtype)
-
-    return jax.tree.map(plane, b)
-
-
-def output_map(h, c, dtype):
-    """Re(C h)."""
-
-    def plane(h, c):
-        h, weights = h.astype(dtype), c.astype(dtype)
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return jnp.einsum("...s,os->...o", h, weights, preferred_element_type=wide)
-
-    if isinstance(h, Planar):
-        return (plane(h.re, c.re) - plane(h.im, c.im)).astype(dtype)
-    return plane(h, c).astype(dtype)
-
-
-def state_at(h, index, otherwise):
-    """The state at step `index` of every row, where the row has such a step."""
-    steps = jax.tree.leaves(h)[0].shape[-2]
-    at = jnp.clip(index, 0, steps - 1)[..., None, None]
-    found = jax.tree.map(lambda x: jnp.take_along_axis(x, at, axis=-2)[..., 0, :], h)
-    return where(((0 <= index) & (index < steps))[..., None], found, otherwise)
+from .._planar import Planar, conjugate
+from ._recurrence import recurrence, stack, unstack
 
 
 class _Chunks:
-    """The primals cut into chunks of time; the last one is filled up with zeros."""
+    """The primals, cut into chunks of time and with their planes stacked.
 
-    def __init__(self, primals, chunk: int):
-        self.u, decay, self.b, self.c, self.h0, self.cut, lengths = primals
+    The last chunk is filled up with zeros.
+    """
+
+    def __init__(self, primals, chunk: int, platform: str):
+        self.u, self.decay, b, c, h0, self.cut, lengths = primals
         *self.batch, self.time, _ = self.u.shape
         self.chunk = chunk
         self.count = -(-self.time // chunk)
-        self.decay = jax.tree.map(lambda x: x.reshape((1,) * (self.u.ndim - 1) + x.shape), decay)
+        self.b = stack(b, 0)  # planes state idim
+        # y = Re(C h) = C_re h_re - C_im h_im, one product with the conjugate's planes.
+        self.c = stack(conjugate(c), 1)  # odim planes state
+        self.h0 = stack(h0, -2)
+        self.wide = self.h0.dtype
         # The last step of every row, unless that is the end of the last chunk.
         if lengths is not None:
             self.end = lengths - 1
@@ -62,6 +38,7 @@ class _Chunks:
             self.end = None
         self.u = self.fill(self.u, -2)
         self.cut = None if self.cut is None else self.fill(self.cut, -1)
+        self.recurrence = recurrence(platform, self.h0)
 
     def fill(self, x, axis: int):
         widths = [(0, 0)] * x.ndim
@@ -82,109 +59,92 @@ class _Chunks:
 
     def states(self, n, entering):
         """All states of chunk `n`, and the one that leaves it."""
-        drive = input_map(self.take(self.u, n), self.b, entering.dtype)
-        return scan(self.decay, drive, entering, self.cut_of(n), reverse=False)
+        u = self.take(self.u, n)
+        drive = _product("...i,psi->...ps", u, self.b, u.dtype, self.wide)
+        return self.recurrence.forward(self.decay, drive, entering, self.cut_of(n))
 
 
-def chunked(primals, *, chunk):
+def _product(axes: str, x, y, dtype, out_dtype):
+    """A matrix product of factors in `dtype` that adds up in at least float32."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    product = jnp.einsum(axes, x.astype(dtype), y.astype(dtype), preferred_element_type=wide)
+    return product.astype(out_dtype)
+
+
+def chunked(primals, *, chunk, platform):
     """((y, h_last), borders): one chunk after another."""
-    chunks = _Chunks(primals, chunk)
-    c, h0, dtype = chunks.c, chunks.h0, chunks.u.dtype
+    chunks = _Chunks(primals, chunk, platform)
+    h0, dtype = chunks.h0, chunks.u.dtype
 
     def step(n, loop):
         entering, h_last, y, borders = loop
-        borders = jax.tree.map(lambda x, h: x.at[n].set(h), borders, entering)
         h, leaving = chunks.states(n, entering)
         if chunks.end is not None:
-            h_last = state_at(h, chunks.end - n * chunk, h_last)
-        return leaving, h_last, chunks.put(y, n, output_map(h, c, dtype)), borders
+            h_last = _state_at(h, chunks.end - n * chunk, h_last)
+        y_n = _product("...ps,ops->...o", h, chunks.c, dtype, dtype)
+        return leaving, h_last, chunks.put(y, n, y_n), borders.at[n].set(entering)
 
-    y = jnp.zeros((*chunks.batch, chunks.count * chunk, c.shape[0]), dtype)
-    borders = jax.tree.map(lambda x: jnp.zeros((chunks.count, *x.shape), x.dtype), h0)
+    y = jnp.zeros((*chunks.batch, chunks.count * chunk, chunks.c.shape[0]), dtype)
+    borders = jnp.zeros((chunks.count, *h0.shape), h0.dtype)
     leaving, h_last, y, borders = lax.fori_loop(0, chunks.count, step, (h0, h0, y, borders))
-    return (chunks.trim(y), leaving if chunks.end is None else h_last), borders
+    h_last = leaving if chunks.end is None else h_last
+    return (chunks.trim(y), unstack(h_last, -2)), unstack(borders, -2)
 
 
-def chunked_transpose(primals, outputs, cotangents, *, chunk):
+def chunked_transpose(primals, outputs, cotangents, *, chunk, platform):
     """The backward pass, from the last chunk to the first."""
-    chunks = _Chunks(primals, chunk)
-    decay, b, c, h0 = chunks.decay, chunks.b, chunks.c, chunks.h0
+    chunks = _Chunks(primals, chunk, platform)
+    b, c, h0, wide, dtype = chunks.b, chunks.c, chunks.h0, chunks.wide, chunks.u.dtype
     _, borders = outputs
+    borders = stack(borders, -2)
     g_y, g_last = cotangents
-    g_y = chunks.fill(g_y, -2)
-    wide = h0.dtype
-    zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, wide), tree)  # noqa: E731
+    g_y, g_last = chunks.fill(g_y, -2), stack(g_last, -2)
 
     def step(i, loop):
         s, du, d_decay, db, dc = loop
         n = chunks.count - 1 - i
-        u, g = chunks.take(chunks.u, n), chunks.take(g_y, n)
-        entering = jax.tree.map(lambda x: x[n], borders)
+        u, g, entering = chunks.take(chunks.u, n), chunks.take(g_y, n), borders[n]
         h, _ = chunks.states(n, entering)
-        dc = add(dc, _output_weights_gradient(g, h, wide))
-        g_h = _output_map_transpose(g, c, wide)
+        dc = dc + _product("...o,...ps->ops", g, h, dtype, wide)
+        g_h = _product("...o,ops->...ps", g, c, dtype, wide)
         if chunks.end is not None:
             g_h = _add_at(g_h, chunks.end - n * chunk, g_last)
-        d_decay_n, s_all, s = scan_transpose(
-            decay, h, entering, chunks.cut_of(n), g_h, s, reverse=False
+        d_decay_n, s_all, s = chunks.recurrence.transpose(
+            chunks.decay, h, entering, chunks.cut_of(n), g_h, s
         )
-        db = add(db, _input_weights_gradient(s_all, u, wide))
-        du = chunks.put(du, n, _input_map_transpose(s_all, b, u.dtype))
-        return s, du, add(d_decay, d_decay_n), db, dc
+        d_decay = jax.tree.map(jnp.add, d_decay, d_decay_n)
+        db = db + _product("...ps,...i->psi", s_all, u, dtype, wide)
+        du_n = _product("...ps,psi->...i", s_all, b, dtype, dtype)
+        return s, chunks.put(du, n, du_n), d_decay, db, dc
 
-    s = g_last if chunks.end is None else jax.tree.map(jnp.zeros_like, h0)
-    start = (s, jnp.zeros_like(chunks.u), zeros(decay), zeros(b), zeros(c))
+    s = g_last if chunks.end is None else jnp.zeros_like(h0)
+    sums = (jnp.zeros_like(x, wide) for x in (b, c))
+    d_decay = jax.tree.map(lambda x: jnp.zeros_like(x, wide), chunks.decay)
+    start = (s, jnp.zeros_like(chunks.u), d_decay, *sums)
     dh0, du, d_decay, db, dc = lax.fori_loop(0, chunks.count, step, start)
     if chunks.end is not None:
         # A row of length zero hands its initial state out as it is.
-        dh0 = add(dh0, where((chunks.end >= 0)[..., None], 0.0, g_last))
+        dh0 = dh0 + jnp.where((chunks.end >= 0)[..., None, None], 0, g_last)
     gradients = (
         chunks.trim(du),
-        jax.tree.map(lambda x: x.reshape(x.shape[-1]), d_decay),
-        db,
-        dc,
-        dh0,
+        d_decay,
+        unstack(db, 0),
+        conjugate(unstack(dc, 1)),
+        unstack(dh0, -2),
     )
-    like = primals[:5]
-    return *jax.tree.map(lambda x, p: x.astype(p.dtype), gradients, like), None, None
+    gradients = jax.tree.map(lambda x, primal: x.astype(primal.dtype), gradients, primals[:5])
+    return *gradients, None, None
 
 
-def _output_map_transpose(g, c, dtype):
-    def plane(c):
-        weights = c.astype(g.dtype)
-        return jnp.einsum("...o,os->...s", g, weights, preferred_element_type=dtype)
-
-    return Planar(plane(c.re), -plane(c.im)) if isinstance(c, Planar) else plane(c)
-
-
-def _output_weights_gradient(g, h, dtype):
-    def plane(h):
-        h = h.astype(g.dtype)
-        return jnp.einsum("...o,...s->os", g, h, preferred_element_type=dtype)
-
-    return Planar(plane(h.re), -plane(h.im)) if isinstance(h, Planar) else plane(h)
-
-
-def _input_map_transpose(s, b, dtype):
-    def plane(s, b):
-        s, weights = s.astype(dtype), b.astype(dtype)
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return jnp.einsum("...s,si->...i", s, weights, preferred_element_type=wide)
-
-    if isinstance(s, Planar):
-        return (plane(s.re, b.re) + plane(s.im, b.im)).astype(dtype)
-    return plane(s, b).astype(dtype)
-
-
-def _input_weights_gradient(s, u, dtype):
-    def plane(s):
-        s = s.astype(u.dtype)
-        return jnp.einsum("...s,...i->si", s, u, preferred_element_type=dtype)
-
-    return jax.tree.map(plane, s)
+def _state_at(h, index, otherwise):
+    """The state at step `index` of every row that has such a step; stacked."""
+    steps = h.shape[-3]
+    at = jnp.clip(index, 0, steps - 1)[..., None, None, None]
+    found = jnp.take_along_axis(h, at, axis=-3)[..., 0, :, :]
+    return jnp.where(((0 <= index) & (index < steps))[..., None, None], found, otherwise)
 
 
 def _add_at(x, index, value):
-    """`x` with `value` added at step `index` of every row that has such a step."""
-    here = jnp.arange(x.shape[-2]) == index[..., None]
-    return jax.tree.map(lambda x, v: jnp.where(here[..., None], x + v[..., None, :], x), x, value)
+    """`x` with `value` added at step `index` of every row that has such a step; stacked."""
+    here = jnp.arange(x.shape[-3]) == index[..., None]
+    return jnp.where(here[..., None, None], x + value[..., None, :, :], x)

@@ -6,5 +6,5 @@ from ._api import (
     prepare as prepare,
     scan_implementations as scan_implementations,
 )
-from ._implementations import DISPATCH as DISPATCH
+from ._implementations import DISPATCH as DISPATCH, NARROW as NARROW
 from ._operation import operation as operation, scan as scan, transpose as transpose

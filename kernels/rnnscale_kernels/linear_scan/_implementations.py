@@ -41,7 +41,7 @@ class ScanSpec:
 
 # `chunked` wins on CPUs where one step is narrower than this and there are more steps than that;
 # measured by `benchmarks/linear_scan.py`.
-_NARROW = 256
+NARROW = 256
 _LONG = 64
 
 
@@ -49,7 +49,7 @@ def _chunked_unsuited(platform: str, spec: ScanSpec) -> str | None:
     width = spec.batch * spec.channels * (1 + spec.planar)
     if spec.varying:
         return "the products of a time-varying decay cost as much again"
-    if width > _NARROW or spec.time < _LONG:
+    if width > NARROW or spec.time < _LONG:
         return f"{spec.time} steps of {width} numbers run as fast one after another"
     return None
 

@@ -1,0 +1,136 @@
+"""The recurrence inside a chunk, on states whose planes are stacked.
+
+A state is one array "*batch planes state", two planes for a complex one, so that the maps in and
+out of it are one matrix product each and a loop over time touches one buffer.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._planar import Planar
+from ..linear_scan import NARROW, scan
+from ..linear_scan import transpose as scan_transpose
+
+
+def stack(x, axis: int):
+    """One array for the planes of `x`, with an axis for them."""
+    planes = (x.re, x.im) if isinstance(x, Planar) else (x,)
+    return jnp.stack(planes, axis)
+
+
+def unstack(x, axis: int):
+    """The inverse of `stack`."""
+    planes = [lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
+    return Planar(*planes) if len(planes) == 2 else planes[0]
+
+
+class Recurrence(NamedTuple):
+    """h_t = decay h_{t-1} + drive_t within a chunk, and its transpose.
+
+    - `forward(decay, drive, entering, cut)` gives (h, leaving);
+    - `transpose(decay, h, entering, cut, g, g_leaving)` gives (d_decay, d_drive, d_entering).
+
+    `decay` and `d_decay` are as in the operation, "state"; all else is stacked, `drive`, `h` and
+    `g` "*batch time planes state".
+    """
+
+    forward: object
+    transpose: object
+
+
+def recurrence(platform: str, entering) -> Recurrence:
+    """The loop below on CPUs, and where its steps are wide enough; else `linear_scan`."""
+    if platform == "cpu" and entering.shape[-2] == 2 and entering.size > NARROW:
+        return Recurrence(_loop, _loop_transpose)
+    return Recurrence(_scan, _scan_transpose)
+
+
+def _scan(decay, drive, entering, cut):
+    h, leaving = scan(
+        _one_step(decay, drive.ndim - 1), unstack(drive, -2), unstack(entering, -2), cut,
+        reverse=False,
+    )  # fmt: skip
+    return stack(h, -2), stack(leaving, -2)
+
+
+def _scan_transpose(decay, h, entering, cut, g, g_leaving):
+    d_decay, d_drive, d_entering = scan_transpose(
+        _one_step(decay, g.ndim - 1),
+        *(unstack(x, -2) for x in (h, entering)),
+        cut,
+        *(unstack(x, -2) for x in (g, g_leaving)),
+        reverse=False,
+    )
+    d_decay = jax.tree.map(lambda x: x.reshape(x.shape[-1]), d_decay)
+    return d_decay, stack(d_drive, -2), stack(d_entering, -2)
+
+
+def _one_step(decay, ndim: int):
+    return jax.tree.map(lambda x: x.reshape((1,) * (ndim - 1) + x.shape), decay)
+
+
+def _at(x, t):
+    return lax.dynamic_index_in_dim(x, t, x.ndim - 3, keepdims=False)
+
+
+def _put(x, t, value):
+    return lax.dynamic_update_index_in_dim(x, value, t, x.ndim - 3)
+
+
+def _keep(cut, t, carry):
+    if cut is None:
+        return carry
+    is_cut = lax.dynamic_index_in_dim(cut, t, cut.ndim - 1)
+    return jnp.where(is_cut[..., None], 0, carry)
+
+
+def _factors(decay: Planar):
+    """(p, q) such that decay * z is p z + q swap(z) on stacked planes."""
+    return decay.re, jnp.stack([-decay.im, decay.im])
+
+
+def _swap(z):
+    return jnp.flip(z, -2)
+
+
+def _loop(decay, drive, entering, cut):
+    """One loop over time that overwrites the drive with the states."""
+    p, q = _factors(decay)
+
+    def step(t, loop):
+        carry, h = loop
+        carry = _keep(cut, t, carry)
+        # The barrier makes it one value, read before the buffer is written: no copy is needed.
+        carry = lax.optimization_barrier(p * carry + q * _swap(carry) + _at(h, t))
+        return carry, _put(h, t, carry)
+
+    leaving, h = lax.fori_loop(0, drive.shape[-3], step, (entering, drive))
+    return h, leaving
+
+
+def _loop_transpose(decay, h, entering, cut, g, g_leaving):
+    """One loop back through time that overwrites the cotangents of h with those of the drive."""
+    p, q = _factors(decay)
+    steps = g.shape[-3]
+
+    def step(i, loop):
+        carry, straight, crossed, s_all = loop
+        t = steps - 1 - i
+        s = lax.optimization_barrier(carry + _at(s_all, t))
+        before = jnp.where(t == 0, entering, _at(h, jnp.maximum(t - 1, 0)))
+        before = _keep(cut, t, before)
+        carry = _keep(cut, t, p * s - q * _swap(s))
+        return carry, straight + s * before, crossed + _swap(s) * before, _put(s_all, t, s)
+
+    zeros = jnp.zeros_like(entering)
+    d_entering, straight, crossed, s_all = lax.fori_loop(
+        0, steps, step, (g_leaving, zeros, zeros, g)
+    )
+    rows = tuple(range(entering.ndim - 2))
+    straight, crossed = jnp.sum(straight, rows), jnp.sum(crossed, rows)
+    # s conj(before), from s times before plane by plane and with the planes of s swapped.
+    d_decay = Planar(straight[0] + straight[1], crossed[0] - crossed[1])
+    return d_decay, s_all, d_entering
