@@ -40,7 +40,7 @@ class ScanSpec:
 
 
 # `chunked` wins on CPUs where one step is narrower than this and there are more steps than that;
-# measured by `benchmarks/linear_scan.py`.
+# measured on two CPU cores in single precision.
 NARROW = 256
 _LONG = 64
 
