@@ -16,7 +16,7 @@ def _no_reason(*_) -> None:
 class Implementation:
     """One way to run an operation.
 
-    - `forward(*primals, **static)` gives the operation's outputs, and `transpose(primals, outputs,
+    - `forward(primals, **static)` gives the operation's outputs, and `transpose(primals, outputs,
         cotangents, **static)` the cotangents of the primals (see `Operation`).
     - `unavailable(platform)`: why it cannot run there at all, or `None`.
     - `unsuited(platform, spec)`: why it is not chosen for these arguments, or `None`.

@@ -12,6 +12,7 @@ residual is the state that enters each chunk of `chunk` steps.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,10 @@ def unfused(primals, *, chunk, platform=None):
     return (y.astype(u.dtype), h_last), jax.tree.map(borders, h, h0)
 
 
+def _forward(primals, *, chunk, implementation):
+    return unfused(primals, chunk=chunk)
+
+
 def _public(primals, *, chunk):
     public, _ = unfused(primals, chunk=chunk)
     return public
@@ -83,26 +88,17 @@ def _transpose(primals, outputs, cotangents, *, chunk, implementation):
     return unfused_transpose(primals, outputs, cotangents, chunk=chunk)
 
 
-def _batch(stage, arguments, mapped, *, chunk, implementation):
+def _batch(stage, arguments, mapped, **static):
     """The mapped axis becomes one more batch axis where the weights are shared along it.
 
     Weights of their own for every element, or a gradient for every element, leave no product to
     share: there the unfused definition is mapped.
     """
-    static = {"chunk": chunk, "implementation": implementation}
-    weights_mapped = {
-        "forward": lambda: mapped[0][1:4],
-        "tangent": lambda: (mapped[0][1:4], mapped[2][1:4]),
-        "transpose": lambda: True,
-    }[stage]()
-    if any(jax.tree.leaves(weights_mapped)):
-        define = {
-            "forward": lambda primals: unfused(primals, chunk=chunk),
-            "tangent": lambda *arguments: _tangent(*arguments, **static),
-            "transpose": lambda *arguments: _transpose(*arguments, **static),
-        }[stage]
+    weights_mapped = [mapped[0][1:4], mapped[2][1:4] if stage == "tangent" else None]
+    if stage == "transpose" or any(jax.tree.leaves(weights_mapped)):
+        define = {"forward": _forward, "tangent": _tangent, "transpose": _transpose}[stage]
         axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
-        return jax.vmap(define, in_axes=axes)(*arguments)
+        return jax.vmap(partial(define, **static), in_axes=axes)(*arguments)
     size = mapped_size(arguments, mapped)
 
     def spread(x, is_mapped):

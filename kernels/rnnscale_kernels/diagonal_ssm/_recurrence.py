@@ -4,15 +4,15 @@ A state is one array "*batch planes state", two planes for a complex one, so tha
 out of it are one matrix product each and a loop over time touches one buffer.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from .._planar import Planar
-from ..linear_scan import NARROW, scan
-from ..linear_scan import transpose as scan_transpose
+from ..linear_scan import NARROW, scan, transpose as scan_transpose
 
 
 def stack(x, axis: int):
@@ -37,8 +37,8 @@ class Recurrence(NamedTuple):
     `g` "*batch time planes state".
     """
 
-    forward: object
-    transpose: object
+    forward: Callable[..., Any]
+    transpose: Callable[..., Any]
 
 
 def recurrence(platform: str, entering) -> Recurrence:

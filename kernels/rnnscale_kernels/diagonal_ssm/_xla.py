@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._planar import Planar, conjugate
+from .._planar import conjugate
 from ._recurrence import recurrence, stack, unstack
 
 

@@ -36,7 +36,8 @@ def sequential(a, b, h0, cut, *, reverse):
         carry, h = loop
         t = steps - 1 - i if reverse else i
         decayed = multiply(cast(_at(a, t), h0.dtype), _keep(cut, t, carry))
-        carry = add(decayed, cast(_at(h, t), h0.dtype))
+        # The barrier makes it one value, read before the buffer is written: no copy is needed.
+        carry = lax.optimization_barrier(add(decayed, cast(_at(h, t), h0.dtype)))
         return carry, _put(h, t, carry)
 
     last, h = lax.fori_loop(0, steps, step, (h0, b))
@@ -44,7 +45,10 @@ def sequential(a, b, h0, cut, *, reverse):
 
 
 def sequential_transpose(a, h, h0, cut, g, g_last, *, reverse):
-    """One loop back through time that reads every state and every cotangent once."""
+    """One loop back through time that reads every state and every cotangent once.
+
+    It overwrites `g` in place, as `sequential` does `b`.
+    """
     steps = g.shape[-2]
     varying = a.shape[-2] > 1
     first = steps - 1 if reverse else 0
