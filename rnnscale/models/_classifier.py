@@ -144,5 +144,5 @@ def _last(
     if lengths is None:
         return xs[..., -1, :]
     # Padded steps are zero, so where there is no last step its features are zero too.
-    index = jnp.maximum(jnp.asarray(lengths) - 1, 0)[..., None, None]
+    index = jnp.maximum(jnp.asarray(lengths, jnp.int32) - 1, 0)[..., None, None]
     return jnp.take_along_axis(xs, index, axis=-2)[..., 0, :]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -52,7 +53,8 @@ def diagonal_ssm(
     """`rnnscale_kernels.diagonal_ssm`, over the mesh that `jax.set_mesh` has set.
 
     The leading batch axis runs over `data` and `fsdp`, the states over `tensor`. Arguments, results
-    and errors are those of the kernel. Over a mesh it has reverse mode only.
+    and errors are those of the kernel. Over a mesh it has gradients only:
+    reverse mode of first order.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not automatic_axes(mesh):
@@ -101,7 +103,8 @@ def linear_scan(
     """`rnnscale_kernels.linear_scan`, over the mesh that `jax.set_mesh` has set.
 
     The leading batch axis runs over `data` and `fsdp`, the channels over `tensor`. Arguments,
-    results and errors are those of the kernel. Over a mesh it has reverse mode only.
+    results and errors are those of the kernel. Over a mesh it has gradients only:
+    reverse mode of first order.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not automatic_axes(mesh):
@@ -196,7 +199,13 @@ def _on_mesh(
 
 
 def _add_up(parts: PyTree, axes: tuple[str, ...]) -> PyTree:
-    return jax.lax.psum(parts, axes) if axes else parts
+    """The sum of the devices' parts, added up in at least float32."""
+
+    def add_up(x):
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return jax.lax.psum(wide, axes).astype(x.dtype)
+
+    return jax.tree.map(add_up, parts) if axes else parts
 
 
 def _axes_of(spec: PartitionSpec) -> frozenset[str]:

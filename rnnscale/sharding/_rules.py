@@ -127,7 +127,16 @@ def activation_spec(
 
 
 def automatic_axes(mesh: AbstractMesh | Mesh) -> frozenset[str]:
-    """The axes of size above 1 over which no `shard_map` runs already."""
+    """The axes of size above 1 over which no `shard_map` runs already.
+
+    **Raises:** `ValueError` where one of them is of type `Explicit`.
+    """
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True):
+        if kind == AxisType.Explicit and mesh.shape[name] > 1:
+            raise ValueError(
+                f"the mesh axis {name} is of type Explicit, which jax.make_mesh makes by default: "
+                "use rnnscale.sharding.make_mesh, or give jax.make_mesh axis_types of AxisType.Auto"
+            )
     return frozenset(
         name
         for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)

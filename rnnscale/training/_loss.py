@@ -38,10 +38,12 @@ def cross_entropy(
         weight = weight * rows.reshape(rows.shape + (1,) * (labels.ndim - rows.ndim))
     if lengths is not None and labels.ndim > lengths.ndim:
         weight = jnp.where(jnp.arange(labels.shape[-1]) < lengths[..., None], weight, 0)
+    # Labels that do not count may be anything: -100 is a usual mark.
+    labels = jnp.where(weight > 0, labels, 0)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = jnp.argmax(logits, axis=-1) == labels
     return {
-        "loss": jnp.sum(losses * weight),
+        "loss": jnp.sum(jnp.where(weight > 0, losses * weight, 0)),
         "correct": jnp.sum(correct * weight),
         "count": jnp.sum(weight),
     }

@@ -27,7 +27,10 @@ class TrainState(eqx.Module):
         cls, model: PyTree, optimiser: optax.GradientTransformation, key: Key[Array, ""]
     ) -> "TrainState":
         """The state before the first step. Call it in `rnnscale.sharding.sharded_init` to build a
-        model and its optimiser state laid out over a mesh."""
+        model and its optimiser state laid out over a mesh.
+
+        It holds the arrays of `model` and `key` themselves, which a train step then uses up.
+        """
         opt_state = skip_non_finite(optimiser).init(eqx.filter(model, trainable(model)))
         return cls(model, opt_state, key, jnp.zeros((), jnp.int32))
 

@@ -168,6 +168,43 @@ def test_bfloat16_has_float32_states():
     np.testing.assert_allclose(last.re, expected_last.re, atol=0.02 * scale)
 
 
+@every_implementation
+def test_states_do_not_run_on_into_the_padding(implementation):
+    growing = Planar(jnp.full(4, 2.0), jnp.zeros(4))
+    b, c = (Planar(jnp.ones(shape), jnp.ones(shape)) for shape in ((4, 3), (2, 4)))
+    u, lengths = jnp.ones((2, 300, 3)), jnp.asarray([10, 20])
+
+    def loss(decay, b, c):
+        return jnp.sum(
+            diagonal_ssm(u, decay, b, c, lengths=lengths, implementation=implementation)[0]
+        )
+
+    for gradient in jax.tree.leaves(jax.grad(loss, (0, 1, 2))(growing, b, c)):
+        assert np.all(np.isfinite(gradient))
+
+
+@every_implementation
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.uint32, jnp.int32])
+def test_lengths_of_any_integer_type(dtype, implementation):
+    given, _, _ = arrays(6)
+    u, *system, h0 = (to_jax(x, "float32") for x in given.values())
+
+    def last(h0):
+        lengths = jnp.asarray([0, 4, 6], dtype)
+        return jnp.sum(
+            diagonal_ssm(u, *system, h0, lengths=lengths, implementation=implementation)[1].re
+        )
+
+    np.testing.assert_allclose(jax.grad(last)(h0).re[0], 1)
+
+
+def test_an_empty_batch():
+    given, _, _ = arrays(6)
+    system = [to_jax(given[name], "float32") for name in ("decay", "b", "c")]
+    y, last = diagonal_ssm(jnp.zeros((0, 6, IDIM)), *system)
+    assert (y.shape, last.shape) == ((0, 6, ODIM), (0, STATE))
+
+
 def test_real_systems():
     given, _, _ = arrays(12)
     u = to_jax(given["u"], "float32")
@@ -260,6 +297,8 @@ decay, b, c = (
         ((u, decay, b, c, Planar(*(jnp.zeros((2, 3)),) * 2)), {}, ValueError, "h0 has shape"),
         ((u, decay, b, c), {"lengths": jnp.zeros(2)}, ValueError, "lengths must be integers"),
         ((u, decay, b, c), {"lengths": jnp.zeros(3, int)}, ValueError, "lengths must be integers"),
+        ((u, decay, b, c), {"lengths": jnp.asarray([5, 6])}, ValueError, "from 0 to the 5 steps"),
+        ((u, decay, b, c), {"lengths": jnp.asarray([5, -1])}, ValueError, "got -1 to 5"),
         ((u, decay, b, c), {"reset": jnp.zeros((2, 4), bool)}, ValueError, "reset has shape"),
         ((u, decay, b, c), {"implementation": "x"}, ValueError, "chunked"),
     ],

@@ -230,6 +230,21 @@ def test_a_reset_stops_infinities_also_in_the_gradient(implementation, reverse):
 
 
 @every_implementation
+def test_a_reset_stops_an_infinite_decay(implementation):
+    a = jnp.full((1, 8, 2), 0.5).at[:, 3].set(jnp.inf)
+    reset = jnp.zeros((1, 8), bool).at[:, 3].set(True)
+
+    def run(a, b):
+        return linear_scan(a, b, reset=reset, implementation=implementation)[0]
+
+    b = jnp.ones((1, 8, 2))
+    expected = [1, 1.5, 1.75, 1, 1.5, 1.75, 1.875, 1.9375]
+    np.testing.assert_allclose(run(a, b)[0, :, 0], expected)
+    for gradient in jax.grad(lambda a, b: jnp.sum(run(a, b)), (0, 1))(a, b):
+        assert np.all(np.isfinite(gradient))
+
+
+@every_implementation
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_reset_restores_zero_and_a_cut_sequence_is_a_whole_one(implementation, reverse):
     arrays = ScanArguments(time=20).arrays()

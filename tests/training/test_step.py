@@ -275,6 +275,16 @@ def test_evaluation_weights_and_lengths(key):
         np.testing.assert_allclose(got[name], expected[name], rtol=1e-5)
 
 
+def test_labels_that_do_not_count_may_be_anything(key):
+    model = language_model(key)
+    batch = batch_of(0, language_model)
+    lengths = np.full(ROWS, 5)
+    marked = np.where(np.arange(TIME) < 5, batch["labels"], -100)
+    got = cross_entropy(model, {**batch, "labels": marked, "lengths": lengths}, None)
+    expected = cross_entropy(model, {**batch, "lengths": lengths}, None)
+    assert float(got["loss"]) == float(expected["loss"])
+
+
 def test_the_loss_against_numpy(key):
     model = language_model(key)
     batch = batch_of(0, language_model)

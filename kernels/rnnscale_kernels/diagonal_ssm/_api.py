@@ -1,10 +1,12 @@
 """The public function: what it takes, checked and brought into canonical form."""
 
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
@@ -47,8 +49,9 @@ def diagonal_ssm(
     - `reverse`: go from each row's own last step to its first.
     - `reset`: true at t marks t as the first step of a segment in time order, in either
         direction. It restores zero, not `h0`.
-    - `lengths`: the number of valid steps of each row, from 0 to `time`. `y` is zero at the others,
-        and what `u` holds there, NaN included, reaches nothing, gradients included.
+    - `lengths`: the number of valid steps of each row, from 0 to `time`; traced ones cannot be
+        checked and are clipped. `y` is zero at the other steps, and what `u` holds there, NaN
+        included, reaches nothing, gradients included.
     - `implementation`: `"chunked"`, or `"unfused"`, which stores all states; `None` takes the
         fastest for the platform compiled for.
 
@@ -82,7 +85,8 @@ def prepare(u, decay, b, c, h0, *, reverse, reset, lengths, implementation):
     *batch, time, _ = u.shape
     axis = len(batch)
     check_reset(reset, (*batch, time))
-    dtype = jnp.promote_types(jnp.float32, jnp.promote_types(decay.dtype, u.dtype))
+    given = [x.dtype for x in (decay, u, h0) if x is not None]
+    dtype = functools.reduce(jnp.promote_types, given, jnp.dtype(jnp.float32))
     (state,) = decay.shape
     if h0 is None:
         h0 = jax.tree.map(lambda _: jnp.zeros((*batch, state), dtype), decay)
@@ -95,12 +99,16 @@ def prepare(u, decay, b, c, h0, *, reverse, reset, lengths, implementation):
                 f"lengths must be integers of shape '*batch', {tuple(batch)}, got "
                 f"{lengths.dtype} of shape {lengths.shape}"
             )
+        lengths = _checked(lengths, time)
         valid = jnp.arange(time) < lengths[..., None]
         u = jnp.where(valid[..., None], u, 0)
         reset = None if reset is None else reset & valid
     cut = None if reset is None else cuts(reset, reverse=reverse)
     if reverse:
         u, cut = (None if x is None else _turn(x, lengths, axis) for x in (u, cut))
+    if valid is not None:
+        # No state runs on into the padding, where it might overflow.
+        cut = ~valid if cut is None else cut | ~valid
 
     def finish(public):
         y, h_last = public
@@ -109,6 +117,18 @@ def prepare(u, decay, b, c, h0, *, reverse, reset, lengths, implementation):
         return y if valid is None else jnp.where(valid[..., None], y, 0), h_last
 
     return (u, cast(decay, dtype), b, c, cast(h0, dtype), cut, lengths), finish
+
+
+def _checked(lengths, time: int):
+    """Lengths from 0 to `time`, as int32. Traced ones, whose values nobody knows, are clipped."""
+    if not isinstance(lengths, jax.core.Tracer) and lengths.size:
+        known = np.asarray(lengths)
+        least, most = int(known.min()), int(known.max())
+        if least < 0 or most > time:
+            raise ValueError(
+                f"lengths must be from 0 to the {time} steps of u, got {least} to {most}"
+            )
+    return jnp.clip(lengths.astype(jnp.int32), 0, time)
 
 
 def options(primals, implementation: str | None) -> dict[str, Any]:
@@ -121,7 +141,7 @@ def options(primals, implementation: str | None) -> dict[str, Any]:
 
 def _chunk_length(width: int, time: int) -> int:
     """Steps a chunk, for `width` numbers of state a step: chunks of about equal length."""
-    longest = max(32, _CHUNK_BYTES // (4 * width))
+    longest = max(32, _CHUNK_BYTES // (4 * max(width, 1)))
     return -(-time // -(-time // longest))
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from .._dispatch import Dispatch, Implementation
-from .._operation import Operation, mapped_size
+from .._operation import Operation, mapped_size, vary_alike
 from .._planar import Planar, where
 from ..linear_scan import scan
 from . import _xla
@@ -79,6 +79,7 @@ def _tangent(primals, outputs, tangents, *, chunk, implementation):
 
 
 def unfused_transpose(primals, outputs, cotangents, *, chunk, platform=None):
+    primals, cotangents = vary_alike((primals, cotangents))
     *values, cut, lengths = primals
     _, pull = jax.vjp(lambda *values: _public((*values, cut, lengths), chunk=chunk), *values)
     return *pull(cotangents), None, None

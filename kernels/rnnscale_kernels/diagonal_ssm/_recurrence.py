@@ -102,9 +102,9 @@ def _loop(decay, drive, entering, cut):
 
     def step(t, loop):
         carry, h = loop
-        carry = _keep(cut, t, carry)
+        decayed = _keep(cut, t, p * carry + q * _swap(carry))
         # The barrier makes it one value, read before the buffer is written: no copy is needed.
-        carry = lax.optimization_barrier(p * carry + q * _swap(carry) + _at(h, t))
+        carry = lax.optimization_barrier(decayed + _at(h, t))
         return carry, _put(h, t, carry)
 
     leaving, h = lax.fori_loop(0, drive.shape[-3], step, (entering, drive))

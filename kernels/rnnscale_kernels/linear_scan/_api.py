@@ -1,5 +1,7 @@
 """The public function: what it takes, checked and brought into canonical form."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -40,7 +42,8 @@ def linear_scan(
         direction: no state crosses from one segment into another. A reset restores zero, not
         `h0`, and stops infinities and NaN, in the gradient too.
     - `implementation`: `"sequential"`, `"chunked"` or `"associative"`; `None` takes the fastest for
-        the platform compiled for.
+        the platform compiled for. All but `"sequential"` multiply decays over many steps, which
+        overflows for magnitudes well above 1.
 
     **Returns:**
 
@@ -64,7 +67,8 @@ def prepare(a, b, h0, *, reverse, reset, implementation):
     if time == 0:
         raise ValueError(f"linear_scan: b has no time step, its shape is {b.shape}")
     a = _canonical_decay(a, b.shape)
-    dtype = jnp.promote_types(jnp.float32, jnp.promote_types(a.dtype, b.dtype))
+    given = [x.dtype for x in (a, b, h0) if x is not None]
+    dtype = functools.reduce(jnp.promote_types, given, jnp.dtype(jnp.float32))
     if h0 is None:
         h0 = jax.tree.map(lambda _: jnp.zeros((*batch, channels), dtype), b)
     elif h0.shape != (*batch, channels):

@@ -22,7 +22,10 @@ def _put(x, t, value):
 
 
 def _keep(cut, t, carry):
-    """The carry into step `t`: zero where it is cut."""
+    """What is carried into step `t`: zero where it is cut.
+
+    The decayed carry, not the carry: an infinite decay times zero would be NaN.
+    """
     if cut is None:
         return carry
     return where(lax.dynamic_index_in_dim(cut, t, cut.ndim - 1), 0.0, carry)
@@ -35,7 +38,7 @@ def sequential(a, b, h0, cut, *, reverse):
     def step(i, loop):
         carry, h = loop
         t = steps - 1 - i if reverse else i
-        decayed = multiply(cast(_at(a, t), h0.dtype), _keep(cut, t, carry))
+        decayed = _keep(cut, t, multiply(cast(_at(a, t), h0.dtype), carry))
         # The barrier makes it one value, read before the buffer is written: no copy is needed.
         carry = lax.optimization_barrier(add(decayed, cast(_at(h, t), h0.dtype)))
         return carry, _put(h, t, carry)

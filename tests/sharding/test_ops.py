@@ -1,0 +1,100 @@
+"""The recurrences on a mesh: what they give on one device, whatever is done with them."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rnnscale import S5, BidirectionalS5
+from rnnscale.sharding import linear_scan, make_mesh
+from rnnscale_kernels import Planar, linear_scan as local_linear_scan
+
+MESHES = {"data=2,fsdp=2,tensor=2": (2, 2, 2), "tensor=8": (1, 1, 8)}
+every_mesh = pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+
+
+def sequences(key, rows=8, dtype=jnp.float32):
+    return jax.random.normal(key, (rows, 33, 6)).astype(dtype)
+
+
+def assert_same_on(mesh, run, *arguments, tolerance=1e-5):
+    expected = jax.jit(run)(*arguments)
+    with jax.set_mesh(mesh):
+        got = jax.jit(run)(*arguments)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        x, y = (np.asarray(z, np.float64) for z in (x, y))
+        np.testing.assert_allclose(x, y, atol=tolerance * max(1, np.max(np.abs(y))))
+
+
+@every_mesh
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("layer", [S5, BidirectionalS5])
+def test_values_and_gradients(sizes, dtype, layer, key):
+    layer = layer(6, 32, key=key)
+    xs = sequences(key, dtype=dtype)
+    state = jax.tree.map(lambda x: x + 0.5, layer.init_state((8,), dtype))
+    reset = jnp.zeros((8, 33), bool).at[:, 11].set(True)
+    lengths = jnp.asarray([33, 0, 1, 12, 33, 5, 20, 32])
+
+    def run(layer, xs, state):
+        state, ys = layer(xs, state, reset=reset, lengths=lengths)
+        total = sum(jnp.sum(x**2) for x in jax.tree.leaves(state))
+        return total + jnp.sum(ys.astype(jnp.float32) ** 2)
+
+    # bfloat16 has 8 bits, and the parts of an output are rounded before they are added up.
+    tolerance = 2e-5 if dtype == jnp.float32 else 3e-2
+    gradient = jax.value_and_grad(run, (0, 1, 2))
+    assert_same_on(make_mesh(*sizes), gradient, layer, xs, state, tolerance=tolerance)
+
+
+@every_mesh
+@pytest.mark.parametrize("batch", [(), (6,), (4, 2)], ids=str)
+def test_any_batch(sizes, batch, key):
+    layer = S5(6, 32, key=key)
+    xs = jax.random.normal(key, (*batch, 9, 6))
+    gradient = jax.grad(lambda layer, xs: jnp.sum(layer(xs)[1] ** 2), (0, 1))
+    assert_same_on(make_mesh(*sizes), gradient, layer, xs)
+
+
+@every_mesh
+def test_filter_vmap(sizes, key):
+    def run(layer, xs):
+        return jnp.sum(eqx.filter_vmap(lambda xs: layer(xs)[1])(xs) ** 2)
+
+    gradient = jax.value_and_grad(run, (0, 1))
+    assert_same_on(make_mesh(*sizes), gradient, S5(6, 32, key=key), sequences(key))
+
+
+@every_mesh
+@pytest.mark.parametrize("varying", [True, False])
+def test_linear_scan(sizes, varying, key):
+    shape = (8, 12, 16)
+    a = 0.9 * jax.random.uniform(key, shape if varying else shape[-1:])
+    b = jax.random.normal(key, shape)
+    a, b = Planar(a, 0.1 * a), Planar(b, b + 1)
+
+    def run(scan):
+        def loss(a, b):
+            h, last = scan(a, b, reverse=True)
+            return jnp.sum(h.re * h.im) + jnp.sum(last.re**2)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+    expected = run(local_linear_scan)(a, b)
+    with jax.set_mesh(make_mesh(*sizes)):
+        got = run(linear_scan)(a, b)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
+def test_time_is_gathered_and_says_so(key, caplog):
+    layer = S5(6, 32, key=key)
+    assert_same_on(make_mesh(data=2, seq=4), lambda xs: layer(xs)[1], sequences(key))
+    assert "gathers" in caplog.text
+
+
+def test_an_explicit_mesh_is_refused(key):
+    mesh = jax.make_mesh((8,), ("data",))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="axis data is of type Explicit"):
+        S5(6, 32, key=key)(sequences(key))
