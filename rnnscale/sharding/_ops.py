@@ -53,8 +53,7 @@ def diagonal_ssm(
     """`rnnscale_kernels.diagonal_ssm`, over the mesh that `jax.set_mesh` has set.
 
     The leading batch axis runs over `data` and `fsdp`, the states over `tensor`. Arguments, results
-    and errors are those of the kernel. Over a mesh it has gradients only:
-    reverse mode of first order.
+    and errors are those of the kernel. Over a mesh it has reverse mode of first order only.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not automatic_axes(mesh):
@@ -103,8 +102,7 @@ def linear_scan(
     """`rnnscale_kernels.linear_scan`, over the mesh that `jax.set_mesh` has set.
 
     The leading batch axis runs over `data` and `fsdp`, the channels over `tensor`. Arguments,
-    results and errors are those of the kernel. Over a mesh it has gradients only:
-    reverse mode of first order.
+    results and errors are those of the kernel. Over a mesh it has reverse mode of first order only.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not automatic_axes(mesh):

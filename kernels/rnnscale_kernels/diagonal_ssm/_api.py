@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from .._checks import check_implementation, check_planes, check_reset
@@ -121,7 +122,7 @@ def prepare(u, decay, b, c, h0, *, reverse, reset, lengths, implementation):
 
 def _checked(lengths, time: int):
     """Lengths from 0 to `time`, as int32. Traced ones, whose values nobody knows, are clipped."""
-    if not isinstance(lengths, jax.core.Tracer) and lengths.size:
+    if not isinstance(lengths, Tracer) and lengths.size:
         known = np.asarray(lengths)
         least, most = int(known.min()), int(known.max())
         if least < 0 or most > time:

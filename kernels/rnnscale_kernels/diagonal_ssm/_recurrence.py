@@ -57,12 +57,10 @@ def _scan(decay, drive, entering, cut):
 
 
 def _scan_transpose(decay, h, entering, cut, g, g_leaving):
+    one_step = _one_step(decay, g.ndim - 1)
+    h, entering, g, g_leaving = (unstack(x, -2) for x in (h, entering, g, g_leaving))
     d_decay, d_drive, d_entering = scan_transpose(
-        _one_step(decay, g.ndim - 1),
-        *(unstack(x, -2) for x in (h, entering)),
-        cut,
-        *(unstack(x, -2) for x in (g, g_leaving)),
-        reverse=False,
+        one_step, h, entering, cut, g, g_leaving, reverse=False
     )
     d_decay = jax.tree.map(lambda x: x.reshape(x.shape[-1]), d_decay)
     return d_decay, stack(d_drive, -2), stack(d_entering, -2)
