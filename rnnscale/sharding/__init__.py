@@ -3,10 +3,18 @@
 from rnnscale.sharding._describe import Layout as Layout, describe as describe, layouts as layouts
 from rnnscale.sharding._init import sharded_init as sharded_init
 from rnnscale.sharding._mesh import AXES as AXES, make_mesh as make_mesh
+from rnnscale.sharding._on_mesh import (
+    Specs as Specs,
+    differentiable_on_mesh as differentiable_on_mesh,
+    gathered as gathered,
+    row_spec as row_spec,
+    unit_specs as unit_specs,
+)
 from rnnscale.sharding._ops import diagonal_ssm as diagonal_ssm, linear_scan as linear_scan
 from rnnscale.sharding._rules import (
     ACTIVATION_AXES as ACTIVATION_AXES,
     PARAMETER_AXES as PARAMETER_AXES,
+    activation_spec as activation_spec,
     automatic_axes as automatic_axes,
     batch_sharding as batch_sharding,
     constrain as constrain,

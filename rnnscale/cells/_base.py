@@ -1,0 +1,200 @@
+"""What every cell is: one step of time, in the stages that a loop over time can tell apart."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Key, PyTree
+
+from rnnscale._base import State, check_features, state_dtype
+
+type Weights = PyTree
+"""What the equations of a cell use, computed from its parameters once a call."""
+
+type Drive = PyTree[Array]
+"""The part of a step that does not depend on the state."""
+
+
+class Matrix(NamedTuple):
+    """A weight laid out for both directions, so that no loop over time transposes it again."""
+
+    forward: Float[Array, "in out"]
+    backward: Float[Array, "out in"]
+
+
+type Map = Float[Array, "out in"] | Matrix | Callable[[Any], Any]
+
+
+class Affine(Protocol):
+    """How a step is told to make a pre-activation: `plus + weight @ h`."""
+
+    def __call__(self, plus: Any, weight: Map | None, h: Any) -> Any: ...
+
+
+class Cell(eqx.Module):
+    r"""One step of a recurrent network.
+
+    ```python
+    state, output = cell(x, state)
+    ```
+
+    A subclass gives the step in stages, and the loop over time (`rnnscale.cells.time_loop`) makes
+    the most of each:
+
+    1. `weights()`: the matrices of the equations, made of the parameters **once a call**: gates put
+       side by side, a matrix exponential. Its floating leaves with two axes are matrices `out in`,
+       are cast to the compute dtype, and are used in `linear` and `affine` only.
+    2. `drive(weights, x)`: whatever does not depend on the state, such as $V x + b$, for any
+       leading axes. It is computed for many steps at once.
+    3. `advance(weights, drive, state, affine)`: the rest. What it makes with the `affine` that it
+       is given, its pre-activations, is kept for the backward pass; all else is computed again.
+    4. `output(state)`.
+
+    States are opaque PyTrees with the leading axes `*batch`, at least float32. A cell has no random
+    numbers; `key` is taken for the contract's sake.
+    """
+
+    idim: eqx.AbstractVar[int]
+    hdim: eqx.AbstractVar[int]
+
+    unit_axis: ClassVar[str] = "hdim"
+    """The logical name of the last axis of drive, state and output. `"state"` says that units do
+    not see one another, so that a mesh may split them; all arrays of `weights()` then have
+    annotations, in which that axis is called `state` too."""
+
+    @property
+    def odim(self) -> int:
+        """Features of the output."""
+        return self.hdim
+
+    def weights(self) -> Weights:
+        return self
+
+    @abstractmethod
+    def drive(self, weights: Any, x: Float[Array, "*axes idim"]) -> Drive: ...
+
+    @abstractmethod
+    def advance(self, weights: Any, drive: Any, state: Any, affine: Affine) -> State: ...
+
+    def output(self, state: Any) -> Float[Array, "*axes odim"]:
+        return state
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> State:
+        """The state before the first step, and after a reset: zero unless a cell says otherwise.
+
+        **Arguments:**
+
+        - `batch_shape`: the leading axes, `*batch`.
+        - `dtype`: the compute dtype, that is `x.dtype`. Default float32.
+        """
+        return jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
+
+    def __call__(
+        self,
+        x: Float[Array, "*batch idim"],
+        state: State,
+        *,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch odim"]]:
+        """One step of time.
+
+        **Arguments:**
+
+        - `x`: the input.
+        - `state`: as `init_state` or a step returned it.
+        - `key`: taken and not used.
+
+        **Returns:** `(state, output)`; the output has the dtype of `x`.
+
+        **Raises:** `ValueError` where `x` has not `idim` features or the state is of another
+        structure or shape.
+        """
+        check_features(self, x, self.idim)
+        check_state(self, state, x.shape[:-1], x.dtype)
+        weights = compute_weights(self, x.dtype)
+        state = self.advance(weights, self.drive(weights, x), state, affine)
+        return state, self.output(state).astype(x.dtype)
+
+
+def compute_weights(cell: Cell, dtype: DTypeLike) -> Weights:
+    """`cell.weights()`, matrices in the compute dtype and everything else at least float32."""
+
+    def cast(leaf):
+        if not eqx.is_inexact_array(leaf):
+            return leaf
+        return leaf.astype(dtype if leaf.ndim == 2 else state_dtype(dtype))
+
+    return jax.tree.map(cast, cell.weights())
+
+
+def linear(weight: Map, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
+    """`weight @ x` over the last axis, at least float32.
+
+    **Arguments:**
+
+    - `weight`: a matrix `out in`, or a function that is linear in its argument.
+    - `x`: is cast to the dtype of a matrix.
+    """
+    if isinstance(weight, Matrix):
+        return _laid_out_product(x.astype(weight.forward.dtype), *weight)
+    if isinstance(weight, jax.Array):
+        return _product(x.astype(weight.dtype), weight.T)
+    return weight(x)
+
+
+def affine(plus: Any, weight: Map | None, h: Any) -> Any:
+    """`plus + weight @ h`: a pre-activation.
+
+    **Arguments:**
+
+    - `plus`: what is added, of the shape of the product.
+    - `weight`: as in `linear`; `None` for the identity.
+    - `h`: what it is applied to, an array or a tree of them.
+    """
+    return jax.tree.map(jnp.add, plus, h if weight is None else linear(weight, h))
+
+
+def check_state(cell: Any, state: Any, batch_shape: tuple[int, ...], dtype: DTypeLike) -> None:
+    """Raises unless `state` has the structure and the shapes of `cell.init_state(batch_shape)`."""
+    expected = jax.eval_shape(lambda: cell.init_state(batch_shape, dtype))
+    same_tree = jax.tree.structure(state) == jax.tree.structure(expected)
+    if same_tree:
+        pairs = zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True)
+        if all(jnp.shape(got) == spec.shape for got, spec in pairs):
+            return
+    raise ValueError(
+        f"{type(cell).__name__} takes a state like init_state({tuple(batch_shape)}), of "
+        f"{_shapes(expected)}; got {_shapes(state)}."
+    )
+
+
+def _shapes(tree: Any) -> str:
+    return str(jax.tree.map(lambda leaf: tuple(jnp.shape(leaf)), tree))
+
+
+def _product(x: Array, weight: Array) -> Array:
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.matmul(x, weight, preferred_element_type=wide)
+
+
+@jax.custom_vjp
+def _laid_out_product(x: Array, forward: Array, backward: Array) -> Array:
+    return _product(x, forward)
+
+
+def _pull_product(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array, None]:
+    x, backward = saved
+    g = g.astype(x.dtype)
+    rows, cotangents = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    by_forward = _product(rows.T, cotangents).astype(x.dtype)
+    return _product(g, backward).astype(x.dtype), by_forward, None
+
+
+_laid_out_product.defvjp(
+    lambda x, forward, backward: (_product(x, forward), (x, backward)), _pull_product
+)

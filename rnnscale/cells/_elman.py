@@ -1,0 +1,69 @@
+"""The simple recurrent network."""
+
+import math
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from rnnscale._base import check_size
+from rnnscale._fields import parameter
+from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._init import uniform
+
+
+class ElmanRNNCell(Cell):
+    r"""$$h_t = \sigma(W h_{t-1} + V x_t + b)$$
+
+    Every parameter starts uniform in $\pm 1 / \sqrt{n}$, for `n = hdim`.
+
+    Elman, *Finding Structure in Time*, Cognitive Science 1990.
+    """
+
+    recurrent: Float[Array, "hdim hdim"] = parameter()
+    input: Float[Array, "hdim idim"] = parameter()
+    bias: Float[Array, "hdim"] = parameter(group="bias")
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+    nonlinearity: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        idim: int,
+        hdim: int,
+        *,
+        nonlinearity: Callable[[Array], Array] = jnp.tanh,
+        key: PRNGKeyArray,
+    ):
+        r"""**Arguments:**
+
+        - `idim`: features of the input.
+        - `hdim`: units.
+        - `nonlinearity`: $\sigma$, elementwise.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size is below 1.
+        """
+        check_size(ElmanRNNCell, idim=idim, hdim=hdim)
+        recurrent_key, input_key, bias_key = jax.random.split(key, 3)
+        limit = 1 / math.sqrt(hdim)
+        self.recurrent = uniform(recurrent_key, (hdim, hdim), limit)
+        self.input = uniform(input_key, (hdim, idim), limit)
+        self.bias = uniform(bias_key, (hdim,), limit)
+        self.idim, self.hdim, self.nonlinearity = idim, hdim, nonlinearity
+
+    def drive(
+        self, weights: "ElmanRNNCell", x: Float[Array, "*axes idim"]
+    ) -> Float[Array, "*axes hdim"]:
+        return linear(weights.input, x) + weights.bias
+
+    def advance(
+        self,
+        weights: "ElmanRNNCell",
+        drive: Float[Array, "*axes hdim"],
+        state: Float[Array, "*axes hdim"],
+        affine: Affine,
+    ) -> Float[Array, "*axes hdim"]:
+        return self.nonlinearity(affine(drive, weights.recurrent, state))

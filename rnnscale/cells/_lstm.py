@@ -1,0 +1,95 @@
+"""The long short-term memory."""
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+from rnnscale._base import check_size, state_dtype
+from rnnscale._fields import parameter
+from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._init import uniform
+
+type LSTMState = tuple[Float[Array, "*axes hdim"], Float[Array, "*axes hdim"]]
+
+
+class _Weights(NamedTuple):
+    """The gates below one another."""
+
+    recurrent: Float[Array, "gates hdim"]
+    input: Float[Array, "gates idim"]
+    bias: Float[Array, "gates"]
+
+
+class LongShortTermMemoryCell(Cell):
+    r"""$$i, f, o = \mathrm{sigmoid}(W h_{t-1} + V x_t + b), \qquad
+      g = \tanh(W_g h_{t-1} + V_g x_t + b_g)$$
+    $$c_t = f \odot c_{t-1} + i \odot g, \qquad h_t = o \odot \tanh(c_t)$$
+
+    Parameters have a leading axis of the four gates, in the order `i, f, g, o`. They start uniform
+    in $\pm 1 / \sqrt{n}$, for `n = hdim`, and the bias of the forget gate at one. The state is
+    `(h, c)`.
+
+    Hochreiter, Schmidhuber, *Long Short-Term Memory*, Neural Computation 1997; forget gate: Gers,
+    Schmidhuber, Cummins, *Learning to Forget*, Neural Computation 2000; its bias: Jozefowicz,
+    Zaremba, Sutskever, *An Empirical Exploration of Recurrent Network Architectures*, ICML 2015.
+    """
+
+    recurrent: Float[Array, "4 hdim hdim"] = parameter()
+    input: Float[Array, "4 hdim idim"] = parameter()
+    bias: Float[Array, "4 hdim"] = parameter(group="bias")
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+
+    def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `idim`: features of the input.
+        - `hdim`: units.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size is below 1.
+        """
+        check_size(LongShortTermMemoryCell, idim=idim, hdim=hdim)
+        recurrent_key, input_key, bias_key = jax.random.split(key, 3)
+        limit = 1 / math.sqrt(hdim)
+        self.recurrent = uniform(recurrent_key, (4, hdim, hdim), limit)
+        self.input = uniform(input_key, (4, hdim, idim), limit)
+        self.bias = uniform(bias_key, (4, hdim), limit).at[1].set(1.0)
+        self.idim, self.hdim = idim, hdim
+
+    def weights(self) -> _Weights:
+        return _Weights(
+            self.recurrent.reshape(-1, self.hdim),
+            self.input.reshape(-1, self.idim),
+            self.bias.reshape(-1),
+        )
+
+    def drive(
+        self, weights: _Weights, x: Float[Array, "*axes idim"]
+    ) -> Float[Array, "*axes gates"]:
+        return linear(weights.input, x) + weights.bias
+
+    def advance(
+        self,
+        weights: _Weights,
+        drive: Float[Array, "*axes gates"],
+        state: LSTMState,
+        affine: Affine,
+    ) -> LSTMState:
+        h, c = state
+        i, f, g, o = jnp.split(affine(drive, weights.recurrent, h), 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+    def output(self, state: LSTMState) -> Float[Array, "*axes hdim"]:
+        return state[0]
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> LSTMState:
+        zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
+        return zeros, zeros
