@@ -1,5 +1,6 @@
 """Kernels for diagonal linear recurrences, with plain XLA behind them."""
 
+from ._checks import check_reset as check_reset, checked_lengths as checked_lengths
 from ._operation import Operation as Operation, vary_alike as vary_alike
 from ._planar import Planar as Planar
 from .diagonal_ssm import diagonal_ssm as diagonal_ssm

@@ -3,6 +3,9 @@
 from collections.abc import Collection
 
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
 
 from ._planar import Planar
 
@@ -41,6 +44,25 @@ def check_reset(reset, shape: tuple[int, ...]) -> None:
         raise TypeError(f"reset must be boolean, got {reset.dtype}")
     if reset.shape != shape:
         raise ValueError(f"reset has shape {reset.shape}, expected '*batch time', here {shape}")
+
+
+def checked_lengths(lengths, batch_shape: tuple[int, ...], time: int) -> Array:
+    """The numbers of valid steps, as int32. Traced ones, whose values nobody knows, are clipped.
+
+    **Raises:** `ValueError` unless they are integers of the shape of the batch, from 0 to `time`.
+    """
+    lengths = jnp.asarray(lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer) or lengths.shape != batch_shape:
+        raise ValueError(
+            f"lengths must be integers of shape '*batch', {batch_shape}, got {lengths.dtype} of "
+            f"shape {lengths.shape}"
+        )
+    if not isinstance(lengths, Tracer) and lengths.size:
+        known = np.asarray(lengths)
+        least, most = int(known.min()), int(known.max())
+        if least < 0 or most > time:
+            raise ValueError(f"lengths must be from 0 to the {time} steps, got {least} to {most}")
+    return jnp.clip(lengths.astype(jnp.int32), 0, time)
 
 
 def check_implementation(name: str | None, known: Collection[str]) -> None:

@@ -27,9 +27,18 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rnnscale import sharding
-from rnnscale._base import State, zero_padding
-from rnnscale.cells._base import Cell, Map, Matrix, affine, compute_weights, linear
-from rnnscale_kernels import vary_alike
+from rnnscale._base import State, check_features, zero_padding
+from rnnscale.cells._base import (
+    Cell,
+    Map,
+    Matrix,
+    affine,
+    check_state,
+    compute_weights,
+    linear,
+)
+from rnnscale.cells._linear import LinearCell
+from rnnscale_kernels import check_reset, checked_lengths, vary_alike
 
 # Steps in a block. On a CPU the drives of so many stay in the cache.
 _BLOCK = 8
@@ -38,24 +47,28 @@ _BLOCK = 8
 def time_loop(
     cell: Cell,
     xs: Float[Array, "*batch time idim"],
-    state: State,
+    state: State | None = None,
     *,
     reset: Bool[Array, "*batch time"] | None = None,
     lengths: Int[Array, "*batch"] | None = None,
     reverse: bool = False,
     remat: bool = False,
 ) -> tuple[State, Float[Array, "*batch time odim"]]:
-    """All steps of a cell, one after another.
+    """All steps of a cell.
+
+    A `LinearCell` runs in parallel over time, on `rnnscale.sharding.linear_scan`; any other step by
+    step. It has reverse mode, of first order.
 
     **Arguments:**
 
     - `cell`: steps along each row of the batch.
     - `xs`: the sequences.
-    - `state`: the state to start from.
-    - `reset`: true at `t` where `t` is the first step of a segment in time order. In the direction
-        of the loop every segment but the first starts from `cell.init_state()`; a segment that is
-        marked at the loop's first step does too.
-    - `lengths`: the number of valid steps of each row; the others leave the state as it is.
+    - `state`: the state to start from, `cell.init_state(batch)` if `None`.
+    - `reset`: true at `t` where `t` is the first step of a segment in time order, in either
+        direction. It restores `cell.init_state(batch)`, never `state`.
+    - `lengths`: the number of valid steps of each row, from 0 to `time`; traced ones cannot be
+        checked and are clipped. The others leave the state as it is, and what `xs` holds there
+        reaches nothing.
     - `reverse`: from the last step to the first, each row within its own length.
     - `remat`: keep nothing but the states at the borders of blocks of about the square root of the
         length, and compute the rest again in the backward pass.
@@ -63,27 +76,64 @@ def time_loop(
     **Returns:** `(state, ys)`: the state after the last step made, and the outputs, zero beyond
     `lengths`, in the dtype of `xs`.
 
-    It has reverse mode, of first order.
+    **Raises:** `ValueError` or `TypeError` where the features, the state, `reset` or `lengths` are
+    not those of the cell and the sequences.
     """
+    check_features(cell, xs, cell.idim, rank=2)
     batch_shape, time = xs.shape[:-2], xs.shape[-2]
+    if state is None:
+        state = cell.init_state(batch_shape, xs.dtype)
+    check_state(cell, state, batch_shape, xs.dtype)
+    check_reset(reset, (*batch_shape, time))
+    valid = None
+    if lengths is not None:
+        lengths = checked_lengths(lengths, batch_shape, time)
+        valid = jnp.arange(time) < lengths[..., None]
+        xs = zero_padding(xs, lengths)
+        reset = None if reset is None else reset & valid
     if time == 0:
         return state, jnp.zeros((*batch_shape, 0, cell.odim), xs.dtype)
+    run = _in_parallel if isinstance(cell, LinearCell) else _step_by_step
+    return run(cell, xs, state, reset, valid, reverse, remat)
+
+
+def _in_parallel(
+    cell: Cell,
+    xs: Array,
+    state: Any,
+    reset: Array | None,
+    valid: Array | None,
+    reverse: bool,
+    remat: bool,
+) -> tuple[State, Array]:
+    def run(cell: Cell, xs: Array, state: Any) -> tuple[Any, Array]:
+        decay, drive = cell.drive(compute_weights(cell, xs.dtype), xs)
+        if valid is not None:
+            decay = jnp.where(valid[..., None], decay, 1)
+            drive = jnp.where(valid[..., None], drive, 0)
+        hs, state = sharding.linear_scan(decay, drive, state, reset=reset, reverse=reverse)
+        ys = cell.output(hs).astype(xs.dtype)
+        return state, ys if valid is None else jnp.where(valid[..., None], ys, 0)
+
+    return (eqx.filter_checkpoint(run) if remat else run)(cell, xs, state)
+
+
+def _step_by_step(
+    cell: Cell,
+    xs: Array,
+    state: State,
+    reset: Array | None,
+    valid: Array | None,
+    reverse: bool,
+    remat: bool,
+) -> tuple[State, Array]:
     if reset is not None and reverse:
         # Backwards, a segment starts before the first step of the one that follows it in time.
         reset = jnp.concatenate([reset[..., 1:], jnp.zeros_like(reset[..., :1])], axis=-1)
-    valid = None
-    if lengths is not None:
-        valid = jnp.arange(time) < jnp.asarray(lengths)[..., None]
+    batch_shape, time = xs.shape[:-2], xs.shape[-2]
     cell = sharding.gathered(cell)
     fresh = None if reset is None else cell.init_state(batch_shape, xs.dtype)
-    primals = (
-        compute_weights(cell, xs.dtype),
-        zero_padding(xs, lengths),
-        state,
-        fresh,
-        reset,
-        valid,
-    )
+    primals = compute_weights(cell, xs.dtype), xs, state, fresh, reset, valid
     _, equations = eqx.partition(cell, eqx.is_array)
     loop = _Loop(equations, time, len(batch_shape), reverse, remat)
     return sharding.differentiable_on_mesh(
@@ -221,8 +271,7 @@ class _Loop:
 
     def _prepare(self, primals: tuple) -> tuple[Any, _Steps, State, State]:
         """The weights laid out, and the arguments with the axes `time batch ...`."""
-        weights, xs, state, fresh, reset, valid = primals
-        start = reset if reset is None or valid is None else reset & valid
+        weights, xs, state, fresh, start, valid = primals
         steps = _time_major(_Steps(xs, start, valid), self.batch_rank)
         state, fresh = (_flatten_batch(each, self.batch_rank) for each in (state, fresh))
         return _lay_out(weights), steps, state, fresh
@@ -331,10 +380,9 @@ def _substitute(made: Any, weight: Map | None, h: Any) -> Any:
     return substitute(made, h)
 
 
-def _inner(xs: PyTree[Array], ys: PyTree[Array]) -> Array:
-    return sum(
-        jnp.sum(x * y) for x, y in zip(jax.tree.leaves(xs), jax.tree.leaves(ys), strict=True)
-    )
+def _inner(xs: PyTree[Array], ys: PyTree[Array]) -> Any:
+    pairs = zip(jax.tree.leaves(xs), jax.tree.leaves(ys), strict=True)
+    return sum(jnp.sum(x * y) for x, y in pairs)
 
 
 def _where[Tree: PyTree](condition: Bool[Array, "*axes"], x: Tree, y: Tree) -> Tree:

@@ -6,12 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
-from .._checks import check_implementation, check_planes, check_reset
+from .._checks import check_implementation, check_planes, check_reset, checked_lengths
 from .._operation import vary_alike
 from .._planar import Planar, cast
 from ..linear_scan import cuts
@@ -95,12 +93,7 @@ def prepare(u, decay, b, c, h0, *, reverse, reset, lengths, implementation):
         raise ValueError(f"h0 has shape {h0.shape}, expected '*batch state', {(*batch, state)}")
     valid = None
     if lengths is not None:
-        if not jnp.issubdtype(lengths.dtype, jnp.integer) or lengths.shape != tuple(batch):
-            raise ValueError(
-                f"lengths must be integers of shape '*batch', {tuple(batch)}, got "
-                f"{lengths.dtype} of shape {lengths.shape}"
-            )
-        lengths = _checked(lengths, time)
+        lengths = checked_lengths(lengths, tuple(batch), time)
         valid = jnp.arange(time) < lengths[..., None]
         u = jnp.where(valid[..., None], u, 0)
         reset = None if reset is None else reset & valid
@@ -118,18 +111,6 @@ def prepare(u, decay, b, c, h0, *, reverse, reset, lengths, implementation):
         return y if valid is None else jnp.where(valid[..., None], y, 0), h_last
 
     return (u, cast(decay, dtype), b, c, cast(h0, dtype), cut, lengths), finish
-
-
-def _checked(lengths, time: int):
-    """Lengths from 0 to `time`, as int32. Traced ones, whose values nobody knows, are clipped."""
-    if not isinstance(lengths, Tracer) and lengths.size:
-        known = np.asarray(lengths)
-        least, most = int(known.min()), int(known.max())
-        if least < 0 or most > time:
-            raise ValueError(
-                f"lengths must be from 0 to the {time} steps of u, got {least} to {most}"
-            )
-    return jnp.clip(lengths.astype(jnp.int32), 0, time)
 
 
 def options(primals, implementation: str | None) -> dict[str, Any]:

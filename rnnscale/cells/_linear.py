@@ -1,0 +1,45 @@
+"""What cells with a linear recurrence of independent units have in common."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rnnscale.cells._base import Affine, Cell
+
+type Coefficients = tuple[Float[Array, "*axes hdim"], Float[Array, "*axes hdim"]]
+"""The decay and what is added: `a` and `b` of `h_t = a_t * h_{t-1} + b_t`."""
+
+
+class LinearCell(Cell):
+    r"""$$h_t = a_t \odot h_{t-1} + b_t$$
+
+    A subclass gives `drive`, which is `(a, b)`. Both depend on the input alone, so that all steps
+    can be computed in parallel, by `rnnscale.sharding.linear_scan`. They are at least float32.
+    """
+
+    unit_axis: ClassVar[str] = "state"
+
+    @abstractmethod
+    def drive(self, weights: "LinearCell", x: Float[Array, "*axes idim"]) -> Coefficients: ...
+
+    def advance(
+        self,
+        weights: "LinearCell",
+        drive: Coefficients,
+        state: Float[Array, "*axes hdim"],
+        affine: Affine,
+    ) -> Float[Array, "*axes hdim"]:
+        a, b = drive
+        return a * state + b
+
+
+def gate_products(
+    weight: Float[Array, "gates state idim"], x: Float[Array, "*axes idim"]
+) -> Float[Array, "gates *axes state"]:
+    """`weight[gate] @ x` of every gate in one product, in the dtype of `x`, at least float32."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    weight = weight.astype(x.dtype)
+    products = jnp.einsum("...i,gsi->...gs", x, weight, preferred_element_type=wide)
+    return jnp.moveaxis(products, -2, 0)

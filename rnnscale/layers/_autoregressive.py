@@ -1,0 +1,209 @@
+"""A recurrent network that goes on from its own output."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+
+from rnnscale._base import State, check_features, check_size
+from rnnscale.layers._encoder import Encoder
+from rnnscale.layers._linear import Linear
+from rnnscale.layers._row_keys import fold_keys, row_keys
+
+
+class AutoregressiveRNN(eqx.Module):
+    """Predicts the next input at every step, and goes on from its own predictions.
+
+    Inputs are vectors of `idim` features, whose successors the readout gives; or integer tokens
+    below `idim`, read one-hot, and the readout gives the logits of the next.
+
+    ```python
+    model = AutoregressiveRNN(RNNEncoder(cell), key=key)
+    state, predictions = model(xs)                         # of xs[..., t + 1, :] at t
+    state, following = model.forecast(xs, steps=20)        # after xs, from its own outputs
+    state, tokens = model.generate(prompt, steps=20, key=key, temperature=0.8)
+    ```
+    """
+
+    encoder: Encoder
+    readout: Linear
+
+    def __init__(self, encoder: Encoder, *, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `encoder`: causal: an `RNNEncoder`, or a `DeepRNNEncoder` of those.
+        - `key`: for the readout.
+
+        **Raises:** `ValueError` if the encoder is not causal.
+        """
+        if not encoder.causal:
+            raise ValueError(
+                "AutoregressiveRNN goes on from its own output, but "
+                f"{type(encoder).__name__} looks ahead: use a causal encoder."
+            )
+        self.encoder = encoder
+        self.readout = Linear(encoder.odim, encoder.idim, key=key)
+
+    @property
+    def idim(self) -> int:
+        """Features of the input, or distinct tokens."""
+        return self.encoder.idim
+
+    @property
+    def odim(self) -> int:
+        """Features of the prediction: `idim`."""
+        return self.encoder.idim
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    def __call__(
+        self,
+        xs: Float[Array, "*batch time idim"] | Int[Array, "*batch time"],
+        state: State | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch time idim"]]:
+        """Teacher-forced: `(state, predictions)` as a sequence layer, zero beyond `lengths`."""
+        xs = self._vectors(xs)
+        state, hs = self.encoder(xs, state, reset=reset, lengths=lengths)
+        ys = self.readout(hs)
+        if lengths is not None:
+            valid = jnp.arange(ys.shape[-2]) < jnp.asarray(lengths)[..., None]
+            ys = jnp.where(valid[..., None], ys, 0)
+        return state, ys
+
+    def step(
+        self,
+        x: Float[Array, "*batch idim"] | Int[Array, "*batch"],
+        state: State,
+        *,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch idim"]]:
+        """One step of time: `(state, prediction)`."""
+        state, h = self._step(self._vectors(x), state)
+        return state, self.readout(h)
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> State:
+        return self.encoder.init_state(batch_shape, dtype)
+
+    def forecast(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: State | None = None,
+        *,
+        steps: int,
+        lengths: Int[Array, "*batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch steps idim"]]:
+        """The values that follow `xs`, each predicted from the ones before it.
+
+        **Arguments:**
+
+        - `xs`: what is known, at least one step.
+        - `state`: the state before it.
+        - `steps`: how many values, at least 1.
+        - `lengths`: the number of known steps of each row, at least 1.
+
+        **Returns:** `(state, ys)`: the state after all but the last value were read, and the
+        values.
+
+        **Raises:** `ValueError` where `steps` is below 1 or `xs` has no step, and as a call.
+        """
+        check_features(self, xs, self.idim, rank=2)
+        state, y = self._read(xs, state, steps, lengths)
+
+        def advance(carry: tuple, _: None) -> tuple[tuple, Array]:
+            state, y = carry
+            state, h = self._step(y, state)
+            y = self.readout(h)
+            return (state, y), y
+
+        (state, _), ys = jax.lax.scan(advance, (state, y), length=steps - 1)
+        ys = jnp.concatenate([y[None], ys])
+        return state, jnp.moveaxis(ys, 0, -2)
+
+    def generate(
+        self,
+        tokens: Int[Array, "*batch time"],
+        state: State | None = None,
+        *,
+        steps: int,
+        temperature: float | Float[Array, ""] = 1.0,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"],
+    ) -> tuple[State, Int[Array, "*batch steps"]]:
+        """Tokens that follow `tokens`, each drawn given the ones before it.
+
+        **Arguments:**
+
+        - `tokens`: the prompt, at least one step.
+        - `state`: the state before it.
+        - `steps`: how many tokens, at least 1.
+        - `temperature`: logits are divided by it; towards 0 the likeliest token is taken, and at 0
+            exactly that one. At least 0.
+        - `lengths`: the number of tokens in each row's prompt, at least 1.
+        - `key`: one key, or one for each row; a row's draws depend on its own key only.
+
+        **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
+        tokens.
+
+        **Raises:** `TypeError` for tokens that are no integers, `ValueError` where `steps` is below
+        1, the temperature negative, or there is no prompt.
+        """
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"tokens must be integers; got {tokens.dtype}. See also `forecast`.")
+        if isinstance(temperature, int | float) and temperature < 0:
+            raise ValueError(f"temperature must be at least 0; got {temperature}.")
+        keys: Any = row_keys(key, tokens.shape[:-1])
+        state, logits = self._read(self._vectors(tokens), state, steps, lengths)
+
+        def draw(logits: Array, step: int | Array) -> Array:
+            gumbel = _gumbel(fold_keys(keys, step), logits.shape[-1])
+            return jnp.argmax(logits.astype(jnp.float32) + temperature * gumbel, axis=-1)
+
+        def advance(carry: tuple, step: Array) -> tuple[tuple, Array]:
+            state, token = carry
+            state, h = self._step(self._vectors(token), state)
+            token = draw(self.readout(h), step)
+            return (state, token), token
+
+        first = draw(logits, 0)
+        (state, _), rest = jax.lax.scan(advance, (state, first), jnp.arange(1, steps))
+        return state, jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, -1)
+
+    def _read(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: State | None,
+        steps: int,
+        lengths: Int[Array, "*batch"] | None,
+    ) -> tuple[State, Float[Array, "*batch idim"]]:
+        """The state after `xs`, and what it predicts."""
+        check_size(AutoregressiveRNN, steps=steps)
+        if xs.shape[-2] == 0:
+            raise ValueError(
+                "AutoregressiveRNN: there is no step to go on from; give at least one."
+            )
+        state, _ = self.encoder(xs, state, lengths=lengths)
+        return state, self.readout(self.encoder.output(state).astype(xs.dtype))
+
+    def _step(self, x: Float[Array, "*batch idim"], state: State) -> tuple[State, Array]:
+        return self.encoder.step(x, state)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _vectors(self, xs: Array) -> Float[Array, "*axes idim"]:
+        if jnp.issubdtype(xs.dtype, jnp.integer):
+            return jax.nn.one_hot(xs, self.idim, dtype=jnp.float32)
+        return xs
+
+
+def _gumbel(keys: Key[Array, "*batch"], size: int) -> Float[Array, "*batch size"]:
+    """The largest of logits plus this noise is a draw of the softmax."""
+    flat = jax.vmap(lambda key: jax.random.gumbel(key, (size,), jnp.float32))(keys.reshape(-1))
+    return flat.reshape(*keys.shape, size)

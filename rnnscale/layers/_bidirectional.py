@@ -1,0 +1,100 @@
+"""Two cells, in both directions of time."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
+
+from rnnscale._base import State
+from rnnscale.cells import Cell, time_loop
+from rnnscale.layers._encoder import Encoder, check_cell
+
+
+class BidirectionalRNNEncoder(Encoder):
+    """The hidden states of one cell forwards and of another backwards, side by side.
+
+    Backwards goes each sequence from its own last step. The state is the pair `(forward,
+    backward)`: the first after a sequence's last step, the second after its first. The cells may be
+    of different kinds and sizes.
+
+    Schuster, Paliwal, *Bidirectional Recurrent Neural Networks*, IEEE Transactions on Signal
+    Processing 1997.
+    """
+
+    forward: Cell
+    backward: Cell
+    remat: bool = eqx.field(static=True)
+
+    def __init__(self, forward: Cell, backward: Cell, *, remat: bool = False):
+        """**Arguments:**
+
+        - `forward`, `backward`: cells that take the same input.
+        - `remat`: see `RNNEncoder`.
+
+        **Raises:** `TypeError` if one is no cell, `ValueError` if they take inputs of different
+        sizes.
+        """
+        check_cell(BidirectionalRNNEncoder, forward)
+        check_cell(BidirectionalRNNEncoder, backward)
+        if forward.idim != backward.idim:
+            raise ValueError(
+                "BidirectionalRNNEncoder: both cells take the same input, but forward has "
+                f"idim={forward.idim} and backward idim={backward.idim}."
+            )
+        self.forward, self.backward, self.remat = forward, backward, remat
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    @property
+    def idim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Features of the input."""
+        return self.forward.idim
+
+    @property
+    def odim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Features of the output."""
+        return self.forward.odim + self.backward.odim
+
+    def __call__(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: tuple[State, State] | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[tuple[State, State], Float[Array, "*batch time odim"]]:
+        start, end = (None, None) if state is None else check_parts(self, state, 2)
+        end_state, forwards = time_loop(
+            self.forward, xs, start, reset=reset, lengths=lengths, remat=self.remat
+        )
+        start_state, backwards = time_loop(
+            self.backward, xs, end, reset=reset, lengths=lengths, reverse=True, remat=self.remat
+        )
+        return (end_state, start_state), jnp.concatenate([forwards, backwards], axis=-1)
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> tuple[State, State]:
+        return (
+            self.forward.init_state(batch_shape, dtype),
+            self.backward.init_state(batch_shape, dtype),
+        )
+
+    def output(self, state: tuple[State, State]) -> Float[Array, "*batch odim"]:
+        """The forward cell's output at the last step beside the backward cell's at the first."""
+        return jnp.concatenate(
+            [self.forward.output(state[0]), self.backward.output(state[1])], axis=-1
+        )
+
+
+def check_parts(owner: eqx.Module, state: State, count: int) -> tuple[State, ...]:
+    """The state; raises unless it is a tuple of `count` states."""
+    if not isinstance(state, tuple) or len(state) != count:
+        raise ValueError(
+            f"{type(owner).__name__} takes a state like init_state(), a tuple of {count} states; "
+            f"got {type(state).__name__}"
+            + (f" of {len(state)}." if isinstance(state, tuple | list) else ".")
+        )
+    return state

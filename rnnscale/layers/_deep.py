@@ -1,0 +1,92 @@
+"""Encoders on top of one another."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
+
+from rnnscale._base import State
+from rnnscale.layers._bidirectional import check_parts
+from rnnscale.layers._encoder import Encoder
+
+
+class DeepRNNEncoder(Encoder):
+    """Encoders in a row, of any kinds and sizes that meet. The state is the tuple of theirs.
+
+    It has a `step` if all of them are causal.
+    """
+
+    encoders: tuple[Encoder, ...]
+
+    def __init__(self, encoders: Sequence[Encoder]):
+        """**Arguments:**
+
+        - `encoders`: from the input to the output, at least one.
+
+        **Raises:** `ValueError` if there is none, or one takes inputs of another size than the one
+        before it gives.
+        """
+        if not encoders:
+            raise ValueError("DeepRNNEncoder: got no encoder; give at least one.")
+        for i, (below, above) in enumerate(zip(encoders, encoders[1:], strict=False)):
+            if below.odim != above.idim:
+                raise ValueError(
+                    f"DeepRNNEncoder: layer {i} gives {below.odim} features, but layer {i + 1} "
+                    f"takes idim={above.idim}."
+                )
+        self.encoders = tuple(encoders)
+
+    @property
+    def causal(self) -> bool:
+        return all(encoder.causal for encoder in self.encoders)
+
+    @property
+    def idim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Features of the input."""
+        return self.encoders[0].idim
+
+    @property
+    def odim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Features of the output."""
+        return self.encoders[-1].odim
+
+    def __call__(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: tuple[State, ...] | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[tuple[State, ...], Float[Array, "*batch time odim"]]:
+        depth = len(self.encoders)
+        before = (None,) * depth if state is None else check_parts(self, state, depth)
+        after = []
+        for encoder, start in zip(self.encoders, before, strict=True):
+            end, xs = encoder(xs, start, reset=reset, lengths=lengths)
+            after.append(end)
+        return tuple(after), xs
+
+    def step(
+        self,
+        x: Float[Array, "*batch idim"],
+        state: tuple[State, ...],
+        *,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[tuple[State, ...], Float[Array, "*batch odim"]]:
+        """One step of time. **Raises** `TypeError` if an encoder is not causal."""
+        if not self.causal:
+            raise TypeError("DeepRNNEncoder: an encoder looks ahead, so there is no single step.")
+        after = []
+        parts = check_parts(self, state, len(self.encoders))
+        for encoder, start in zip(self.encoders, parts, strict=True):
+            end, x = encoder.step(x, start)  # pyright: ignore[reportAttributeAccessIssue]
+            after.append(end)
+        return tuple(after), x
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> tuple[State, ...]:
+        return tuple(encoder.init_state(batch_shape, dtype) for encoder in self.encoders)
+
+    def output(self, state: tuple[State, ...]) -> Float[Array, "*batch odim"]:
+        return self.encoders[-1].output(state[-1])

@@ -1,0 +1,155 @@
+"""Recurrent networks: an encoder and a linear readout."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+
+from rnnscale._base import State
+from rnnscale.cells import Cell
+from rnnscale.layers._bidirectional import BidirectionalRNNEncoder
+from rnnscale.layers._deep import DeepRNNEncoder
+from rnnscale.layers._encoder import Encoder, RNNEncoder
+from rnnscale.layers._linear import Linear
+
+
+class RecurrentNetwork(eqx.Module):
+    """What all of them are.
+
+    ```python
+    y, hs = rnn(xs)                  # one output a sequence, and all hidden states
+    ys = rnn.readout(hs)             # an output a step
+    state, hs = rnn.encoder(xs)      # with the state to go on from
+    ```
+    """
+
+    encoder: eqx.AbstractVar[Encoder]
+    readout: eqx.AbstractVar[Linear]
+
+    def __call__(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: State | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[Float[Array, "*batch odim"], Float[Array, "*batch time hdim"]]:
+        """**Arguments:** those of a sequence layer.
+
+        **Returns:** `(y, hs)`: the readout of each row's last state, and the outputs of the
+        encoder. A row of length zero has the readout of the state that it started from.
+        """
+        state, hs = self.encoder(xs, state, reset=reset, lengths=lengths, key=key)
+        return self.readout(self.encoder.output(state).astype(xs.dtype)), hs
+
+    @property
+    def idim(self) -> int:
+        """Features of the input."""
+        return self.encoder.idim
+
+    @property
+    def odim(self) -> int:
+        """Features of the readout."""
+        return self.readout.odim
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> State:
+        """The state before the first step: see `SequenceLayer.init_state`."""
+        return self.encoder.init_state(batch_shape, dtype)
+
+
+class RNN(RecurrentNetwork):
+    """One cell over time, and a linear readout of its last state.
+
+    ```python
+    rnn = RNN(cell=ElmanRNNCell(idim=1, hdim=16, key=cell_key), odim=1, key=out_key)
+    y, hs = rnn(jnp.zeros((64, 100, 1)))    # y: (64, 1), hs: (64, 100, 16)
+    ```
+    """
+
+    encoder: RNNEncoder
+    readout: Linear
+
+    def __init__(self, cell: Cell, odim: int, *, remat: bool = False, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `cell`: any cell.
+        - `odim`: features of the readout.
+        - `remat`: see `RNNEncoder`.
+        - `key`: for the readout.
+
+        **Raises:** `TypeError` if `cell` is none, `ValueError` where `odim` is below 1.
+        """
+        self.encoder = RNNEncoder(cell, remat=remat)
+        self.readout = Linear(self.encoder.odim, odim, key=key)
+
+
+class BidirectionalRNN(RecurrentNetwork):
+    """Two cells in both directions of time, and a linear readout of their last states: that of the
+    forward cell after a sequence's last step, and that of the backward cell after its first."""
+
+    encoder: BidirectionalRNNEncoder
+    readout: Linear
+
+    def __init__(
+        self, forward: Cell, backward: Cell, odim: int, *, remat: bool = False, key: PRNGKeyArray
+    ):
+        """**Arguments:**
+
+        - `forward`, `backward`: cells that take the same input.
+        - `odim`, `remat`, `key`: see `RNN`.
+
+        **Raises:** see `BidirectionalRNNEncoder`, and `ValueError` where `odim` is below 1.
+        """
+        self.encoder = BidirectionalRNNEncoder(forward, backward, remat=remat)
+        self.readout = Linear(self.encoder.odim, odim, key=key)
+
+
+class DeepRNN(RecurrentNetwork):
+    """Cells on top of one another, each on the outputs of the one below, and a linear readout of
+    the last state of the topmost. The cells may be of different kinds."""
+
+    encoder: DeepRNNEncoder
+    readout: Linear
+
+    def __init__(self, cells: Sequence[Cell], odim: int, *, remat: bool = False, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `cells`: from the input to the output, each taking what the one below gives.
+        - `odim`, `remat`, `key`: see `RNN`.
+
+        **Raises:** see `DeepRNNEncoder`, and `ValueError` where `odim` is below 1.
+        """
+        self.encoder = DeepRNNEncoder([RNNEncoder(cell, remat=remat) for cell in cells])
+        self.readout = Linear(self.encoder.odim, odim, key=key)
+
+
+class DeepBidirectionalRNN(RecurrentNetwork):
+    """Pairs of cells on top of one another, each pair on the outputs of both cells below, and a
+    linear readout of the last states of the topmost pair."""
+
+    encoder: DeepRNNEncoder
+    readout: Linear
+
+    def __init__(
+        self,
+        cells: Sequence[tuple[Cell, Cell]],
+        odim: int,
+        *,
+        remat: bool = False,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `cells`: pairs `(forward, backward)` from the input to the output, each taking what the
+            pair below gives: `forward.odim + backward.odim` features.
+        - `odim`, `remat`, `key`: see `RNN`.
+
+        **Raises:** see `DeepRNNEncoder`, and `ValueError` where `odim` is below 1.
+        """
+        self.encoder = DeepRNNEncoder(
+            [BidirectionalRNNEncoder(*pair, remat=remat) for pair in cells]
+        )
+        self.readout = Linear(self.encoder.odim, odim, key=key)
