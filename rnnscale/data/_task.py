@@ -10,8 +10,9 @@ import numpy as np
 class Source(Protocol):
     """Random access to records; every record has the same keys, shapes and dtypes.
 
-    A record is a dict with `"inputs"` and `"labels"`, and for sequences of varying length, padded
-    to one length, `"lengths"`. An index that is out of range raises `IndexError`.
+    A record is a dict with `"inputs"` and `"labels"`; for sequences of varying length, padded to
+    one length, `"lengths"`; and `"scored"`, bool, one a label, where the accuracy is that of some
+    labels only. An index that is out of range raises `IndexError`.
     """
 
     def __len__(self) -> int: ...
@@ -54,14 +55,22 @@ class Task:
     - `inputs`: `"features"` for float inputs of shape `(seq_len, idim)`, `"tokens"` for int inputs
         of shape `(seq_len,)` in `[0, idim)`.
     - `idim`: the number of features, or of distinct tokens.
-    - `classes`: the number of label values; labels are ints in `[0, classes)`.
     - `labels`: `"sequence"` for one label a record, `"step"` for one a time step.
     - `seq_len`: time steps in a record.
-    - `metric`: what the test split is judged by.
+    - `metric`: what the test split is judged by: `"accuracy"` or `"bits_per_byte"` where labels
+        are classes; `"mse"`, or `"nrmse"` (the root of that over the standard deviation of the
+        labels), where they are real.
+    - `classes`: for classification, the number of label values: labels are ints in `[0, classes)`,
+        of shape `()` or `(seq_len,)`.
+    - `odim`: for regression, the number of features of a label: labels are float32 of shape
+        `(odim,)` or `(seq_len, odim)`. Exactly one of `classes` and `odim` is given.
     - `notes`: where the data came from; values go into JSON as they are.
     - `baseline`: computes the figures of a simple model on the test split, by name, for comparison;
         None where there is none. It may take some seconds, and nothing is spent unless it is
         called.
+
+    **Raises:** `ValueError` where both or neither of `classes` and `odim` are given, or the metric
+    isn't one of such labels.
     """
 
     name: str
@@ -71,9 +80,24 @@ class Task:
     test: Source
     inputs: Literal["features", "tokens"]
     idim: int
-    classes: int
     labels: Literal["sequence", "step"]
     seq_len: int
-    metric: Literal["accuracy", "bits_per_byte"]
+    metric: Literal["accuracy", "bits_per_byte", "mse", "nrmse"]
+    classes: int | None = None
+    odim: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     baseline: Callable[[], Mapping[str, float]] | None = None
+
+    def __post_init__(self):
+        if (self.classes is None) == (self.odim is None):
+            raise ValueError(
+                f"task {self.name!r} needs either classes (labels are ints) or odim (labels are "
+                f"real); got classes={self.classes} and odim={self.odim}"
+            )
+        metrics = ("mse", "nrmse") if self.classes is None else ("accuracy", "bits_per_byte")
+        if self.metric not in metrics:
+            kind = "odim" if self.classes is None else "classes"
+            raise ValueError(
+                f"task {self.name!r} has {kind}, so its metric must be one of {metrics}; "
+                f"got {self.metric!r}"
+            )

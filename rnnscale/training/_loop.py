@@ -1,20 +1,20 @@
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from rnnscale.training._checkpoint import Checkpointer
+from rnnscale.training._loss import Metric, means, with_metric
 from rnnscale.training._progress import StepProgress
 from rnnscale.training._run import RunFolder
 from rnnscale.training._stop import StopSignals
 
 _log = logging.getLogger(__name__)
 
-type Metric = Literal["accuracy", "bits_per_byte"]
 type Scalars = Mapping[str, jax.Array]
 
 _SKIPPED_AT_MOST = 5
@@ -86,7 +86,8 @@ def fit[State: Trained, Batch](
     - `steps`: number of steps of the whole run, at least 1.
     - `folder`, `checkpoints`: where metrics and checkpoints go.
     - `tokens_per_step`: time steps in a batch.
-    - `metric`: with `"bits_per_byte"`, the loss is logged in bits as well.
+    - `metric`: with `"bits_per_byte"`, the loss is logged in bits as well, with `"mse"` under that
+        name.
     - `log_every`: log every so many steps, and the last one; at least 1.
     - `evaluate`: figures of a model on held-out data, logged as `validation_...`.
     - `evaluate_every`: evaluate every so many steps; 0 for never.
@@ -156,7 +157,7 @@ class _Log:
         self._folder = folder
         self._is_logged = is_logged
         self._tokens = tokens_per_step
-        self._metric = metric
+        self._metric: Metric = metric
         self._session = perf_counter()
         self._before = clock.elapsed
         self._last: float | None = None  # when the step before this one had finished
@@ -187,12 +188,10 @@ class _Log:
     ) -> None:
         # The first step alone has no time but one with the compilation in it.
         rate = self._window.tokens_per_second or self._tokens / (perf_counter() - self._session)
-        if self._metric == "bits_per_byte":
-            values = {**values, "bits_per_byte": values["loss"] / math.log(2)}
         row = {
             "step": step,
             "loss": values["loss"],
-            **values,
+            **with_metric(values, self._metric),
             "tokens_per_second": round(rate, 1),
             "elapsed": round(self.clock.elapsed, 3),
             **{f"validation_{name}": value for name, value in validation.items()},
@@ -224,25 +223,28 @@ def evaluate[Model, Batch](
     metric: Metric = "accuracy",
     stop: StopSignals | None = None,
 ) -> dict[str, float] | None:
-    """Means over all batches: `loss`, and `accuracy` or `bits_per_byte`.
+    """Means over all batches: `loss`, and `accuracy`, `bits_per_byte`, `mse` or `nrmse`.
+
+    Each is that of all labels together, however they are spread over batches.
 
     **Arguments:**
 
-    - `eval_step`: as of `make_eval_step`: sums over a batch of `loss`, `correct` and `count`.
+    - `eval_step`: as of `make_eval_step`: sums over a batch, those that the metric is made of (see
+        `cross_entropy` and `squared_error`).
     - `model`, `batches`: what to evaluate on what.
-    - `metric`: which one.
+    - `metric`: which one. `nrmse` is not finite where the labels do not vary.
     - `stop`: ends the evaluation early.
 
     **Returns:** the means, or None if it was stopped.
 
-    **Raises:** `ValueError` if nothing was counted.
+    **Raises:** `ValueError` if nothing was counted, or the sums are not those of the metric.
     """
-    sums: dict[str, float] = {"loss": 0.0, "correct": 0.0, "count": 0.0}
+    sums: dict[str, np.ndarray] = {}
 
     def add(totals: Scalars) -> None:
-        fetched: Any = jax.device_get({name: totals[name] for name in sums})
-        for name in sums:
-            sums[name] += float(fetched[name])
+        fetched: Any = jax.device_get(dict(totals))
+        for name, total in fetched.items():
+            sums[name] = sums.get(name, np.float64(0)) + np.asarray(total, np.float64)
 
     pending: Scalars | None = None
     for batch in batches:
@@ -254,9 +256,13 @@ def evaluate[Model, Batch](
         pending = totals
     if pending is not None:
         add(pending)
-    if not sums["count"]:
+    if not sums or not sums["count"] or not sums.get("scored", True):
         raise ValueError("nothing to evaluate: the batches hold no labels that count")
-    loss = sums["loss"] / sums["count"]
-    if metric == "bits_per_byte":
-        return {"loss": loss, "bits_per_byte": loss / math.log(2)}
-    return {"loss": loss, "accuracy": sums["correct"] / sums["count"]}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        figures = with_metric(means(sums), metric)
+    if metric not in figures:
+        raise ValueError(
+            f"metric {metric!r} can't be computed from the loss's sums, {', '.join(sums)}; "
+            "take the loss that goes with it"
+        )
+    return {"loss": float(figures["loss"]), metric: float(figures[metric])}

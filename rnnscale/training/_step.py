@@ -14,7 +14,7 @@ from jaxtyping import Array, Key, PyTree
 from rnnscale._fields import map_parameters, trainable
 from rnnscale.layers import row_keys
 from rnnscale.sharding import ACTIVATION_AXES, automatic_axes, parameter_spec
-from rnnscale.training._loss import Totals
+from rnnscale.training._loss import Totals, means
 from rnnscale.training._state import TrainState, skip_non_finite
 
 type Batch = Mapping[str, Array | np.ndarray]
@@ -33,15 +33,16 @@ def make_train_step(
 
     - `loss`: `loss(model, batch, keys)` gives sums over the batch, among them `loss` and `count`;
         what is minimised is their quotient. `keys` has a key for each row of the batch, so that
-        randomness belongs to the row, whatever device has it. See `cross_entropy`.
+        randomness belongs to the row, whatever device has it. See `cross_entropy` and
+        `squared_error`.
     - `optimiser`: the one `TrainState.create` was given.
     - `accumulation`: do the batch in so many parts, one after another, to save memory. Each
         device goes through its own rows, and gradients are added up over devices once, at the end;
         parameters that `fsdp` splits are gathered once, at the start.
 
     **Returns:** the function. `batch` is a dictionary of arrays whose leading axis is the batch;
-    `metrics` holds the means of the sums (`accuracy` for `correct`), `grad_norm`, `skipped` (0 or
-    1) and `skipped_in_a_row`.
+    `metrics` holds the means of the sums (with `accuracy` or `nrmse` for those that it is made of),
+    `grad_norm`, `skipped` (0 or 1) and `skipped_in_a_row`.
 
     **Raises:** `ValueError` where `accumulation` is below 1, and, when the step is traced, where it
     does not divide the rows of a device.
@@ -66,16 +67,12 @@ def make_train_step(
             grads, totals = _accumulate(differentiate, accumulation, params, batch, keys)
         else:
             grads, totals = differentiate(params, batch, keys)
-        count = totals.pop("count")
-        grads = jax.tree.map(lambda g: g / count, grads)
+        grads = jax.tree.map(lambda g: g / totals["count"], grads)
         opt_state: Any
         updates, opt_state = optimiser.update(grads, state.opt_state, params)
         model = eqx.combine(optax.apply_updates(params, updates), fixed)
-        means = {name: total / count for name, total in totals.items()}
-        if "correct" in means:
-            means["accuracy"] = means.pop("correct")
         metrics = {
-            **means,
+            **means(totals),
             "grad_norm": optax.tree.norm(grads),
             "skipped": 1 - opt_state.last_finite.astype(jnp.int32),
             "skipped_in_a_row": opt_state.notfinite_count,

