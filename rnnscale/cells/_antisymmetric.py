@@ -1,0 +1,201 @@
+"""The recurrent network with an antisymmetric matrix."""
+
+import math
+import warnings
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from rnnscale._base import check_size
+from rnnscale._fields import parameter
+from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._init import normal
+
+
+class _Weights(NamedTuple):
+    recurrent: Float[Array, "hdim hdim"]
+    input: Float[Array, "gates idim"]
+    bias: Float[Array, "gates"]
+    epsilon: Float[Array, ""]
+
+
+class AntiSymmetricRNNCell(Cell):
+    r"""$$h_t = h_{t-1} + \epsilon \tanh(M h_{t-1} + V x_t + b), \qquad M = W - W^T - \gamma I$$
+
+    A step by Euler's method of an ordinary differential equation at the edge of stability: the
+    eigenvalues of $M$ have the real part $-\gamma$, whatever $W$.
+
+    $W$ starts normal with the standard deviation `recurrent_std` / $\sqrt{n}$ for `n = hdim`, $V$
+    with $1 / \sqrt{m}$ for `m = idim`, and $b$ at zero. `epsilon` and `gamma` are arrays that are
+    not trained: they can be changed, or mapped over, without compiling anew.
+
+    Chang, Chen, Haber, Chi, *AntisymmetricRNN: A Dynamical System View on Recurrent Neural
+    Networks*, ICLR 2019.
+    """
+
+    recurrent: Float[Array, "hdim hdim"] = parameter()
+    input: Float[Array, "hdim idim"] = parameter()
+    bias: Float[Array, "hdim"] = parameter(group="bias")
+    epsilon: Float[Array, ""] = parameter(group="recurrence", trainable=False)
+    gamma: Float[Array, ""] = parameter(group="recurrence", trainable=False)
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        idim: int,
+        hdim: int,
+        *,
+        epsilon: float = 0.1,
+        gamma: float = 0.01,
+        recurrent_std: float = 1.0,
+        key: PRNGKeyArray,
+    ):
+        r"""**Arguments:**
+
+        - `idim`: features of the input.
+        - `hdim`: units.
+        - `epsilon`: the step $\epsilon$, positive. The paper searches 0.01, 0.1, and 1.
+        - `gamma`: the diffusion $\gamma$, small.
+        - `recurrent_std`: times $1 / \sqrt{n}$, the initial standard deviation of $W$. The paper
+            searches 0, 1, 2, 4, 8, and 16.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size is below 1, or `epsilon` or `recurrent_std` outside
+        its range. It warns where $\gamma$ is outside $[0, 2 / \epsilon]$: small states then grow,
+        whatever $W$ is.
+        """
+        check_size(AntiSymmetricRNNCell, idim=idim, hdim=hdim)
+        _check(AntiSymmetricRNNCell, epsilon, recurrent_std)
+        if not 0 <= gamma <= 2 / epsilon:
+            warnings.warn(_unstable(AntiSymmetricRNNCell, epsilon, gamma), stacklevel=2)
+        recurrent_key, input_key = jax.random.split(key)
+        self.recurrent = normal(recurrent_key, (hdim, hdim), recurrent_std / math.sqrt(hdim))
+        self.input = normal(input_key, (hdim, idim), 1 / math.sqrt(idim))
+        self.bias = jnp.zeros((hdim,), jnp.float32)
+        self.epsilon = jnp.asarray(epsilon, jnp.float32)
+        self.gamma = jnp.asarray(gamma, jnp.float32)
+        self.idim, self.hdim = idim, hdim
+
+    def weights(self) -> _Weights:
+        matrix = _antisymmetric(self.recurrent, self.gamma)
+        return _Weights(matrix, self.input, self.bias, self.epsilon)
+
+    def drive(self, weights: _Weights, x: Float[Array, "*axes idim"]) -> Float[Array, "*axes hdim"]:
+        return linear(weights.input, x) + weights.bias
+
+    def advance(
+        self,
+        weights: _Weights,
+        drive: Float[Array, "*axes hdim"],
+        state: Float[Array, "*axes hdim"],
+        affine: Affine,
+    ) -> Float[Array, "*axes hdim"]:
+        return state + weights.epsilon * jnp.tanh(affine(drive, weights.recurrent, state))
+
+
+class GatedAntiSymmetricRNNCell(Cell):
+    r"""$$h_t = h_{t-1} + \epsilon\, z \odot \tanh(M h_{t-1} + V x_t + b), \qquad
+      z = \mathrm{sigmoid}(M h_{t-1} + V_z x_t + b_z)$$
+
+    with $M = W - W^T - \gamma I$, which the gate shares.
+
+    `input` and `bias` have a leading axis of the candidate and the gate, in this order. Parameters
+    start as in `AntiSymmetricRNNCell`, and `epsilon` and `gamma` are arrays that are not trained.
+
+    Chang, Chen, Haber, Chi, *AntisymmetricRNN: A Dynamical System View on Recurrent Neural
+    Networks*, ICLR 2019.
+    """
+
+    recurrent: Float[Array, "hdim hdim"] = parameter()
+    input: Float[Array, "2 hdim idim"] = parameter()
+    bias: Float[Array, "2 hdim"] = parameter(group="bias")
+    epsilon: Float[Array, ""] = parameter(group="recurrence", trainable=False)
+    gamma: Float[Array, ""] = parameter(group="recurrence", trainable=False)
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        idim: int,
+        hdim: int,
+        *,
+        epsilon: float = 0.1,
+        gamma: float = 0.01,
+        recurrent_std: float = 1.0,
+        key: PRNGKeyArray,
+    ):
+        r"""**Arguments:**
+
+        - `idim`: features of the input.
+        - `hdim`: units.
+        - `epsilon`: the step $\epsilon$, positive.
+        - `gamma`: the diffusion $\gamma$, small.
+        - `recurrent_std`: times $1 / \sqrt{n}$, the initial standard deviation of $W$.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size is below 1, or `epsilon` or `recurrent_std` outside
+        its range. It warns where $\gamma$ is outside $[0, 2 / \epsilon]$: small states then grow,
+        whatever $W$ is.
+        """
+        check_size(GatedAntiSymmetricRNNCell, idim=idim, hdim=hdim)
+        _check(GatedAntiSymmetricRNNCell, epsilon, recurrent_std)
+        if not 0 <= gamma <= 2 / epsilon:
+            warnings.warn(_unstable(GatedAntiSymmetricRNNCell, epsilon, gamma), stacklevel=2)
+        recurrent_key, input_key = jax.random.split(key)
+        self.recurrent = normal(recurrent_key, (hdim, hdim), recurrent_std / math.sqrt(hdim))
+        self.input = normal(input_key, (2, hdim, idim), 1 / math.sqrt(idim))
+        self.bias = jnp.zeros((2, hdim), jnp.float32)
+        self.epsilon = jnp.asarray(epsilon, jnp.float32)
+        self.gamma = jnp.asarray(gamma, jnp.float32)
+        self.idim, self.hdim = idim, hdim
+
+    def weights(self) -> _Weights:
+        return _Weights(
+            _antisymmetric(self.recurrent, self.gamma),
+            self.input.reshape(-1, self.idim),
+            self.bias.reshape(-1),
+            self.epsilon,
+        )
+
+    def drive(
+        self, weights: _Weights, x: Float[Array, "*axes idim"]
+    ) -> Float[Array, "*axes gates"]:
+        return linear(weights.input, x) + weights.bias
+
+    def advance(
+        self,
+        weights: _Weights,
+        drive: Float[Array, "*axes gates"],
+        state: Float[Array, "*axes hdim"],
+        affine: Affine,
+    ) -> Float[Array, "*axes hdim"]:
+        beside_candidate, beside_gate = jnp.split(drive, 2, axis=-1)
+        product = affine(jnp.zeros_like(beside_gate), weights.recurrent, state)
+        gate = jax.nn.sigmoid(product + beside_gate)
+        return state + weights.epsilon * gate * jnp.tanh(product + beside_candidate)
+
+
+def _antisymmetric(
+    recurrent: Float[Array, "hdim hdim"], gamma: Float[Array, ""]
+) -> Float[Array, "hdim hdim"]:
+    return recurrent - recurrent.T - gamma * jnp.eye(len(recurrent), dtype=recurrent.dtype)
+
+
+def _check(owner: type, epsilon: float, recurrent_std: float) -> None:
+    if not epsilon > 0:
+        raise ValueError(f"{owner.__name__}: epsilon must be positive; got {epsilon}.")
+    if not recurrent_std >= 0:
+        raise ValueError(
+            f"{owner.__name__}: recurrent_std must not be negative; got {recurrent_std}."
+        )
+
+
+def _unstable(owner: type, epsilon: float, gamma: float) -> str:
+    return (
+        f"{owner.__name__}: small states grow, whatever the weights are, unless gamma is "
+        f"in [0, 2 / epsilon], here [0, {2 / epsilon:.4g}]; got {gamma}."
+    )

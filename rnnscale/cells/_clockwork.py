@@ -1,0 +1,133 @@
+"""The clockwork recurrent network."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
+from numpy.typing import NDArray
+
+from rnnscale._base import check_size, state_dtype
+from rnnscale._fields import parameter
+from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._init import normal
+
+type ClockWorkState = tuple[Float[Array, "*axes hdim"], Int[Array, "*axes"]]
+
+_LARGEST_CLOCK = 2**31 - 1
+
+
+class _Weights(NamedTuple):
+    recurrent: Float[Array, "hdim hdim"]
+    input: Float[Array, "hdim idim"]
+    bias: Float[Array, "hdim"]
+
+
+class ClockWorkRNNCell(Cell):
+    r"""Units are in equal groups, one a period, from the fastest to the slowest. At step t those
+    with $t \bmod T_i = 0$ are active, and hear the groups that are at least as slow:
+
+    $$h_{t,i} = \begin{cases}
+        \sigma(\sum_{j : T_j \ge T_i} W_{ij} h_{t-1,j} + V_i x_t + b_i) & t \bmod T_i = 0 \\
+        h_{t-1,i} & \text{otherwise}
+      \end{cases}$$
+
+    An inactive group is copied as it is. The state is `(h, t)`, where t counts the steps from zero,
+    modulo the least common multiple of the periods: at a sequence's first step all groups are
+    active. What `recurrent` holds in the other blocks is not read.
+
+    Weights start normal with a standard deviation of 0.1, and $b$ at zero.
+
+    Koutník, Greff, Gomez, Schmidhuber, *A Clockwork RNN*, ICML 2014.
+
+    **Differs from the paper:** the products of inactive groups are made and not used, so that slow
+    groups save no time.
+    """
+
+    recurrent: Float[Array, "hdim hdim"] = parameter()
+    input: Float[Array, "hdim idim"] = parameter()
+    bias: Float[Array, "hdim"] = parameter(group="bias")
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+    periods: tuple[int, ...] = eqx.field(static=True)
+    nonlinearity: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        idim: int,
+        hdim: int,
+        *,
+        periods: Sequence[int] = (1, 2, 4, 8),
+        nonlinearity: Callable[[Array], Array] = jnp.tanh,
+        key: PRNGKeyArray,
+    ):
+        r"""**Arguments:**
+
+        - `idim`: features of the input.
+        - `hdim`: units, a multiple of the number of periods.
+        - `periods`: the period of each group in steps, in any order. The paper has powers of two.
+        - `nonlinearity`: $\sigma$, elementwise.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size or a period is below 1, a period is no integer, the
+        groups are not equal, or the least common multiple of the periods is no 32-bit integer.
+        """
+        check_size(ClockWorkRNNCell, idim=idim, hdim=hdim)
+        if not periods or any(period != int(period) or period < 1 for period in periods):
+            raise ValueError(
+                f"ClockWorkRNNCell: periods must be integers of at least 1; got {tuple(periods)}."
+            )
+        if hdim % len(periods):
+            raise ValueError(
+                f"ClockWorkRNNCell: the {len(periods)} periods need groups of equal size, so hdim "
+                f"must be a multiple of {len(periods)}; got {hdim}."
+            )
+        self.periods = tuple(sorted(int(period) for period in periods))
+        if math.lcm(*self.periods) > _LARGEST_CLOCK:
+            raise ValueError(
+                "ClockWorkRNNCell: the least common multiple of the periods must be at most "
+                f"{_LARGEST_CLOCK}; got {math.lcm(*self.periods)} from {self.periods}."
+            )
+        recurrent_key, input_key = jax.random.split(key)
+        self.recurrent = normal(recurrent_key, (hdim, hdim), 0.1)
+        self.input = normal(input_key, (hdim, idim), 0.1)
+        self.bias = jnp.zeros((hdim,), jnp.float32)
+        self.idim, self.hdim, self.nonlinearity = idim, hdim, nonlinearity
+
+    @property
+    def unit_periods(self) -> NDArray[np.int32]:
+        """The period of every unit."""
+        return np.repeat(np.array(self.periods, np.int32), self.hdim // len(self.periods))
+
+    def weights(self) -> _Weights:
+        periods = self.unit_periods
+        hears = periods[None, :] >= periods[:, None]
+        return _Weights(jnp.where(hears, self.recurrent, 0), self.input, self.bias)
+
+    def drive(self, weights: _Weights, x: Float[Array, "*axes idim"]) -> Float[Array, "*axes hdim"]:
+        return linear(weights.input, x) + weights.bias
+
+    def advance(
+        self,
+        weights: _Weights,
+        drive: Float[Array, "*axes hdim"],
+        state: ClockWorkState,
+        affine: Affine,
+    ) -> ClockWorkState:
+        h, t = state
+        active = t[..., None] % self.unit_periods == 0
+        h = jnp.where(active, self.nonlinearity(affine(drive, weights.recurrent, h)), h)
+        return h, (t + 1) % math.lcm(*self.periods)
+
+    def output(self, state: ClockWorkState) -> Float[Array, "*axes hdim"]:
+        return state[0]
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> ClockWorkState:
+        zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
+        return zeros, jnp.zeros(batch_shape, jnp.int32)

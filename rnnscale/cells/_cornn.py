@@ -1,0 +1,158 @@
+"""The coupled oscillatory recurrent network."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+from rnnscale._base import check_size, state_dtype
+from rnnscale._fields import parameter
+from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._init import uniform
+
+# Whose frames a warning passes over, to point at the caller of the constructor.
+_INTERNAL = (str(Path(__file__).parent), str(Path(eqx.__file__).parent))
+
+type Oscillators = tuple[Float[Array, "*axes hdim"], Float[Array, "*axes hdim"]]
+"""Positions and velocities."""
+
+
+class _Weights(NamedTuple):
+    recurrent: Float[Array, "hdim both"]  # W beside that of the velocities
+    input: Float[Array, "hdim idim"]
+    bias: Float[Array, "hdim"]
+    dt: Float[Array, ""]
+    gamma: Float[Array, ""]
+    epsilon: Float[Array, ""]
+
+
+class CoupledOscillatoryRNNCell(Cell):
+    r"""$$z_t = z_{t-1} + \Delta t \left(\tanh(W y_{t-1} + \mathcal{W} z_{t-1} + V u_t + b)
+      - \gamma y_{t-1} - \epsilon z_{t-1}\right), \qquad y_t = y_{t-1} + \Delta t \, z_t$$
+
+    Oscillators of frequency $\sqrt\gamma$ and damping $\epsilon$. The paper lets the damping take
+    $z_{t-1}$ or $z_t$; this is $z_{t-1}$, as in the authors' code. The state is `(y, z)`, the
+    output $y$. `recurrent` holds $W$ and $\mathcal{W}$.
+
+    Undriven, a unit is stable for $\Delta t^2 \gamma + 2 \Delta t \epsilon \le 4$; beyond, the
+    spectral radius of its map exceeds one. $\Delta t$, $\gamma$ and $\epsilon$ are not trained.
+    Their defaults are the paper's for sequential MNIST; for the permuted pixels it has
+    0.076, 0.4 and 8.0. Every parameter starts uniform in $\pm 1 / \sqrt{m + 2n}$, for `m = idim`
+    and `n = hdim`.
+
+    Rusch, Mishra, *Coupled Oscillatory Recurrent Neural Network (coRNN): An Accurate and (Gradient)
+    Stable Architecture for Learning Long Time Dependencies*, ICLR 2021.
+    """
+
+    recurrent: Float[Array, "2 hdim hdim"] = parameter()
+    input: Float[Array, "hdim idim"] = parameter()
+    bias: Float[Array, "hdim"] = parameter(group="bias")
+    dt: Float[Array, ""] = parameter(group="recurrence", trainable=False)
+    gamma: Float[Array, ""] = parameter(group="recurrence", trainable=False)
+    epsilon: Float[Array, ""] = parameter(group="recurrence", trainable=False)
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        idim: int,
+        hdim: int,
+        *,
+        dt: float = 0.042,
+        gamma: float = 2.7,
+        epsilon: float = 4.7,
+        key: PRNGKeyArray,
+    ):
+        r"""**Arguments:**
+
+        - `idim`: features of the input.
+        - `hdim`: oscillators.
+        - `dt`: $\Delta t$, the step of time, positive.
+        - `gamma`: $\gamma$, the square of the frequency, at least 0.
+        - `epsilon`: $\epsilon$, the damping, at least 0.
+        - `key`: for the initial parameters.
+
+        **Warns:** where an undriven unit is not stable.
+
+        **Raises:** `ValueError` where a size is below 1 or a number out of its range.
+        """
+        check_size(CoupledOscillatoryRNNCell, idim=idim, hdim=hdim)
+        check_oscillators(CoupledOscillatoryRNNCell, dt, gamma, epsilon)
+        recurrent_key, input_key, bias_key = jax.random.split(key, 3)
+        limit = 1 / math.sqrt(idim + 2 * hdim)
+        self.recurrent = uniform(recurrent_key, (2, hdim, hdim), limit)
+        self.input = uniform(input_key, (hdim, idim), limit)
+        self.bias = uniform(bias_key, (hdim,), limit)
+        self.dt = jnp.asarray(dt, jnp.float32)
+        self.gamma = jnp.asarray(gamma, jnp.float32)
+        self.epsilon = jnp.asarray(epsilon, jnp.float32)
+        self.idim, self.hdim = idim, hdim
+
+    def weights(self) -> _Weights:
+        recurrent = jnp.concatenate(list(self.recurrent), axis=1)
+        return _Weights(recurrent, self.input, self.bias, self.dt, self.gamma, self.epsilon)
+
+    def drive(self, weights: _Weights, x: Float[Array, "*axes idim"]) -> Float[Array, "*axes hdim"]:
+        return linear(weights.input, x) + weights.bias
+
+    def advance(
+        self,
+        weights: _Weights,
+        drive: Float[Array, "*axes hdim"],
+        state: Oscillators,
+        affine: Affine,
+    ) -> Oscillators:
+        both = jnp.concatenate(state, axis=-1)
+        force = jnp.tanh(affine(drive, weights.recurrent, both))
+        return swing(state, force, weights.dt, weights.gamma, weights.epsilon)
+
+    def output(self, state: Oscillators) -> Float[Array, "*axes hdim"]:
+        return state[0]
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Oscillators:
+        zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
+        return zeros, zeros
+
+
+def swing(
+    state: Oscillators,
+    force: Float[Array, "*axes hdim"],
+    dt: Float[Array, ""],
+    gamma: Float[Array, "*#hdim"],
+    epsilon: Float[Array, "*#hdim"],
+) -> Oscillators:
+    """A step of time under a force: first the velocities, then with them the positions."""
+    y, z = state
+    z = z + dt * (force - gamma * y - epsilon * z)
+    return y + dt * z, z
+
+
+def check_oscillators(owner: type, dt: float, gamma: float, epsilon: float) -> None:
+    r"""Raises unless `dt` is positive and the others at least 0; warns of an unstable step.
+
+    The undriven map has the determinant $1 - \Delta t \epsilon$ and the trace
+    $2 - \Delta t \epsilon - \Delta t^2 \gamma$. Both eigenvalues are within the unit circle where
+    the determinant is at most one and the trace at most one plus the determinant in size. For
+    numbers that are not negative, what that leaves is the bound below.
+    """
+    name = owner.__name__
+    # As `not ... >= 0`, so that NaN is among them.
+    if not 0 < dt < math.inf:
+        raise ValueError(f"{name}: dt must be positive and finite; got {dt}.")
+    for what, value in (("gamma", gamma), ("epsilon", epsilon)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}: {what} must be at least 0 and finite; got {value}.")
+    bound = dt**2 * gamma + 2 * dt * epsilon
+    if bound > 4:
+        warnings.warn(
+            f"{name}: undriven units grow without bound. dt² gamma + 2 dt epsilon must be at most "
+            f"4; got {bound:.3g} from dt={dt}, gamma={gamma}, epsilon={epsilon}. Lower dt.",
+            skip_file_prefixes=_INTERNAL,
+        )

@@ -1,0 +1,177 @@
+"""The gated recurrent unit, in the two forms that differ in where the reset gate acts."""
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from rnnscale._base import check_size
+from rnnscale._fields import parameter
+from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._init import normal, uniform
+
+type GRUDrive = tuple[Float[Array, "*axes gates"], Float[Array, "*axes hdim"]]
+"""What is added to the products with the state, and to the candidate."""
+
+
+class _Weights(NamedTuple):
+    """The gates below one another."""
+
+    recurrent: Float[Array, "gates hdim"]
+    input: Float[Array, "gates idim"]
+    bias: Float[Array, "gates"]
+    candidate_bias: Float[Array, "hdim"]
+
+
+class GatedRecurrentUnitCell(Cell):
+    r"""The reset gate acts on the product with the state, so that a step has one product only:
+
+    $$r, z = \mathrm{sigmoid}(W h_{t-1} + V x_t + b), \qquad
+      n = \tanh(V_n x_t + b_n + r \odot (W_n h_{t-1} + c))$$
+    $$h_t = (1 - z) \odot n + z \odot h_{t-1}$$
+
+    Parameters have a leading axis of the reset gate, the update gate and the candidate, in the
+    order `r, z, n`; $c$ is `candidate_bias`. They start uniform in $\pm 1 / \sqrt{d}$, for
+    `d = hdim`. This is the form of cuDNN, PyTorch and Equinox. `GatedRecurrentUnit` is another name
+    of the class.
+
+    Cho, van Merriënboer, Gulcehre, Bahdanau, Bougares, Schwenk, Bengio, *Learning Phrase
+    Representations using RNN Encoder-Decoder for Statistical Machine Translation*, EMNLP 2014.
+
+    **Differs from the paper:** the paper's reset gate acts on the state before the product, as in
+    `ChoGatedRecurrentUnitCell`, and the paper has no biases.
+    """
+
+    recurrent: Float[Array, "3 hdim hdim"] = parameter()
+    input: Float[Array, "3 hdim idim"] = parameter()
+    bias: Float[Array, "3 hdim"] = parameter(group="bias")
+    candidate_bias: Float[Array, "hdim"] = parameter(group="bias")
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+
+    def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `idim`: features of the input.
+        - `hdim`: units.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size is below 1.
+        """
+        check_size(GatedRecurrentUnitCell, idim=idim, hdim=hdim)
+        recurrent_key, input_key, bias_key, candidate_key = jax.random.split(key, 4)
+        limit = 1 / math.sqrt(hdim)
+        self.recurrent = uniform(recurrent_key, (3, hdim, hdim), limit)
+        self.input = uniform(input_key, (3, hdim, idim), limit)
+        self.bias = uniform(bias_key, (3, hdim), limit)
+        self.candidate_bias = uniform(candidate_key, (hdim,), limit)
+        self.idim, self.hdim = idim, hdim
+
+    def weights(self) -> _Weights:
+        return _Weights(
+            self.recurrent.reshape(-1, self.hdim),
+            self.input.reshape(-1, self.idim),
+            self.bias.reshape(-1),
+            self.candidate_bias,
+        )
+
+    def drive(self, weights: _Weights, x: Float[Array, "*axes idim"]) -> GRUDrive:
+        inputs = linear(weights.input, x) + weights.bias
+        gates, candidate = jnp.split(inputs, [2 * self.hdim], axis=-1)
+        candidate_bias = jnp.broadcast_to(weights.candidate_bias, candidate.shape)
+        return jnp.concatenate([gates, candidate_bias], axis=-1), candidate
+
+    def advance(
+        self,
+        weights: _Weights,
+        drive: GRUDrive,
+        state: Float[Array, "*axes hdim"],
+        affine: Affine,
+    ) -> Float[Array, "*axes hdim"]:
+        beside_products, beside_candidate = drive
+        r, z, product = jnp.split(affine(beside_products, weights.recurrent, state), 3, axis=-1)
+        n = jnp.tanh(affine(beside_candidate, None, jax.nn.sigmoid(r) * product))
+        z = jax.nn.sigmoid(z)
+        return (1 - z) * n + z * state
+
+
+GatedRecurrentUnit = GatedRecurrentUnitCell
+
+
+class _ChoWeights(NamedTuple):
+    """The two gates below one another, and the candidate."""
+
+    gates: Float[Array, "gates hdim"]
+    candidate: Float[Array, "hdim hdim"]
+    input: Float[Array, "gates idim"]
+    bias: Float[Array, "gates"]
+
+
+class ChoGatedRecurrentUnitCell(Cell):
+    r"""The reset gate acts on the state:
+
+    $$r, z = \mathrm{sigmoid}(W h_{t-1} + V x_t + b), \qquad
+      n = \tanh(W_n (r \odot h_{t-1}) + V_n x_t + b_n)$$
+    $$h_t = z \odot h_{t-1} + (1 - z) \odot n$$
+
+    Parameters have a leading axis of the reset gate, the update gate and the candidate, in the
+    order `r, z, n`. The recurrent matrices start orthogonal, those of the input normal with a
+    standard deviation of 0.01, as in the paper, and the biases at zero. A step has two products one
+    after the other; `GatedRecurrentUnitCell` has one.
+
+    Cho, van Merriënboer, Gulcehre, Bahdanau, Bougares, Schwenk, Bengio, *Learning Phrase
+    Representations using RNN Encoder-Decoder for Statistical Machine Translation*, EMNLP 2014.
+
+    **Differs from the paper:** the paper has no biases.
+    """
+
+    recurrent: Float[Array, "3 hdim hdim"] = parameter()
+    input: Float[Array, "3 hdim idim"] = parameter()
+    bias: Float[Array, "3 hdim"] = parameter(group="bias")
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+
+    def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `idim`: features of the input.
+        - `hdim`: units.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size is below 1.
+        """
+        check_size(ChoGatedRecurrentUnitCell, idim=idim, hdim=hdim)
+        recurrent_key, input_key = jax.random.split(key)
+        self.recurrent = jax.random.orthogonal(recurrent_key, hdim, (3,), jnp.float32)
+        self.input = normal(input_key, (3, hdim, idim), 0.01)
+        self.bias = jnp.zeros((3, hdim), jnp.float32)
+        self.idim, self.hdim = idim, hdim
+
+    def weights(self) -> _ChoWeights:
+        return _ChoWeights(
+            self.recurrent[:2].reshape(-1, self.hdim),
+            self.recurrent[2],
+            self.input.reshape(-1, self.idim),
+            self.bias.reshape(-1),
+        )
+
+    def drive(self, weights: _ChoWeights, x: Float[Array, "*axes idim"]) -> GRUDrive:
+        gates, candidate = jnp.split(
+            linear(weights.input, x) + weights.bias, [2 * self.hdim], axis=-1
+        )
+        return gates, candidate
+
+    def advance(
+        self,
+        weights: _ChoWeights,
+        drive: GRUDrive,
+        state: Float[Array, "*axes hdim"],
+        affine: Affine,
+    ) -> Float[Array, "*axes hdim"]:
+        beside_gates, beside_candidate = drive
+        r, z = jnp.split(jax.nn.sigmoid(affine(beside_gates, weights.gates, state)), 2, axis=-1)
+        n = jnp.tanh(affine(beside_candidate, weights.candidate, r * state))
+        return z * state + (1 - z) * n

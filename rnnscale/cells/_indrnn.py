@@ -1,0 +1,86 @@
+"""The independently recurrent network."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from rnnscale._base import check_size
+from rnnscale._fields import parameter
+from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._init import normal
+
+
+class IndRNNCell(Cell):
+    r"""$$h_t = \sigma(u \odot h_{t-1} + W x_t + b)$$
+
+    A unit sees no other unit's past, so a mesh may split the units over its axis `tensor`. Over T
+    steps of a relu the gradient $\partial h_T / \partial h_0$ stays below two where
+    $|u| \le 2^{1/T}$, and `rnnscale.training.indrnn_constraint` keeps it there.
+
+    $u$ starts uniform in `recurrent_range`, $W$ normal with a standard deviation of 0.001, and $b$
+    at zero, as in the authors' code.
+
+    Li, Li, Cook, Zhu, Gao, *Independently Recurrent Neural Network (IndRNN): Building A Longer and
+    Deeper RNN*, CVPR 2018.
+    """
+
+    unit_axis: ClassVar[str] = "state"
+
+    recurrent: Float[Array, "state"] = parameter(group="recurrence")
+    input: Float[Array, "state idim"] = parameter()
+    bias: Float[Array, "state"] = parameter(group="bias")
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+    nonlinearity: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        idim: int,
+        hdim: int,
+        *,
+        recurrent_range: tuple[float, float] = (0.0, 1.0),
+        nonlinearity: Callable[[Array], Array] = jax.nn.relu,
+        key: PRNGKeyArray,
+    ):
+        r"""**Arguments:**
+
+        - `idim`: features of the input.
+        - `hdim`: units.
+        - `recurrent_range`: the least and the largest initial $u$. For sequences of T steps the
+            paper has `(0, 2 ** (1 / T))`, and in the last layer of a model that is read at its last
+            step `(2 ** (-1 / T), 2 ** (1 / T))`, where every unit remembers the whole sequence.
+        - `nonlinearity`: $\sigma$, elementwise.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size is below 1 or the range is empty.
+        """
+        check_size(IndRNNCell, idim=idim, hdim=hdim)
+        low, high = recurrent_range
+        if not low <= high:
+            raise ValueError(
+                f"IndRNNCell: recurrent_range must be (least, largest); got {recurrent_range}."
+            )
+        recurrent_key, input_key = jax.random.split(key)
+        self.recurrent = jax.random.uniform(recurrent_key, (hdim,), jnp.float32, low, high)
+        self.input = normal(input_key, (hdim, idim), 0.001)
+        self.bias = jnp.zeros((hdim,), jnp.float32)
+        self.idim, self.hdim, self.nonlinearity = idim, hdim, nonlinearity
+
+    def drive(
+        self, weights: "IndRNNCell", x: Float[Array, "*axes idim"]
+    ) -> Float[Array, "*axes hdim"]:
+        return linear(weights.input, x) + weights.bias
+
+    def advance(
+        self,
+        weights: "IndRNNCell",
+        drive: Float[Array, "*axes hdim"],
+        state: Float[Array, "*axes hdim"],
+        affine: Affine,
+    ) -> Float[Array, "*axes hdim"]:
+        # Not through `affine`: to keep the pre-activation costs more than to make it again.
+        return self.nonlinearity(drive + weights.recurrent * state)

@@ -1,0 +1,266 @@
+"""The Lipschitz recurrent network."""
+
+import warnings
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from rnnscale._base import check_size
+from rnnscale._fields import parameter
+from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._init import normal, xavier_normal
+
+type Method = Literal["euler", "rk2"]
+type Pair = float | tuple[float, float]
+type Slope = Callable[[Float[Array, "*axes hdim"]], Float[Array, "*axes hdim"]]
+
+
+class _Weights(NamedTuple):
+    """A above W, and the inputs of tanh above those of the gate."""
+
+    recurrent: Float[Array, "both hdim"]
+    input: Float[Array, "gates idim"]
+    bias: Float[Array, "gates"]
+    epsilon: Float[Array, ""]
+
+
+class LipschitzRNNCell(Cell):
+    r"""$$\dot h = A h + \tanh(W h + U x_t + b)$$
+
+    over a time $\epsilon$ from $h_{t-1}$ to $h_t$, in one step of Euler's method or of the midpoint
+    rule, with $x_t$ held. The matrices are
+
+    $$A = (1 - \beta_A) (M_A + M_A^T) + \beta_A (M_A - M_A^T) - \gamma_A I$$
+
+    and $W$ likewise: $\beta$ goes from a symmetric matrix to an antisymmetric one, and $\gamma$
+    moves the eigenvalues to the left.
+
+    `recurrent`, `beta` and `gamma` have a leading axis of A and W. $M$ starts normal with the
+    standard deviation `init_std` / n for `n = hdim`, $U$ normal of the variance $2 / (m + n)$ for
+    `m = idim`, and $b$ at zero. `epsilon`, `beta` and `gamma` are arrays that are
+    not trained: they can be changed, or mapped over, without compiling anew. The defaults are those
+    of the authors' pixel-by-pixel MNIST, which has 128 units.
+
+    Erichson, Azencot, Queiruga, Hodgkinson, Mahoney, *Lipschitz Recurrent Neural Networks*,
+    ICLR 2021.
+    """
+
+    recurrent: Float[Array, "2 hdim hdim"] = parameter()
+    input: Float[Array, "hdim idim"] = parameter()
+    bias: Float[Array, "hdim"] = parameter(group="bias")
+    epsilon: Float[Array, ""] = parameter(group="recurrence", trainable=False)
+    beta: Float[Array, "2"] = parameter(group="recurrence", trainable=False)
+    gamma: Float[Array, "2"] = parameter(group="recurrence", trainable=False)
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+    method: Method = eqx.field(static=True)
+
+    def __init__(
+        self,
+        idim: int,
+        hdim: int,
+        *,
+        epsilon: float = 0.01,
+        beta: Pair = 0.65,
+        gamma: Pair = 0.001,
+        init_std: float = 32.0,
+        method: Method = "euler",
+        key: PRNGKeyArray,
+    ):
+        r"""**Arguments:**
+
+        - `idim`: features of the input.
+        - `hdim`: units.
+        - `epsilon`: the time $\epsilon$ of a step, positive.
+        - `beta`: $\beta_A$ and $\beta_W$ in `[0, 1]`, or one number for both. The authors' permuted
+            MNIST has 0.8.
+        - `gamma`: $\gamma_A$ and $\gamma_W$, or one number for both.
+        - `init_std`: divided by n, the initial standard deviation of $M$.
+        - `method`: `"euler"`, or `"rk2"` for the midpoint rule, which has two products with the
+            state a step in place of one.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size is below 1, the method is another, or `epsilon`,
+        `beta` or `init_std` is outside its range. It warns where $\gamma_A$ is outside
+        $[0, 2 / \epsilon]$: states then grow through $A$ unless $M_A$ prevents it.
+        """
+        check_size(LipschitzRNNCell, idim=idim, hdim=hdim)
+        _check(LipschitzRNNCell, epsilon, beta, init_std, method)
+        if not 0 <= _pair(gamma)[0] <= 2 / epsilon:
+            warnings.warn(_unstable(LipschitzRNNCell, epsilon, gamma), stacklevel=2)
+        recurrent_key, input_key = jax.random.split(key)
+        self.recurrent = normal(recurrent_key, (2, hdim, hdim), init_std / hdim)
+        self.input = xavier_normal(input_key, (hdim, idim))
+        self.bias = jnp.zeros((hdim,), jnp.float32)
+        self.epsilon = jnp.asarray(epsilon, jnp.float32)
+        self.beta = jnp.asarray(_pair(beta), jnp.float32)
+        self.gamma = jnp.asarray(_pair(gamma), jnp.float32)
+        self.idim, self.hdim, self.method = idim, hdim, method
+
+    def weights(self) -> _Weights:
+        matrices = _matrices(self.recurrent, self.beta, self.gamma)
+        return _Weights(matrices, self.input, self.bias, self.epsilon)
+
+    def drive(self, weights: _Weights, x: Float[Array, "*axes idim"]) -> Float[Array, "*axes hdim"]:
+        return linear(weights.input, x) + weights.bias
+
+    def advance(
+        self,
+        weights: _Weights,
+        drive: Float[Array, "*axes hdim"],
+        state: Float[Array, "*axes hdim"],
+        affine: Affine,
+    ) -> Float[Array, "*axes hdim"]:
+        def slope(h: Float[Array, "*axes hdim"]) -> Float[Array, "*axes hdim"]:
+            linear_part, recurrent = _products(affine, weights, h)
+            return linear_part + jnp.tanh(recurrent + drive)
+
+        return _integrate(self.method, slope, state, weights.epsilon)
+
+
+class GatedLipschitzRNNCell(Cell):
+    r"""$$\dot h = \mathrm{sigmoid}(W h + U_z x_t + b_z) \odot (A h + \tanh(W h + U x_t + b))$$
+
+    and otherwise as `LipschitzRNNCell`. The gate shares $W$ and scales the linear term too.
+
+    `input` and `bias` have a leading axis of the candidate and the gate, in this order.
+
+    Erichson, Azencot, Queiruga, Hodgkinson, Mahoney, *Lipschitz Recurrent Neural Networks*,
+    ICLR 2021.
+
+    **Differs from the paper:** the gate is in the authors' code and not in the paper, and the code
+    has Euler's method only.
+    """
+
+    recurrent: Float[Array, "2 hdim hdim"] = parameter()
+    input: Float[Array, "2 hdim idim"] = parameter()
+    bias: Float[Array, "2 hdim"] = parameter(group="bias")
+    epsilon: Float[Array, ""] = parameter(group="recurrence", trainable=False)
+    beta: Float[Array, "2"] = parameter(group="recurrence", trainable=False)
+    gamma: Float[Array, "2"] = parameter(group="recurrence", trainable=False)
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+    method: Method = eqx.field(static=True)
+
+    def __init__(
+        self,
+        idim: int,
+        hdim: int,
+        *,
+        epsilon: float = 0.01,
+        beta: Pair = 0.65,
+        gamma: Pair = 0.001,
+        init_std: float = 32.0,
+        method: Method = "euler",
+        key: PRNGKeyArray,
+    ):
+        r"""**Arguments:**
+
+        - `idim`: features of the input.
+        - `hdim`: units.
+        - `epsilon`: the time $\epsilon$ of a step, positive.
+        - `beta`: $\beta_A$ and $\beta_W$ in `[0, 1]`, or one number for both.
+        - `gamma`: $\gamma_A$ and $\gamma_W$, or one number for both.
+        - `init_std`: divided by n, the initial standard deviation of $M$.
+        - `method`: `"euler"` or `"rk2"`, as in `LipschitzRNNCell`.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size is below 1, the method is another, or `epsilon`,
+        `beta` or `init_std` is outside its range. It warns where $\gamma_A$ is outside
+        $[0, 2 / \epsilon]$: states then grow through $A$ unless $M_A$ prevents it.
+        """
+        check_size(GatedLipschitzRNNCell, idim=idim, hdim=hdim)
+        _check(GatedLipschitzRNNCell, epsilon, beta, init_std, method)
+        if not 0 <= _pair(gamma)[0] <= 2 / epsilon:
+            warnings.warn(_unstable(GatedLipschitzRNNCell, epsilon, gamma), stacklevel=2)
+        recurrent_key, *input_keys = jax.random.split(key, 3)
+        self.recurrent = normal(recurrent_key, (2, hdim, hdim), init_std / hdim)
+        self.input = jnp.stack([xavier_normal(key, (hdim, idim)) for key in input_keys])
+        self.bias = jnp.zeros((2, hdim), jnp.float32)
+        self.epsilon = jnp.asarray(epsilon, jnp.float32)
+        self.beta = jnp.asarray(_pair(beta), jnp.float32)
+        self.gamma = jnp.asarray(_pair(gamma), jnp.float32)
+        self.idim, self.hdim, self.method = idim, hdim, method
+
+    def weights(self) -> _Weights:
+        return _Weights(
+            _matrices(self.recurrent, self.beta, self.gamma),
+            self.input.reshape(-1, self.idim),
+            self.bias.reshape(-1),
+            self.epsilon,
+        )
+
+    def drive(
+        self, weights: _Weights, x: Float[Array, "*axes idim"]
+    ) -> Float[Array, "*axes gates"]:
+        return linear(weights.input, x) + weights.bias
+
+    def advance(
+        self,
+        weights: _Weights,
+        drive: Float[Array, "*axes gates"],
+        state: Float[Array, "*axes hdim"],
+        affine: Affine,
+    ) -> Float[Array, "*axes hdim"]:
+        beside_candidate, beside_gate = jnp.split(drive, 2, axis=-1)
+
+        def slope(h: Float[Array, "*axes hdim"]) -> Float[Array, "*axes hdim"]:
+            linear_part, recurrent = _products(affine, weights, h)
+            gate = jax.nn.sigmoid(recurrent + beside_gate)
+            return gate * (linear_part + jnp.tanh(recurrent + beside_candidate))
+
+        return _integrate(self.method, slope, state, weights.epsilon)
+
+
+def _matrices(
+    m: Float[Array, "2 hdim hdim"], beta: Float[Array, "2"], gamma: Float[Array, "2"]
+) -> Float[Array, "both hdim"]:
+    """A above W."""
+    transposed = jnp.swapaxes(m, 1, 2)
+    beta, gamma = beta[:, None, None], gamma[:, None, None]
+    identity = jnp.eye(m.shape[-1], dtype=m.dtype)
+    both = (1 - beta) * (m + transposed) + beta * (m - transposed) - gamma * identity
+    return both.reshape(-1, m.shape[-1])
+
+
+def _products(
+    affine: Affine, weights: _Weights, h: Float[Array, "*axes hdim"]
+) -> list[Float[Array, "*axes hdim"]]:
+    """A h and W h."""
+    zeros = jnp.zeros((*h.shape[:-1], 2 * h.shape[-1]), h.dtype)
+    return jnp.split(affine(zeros, weights.recurrent, h), 2, axis=-1)
+
+
+def _integrate(
+    method: Method, slope: Slope, h: Float[Array, "*axes hdim"], epsilon: Float[Array, ""]
+) -> Float[Array, "*axes hdim"]:
+    middle = h if method == "euler" else h + epsilon / 2 * slope(h)
+    return h + epsilon * slope(middle)
+
+
+def _pair(value: Pair) -> tuple[float, float]:
+    """Of A and of W."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _check(owner: type, epsilon: float, beta: Pair, init_std: float, method: str) -> None:
+    name = owner.__name__
+    if not epsilon > 0:
+        raise ValueError(f"{name}: epsilon must be positive; got {epsilon}.")
+    if not all(0 <= each <= 1 for each in _pair(beta)):
+        raise ValueError(f"{name}: beta must be in [0, 1]; got {beta}.")
+    if not init_std >= 0:
+        raise ValueError(f"{name}: init_std must not be negative; got {init_std}.")
+    if method not in get_args(Method.__value__):
+        raise ValueError(f"{name}: method must be 'euler' or 'rk2'; got {method!r}.")
+
+
+def _unstable(owner: type, epsilon: float, gamma: Pair) -> str:
+    return (
+        f"{owner.__name__}: states grow through A, unless its M prevents it, with gamma outside "
+        f"[0, 2 / epsilon], here [0, {2 / epsilon:.4g}]; got {_pair(gamma)[0]}."
+    )

@@ -1,0 +1,54 @@
+"""The minimal long short-term memory."""
+
+import math
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from rnnscale._base import check_size
+from rnnscale._fields import parameter
+from rnnscale.cells._init import uniform
+from rnnscale.cells._linear import Coefficients, LinearCell, gate_products
+
+
+class MinLSTMCell(LinearCell):
+    r"""$$f_t = \mathrm{sigmoid}(W_f x_t + b_f), \qquad i_t = \mathrm{sigmoid}(W_i x_t + b_i),
+      \qquad \tilde h_t = W_h x_t + b_h$$
+    $$h_t = \frac{f_t}{f_t + i_t} \odot h_{t-1} + \frac{i_t}{f_t + i_t} \odot \tilde h_t$$
+
+    The state is a weighted mean of the candidates and the initial state.
+
+    Parameters have a leading axis of the three products, in the order `f, i, h`. They start uniform
+    in $\pm 1 / \sqrt{m}$, for `m = idim`.
+
+    Feng, Tung, Ahmed, Bengio, Hajimirsadeghi, *Were RNNs All We Needed?*, 2024.
+    """
+
+    input: Float[Array, "3 state idim"] = parameter()
+    bias: Float[Array, "3 state"] = parameter(group="bias")
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+
+    def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `idim`: features of the input.
+        - `hdim`: units.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size is below 1.
+        """
+        check_size(MinLSTMCell, idim=idim, hdim=hdim)
+        input_key, bias_key = jax.random.split(key)
+        limit = 1 / math.sqrt(idim)
+        self.input = uniform(input_key, (3, hdim, idim), limit)
+        self.bias = uniform(bias_key, (3, hdim), limit)
+        self.idim, self.hdim = idim, hdim
+
+    def drive(self, weights: "MinLSTMCell", x: Float[Array, "*axes idim"]) -> Coefficients:
+        f, i, candidate = gate_products(weights.input, x)
+        f_bias, i_bias, candidate_bias = weights.bias
+        # log(f / i). A quotient of gates that have both underflowed would be 0 / 0.
+        ratio = jax.nn.log_sigmoid(f + f_bias) - jax.nn.log_sigmoid(i + i_bias)
+        return jax.nn.sigmoid(ratio), jax.nn.sigmoid(-ratio) * (candidate + candidate_bias)

@@ -1,0 +1,89 @@
+"""The real-gated linear recurrent unit."""
+
+import math
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from rnnscale._base import check_size
+from rnnscale._fields import parameter
+from rnnscale.cells._init import normal
+from rnnscale.cells._linear import Coefficients, LinearCell
+
+_SHARPNESS = 8.0  # The paper's c.
+
+# The slowest decay of a step. It keeps a below one in float32, and the root out of the point where
+# its slope is infinite.
+_SLOWEST = -(2.0**-22)
+
+
+class RGLRUCell(LinearCell):
+    r"""$$r_t = \mathrm{sigmoid}(W_a x_t + b_a), \qquad i_t = \mathrm{sigmoid}(W_x x_t + b_x),
+      \qquad \log a_t = -8 \, \mathrm{softplus}(\Lambda) \odot r_t$$
+    $$h_t = a_t \odot h_{t-1} + \sqrt{1 - a_t^2} \odot (i_t \odot x_t)$$
+
+    It has as many units as features, and $W_a, W_x$ are block-diagonal. $\Lambda$ starts such that
+    $e^{-8 \, \mathrm{softplus}(\Lambda)}$, the decay with an open gate, is uniform between 0.9 and
+    0.999; the gates start Lecun-normal, of variance `blocks / idim`, without bias. Gates have a
+    leading axis, in the order `r, i`.
+
+    De et al., *Griffin: Mixing Gated Linear Recurrences with Local Attention for Efficient Language
+    Models*, 2024.
+
+    **Differs from the paper:**
+
+    - $\log a_t$ is at most $-2^{-22}$ (a memory of four million steps), so that $a_t$ stays below
+      one in float32 and the root has a finite gradient, which is zero there.
+    - The root stands at the first step of a sequence too, where the authors' code has one.
+    """
+
+    # A unit sees its own feature of the input, which a loop over time has whole on every device.
+    unit_axis: ClassVar[str] = "hdim"
+
+    gates: Float[Array, "2 blocks out in"] = parameter()
+    bias: Float[Array, "2 state"] = parameter(group="bias")
+    decay: Float[Array, "state"] = parameter(group="recurrence")
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+
+    def __init__(self, idim: int, *, blocks: int = 1, key: PRNGKeyArray):
+        r"""**Arguments:**
+
+        - `idim`: features of the input, and units.
+        - `blocks`: blocks of $W_a$ and of $W_x$, a divisor of `idim`.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size is below 1 or `blocks` does not divide `idim`.
+        """
+        check_size(RGLRUCell, idim=idim, blocks=blocks)
+        if idim % blocks:
+            raise ValueError(
+                f"RGLRUCell: blocks must divide idim={idim}; got blocks={blocks}. Choose a divisor."
+            )
+        gates_key, decay_key = jax.random.split(key)
+        width = idim // blocks
+        self.gates = normal(gates_key, (2, blocks, width, width), 1 / math.sqrt(width))
+        self.bias = jnp.zeros((2, idim), jnp.float32)
+        a = jax.random.uniform(decay_key, (idim,), jnp.float32, 0.9, 0.999)
+        self.decay = jnp.log(jnp.expm1(-jnp.log(a) / _SHARPNESS))
+        self.idim = self.hdim = idim
+
+    def drive(self, weights: "RGLRUCell", x: Float[Array, "*axes idim"]) -> Coefficients:
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        blocks, width = weights.gates.shape[1:3]
+        r, i = jnp.einsum(
+            "...bi,gboi->g...bo",
+            x.reshape(*x.shape[:-1], blocks, width),
+            weights.gates.astype(x.dtype),
+            preferred_element_type=wide,
+        )
+        r_bias, i_bias = weights.bias
+        r = jax.nn.sigmoid(r.reshape(x.shape) + r_bias)
+        i = jax.nn.sigmoid(i.reshape(x.shape) + i_bias)
+        log_a = jnp.minimum(-_SHARPNESS * jax.nn.softplus(weights.decay) * r, _SLOWEST)
+        # 1 - a² without the cancellation near a = 1.
+        power = -jnp.expm1(2 * log_a)
+        return jnp.exp(log_a), jnp.sqrt(power) * i * x.astype(wide)

@@ -1,0 +1,136 @@
+"""The randomly coupled oscillators, a reservoir."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+from rnnscale._base import check_size, state_dtype
+from rnnscale._fields import parameter
+from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._cornn import Oscillators, check_oscillators, swing
+from rnnscale.cells._init import uniform
+
+# After k squarings of a matrix the logarithm of its radius is off by that of the condition of its
+# eigenvectors over 2^k: below the rounding of float32.
+_SQUARINGS = 30
+
+
+class RandomOscillatorsCell(Cell):
+    r"""$$z_t = z_{t-1} + \Delta t \left(\tanh(W y_{t-1} + V u_t + b) - \gamma \odot y_{t-1}
+      - \epsilon \odot z_{t-1}\right), \qquad y_t = y_{t-1} + \Delta t \, z_t$$
+
+    The heterogeneous form, with a frequency and a damping of each unit. The state is `(y, z)`, the
+    output $y$. Nothing is trained: it is a reservoir for a linear readout.
+
+    $W$ is uniform and rescaled to the spectral radius; $V$ is uniform in `[0, input_scaling)` and
+    $b$ in `±input_scaling`, as in the authors' code; $\gamma$ and $\epsilon$ are uniform in their
+    ranges. Undriven, a unit is stable for $\Delta t^2 \gamma + 2 \Delta t \epsilon \le 4$.
+
+    Ceni, Cossu, Stölzle, Liu, Della Santina, Bacciu, Gallicchio, *Random Oscillators Network for
+    Time Series Processing*, AISTATS 2024.
+    """
+
+    recurrent: Float[Array, "hdim hdim"] = parameter(trainable=False)
+    input: Float[Array, "hdim idim"] = parameter(trainable=False)
+    bias: Float[Array, "hdim"] = parameter(group="bias", trainable=False)
+    dt: Float[Array, ""] = parameter(group="recurrence", trainable=False)
+    gamma: Float[Array, "hdim"] = parameter(group="recurrence", trainable=False)
+    epsilon: Float[Array, "hdim"] = parameter(group="recurrence", trainable=False)
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        idim: int,
+        hdim: int,
+        *,
+        dt: float = 0.042,
+        gamma: tuple[float, float] = (1.7, 3.7),
+        epsilon: tuple[float, float] = (4.2, 5.2),
+        spectral_radius: float = 0.9,
+        input_scaling: float = 1.0,
+        key: PRNGKeyArray,
+    ):
+        r"""**Arguments:**
+
+        - `idim`: features of the input.
+        - `hdim`: oscillators.
+        - `dt`: $\Delta t$, the step of time, positive.
+        - `gamma`: the range of $\gamma$, the squares of the frequencies, at least 0.
+        - `epsilon`: the range of $\epsilon$, the damping, at least 0.
+        - `spectral_radius`: that of $W$, at least 0.
+        - `input_scaling`: the largest entry of $V$ and of $b$, at least 0.
+        - `key`: for the random numbers.
+
+        **Warns:** where an undriven unit in these ranges is not stable.
+
+        **Raises:** `ValueError` where a size is below 1 or a number out of its range.
+        """
+        check_size(RandomOscillatorsCell, idim=idim, hdim=hdim)
+        _check_range("gamma", gamma)
+        _check_range("epsilon", epsilon)
+        check_oscillators(RandomOscillatorsCell, dt, gamma[1], epsilon[1])
+        for name, value in (("spectral_radius", spectral_radius), ("input_scaling", input_scaling)):
+            if not value >= 0:
+                raise ValueError(f"RandomOscillatorsCell: {name} must be at least 0; got {value}.")
+        keys = jax.random.split(key, 5)
+        recurrent = uniform(keys[0], (hdim, hdim), 1.0)
+        self.recurrent = recurrent * (spectral_radius / _spectral_radius(recurrent))
+        self.input = jax.random.uniform(keys[1], (hdim, idim), jnp.float32, 0, input_scaling)
+        self.bias = uniform(keys[2], (hdim,), input_scaling)
+        self.dt = jnp.asarray(dt, jnp.float32)
+        self.gamma = jax.random.uniform(keys[3], (hdim,), jnp.float32, *gamma)
+        self.epsilon = jax.random.uniform(keys[4], (hdim,), jnp.float32, *epsilon)
+        self.idim, self.hdim = idim, hdim
+
+    def drive(
+        self, weights: "RandomOscillatorsCell", x: Float[Array, "*axes idim"]
+    ) -> Float[Array, "*axes hdim"]:
+        return linear(weights.input, x) + weights.bias
+
+    def advance(
+        self,
+        weights: "RandomOscillatorsCell",
+        drive: Float[Array, "*axes hdim"],
+        state: Oscillators,
+        affine: Affine,
+    ) -> Oscillators:
+        force = jnp.tanh(affine(drive, weights.recurrent, state[0]))
+        return swing(state, force, weights.dt, weights.gamma, weights.epsilon)
+
+    def output(self, state: Oscillators) -> Float[Array, "*axes hdim"]:
+        return state[0]
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Oscillators:
+        zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
+        return zeros, zeros
+
+
+def _check_range(name: str, limits: tuple[float, float]) -> None:
+    low, high = limits
+    if not 0 <= low <= high:
+        raise ValueError(
+            f"RandomOscillatorsCell: {name} must be a range (low, high) with 0 <= low <= high; "
+            f"got {limits}."
+        )
+
+
+def _spectral_radius(matrix: Float[Array, "n n"]) -> Float[Array, ""]:
+    r"""$\lim_k \|M^{2^k}\|^{2^{-k}}$, by squaring. Unlike eigenvalues it is computed on any device.
+
+    The entries of `matrix` are random, so that no power is zero.
+    """
+
+    def square(carry, exponent):
+        power, log_radius = carry
+        norm = jnp.linalg.norm(power)
+        power = power / norm
+        power = jnp.matmul(power, power, precision="highest")
+        return (power, log_radius + jnp.log(norm) / exponent), None
+
+    exponents = 2.0 ** jnp.arange(_SQUARINGS, dtype=jnp.float32)
+    (_, log_radius), _ = jax.lax.scan(square, (matrix, jnp.zeros(())), exponents)
+    return jnp.exp(log_radius)

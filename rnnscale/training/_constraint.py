@@ -1,0 +1,100 @@
+"""The constraint on the recurrent weights of IndRNN, as the last step of an optimiser."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from rnnscale.cells import IndRNNCell
+
+
+def indrnn_constraint(limit: float) -> optax.GradientTransformation:
+    r"""Keeps $|u| \le$ `limit` in every `IndRNNCell` of a model, exactly, after each update.
+
+    Where `limit` is $2^{1/T}$, no gradient of a relu grows beyond twice itself over T steps. It
+    stands last in a chain, since it looks at the parameters that the update leads to:
+
+    ```python
+    import optax
+    from rnnscale.training import indrnn_constraint
+
+    steps = 1000  # in a sequence
+    optimiser = optax.chain(optax.adam(2e-4), indrnn_constraint(2 ** (1 / steps)))
+    ```
+
+    Li, Li, Cook, Zhu, Gao, *Independently Recurrent Neural Network (IndRNN): Building A Longer and
+    Deeper RNN*, CVPR 2018.
+
+    **Arguments:**
+
+    - `limit`: the largest $|u|$, positive.
+
+    **Returns:** a transformation without a state, which needs `params` in its update.
+
+    **Raises:** `ValueError` where `limit` is not positive; in `init`, where the parameters have no
+    `IndRNNCell`; in the update, where it gets no parameters.
+    """
+    if not limit > 0:
+        raise ValueError(f"indrnn_constraint: limit must be positive; got {limit}.")
+
+    def init(params: PyTree) -> optax.EmptyState:
+        if not any(map(_is_indrnn, jax.tree.leaves(params, is_leaf=_is_indrnn))):
+            raise ValueError(
+                "indrnn_constraint: there is no IndRNNCell in the parameters. Give it the model, "
+                "or a part of it that has its modules, such as eqx.filter(model, trainable(model))."
+            )
+        return optax.EmptyState()
+
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.OptState]:
+        if params is None:
+            raise ValueError(
+                "indrnn_constraint: it needs the parameters: call update(updates, state, params)."
+            )
+
+        def constrain(param: PyTree, update: PyTree) -> PyTree:
+            if not _is_indrnn(param):
+                return update
+            # One of the two trees of a partition holds None here.
+            recurrent = jax.tree.map(partial(_within, limit), param.recurrent, update.recurrent)
+            return eqx.tree_at(_recurrent, update, recurrent, is_leaf=lambda x: x is None)
+
+        return jax.tree.map(constrain, params, updates, is_leaf=_is_indrnn), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_indrnn(x: PyTree) -> bool:
+    return isinstance(x, IndRNNCell)
+
+
+def _recurrent(cell: IndRNNCell) -> Float[Array, "*stack state"]:
+    return cell.recurrent
+
+
+def _within(
+    limit: float, param: Float[Array, "*stack state"], update: Float[Array, "*stack state"]
+) -> Float[Array, "*stack state"]:
+    """The update that leads to the nearest value within the limit."""
+    bound = _rounded_down(limit, param.dtype)
+    target = jnp.clip(param + update, -bound, bound)
+    # In a fusion the compiler may compute in more digits than the update will have.
+    info = jnp.finfo(update.dtype)
+    step = jax.lax.reduce_precision((target - param).astype(update.dtype), info.nexp, info.nmant)
+    # The sum with the parameter is rounded as well. If that takes it beyond the bound, the next
+    # smaller step does not: the exact sum is then within, and rounding keeps the order.
+    inwards = jnp.copysign(jnp.array(jnp.inf, step.dtype), -target)
+    return jnp.where(jnp.abs(param + step) > bound, jnp.nextafter(step, inwards), step)
+
+
+def _rounded_down(limit: float, dtype: jnp.dtype) -> Array:
+    """The largest number of the dtype that is at most `limit`."""
+    nearest = np.asarray(limit, dtype)
+    if float(nearest) > limit:
+        nearest = np.nextafter(nearest, np.zeros_like(nearest))
+    return jnp.asarray(nearest)

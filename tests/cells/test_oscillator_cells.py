@@ -1,0 +1,123 @@
+"""What the checks of every cell don't say of the networks of oscillators."""
+
+import itertools
+import math
+import warnings
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rnnscale.cells import CoupledOscillatoryRNNCell, RandomOscillatorsCell, time_loop
+
+CELLS = [CoupledOscillatoryRNNCell, RandomOscillatorsCell]
+over_cells = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.__name__)
+
+
+def test_coupled_initial_statistics(key):
+    cell = CoupledOscillatoryRNNCell(50, 400, key=key)
+    limit = 1 / math.sqrt(850)
+    for x in (cell.recurrent[0], cell.recurrent[1], cell.input, cell.bias):
+        x = np.asarray(x, np.float64)
+        assert np.abs(x).max() <= limit
+        assert x.std() == pytest.approx(limit / math.sqrt(3), rel=0.06)
+    assert not np.allclose(*cell.recurrent)
+
+
+def test_random_initial_statistics(key):
+    cell = RandomOscillatorsCell(30, 400, input_scaling=0.5, key=key)
+    w = np.asarray(cell.recurrent, np.float64)
+    # Of a circular law of this radius, and uniform.
+    assert w.std() == pytest.approx(0.9 / 20, rel=0.1)
+    assert np.abs(w).max() / w.std() == pytest.approx(math.sqrt(3), rel=0.01)
+    for x, low, high in [
+        (cell.input, 0, 0.5),
+        (cell.bias, -0.5, 0.5),
+        (cell.gamma, 1.7, 3.7),
+        (cell.epsilon, 4.2, 5.2),
+    ]:
+        x = np.asarray(x, np.float64)
+        assert x.min() >= low and x.max() <= high
+        assert x.mean() == pytest.approx((low + high) / 2, abs=0.06 * (high - low))
+        assert x.std() == pytest.approx((high - low) / math.sqrt(12), rel=0.1)
+
+
+def test_warns_exactly_where_the_spectral_radius_exceeds_one(key):
+    warned, unstable = [], []
+    for dt, gamma, epsilon in itertools.product(
+        [0.05, 0.5, 1.9], [0.0, 0.3, 5.0, 40.0], [0.0, 0.7, 2.2, 30.0]
+    ):
+        build = partial(CoupledOscillatoryRNNCell, 1, 1, dt=dt, gamma=gamma, epsilon=epsilon)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            jax.eval_shape(lambda key, build=build: build(key=key), key)
+        warned.append(bool(caught))
+        z = [-dt * gamma, 1 - dt * epsilon]
+        unit = np.array([[1 + dt * z[0], dt * z[1]], z])
+        # A double eigenvalue of one is off by the root of the rounding.
+        unstable.append(np.abs(np.linalg.eigvals(unit)).max() > 1 + 1e-6)
+    assert warned == unstable
+    assert 10 < sum(warned) < 38
+
+
+@over_cells
+def test_warning_names_the_bound_and_the_caller(cell, key):
+    with pytest.warns(UserWarning, match=r"dt² gamma \+ 2 dt epsilon must be at most 4") as caught:
+        cell(1, 2, dt=1.0, key=key)
+    assert [each.filename for each in caught] == [__file__]
+
+
+def test_step_sizes_are_swept_by_vmap(key, getkey):
+    cell = CoupledOscillatoryRNNCell(2, 5, key=key)
+    xs = jax.random.normal(getkey(), (11, 2))
+    steps = [0.01, 0.05, 0.2]
+
+    @eqx.filter_jit
+    @eqx.filter_vmap(in_axes=(None, 0))
+    def run(cell, dt):
+        cell = eqx.tree_at(lambda c: c.dt, cell, dt)
+        return time_loop(cell, xs, cell.init_state())[1]
+
+    for dt, ys in zip(steps, run(cell, jnp.array(steps)), strict=True):
+        one = CoupledOscillatoryRNNCell(2, 5, dt=dt, key=key)
+        expected = eqx.filter_jit(time_loop)(one, xs, one.init_state())[1]
+        np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-7)
+
+
+@over_cells
+def test_initialises_inside_jit(cell, key):
+    eager, jitted = cell(3, 4, key=key), jax.jit(lambda key: cell(3, 4, key=key))(key)
+    for one, other in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cell", "arguments", "message"),
+    [
+        (CoupledOscillatoryRNNCell, {"idim": 0}, "idim must be at least 1; got 0"),
+        (CoupledOscillatoryRNNCell, {"hdim": 0}, "hdim must be at least 1; got 0"),
+        (CoupledOscillatoryRNNCell, {"dt": 0.0}, "dt must be positive and finite; got 0.0"),
+        (CoupledOscillatoryRNNCell, {"dt": math.nan}, "dt must be positive and finite; got nan"),
+        (CoupledOscillatoryRNNCell, {"gamma": -1.0}, "gamma must be at least 0 .*; got -1.0"),
+        (CoupledOscillatoryRNNCell, {"epsilon": -0.1}, "epsilon must be at least 0 .*; got -0.1"),
+        (RandomOscillatorsCell, {"idim": 0}, "idim must be at least 1; got 0"),
+        (RandomOscillatorsCell, {"dt": -1.0}, "dt must be positive and finite; got -1.0"),
+        (RandomOscillatorsCell, {"gamma": (2.0, 1.0)}, r"gamma must be a range .*\(2.0, 1.0\)"),
+        (RandomOscillatorsCell, {"epsilon": (-1.0, 1.0)}, "epsilon must be a range"),
+        (RandomOscillatorsCell, {"spectral_radius": -1.0}, "spectral_radius must be at least 0"),
+        (RandomOscillatorsCell, {"input_scaling": math.nan}, "input_scaling must be at least 0"),
+    ],
+)
+def test_bad_arguments(cell, arguments, message, key):
+    with pytest.raises(ValueError, match=f"{cell.__name__}: {message}"):
+        cell(**({"idim": 3, "hdim": 4} | arguments), key=key)
+
+
+@over_cells
+def test_bad_state(cell, key):
+    cell = cell(3, 4, key=key)
+    with pytest.raises(ValueError, match="takes a state like"):
+        cell(jnp.zeros(3), jnp.zeros(4))
