@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from rnnscale.cli import _info, _tasks, _train
+from rnnscale.cli import _info, _tasks, _train, _verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `rnnscale`. Returns the exit code: 0 also where a signal stopped a training that
-    could be saved, 2 for bad input, 1 for a training that diverged.
+    could be saved, 2 for bad input, 1 for a training that diverged
+    or a check that failed.
 
     An error about the input is told in one line. Which errors are: `ValueError`s and `ImportError`s
     that were raised by a line of rnnscale's own, where the message says what was given and what
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (_train, _tasks, _info):
+    for command in (_train, _verify, _tasks, _info):
         command.add_to(commands)
     return parser
 

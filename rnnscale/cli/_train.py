@@ -16,7 +16,15 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(command=_train)
     parser.add_argument("task", nargs="?", help="see `rnnscale tasks`; may be left out to resume")
-    parser.add_argument("--model", help="s5 or lru")
+    parser.add_argument(
+        "--model", help="a layer, s5 or lru, or a cell such as lstm, gru, cornn; default: s5"
+    )
+    parser.add_argument(
+        "--cell",
+        type=_options,
+        metavar="NAME=X,...",
+        help="options of the cell, such as dt=0.06,gamma=66",
+    )
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run; default: a new one in runs/"
     )
@@ -64,7 +72,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from rnnscale.training import RunFolder, TrainConfig, run
+    from rnnscale.training import RunFolder, TrainConfig, default_model, run
 
     given = vars(arguments)
     del given["command"]
@@ -76,7 +84,7 @@ def _train(arguments: argparse.Namespace) -> int:
     else:
         if "task" not in given:
             raise ValueError("the task is missing; `rnnscale tasks` lists them")
-        model = given.get("model", "s5")
+        model = given.get("model", default_model(given["task"]))
         given.setdefault("out", str(_new_folder(f"{given['task']}-{model}")))
         config = TrainConfig.for_task(**given)
     summary = run(config, resume=resume)
@@ -89,13 +97,21 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _figures(summary: Mapping[str, Any]) -> str:
+    tested = [
+        f"test {name.removeprefix('test_').replace('_', ' ')} {value:.4g}"
+        for name, value in summary.items()
+        if name.startswith("test_") and name != "test_loss"
+    ]
     text = f"{summary['task']}, {summary['model']}, {summary['parameters']:,} parameters: "
-    if "test_accuracy" in summary:
-        text += f"test accuracy {summary['test_accuracy']:.4f}"
-    else:
-        text += f"test bits per byte {summary['test_bits_per_byte']:.4f}"
-    if "count_model_bits_per_byte" in summary:
-        text += f" (an order-4 count model has {summary['count_model_bits_per_byte']:.4f})"
+    text += ", ".join(tested)
+    baselines = {
+        "count_model_bits_per_byte": "an order-4 count model has",
+        "constant_mse": "always answering the mean has",
+        "memoryless_accuracy": "without a memory it is",
+    }
+    for name, words in baselines.items():
+        if name in summary:
+            text += f" ({words} {summary[name]:.4g})"
     return text + f", {summary['steps']} steps in {summary['seconds']:.0f} s"
 
 
@@ -115,3 +131,16 @@ def _mesh(text: str) -> dict[str, int]:
             raise argparse.ArgumentTypeError(f"{text!r} names the axis {axis.strip()} twice")
         mesh[axis.strip()] = int(size)
     return mesh
+
+
+def _options(text: str) -> dict[str, float]:
+    options = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            options[name.strip()] = float(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} are no options; write names and numbers like dt=0.06,gamma=66"
+            ) from error
+    return options

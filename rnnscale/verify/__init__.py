@@ -1,8 +1,14 @@
-"""Laws, invariants and oracles that show a layer to be what it says, on any machine.
+"""Laws, invariants and oracles that show cells and layers to be what they say, on any machine.
 
-Every check returns a `Check` or several; the test suite asserts that they pass.
+Every check returns a `Check` or several. `SUITES` has those of every class; `rnnscale verify` prints
+them, and the test suite asserts that they pass.
 """
 
+from rnnscale.verify._cells import (
+    CellSubject as CellSubject,
+    cell_gradient_matches_oracle as cell_gradient_matches_oracle,
+    cell_matches_oracle as cell_matches_oracle,
+)
 from rnnscale.verify._check import Check as Check, relative_error as relative_error
 from rnnscale.verify._laws import (
     batching_agrees as batching_agrees,
@@ -18,21 +24,17 @@ from rnnscale.verify._laws import (
 )
 from rnnscale.verify._oracles import lru_oracle as lru_oracle, s5_oracle as s5_oracle
 from rnnscale.verify._ssm import (
-    bilinear_approaches_zoh as bilinear_approaches_zoh,
-    decay_below_one as decay_below_one,
     gradient_matches_oracle as gradient_matches_oracle,
-    hippo_decay_rate as hippo_decay_rate,
     hippo_diagonalised as hippo_diagonalised,
     matches_oracle as matches_oracle,
-    ring_is_uniform as ring_is_uniform,
-    s5_kernel_is_hippo as s5_kernel_is_hippo,
-    step_rescale_follows_rate as step_rescale_follows_rate,
-    white_noise_power as white_noise_power,
 )
 from rnnscale.verify._subjects import (
     CAUSAL_LAYERS as CAUSAL_LAYERS,
+    CELLS as CELLS,
     LAYERS as LAYERS,
     MODELS as MODELS,
+    NETWORKS as NETWORKS,
     Builder as Builder,
     sample_inputs as sample_inputs,
 )
+from rnnscale.verify._suites import SUITES as SUITES, Suite as Suite, laws as laws

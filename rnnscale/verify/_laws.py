@@ -46,7 +46,7 @@ def reset_equals_fresh(layer: Any, xs: Array, at: int, bound: float = 1e-5) -> C
     A causal layer starts from a state of NaN, with a reset at the first step too, which keeps it
     out; its returned state is that of the second segment.
     """
-    causal = _is_causal(layer)
+    causal = is_causal(layer)
     state = layer.init_state(_batch_shape(xs), _dtype(xs))
     if causal:
         state = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state)
@@ -94,7 +94,7 @@ def state_is_stable(layer: Any, xs: Array) -> Check:
     state = layer.init_state(_batch_shape(xs), _dtype(xs))
     expected = jax.eval_shape(lambda: state)
     found = [eqx.filter_eval_shape(layer, xs, state)[0], eqx.filter_eval_shape(layer, xs)[0]]
-    if _is_causal(layer) and hasattr(layer, "step"):
+    if is_causal(layer) and hasattr(layer, "step"):
         x = jnp.take(xs, 0, axis=_time_axis(xs))
         found.append(eqx.filter_eval_shape(layer.step, x, state)[0])
     wrong = sum(_specs(one) != _specs(expected) for one in found)
@@ -185,7 +185,7 @@ def _steps(xs: Array, start: int, stop: int | None) -> Array:
     return xs[..., start:stop] if _time_axis(xs) == -1 else xs[..., start:stop, :]
 
 
-def _is_causal(layer: Any) -> bool:
+def is_causal(layer: Any) -> bool:
     return getattr(layer, "stack", layer).causal
 
 

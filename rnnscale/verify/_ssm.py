@@ -140,8 +140,8 @@ def ring_is_uniform(key: PRNGKeyArray, r_min: float = 0.4, r_max: float = 0.9) -
 def white_noise_power(key: PRNGKeyArray) -> Check:
     """White noise of unit power gives LRU states of unit power: E|h|² = 1, at the initial gamma."""
     layer_key, noise_key = jax.random.split(key)
-    layer = LRU(64, 64, r_max=0.95, key=layer_key)
-    noise = jax.random.normal(noise_key, (64, 128, 64), jnp.float32)
+    layer = LRU(64, 256, r_max=0.95, key=layer_key)
+    noise = jax.random.normal(noise_key, (256, 128, 64), jnp.float32)
     state, _ = eqx.filter_jit(layer)(noise)
     power = np.mean(np.abs(_complex(*state)) ** 2)
     return Check("LRU white-noise power - 1", float(abs(power - 1)), 0.05)

@@ -1,4 +1,4 @@
-"""The layers and models that the laws are checked on. A new class needs an entry here."""
+"""The cells, layers and models that the laws are checked on. A new class needs an entry here."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from rnnscale._base import CausalLayer, SequenceLayer
-from rnnscale.layers import RMSNorm
+from rnnscale.cells import (
+    ElmanRNNCell,
+    GatedRecurrentUnitCell,
+    LongShortTermMemoryCell,
+    MinGRUCell,
+    UnitaryEvolutionRNNCell,
+)
+from rnnscale.layers import (
+    RNN,
+    AutoregressiveRNN,
+    BidirectionalRNN,
+    BidirectionalRNNEncoder,
+    DeepBidirectionalRNN,
+    DeepRNN,
+    DeepRNNEncoder,
+    RecurrentNetwork,
+    RMSNorm,
+    RNNEncoder,
+)
 from rnnscale.models import (
     FFN,
     GLU,
@@ -20,6 +38,11 @@ from rnnscale.models import (
     SequenceClassifier,
 )
 from rnnscale.ssm import LRU, S5, BidirectionalS5
+from rnnscale.verify._cells import CellSubject
+from rnnscale.verify._dense_cells import DENSE_CELLS
+from rnnscale.verify._linear_cells import LINEAR_CELLS
+from rnnscale.verify._orthogonal_cells import ORTHOGONAL_CELLS
+from rnnscale.verify._oscillator_cells import OSCILLATOR_CELLS
 
 type Builder = Callable[[PRNGKeyArray], eqx.Module]
 
@@ -39,6 +62,25 @@ def _bidirectional_s5(key: PRNGKeyArray) -> SequenceLayer:
     return BidirectionalS5(_DIM, _STATES, blocks=2, key=key)
 
 
+def _mixed(key: PRNGKeyArray) -> DeepRNNEncoder:
+    """Cells of three kinds, with a planar state, a pair and a linear one among them."""
+    return DeepRNNEncoder(
+        [
+            RNNEncoder(UnitaryEvolutionRNNCell(3, 4, key=key)),
+            RNNEncoder(LongShortTermMemoryCell(8, _DIM, key=key), remat=True),
+            RNNEncoder(MinGRUCell(_DIM, 7, key=key)),
+        ]
+    )
+
+
+def _both_ways(key: PRNGKeyArray) -> BidirectionalRNNEncoder:
+    return BidirectionalRNNEncoder(
+        LongShortTermMemoryCell(3, 4, key=key), MinGRUCell(3, _DIM, key=key)
+    )
+
+
+CELLS: list[CellSubject] = [*DENSE_CELLS, *ORTHOGONAL_CELLS, *OSCILLATOR_CELLS, *LINEAR_CELLS]
+
 CAUSAL_LAYERS: list[tuple[str, Builder]] = [
     ("LRU", _lru),
     ("S5", _s5),
@@ -48,6 +90,11 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
             3, _STATES, 4, blocks=3, discretisation="bilinear", c_init="complex_normal", key=key
         ),
     ),
+    (
+        "RNNEncoder remat",
+        lambda key: RNNEncoder(GatedRecurrentUnitCell(3, _DIM, key=key), remat=True),
+    ),
+    ("DeepRNNEncoder", _mixed),
     (
         "Block",
         lambda key: Block(_s5(key), make_mixer=partial(FFN, hidden=9), dropout=0.25, key=key),
@@ -61,6 +108,11 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
 LAYERS: list[tuple[str, Builder]] = [
     *CAUSAL_LAYERS,
     ("BidirectionalS5", _bidirectional_s5),
+    ("BidirectionalRNNEncoder", _both_ways),
+    (
+        "DeepRNNEncoder bidirectional",
+        lambda key: DeepRNNEncoder([_both_ways(key), RNNEncoder(ElmanRNNCell(9, 2, key=key))]),
+    ),
     ("BlockStack bidirectional", lambda key: BlockStack(_bidirectional_s5, 2, key=key)),
 ]
 
@@ -84,6 +136,36 @@ MODELS: list[tuple[str, Builder]] = [
     (
         "LanguageModel",
         lambda key: LanguageModel(11, make_layer=_lru, dim=_DIM, depth=2, dropout=0.25, key=key),
+    ),
+    ("AutoregressiveRNN", lambda key: AutoregressiveRNN(_mixed(key), key=key)),
+]
+
+NETWORKS: list[tuple[str, Callable[[PRNGKeyArray], RecurrentNetwork]]] = [
+    ("RNN", lambda key: RNN(LongShortTermMemoryCell(3, _DIM, key=key), 2, key=key)),
+    (
+        "BidirectionalRNN",
+        lambda key: BidirectionalRNN(
+            ElmanRNNCell(3, 4, key=key), LongShortTermMemoryCell(3, _DIM, key=key), 2, key=key
+        ),
+    ),
+    (
+        "DeepRNN",
+        lambda key: DeepRNN(
+            [LongShortTermMemoryCell(3, _DIM, key=key), UnitaryEvolutionRNNCell(_DIM, 4, key=key)],
+            2,
+            key=key,
+        ),
+    ),
+    (
+        "DeepBidirectionalRNN",
+        lambda key: DeepBidirectionalRNN(
+            [
+                (ElmanRNNCell(3, 4, key=key), MinGRUCell(3, _DIM, key=key)),
+                (LongShortTermMemoryCell(9, _DIM, key=key), ElmanRNNCell(9, 4, key=key)),
+            ],
+            2,
+            key=key,
+        ),
     ),
 ]
 

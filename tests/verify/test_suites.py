@@ -1,0 +1,44 @@
+"""Every check of every class, as `rnnscale verify` runs them."""
+
+import equinox as eqx
+import jax
+import pytest
+
+from rnnscale import verify
+from rnnscale._fields import parameters
+
+
+@pytest.mark.parametrize("suite", verify.SUITES, ids=lambda suite: suite.name)
+def test_suite(suite):
+    checks = list(suite.run(jax.random.key(1)))
+    assert checks
+    failed = [str(check) for check in checks if not check.passed]
+    assert not failed, "\n".join(failed)
+
+
+BUILDERS = [
+    *((subject.name, subject.build) for subject in verify.CELLS),
+    *verify.LAYERS,
+    *verify.MODELS,
+    *verify.NETWORKS,
+]
+
+
+@pytest.mark.parametrize(("name", "build"), BUILDERS, ids=[name for name, _ in BUILDERS])
+def test_trained_leaves_are_real_float32_arrays(name, build):
+    found = parameters(jax.eval_shape(build, jax.random.key(0)))
+    assert found
+    assert {each.value.dtype.name for each in found if each.trainable} <= {"float32"}
+    # Fixed permutations, masks and clocks are integers.
+    assert {each.value.dtype.name for each in found} <= {"float32", "int32", "bool"}
+
+
+@pytest.mark.parametrize(
+    ("name", "build"), verify.CAUSAL_LAYERS, ids=[name for name, _ in verify.CAUSAL_LAYERS]
+)
+def test_causal(name, build):
+    """What comes later has no influence: NaN there stays there."""
+    layer = jax.jit(build)(jax.random.key(1))
+    xs = verify.sample_inputs(layer, (4, 10), jax.random.key(2))
+    _, ys = eqx.filter_jit(layer)(xs.at[:, 5:].set(jax.numpy.nan))
+    assert jax.numpy.isfinite(ys[:, :5]).all()
