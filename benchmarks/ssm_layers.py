@@ -2,9 +2,7 @@
 
     python benchmarks/ssm_layers.py [--peers] [--out FILE.json]
 
-Every competitor runs in this process on the same input, in turns, and the best of its runs counts:
-what the machine does besides makes a run slower, never faster. The gradient is that of a weighted
-sum of the outputs, by the input and all parameters.
+Every competitor runs in this process on the same input; `_measure.py` says how times are taken.
 
 The textbook form has the same parameters and gives the same output: B as one complex product, the
 decay repeated along time, `jax.lax.associative_scan` over complex64, C as another product, with
@@ -14,17 +12,16 @@ gradients by JAX's own differentiation. It is how the public S5 and LRU code in 
 import argparse
 import json
 import platform
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _measure import best_ms, compiled
 from rich.console import Console
 from rich.table import Table
 
@@ -149,32 +146,12 @@ def identity(xs: jax.Array) -> jax.Array:
 
 def measure(competitors: dict[str, tuple[Callable, Any]], xs: jax.Array, runs: int) -> dict:
     """Milliseconds and temporary bytes of forward pass and gradient, for every competitor."""
-    weights = jax.random.normal(jax.random.key(2), xs.shape)
-    programs, figures = {}, {name: {} for name in competitors}
+    thunks, figures = {}, {}
     for name, (run, layer) in competitors.items():
-        arrays, static = eqx.partition(layer, eqx.is_inexact_array)
-
-        def forward(arrays, xs, run=run, static=static):
-            return run(eqx.combine(arrays, static), xs)
-
-        def loss(arrays, xs, forward=forward):
-            return jnp.sum(forward(arrays, xs) * weights)
-
-        for mode, function in (("forward", forward), ("gradient", jax.grad(loss, (0, 1)))):
-            start = time.perf_counter()
-            program = jax.jit(function).lower(arrays, xs).compile()
-            figures[name][f"{mode}_compile_s"] = time.perf_counter() - start
-            memory: Any = program.memory_analysis()
-            figures[name][f"{mode}_temp_bytes"] = memory.temp_size_in_bytes
-            figures[name][f"{mode}_ms"] = float("inf")
-            programs[name, mode] = (program, arrays)
-            jax.block_until_ready(program(arrays, xs))
-    for _ in range(runs):
-        for (name, mode), (program, arrays) in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(arrays, xs))
-            elapsed = 1e3 * (time.perf_counter() - start)
-            figures[name][f"{mode}_ms"] = min(figures[name][f"{mode}_ms"], elapsed)
+        modes, figures[name] = compiled(run, layer, xs)
+        thunks |= {(name, mode): thunk for mode, thunk in modes.items()}
+    for (name, mode), ms in best_ms(thunks, runs).items():
+        figures[name][f"{mode}_ms"] = ms
     return figures
 
 

@@ -1,10 +1,19 @@
 """The train step, checkpoints, the loop around them, and whole runs from options to summary."""
 
 from rnnscale.training._checkpoint import Checkpointer as Checkpointer
-from rnnscale.training._config import MODELS as MODELS, TrainConfig as TrainConfig
+from rnnscale.training._config import (
+    MODELS as MODELS,
+    TrainConfig as TrainConfig,
+    default_model as default_model,
+)
+from rnnscale.training._constraint import indrnn_constraint as indrnn_constraint
 from rnnscale.training._devices import use_cpu_devices as use_cpu_devices
 from rnnscale.training._loop import Clock as Clock, evaluate as evaluate, fit as fit
-from rnnscale.training._loss import Totals as Totals, cross_entropy as cross_entropy
+from rnnscale.training._loss import (
+    Totals as Totals,
+    cross_entropy as cross_entropy,
+    squared_error as squared_error,
+)
 from rnnscale.training._optimiser import make_optimiser as make_optimiser
 from rnnscale.training._run import RunFolder as RunFolder
 from rnnscale.training._state import TrainState as TrainState

@@ -10,10 +10,32 @@ from rnnscale.sharding import AXES
 
 _log = logging.getLogger(__name__)
 
-type Model = Literal["s5", "lru"]
+type Layer = Literal["s5", "lru"]
+type CellName = Literal[
+    "elman",
+    "leaky-elman",
+    "wilson-cowan",
+    "indrnn",
+    "lstm",
+    "gru",
+    "gru-cho",
+    "antisymmetric",
+    "antisymmetric-gated",
+    "clockwork",
+    "lipschitz",
+    "lipschitz-gated",
+    "urnn",
+    "cornn",
+    "exprnn",
+    "nnrnn",
+    "mingru",
+    "minlstm",
+]
+type Model = Layer | CellName
 type Dtype = Literal["float32", "bfloat16"]
 
-MODELS: tuple[Model, ...] = get_args(Model.__value__)
+_CELLS: tuple[CellName, ...] = get_args(CellName.__value__)
+MODELS: tuple[Model, ...] = (*get_args(Layer.__value__), *_CELLS)
 
 _MNIST = {"steps": 900, "batch_size": 50, "dim": 64, "depth": 4, "dropout": 0.1}
 
@@ -32,6 +54,27 @@ TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "state_dim": 128,
             "learning_rate": 8e-3,
         },
+        "adding": {"model": "cornn", "batch_size": 50},
+        "copy": {"model": "exprnn", "batch_size": 20},
+    }
+)
+
+# What cells need other than that.
+_CELL_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"dim": 128, "depth": 1, "learning_rate": 1e-3, "weight_decay": 0.0}
+)
+
+# What a cell needs on a task, again other than that.
+_RECIPES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
+    {
+        ("adding", "cornn"): {
+            "steps": 3000,
+            "learning_rate": 2e-2,
+            "cell": {"dt": 0.06, "gamma": 66.0, "epsilon": 15.0},
+        },
+        ("adding", "indrnn"): {"steps": 3000, "depth": 2, "learning_rate": 2e-3, "clip": 10.0},
+        ("copy", "urnn"): {"steps": 3000},
+        ("copy", "exprnn"): {"steps": 2000},
     }
 )
 
@@ -48,6 +91,11 @@ _NOT_THE_RUN = {
 }
 
 
+def default_model(task: str) -> Model:
+    """What a task is learned by unless another model is named."""
+    return TASK_DEFAULTS.get(task, {}).get("model", "s5")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The options of a training run, as they stand in its `config.json`.
@@ -58,7 +106,8 @@ class TrainConfig:
 
     - `task`: one of `rnnscale.data.TASKS`.
     - `out`: the folder of the run.
-    - `model`: the layer, `"s5"` or `"lru"`.
+    - `model`: the layer or the cell, one of `MODELS`.
+    - `cell`: options of the cell, by the names of its class: `{"dt": 0.06}`. None for its own.
     - `steps`: number of training steps, at least 1.
     - `batch_size`: sequences in a step, over all devices and accumulated parts, at least 1.
     - `seq_len`: time steps in a sequence, at least 1; None for the task's own.
@@ -85,6 +134,7 @@ class TrainConfig:
     task: str
     out: str
     model: Model = "s5"
+    cell: dict[str, float] | None = None
     steps: int = 300
     batch_size: int = 32
     seq_len: int | None = None
@@ -115,6 +165,8 @@ class TrainConfig:
                 f"unknown model {self.model!r}; did you mean {nearest!r}? "
                 f"Models: {', '.join(MODELS)}"
             )
+        if self.cell and self.model not in _CELLS:
+            raise ValueError(f"cell={self.cell} are options of a cell, and {self.model} is none")
         for name in ("steps", "batch_size", "seq_len", "cpu_devices", "dim", "depth", "state_dim"):
             self._at_least(name, 1)
         for name in ("accumulation", "log_every", "save_every"):
@@ -145,8 +197,12 @@ class TrainConfig:
 
     @classmethod
     def for_task(cls, task: str, **given: Any) -> "TrainConfig":
-        """The given options, and for all others what suits the task."""
-        return cls(**{**TASK_DEFAULTS.get(task, {}), **given, "task": task})
+        """The given options, and for all others what suits the task and the model."""
+        defaults = TASK_DEFAULTS.get(task, {})
+        model = given.get("model", default_model(task))
+        if model in _CELLS:
+            defaults = {**defaults, **_CELL_DEFAULTS, **_RECIPES.get((task, model), {})}
+        return cls(**{**defaults, "model": model, **given, "task": task})
 
     @classmethod
     def resumed(cls, stored: Mapping[str, Any], **given: Any) -> "TrainConfig":

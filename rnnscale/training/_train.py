@@ -1,26 +1,22 @@
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PRNGKeyArray
 
-from rnnscale._base import SequenceLayer
 from rnnscale._fields import parameters
 from rnnscale.data import Source, Task, batches, evaluation_batches, load_task
-from rnnscale.models import LanguageModel, SequenceClassifier
 from rnnscale.sharding import AXES, batch_sharding, make_mesh, sharded_init, shardings
-from rnnscale.ssm import LRU, S5
 from rnnscale.training._checkpoint import Checkpointer
 from rnnscale.training._config import TrainConfig
 from rnnscale.training._devices import use_cpu_devices
 from rnnscale.training._loop import Clock, evaluate, fit
-from rnnscale.training._loss import Totals, cross_entropy
+from rnnscale.training._models import constrain, make_loss, make_model
 from rnnscale.training._optimiser import make_optimiser
 from rnnscale.training._run import RunFolder
 from rnnscale.training._state import TrainState
@@ -62,7 +58,7 @@ def _run(config: TrainConfig, resume: bool, stop: StopSignals) -> dict[str, Any]
     mesh = make_mesh(*(sizes.get(axis, 1) for axis in AXES))
     task = load_task(config.task, seq_len=config.seq_len, text=config.text)
     layout = _batch_layout(config, mesh, task)
-    loss = _make_loss(config)
+    loss = make_loss(config, task)
     eval_step = make_eval_step(loss)
 
     def evaluated(model: eqx.Module, source: Source) -> dict[str, float] | None:
@@ -71,12 +67,12 @@ def _run(config: TrainConfig, resume: bool, stop: StopSignals) -> dict[str, Any]
 
     with jax.set_mesh(mesh):
         key = jax.random.key(config.seed)
-        abstract = jax.eval_shape(lambda key: _make_model(config, task, key), key)
-        optimiser = _make_optimiser(config, abstract)
+        abstract = jax.eval_shape(lambda key: make_model(config, task, key), key)
+        optimiser = constrain(config, task, _make_optimiser(config, abstract))
 
         def init(key: PRNGKeyArray) -> TrainState:
             model_key, state_key = jax.random.split(key)
-            return TrainState.create(_make_model(config, task, model_key), optimiser, state_key)
+            return TrainState.create(make_model(config, task, model_key), optimiser, state_key)
 
         like = jax.eval_shape(init, key)
         placed = shardings(like, mesh)
@@ -138,25 +134,6 @@ def _run(config: TrainConfig, resume: bool, stop: StopSignals) -> dict[str, Any]
     return summary
 
 
-def _make_model(config: TrainConfig, task: Task, key: PRNGKeyArray) -> eqx.Module:
-    def make_layer(key: PRNGKeyArray) -> SequenceLayer:
-        layer = {"s5": S5, "lru": LRU}[config.model]
-        return layer(config.dim, config.state_dim, key=key)
-
-    shared = {
-        "make_layer": make_layer,
-        "dim": config.dim,
-        "depth": config.depth,
-        "dropout": config.dropout,
-        "remat": config.remat,
-        "key": key,
-    }
-    if task.inputs == "tokens":
-        return LanguageModel(task.idim, dtype=config.dtype, **shared)
-    pool = "mean" if task.labels == "sequence" else "none"
-    return SequenceClassifier(task.idim, task.classes, pool=pool, **shared)
-
-
 def _make_optimiser(config: TrainConfig, model: eqx.Module) -> optax.GradientTransformation:
     rate = config.learning_rate
     return make_optimiser(
@@ -170,18 +147,6 @@ def _make_optimiser(config: TrainConfig, model: eqx.Module) -> optax.GradientTra
     )
 
 
-def _make_loss(config: TrainConfig) -> Callable[..., Totals]:
-    """A model computes in the dtype of its inputs. One of tokens was told when it was made."""
-
-    def loss(model: eqx.Module, batch: Mapping[str, jax.Array], key: PRNGKeyArray | None) -> Totals:
-        inputs = batch["inputs"]
-        if jnp.issubdtype(inputs.dtype, jnp.floating):
-            inputs = inputs.astype(config.dtype)
-        return cross_entropy(model, {**batch, "inputs": inputs}, key)
-
-    return loss
-
-
 def _batch_layout(
     config: TrainConfig, mesh: Mesh, task: Task
 ) -> Callable[[str, tuple[int, ...]], NamedSharding]:
@@ -192,7 +157,7 @@ def _batch_layout(
             f"{config.accumulation} parts over the devices of data={data}, fsdp={fsdp}; make it a "
             f"multiple of {config.accumulation * data * fsdp}"
         )
-    with_time = {"inputs"} | ({"labels"} if task.labels == "step" else set())
+    with_time = {"inputs"} | ({"labels", "scored"} if task.labels == "step" else set())
 
     def layout(name: str, shape: tuple[int, ...]) -> NamedSharding:
         time_axis = 1 if name in with_time else None

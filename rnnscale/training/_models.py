@@ -1,0 +1,144 @@
+"""The models that a run knows by name, and what goes with each: its loss, its constraint."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key, PRNGKeyArray
+
+from rnnscale import cells
+from rnnscale._base import SequenceLayer
+from rnnscale.cells import Cell
+from rnnscale.data import Task
+from rnnscale.layers import DeepRNN, RecurrentNetwork, RNNEncoder
+from rnnscale.models import LanguageModel, SequenceClassifier
+from rnnscale.ssm import LRU, S5
+from rnnscale.training._config import TrainConfig
+from rnnscale.training._constraint import indrnn_constraint
+from rnnscale.training._loss import Totals, cross_entropy, squared_error
+
+_LAYERS = {"s5": S5, "lru": LRU}
+
+_CELLS: Mapping[str, Callable[..., Cell]] = MappingProxyType(
+    {
+        "elman": cells.ElmanRNNCell,
+        "leaky-elman": cells.LeakyElmanCell,
+        "wilson-cowan": cells.WilsonCowanCell,
+        "indrnn": cells.IndRNNCell,
+        "lstm": cells.LongShortTermMemoryCell,
+        "gru": cells.GatedRecurrentUnitCell,
+        "gru-cho": cells.ChoGatedRecurrentUnitCell,
+        "antisymmetric": cells.AntiSymmetricRNNCell,
+        "antisymmetric-gated": cells.GatedAntiSymmetricRNNCell,
+        "clockwork": cells.ClockWorkRNNCell,
+        "lipschitz": cells.LipschitzRNNCell,
+        "lipschitz-gated": cells.GatedLipschitzRNNCell,
+        "urnn": cells.UnitaryEvolutionRNNCell,
+        "cornn": cells.CoupledOscillatoryRNNCell,
+        "exprnn": cells.ExpRNNCell,
+        "nnrnn": cells.NonNormalRNNCell,
+        "mingru": cells.MinGRUCell,
+        "minlstm": cells.MinLSTMCell,
+    }
+)
+
+# Over a whole sequence no state of an IndRNN grows by more, as its authors have it.
+_INDRNN_GAIN = 2.0
+
+
+def make_model(config: TrainConfig, task: Task, key: PRNGKeyArray) -> eqx.Module:
+    """The model of a run.
+
+    S5 and LRU are the layers of a `SequenceClassifier` or, for tokens, of a `LanguageModel`; so are
+    cells for tokens. For features, cells make a `DeepRNN`.
+    """
+    if config.model in _CELLS and task.inputs == "features":
+        keys = jax.random.split(key, config.depth + 1)
+        stack: list[Cell] = []
+        for level in range(config.depth):
+            idim = stack[-1].odim if stack else task.idim
+            stack.append(_make_cell(config, task, idim, level, keys[level]))
+        return DeepRNN(stack, _outputs(task), remat=config.remat, key=keys[-1])
+
+    def make_layer(key: PRNGKeyArray) -> SequenceLayer:
+        if config.model in _CELLS:
+            return RNNEncoder(_make_cell(config, task, config.dim, 0, key))
+        return _LAYERS[config.model](config.dim, config.state_dim, key=key)
+
+    shared = {
+        "make_layer": make_layer,
+        "dim": config.dim,
+        "depth": config.depth,
+        "dropout": config.dropout,
+        "remat": config.remat,
+        "key": key,
+    }
+    if task.inputs == "tokens":
+        return LanguageModel(task.idim, dtype=config.dtype, **shared)
+    pool = "mean" if task.labels == "sequence" else "none"
+    return SequenceClassifier(task.idim, _outputs(task), pool=pool, **shared)
+
+
+def make_loss(config: TrainConfig, task: Task) -> Callable[..., Totals]:
+    """Cross-entropy for classes, squared error for real labels.
+
+    A model computes in the dtype of its inputs; one of tokens was told when it was made.
+    """
+    total = squared_error if task.classes is None else cross_entropy
+
+    def loss(
+        model: Any, batch: Mapping[str, jax.Array], key: Key[Array, "*#batch"] | None
+    ) -> Totals:
+        inputs = batch["inputs"]
+        if jnp.issubdtype(inputs.dtype, jnp.floating):
+            inputs = inputs.astype(config.dtype)
+        if isinstance(model, RecurrentNetwork):
+            model = _predictions(model, task)
+        return total(model, {**batch, "inputs": inputs}, key)
+
+    return loss
+
+
+def constrain(
+    config: TrainConfig, task: Task, optimiser: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The optimiser, and behind it what keeps the parameters of the model where they may be."""
+    if config.model != "indrnn":
+        return optimiser
+    return optax.chain(optimiser, indrnn_constraint(_INDRNN_GAIN ** (1 / task.seq_len)))
+
+
+def _predictions(model: RecurrentNetwork, task: Task) -> Callable[..., tuple[Any, Array]]:
+    """The network as a model with one output a label."""
+
+    def call(inputs: Array, **options: Any) -> tuple[Any, Array]:
+        y, hs = model(inputs, **options)
+        return None, y if task.labels == "sequence" else model.readout(hs)
+
+    return call
+
+
+def _outputs(task: Task) -> int:
+    return task.classes or task.odim or 0  # one of them is given
+
+
+def _make_cell(config: TrainConfig, task: Task, idim: int, level: int, key: PRNGKeyArray) -> Cell:
+    options: dict[str, Any] = dict(config.cell or {})
+    if config.model == "indrnn":
+        # The last layer starts with units that remember all of the sequence.
+        limit = _INDRNN_GAIN ** (1 / task.seq_len)
+        last = level == config.depth - 1
+        options["recurrent_range"] = (1 / limit if last else 0.0, limit)
+    make = _CELLS[config.model]
+    taken = [n for n, p in inspect.signature(make).parameters.items() if p.kind == p.KEYWORD_ONLY]
+    if unknown := options.keys() - set(taken):
+        raise ValueError(
+            f"{config.model} has no option {', '.join(sorted(unknown))}; its options are "
+            f"{', '.join(name for name in taken if name != 'key') or 'none'}"
+        )
+    return make(idim, config.dim, key=key, **options)
