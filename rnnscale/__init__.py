@@ -1,4 +1,44 @@
 """Recurrent networks and state-space models at scale, in JAX and Equinox."""
 
 from rnnscale._fields import parameter as parameter, trainable as trainable
-from rnnscale.ssm import LRU as LRU, S5 as S5, BidirectionalS5 as BidirectionalS5
+from rnnscale.cells import (
+    AntiSymmetricRNNCell as AntiSymmetricRNNCell,
+    ChoGatedRecurrentUnitCell as ChoGatedRecurrentUnitCell,
+    ClockWorkRNNCell as ClockWorkRNNCell,
+    CoupledOscillatoryRNNCell as CoupledOscillatoryRNNCell,
+    ElmanRNNCell as ElmanRNNCell,
+    ExpRNNCell as ExpRNNCell,
+    GatedAntiSymmetricRNNCell as GatedAntiSymmetricRNNCell,
+    GatedLipschitzRNNCell as GatedLipschitzRNNCell,
+    GatedRecurrentUnit as GatedRecurrentUnit,
+    GatedRecurrentUnitCell as GatedRecurrentUnitCell,
+    IndRNNCell as IndRNNCell,
+    LeakyElmanCell as LeakyElmanCell,
+    LipschitzRNNCell as LipschitzRNNCell,
+    LongShortTermMemoryCell as LongShortTermMemoryCell,
+    MinGRUCell as MinGRUCell,
+    MinLSTMCell as MinLSTMCell,
+    NonNormalRNNCell as NonNormalRNNCell,
+    RandomOscillatorsCell as RandomOscillatorsCell,
+    RGLRUCell as RGLRUCell,
+    UnitaryEvolutionRNNCell as UnitaryEvolutionRNNCell,
+    WilsonCowanCell as WilsonCowanCell,
+)
+from rnnscale.layers import (
+    RNN as RNN,
+    AutoregressiveRNN as AutoregressiveRNN,
+    BidirectionalRNN as BidirectionalRNN,
+    BidirectionalRNNEncoder as BidirectionalRNNEncoder,
+    DeepBidirectionalRNN as DeepBidirectionalRNN,
+    DeepRNN as DeepRNN,
+    DeepRNNEncoder as DeepRNNEncoder,
+    ModularRNN as ModularRNN,
+    ReservoirComputer as ReservoirComputer,
+    RNNEncoder as RNNEncoder,
+)
+from rnnscale.ssm import (
+    LRU as LRU,
+    S5 as S5,
+    BidirectionalS5 as BidirectionalS5,
+    LinearAttention as LinearAttention,
+)

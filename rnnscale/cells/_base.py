@@ -38,7 +38,8 @@ class Cell(eqx.Module):
     r"""One step of a recurrent network.
 
     ```python
-    state, output = cell(x, state)
+    state = cell.init_state(batch_shape=(2,))
+    state, output = cell(xs[:, 0], state)
     ```
 
     A subclass gives the step in stages, and the loop over time (`rnnscale.cells.time_loop`) makes

@@ -1,7 +1,6 @@
 """The real-gated linear recurrent unit."""
 
 import math
-from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -39,9 +38,6 @@ class RGLRUCell(LinearCell):
       one in float32 and the root has a finite gradient, which is zero there.
     - The root stands at the first step of a sequence too, where the authors' code has one.
     """
-
-    # A unit sees its own feature of the input, which a loop over time has whole on every device.
-    unit_axis: ClassVar[str] = "hdim"
 
     gates: Float[Array, "2 blocks out in"] = parameter()
     bias: Float[Array, "2 state"] = parameter(group="bias")

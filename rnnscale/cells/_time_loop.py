@@ -320,7 +320,7 @@ class _Loop:
                 given = iter(made)
 
                 def substitute(plus: Any, weight: Map | None, h: Any) -> Any:
-                    return _substitute(next(given), weight, h)
+                    return _substitute(next(given), plus, weight, h)
 
                 before = eqx.combine(before, still)
                 after = self.cell.advance(weights, drive, before, substitute)
@@ -366,18 +366,18 @@ class _Loop:
         return (g_state, g_fresh, sums), g_x
 
 
-def _substitute(made: Any, weight: Map | None, h: Any) -> Any:
-    """`made`, with the derivative by `h` that `weight @ h` has."""
+def _substitute(made: Any, plus: Any, weight: Map | None, h: Any) -> Any:
+    """`made`, with the derivatives that `plus + weight @ h` has by `plus` and `h`."""
 
     @jax.custom_vjp
-    def substitute(made, h):
+    def substitute(made, plus, h):
         return made
 
     def pull(h, g):
-        return g, g if weight is None else jax.vjp(partial(linear, weight), h)[1](g)[0]
+        return g, g, g if weight is None else jax.vjp(partial(linear, weight), h)[1](g)[0]
 
-    substitute.defvjp(lambda made, h: (made, h), pull)
-    return substitute(made, h)
+    substitute.defvjp(lambda made, plus, h: (made, h), pull)
+    return substitute(made, plus, h)
 
 
 def _inner(xs: PyTree[Array], ys: PyTree[Array]) -> Any:

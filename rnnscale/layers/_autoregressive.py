@@ -23,7 +23,7 @@ class AutoregressiveRNN(eqx.Module):
     model = AutoregressiveRNN(RNNEncoder(cell), key=key)
     state, predictions = model(xs)                         # of xs[..., t + 1, :] at t
     state, following = model.forecast(xs, steps=20)        # after xs, from its own outputs
-    state, tokens = model.generate(prompt, steps=20, key=key, temperature=0.8)
+    state, more = model.generate(tokens, steps=20, temperature=0.8, key=key)
     ```
     """
 

@@ -17,6 +17,7 @@ class RecurrentNetwork(eqx.Module):
     """What all of them are.
 
     ```python
+    rnn = RNN(cell, odim=3, key=key)
     y, hs = rnn(xs)                  # one output a sequence, and all hidden states
     ys = rnn.readout(hs)             # an output a step
     state, hs = rnn.encoder(xs)      # with the state to go on from
@@ -64,7 +65,7 @@ class RNN(RecurrentNetwork):
     """One cell over time, and a linear readout of its last state.
 
     ```python
-    rnn = RNN(cell=ElmanRNNCell(idim=1, hdim=16, key=cell_key), odim=1, key=out_key)
+    rnn = RNN(cell=ElmanRNNCell(idim=1, hdim=16, key=key), odim=1, key=key)
     y, hs = rnn(jnp.zeros((64, 100, 1)))    # y: (64, 1), hs: (64, 100, 16)
     ```
     """

@@ -41,7 +41,8 @@ def layouts(model: PyTree, mesh: Mesh | AbstractMesh) -> list[Layout]:
 
 
 def describe(model: PyTree, mesh: Mesh | AbstractMesh) -> None:
-    """Prints every parameter of a model with its axes, its layout and its bytes on each device.
+    """Prints every parameter of a model with its axes, its layout and its bytes on each device,
+    and which matrices `tensor` does not split, such as the recurrent ones of dense cells.
 
     **Arguments:**
 
@@ -56,7 +57,7 @@ def describe(model: PyTree, mesh: Mesh | AbstractMesh) -> None:
     rows = layouts(model, mesh)
     total = sum(row.bytes_per_device for row in rows)
     sizes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    table = Table(title=f"parameters on {sizes}", show_footer=True)
+    table = Table(title=f"parameters on {sizes}", show_footer=True, caption=_whole(rows, mesh))
     table.add_column("parameter", "total", no_wrap=True)
     table.add_column("shape")
     table.add_column("axes")
@@ -68,3 +69,14 @@ def describe(model: PyTree, mesh: Mesh | AbstractMesh) -> None:
         shape = " ".join(map(str, row.shape))
         table.add_row(row.path, shape, names, placed, f"{row.bytes_per_device:,}")
     Console().print(table)
+
+
+def _whole(rows: list[Layout], mesh: Mesh | AbstractMesh) -> str | None:
+    if mesh.shape.get("tensor", 1) == 1:
+        return None
+    whole = [
+        row.path
+        for row in rows
+        if len(row.shape) > 1 and not any("tensor" in axes for axes in row.mesh_axes)
+    ]
+    return f"replicated over tensor: {', '.join(whole)}" if whole else None

@@ -21,6 +21,7 @@ type Axes = tuple[str, ...]
 
 PARAMETER_AXES: Mapping[str, Axes] = {
     "state": ("tensor",),
+    "blocks": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("fsdp",),
     "classes": ("fsdp",),
@@ -39,9 +40,10 @@ ACTIVATION_AXES: Mapping[str, Axes] = {
 }
 """Activations."""
 
-# What a size that does not divide comes to: parameters are copied to every device of `fsdp`, with
-# a warning. Anything else is an error, since it changes where the work is done.
-_MAY_REPLICATE = frozenset({"fsdp"})
+# What a size that does not divide comes to: parameters are copied to every device of `fsdp`, and
+# the blocks of block-diagonal matrices to those of `tensor`, with a warning. Anything else is an
+# error, since it changes where the work is done.
+_MAY_REPLICATE = frozenset({"fsdp", "blocks"})
 
 
 def parameter_spec(parameter: Parameter, mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -52,6 +54,7 @@ def parameter_spec(parameter: Parameter, mesh: Mesh | AbstractMesh) -> Partition
     shape = parameter.value.shape
     taken: dict[str, str] = {}
     uneven: dict[str, str] = {}
+    wanted_by: dict[str, str] = {}
     spec: list[Axes | None] = []
     for name, size in zip(parameter.axes, shape, strict=True):
         wanted = [
@@ -64,11 +67,12 @@ def parameter_spec(parameter: Parameter, mesh: Mesh | AbstractMesh) -> Partition
             taken[axis] = str(name)
         for axis in wanted:
             if axis not in fitting:
+                wanted_by[axis] = str(name)
                 uneven[axis] = f"axis {name} of {parameter.path} has size {size}, not a multiple"
         spec.append(tuple(fitting) or None)
     for axis in uneven.keys() - taken.keys():
         message = f"{uneven[axis]} of the mesh axis {axis}={mesh.shape[axis]}"
-        if axis not in _MAY_REPLICATE:
+        if not {axis, wanted_by[axis]} & _MAY_REPLICATE:
             raise ValueError(f"{message}: choose a size or a mesh that divide")
         _warn_once(f"{message}: it is replicated")
     return PartitionSpec(*spec)

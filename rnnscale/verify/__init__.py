@@ -1,7 +1,7 @@
 """Laws, invariants and oracles that show cells and layers to be what they say, on any machine.
 
-Every check returns a `Check` or several. `SUITES` has those of every class; `rnnscale verify` prints
-them, and the test suite asserts that they pass.
+Every check returns a `Check` or several. `SUITES` has those of every class, which `rnnscale verify`
+prints and the test suite runs.
 """
 
 from rnnscale.verify._cells import (

@@ -13,6 +13,7 @@ from rnnscale._base import CausalLayer, SequenceLayer
 from rnnscale.cells import (
     ElmanRNNCell,
     GatedRecurrentUnitCell,
+    LeakyElmanCell,
     LongShortTermMemoryCell,
     MinGRUCell,
     UnitaryEvolutionRNNCell,
@@ -25,9 +26,13 @@ from rnnscale.layers import (
     DeepBidirectionalRNN,
     DeepRNN,
     DeepRNNEncoder,
+    DenseMessages,
+    ModularRNN,
     RecurrentNetwork,
+    ReservoirComputer,
     RMSNorm,
     RNNEncoder,
+    StackedModules,
 )
 from rnnscale.models import (
     FFN,
@@ -37,7 +42,7 @@ from rnnscale.models import (
     LanguageModel,
     SequenceClassifier,
 )
-from rnnscale.ssm import LRU, S5, BidirectionalS5
+from rnnscale.ssm import LRU, S5, BidirectionalS5, LinearAttention
 from rnnscale.verify._cells import CellSubject
 from rnnscale.verify._dense_cells import DENSE_CELLS
 from rnnscale.verify._linear_cells import LINEAR_CELLS
@@ -79,6 +84,21 @@ def _both_ways(key: PRNGKeyArray) -> BidirectionalRNNEncoder:
     )
 
 
+def _modular(key: PRNGKeyArray) -> RNNEncoder:
+    """Two kinds of modules, the first two in a ring and the third hearing both."""
+    message = 4
+    network = ModularRNN(
+        [
+            StackedModules([ElmanRNNCell(2 + message, _DIM, key=key) for _ in range(2)]),
+            StackedModules([LongShortTermMemoryCell(message, 6, key=key)]),
+        ],
+        DenseMessages(
+            [[0, 1, 0], [1, 0, 0], [1, 1, 0]], 6, message, aggregation="attention", key=key
+        ),
+    )
+    return RNNEncoder(network)
+
+
 CELLS: list[CellSubject] = [*DENSE_CELLS, *ORTHOGONAL_CELLS, *OSCILLATOR_CELLS, *LINEAR_CELLS]
 
 CAUSAL_LAYERS: list[tuple[str, Builder]] = [
@@ -95,6 +115,15 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
         lambda key: RNNEncoder(GatedRecurrentUnitCell(3, _DIM, key=key), remat=True),
     ),
     ("DeepRNNEncoder", _mixed),
+    ("ModularRNN", _modular),
+    (
+        "ReservoirComputer",
+        lambda key: ReservoirComputer(LeakyElmanCell(3, 9, key=key), odim=2, key=key),
+    ),
+    (
+        "LinearAttention",
+        lambda key: LinearAttention(_DIM, 2, 6, key_dim=3, value_dim=4, key=key),
+    ),
     (
         "Block",
         lambda key: Block(_s5(key), make_mixer=partial(FFN, hidden=9), dropout=0.25, key=key),

@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 from rnnscale.layers import AutoregressiveRNN, RecurrentNetwork, RNNEncoder
 from rnnscale.ssm import LRU, S5, BidirectionalS5
-from rnnscale.verify import _laws, _networks, _ssm
+from rnnscale.verify import _laws, _linear_cells, _modular, _networks, _reservoir, _ssm
 from rnnscale.verify._cells import (
     CellSubject,
     cell_gradient_matches_oracle,
@@ -153,12 +153,45 @@ def _autoregressive(key: PRNGKeyArray) -> Iterator[Check]:
     yield from _networks.temperature_shapes_tokens(model, key)
 
 
+def _linear_attention(key: PRNGKeyArray) -> Iterator[Check]:
+    layer = _built(dict(LAYERS)["LinearAttention"], key)
+    xs = jax.random.normal(key, (150, layer.idim), jnp.float32)
+    reset = np.zeros(150, bool)
+    reset[[10, 64, 65, 140]] = True
+    yield _linear_cells.linear_attention_matches_oracle(layer, xs, reset)
+    with jax.enable_x64(True):
+        layer = jax.tree.map(lambda x: x.astype(jnp.float64), layer)
+        xs = xs.astype(jnp.float64)
+        yield _linear_cells.linear_attention_matches_oracle(layer, xs, reset, bound=1e-10)
+
+
+def _modular_rnn(key: PRNGKeyArray) -> Iterator[Check]:
+    network = _built(dict(LAYERS)["ModularRNN"], key).cell
+    xs = jax.random.normal(key, (9, network.idim), jnp.float32)
+    yield _modular.modular_matches_oracle(network, xs, network.init_state())
+    with jax.enable_x64(True):
+        network, xs, state = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x,
+            (network, xs, network.init_state()),
+        )
+        yield _modular.modular_matches_oracle(network, xs, state, bound=1e-10)
+
+
+def _reservoir_computer(key: PRNGKeyArray) -> Iterator[Check]:
+    yield from _reservoir.radius_is_as_asked(key)
+    yield from _reservoir.radius_matches_eigenvalues(key)
+    yield from _reservoir.batches_equal_whole(key)
+    yield _reservoir.forgets_its_start(key)
+
+
 _PAPERS: dict[str, str] = {
     "LRU": "Orvieto et al. 2023",
     "S5": "Smith et al. 2023",
     "S5 bilinear": "Smith et al. 2023",
     "BidirectionalS5": "Smith et al. 2023",
     "BidirectionalRNNEncoder": "Schuster, Paliwal 1997",
+    "LinearAttention": "Katharopoulos et al. 2020",
+    "ReservoirComputer": "Jaeger 2001",
 }
 
 _INVARIANTS: dict[str, Checks] = {
@@ -168,6 +201,9 @@ _INVARIANTS: dict[str, Checks] = {
     "BidirectionalS5": _bidirectional_s5,
     "BidirectionalRNNEncoder": _bidirectional_encoder,
     "AutoregressiveRNN": _autoregressive,
+    "LinearAttention": _linear_attention,
+    "ModularRNN": _modular_rnn,
+    "ReservoirComputer": _reservoir_computer,
 }
 
 SUITES: list[Suite] = [

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Float
 
-from rnnscale import S5
+from rnnscale import S5, RGLRUCell
 from rnnscale._fields import trainable
 from rnnscale.models import FFN, LanguageModel, SequenceClassifier
 from rnnscale.sharding import (
@@ -179,3 +179,16 @@ def test_trainable_spec_of_a_model(key):
     spec = trainable(built)
     assert spec.stack.blocks.layer.step_rescale is False
     assert spec.stack.blocks.layer.lambda_re is True
+
+
+def test_blocks_lie_on_tensor_where_they_divide(key, caplog):
+    mesh = AbstractMesh((1, 1, 4, 1), AXES)
+    (gates,) = (
+        each for each in layouts(RGLRUCell(16, blocks=8, key=key), mesh) if each.path == "gates"
+    )
+    assert gates.mesh_axes == [(), ("tensor",), (), ()]
+    (gates,) = (
+        each for each in layouts(RGLRUCell(16, blocks=2, key=key), mesh) if each.path == "gates"
+    )
+    assert gates.mesh_axes == [(), (), (), ()]
+    assert "axis blocks of gates has size 2" in caplog.text

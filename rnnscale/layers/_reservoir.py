@@ -1,0 +1,456 @@
+"""Reservoir computing: a cell that stays as it is, and a linear readout that is solved for."""
+
+from contextlib import AbstractContextManager
+from typing import Literal, Self, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+from numpy.typing import NDArray
+
+from rnnscale._base import (
+    CausalLayer,
+    State,
+    at_least_float32,
+    check_features,
+    check_size,
+    zero_padding,
+)
+from rnnscale._fields import parameter
+from rnnscale.cells import Cell, time_loop
+from rnnscale.layers._encoder import check_cell
+from rnnscale.layers._linear import Linear
+from rnnscale.layers._ridge import RidgeSums, ridge_sums
+
+type Pool = Literal["last", "mean"]
+
+
+class Reservoir(eqx.Module):
+    """What all of them are: a cell that is not trained, and a readout that is solved for.
+
+    The cell has no gradient, by its field, which the optimisers of this package read, and by
+    `jax.lax.stop_gradient`, for all others. The gradients of the input and of the readout are as
+    always. On every device the products of float32 are of full precision.
+    """
+
+    cell: eqx.AbstractVar[Cell]
+    readout: eqx.AbstractVar[Linear]
+
+    @property
+    def idim(self) -> int:
+        """Features of the input."""
+        return self.cell.idim
+
+    @property
+    def odim(self) -> int:
+        """Features of the readout."""
+        return self.readout.odim
+
+    @property
+    def frozen(self) -> Cell:
+        """The cell, without gradients."""
+        return jax.lax.stop_gradient(self.cell)
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> State:
+        """The state before the first step: see `SequenceLayer.init_state`."""
+        return self.frozen.init_state(batch_shape, dtype)
+
+    def states(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: State | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch time hdim"]]:
+        """The last state of the cell and its outputs, zero beyond `lengths`."""
+        with _full_precision():
+            return time_loop(self.frozen, xs, state, reset=reset, lengths=lengths)
+
+    def read(self, features: Float[Array, "*axes hdim"]) -> Float[Array, "*axes odim"]:
+        """The readout of states of the cell."""
+        with _full_precision():
+            return self.readout(features)
+
+    def solve(self, sums: RidgeSums, *, ridge: float) -> Self:
+        """With the readout that fits the samples of `sums`.
+
+        **Arguments:**
+
+        - `sums`: of this reservoir's features, from `accumulate`.
+        - `ridge`: the factor of the squared weights, at least 0; see `RidgeSums.solve`.
+
+        **Returns:** a new reservoir. The readout is solved for in float64 and then rounded to the
+        dtype that it has.
+
+        **Raises:** `ValueError` where the sums are of other sizes, and as `RidgeSums.solve`.
+        """
+        weight, bias = sums.solve(ridge)
+        if weight.shape != self.readout.weight.shape:
+            raise ValueError(
+                f"the readout maps {self.readout.idim} features to {self.odim}; got sums of "
+                f"{weight.shape[1]} features and {weight.shape[0]} targets."
+            )
+        dtype = self.readout.weight.dtype
+        return eqx.tree_at(
+            lambda reservoir: (reservoir.readout.weight, reservoir.readout.bias),
+            self,
+            (jnp.asarray(weight, dtype), jnp.asarray(bias, dtype)),
+        )
+
+
+class ReservoirComputer(Reservoir, CausalLayer):
+    r"""A cell that stays as it is, and a linear readout of its output at every step, fitted by
+    ridge regression:
+
+    $$y_t = W h_t + b, \qquad
+    (W, b) = \arg\min \sum_t |W h_t + b - \hat y_t|^2 + \mathrm{ridge} \, |W|^2$$
+
+    ```python
+    from rnnscale.cells import LeakyElmanCell
+    from rnnscale.layers import ReservoirComputer, RidgeSums, as_reservoir
+
+    cell = as_reservoir(LeakyElmanCell(1, 100, key=key), spectral_radius=0.9, key=key)
+    reservoir = ReservoirComputer(cell, odim=1, key=key)
+    series = jnp.sin(0.3 * jnp.arange(200.0))[:, None]
+    reservoir = reservoir.fit(series[:-1], series[1:], ridge=1e-6, washout=50)
+    state, predictions = reservoir(series)
+    state, following = reservoir.forecast(series, steps=20)
+    ```
+
+    Data that do not fit into memory, or come over time, are fitted batch by batch:
+
+    ```python
+    from rnnscale.cells import ElmanRNNCell
+    from rnnscale.layers import ReservoirComputer, RidgeSums
+
+    reservoir = ReservoirComputer(ElmanRNNCell(1, 8, key=key), odim=1, key=key)
+    sums = RidgeSums.zeros(features=8, targets=1)
+    for batch in (xs[:1], xs[1:]):
+        _, more = reservoir.accumulate(batch, batch, washout=2)
+        sums = sums + more
+    reservoir = reservoir.solve(sums, ridge=1e-6)
+    ```
+
+    Until it is fitted its readout is random, as that of an `RNN`; gradients train it too.
+
+    Jaeger, *The "Echo State" Approach to Analysing and Training Recurrent Neural Networks*, GMD
+    Report 148, 2001; Lukoševičius, *A Practical Guide to Applying Echo State Networks*, 2012.
+
+    **Differs from the papers:** the readout does not see the input and is not fed back but in
+    `forecast`, and its bias is not penalised.
+    """
+
+    cell: Cell = parameter(trainable=False)
+    readout: Linear
+
+    def __init__(self, cell: Cell, odim: int, *, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `cell`: any cell. `as_reservoir` gives one the weights of an echo state network.
+        - `odim`: features of the readout.
+        - `key`: for the readout before it is fitted.
+
+        **Raises:** `TypeError` if `cell` is none, `ValueError` where `odim` is below 1.
+        """
+        check_cell(ReservoirComputer, cell)
+        check_size(ReservoirComputer, odim=odim)
+        self.cell, self.readout = cell, Linear(cell.odim, odim, key=key)
+
+    def __call__(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: State | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch time odim"]]:
+        state, hs = self.states(xs, state, reset=reset, lengths=lengths)
+        return state, zero_padding(self.read(hs), lengths)
+
+    def step(
+        self,
+        x: Float[Array, "*batch idim"],
+        state: State,
+        *,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch odim"]]:
+        with _full_precision():
+            state, h = self.frozen(x, state)
+        return state, self.read(h)
+
+    def fit(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        targets: Float[Array, "*batch time odim"] | Int[Array, "*batch time"] | NDArray,
+        *,
+        ridge: float,
+        washout: int = 0,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+    ) -> "ReservoirComputer":
+        """With the readout that fits these sequences: `accumulate`, and then `solve`."""
+        _, sums = self.accumulate(xs, targets, washout=washout, reset=reset, lengths=lengths)
+        return self.solve(sums, ridge=ridge)
+
+    def accumulate(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        targets: Float[Array, "*batch time odim"] | Int[Array, "*batch time"] | NDArray,
+        state: State | None = None,
+        *,
+        washout: int = 0,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+    ) -> tuple[State, RidgeSums]:
+        """The sums that a readout of these sequences is solved from. Not for use inside `jax.jit`:
+        see `ridge_sums`.
+
+        **Arguments:**
+
+        - `xs`, `reset`, `lengths`: as in a call.
+        - `targets`: of every step, or integers below `odim`, which are fitted one-hot.
+            NumPy arrays of float64 stay so.
+        - `state`: the state before the first step. The next piece of a sequence goes on from the
+            state that this one returned, without a washout.
+        - `washout`: how many steps of each sequence, and after each reset, do not count: at least
+            0 and below the number of steps.
+
+        **Returns:** `(state, sums)`: the state after the last step, and sums to add to others.
+
+        **Raises:** `ValueError` where shapes do not meet, `washout` is out of range, or a label
+        that counts is.
+        """
+        xs = jnp.asarray(xs)
+        check_features(self, xs, self.idim, rank=2)
+        steps = xs.shape[:-1]
+        if not 0 <= washout < max(steps[-1], 1):
+            raise ValueError(
+                f"washout must be at least 0 and below the {steps[-1]} steps; got {washout}."
+            )
+        _check_targets(self, targets, steps)
+        state, hs = _states(self, xs, state, reset, lengths)
+        counted = _counted(steps, reset, lengths, washout)
+        return state, _sums(self, hs, targets, counted)
+
+    def forecast(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: State | None = None,
+        *,
+        steps: int,
+        lengths: Int[Array, "*batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch steps idim"]]:
+        """The values that follow `xs`, each predicted from the ones before it, by a reservoir that
+        is fitted to the next value.
+
+        **Arguments:**
+
+        - `xs`: what is known, at least one step.
+        - `state`: the state before it.
+        - `steps`: how many values, at least 1.
+        - `lengths`: the number of known steps of each row, at least 1.
+
+        **Returns:** `(state, ys)`: the state after all but the last value were read, and the
+        values.
+
+        **Raises:** `ValueError` where `odim` is not `idim`, `steps` is below 1 or `xs` has no step,
+        and as a call.
+        """
+        if self.odim != self.idim:
+            raise ValueError(
+                "ReservoirComputer.forecast feeds predictions back as inputs, which needs odim "
+                f"equal to idim; got odim={self.odim} and idim={self.idim}."
+            )
+        check_size(ReservoirComputer, steps=steps)
+        check_features(self, xs, self.idim, rank=2)
+        if xs.shape[-2] == 0:
+            raise ValueError(
+                "ReservoirComputer: there is no step to go on from; give at least one."
+            )
+        state, _ = self.states(xs, state, lengths=lengths)
+        y = self.read(self.frozen.output(state).astype(xs.dtype))
+
+        def advance(carry: tuple, _: None) -> tuple[tuple, Array]:
+            state, y = self.step(carry[1], carry[0])
+            return (state, y), y
+
+        (state, _), ys = jax.lax.scan(advance, (state, y), length=steps - 1)
+        return state, jnp.moveaxis(jnp.concatenate([y[None], ys]), 0, -2)
+
+
+class ReservoirClassifier(Reservoir):
+    """A cell that stays as it is, and a linear readout of each sequence as a whole, fitted by ridge
+    regression.
+
+    ```python
+    from rnnscale.cells import LeakyElmanCell
+    from rnnscale.layers import ReservoirClassifier, as_reservoir
+
+    cell = as_reservoir(LeakyElmanCell(1, 100, key=key), spectral_radius=0.9, key=key)
+    model = ReservoirClassifier(cell, odim=2, pool="mean", key=key)
+    rows = jax.random.normal(key, (20, 50, 1)) + jnp.arange(20)[:, None, None] % 2
+    model = model.fit(rows, jnp.arange(20) % 2, ridge=1e-2)
+    state, scores = model(rows)         # scores: (20, 2)
+    ```
+
+    Labels are fitted one-hot, so that the largest score is the label. It takes real targets too.
+    """
+
+    cell: Cell = parameter(trainable=False)
+    readout: Linear
+    pool: Pool = eqx.field(static=True)
+
+    def __init__(self, cell: Cell, odim: int, *, pool: Pool = "last", key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `cell`: any cell. `as_reservoir` gives one the weights of an echo state network.
+        - `odim`: how many labels, or features of a real target.
+        - `pool`: the readout sees the output of the cell at the `"last"` valid step, or its
+            `"mean"` over the valid steps.
+        - `key`: for the readout before it is fitted.
+
+        **Raises:** `TypeError` if `cell` is none, `ValueError` where `odim` is below 1 or `pool` is
+        neither.
+        """
+        check_cell(ReservoirClassifier, cell)
+        check_size(ReservoirClassifier, odim=odim)
+        if pool not in get_args(Pool.__value__):
+            raise ValueError(
+                "ReservoirClassifier: pool must be one of "
+                f"{', '.join(get_args(Pool.__value__))}; got {pool!r}."
+            )
+        self.cell, self.readout, self.pool = cell, Linear(cell.odim, odim, key=key), pool
+
+    def __call__(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: State | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch odim"]]:
+        """As a sequence layer, with one output a sequence, whatever resets there are in it.
+
+        A row of length zero has the readout of the state that it started from, or of a mean of
+        zero.
+        """
+        state, features = self.pooled(xs, state, reset=reset, lengths=lengths)
+        return state, self.read(features)
+
+    def pooled(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: State | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch hdim"]]:
+        """The last state of the cell, and what the readout sees."""
+        state, hs = self.states(xs, state, reset=reset, lengths=lengths)
+        if self.pool == "last":
+            return state, self.frozen.output(state).astype(xs.dtype)
+        # Padded steps are zero. A sum over time in bfloat16 would lose the later ones.
+        total = jnp.sum(at_least_float32(hs), axis=-2)
+        steps = jnp.asarray(xs.shape[-2] if lengths is None else lengths, total.dtype)
+        return state, (total / jnp.maximum(steps, 1)[..., None]).astype(xs.dtype)
+
+    def fit(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        targets: Float[Array, "*batch odim"] | Int[Array, "*batch"] | NDArray,
+        *,
+        ridge: float,
+        lengths: Int[Array, "*batch"] | None = None,
+    ) -> "ReservoirClassifier":
+        """With the readout that fits these sequences: `accumulate`, and then `solve`."""
+        return self.solve(self.accumulate(xs, targets, lengths=lengths), ridge=ridge)
+
+    def accumulate(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        targets: Float[Array, "*batch odim"] | Int[Array, "*batch"] | NDArray,
+        *,
+        lengths: Int[Array, "*batch"] | None = None,
+    ) -> RidgeSums:
+        """The sums that a readout of these sequences is solved from. Not for use inside `jax.jit`:
+        see `ridge_sums`.
+
+        **Arguments:**
+
+        - `xs`, `lengths`: as in a call. Sequences without a step do not count.
+        - `targets`: of each sequence, or integers below `odim`, which are fitted one-hot.
+
+        **Raises:** `ValueError` where shapes do not meet or a label is out of range.
+        """
+        xs = jnp.asarray(xs)
+        check_features(self, xs, self.idim, rank=2)
+        rows = xs.shape[:-2]
+        _check_targets(self, targets, rows)
+        features = _pooled(self, xs, lengths)
+        counted = jnp.broadcast_to(xs.shape[-2] if lengths is None else lengths, rows) > 0
+        return _sums(self, features, targets, counted)
+
+
+def _full_precision() -> AbstractContextManager:
+    """Weights that are solved for are large and cancel, which would not survive the products of
+    fewer digits that GPUs and TPUs take by default."""
+    return jax.default_matmul_precision("highest")
+
+
+@eqx.filter_jit
+def _states(
+    reservoir: Reservoir, xs: Array, state: State | None, reset: Array | None, lengths: Array | None
+) -> tuple[State, Array]:
+    return reservoir.states(xs, state, reset=reset, lengths=lengths)
+
+
+@eqx.filter_jit
+def _pooled(reservoir: ReservoirClassifier, xs: Array, lengths: Array | None) -> Array:
+    return reservoir.pooled(xs, lengths=lengths)[1]
+
+
+def _counted(
+    steps: tuple[int, ...], reset: Array | None, lengths: Array | None, washout: int
+) -> Bool[Array, "*batch time"]:
+    """Whether a step is valid and behind the washout of its segment."""
+    time = jnp.arange(steps[-1])
+    start = jnp.zeros_like(time)
+    if reset is not None:
+        starts = jnp.where(reset, time, 0)
+        start = jax.lax.cummax(starts, axis=starts.ndim - 1)
+    counted = time - start >= washout
+    if lengths is not None:
+        counted = counted & (time < jnp.asarray(lengths)[..., None])
+    return jnp.broadcast_to(counted, steps)
+
+
+def _check_targets(reservoir: Reservoir, targets: Array | NDArray, axes: tuple[int, ...]) -> None:
+    name, odim = type(reservoir).__name__, reservoir.odim
+    labels = jnp.issubdtype(targets.dtype, jnp.integer)
+    expected = axes if labels else (*axes, odim)
+    if targets.shape != expected:
+        kind = "integer labels" if labels else f"targets of {odim} features"
+        raise ValueError(f"{name} takes {kind} of shape {expected}; got shape {targets.shape}.")
+
+
+def _sums(
+    reservoir: Reservoir, features: Array, targets: Array | NDArray, counted: Array
+) -> RidgeSums:
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        return ridge_sums(features, targets, counted)
+    one_hot = jax.nn.one_hot(targets, reservoir.odim, dtype=jnp.float32)
+    sums = ridge_sums(features, one_hot, counted)
+    # A label out of range is hot nowhere.
+    if np.sum(sums.moments[0, 1 + sums.features :]) != sums.count:
+        raise ValueError(
+            f"{type(reservoir).__name__} takes labels from 0 to {reservoir.odim - 1}; got integers "
+            "outside that range."
+        )
+    return sums

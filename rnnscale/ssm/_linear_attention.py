@@ -1,0 +1,236 @@
+"""Causal linear attention, a recurrence with a matrix for a state."""
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+
+from rnnscale._base import CausalLayer, check_features, check_size, state_dtype, zero_padding
+from rnnscale._fields import parameter
+from rnnscale_kernels import check_reset, checked_lengths
+
+# Steps in a chunk: pairs of them are compared directly.
+_CHUNK = 64
+
+# The feature map is at least e to this. Products of two, and the square of their inverse in the
+# gradient of a quotient, are then within float32.
+_LOWEST = -20.0
+
+
+class AttentionState(NamedTuple):
+    r"""$S = \sum \phi(k) v^T$ and $z = \sum \phi(k)$ of every head."""
+
+    memory: Float[Array, "*batch heads key value"]
+    normaliser: Float[Array, "*batch heads key"]
+
+
+class _Steps(NamedTuple):
+    query: Float[Array, "*batch time heads key"]
+    key: Float[Array, "*batch time heads key"]
+    value: Float[Array, "*batch time heads value"]
+    segment: Int[Array, "*batch time"]
+    valid: Bool[Array, "*batch time"]
+
+
+class LinearAttention(CausalLayer):
+    r"""In each head, with $q, k, v$ linear in the input,
+
+    $$S_t = S_{t-1} + \phi(k_t) v_t^T, \qquad z_t = z_{t-1} + \phi(k_t), \qquad
+      y_t = \frac{S_t^T \phi(q_t)}{z_t^T \phi(q_t)}, \qquad \phi(x) = \mathrm{elu}(x) + 1$$
+
+    and the output is linear in the $y$ of all heads. The state is `(S, z)`, at least float32.
+
+    A sequence is computed in chunks of 64 steps: pairs of steps within a chunk at once, and the
+    state from chunk to chunk, so that the time taken is linear in the length. For the backward pass
+    it keeps $q, k, v$ and a state every 64 steps, and computes the pairs again. A NaN in the input
+    reaches every step of its chunk, earlier ones and those of other segments too.
+
+    All weights start Lecun-normal.
+
+    Katharopoulos, Vyas, Pappas, Fleuret, *Transformers are RNNs: Fast Autoregressive Transformers
+    with Linear Attention*, ICML 2020.
+
+    **Differs from the paper:** $\phi$ is at least $e^{-20}$, so that the quotient and its gradient
+    are finite in float32.
+    """
+
+    query: Float[Array, "heads key idim"] = parameter()
+    key: Float[Array, "heads key idim"] = parameter()
+    value: Float[Array, "heads value idim"] = parameter()
+    output: Float[Array, "odim heads value"] = parameter()
+    idim: int = eqx.field(static=True)
+    odim: int = eqx.field(static=True)
+    heads: int = eqx.field(static=True)
+    key_dim: int = eqx.field(static=True)
+    value_dim: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        idim: int,
+        heads: int,
+        odim: int | None = None,
+        *,
+        key_dim: int | None = None,
+        value_dim: int | None = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `idim`: features of the input.
+        - `heads`: heads.
+        - `odim`: features of the output, `idim` by default.
+        - `key_dim`: features of queries and keys in a head, `idim / heads` by default.
+        - `value_dim`: features of values in a head, `key_dim` by default.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` where a size is below 1, or `heads` does not divide `idim` and
+        there is no `key_dim`.
+        """
+        check_size(LinearAttention, idim=idim, heads=heads)
+        if key_dim is None:
+            if idim % heads:
+                raise ValueError(
+                    f"LinearAttention: heads must divide idim={idim}; got heads={heads}. Choose a "
+                    "divisor, or give key_dim."
+                )
+            key_dim = idim // heads
+        value_dim = key_dim if value_dim is None else value_dim
+        odim = idim if odim is None else odim
+        check_size(LinearAttention, odim=odim, key_dim=key_dim, value_dim=value_dim)
+        keys = jax.random.split(key, 4)
+        inputs = 1 / math.sqrt(idim)
+        self.query = inputs * jax.random.normal(keys[0], (heads, key_dim, idim), jnp.float32)
+        self.key = inputs * jax.random.normal(keys[1], (heads, key_dim, idim), jnp.float32)
+        self.value = inputs * jax.random.normal(keys[2], (heads, value_dim, idim), jnp.float32)
+        mixed = 1 / math.sqrt(heads * value_dim)
+        self.output = mixed * jax.random.normal(keys[3], (odim, heads, value_dim), jnp.float32)
+        self.idim, self.odim, self.heads = idim, odim, heads
+        self.key_dim, self.value_dim = key_dim, value_dim
+
+    def __call__(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: AttentionState | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[AttentionState, Float[Array, "*batch time odim"]]:
+        check_features(self, xs, self.idim, rank=2)
+        batch_shape, time = xs.shape[:-2], xs.shape[-2]
+        if state is None:
+            state = self.init_state(batch_shape, xs.dtype)
+        self._check_state(state, batch_shape)
+        check_reset(reset, (*batch_shape, time))
+        if time == 0:
+            return state, jnp.zeros((*batch_shape, 0, self.odim), xs.dtype)
+        ends = jnp.array(time)
+        if lengths is not None:
+            lengths = checked_lengths(lengths, batch_shape, time)
+            ends = lengths[..., None]
+        chunk = min(time, _CHUNK)
+        whole = time + -time % chunk
+        valid = jnp.broadcast_to(jnp.arange(whole) < ends, (*batch_shape, whole))
+        start = jnp.zeros_like(valid)
+        if reset is not None:
+            start = valid & _padded(reset, whole, axis=-1)
+        query, key_, value = self._project(_padded(zero_padding(xs, lengths), whole, axis=-2))
+        steps = _Steps(query, key_, value, jnp.cumsum(start, axis=-1), valid)
+
+        # From "*batch time ..." to "chunk *batch step ...".
+        rank = len(batch_shape)
+        chunks = jax.tree.map(
+            lambda x: jnp.moveaxis(
+                x.reshape(*batch_shape, whole // chunk, chunk, *x.shape[rank + 1 :]), rank, 0
+            ),
+            steps,
+        )
+        # The normaliser is what a further feature of the values, always one, would give.
+        memory = jnp.concatenate([state.memory, state.normaliser[..., None]], axis=-1)
+        carry = memory, jnp.zeros(batch_shape, steps.segment.dtype)
+        (memory, _), ys = lax.scan(jax.checkpoint(_attend), carry, chunks)
+        ys = jnp.moveaxis(ys, 0, rank).reshape(*batch_shape, whole, self.heads, self.value_dim)
+        ys = self._mix(ys[..., :time, :, :], xs.dtype)
+        return AttentionState(memory[..., :-1], memory[..., -1]), zero_padding(ys, lengths)
+
+    def step(
+        self,
+        x: Float[Array, "*batch idim"],
+        state: AttentionState,
+        *,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[AttentionState, Float[Array, "*batch odim"]]:
+        check_features(self, x, self.idim)
+        self._check_state(state, x.shape[:-1])
+        query, key_, value = self._project(x)
+        memory = state.memory + key_[..., :, None] * value[..., None, :]
+        normaliser = state.normaliser + key_
+        mixed = jnp.einsum("...hk,...hkv->...hv", query, memory)
+        weight = jnp.sum(query * normaliser, axis=-1, keepdims=True)
+        return AttentionState(memory, normaliser), self._mix(mixed / weight, x.dtype)
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> AttentionState:
+        shape, dtype = (*batch_shape, self.heads, self.key_dim), state_dtype(dtype)
+        return AttentionState(jnp.zeros((*shape, self.value_dim), dtype), jnp.zeros(shape, dtype))
+
+    def _project(self, x: Float[Array, "*axes idim"]) -> tuple[Array, Array, Array]:
+        """Features of queries and of keys, and values: `*axes heads ...`, at least float32."""
+
+        def project(weight: Array) -> Array:
+            wide = state_dtype(x.dtype)
+            weight = weight.astype(x.dtype)
+            return jnp.einsum("...i,hki->...hk", x, weight, preferred_element_type=wide)
+
+        return _features(project(self.query)), _features(project(self.key)), project(self.value)
+
+    def _mix(self, ys: Float[Array, "*axes heads value"], dtype: DTypeLike) -> Array:
+        return jnp.einsum("...hv,ohv->...o", ys.astype(dtype), self.output.astype(dtype))
+
+    def _check_state(self, state: AttentionState, batch_shape: tuple[int, ...]) -> None:
+        expected = jax.eval_shape(lambda: self.init_state(batch_shape))
+        if jax.tree.map(jnp.shape, state) != jax.tree.map(jnp.shape, expected):
+            raise ValueError(
+                f"LinearAttention takes a state like init_state({batch_shape}), of "
+                f"{jax.tree.map(jnp.shape, expected)}; got {jax.tree.map(jnp.shape, state)}."
+            )
+
+
+def _features(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
+    """elu(x) + 1, with all its digits below zero."""
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.clip(x, _LOWEST, 0)))
+
+
+def _padded(x: Array, size: int, *, axis: int) -> Array:
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, padding)
+
+
+def _attend(carry: tuple[Array, Array], steps: _Steps) -> tuple[tuple[Array, Array], Array]:
+    """One chunk. What is carried are the memory and the segment that it belongs to."""
+    memory, segment = carry
+    query, key, value, segments, valid = steps
+    value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+
+    pairs = jnp.einsum("...thk,...shk->...hts", query, key)
+    seen = jnp.tri(query.shape[-3], dtype=bool) & (segments[..., :, None] == segments[..., None, :])
+    pairs = jnp.where(seen[..., None, :, :], pairs, 0)
+    within = jnp.einsum("...hts,...shv->...thv", pairs, value)
+
+    # Masked on both sides, since the memory of a segment that has ended need not be finite.
+    carried = (segments == segment[..., None])[..., None, None]
+    before = jnp.einsum("...thk,...hkv->...thv", jnp.where(carried, query, 0), memory)
+    total = within + jnp.where(carried, before, 0)
+
+    last = segments[..., -1]
+    kept = valid & (segments == last[..., None])
+    added = jnp.einsum("...thk,...thv->...hkv", jnp.where(kept[..., None, None], key, 0), value)
+    goes_on = (last == segment)[..., None, None, None]
+    memory = jnp.where(goes_on, memory, 0) + added
+    return (memory, last), total[..., :-1] / total[..., -1:]

@@ -1,0 +1,46 @@
+import pytest
+
+from rnnscale import verify
+from rnnscale.cli import main
+from rnnscale.verify import Check, Suite
+
+
+@pytest.fixture
+def two_suites(monkeypatch: pytest.MonkeyPatch):
+    suites = [
+        Suite("Good variant", "Author 2000", lambda key: [Check("holds", 1e-8, 1e-5)]),
+        Suite("Bad", "", lambda key: [Check("holds", 1e-8, 1e-5), Check("breaks", 0.25, 1e-5)]),
+    ]
+    monkeypatch.setattr(verify, "SUITES", suites)
+
+
+def test_prints_every_figure_with_its_bound(two_suites, capsys: pytest.CaptureFixture[str]):
+    assert main(["verify"]) == 1
+    said = capsys.readouterr().out
+    for text in (
+        "Good variant, Author 2000",
+        "holds",
+        "1e-08",
+        "1e-05",
+        "breaks",
+        "0.25",
+        "FAILED",
+    ):
+        assert text in said
+    assert "2 subjects, 3 checks, 1 failed" in said
+
+
+def test_runs_the_classes_that_are_named(two_suites, capsys: pytest.CaptureFixture[str]):
+    assert main(["verify", "Good"]) == 0
+    assert "1 subjects, 1 checks, 0 failed" in capsys.readouterr().out
+
+
+def test_an_unknown_class_is_one_line(two_suites, capsys: pytest.CaptureFixture[str]):
+    assert main(["verify", "Goood"]) == 2
+    said = capsys.readouterr()
+    assert "did you mean 'Good'" in said.err and len(said.err.splitlines()) == 1
+
+
+def test_a_real_one(capsys: pytest.CaptureFixture[str]):
+    assert main(["verify", "BidirectionalRNN"]) == 0
+    assert "readout of the last states" in capsys.readouterr().out

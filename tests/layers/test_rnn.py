@@ -1,0 +1,134 @@
+"""What the suites of `rnnscale.verify` leave open: bad input, and what a mesh is told."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from rnnscale import (
+    RNN,
+    AutoregressiveRNN,
+    BidirectionalRNN,
+    BidirectionalRNNEncoder,
+    DeepBidirectionalRNN,
+    DeepRNN,
+    DeepRNNEncoder,
+    ElmanRNNCell,
+    IndRNNCell,
+    LongShortTermMemoryCell,
+    RNNEncoder,
+)
+from rnnscale._fields import parameters
+from rnnscale.layers import Linear
+from rnnscale.sharding import AXES, describe, parameter_spec
+
+
+def elman(idim, hdim):
+    return ElmanRNNCell(idim, hdim, key=jax.random.key(0))
+
+
+def test_the_designs_example(key):
+    cell_key, out_key, xs_key = jax.random.split(key, 3)
+    rnn = RNN(cell=ElmanRNNCell(idim=1, hdim=16, key=cell_key), odim=1, key=out_key)
+    xs = jax.random.normal(xs_key, (64, 100, 1))
+    y, hs = rnn(xs[0])
+    assert y.shape == (1,) and hs.shape == (100, 16)
+    mapped, whole = eqx.filter_vmap(rnn)(xs), rnn(xs)
+    np.testing.assert_allclose(mapped[0], whole[0], atol=1e-6)
+    np.testing.assert_allclose(mapped[1], whole[1], atol=1e-6)
+    np.testing.assert_allclose(y, whole[0][0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda key: RNN(Linear(2, 2, key=key), 1, key=key),
+            TypeError,
+            "takes a .*Cell; got Linear",
+        ),
+        (lambda key: RNN(elman(2, 3), 0, key=key), ValueError, "odim must be at least 1"),
+        (
+            lambda key: BidirectionalRNN(elman(2, 3), elman(3, 3), 1, key=key),
+            ValueError,
+            "idim=2 and backward idim=3",
+        ),
+        (lambda key: DeepRNN([], 1, key=key), ValueError, "at least one"),
+        (
+            lambda key: DeepRNN([elman(2, 3), elman(4, 3)], 1, key=key),
+            ValueError,
+            "layer 0 gives 3 features, but layer 1 takes idim=4",
+        ),
+        (
+            lambda key: DeepBidirectionalRNN(
+                [(elman(2, 3), elman(2, 3)), (elman(3, 3), elman(3, 3))], 1, key=key
+            ),
+            ValueError,
+            "gives 6 features",
+        ),
+        (
+            lambda key: AutoregressiveRNN(
+                BidirectionalRNNEncoder(elman(2, 3), elman(2, 3)), key=key
+            ),
+            ValueError,
+            "looks ahead",
+        ),
+    ],
+)
+def test_bad_construction(make, error, message, key):
+    with pytest.raises(error, match=message):
+        make(key)
+
+
+def test_bad_calls(key):
+    deep = DeepRNNEncoder([RNNEncoder(elman(2, 3)), RNNEncoder(elman(3, 4))])
+    xs = jnp.zeros((5, 7, 2))
+    with pytest.raises(ValueError, match="tuple of 2 states; got ArrayImpl"):
+        deep(xs, jnp.zeros((5, 3)))
+    with pytest.raises(ValueError, match="tuple of 2 states; got tuple of 1"):
+        deep(xs, (jnp.zeros((5, 3)),))
+    with pytest.raises(ValueError, match="state like init_state"):
+        deep(xs, (jnp.zeros((5, 3)), jnp.zeros((5, 3))))
+    with pytest.raises(ValueError, match="2 features"):
+        RNN(elman(2, 3), 1, key=key)(xs[..., :1])
+    ahead = DeepRNNEncoder([BidirectionalRNNEncoder(elman(2, 3), elman(2, 3))])
+    with pytest.raises(TypeError, match="no single step"):
+        ahead.step(xs[:, 0], ahead.init_state((5,)))
+
+
+def test_bad_generation(key):
+    model = AutoregressiveRNN(RNNEncoder(elman(3, 4)), key=key)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        model.forecast(jnp.zeros((5, 3)), steps=0)
+    with pytest.raises(ValueError, match="no step to go on from"):
+        model.forecast(jnp.zeros((0, 3)), steps=1)
+    with pytest.raises(TypeError, match="tokens must be integers"):
+        model.generate(jnp.zeros((5, 3)), steps=1, key=key)
+    with pytest.raises(ValueError, match="temperature must be at least 0"):
+        model.generate(jnp.zeros(5, int), steps=1, temperature=-0.5, key=key)
+
+
+def test_rows_draw_tokens_of_their_own(key):
+    """What a row draws depends on its own key, not on the batch that it is in."""
+    model = AutoregressiveRNN(RNNEncoder(elman(7, 4)), key=key)
+    prompt, keys = jnp.zeros((3, 2), int), jax.random.split(key, 3)
+    _, tokens = model.generate(prompt, steps=9, key=keys)
+    alone = [model.generate(prompt[i], steps=9, key=keys[i])[1] for i in range(3)]
+    np.testing.assert_array_equal(tokens, alone)
+    assert len(np.unique(np.asarray(tokens), axis=0)) == 3
+
+
+def test_a_mesh_splits_units_that_are_independent_and_describe_names_the_others(capsys, key):
+    mesh = AbstractMesh((2, 2, 4, 1), AXES)
+    cells = [IndRNNCell(8, 16, key=key), LongShortTermMemoryCell(16, 8, key=key)]
+    model = DeepRNN(cells, 4, key=key)
+    specs = {each.path: parameter_spec(each, mesh) for each in parameters(model)}
+    assert specs["encoder.encoders.0.cell.input"] == PartitionSpec("tensor", "fsdp")
+    assert specs["encoder.encoders.0.cell.recurrent"] == PartitionSpec("tensor")
+    assert "tensor" not in specs["encoder.encoders.1.cell.recurrent"]
+    describe(model, mesh)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "replicated over tensor: encoder.encoders.1.cell.recurrent" in said
+    assert "replicated over tensor: encoder.encoders.0" not in said
