@@ -4,7 +4,17 @@ import statistics
 import subprocess
 import sys
 
-HEAVY = {"optax", "grain", "orbax", "rich", "matplotlib", "scipy", "sklearn", "mlxtend"}
+HEAVY = {
+    "optax",
+    "grain",
+    "orbax",
+    "rich",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "mlxtend",
+    "reservoirpy",
+}
 KERNEL_BACKENDS = {"jax.experimental.mosaic", "jax.experimental.pallas", "jax_triton", "triton"}
 
 

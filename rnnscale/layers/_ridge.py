@@ -7,7 +7,6 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jaxtyping import Array, Bool, Float
 from numpy.typing import NDArray
 
@@ -87,6 +86,9 @@ class RidgeSums:
         **Raises:** `ValueError` where `ridge` is negative, there is no sample, or the sums are not
         finite or, with that ridge, singular in float64.
         """
+        # Not with `import rnnscale`: it takes as long as all the rest of that.
+        import scipy.linalg
+
         if not 0 <= ridge < np.inf:
             raise ValueError(f"ridge must be at least 0; got {ridge}.")
         if self.count < 1:

@@ -3,8 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
-import scipy.sparse.linalg
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpy.typing import NDArray
 
@@ -126,6 +124,10 @@ def spectral_radius(matrix: Float[Array, "n n"] | NDArray[np.floating]) -> float
     size = len(matrix)
     if size <= _DENSE:
         return float(np.max(np.abs(np.linalg.eigvals(matrix))))
+    # Not with `import rnnscale`: it takes as long as all the rest of that.
+    import scipy.sparse
+    import scipy.sparse.linalg
+
     sparse = np.count_nonzero(matrix) < matrix.size / 4
     operator = scipy.sparse.csr_array(matrix) if sparse else matrix
     start = np.random.default_rng(0).standard_normal(size)

@@ -1,11 +1,13 @@
-"""Each law notices a layer that breaks it."""
+"""Each law notices a layer that breaks it, and each oracle a cell."""
+
+from dataclasses import replace
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
 
-from rnnscale import verify
+from rnnscale import ElmanRNNCell, verify
 from rnnscale.ssm import LRU
 
 
@@ -60,3 +62,24 @@ def test_law_notices(defect, key):
     xs = jax.random.normal(key, (2, 8, 3))
     check = LAWS[defect](layer, xs)
     assert not check.passed, check
+
+
+class DeafElman(ElmanRNNCell):
+    """Right in value, wrong in gradient."""
+
+    def weights(self):
+        return jax.lax.stop_gradient(self)
+
+
+def test_an_oracle_notices_another_equation(key):
+    (elman,) = (subject for subject in verify.CELLS if subject.name == "ElmanRNNCell")
+    other = replace(elman, build=lambda key: ElmanRNNCell(3, 5, nonlinearity=jnp.arctan, key=key))
+    assert not any(check.passed for check in verify.cell_matches_oracle(other, key))
+    assert not verify.cell_gradient_matches_oracle(other, key).passed
+
+
+def test_an_oracle_notices_a_gradient(key):
+    (elman,) = (subject for subject in verify.CELLS if subject.name == "ElmanRNNCell")
+    deaf = replace(elman, build=lambda key: DeafElman(3, 5, key=key))
+    assert all(check.passed for check in verify.cell_matches_oracle(deaf, key))
+    assert not verify.cell_gradient_matches_oracle(deaf, key).passed
