@@ -22,7 +22,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--cell",
         type=_options,
-        metavar="NAME=X,...",
+        metavar="NAME=VALUE,...",
         help="options of the cell, such as dt=0.06,gamma=66",
     )
     parser.add_argument(
@@ -133,14 +133,16 @@ def _mesh(text: str) -> dict[str, int]:
     return mesh
 
 
-def _options(text: str) -> dict[str, float]:
-    options = {}
+def _options(text: str) -> dict[str, float | str]:
+    options: dict[str, float | str] = {}
     for part in text.split(","):
-        name, _, value = part.partition("=")
-        try:
-            options[name.strip()] = float(value)
-        except ValueError as error:
+        name, equals, value = (each.strip() for each in part.partition("="))
+        if not (name and equals and value):
             raise argparse.ArgumentTypeError(
-                f"{text!r} are no options; write names and numbers like dt=0.06,gamma=66"
-            ) from error
+                f"{text!r} are no options; write names and values like dt=0.06,gamma=66"
+            )
+        try:
+            options[name] = float(value)
+        except ValueError:
+            options[name] = value  # a word, such as init=henaff
     return options

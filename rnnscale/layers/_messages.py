@@ -118,7 +118,7 @@ class DenseMessages(Messages):
 
     def __init__(
         self,
-        mask: Bool[ArrayLike, "modules modules"],
+        mask: Bool[ArrayLike, "modules modules"] | Sequence[Sequence[int]],
         idim: int,
         odim: int,
         *,

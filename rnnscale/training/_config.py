@@ -68,13 +68,23 @@ _CELL_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 _RECIPES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
     {
         ("adding", "cornn"): {
-            "steps": 3000,
+            "steps": 8000,
             "learning_rate": 2e-2,
-            "cell": {"dt": 0.06, "gamma": 66.0, "epsilon": 15.0},
+            "cell": {"dt": 0.016, "gamma": 94.5, "epsilon": 9.5},
         },
-        ("adding", "indrnn"): {"steps": 3000, "depth": 2, "learning_rate": 2e-3, "clip": 10.0},
-        ("copy", "urnn"): {"steps": 3000},
-        ("copy", "exprnn"): {"steps": 2000},
+        ("adding", "indrnn"): {
+            "steps": 4000,
+            "depth": 2,
+            "learning_rate": 1e-3,
+            "recurrence_rate": 1e-3,
+            "clip": 10.0,
+        },
+        ("copy", "urnn"): {"steps": 1500, "recurrence_rate": 1e-3},
+        ("copy", "exprnn"): {
+            "steps": 1500,
+            "recurrence_rate": 1e-4,
+            "cell": {"init": "henaff"},
+        },
     }
 )
 
@@ -134,7 +144,7 @@ class TrainConfig:
     task: str
     out: str
     model: Model = "s5"
-    cell: dict[str, float] | None = None
+    cell: dict[str, float | str] | None = None
     steps: int = 300
     batch_size: int = 32
     seq_len: int | None = None

@@ -47,8 +47,8 @@ def reads_last_states(model: RecurrentNetwork, key: PRNGKeyArray, bound: float =
     if isinstance(top, BidirectionalRNNEncoder):
         size = top.forward.odim
         last = jnp.concatenate([last[:, :size], hs[:, 0, size:]], axis=-1)
-    expected = last @ model.readout.weight.T + model.readout.bias
-    return Check("y is the readout of the last states", relative_error(y, expected), bound)
+    error = relative_error(y, model.readout(last))
+    return Check("y is the readout of the last states", error, bound)
 
 
 def forecasts_its_own_output(model: AutoregressiveRNN, key: PRNGKeyArray) -> list[Check]:

@@ -93,7 +93,7 @@ def _network(
 
 def _built(build: Callable[[PRNGKeyArray], Any], key: PRNGKeyArray) -> Any:
     # Drawing parameters is the largest program of all, and its speed is no matter.
-    return eqx.filter_jit(build, compiler_options={"xla_backend_optimization_level": 0})(key)
+    return jax.jit(build, compiler_options={"xla_backend_optimization_level": 0})(key)
 
 
 def _oracle(layer: Any, key: PRNGKeyArray) -> Iterator[Check]:

@@ -99,6 +99,28 @@ def test_trains_lru_on_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "bits per byte" in printed and "count model" in printed
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "adding --model indrnn --seq-len 12 --depth 2",
+        "adding --model cornn --seq-len 12 --cell dt=0.1,gamma=2,epsilon=3",
+        "copy --model exprnn --seq-len 24 --cell init=cayley",
+        "henon --model lstm --seq-len 12",
+    ],
+)
+def test_cells_train_alike_on_any_mesh(arguments: str, tmp_path: Path):
+    if "henon" in arguments:
+        pytest.importorskip("reservoirpy", reason="needs rnnscale[datasets]")
+    found = []
+    for mesh in ("data=2,fsdp=2,tensor=2", "data=8"):
+        out = tmp_path / mesh
+        given = [*arguments.split(), *TINY[:2], *TINY[6:], "--steps", "3", "--mesh", mesh]
+        assert train(*given, "--out", str(out)) == 0
+        found.append([loss for _, loss in losses(out)])
+    assert len(found[0]) == 3
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
 def test_a_run_that_is_done_is_resumed_to_nothing(copy: Path):
     before = losses(copy)
     assert train("--resume", "--out", str(copy)) == 0
@@ -234,6 +256,12 @@ BAD = {
     "dtype": ("digits --dtype float16", ["dtype", "'bfloat16'", "'float16'"]),
     "text": ("bytes --text {tmp}", ["{tmp}"]),
     "no text": ("bytes --text {tmp}/absent", ["{tmp}/absent"]),
+    "cell": (
+        "adding --seq-len 6 --batch-size 8 --cell dtt=1",
+        ["no option dtt", "dt, gamma, epsilon"],
+    ),
+    "cell syntax": ("adding --cell dt", ["--cell", "'dt'", "dt=0.06"]),
+    "cell of a layer": ("digits --cell dt=1", ["options of a cell", "s5 is none"]),
     "option": ("digits --lr 1", ["--lr"]),
     "no task": ("", ["task is missing", "rnnscale tasks"]),
     "resume without out": ("digits --resume", ["--out"]),
