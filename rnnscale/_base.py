@@ -1,8 +1,10 @@
 """What every sequence layer is: the contract of its call, its step and its state."""
 
 from abc import abstractmethod
+from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PyTree
 
@@ -131,6 +133,39 @@ def check_size(owner: type, **sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{owner.__name__}: {name} must be at least 1; got {size}.")
+
+
+def checked_state(owner: Any, state: Any, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    """The state, in the dtypes of `owner.init_state(batch_shape, dtype)`.
+
+    Raises unless it has the structure, the shapes and the kinds of numbers of that.
+    """
+    expected = jax.eval_shape(lambda: owner.init_state(batch_shape, dtype))
+    name = type(owner).__name__
+    leaves, specs = jax.tree.leaves(state), jax.tree.leaves(expected)
+    same = jax.tree.structure(state) == jax.tree.structure(expected)
+    if not same or any(jnp.shape(x) != spec.shape for x, spec in zip(leaves, specs, strict=True)):
+        raise ValueError(
+            f"{name} takes a state like init_state({tuple(batch_shape)}), of {_shapes(expected)}; "
+            f"got {_shapes(state)}."
+        )
+
+    def cast(x, spec):
+        if jnp.issubdtype(spec.dtype, jnp.complexfloating):
+            raise TypeError(f"{name}: a complex state is a pair of real arrays; got {spec.dtype}.")
+        floating = jnp.issubdtype(spec.dtype, jnp.floating)
+        if floating != jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            raise TypeError(
+                f"{name} takes a state like init_state({tuple(batch_shape)}), with {spec.dtype}; "
+                f"got {jnp.result_type(x)}."
+            )
+        return jnp.asarray(x, spec.dtype)
+
+    return jax.tree.map(cast, state, expected)
+
+
+def _shapes(tree: Any) -> str:
+    return str(jax.tree.map(lambda leaf: tuple(jnp.shape(leaf)), tree))
 
 
 def at_least_float32(x: Array) -> Array:

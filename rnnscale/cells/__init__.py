@@ -9,6 +9,7 @@ from rnnscale.cells._base import (
     Cell as Cell,
     affine as affine,
     compute_weights as compute_weights,
+    identity as identity,
     linear as linear,
 )
 from rnnscale.cells._clockwork import ClockWorkRNNCell as ClockWorkRNNCell

@@ -2,14 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Key, PyTree
 
-from rnnscale._base import State, check_features, state_dtype
+from rnnscale._base import State, check_features, checked_state, state_dtype
 
 type Weights = PyTree
 """What the equations of a cell use, computed from its parameters once a call."""
@@ -18,7 +19,7 @@ type Drive = PyTree[Array]
 """The part of a step that does not depend on the state."""
 
 
-class Matrix(NamedTuple):
+class Matrix(eqx.Module):
     """A weight laid out for both directions, so that no loop over time transposes it again."""
 
     forward: Float[Array, "in out"]
@@ -31,7 +32,7 @@ type Map = Float[Array, "out in"] | Matrix | Callable[[Any], Any]
 class Affine(Protocol):
     """How a step is told to make a pre-activation: `plus + weight @ h`."""
 
-    def __call__(self, plus: Any, weight: Map | None, h: Any) -> Any: ...
+    def __call__(self, plus: Any, weight: Map, h: Any) -> Any: ...
 
 
 class Cell(eqx.Module):
@@ -49,10 +50,14 @@ class Cell(eqx.Module):
        side by side, a matrix exponential. Its floating leaves with two axes are matrices `out in`,
        are cast to the compute dtype, and are used in `linear` and `affine` only.
     2. `drive(weights, x)`: whatever does not depend on the state, such as $V x + b$, for any
-       leading axes. It is computed for many steps at once.
+       leading axes, which all of its leaves have. It is computed for many steps at once.
     3. `advance(weights, drive, state, affine)`: the rest. What it makes with the `affine` that it
-       is given, its pre-activations, is kept for the backward pass; all else is computed again.
+       is given, its pre-activations, is kept for the backward pass; all else is computed again. It
+       calls `affine` as often at every step, in the same order, and not inside a loop or a map.
     4. `output(state)`.
+
+    Of these only `weights` and `init_state` use the arrays of `self`; the others use those that
+    they are given. On a mesh every array has an annotation with its axes.
 
     States are opaque PyTrees with the leading axes `*batch`, at least float32. A cell has no random
     numbers; `key` is taken for the contract's sake.
@@ -113,10 +118,11 @@ class Cell(eqx.Module):
         **Returns:** `(state, output)`; the output has the dtype of `x`.
 
         **Raises:** `ValueError` where `x` has not `idim` features or the state is of another
-        structure or shape.
+        structure or shape, `TypeError` where one is of another kind.
         """
+        x = jnp.asarray(x)
         check_features(self, x, self.idim)
-        check_state(self, state, x.shape[:-1], x.dtype)
+        state = checked_state(self, state, x.shape[:-1], x.dtype)
         weights = compute_weights(self, x.dtype)
         state = self.advance(weights, self.drive(weights, x), state, affine)
         return state, self.output(state).astype(x.dtype)
@@ -126,7 +132,13 @@ def compute_weights(cell: Cell, dtype: DTypeLike) -> Weights:
     """`cell.weights()`, matrices in the compute dtype and everything else at least float32."""
 
     def cast(leaf):
-        if not eqx.is_inexact_array(leaf):
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise TypeError(
+                f"{type(cell).__name__}.weights() holds {leaf!r}, which is no array. Make it an "
+                "array, or a static field of the cell."
+            )
+        leaf = jnp.asarray(leaf)
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
         return leaf.astype(dtype if leaf.ndim == 2 else state_dtype(dtype))
 
@@ -142,40 +154,32 @@ def linear(weight: Map, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"
     - `x`: is cast to the dtype of a matrix.
     """
     if isinstance(weight, Matrix):
-        return _laid_out_product(x.astype(weight.forward.dtype), *weight)
+        return _laid_out_product(x.astype(weight.forward.dtype), weight.forward, weight.backward)
     if isinstance(weight, jax.Array):
         return _product(x.astype(weight.dtype), weight.T)
+    if not callable(weight):
+        raise TypeError(
+            f"a product takes a matrix or a linear function; got {type(weight).__name__}. In the "
+            "loop over time a cell has the arrays of `weights` only, none of `self`."
+        )
     return weight(x)
 
 
-def affine(plus: Any, weight: Map | None, h: Any) -> Any:
+def identity(h: Any) -> Any:
+    """The weight of an elementwise pre-activation: `affine(plus, identity, h)` is `plus + h`."""
+    return h
+
+
+def affine(plus: Any, weight: Map, h: Any) -> Any:
     """`plus + weight @ h`: a pre-activation.
 
     **Arguments:**
 
-    - `plus`: what is added, of the shape of the product.
-    - `weight`: as in `linear`; `None` for the identity.
+    - `plus`: what is added, of a shape that broadcasts to that of the product.
+    - `weight`: as in `linear`.
     - `h`: what it is applied to, an array or a tree of them.
     """
-    return jax.tree.map(jnp.add, plus, h if weight is None else linear(weight, h))
-
-
-def check_state(cell: Any, state: Any, batch_shape: tuple[int, ...], dtype: DTypeLike) -> None:
-    """Raises unless `state` has the structure and the shapes of `cell.init_state(batch_shape)`."""
-    expected = jax.eval_shape(lambda: cell.init_state(batch_shape, dtype))
-    same_tree = jax.tree.structure(state) == jax.tree.structure(expected)
-    if same_tree:
-        pairs = zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True)
-        if all(jnp.shape(got) == spec.shape for got, spec in pairs):
-            return
-    raise ValueError(
-        f"{type(cell).__name__} takes a state like init_state({tuple(batch_shape)}), of "
-        f"{_shapes(expected)}; got {_shapes(state)}."
-    )
-
-
-def _shapes(tree: Any) -> str:
-    return str(jax.tree.map(lambda leaf: tuple(jnp.shape(leaf)), tree))
+    return jax.tree.map(jnp.add, plus, linear(weight, h))
 
 
 def _product(x: Array, weight: Array) -> Array:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._base import Affine, Cell, identity, linear
 from rnnscale.cells._init import normal, uniform
 
 type GRUDrive = tuple[Float[Array, "*axes gates"], Float[Array, "*axes hdim"]]
@@ -93,7 +93,7 @@ class GatedRecurrentUnitCell(Cell):
     ) -> Float[Array, "*axes hdim"]:
         beside_products, beside_candidate = drive
         r, z, product = jnp.split(affine(beside_products, weights.recurrent, state), 3, axis=-1)
-        n = jnp.tanh(affine(beside_candidate, None, jax.nn.sigmoid(r) * product))
+        n = jnp.tanh(affine(beside_candidate, identity, jax.nn.sigmoid(r) * product))
         z = jax.nn.sigmoid(z)
         return (1 - z) * n + z * state
 

@@ -1,11 +1,12 @@
 """What cells with a linear recurrence of independent units have in common."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, final
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
+from rnnscale._base import state_dtype
 from rnnscale.cells._base import Affine, Cell
 
 type Coefficients = tuple[Float[Array, "*axes hdim"], Float[Array, "*axes hdim"]]
@@ -16,7 +17,8 @@ class LinearCell(Cell):
     r"""$$h_t = a_t \odot h_{t-1} + b_t$$
 
     A subclass gives `drive`, which is `(a, b)`. Both depend on the input alone, so that all steps
-    can be computed in parallel, by `rnnscale.sharding.linear_scan`. They are at least float32.
+    can be computed in parallel, by `rnnscale.sharding.linear_scan`. They are at least float32. The
+    step and the initial state, which is zero, are the same for all subclasses.
     """
 
     unit_axis: ClassVar[str] = "state"
@@ -24,6 +26,7 @@ class LinearCell(Cell):
     @abstractmethod
     def drive(self, weights: "LinearCell", x: Float[Array, "*axes idim"]) -> Coefficients: ...
 
+    @final
     def advance(
         self,
         weights: "LinearCell",
@@ -33,6 +36,12 @@ class LinearCell(Cell):
     ) -> Float[Array, "*axes hdim"]:
         a, b = drive
         return a * state + b
+
+    @final
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Float[Array, "*batch hdim"]:
+        return jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
 
 
 def gate_products(

@@ -27,13 +27,12 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rnnscale import sharding
-from rnnscale._base import State, check_features, zero_padding
+from rnnscale._base import State, check_features, checked_state, zero_padding
 from rnnscale.cells._base import (
     Cell,
     Map,
     Matrix,
     affine,
-    check_state,
     compute_weights,
     linear,
 )
@@ -57,7 +56,7 @@ def time_loop(
     """All steps of a cell.
 
     A `LinearCell` runs in parallel over time, on `rnnscale.sharding.linear_scan`; any other step by
-    step. It has reverse mode, of first order.
+    step, and that has no forward mode; over a mesh, reverse mode of first order only.
 
     **Arguments:**
 
@@ -79,11 +78,12 @@ def time_loop(
     **Raises:** `ValueError` or `TypeError` where the features, the state, `reset` or `lengths` are
     not those of the cell and the sequences.
     """
+    xs = jnp.asarray(xs)
     check_features(cell, xs, cell.idim, rank=2)
     batch_shape, time = xs.shape[:-2], xs.shape[-2]
     if state is None:
         state = cell.init_state(batch_shape, xs.dtype)
-    check_state(cell, state, batch_shape, xs.dtype)
+    state = checked_state(cell, state, batch_shape, xs.dtype)
     check_reset(reset, (*batch_shape, time))
     valid = None
     if lengths is not None:
@@ -134,11 +134,22 @@ def _step_by_step(
     cell = sharding.gathered(cell)
     fresh = None if reset is None else cell.init_state(batch_shape, xs.dtype)
     primals = compute_weights(cell, xs.dtype), xs, state, fresh, reset, valid
+    _check_drive(cell, *primals[:2])
     _, equations = eqx.partition(cell, eqx.is_array)
     loop = _Loop(equations, time, len(batch_shape), reverse, remat)
     return sharding.differentiable_on_mesh(
         loop.forward, loop.transpose, primals, partial(loop.specs, primals), value=loop.value
     )
+
+
+def _check_drive(cell: Cell, weights: Any, xs: Array) -> None:
+    for leaf in jax.tree.leaves(jax.eval_shape(cell.drive, weights, xs)):
+        if leaf.shape[: xs.ndim - 1] != xs.shape[:-1]:
+            raise ValueError(
+                f"{type(cell).__name__}.drive must give arrays with the leading axes of its input, "
+                f"{xs.shape[:-1]}; got shape {leaf.shape}. What is the same at all steps belongs "
+                "to `weights`."
+            )
 
 
 class _Steps(NamedTuple):
@@ -286,7 +297,7 @@ class _Loop:
             before = state if start is None else _where(start, fresh, state)
             made = []
 
-            def record(plus: Any, weight: Map | None, h: Any) -> Any:
+            def record(plus: Any, weight: Map, h: Any) -> Any:
                 made.append(affine(plus, weight, h))
                 return made[-1]
 
@@ -319,7 +330,7 @@ class _Loop:
             def step(before: State, made: list) -> tuple[State, Array]:
                 given = iter(made)
 
-                def substitute(plus: Any, weight: Map | None, h: Any) -> Any:
+                def substitute(plus: Any, weight: Map, h: Any) -> Any:
                     return _substitute(next(given), plus, weight, h)
 
                 before = eqx.combine(before, still)
@@ -352,7 +363,7 @@ class _Loop:
             given = iter(zip(kept.affine, g_affine, strict=True))
             terms = []
 
-            def tally(plus: Any, weight: Map | None, h: Any) -> Any:
+            def tally(plus: Any, weight: Map, h: Any) -> Any:
                 made, g = next(given)
                 terms.append(_inner(g, affine(plus, weight, h)))
                 return made
@@ -362,11 +373,11 @@ class _Loop:
             return sum(terms, _inner((g_after, g_ys), (_floats(after), self.cell.output(after))))
 
         added, g_x = jax.grad(total, (0, 1))(parameters, steps.x)
-        sums = [total + part.astype(total.dtype) for total, part in zip(sums, added, strict=True)]
+        sums = [old + part.astype(old.dtype) for old, part in zip(sums, added, strict=True)]
         return (g_state, g_fresh, sums), g_x
 
 
-def _substitute(made: Any, plus: Any, weight: Map | None, h: Any) -> Any:
+def _substitute(made: Any, plus: Any, weight: Map, h: Any) -> Any:
     """`made`, with the derivatives that `plus + weight @ h` has by `plus` and `h`."""
 
     @jax.custom_vjp
@@ -374,9 +385,10 @@ def _substitute(made: Any, plus: Any, weight: Map | None, h: Any) -> Any:
         return made
 
     def pull(h, g):
-        return g, g, g if weight is None else jax.vjp(partial(linear, weight), h)[1](g)[0]
+        return g, g, jax.vjp(partial(linear, weight), h)[1](g)[0]
 
     substitute.defvjp(lambda made, plus, h: (made, h), pull)
+    plus = jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape).astype(y.dtype), plus, made)
     return substitute(made, plus, h)
 
 

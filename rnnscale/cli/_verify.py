@@ -40,7 +40,7 @@ def _verify(arguments: argparse.Namespace) -> int:
                 raise ValueError(
                     f"unknown cell {name!r}; did you mean {nearest!r}? All: {', '.join(names)}"
                 )
-            chosen += found
+            chosen += [suite for suite in found if suite not in chosen]
     failed = total = 0
     console = Console()
     for suite in chosen:

@@ -5,10 +5,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
-from rnnscale._base import State, check_features, check_size
-from rnnscale.layers._encoder import Encoder
+from rnnscale._base import State, check_features, check_size, zero_padding
+from rnnscale.layers._encoder import Encoder, check_encoder
+from rnnscale.layers._feedback import feed_back
 from rnnscale.layers._linear import Linear
 from rnnscale.layers._row_keys import fold_keys, row_keys
 
@@ -17,7 +19,8 @@ class AutoregressiveRNN(eqx.Module):
     """Predicts the next input at every step, and goes on from its own predictions.
 
     Inputs are vectors of `idim` features, whose successors the readout gives; or integer tokens
-    below `idim`, read one-hot, and the readout gives the logits of the next.
+    below `idim`, read one-hot, and the readout gives the logits of the next. Any other integer is
+    read as zeros.
 
     ```python
     model = AutoregressiveRNN(RNNEncoder(cell), key=key)
@@ -36,8 +39,9 @@ class AutoregressiveRNN(eqx.Module):
         - `encoder`: causal: an `RNNEncoder`, or a `DeepRNNEncoder` of those.
         - `key`: for the readout.
 
-        **Raises:** `ValueError` if the encoder is not causal.
+        **Raises:** `TypeError` if it is no encoder, `ValueError` if it is not causal.
         """
+        check_encoder(AutoregressiveRNN, encoder)
         if not encoder.causal:
             raise ValueError(
                 "AutoregressiveRNN goes on from its own output, but "
@@ -72,11 +76,7 @@ class AutoregressiveRNN(eqx.Module):
         """Teacher-forced: `(state, predictions)` as a sequence layer, zero beyond `lengths`."""
         xs = self._vectors(xs)
         state, hs = self.encoder(xs, state, reset=reset, lengths=lengths)
-        ys = self.readout(hs)
-        if lengths is not None:
-            valid = jnp.arange(ys.shape[-2]) < jnp.asarray(lengths)[..., None]
-            ys = jnp.where(valid[..., None], ys, 0)
-        return state, ys
+        return state, zero_padding(self.readout(hs), lengths)
 
     def step(
         self,
@@ -109,7 +109,7 @@ class AutoregressiveRNN(eqx.Module):
         - `xs`: what is known, at least one step.
         - `state`: the state before it.
         - `steps`: how many values, at least 1.
-        - `lengths`: the number of known steps of each row, at least 1.
+        - `lengths`: the number of known steps of each row. Of none, it goes on from `state`.
 
         **Returns:** `(state, ys)`: the state after all but the last value were read, and the
         values.
@@ -118,16 +118,7 @@ class AutoregressiveRNN(eqx.Module):
         """
         check_features(self, xs, self.idim, rank=2)
         state, y = self._read(xs, state, steps, lengths)
-
-        def advance(carry: tuple, _: None) -> tuple[tuple, Array]:
-            state, y = carry
-            state, h = self._step(y, state)
-            y = self.readout(h)
-            return (state, y), y
-
-        (state, _), ys = jax.lax.scan(advance, (state, y), length=steps - 1)
-        ys = jnp.concatenate([y[None], ys])
-        return state, jnp.moveaxis(ys, 0, -2)
+        return feed_back(self.step, state, y, steps)
 
     def generate(
         self,
@@ -148,7 +139,7 @@ class AutoregressiveRNN(eqx.Module):
         - `steps`: how many tokens, at least 1.
         - `temperature`: logits are divided by it; towards 0 the likeliest token is taken, and at 0
             exactly that one. At least 0.
-        - `lengths`: the number of tokens in each row's prompt, at least 1.
+        - `lengths`: the number of tokens in each row's prompt. Of none, it goes on from `state`.
         - `key`: one key, or one for each row; a row's draws depend on its own key only.
 
         **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
@@ -159,7 +150,7 @@ class AutoregressiveRNN(eqx.Module):
         """
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"tokens must be integers; got {tokens.dtype}. See also `forecast`.")
-        if isinstance(temperature, int | float) and temperature < 0:
+        if not isinstance(temperature, Tracer) and not temperature >= 0:
             raise ValueError(f"temperature must be at least 0; got {temperature}.")
         keys: Any = row_keys(key, tokens.shape[:-1])
         state, logits = self._read(self._vectors(tokens), state, steps, lengths)

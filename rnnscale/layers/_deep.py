@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
 from rnnscale._base import State
 from rnnscale.layers._bidirectional import check_parts
-from rnnscale.layers._encoder import Encoder
+from rnnscale.layers._encoder import Encoder, check_encoder
 
 
 class DeepRNNEncoder(Encoder):
@@ -22,11 +22,13 @@ class DeepRNNEncoder(Encoder):
 
         - `encoders`: from the input to the output, at least one.
 
-        **Raises:** `ValueError` if there is none, or one takes inputs of another size than the one
-        before it gives.
+        **Raises:** `TypeError` if one is no encoder, `ValueError` if there is none, or one takes
+        inputs of another size than the one before it gives.
         """
         if not encoders:
             raise ValueError("DeepRNNEncoder: got no encoder; give at least one.")
+        for encoder in encoders:
+            check_encoder(DeepRNNEncoder, encoder)
         for i, (below, above) in enumerate(zip(encoders, encoders[1:], strict=False)):
             if below.odim != above.idim:
                 raise ValueError(

@@ -88,3 +88,12 @@ def check_cell(owner: type, cell: Any) -> None:
     """Raises unless `cell` is one."""
     if not isinstance(cell, Cell):
         raise TypeError(f"{owner.__name__} takes a rnnscale.cells.Cell; got {type(cell).__name__}.")
+
+
+def check_encoder(owner: type, encoder: Any) -> None:
+    """Raises unless `encoder` is one."""
+    if not isinstance(encoder, Encoder):
+        raise TypeError(
+            f"{owner.__name__} takes encoders, such as RNNEncoder(cell); got "
+            f"{type(encoder).__name__}."
+        )

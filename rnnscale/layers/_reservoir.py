@@ -21,6 +21,7 @@ from rnnscale._base import (
 from rnnscale._fields import parameter
 from rnnscale.cells import Cell, time_loop
 from rnnscale.layers._encoder import check_cell
+from rnnscale.layers._feedback import feed_back
 from rnnscale.layers._linear import Linear
 from rnnscale.layers._ridge import RidgeSums, ridge_sums
 
@@ -254,7 +255,7 @@ class ReservoirComputer(Reservoir, CausalLayer):
         - `xs`: what is known, at least one step.
         - `state`: the state before it.
         - `steps`: how many values, at least 1.
-        - `lengths`: the number of known steps of each row, at least 1.
+        - `lengths`: the number of known steps of each row. Of none, it goes on from `state`.
 
         **Returns:** `(state, ys)`: the state after all but the last value were read, and the
         values.
@@ -275,13 +276,7 @@ class ReservoirComputer(Reservoir, CausalLayer):
             )
         state, _ = self.states(xs, state, lengths=lengths)
         y = self.read(self.frozen.output(state).astype(xs.dtype))
-
-        def advance(carry: tuple, _: None) -> tuple[tuple, Array]:
-            state, y = self.step(carry[1], carry[0])
-            return (state, y), y
-
-        (state, _), ys = jax.lax.scan(advance, (state, y), length=steps - 1)
-        return state, jnp.moveaxis(jnp.concatenate([y[None], ys]), 0, -2)
+        return feed_back(self.step, state, y, steps)
 
 
 class ReservoirClassifier(Reservoir):
@@ -394,7 +389,8 @@ class ReservoirClassifier(Reservoir):
         rows = xs.shape[:-2]
         _check_targets(self, targets, rows)
         features = _pooled(self, xs, lengths)
-        counted = jnp.broadcast_to(xs.shape[-2] if lengths is None else lengths, rows) > 0
+        steps = jnp.asarray(xs.shape[-2] if lengths is None else lengths)
+        counted = jnp.broadcast_to(steps, rows) > 0
         return _sums(self, features, targets, counted)
 
 

@@ -77,13 +77,12 @@ def differentiable_on_mesh(
         def transpose_part(primals, outputs, cotangents):
             gradients = transpose(primals, outputs, cotangents)
             # A primal that lies whole on several devices has a part of its gradient on each.
-            summed = jax.tree.map(
+            return jax.tree.map(
                 lambda spec, part: _add_up(part, _missing(mesh, used, spec)),
                 layout.primals,
                 gradients,
                 is_leaf=_is_spec,
             )
-            return summed
 
         run_value = on_devices(value_part, in_specs=(layout.primals,), out_specs=layout.public)
         run_forward = on_devices(forward_part, in_specs=(layout.primals,), out_specs=outputs)

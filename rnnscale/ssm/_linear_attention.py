@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
-from rnnscale._base import CausalLayer, check_features, check_size, state_dtype, zero_padding
+from rnnscale._base import (
+    CausalLayer,
+    check_features,
+    check_size,
+    checked_state,
+    state_dtype,
+    zero_padding,
+)
 from rnnscale._fields import parameter
 from rnnscale_kernels import check_reset, checked_lengths
 
@@ -122,12 +129,11 @@ class LinearAttention(CausalLayer):
     ) -> tuple[AttentionState, Float[Array, "*batch time odim"]]:
         check_features(self, xs, self.idim, rank=2)
         batch_shape, time = xs.shape[:-2], xs.shape[-2]
-        if state is None:
-            state = self.init_state(batch_shape, xs.dtype)
-        self._check_state(state, batch_shape)
+        carried = self.init_state(batch_shape, xs.dtype) if state is None else state
+        carried = checked_state(self, carried, batch_shape, xs.dtype)
         check_reset(reset, (*batch_shape, time))
         if time == 0:
-            return state, jnp.zeros((*batch_shape, 0, self.odim), xs.dtype)
+            return carried, jnp.zeros((*batch_shape, 0, self.odim), xs.dtype)
         ends = jnp.array(time)
         if lengths is not None:
             lengths = checked_lengths(lengths, batch_shape, time)
@@ -150,7 +156,7 @@ class LinearAttention(CausalLayer):
             steps,
         )
         # The normaliser is what a further feature of the values, always one, would give.
-        memory = jnp.concatenate([state.memory, state.normaliser[..., None]], axis=-1)
+        memory = jnp.concatenate([carried.memory, carried.normaliser[..., None]], axis=-1)
         carry = memory, jnp.zeros(batch_shape, steps.segment.dtype)
         (memory, _), ys = lax.scan(jax.checkpoint(_attend), carry, chunks)
         ys = jnp.moveaxis(ys, 0, rank).reshape(*batch_shape, whole, self.heads, self.value_dim)
@@ -165,7 +171,7 @@ class LinearAttention(CausalLayer):
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[AttentionState, Float[Array, "*batch odim"]]:
         check_features(self, x, self.idim)
-        self._check_state(state, x.shape[:-1])
+        state = checked_state(self, state, x.shape[:-1], x.dtype)
         query, key_, value = self._project(x)
         memory = state.memory + key_[..., :, None] * value[..., None, :]
         normaliser = state.normaliser + key_
@@ -191,14 +197,6 @@ class LinearAttention(CausalLayer):
 
     def _mix(self, ys: Float[Array, "*axes heads value"], dtype: DTypeLike) -> Array:
         return jnp.einsum("...hv,ohv->...o", ys.astype(dtype), self.output.astype(dtype))
-
-    def _check_state(self, state: AttentionState, batch_shape: tuple[int, ...]) -> None:
-        expected = jax.eval_shape(lambda: self.init_state(batch_shape))
-        if jax.tree.map(jnp.shape, state) != jax.tree.map(jnp.shape, expected):
-            raise ValueError(
-                f"LinearAttention takes a state like init_state({batch_shape}), of "
-                f"{jax.tree.map(jnp.shape, expected)}; got {jax.tree.map(jnp.shape, state)}."
-            )
 
 
 def _features(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:

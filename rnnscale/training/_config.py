@@ -183,6 +183,8 @@ class TrainConfig:
             self._at_least(name, 1)
         for name in ("evaluate_every", "warmup", "weight_decay", "seed"):
             self._at_least(name, 0)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, got {self.seed}")
         for name in ("learning_rate", "recurrence_rate", "clip"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -212,6 +214,8 @@ class TrainConfig:
         model = given.get("model", default_model(task))
         if model in _CELLS:
             defaults = {**defaults, **_CELL_DEFAULTS, **_RECIPES.get((task, model), {})}
+            if given.get("cell") and "cell" in defaults:
+                given = {**given, "cell": {**defaults["cell"], **given["cell"]}}
         return cls(**{**defaults, "model": model, **given, "task": task})
 
     @classmethod

@@ -133,12 +133,14 @@ def _make_cell(config: TrainConfig, task: Task, idim: int, level: int, key: PRNG
         # The last layer starts with units that remember all of the sequence.
         limit = _INDRNN_GAIN ** (1 / task.seq_len)
         last = level == config.depth - 1
-        options["recurrent_range"] = (1 / limit if last else 0.0, limit)
+        options.setdefault("recurrent_range", (1 / limit if last else 0.0, limit))
     make = _CELLS[config.model]
-    taken = [n for n, p in inspect.signature(make).parameters.items() if p.kind == p.KEYWORD_ONLY]
+    parameters = inspect.signature(make).parameters.values()
+    taken = [each.name for each in parameters if each.kind == each.KEYWORD_ONLY]
+    taken.remove("key")
     if unknown := options.keys() - set(taken):
         raise ValueError(
             f"{config.model} has no option {', '.join(sorted(unknown))}; its options are "
-            f"{', '.join(name for name in taken if name != 'key') or 'none'}"
+            f"{', '.join(taken) or 'none'}"
         )
     return make(idim, config.dim, key=key, **options)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array, Float
 
 from rnnscale import sharding, verify
 from rnnscale.cells import (
@@ -20,6 +21,8 @@ from rnnscale.cells import (
     UnitaryEvolutionRNNCell,
     affine,
     compute_weights,
+    identity,
+    linear,
     time_loop,
 )
 
@@ -284,6 +287,79 @@ def test_bad_input(change, error, message, getkey):
     arguments = {"xs": jnp.zeros((2, 7, 3)), **change}
     with pytest.raises(error, match=message):
         time_loop(cell, **arguments)
+
+
+class Own(Cell):
+    """A cell as users write them: `how` names what it does in another way than ours."""
+
+    recurrent: Float[Array, "hdim hdim"]
+    input: Float[Array, "hdim idim"]
+    pair: Float[Array, "2 hdim"]
+    how: str = eqx.field(static=True)
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+
+    def weights(self):
+        if self.how == "number in weights":
+            return {"recurrent": self.recurrent, "input": self.input, "pair": 0.5}
+        return {"recurrent": self.recurrent, "input": self.input, "pair": self.pair}
+
+    def drive(self, weights, x):
+        drive = linear(weights["input"], x)
+        return (drive, self.pair[0]) if self.how == "constant in drive" else drive
+
+    def advance(self, weights, drive, state, affine):
+        if self.how == "constant in drive":
+            drive, bias = drive
+            drive = drive + bias
+        if self.how == "array of self":
+            return jnp.tanh(affine(drive, self.recurrent, state))
+        if self.how == "row of a matrix":
+            return jnp.tanh(affine(drive, weights["recurrent"], state) + weights["pair"][0])
+        if self.how == "no affine":
+            return jnp.tanh(drive + linear(weights["recurrent"], state))
+        if self.how == "broadcast":
+            return jnp.tanh(affine(0.0, weights["recurrent"], state) + drive)
+        if self.how == "state in plus":
+            plus = affine(drive + jnp.sin(state), weights["recurrent"], state)
+            return jnp.tanh(affine(plus, identity, jnp.cos(plus)))
+        return jnp.tanh(affine(drive, weights["recurrent"], state))
+
+
+def own(how, getkey):
+    shapes = (5, 5), (5, 3), (2, 5)
+    return Own(*(0.5 * jax.random.normal(getkey(), s) for s in shapes), how, 3, 5)
+
+
+@pytest.mark.parametrize("how", ["", "no affine", "broadcast", "state in plus"])
+def test_own_cells(how, getkey):
+    arguments = sample(lambda key: own(how, getkey), (4, 19), getkey)
+    got = outcome(time_loop, *arguments)
+    # Some of them amplify rounding from step to step.
+    assert verify.relative_error(got, outcome(plain, *arguments)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("array of self", TypeError, "none of `self`"),
+        ("row of a matrix", TypeError, "not subscriptable"),
+        ("constant in drive", ValueError, "leading axes of its input"),
+        ("number in weights", TypeError, "holds 0.5, which is no array"),
+    ],
+)
+def test_cells_that_the_loop_could_not_run_rightly_are_refused(how, error, message, getkey):
+    with pytest.raises(error, match=message):
+        time_loop(own(how, getkey), jnp.ones((2, 5, 3)))
+
+
+def test_a_state_of_another_dtype_is_cast_and_one_of_another_kind_is_not(getkey):
+    cell, xs, state, _ = sample(CELLS["lstm"], (2, 9), getkey)
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state)
+    got, _ = time_loop(cell, np.asarray(xs), low)
+    assert {x.dtype.name for x in jax.tree.leaves(got)} == {"float32"}
+    with pytest.raises(TypeError, match="float32; got int32"):
+        time_loop(cell, xs, jax.tree.map(lambda x: x.astype(int), state))
 
 
 def test_cells_check_their_input(getkey):

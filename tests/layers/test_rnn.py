@@ -93,6 +93,8 @@ def test_bad_calls(key):
         deep(xs, (jnp.zeros((5, 3)), jnp.zeros((5, 3))))
     with pytest.raises(ValueError, match="2 features"):
         RNN(elman(2, 3), 1, key=key)(xs[..., :1])
+    with pytest.raises(TypeError, match="takes encoders, such as RNNEncoder"):
+        DeepRNNEncoder([elman(2, 3)])
     ahead = DeepRNNEncoder([BidirectionalRNNEncoder(elman(2, 3), elman(2, 3))])
     with pytest.raises(TypeError, match="no single step"):
         ahead.step(xs[:, 0], ahead.init_state((5,)))
@@ -107,7 +109,9 @@ def test_bad_generation(key):
     with pytest.raises(TypeError, match="tokens must be integers"):
         model.generate(jnp.zeros((5, 3)), steps=1, key=key)
     with pytest.raises(ValueError, match="temperature must be at least 0"):
-        model.generate(jnp.zeros(5, int), steps=1, temperature=-0.5, key=key)
+        model.generate(jnp.zeros(5, int), steps=1, temperature=jnp.array(-0.5), key=key)
+    with pytest.raises(TypeError, match="takes encoders"):
+        AutoregressiveRNN(elman(3, 4), key=key)
 
 
 def test_rows_draw_tokens_of_their_own(key):
