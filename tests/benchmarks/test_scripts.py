@@ -46,3 +46,20 @@ def test_ssm_layers_prints_and_writes_every_shape_and_form(tmp_path):
     for row in rows:
         assert 0 < row["forward_ms"] < row["gradient_ms"]
     assert "gradient ms" in printed
+
+
+@pytest.mark.slow
+def test_rnn_cells_prints_and_writes_every_form(tmp_path):
+    printed = run("rnn_cells.py", "ElmanRNNCell", "--runs", 1, "--out", tmp_path / "figures.json")
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert {"rnnscale", "plain"} <= {row["form"] for row in rows} <= {"rnnscale", "plain", "torch"}
+    assert all(0 < row["forward_ms"] < row["gradient_ms"] for row in rows)
+    assert "gradient ms" in printed
+
+
+@pytest.mark.slow
+def test_messages_are_what_the_network_learns_from():
+    printed = run("message_passing.py", "--steps", 100)
+    (with_messages,) = re.findall(r"^messages, step 100: loss ([\d.]+)", printed, re.MULTILINE)
+    (without,) = re.findall(r"^no messages, step 100: loss ([\d.]+)", printed, re.MULTILINE)
+    assert float(with_messages) < 0.1 < 0.25 < float(without)

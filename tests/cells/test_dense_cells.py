@@ -5,6 +5,7 @@ What the papers promise is in `rnnscale.verify`.
 
 import math
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -116,7 +117,6 @@ def test_alias():
 
 
 def test_lipschitz_against_diffrax(getkey):
-    diffrax = pytest.importorskip("diffrax", reason="Diffrax is not a dependency")
     cell_key = getkey()
     euler = LipschitzRNNCell(3, 5, init_std=2.0, method="euler", key=cell_key)
     rk2 = LipschitzRNNCell(3, 5, init_std=2.0, method="rk2", key=cell_key)
