@@ -49,3 +49,11 @@ def getkey(key: jax.Array) -> Callable[[], jax.Array]:
         return jax.random.fold_in(key, count)
 
     return next_key
+
+
+@pytest.fixture
+def few_programs():
+    """For tests that compile much: a process can map so many programs into its memory."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()

@@ -389,7 +389,8 @@ def _substitute(made: Any, plus: Any, weight: Map, h: Any) -> Any:
 
     substitute.defvjp(lambda made, plus, h: (made, h), pull)
     plus = jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape).astype(y.dtype), plus, made)
-    return substitute(made, plus, h)
+    # On a mesh cotangents vary over its axes, and what they belong to must too.
+    return substitute(*vary_alike((made, plus, h)))
 
 
 def _inner(xs: PyTree[Array], ys: PyTree[Array]) -> Any:

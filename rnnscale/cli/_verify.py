@@ -56,5 +56,7 @@ def _verify(arguments: argparse.Namespace) -> int:
                 total += 1
                 failed += not check.passed
         console.print(table)
+        # A process can map so many compiled programs into its memory, and all suites have more.
+        jax.clear_caches()
     print(f"{len(chosen)} subjects, {total} checks, {failed} failed")
     return 1 if failed else 0

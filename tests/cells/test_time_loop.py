@@ -27,6 +27,9 @@ from rnnscale.cells import (
 )
 
 
+pytestmark = pytest.mark.usefixtures("few_programs")
+
+
 def plain(cell, xs, state, reset=None, lengths=None, reverse=False):
     """A whole step inside the loop, and everything else the obvious way."""
     batch, time = xs.shape[:-2], xs.shape[-2]
