@@ -26,7 +26,6 @@ from rnnscale.cells import (
     time_loop,
 )
 
-
 pytestmark = pytest.mark.usefixtures("few_programs")
 
 

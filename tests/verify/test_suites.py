@@ -8,7 +8,6 @@ import pytest
 from rnnscale import verify
 from rnnscale._fields import parameters
 
-
 pytestmark = pytest.mark.usefixtures("few_programs")
 
 
