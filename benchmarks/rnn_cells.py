@@ -19,6 +19,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,32 +39,33 @@ from rnnscale.layers import RNNEncoder
 BATCH, TIME, IDIM, HDIM = 32, 512, 64, 256
 
 
-def _sized(cell: Callable[..., Cell], *, key: jax.Array, **options: Any) -> Cell:
-    return cell(IDIM, HDIM, key=key, **options)
-
-
-CELLS: dict[str, Callable[[jax.Array], Cell]] = {
-    "ElmanRNNCell": lambda key: _sized(cells.ElmanRNNCell, key=key),
-    "LeakyElmanCell": lambda key: _sized(cells.LeakyElmanCell, key=key),
-    "WilsonCowanCell": lambda key: _sized(cells.WilsonCowanCell, key=key),
-    "IndRNNCell": lambda key: _sized(cells.IndRNNCell, key=key),
-    "LongShortTermMemoryCell": lambda key: _sized(cells.LongShortTermMemoryCell, key=key),
-    "GatedRecurrentUnitCell": lambda key: _sized(cells.GatedRecurrentUnitCell, key=key),
-    "ChoGatedRecurrentUnitCell": lambda key: _sized(cells.ChoGatedRecurrentUnitCell, key=key),
-    "AntiSymmetricRNNCell": lambda key: _sized(cells.AntiSymmetricRNNCell, key=key),
-    "GatedAntiSymmetricRNNCell": lambda key: _sized(cells.GatedAntiSymmetricRNNCell, key=key),
-    "ClockWorkRNNCell": lambda key: _sized(cells.ClockWorkRNNCell, key=key),
-    "LipschitzRNNCell euler": lambda key: _sized(cells.LipschitzRNNCell, method="euler", key=key),
-    "LipschitzRNNCell rk2": lambda key: _sized(cells.LipschitzRNNCell, method="rk2", key=key),
-    "GatedLipschitzRNNCell": lambda key: _sized(cells.GatedLipschitzRNNCell, key=key),
-    "UnitaryEvolutionRNNCell": lambda key: _sized(cells.UnitaryEvolutionRNNCell, key=key),
-    "CoupledOscillatoryRNNCell": lambda key: _sized(cells.CoupledOscillatoryRNNCell, key=key),
-    "RandomOscillatorsCell": lambda key: _sized(cells.RandomOscillatorsCell, key=key),
-    "ExpRNNCell": lambda key: _sized(cells.ExpRNNCell, key=key),
-    "NonNormalRNNCell": lambda key: _sized(cells.NonNormalRNNCell, key=key),
-    "MinGRUCell": lambda key: _sized(cells.MinGRUCell, key=key),
-    "MinLSTMCell": lambda key: _sized(cells.MinLSTMCell, key=key),
-    "RGLRUCell": lambda key: cells.RGLRUCell(IDIM, key=key),
+CELLS: dict[str, Callable[..., Cell]] = {
+    **{
+        cell.__name__: partial(cell, IDIM, HDIM)
+        for cell in (
+            cells.ElmanRNNCell,
+            cells.LeakyElmanCell,
+            cells.WilsonCowanCell,
+            cells.IndRNNCell,
+            cells.LongShortTermMemoryCell,
+            cells.GatedRecurrentUnitCell,
+            cells.ChoGatedRecurrentUnitCell,
+            cells.AntiSymmetricRNNCell,
+            cells.GatedAntiSymmetricRNNCell,
+            cells.ClockWorkRNNCell,
+            cells.GatedLipschitzRNNCell,
+            cells.UnitaryEvolutionRNNCell,
+            cells.CoupledOscillatoryRNNCell,
+            cells.RandomOscillatorsCell,
+            cells.ExpRNNCell,
+            cells.NonNormalRNNCell,
+            cells.MinGRUCell,
+            cells.MinLSTMCell,
+        )
+    },
+    "LipschitzRNNCell euler": partial(cells.LipschitzRNNCell, IDIM, HDIM, method="euler"),
+    "LipschitzRNNCell rk2": partial(cells.LipschitzRNNCell, IDIM, HDIM, method="rk2"),
+    "RGLRUCell": partial(cells.RGLRUCell, IDIM),
 }
 
 
@@ -106,7 +108,7 @@ def equinox_gru(cell: eqx.nn.GRUCell, xs: jax.Array) -> jax.Array:
 
 
 def jax_competitors(name: str, key: jax.Array) -> dict[str, tuple[Callable, Any]]:
-    cell = CELLS[name](key)
+    cell = CELLS[name](key=key)
     found: dict[str, tuple[Callable, Any]] = {"rnnscale": (ours, cell), "plain": (plain, cell)}
     if name == "LongShortTermMemoryCell":
         found["equinox"] = (equinox_lstm, eqx.nn.LSTMCell(IDIM, HDIM, key=key))
