@@ -1,7 +1,6 @@
 """The recurrent network with an antisymmetric matrix."""
 
 import math
-import warnings
 from typing import NamedTuple
 
 import equinox as eqx
@@ -13,6 +12,7 @@ from rnnscale._base import check_size
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Cell, linear
 from rnnscale.cells._init import normal
+from rnnscale.cells._warn import warn_caller
 
 
 class _Weights(NamedTuple):
@@ -69,9 +69,7 @@ class AntiSymmetricRNNCell(Cell):
         whatever $W$ is.
         """
         check_size(AntiSymmetricRNNCell, idim=idim, hdim=hdim)
-        _check(AntiSymmetricRNNCell, epsilon, recurrent_std)
-        if not 0 <= gamma <= 2 / epsilon:
-            warnings.warn(_unstable(AntiSymmetricRNNCell, epsilon, gamma), stacklevel=2)
+        _check(AntiSymmetricRNNCell, epsilon, gamma, recurrent_std)
         recurrent_key, input_key = jax.random.split(key)
         self.recurrent = normal(recurrent_key, (hdim, hdim), recurrent_std / math.sqrt(hdim))
         self.input = normal(input_key, (hdim, idim), 1 / math.sqrt(idim))
@@ -142,9 +140,7 @@ class GatedAntiSymmetricRNNCell(Cell):
         whatever $W$ is.
         """
         check_size(GatedAntiSymmetricRNNCell, idim=idim, hdim=hdim)
-        _check(GatedAntiSymmetricRNNCell, epsilon, recurrent_std)
-        if not 0 <= gamma <= 2 / epsilon:
-            warnings.warn(_unstable(GatedAntiSymmetricRNNCell, epsilon, gamma), stacklevel=2)
+        _check(GatedAntiSymmetricRNNCell, epsilon, gamma, recurrent_std)
         recurrent_key, input_key = jax.random.split(key)
         self.recurrent = normal(recurrent_key, (hdim, hdim), recurrent_std / math.sqrt(hdim))
         self.input = normal(input_key, (2, hdim, idim), 1 / math.sqrt(idim))
@@ -185,17 +181,15 @@ def _antisymmetric(
     return recurrent - recurrent.T - gamma * jnp.eye(len(recurrent), dtype=recurrent.dtype)
 
 
-def _check(owner: type, epsilon: float, recurrent_std: float) -> None:
+def _check(owner: type, epsilon: float, gamma: float, recurrent_std: float) -> None:
     if not epsilon > 0:
         raise ValueError(f"{owner.__name__}: epsilon must be positive; got {epsilon}.")
     if not recurrent_std >= 0:
         raise ValueError(
             f"{owner.__name__}: recurrent_std must not be negative; got {recurrent_std}."
         )
-
-
-def _unstable(owner: type, epsilon: float, gamma: float) -> str:
-    return (
-        f"{owner.__name__}: small states grow, whatever the weights are, unless gamma is "
-        f"in [0, 2 / epsilon], here [0, {2 / epsilon:.4g}]; got {gamma}."
-    )
+    if not 0 <= gamma <= 2 / epsilon:
+        warn_caller(
+            f"{owner.__name__}: small states grow, whatever the weights are, unless gamma is in "
+            f"[0, 2 / epsilon], here [0, {2 / epsilon:.4g}]; got {gamma}."
+        )

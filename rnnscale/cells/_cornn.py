@@ -1,8 +1,6 @@
 """The coupled oscillatory recurrent network."""
 
 import math
-import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
@@ -14,9 +12,7 @@ from rnnscale._base import check_size, state_dtype
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Cell, linear
 from rnnscale.cells._init import uniform
-
-# Whose frames a warning passes over, to point at the caller of the constructor.
-_INTERNAL = (str(Path(__file__).parent), str(Path(eqx.__file__).parent))
+from rnnscale.cells._warn import warn_caller
 
 type Oscillators = tuple[Float[Array, "*axes hdim"], Float[Array, "*axes hdim"]]
 """Positions and velocities."""
@@ -151,8 +147,7 @@ def check_oscillators(owner: type, dt: float, gamma: float, epsilon: float) -> N
             raise ValueError(f"{name}: {what} must be at least 0 and finite; got {value}.")
     bound = dt**2 * gamma + 2 * dt * epsilon
     if bound > 4:
-        warnings.warn(
+        warn_caller(
             f"{name}: undriven units grow without bound. dt² gamma + 2 dt epsilon must be at most "
-            f"4; got {bound:.3g} from dt={dt}, gamma={gamma}, epsilon={epsilon}. Lower dt.",
-            skip_file_prefixes=_INTERNAL,
+            f"4; got {bound:.3g} from dt={dt}, gamma={gamma}, epsilon={epsilon}. Lower dt."
         )

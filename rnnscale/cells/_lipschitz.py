@@ -1,6 +1,5 @@
 """The Lipschitz recurrent network."""
 
-import warnings
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
@@ -13,6 +12,7 @@ from rnnscale._base import check_size
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Cell, linear
 from rnnscale.cells._init import normal, xavier_normal
+from rnnscale.cells._warn import warn_caller
 
 type Method = Literal["euler", "rk2"]
 type Pair = float | tuple[float, float]
@@ -89,9 +89,7 @@ class LipschitzRNNCell(Cell):
         $[0, 2 / \epsilon]$: states then grow through $A$ unless $M_A$ prevents it.
         """
         check_size(LipschitzRNNCell, idim=idim, hdim=hdim)
-        _check(LipschitzRNNCell, epsilon, beta, init_std, method)
-        if not 0 <= _pair(gamma)[0] <= 2 / epsilon:
-            warnings.warn(_unstable(LipschitzRNNCell, epsilon, gamma), stacklevel=2)
+        _check(LipschitzRNNCell, epsilon, beta, gamma, init_std, method)
         recurrent_key, input_key = jax.random.split(key)
         self.recurrent = normal(recurrent_key, (2, hdim, hdim), init_std / hdim)
         self.input = xavier_normal(input_key, (hdim, idim))
@@ -174,9 +172,7 @@ class GatedLipschitzRNNCell(Cell):
         $[0, 2 / \epsilon]$: states then grow through $A$ unless $M_A$ prevents it.
         """
         check_size(GatedLipschitzRNNCell, idim=idim, hdim=hdim)
-        _check(GatedLipschitzRNNCell, epsilon, beta, init_std, method)
-        if not 0 <= _pair(gamma)[0] <= 2 / epsilon:
-            warnings.warn(_unstable(GatedLipschitzRNNCell, epsilon, gamma), stacklevel=2)
+        _check(GatedLipschitzRNNCell, epsilon, beta, gamma, init_std, method)
         recurrent_key, *input_keys = jax.random.split(key, 3)
         self.recurrent = normal(recurrent_key, (2, hdim, hdim), init_std / hdim)
         self.input = jnp.stack([xavier_normal(key, (hdim, idim)) for key in input_keys])
@@ -247,7 +243,9 @@ def _pair(value: Pair) -> tuple[float, float]:
     return value if isinstance(value, tuple) else (value, value)
 
 
-def _check(owner: type, epsilon: float, beta: Pair, init_std: float, method: str) -> None:
+def _check(
+    owner: type, epsilon: float, beta: Pair, gamma: Pair, init_std: float, method: str
+) -> None:
     name = owner.__name__
     if not epsilon > 0:
         raise ValueError(f"{name}: epsilon must be positive; got {epsilon}.")
@@ -257,10 +255,8 @@ def _check(owner: type, epsilon: float, beta: Pair, init_std: float, method: str
         raise ValueError(f"{name}: init_std must not be negative; got {init_std}.")
     if method not in get_args(Method.__value__):
         raise ValueError(f"{name}: method must be 'euler' or 'rk2'; got {method!r}.")
-
-
-def _unstable(owner: type, epsilon: float, gamma: Pair) -> str:
-    return (
-        f"{owner.__name__}: states grow through A, unless its M prevents it, with gamma outside "
-        f"[0, 2 / epsilon], here [0, {2 / epsilon:.4g}]; got {_pair(gamma)[0]}."
-    )
+    if not 0 <= _pair(gamma)[0] <= 2 / epsilon:
+        warn_caller(
+            f"{name}: states grow through A, unless its M prevents it, with gamma outside "
+            f"[0, 2 / epsilon], here [0, {2 / epsilon:.4g}]; got {_pair(gamma)[0]}."
+        )
