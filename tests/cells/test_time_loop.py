@@ -231,6 +231,7 @@ def sized(subject: verify.CellSubject, key) -> Cell:
     return kind(8, 8, key=key, **variant)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", verify.CELLS, ids=lambda subject: subject.name)
 def test_every_cell_trains_on_a_mesh_without_a_collective_in_the_loop(subject, getkey):
     check_on_mesh(sized(subject, getkey()), {"data": 2, "fsdp": 2, "tensor": 2}, getkey())

@@ -11,12 +11,26 @@ from rnnscale._fields import parameters
 pytestmark = pytest.mark.usefixtures("few_programs")
 
 
-@pytest.mark.parametrize("suite", verify.SUITES, ids=lambda suite: suite.name)
+CELLS = {subject.name for subject in verify.CELLS}
+SUITES = [
+    pytest.param(suite, id=suite.name, marks=[pytest.mark.slow] if suite.name in CELLS else [])
+    for suite in verify.SUITES
+]
+
+
+@pytest.mark.parametrize("suite", SUITES)
 def test_suite(suite):
     checks = list(suite.run(jax.random.key(1)))
     assert checks
     failed = [str(check) for check in checks if not check.passed]
     assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize("subject", verify.CELLS, ids=lambda subject: subject.name)
+def test_cell_equals_its_oracle(subject):
+    """Of the suite of a cell, which is slow, what every `make test` checks."""
+    for check in verify.cell_matches_oracle(subject, jax.random.key(1)):
+        assert check.passed, check
 
 
 BUILDERS = [
