@@ -3,5 +3,8 @@
 from ._checks import check_reset as check_reset, checked_lengths as checked_lengths
 from ._operation import Operation as Operation, vary_alike as vary_alike
 from ._planar import Planar as Planar
-from .diagonal_ssm import diagonal_ssm as diagonal_ssm
+from .diagonal_ssm import (
+    diagonal_ssm as diagonal_ssm,
+    ssm_implementations as ssm_implementations,
+)
 from .linear_scan import linear_scan as linear_scan, scan_implementations as scan_implementations

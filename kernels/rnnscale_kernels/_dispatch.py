@@ -2,8 +2,13 @@
 
 import logging
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
+
+import jax
+
+from ._target import Target
 
 _logger = logging.getLogger("rnnscale_kernels")
 
@@ -16,17 +21,49 @@ def _no_reason(*_) -> None:
 class Implementation:
     """One way to run an operation.
 
-    - `forward(primals, **static)` gives the operation's outputs, and `transpose(primals, outputs,
-        cotangents, **static)` the cotangents of the primals (see `Operation`).
-    - `unavailable(platform)`: why it cannot run there at all, or `None`.
-    - `unsuited(platform, spec)`: why it is not chosen for these arguments, or `None`.
+    - `forward(primals, *, target, **static)` gives the operation's outputs, and
+        `transpose(primals, outputs, cotangents, *, target, **static)` the cotangents of the primals
+        (see `Operation`).
+    - `unavailable(target)`: why it cannot run there at all, or `None`.
+    - `unsupported(spec)`: why it cannot take these arguments, or `None`.
+    - `unsuited(target, spec)`: why it is not chosen for them, though it could run, or `None`.
     """
 
     name: str
     forward: Callable[..., Any]
     transpose: Callable[..., Any]
-    unavailable: Callable[[str], str | None] = _no_reason
-    unsuited: Callable[[str, Any], str | None] = _no_reason
+    unavailable: Callable[[Target], str | None] = _no_reason
+    unsupported: Callable[[Any], str | None] = _no_reason
+    unsuited: Callable[[Target, Any], str | None] = _no_reason
+
+    def interpreted(self, target: Target) -> "Implementation":
+        """The kernels for `target`, run on a CPU by the interpreter of their toolchain: to check
+        them where there is no such device. It is slow."""
+        target = replace(target, interpret=True)
+
+        def only_on_cpu(here: Target) -> str | None:
+            if here.platform != "cpu":
+                return "it interprets kernels on a CPU"
+            return self.unavailable(target)
+
+        return replace(
+            self,
+            name=f"{self.name}_interpreted",
+            forward=_on_host(self.forward, target),
+            transpose=_on_host(self.transpose, target),
+            unavailable=only_on_cpu,
+        )
+
+
+def _on_host(run: Callable[..., Any], interpreted: Target) -> Callable[..., Any]:
+    """`run` as a callback: interpreters order their steps by effects, which a lowering has none of."""
+
+    def run_on_host(*arguments, target, **static):
+        run_interpreted = partial(run, target=interpreted, **static)
+        shapes = jax.eval_shape(run_interpreted, *arguments)
+        return jax.pure_callback(run_interpreted, shapes, *arguments)
+
+    return run_on_host
 
 
 @dataclass(frozen=True)
@@ -45,34 +82,50 @@ class Dispatch:
     def names(self) -> tuple[str, ...]:
         return tuple(each.name for each in self.implementations)
 
-    def choose(self, platform: str, spec: Hashable, named: str | None) -> Implementation:
+    def describe(self, platform: str) -> list[tuple[str, bool, str]]:
+        """Every implementation, the ones tried by default first and in their order: its name,
+        whether it can be used on the target for the platform, and if not, why."""
+        target = Target.of(platform)
+        by_default = [
+            x for name in self.order[platform] for x in self.implementations if x.name == name
+        ]
+        others = [x for x in self.implementations if x not in by_default]
+        reasons = [(x.name, x.unavailable(target)) for x in by_default + others]
+        return [(name, reason is None, reason or "") for name, reason in reasons]
+
+    def choose(self, target: Target, spec: Hashable, named: str | None) -> Implementation:
         """The named implementation, or the fastest that takes arguments such as `spec`.
 
-        **Raises:** `NotImplementedError` where the one named cannot run on the platform.
+        **Raises:** `NotImplementedError` where the one named cannot run on the target, or cannot
+        take the arguments.
         """
         by_name = dict(zip(self.names, self.implementations, strict=True))
         if named is not None:
-            reason = by_name[named].unavailable(platform)
+            reason = _cannot(by_name[named], target, spec)
             if reason is not None:
-                usable = [x.name for x in self.implementations if x.unavailable(platform) is None]
+                usable = [x.name for x in self.implementations if not _cannot(x, target, spec)]
                 raise NotImplementedError(
-                    f"{self.operation}(implementation={named!r}) cannot run on {platform}: "
-                    f"{reason}. Usable there: {', '.join(usable)}, or None for the fastest."
+                    f"{self.operation}(implementation={named!r}) cannot run on {target} with "
+                    f"{spec}: {reason}. Usable there: {', '.join(usable)}, or None for the fastest."
                 )
             return by_name[named]
         passed_over = []
-        *preferred, last = (by_name[name] for name in self.order[platform])
+        *preferred, last = (by_name[name] for name in self.order[target.platform])
         for candidate in preferred:
-            reason = candidate.unavailable(platform) or candidate.unsuited(platform, spec)
+            reason = _cannot(candidate, target, spec) or candidate.unsuited(target, spec)
             if reason is None:
                 break
             passed_over.append(f"; {candidate.name} passed over: {reason}")
         else:
             candidate = last
-        if (platform, spec) not in self._logged:
-            self._logged.add((platform, spec))
+        if (target, spec) not in self._logged:
+            self._logged.add((target, spec))
             _logger.info(
                 "%s on %s runs as %s for %s%s",
-                self.operation, platform, candidate.name, spec, "".join(passed_over),
+                self.operation, target, candidate.name, spec, "".join(passed_over),
             )  # fmt: skip
         return candidate
+
+
+def _cannot(implementation: Implementation, target: Target, spec: Any) -> str | None:
+    return implementation.unavailable(target) or implementation.unsupported(spec)

@@ -17,6 +17,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ._target import Target
+
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 Tree = Any
@@ -109,7 +111,7 @@ class Operation:
         return self._bind("transpose", (primals, outputs, cotangents), static)
 
     def lower(self, forward: Callable[..., Tree], transpose: Callable[..., Tree]) -> None:
-        """Sets the code of the two stages; it gets the name of its `platform` as a keyword."""
+        """Sets the code of the two stages; it gets its `target` as a keyword."""
         for stage, code in (("forward", forward), ("transpose", transpose)):
             for platform in PLATFORMS:
                 rule = _lowering(partial(_run_on_leaves, code, platform))
@@ -229,7 +231,8 @@ def _lowering(code: Callable[..., list]):
 
 
 def _run_on_leaves(code, platform: str, *leaves, tree, **static) -> list:
-    return jax.tree.leaves(code(*jax.tree.unflatten(tree, leaves), platform=platform, **static))
+    target = Target.of(platform)
+    return jax.tree.leaves(code(*jax.tree.unflatten(tree, leaves), target=target, **static))
 
 
 @lru_cache(maxsize=4096)

@@ -87,3 +87,31 @@ def ones_like(x):
     if isinstance(x, Planar):
         return Planar(jnp.ones_like(x.re), jnp.zeros_like(x.im))
     return jnp.ones_like(x)
+
+
+def in_double[N: Numbers](x: N) -> N:
+    """`x` in float64, whatever JAX's default precision: for a handful of numbers."""
+    with jax.enable_x64(True):
+        return cast(x, jnp.float64)
+
+
+def multiply_in_double[N: Numbers](x: N, y: N) -> N:
+    """x * y, elementwise, of float64 numbers.
+
+    Squaring again and again doubles the rounding error of a power each time: in float32, after
+    thousands of steps, the error would be thousands of units in the last place.
+    """
+    with jax.enable_x64(True):
+        return multiply(x, y)
+
+
+def power[N: Numbers](x: N, n: int) -> N:
+    """x to the n >= 1, elementwise, rounded once; at least float32."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    x = in_double(x)
+    result = x
+    for bit in bin(n)[3:]:
+        result = multiply_in_double(result, result)
+        if bit == "1":
+            result = multiply_in_double(result, x)
+    return cast(result, dtype)

@@ -8,9 +8,9 @@ _PACKAGES = ("rnnscale", "jax", "jaxlib", "equinox", "optax", "grain", "orbax-ch
 def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "info",
-        help="show devices, versions, and which scan implementations can be used here",
-        description="Shows devices, versions, and for every implementation of the scan whether it "
-        "can be used here and if not, why.",
+        help="show devices, versions, and which kernels can be used here",
+        description="Shows devices, versions, and for every implementation of the recurrences "
+        "whether it can be used here and if not, why.",
     )
     parser.set_defaults(command=_info)
 
@@ -43,13 +43,17 @@ def _info(_: argparse.Namespace) -> int:
         )
         print(f"  {', '.join(plugins)} is installed, but its device is not in use: {reason}")
     here = jax.default_backend()
-    print(f"implementations of the scan on {here}")
-    _table(
-        [
-            (name, "usable" if usable else f"not usable: {reason}")
-            for name, usable, reason in rnnscale_kernels.scan_implementations(here)
-        ]
-    )
+    for operation, implementations in (
+        ("linear_scan", rnnscale_kernels.scan_implementations(here)),
+        ("diagonal_ssm", rnnscale_kernels.ssm_implementations(here)),
+    ):
+        print(f"implementations of {operation} on {here}, the ones tried by default first")
+        _table(
+            [
+                (name, "usable" if usable else f"not usable: {reason}")
+                for name, usable, reason in implementations
+            ]
+        )
     return 0
 
 

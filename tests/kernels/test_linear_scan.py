@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from rnnscale_kernels import Planar, linear_scan
+from rnnscale_kernels import Planar, linear_scan, scan_implementations
 from rnnscale_kernels.linear_scan import DISPATCH
 from rnnscale_kernels.testing import (
     SCAN_ARGUMENTS,
@@ -18,8 +18,21 @@ from rnnscale_kernels.testing import (
     to_numpy,
 )
 
-IMPLEMENTATIONS = DISPATCH.names
-every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+# What runs on a CPU: the XLA forms, and the kernels of other devices in their interpreters.
+XLA_FORMS = ("sequential", "chunked", "associative")
+INTERPRETED = ("mosaic_gpu_interpreted", "triton_interpreted", "mosaic_tpu_interpreted")
+REASONS = {name: reason for name, _, reason in scan_implementations("cpu")}
+
+
+def _if_usable(name):
+    return pytest.param(name, marks=pytest.mark.skipif(bool(REASONS[name]), reason=REASONS[name]))
+
+
+every_xla_form = pytest.mark.parametrize("implementation", XLA_FORMS)
+every_kernel = pytest.mark.parametrize("implementation", map(_if_usable, INTERPRETED))
+every_implementation = pytest.mark.parametrize(
+    "implementation", [*XLA_FORMS, *map(_if_usable, INTERPRETED)]
+)
 
 
 def run(spec: ScanArguments, implementation, seed=0):
@@ -83,7 +96,7 @@ def test_values_and_gradients_are_those_of_the_reference(spec, implementation):
         reset=st.booleans(),
         reverse=st.booleans(),
     ),
-    implementation=st.sampled_from([*IMPLEMENTATIONS, None]),
+    implementation=st.sampled_from([*XLA_FORMS, None]),
     seed=st.integers(0, 2**31),
 )
 def test_any_arguments(spec, implementation, seed):
@@ -107,7 +120,7 @@ def small(implementation):
     return scalar, arguments
 
 
-@every_implementation
+@every_xla_form
 def test_forward_and_reverse_mode_to_second_order(implementation):
     with jax.enable_x64(True):
         scalar, arguments = small(implementation)
@@ -167,7 +180,7 @@ def test_vmap_folds_into_the_batch(implementation, varying):
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-@every_implementation
+@every_xla_form
 def test_shard_map(implementation, check_vma):
     arrays = ScanArguments(batch=(4,), time=12, channels=6, planar=True, varying=False).arrays()
     a, b, h0 = (to_jax(arrays[name], "float32") for name in ("a", "b", "h0"))
@@ -279,7 +292,7 @@ def test_exact_cases(implementation):
         np.testing.assert_array_equal(h, jnp.cumsum(b * signs, 1) * signs)
 
 
-@every_implementation
+@every_xla_form
 def test_decays_near_one_over_65536_steps(implementation):
     rng = np.random.default_rng(0)
     steps = 65536

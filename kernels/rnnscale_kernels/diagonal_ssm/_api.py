@@ -71,6 +71,11 @@ def diagonal_ssm(
     return finish(public)
 
 
+def ssm_implementations(platform: str) -> list[tuple[str, bool, str]]:
+    """The implementations of `diagonal_ssm` on a platform, as `scan_implementations` gives them."""
+    return DISPATCH.describe(platform)
+
+
 def prepare(u, decay, b, c, h0, *, reverse, reset, lengths, implementation):
     """Checks the arguments of `diagonal_ssm`.
 

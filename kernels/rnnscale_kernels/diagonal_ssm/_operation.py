@@ -24,7 +24,7 @@ from ..linear_scan import scan
 from . import _xla
 
 
-def unfused(primals, *, chunk, platform=None):
+def unfused(primals, *, chunk, target=None):
     """The definition: input map, recurrence and output map, one after another."""
     u, decay, b, c, h0, cut, lengths = primals
     decay = jax.tree.map(lambda x: x.reshape((1,) * (u.ndim - 1) + x.shape), decay)
@@ -78,7 +78,7 @@ def _tangent(primals, outputs, tangents, *, chunk, implementation):
     return jax.jvp(run, values, list(tangents[: len(values)]))[1]
 
 
-def unfused_transpose(primals, outputs, cotangents, *, chunk, platform=None):
+def unfused_transpose(primals, outputs, cotangents, *, chunk, target=None):
     primals, cotangents = vary_alike((primals, cotangents))
     *values, cut, lengths = primals
     _, pull = jax.vjp(lambda *values: _public((*values, cut, lengths), chunk=chunk), *values)
@@ -164,14 +164,14 @@ DISPATCH = Dispatch(
 )
 
 
-def _run_forward(primals, *, platform, chunk, implementation):
-    chosen = DISPATCH.choose(platform, SSMSpec.of(primals), implementation)
-    return chosen.forward(primals, chunk=chunk, platform=platform)
+def _run_forward(primals, *, target, chunk, implementation):
+    chosen = DISPATCH.choose(target, SSMSpec.of(primals), implementation)
+    return chosen.forward(primals, chunk=chunk, target=target)
 
 
-def _run_transpose(primals, outputs, cotangents, *, platform, chunk, implementation):
-    chosen = DISPATCH.choose(platform, SSMSpec.of(primals), implementation)
-    return chosen.transpose(primals, outputs, cotangents, chunk=chunk, platform=platform)
+def _run_transpose(primals, outputs, cotangents, *, target, chunk, implementation):
+    chosen = DISPATCH.choose(target, SSMSpec.of(primals), implementation)
+    return chosen.transpose(primals, outputs, cotangents, chunk=chunk, target=target)
 
 
 operation = Operation(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._planar import Planar
+from .._target import Target
 from ..linear_scan import NARROW, scan, transpose as scan_transpose
 
 
@@ -41,9 +42,9 @@ class Recurrence(NamedTuple):
     transpose: Callable[..., Any]
 
 
-def recurrence(platform: str, entering) -> Recurrence:
+def recurrence(target: Target, entering) -> Recurrence:
     """The loop below on CPUs, and where its steps are wide enough; else `linear_scan`."""
-    if platform == "cpu" and entering.shape[-2] == 2 and entering.size > NARROW:
+    if target.platform == "cpu" and entering.shape[-2] == 2 and entering.size > NARROW:
         return Recurrence(_loop, _loop_transpose)
     return Recurrence(_scan, _scan_transpose)
 

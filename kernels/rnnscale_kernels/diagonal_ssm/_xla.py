@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._planar import conjugate
+from .._target import Target
 from ._recurrence import recurrence, stack, unstack
 
 
@@ -19,7 +20,7 @@ class _Chunks:
     The last chunk is filled up with zeros.
     """
 
-    def __init__(self, primals, chunk: int, platform: str):
+    def __init__(self, primals, chunk: int, target: Target):
         self.u, self.decay, b, c, h0, self.cut, lengths = primals
         *self.batch, self.time, _ = self.u.shape
         self.chunk = chunk
@@ -39,7 +40,7 @@ class _Chunks:
             self.end = None
         self.u = self.fill(self.u, -2)
         self.cut = None if self.cut is None else self.fill(self.cut, -1)
-        self.recurrence = recurrence(platform, self.h0)
+        self.recurrence = recurrence(target, self.h0)
 
     def fill(self, x, axis: int):
         widths = [(0, 0)] * x.ndim
@@ -72,9 +73,9 @@ def _product(axes: str, x, y, dtype, out_dtype):
     return product.astype(out_dtype)
 
 
-def chunked(primals, *, chunk, platform):
+def chunked(primals, *, chunk, target):
     """((y, h_last), borders): one chunk after another."""
-    chunks = _Chunks(primals, chunk, platform)
+    chunks = _Chunks(primals, chunk, target)
     h0, dtype = chunks.h0, chunks.u.dtype
 
     def step(n, loop):
@@ -92,9 +93,9 @@ def chunked(primals, *, chunk, platform):
     return (chunks.trim(y), unstack(h_last, -2)), unstack(borders, -2)
 
 
-def chunked_transpose(primals, outputs, cotangents, *, chunk, platform):
+def chunked_transpose(primals, outputs, cotangents, *, chunk, target):
     """The backward pass, from the last chunk to the first."""
-    chunks = _Chunks(primals, chunk, platform)
+    chunks = _Chunks(primals, chunk, target)
     b, c, h0, wide, dtype = chunks.b, chunks.c, chunks.h0, chunks.wide, chunks.u.dtype
     _, borders = outputs
     borders = stack(borders, -2)

@@ -41,9 +41,12 @@ def linear_scan(
     - `reset`: true at t marks t as the first step of a segment in time order, in either
         direction: no state crosses from one segment into another. A reset restores zero, not
         `h0`, and stops infinities and NaN, in the gradient too.
-    - `implementation`: `"sequential"`, `"chunked"` or `"associative"`; `None` takes the fastest for
-        the platform compiled for. All but `"sequential"` multiply decays over many steps, which
-        overflows for magnitudes well above 1.
+    - `implementation`: `None` takes the fastest for the device compiled for. By name, that one or
+        an error: `"mosaic_gpu"` (NVIDIA GPUs from Hopper on), `"triton"` (from Ampere on),
+        `"mosaic_tpu"`, and in plain XLA, for every platform and dtype, `"sequential"`, `"chunked"`
+        and `"associative"`, of which the last two multiply decays over many steps, which overflows
+        for magnitudes well above 1. The kernels take `a` and `b` in float32 and bfloat16 and carry
+        in float32. `"mosaic_gpu_interpreted"` and the like run a kernel on a CPU, slowly.
 
     **Returns:**
 
@@ -51,7 +54,7 @@ def linear_scan(
     in the carry's dtype, which is at least float32.
 
     **Raises:** `TypeError` or `ValueError` for dtypes and shapes that do not meet,
-    `NotImplementedError` where the implementation named cannot run on the platform.
+    `NotImplementedError` where the implementation named cannot run there or take these arguments.
     """
     primals = prepare(a, b, h0, reverse=reverse, reset=reset, implementation=implementation)
     return scan(*vary_alike(primals), reverse=reverse, implementation=implementation)
@@ -82,12 +85,14 @@ def prepare(a, b, h0, *, reverse, reset, implementation):
 
 
 def scan_implementations(platform: str) -> list[tuple[str, bool, str]]:
-    """The implementations of `linear_scan` on a platform such as `"cpu"`, `"cuda"` or `"tpu"`.
+    """The implementations of `linear_scan` on a platform: `"cpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
 
-    **Returns:** for each, its name, whether it can be used there, and if not, why.
+    Which device of the platform is meant, the ambient mesh (`jax.set_mesh`) says, else the machine.
+
+    **Returns:** for each, its name, whether it can be used there, and if not, why; those that are
+    tried by default come first, in their order.
     """
-    reasons = {each.name: each.unavailable(platform) for each in DISPATCH.implementations}
-    return [(name, reason is None, reason or "") for name, reason in reasons.items()]
+    return DISPATCH.describe(platform)
 
 
 def cuts(reset: Bool[Array, "*batch time"], *, reverse: bool) -> Bool[Array, "*batch time"]:

@@ -6,7 +6,8 @@ from functools import partial
 
 from .._dispatch import Dispatch, Implementation
 from .._planar import Planar
-from . import _xla
+from .._target import H100, TPU_V5E, Target
+from . import _kernels, _mosaic_gpu, _mosaic_tpu, _triton, _xla
 from ._backward import transpose_by_scan
 
 
@@ -22,6 +23,7 @@ class ScanSpec:
     varying: bool
     cut: bool
     reverse: bool
+    decay_dtype: str
 
     @classmethod
     def of(cls, primals, *, reverse: bool) -> "ScanSpec":
@@ -36,6 +38,7 @@ class ScanSpec:
             varying=a.shape[-2] > 1,
             cut=cut is not None,
             reverse=reverse,
+            decay_dtype=str(a.dtype),
         )
 
 
@@ -45,7 +48,7 @@ NARROW = 256
 _LONG = 64
 
 
-def _chunked_unsuited(platform: str, spec: ScanSpec) -> str | None:
+def _chunked_unsuited(target: Target, spec: ScanSpec) -> str | None:
     width = spec.batch * spec.channels * (1 + spec.planar)
     if spec.varying:
         return "the products of a time-varying decay cost as much again"
@@ -54,11 +57,11 @@ def _chunked_unsuited(platform: str, spec: ScanSpec) -> str | None:
     return None
 
 
-def _implementation(name, scan, transpose, **reasons) -> Implementation:
-    def forward(primals, *, reverse):
+def _in_xla(name, scan, transpose, **reasons) -> Implementation:
+    def forward(primals, *, reverse, target):
         return scan(*primals, reverse=reverse), ()
 
-    def backward(primals, outputs, cotangents, *, reverse):
+    def backward(primals, outputs, cotangents, *, reverse, target):
         a, _, h0, cut = primals
         (h, _), _ = outputs
         return *transpose(a, h, h0, cut, *cotangents, reverse=reverse), None
@@ -66,24 +69,51 @@ def _implementation(name, scan, transpose, **reasons) -> Implementation:
     return Implementation(name, forward, backward, **reasons)
 
 
+def _by_hand(name, kernels) -> Implementation:
+    def forward(primals, *, reverse, target):
+        spec = ScanSpec.of(primals, reverse=reverse)
+        return _kernels.forward(kernels, primals, reverse=reverse, target=target, spec=spec)
+
+    def backward(primals, outputs, cotangents, *, reverse, target):
+        spec = ScanSpec.of(primals, reverse=reverse)
+        return _kernels.transpose(
+            kernels, primals, outputs, cotangents, reverse=reverse, target=target, spec=spec
+        )
+
+    return Implementation(
+        name,
+        forward,
+        backward,
+        unavailable=kernels.unavailable,
+        unsupported=kernels.unsupported,
+        unsuited=kernels.unsuited,
+    )
+
+
+_ON_DEVICES = (
+    (_by_hand("mosaic_gpu", _mosaic_gpu), H100),
+    (_by_hand("triton", _triton), H100),
+    (_by_hand("mosaic_tpu", _mosaic_tpu), TPU_V5E),
+)
+
 DISPATCH = Dispatch(
     "linear_scan",
     (
-        _implementation("sequential", _xla.sequential, _xla.sequential_transpose),
-        _implementation(
+        _in_xla("sequential", _xla.sequential, _xla.sequential_transpose),
+        _in_xla(
             "chunked",
             _xla.chunked,
             partial(transpose_by_scan, _xla.chunked),
             unsuited=_chunked_unsuited,
         ),
-        _implementation(
-            "associative", _xla.associative, partial(transpose_by_scan, _xla.associative)
-        ),
+        _in_xla("associative", _xla.associative, partial(transpose_by_scan, _xla.associative)),
+        *(kernels for kernels, _ in _ON_DEVICES),
+        *(kernels.interpreted(target) for kernels, target in _ON_DEVICES),
     ),
     order={
         "cpu": ("chunked", "sequential"),
-        "cuda": ("associative",),
+        "cuda": ("mosaic_gpu", "triton", "associative"),
         "rocm": ("associative",),
-        "tpu": ("associative",),
+        "tpu": ("mosaic_tpu", "associative"),
     },
 )

@@ -80,15 +80,14 @@ def _batch(stage, arguments, mapped, **static):
     return getattr(operation, stage)(*spread_arguments, **static)
 
 
-def _run_forward(primals, *, platform, reverse, implementation):
-    spec = ScanSpec.of(primals, reverse=reverse)
-    return DISPATCH.choose(platform, spec, implementation).forward(primals, reverse=reverse)
+def _run_forward(primals, *, target, reverse, implementation):
+    chosen = DISPATCH.choose(target, ScanSpec.of(primals, reverse=reverse), implementation)
+    return chosen.forward(primals, reverse=reverse, target=target)
 
 
-def _run_transpose(primals, outputs, cotangents, *, platform, reverse, implementation):
-    spec = ScanSpec.of(primals, reverse=reverse)
-    chosen = DISPATCH.choose(platform, spec, implementation)
-    return chosen.transpose(primals, outputs, cotangents, reverse=reverse)
+def _run_transpose(primals, outputs, cotangents, *, target, reverse, implementation):
+    chosen = DISPATCH.choose(target, ScanSpec.of(primals, reverse=reverse), implementation)
+    return chosen.transpose(primals, outputs, cotangents, reverse=reverse, target=target)
 
 
 operation = Operation(

@@ -4,7 +4,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._planar import add, cast, multiply, multiply_conjugate, ones_like, where
+from .._planar import (
+    add,
+    cast,
+    in_double,
+    multiply,
+    multiply_conjugate,
+    multiply_in_double,
+    ones_like,
+    where,
+)
 from ._backward import previous, sum_to
 
 
@@ -84,52 +93,75 @@ def associative(a, b, h0, cut, *, reverse):
     A time-invariant decay stays one step long. On each level of the tree all spans have the same
     length, so the decay of a span is one power.
     """
-
-    def flip(x):
-        return jax.tree.map(lambda x: jnp.flip(x, -2), x) if reverse else x
-
     out_dtype = b.dtype
-    a, b, cut = flip((cast(a, h0.dtype), cast(b, h0.dtype), _as_column(cut)))
-    first = multiply(_at(a, 0), h0)
+    a, b = cast(a, h0.dtype), cast(b, h0.dtype)
+    start = -1 if reverse else 0
+    first = multiply(_at(a, start), h0)
     if cut is not None:
-        first = where(cut[..., 0, :], 0.0, first)
-    b = jax.tree.map(lambda b, x: b.at[..., 0, :].add(x), b, first)
-    h = _tree(a, b, cut)
-    return flip(cast(h, out_dtype)), _at(h, h.shape[-2] - 1)
+        first = where(cut[..., start, None], 0.0, first)
+        cut = cut[..., None]
+    b = jax.tree.map(lambda b, x: b.at[..., start, :].add(x), b, first)
+    h = _tree(in_double(a) if a.shape[-2] == 1 else a, b, cut, reverse=reverse)
+    return cast(h, out_dtype), _at(h, 0 if reverse else h.shape[-2] - 1)
 
 
-def _as_column(cut):
-    return None if cut is None else cut[..., None]
+def _tree(a, b, cut, *, reverse):
+    """The inclusive scan of h -> a h + b along axis -2, from zero.
 
-
-def _tree(a, b, cut):
-    """The inclusive scan of h -> a h + b along axis -2, from zero."""
+    A time-invariant `a`, in float64, becomes the decay of ever longer spans by squaring.
+    """
     steps = b.shape[-2]
     if steps == 1:
         return b
+    product = multiply_in_double if a.shape[-2] == 1 else multiply
+    pairs, odd = divmod(steps, 2)
 
-    def take(x, start, stop):
+    def take(x, number, count):
+        """`count` steps, every other one, from the one that is processed as `number`."""
+        start = steps - 1 - number - 2 * (count - 1) if reverse else number
+        stop = start + 2 * count - 1
         return jax.tree.map(lambda x: x[..., start:stop:2, :] if x.shape[-2] > 1 else x, x)
 
     def extend(carry, a, b, cut):
-        decayed = multiply(a, carry)
+        decayed = multiply(cast(a, carry.dtype), carry)
         return add(b, decayed if cut is None else where(cut, 0.0, decayed))
 
-    (a0, b0, cut0), (a1, b1, cut1) = (take((a, b, cut), i, steps // 2 * 2) for i in (0, 1))
+    (a0, b0, cut0), (a1, b1, cut1) = (take((a, b, cut), number, pairs) for number in (0, 1))
     pair_cut = None if cut is None else cut0 | cut1
-    odd = _tree(multiply(a1, a0), extend(b0, a1, b1, cut1), pair_cut)
-    carry = jax.tree.map(lambda x: x[..., : (steps - 1) // 2, :], odd)
-    even = extend(carry, *take((a, b, cut), 2, None))
+    second = _tree(product(a1, a0), extend(b0, a1, b1, cut1), pair_cut, reverse=reverse)
+    first = take(b, 0, 1)
+    if later := pairs + odd - 1:
+        # What the second step of a pair has is carried into the first one of the next.
+        kept = slice(pairs - later, None) if reverse else slice(later)
+        carry = jax.tree.map(lambda x: x[..., kept, :], second)
+        first = _join(first, extend(carry, *take((a, b, cut), 2, later)), reverse=reverse)
+    return _interleave(first, second, reverse=reverse)
 
-    def interleave(b, even, odd):
-        even = jnp.concatenate([b[..., :1, :], even], axis=-2)
-        none = [(0, 0, 0)] * (b.ndim - 2)
-        zero = jnp.zeros((), b.dtype)
-        # One of the two addends is a padding zero everywhere.
-        spread_even = lax.pad(even, zero, [*none, (0, 1 - steps % 2, 1), (0, 0, 0)])
-        return spread_even + lax.pad(odd, zero, [*none, (1, steps % 2, 1), (0, 0, 0)])
 
-    return jax.tree.map(interleave, b, even, odd)
+def _join(first, second, *, reverse):
+    """Both along time, `first` processed first."""
+
+    def join(x, y):
+        return jnp.concatenate([y, x] if reverse else [x, y], axis=-2)
+
+    return jax.tree.map(join, first, second)
+
+
+def _interleave(first, second, *, reverse):
+    """`first` and `second` by turns, which starts, and may end, with `first`."""
+
+    def interleave(first, second):
+        *batch, pairs, channels = second.shape
+        alone = first.shape[-2] - pairs
+        if reverse:
+            last, first = first[..., :alone, :], first[..., alone:, :]
+        else:
+            first, last = first[..., :pairs, :], first[..., pairs:, :]
+        both = jnp.stack([second, first] if reverse else [first, second], axis=-2)
+        both = both.reshape(*batch, 2 * pairs, channels)
+        return _join(both, last, reverse=reverse) if alone else both
+
+    return jax.tree.map(interleave, first, second)
 
 
 def chunked(a, b, h0, cut, *, reverse):
@@ -165,7 +197,7 @@ def chunked(a, b, h0, cut, *, reverse):
     zero = jax.tree.map(jnp.zeros_like, _at(b, 0))
 
     local, total = sequential(a, b, zero, cut, reverse=reverse)
-    decay, total_decay = sequential(a, empty, one, None, reverse=reverse)
+    decay, total_decay = _products(a, empty, one, reverse=reverse)
     if cut is None:
         seen = total_cut = None
     else:
@@ -183,6 +215,15 @@ def chunked(a, b, h0, cut, *, reverse):
 
     h = jax.tree.map(join, add(local, correction))
     return cast(h, out_dtype), _at(h, 0 if reverse else steps - 1)
+
+
+def _products(a, zeros, one, *, reverse):
+    """The products of the decay from the start of the chunk to every step, and the last of them."""
+    if a.shape[-2] > 1:
+        return sequential(a, zeros, one, None, reverse=reverse)
+    with jax.enable_x64(True):
+        products = sequential(*map(in_double, (a, zeros, one)), None, reverse=reverse)
+    return cast(products, one.dtype)
 
 
 def chunk_count(steps: int) -> int:

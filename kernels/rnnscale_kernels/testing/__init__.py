@@ -1,6 +1,17 @@
-"""What tests, benchmarks and compile checks share: argument specs and references in NumPy."""
+"""What tests, benchmarks and compile checks share: argument specs, references in NumPy, programs
+compiled for devices that are not here."""
 
 from . import _reference as reference
+from ._benchmark import (
+    BASELINES as BASELINES,
+    MODES as MODES,
+    environment as environment,
+    failure as failure,
+    local_platform as local_platform,
+    measure_scan as measure_scan,
+    minimal_bytes as minimal_bytes,
+    usable_implementations as usable_implementations,
+)
 from ._specs import (
     SCAN_ARGUMENTS as SCAN_ARGUMENTS,
     ScanArguments as ScanArguments,
@@ -8,5 +19,36 @@ from ._specs import (
     to_jax as to_jax,
     to_numpy as to_numpy,
 )
+from ._targets import (
+    Call as Call,
+    Kernel as Kernel,
+    Program as Program,
+    compile_for as compile_for,
+    missing as missing,
+    shared_memory_limit as shared_memory_limit,
+    target_devices as target_devices,
+)
 
-__all__ = ["SCAN_ARGUMENTS", "ScanArguments", "reference", "rounded", "to_jax", "to_numpy"]
+__all__ = [
+    "BASELINES",
+    "MODES",
+    "SCAN_ARGUMENTS",
+    "Call",
+    "Kernel",
+    "Program",
+    "ScanArguments",
+    "compile_for",
+    "environment",
+    "failure",
+    "local_platform",
+    "measure_scan",
+    "minimal_bytes",
+    "missing",
+    "reference",
+    "rounded",
+    "shared_memory_limit",
+    "target_devices",
+    "to_jax",
+    "to_numpy",
+    "usable_implementations",
+]

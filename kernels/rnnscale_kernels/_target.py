@@ -1,0 +1,81 @@
+"""The device that a program is compiled for, which need not be here."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+# Compute capabilities by the words of a device's kind: an absent device has no more than that.
+_CAPABILITIES = {
+    "V100": (7, 0), "T4": (7, 5),
+    "A100": (8, 0), "A30": (8, 0), "A10": (8, 6), "A10G": (8, 6), "A40": (8, 6),
+    "L4": (8, 9), "L40": (8, 9), "L40S": (8, 9),
+    "H20": (9, 0), "H100": (9, 0), "H200": (9, 0), "H800": (9, 0), "GH200": (9, 0),
+    "B200": (10, 0), "GB200": (10, 0), "B300": (10, 3), "GB300": (10, 3),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """The device that a program is compiled for.
+
+    - `platform`: "cpu", "cuda", "rocm" or "tpu".
+    - `device_kind`: such as "NVIDIA H100 80GB HBM3"; `None` where nothing says which it is.
+    - `capability`: the compute capability of an NVIDIA GPU, such as (9, 0).
+    - `cores`: how many multiprocessors it has.
+    - `interpret`: run its kernels on a CPU, in the interpreter of their toolchain.
+    """
+
+    platform: str
+    device_kind: str | None = None
+    capability: tuple[int, int] | None = None
+    cores: int | None = None
+    interpret: bool = False
+
+    @classmethod
+    def of(cls, platform: str) -> "Target":
+        """The device of the ambient mesh, else the local one, for code lowered for `platform`."""
+        device = jax.sharding.get_abstract_mesh().abstract_device
+        if device is not None and _is_of(device.platform, platform):
+            kind = device.device_kind
+            return cls(platform, kind, _known_capability(kind), device.num_cores)
+        device = _local_device(platform)
+        if device is None:
+            return cls(platform)
+        capability = getattr(device, "compute_capability", None)
+        return cls(
+            platform,
+            device.device_kind,
+            _parsed(capability) if platform == "cuda" and capability else None,
+            getattr(device, "core_count", None),
+        )
+
+    def __str__(self) -> str:
+        kind = self.device_kind or "an unknown device"
+        return self.platform if self.platform == "cpu" else f"{self.platform} ({kind})"
+
+
+H100 = Target("cuda", "NVIDIA H100 80GB HBM3", (9, 0), 132)
+TPU_V5E = Target("tpu", "TPU v5 lite", cores=1)
+
+
+def _is_of(device_platform: str, platform: str) -> bool:
+    names = {"gpu": ("cuda", "rocm")}.get(device_platform, (device_platform,))
+    return platform in names
+
+
+def _local_device(platform: str) -> Any:
+    try:
+        return jax.local_devices(backend=platform)[0]
+    except RuntimeError:  # this machine has none
+        return None
+
+
+def _known_capability(kind: str) -> tuple[int, int] | None:
+    return next((_CAPABILITIES[w] for w in re.split(r"[\s-]+", kind) if w in _CAPABILITIES), None)
+
+
+def _parsed(capability: str) -> tuple[int, int]:
+    major, minor = capability.split(".")
+    return int(major), int(minor)

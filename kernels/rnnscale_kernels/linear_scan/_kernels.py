@@ -1,0 +1,213 @@
+"""From hand-written kernels to an implementation: batch axes folded, time split.
+
+A kernel runs every chunk of time of every row as a program of its own. Where rows and channels fill
+the device there is one chunk. Where they don't, a first pass reads the inputs once for what each
+chunk does to the state that enters it, h_out = decay h_in + end; a scan over these few totals gives
+the states that enter the chunks, and with them the kernel runs on all chunks side by side.
+"""
+
+import math
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .._planar import Planar, conjugate, power
+from .._target import Target
+from ._backward import previous, sum_to
+from ._xla import associative
+
+Planes = tuple[Array, ...]
+
+
+class Kernels(Protocol):
+    """The four kernels of a toolchain, on `B` rows of `L` steps of `D` channels.
+
+    `a` is "R L D" or "R 1 D", and row r uses its row (r // inner) % R. Chunk c of the S chunks
+    holds the times from c * chunk on, `chunk` of them or up to the end. What enters and leaves
+    chunks is "B S D" in float32, all else of the size of the sequence in the dtype given. Complex
+    arrays are tuples of two planes, real ones of one.
+    """
+
+    def chunk_steps(self, target: Target, spec: Any) -> int:
+        """Steps of a chunk: all of them where rows and channels fill the device."""
+        ...
+
+    def forward(
+        self,
+        a: Planes,
+        b: Planes,
+        h0: Planes,
+        cut: Array | None,
+        *,
+        chunk: int,
+        inner: int,
+        reverse: bool,
+        target: Target,
+    ) -> tuple[Planes, Planes]:
+        """(h, last): all states, and those that leave the chunks which `h0` entered."""
+        ...
+
+    def forward_totals(
+        self,
+        a: Planes,
+        b: Planes,
+        cut: Array | None,
+        *,
+        chunk: int,
+        inner: int,
+        reverse: bool,
+        target: Target,
+    ) -> tuple[Planes | None, Planes]:
+        """(product, end): of each chunk the product of its decays, whatever is cut, and the state
+        that leaves it if zero enters it. No product for a time-invariant decay."""
+        ...
+
+    def backward(
+        self,
+        a: Planes,
+        h: Planes,
+        h0: Planes,
+        cut: Array | None,
+        g: Planes,
+        c: Planes,
+        *,
+        chunk: int,
+        inner: int,
+        reverse: bool,
+        da_dtype: Any,
+        target: Target,
+    ) -> tuple[Planes, Planes, Planes]:
+        """(da, db, c_out): one pass, from the step processed last to the first.
+
+        With c the cotangent that comes from the steps processed after t, the state h_p before t
+        and zero for both products where t is cut: s_t = g_t + c, db_t = s_t, da_t = s_t conj(h_p),
+        and c = conj(a_t) s_t goes on. `c` enters the chunks and `c_out` leaves them; `h0` is the
+        state before the row, "B D". The gradient of a time-invariant decay is summed over each
+        chunk, "B S D" in float32.
+        """
+        ...
+
+    def backward_totals(
+        self,
+        a: Planes,
+        g: Planes,
+        cut: Array | None,
+        *,
+        chunk: int,
+        inner: int,
+        reverse: bool,
+        target: Target,
+    ) -> tuple[Planes | None, Planes]:
+        """(product, end): the same product, and the c that leaves a chunk if zero enters it."""
+        ...
+
+
+def forward(kernels: Kernels, primals, *, reverse: bool, target: Target, spec):
+    """The forward pass of the operation."""
+    a, b, h0, cut = primals
+    rows = _Rows(a, b.shape, cut, kernels.chunk_steps(target, spec))
+    run: dict[str, Any] = {"reverse": reverse, "target": target, **rows.static}
+    b, h0 = _fold(b, rows.batch), _fold(h0, rows.batch)
+    entering = jax.tree.map(lambda x: x[:, None], h0)
+    if rows.chunks > 1:
+        product, end = kernels.forward_totals(rows.a, _planes(b), rows.cut, **run)
+        entering = rows.entering(rows.total_decay(product), _number(end), h0, reverse=reverse)
+    h, last = kernels.forward(rows.a, _planes(b), _planes(entering), rows.cut, **run)
+    h_last = jax.tree.map(lambda x: x[:, 0 if reverse else -1], _number(last))
+    return _unfold((_number(h), h_last), rows.batch), ()
+
+
+def transpose(kernels: Kernels, primals, outputs, cotangents, *, reverse, target: Target, spec):
+    """The backward pass of the operation."""
+    a, _, h0, cut = primals
+    (h, _), _ = outputs
+    g, g_last = cotangents
+    rows = _Rows(a, g.shape, cut, kernels.chunk_steps(target, spec))
+    run: dict[str, Any] = {"reverse": reverse, "target": target, **rows.static}
+    h, h0, g, g_last = (_fold(x, rows.batch) for x in (h, h0, g, g_last))
+    entering = jax.tree.map(lambda x: x[:, None], g_last)
+    if rows.chunks > 1:
+        product, end = kernels.backward_totals(rows.a, _planes(g), rows.cut, **run)
+        total = conjugate(rows.total_decay(product))
+        entering = rows.entering(total, _number(end), g_last, reverse=not reverse)
+    da, db, c_out = kernels.backward(
+        rows.a, _planes(h), _planes(h0), rows.cut, _planes(g), _planes(entering),
+        # What is yet to be added up over the rows that share a decay keeps its precision.
+        da_dtype=a.dtype if rows.a[0].shape[0] == math.prod(rows.batch) else jnp.dtype(jnp.float32), **run,
+    )  # fmt: skip
+    dh0 = jax.tree.map(lambda x: x[:, -1 if reverse else 0], _number(c_out))
+    da = _number(da)
+    if a.shape[-2] == 1:
+        da = jax.tree.map(lambda x: jnp.sum(x, axis=1, keepdims=True), da)
+    da, db, dh0 = _unfold((da, _number(db), dh0), rows.batch)
+    return sum_to(da, a), db, dh0, None
+
+
+class _Rows:
+    """The decay and the cuts of `B` rows, and how their time is split."""
+
+    def __init__(self, a, shape: tuple[int, ...], cut, chunk: int):
+        *self.batch, self.time, _ = shape
+        self.chunk = min(chunk, self.time)
+        self.chunks = -(-self.time // self.chunk)
+        a, self.inner = _fold_decay(a, self.batch)
+        self.a = _planes(a)
+        self.cut = None if cut is None else _fold(cut, self.batch)
+
+    @property
+    def static(self) -> dict[str, int]:
+        return {"chunk": self.chunk, "inner": self.inner}
+
+    def total_decay(self, product: Planes | None):
+        """The product of the decays of every chunk, "B S D"."""
+        if product is not None:
+            return _number(product)
+        last = self.time - (self.chunks - 1) * self.chunk
+        decay = _number(self.a)
+        whole, rest = power(decay, self.chunk), power(decay, last)
+
+        def spread(whole, rest):
+            per_decay = jnp.concatenate([whole] * (self.chunks - 1) + [rest], axis=1)
+            row = jnp.arange(math.prod(self.batch)) // self.inner % len(per_decay)
+            return per_decay[row]
+
+        return jax.tree.map(spread, whole, rest)
+
+    def entering(self, decay, end, start, *, reverse: bool):
+        """What enters the chunks, "B S D", where `start` enters the first one processed."""
+        cut = None
+        if self.cut is not None:
+            padded = jnp.pad(self.cut, [(0, 0), (0, self.chunks * self.chunk - self.time)])
+            cut = jnp.any(padded.reshape(-1, self.chunks, self.chunk), axis=-1)
+        leaving, _ = associative(decay, end, start, cut, reverse=reverse)
+        return previous(leaving, start, None, reverse=reverse)
+
+
+def _fold_decay(a, batch: list[int]):
+    """(a, inner): "R time channel", where row r of the folded batch has row (r // inner) % R."""
+    own = [i for i, (n, size) in enumerate(zip(a.shape[:-2], batch, strict=True)) if n == size > 1]
+    first, end = (own[0], own[-1] + 1) if own else (0, 0)
+    if any(n != size for n, size in zip(a.shape[first:end], batch[first:end], strict=True)):
+        a = jax.tree.map(lambda x: jnp.broadcast_to(x, (*batch, *x.shape[-2:])), a)
+        first, end = 0, len(batch)
+    rows = math.prod(batch[first:end])
+    return jax.tree.map(lambda x: x.reshape(rows, *x.shape[-2:]), a), math.prod(batch[end:])
+
+
+def _fold(x, batch: list[int]):
+    rows = math.prod(batch)
+    return jax.tree.map(lambda x: x.reshape(rows, *x.shape[len(batch) :]), x)
+
+
+def _unfold(x, batch: list[int]):
+    return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), x)
+
+
+def _planes(x) -> Planes:
+    return tuple(x) if isinstance(x, Planar) else (x,)
+
+
+def _number(planes: Planes):
+    return Planar(*planes) if len(planes) == 2 else planes[0]

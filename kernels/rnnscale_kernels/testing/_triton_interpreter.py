@@ -1,0 +1,95 @@
+"""The Triton kernels of the recurrence on the CPU, in Triton's own interpreter."""
+
+# pyright: reportMissingImports=false
+import threading
+from functools import cache, partial
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
+
+import jax
+import numpy as np
+import triton.language as tl
+from triton import knobs
+from triton.runtime.interpreter import GridExecutor, InterpretedFunction
+
+from ..linear_scan import _triton_source
+
+# The interpreter keeps the place in the grid in a global.
+_ALONE = threading.Lock()
+
+
+def run(kernel: str, arrays, scalars, shapes, programs: int, constants) -> list[jax.Array]:
+    """What the kernel makes of `arrays`, by a callback.
+
+    Numbers of 16 bits travel as float32. The kernels round nothing but their results, which is done
+    here: the interpreter's own rounding to bfloat16 is not right.
+    """
+
+    def on_host(*arrays):
+        inputs = [_widened(np.asarray(x)) for x in arrays]
+        # What a kernel fails to write is seen.
+        results = [np.full(s.shape, np.nan, np.float32) for s in shapes]
+        execute = _Executor(*_interpreted(kernel), partial(_grid, programs))
+        with _ALONE, np.errstate(all="ignore"):
+            execute(*map(_Tensor, inputs), *scalars, *map(_Tensor, results), **constants)
+        return [x.astype(s.dtype) for x, s in zip(results, shapes, strict=True)]
+
+    return jax.pure_callback(on_host, shapes, *arrays)
+
+
+class _Tensor:
+    """As much of a tensor as the interpreter asks for, over a NumPy array."""
+
+    def __init__(self, array: np.ndarray):
+        self._array = array
+        self.dtype = array.dtype
+        self.shape = array.shape
+
+    def data_ptr(self) -> int:
+        return self._array.ctypes.data
+
+
+class _Executor(GridExecutor):
+    """One whose tensors are on the CPU already."""
+
+    def _init_args_hst(self, args_dev, kwargs):
+        return args_dev, kwargs
+
+    def _restore_args_dev(self, args_dev, args_hst, kwargs, kwargs_hst):
+        pass
+
+
+def _index(tensor) -> int:
+    return tensor.handle.data.item()
+
+
+def _grid(programs: int, _) -> tuple[int]:
+    # The interpreter asks for the grid after patching the language, which it undoes at the end. How
+    # Triton 3.6 makes an `int` of a tensor is an error since NumPy 2.4.
+    tl.tensor.__index__ = _index  # pyright: ignore[reportAttributeAccessIssue]
+    return (programs,)
+
+
+def _widened(x: np.ndarray) -> np.ndarray:
+    dtype = np.float32 if x.dtype != np.bool_ else np.bool_
+    return np.ascontiguousarray(x, dtype)
+
+
+def _interpreted(kernel: str):
+    """The kernel as a Python function, and the names of its parameters."""
+    module = _interpreted_source()
+    return getattr(module, kernel), getattr(_triton_source, kernel).arg_names
+
+
+@cache
+def _interpreted_source() -> ModuleType:
+    """The module of the kernels once more, with functions that the interpreter runs."""
+    module = ModuleType(f"{_triton_source.__name__}_interpreted")
+    with knobs.runtime.scope():
+        knobs.runtime.interpret = True
+        SourceFileLoader(module.__name__, _triton_source.__file__).exec_module(module)
+    # Called as an `InterpretedFunction`, each would patch the language anew.
+    for name, value in list(vars(module).items()):
+        if isinstance(value, InterpretedFunction):
+            setattr(module, name, value.rewrite())
+    return module
