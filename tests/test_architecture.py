@@ -119,12 +119,14 @@ def test_packages_use_each_other_by_public_names(root: str) -> None:
 
 
 def test_kernels_need_jax_and_numpy_only() -> None:
-    allowed = {"jax", "numpy", "jaxtyping", "rnnscale_kernels"} | sys.stdlib_module_names
+    allowed = {"jax", "jaxlib", "numpy", "jaxtyping", "rnnscale_kernels"} | sys.stdlib_module_names
+    # An extra; test_import.py sees that nothing is loaded before it is needed.
+    triton = {"triton", "jax_triton"}
     wrong = [
         f"{_where(path, line)}: imports {target}"
         for path in _files("rnnscale_kernels")
         for line, target in _imports("rnnscale_kernels", path)
-        if target.split(".")[0] not in allowed
+        if target.split(".")[0] not in allowed | (triton if "_triton" in path.name else set())
     ]
     assert not wrong, "\n".join(wrong)
 

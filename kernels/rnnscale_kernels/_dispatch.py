@@ -99,32 +99,39 @@ class Dispatch:
         **Raises:** `NotImplementedError` where the one named cannot run on the target, or cannot
         take the arguments.
         """
-        by_name = dict(zip(self.names, self.implementations, strict=True))
         if named is not None:
-            reason = _cannot(by_name[named], target, spec)
+            (chosen,) = (x for x in self.implementations if x.name == named)
+            reason = _cannot(chosen, target, spec)
             if reason is not None:
                 usable = [x.name for x in self.implementations if not _cannot(x, target, spec)]
                 raise NotImplementedError(
                     f"{self.operation}(implementation={named!r}) cannot run on {target} with "
                     f"{spec}: {reason}. Usable there: {', '.join(usable)}, or None for the fastest."
                 )
-            return by_name[named]
+            return chosen
+        fastest, passed_over = self._fastest(target, spec)
+        if (target, spec) not in self._logged:
+            self._logged.add((target, spec))
+            _logger.info(
+                "%s on %s runs as %s for %s%s",
+                self.operation, target, fastest.name, spec, "".join(passed_over),
+            )  # fmt: skip
+        return fastest
+
+    def has_kernel(self, target: Target, spec: Hashable) -> bool:
+        """Whether anything but the last resort of its platform would be chosen."""
+        return self._fastest(target, spec)[0].name != self.order[target.platform][-1]
+
+    def _fastest(self, target: Target, spec: Hashable) -> tuple[Implementation, list[str]]:
+        by_name = dict(zip(self.names, self.implementations, strict=True))
         passed_over = []
         *preferred, last = (by_name[name] for name in self.order[target.platform])
         for candidate in preferred:
             reason = _cannot(candidate, target, spec) or candidate.unsuited(target, spec)
             if reason is None:
-                break
+                return candidate, passed_over
             passed_over.append(f"; {candidate.name} passed over: {reason}")
-        else:
-            candidate = last
-        if (target, spec) not in self._logged:
-            self._logged.add((target, spec))
-            _logger.info(
-                "%s on %s runs as %s for %s%s",
-                self.operation, target, candidate.name, spec, "".join(passed_over),
-            )  # fmt: skip
-        return candidate
+        return last, passed_over
 
 
 def _cannot(implementation: Implementation, target: Target, spec: Any) -> str | None:

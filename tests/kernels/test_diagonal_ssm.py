@@ -10,10 +10,10 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from rnnscale_kernels import Planar, diagonal_ssm, linear_scan
-from rnnscale_kernels.diagonal_ssm import DISPATCH, operation
+from rnnscale_kernels.diagonal_ssm import operation
 from rnnscale_kernels.testing import reference, to_jax, to_numpy
 
-IMPLEMENTATIONS = DISPATCH.names
+IMPLEMENTATIONS = ("chunked", "unfused")
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 ROWS, IDIM, STATE, ODIM = 3, 4, 5, 2
 

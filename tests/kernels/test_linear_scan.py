@@ -1,11 +1,18 @@
+import contextlib
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
-from jax.sharding import PartitionSpec as P
+from hypothesis import given, settings, strategies as st
+from jax.sharding import (
+    AbstractDevice,
+    AbstractMesh,
+    AxisType,
+    PartitionSpec as P,
+    use_abstract_mesh,
+)
 from jax.test_util import check_grads
 
 from rnnscale_kernels import Planar, linear_scan, scan_implementations
@@ -29,7 +36,7 @@ def _if_usable(name):
 
 
 every_xla_form = pytest.mark.parametrize("implementation", XLA_FORMS)
-every_kernel = pytest.mark.parametrize("implementation", map(_if_usable, INTERPRETED))
+every_kernel = pytest.mark.parametrize("implementation", [*map(_if_usable, INTERPRETED)])
 every_implementation = pytest.mark.parametrize(
     "implementation", [*XLA_FORMS, *map(_if_usable, INTERPRETED)]
 )
@@ -84,25 +91,54 @@ def test_values_and_gradients_are_those_of_the_reference(spec, implementation):
     assert value[1].dtype == jnp.float32
 
 
-@given(
-    spec=st.builds(
-        ScanArguments,
-        batch=st.lists(st.integers(1, 3), max_size=2).map(tuple),
-        time=st.integers(1, 40),
-        channels=st.integers(1, 4),
-        planar=st.booleans(),
-        varying=st.booleans(),
-        h0=st.booleans(),
-        reset=st.booleans(),
-        reverse=st.booleans(),
-    ),
-    implementation=st.sampled_from([*XLA_FORMS, None]),
-    seed=st.integers(0, 2**31),
+any_spec = st.builds(
+    ScanArguments,
+    batch=st.lists(st.integers(1, 3), max_size=2).map(tuple),
+    time=st.integers(1, 40),
+    channels=st.integers(1, 4),
+    planar=st.booleans(),
+    varying=st.booleans(),
+    h0=st.booleans(),
+    reset=st.booleans(),
+    reverse=st.booleans(),
 )
+any_seed = st.integers(0, 2**31)
+
+
+@given(spec=any_spec, implementation=st.sampled_from([*XLA_FORMS, None]), seed=any_seed)
 def test_any_arguments(spec, implementation, seed):
     (value, gradient), (expected, expected_gradient) = run(spec, implementation, seed)
     assert_close(value, expected, 2e-6)
     assert_close(gradient, expected_gradient, 2e-6)
+
+
+# An interpreter takes seconds for what XLA does in microseconds.
+@every_kernel
+@settings(max_examples=6)
+@given(spec=any_spec, seed=any_seed)
+def test_any_arguments_of_a_kernel(implementation, spec, seed):
+    (value, gradient), (expected, expected_gradient) = run(spec, implementation, seed)
+    assert_close(value, expected, 2e-6)
+    assert_close(gradient, expected_gradient, 2e-6)
+
+
+@every_kernel
+def test_kernels_have_the_derivatives_of_the_xla_forms(implementation):
+    arrays = ScanArguments(batch=(2,), time=5, channels=2, planar=True, varying=False).arrays()
+    arguments = tuple(to_jax(arrays[name], "float32") for name in ("a", "b", "h0"))
+    reset = jnp.asarray([[False, False, True, False, False], [False] * 5])
+
+    def scalar(implementation, *arguments):
+        h, last = linear_scan(*arguments, reset=reset, implementation=implementation)
+        return jnp.sum(jnp.sin(h.re) * h.im) + jnp.sum(last.re * last.im**2)
+
+    def hessian_vector(implementation):
+        gradient = jax.grad(partial(scalar, implementation), (0, 1, 2))
+        return jax.jit(lambda *x: jax.jvp(gradient, x, x))(*arguments)
+
+    got, expected = map(hessian_vector, (implementation, "sequential"))
+    for x, y in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
 def small(implementation):
@@ -333,18 +369,51 @@ def test_an_invariant_decay_is_never_copied_along_time(implementation):
     assert has_a_decay_for_each_step(varying)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_the_platform_compiled_for_decides(platform, caplog):
+def mesh_of(device_kind, platform):
+    device = AbstractDevice(device_kind=device_kind, num_cores=132, platform=platform)
+    return AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device)
+
+
+@pytest.mark.parametrize(
+    ("platform", "mesh", "chosen", "call"),
+    [
+        ("cpu", None, "chunked", "stablehlo.while"),
+        ("cuda", None, "associative", None),
+        ("cuda", mesh_of("NVIDIA H100 80GB HBM3", "gpu"), "mosaic_gpu", "mosaic_gpu"),
+        ("cuda", mesh_of("NVIDIA L4", "gpu"), "triton", "triton_kernel_call"),
+        ("cuda", mesh_of("Tesla V100-SXM2-16GB", "gpu"), "associative", None),
+        ("rocm", None, "associative", None),
+        ("tpu", None, "mosaic_tpu", "tpu_custom_call"),
+        ("tpu", mesh_of("TPU v5 lite", "tpu"), "mosaic_tpu", "tpu_custom_call"),
+        ("tpu", mesh_of("TPU v3", "tpu"), "associative", None),
+    ],
+)
+def test_the_device_compiled_for_decides(platform, mesh, chosen, call, caplog):
+    if chosen == "triton":
+        pytest.importorskip("jax_triton", reason="needs jax-triton: install rnnscale[aot]")
     DISPATCH._logged.clear()
     arguments = jax.ShapeDtypeStruct((4,), "float32"), jax.ShapeDtypeStruct((1, 300, 4), "float32")
-    with caplog.at_level("INFO", "rnnscale_kernels"):
+    with caplog.at_level("INFO", "rnnscale_kernels"), mesh_context(mesh):
         for _ in range(2):
             run = jax.jit(lambda a, b: linear_scan(a, b))
-            run.trace(*arguments).lower(lowering_platforms=(platform,))
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 1
-    assert f"on {platform} runs as" in lines[0]
-    assert ("chunked" if platform == "cpu" else "associative") in lines[0]
+            text = run.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"runs as {chosen} for" in line
+    calls = ("mosaic_gpu", "triton_kernel_call", "tpu_custom_call", "stablehlo.while")
+    assert [name for name in calls if name in text] == [call] * (call is not None)
+
+
+def mesh_context(mesh):
+    return contextlib.nullcontext() if mesh is None else use_abstract_mesh(mesh)
+
+
+def test_one_program_for_several_platforms():
+    arguments = jax.ShapeDtypeStruct((4,), "float32"), jax.ShapeDtypeStruct((1, 30, 4), "float32")
+    gradient = jax.jit(jax.grad(lambda a, b: jnp.sum(linear_scan(a, b)[0]), (0, 1)))
+    exported = jax.export.export(gradient, platforms=("cpu", "cuda", "tpu"))(*arguments)
+    a, b = (jnp.full(x.shape, 0.5) for x in arguments)
+    for x, y in zip(exported.call(a, b), gradient(a, b), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 b = jnp.zeros((2, 5, 3))
@@ -363,9 +432,27 @@ b = jnp.zeros((2, 5, 3))
         ((jnp.zeros((3,)), b), {"reset": jnp.zeros((2, 5))}, TypeError, "reset must be boolean"),
         ((jnp.zeros((3,)), b), {"reset": jnp.zeros((5,), bool)}, ValueError, "reset has shape"),
         ((jnp.zeros((3,)), b), {"implementation": "fast"}, ValueError, "sequential"),
+        *(
+            ((jnp.zeros((3,)), b), {"implementation": name}, NotImplementedError, says)
+            for name, says in (
+                ("mosaic_gpu", "it is for NVIDIA GPUs. Usable there: sequential, chunked"),
+                ("triton", "it is for NVIDIA GPUs"),
+                ("mosaic_tpu", "it is for TPUs"),
+            )
+        ),
     ],
 )
 def test_bad_input(arguments, options, error, says):
     with pytest.raises(error) as caught:
         linear_scan(*arguments, **options)
     assert says in str(caught.value)
+
+
+@every_kernel
+def test_a_kernel_refuses_what_it_cannot_compute(implementation):
+    with jax.enable_x64(True):
+        arguments = jnp.ones((3,), "float64"), jnp.ones((2, 5, 3), "float64")
+        with pytest.raises(NotImplementedError) as caught:
+            linear_scan(*arguments, implementation=implementation)
+    assert "float64" in str(caught.value)
+    assert "Usable there: sequential, chunked, associative, or None" in str(caught.value)

@@ -18,6 +18,8 @@ from ._operation import DISPATCH, operation
 # A chunk's states take about this many bytes: they stay in a CPU's cache, and the turns of the loop
 # over chunks stay few (measured by `benchmarks/ssm_layers.py`).
 _CHUNK_BYTES = 1 << 21
+# A GPU takes tiles of so many steps, and needs many chunks to have work for all its processors.
+_TILE, _LONGEST = 64, 256
 
 
 def diagonal_ssm(
@@ -128,8 +130,12 @@ def options(primals, implementation: str | None) -> dict[str, Any]:
 
 def _chunk_length(width: int, time: int) -> int:
     """Steps a chunk, for `width` numbers of state a step: chunks of about equal length."""
-    longest = max(32, _CHUNK_BYTES // (4 * max(width, 1)))
-    return -(-time // -(-time // longest))
+    fitting = _CHUNK_BYTES // (4 * max(width, 1)) // _TILE * _TILE
+    longest = min(max(fitting, _TILE), _LONGEST)
+    if time <= longest:
+        return time
+    chunk = -(-time // -(-time // longest))
+    return -(-chunk // _TILE) * _TILE
 
 
 def _turn(x, lengths, axis: int):

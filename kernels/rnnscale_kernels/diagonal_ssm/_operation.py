@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from .._dispatch import Dispatch, Implementation
 from .._operation import Operation, mapped_size, vary_alike
 from .._planar import Planar, where
-from ..linear_scan import scan
-from . import _xla
+from .._target import H100, Target
+from ..linear_scan import DISPATCH as SCAN, ScanSpec, scan
+from . import _mosaic_gpu, _xla
 
 
 def unfused(primals, *, chunk, target=None):
@@ -154,13 +155,47 @@ class SSMSpec:
         )
 
 
+def _unfused_unsuited(target: Target, spec: SSMSpec) -> str | None:
+    dtype = str(jnp.promote_types(spec.dtype, jnp.float32))
+    recurrence = ScanSpec(
+        batch=spec.batch,
+        time=spec.time,
+        channels=spec.state,
+        dtype=dtype,
+        planar=spec.planar,
+        varying=False,
+        cut=spec.cut,
+        reverse=False,
+        decay_dtype=dtype,
+    )
+    if not SCAN.has_kernel(target, recurrence):
+        return "there is no kernel for the recurrence, and chunks need less memory"
+    return None
+
+
+_FUSED = Implementation(
+    "mosaic_gpu",
+    _mosaic_gpu.forward,
+    _mosaic_gpu.transpose,
+    unavailable=_mosaic_gpu.unavailable,
+    unsupported=_mosaic_gpu.unsupported,
+    unsuited=_mosaic_gpu.unsuited,
+)
+
 DISPATCH = Dispatch(
     "diagonal_ssm",
     (
         Implementation("chunked", _xla.chunked, _xla.chunked_transpose),
-        Implementation("unfused", unfused, unfused_transpose),
+        Implementation("unfused", unfused, unfused_transpose, unsuited=_unfused_unsuited),
+        _FUSED,
+        _FUSED.interpreted(H100),
     ),
-    order={platform: ("chunked",) for platform in ("cpu", "cuda", "rocm", "tpu")},
+    order={
+        "cpu": ("chunked",),
+        "cuda": ("mosaic_gpu", "unfused", "chunked"),
+        "rocm": ("unfused", "chunked"),
+        "tpu": ("unfused", "chunked"),
+    },
 )
 
 

@@ -6,5 +6,5 @@ from ._api import (
     prepare as prepare,
     scan_implementations as scan_implementations,
 )
-from ._implementations import DISPATCH as DISPATCH, NARROW as NARROW
+from ._implementations import DISPATCH as DISPATCH, NARROW as NARROW, ScanSpec as ScanSpec
 from ._operation import operation as operation, scan as scan, transpose as transpose

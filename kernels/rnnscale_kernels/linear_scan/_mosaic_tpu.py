@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._planar import Planar, add, multiply, multiply_conjugate, where
+from .._planar import Planar, add, cast, multiply, multiply_conjugate, where
 
 _LANES = 128
 _STREAMS = 8
 
-# Steps that the compiler has at once to hide latencies with.
-_UNROLL = 32
+# Steps transposed at once, a register of bfloat16.
+_WINDOW = 16
 
 # What a program streams through VMEM, two tiles of each array, has at most so many bytes: half of
 # what a kernel is given by default. A tile takes some microseconds then, much longer than its start.
@@ -154,140 +154,129 @@ def _sweep(
     a, inputs = _number(a), [*map(_number, inputs)]
     x, x0 = (None, None) if before is None else map(_number, before)
     (rows, steps, channels), (decays, decay_steps, _) = inputs[0].shape, a.shape
-    varying, chunks = decay_steps > 1, -(-steps // chunk)
+    varying = decay_steps > 1
 
-    def like(shape, dtype, tree):
+    def like(tree, shape, dtype):
         return jax.tree.map(lambda _: jax.ShapeDtypeStruct(shape, dtype), tree)
 
-    results = [like((rows, steps, channels), dtype, a) for dtype in outputs]
+    results = [like(a, (rows, steps, channels), dtype) for dtype in outputs]
     streamed = jax.tree.leaves((a if varying else None, inputs, x, results))
     tile = _tile_steps(steps, chunk, sum(x.dtype.itemsize for x in streamed))
-    tiles, all_tiles = -(-min(chunk, steps) // tile), -(-steps // tile)
+    tiles, windows = -(-min(chunk, steps) // tile), tile // _WINDOW
     group = _group(rows, channels, decays, inner)
-    shared = inner % group == 0 or decays == 1
-    ahead = -1 if descending else 1
+    width = _LANES * _STREAMS // group
+    shared = decays == 1 or inner % group == 0
+    following = -1 if descending else 1
+    edge = 0 if following > 0 else _WINDOW - 1  # the step of a window that this sweep takes first
 
     def tile_at(c, n):
-        """Which tile is number `n` of chunk `c` in this sweep. The last chunk may have fewer."""
-        return lax.min(c * tiles + (tiles - 1 - n if descending else n), all_tiles - 1)
+        """The tile that is number `n` of chunk `c` in this sweep. The last chunk may have fewer."""
+        return c * tiles + (tiles - 1 - n if descending else n)
 
     def kernel(a, inputs, cut, x, x_beyond, x0, entering, results, leaving):
-        c, n = pl.program_id(2), pl.program_id(3)
-        start = (c * tiles + (tiles - 1 - n if descending else n)) * tile
-        turns = lax.div(lax.clamp(0, steps - start, tile) + _UNROLL - 1, _UNROLL)
-
-        @pl.when(n == 0)
-        def _():
-            for ref, value in zip(*map(jax.tree.leaves, (leaving, entering)), strict=True):
-                ref[...] = value[...]
-
-        def read(tree, window):
-            return jax.tree.map(lambda ref: _by_step(ref[:, window], group), tree)
-
-        def read_one(tree, window=slice(None), k=0):
-            def one(ref):
-                return _by_step(ref[:, window][:, k : k + 1].astype(jnp.float32), group)[0]
-
-            return jax.tree.map(one, tree)
-
-        held_decay = None if varying else read_one(a)
-        last = 0 if ahead > 0 else _UNROLL - 1  # of the next window, the step that comes first
-        x_beyond, x0 = read_one(x_beyond, k=last), read_one(x0)
+        n = pl.program_id(3)
+        start = tile_at(pl.program_id(2), n) * tile
+        turns = lax.div(lax.clamp(0, steps - start, tile) + _WINDOW - 1, _WINDOW)
         row_bit = 1 << (lax.broadcasted_iota(jnp.int32, (_STREAMS, _LANES), 0) & (group - 1))
 
-        def advance(i, carry):
-            base = pl.multiple_of((turns - 1 - i if descending else i) * _UNROLL, _UNROLL)
-            window = pl.ds(base, _UNROLL)
-            loaded = read((a if varying else None, inputs), window)
+        def read(tree, window=slice(None)):
+            return jax.tree.map(lambda ref: _by_step(ref[:, window], group), tree)
+
+        held_decay, held_x0 = _read((None if varying else a, x0))
+        beyond = _at(read(x_beyond), edge)
+
+        def turn(i, carry):
+            first = pl.multiple_of((turns - 1 - i if descending else i) * _WINDOW, _WINDOW)
+            window = pl.ds(first, _WINDOW)
+            decay, values, xs = read((a if varying else None, inputs, x), window)
             if x is not None:
-                xs = read(x, window)
-                following = base + ahead * _UNROLL
-                inside = pl.multiple_of(lax.clamp(0, following, tile - _UNROLL), _UNROLL)
-                edge = read_one(x, pl.ds(inside, _UNROLL), last)
-                edge = where(following == inside, edge, x_beyond)
-            values = {}
-            for k in range(_UNROLL)[::ahead]:
-                t = start + base + k
-                decay, arguments = _at(loaded, k)
+                wanted = first + following * _WINDOW
+                inside = pl.multiple_of(lax.clamp(0, wanted, tile - _WINDOW), _WINDOW)
+                next_x = _at(read(x, pl.ds(inside, _WINDOW)), edge)
+                next_x = where(wanted == inside, next_x, beyond)
+            made = {}
+            for k in range(_WINDOW)[::following]:
+                t = start + first + k
+                is_cut = None if cut is None else (cut[0, first + k] & row_bit) != 0
+                arguments = [_at(decay, k) if varying else held_decay, *_at(values, k)]
                 if x is not None:
-                    arguments += [_at(xs, k + ahead) if 0 <= k + ahead < _UNROLL else edge, x0]
-                is_cut = None if cut is None else (cut[0, base + k] & row_bit) != 0
-                new, values[k] = step(
-                    carry, t, is_cut, decay if varying else held_decay, *arguments
-                )
+                    within = 0 <= k + following < _WINDOW
+                    arguments += [_at(xs, k + following) if within else next_x, held_x0]
+                new, made[k] = step(carry, t, is_cut, *arguments)
                 if steps % tile:
                     new = jax.tree.map(partial(jnp.where, t < steps), new, carry)
                 carry = new
-            for ref, *each in zip(
-                jax.tree.leaves(results), *(jax.tree.leaves(values[k]) for k in range(_UNROLL))
-            ):
-                stacked = jnp.stack([value.astype(ref.dtype) for value in each])
-                ref[:, window] = _by_stream(stacked, group)
+            by_step = [jax.tree.leaves(made[k]) for k in range(_WINDOW)]
+            for ref, *values in zip(jax.tree.leaves(results), *by_step, strict=True):
+                ref[:, window] = _by_row([x.astype(ref.dtype) for x in values], group)
             return carry
 
-        carry = lax.fori_loop(0, turns, advance, read_one(leaving))
-        for ref, value in zip(*map(jax.tree.leaves, (leaving, carry)), strict=True):
-            ref[...] = _by_stream(value[None], group)
+        @pl.when(n == 0)
+        def _():
+            _write(leaving, _read(entering))
 
-    width = _LANES * _STREAMS // group
+        _write(leaving, lax.fori_loop(0, turns, turn, _read(leaving)))
 
-    def decay_rows(i):
+    def tile_or_last(c, n):
+        return lax.min(tile_at(c, n), -(-steps // tile) - 1)
+
+    def window_beyond(c, n):
+        window = tile_or_last(c, n) * windows + (-1 if descending else windows)
+        return lax.clamp(0, window, -(-steps // _WINDOW) - 1)
+
+    def decay_block(i):
         if shared:
             return lax.rem(lax.div(i * group, inner), decays)
         return lax.rem(i, -(-decays // group))
 
-    decay_spec = pl.BlockSpec(
-        (1 if shared else group, tile if varying else 1, width),
-        lambda i, j, c, n: (decay_rows(i), tile_at(c, n) if varying else 0, j),
-    )
-    sequence_spec = pl.BlockSpec(
-        (group, tile, width), lambda i, j, c, n: (i, tile_at(c, n), j)
-    )
-    beyond_spec = pl.BlockSpec(
-        (group, _UNROLL, width),
-        lambda i, j, c, n: (i, beyond_at(tile_at(c, n)), j),
-    )
-    constant_spec = pl.BlockSpec((group, 1, width), lambda i, j, c, n: (i, 0, j))
-    state_spec = pl.BlockSpec((None, group, 1, width), lambda i, j, c, n: (c, i, 0, j))
-    cut_spec = pl.BlockSpec(
-        (None, None, 1, tile), lambda i, j, c, n: (i, tile_at(c, n), 0, 0),
+    def specs(tree, block, at, **options):
+        return jax.tree.map(lambda _: pl.BlockSpec(block, at, **options), tree)
+
+    def sequences(tree, steps=tile, at=tile_or_last):
+        return specs(tree, (group, steps, width), lambda i, j, c, n: (i, at(c, n), j))
+
+    def registers(tree, of_chunk=True):
+        block = (None, None, None, _STREAMS, _LANES)
+        return specs(tree, block, lambda i, j, c, n: (c if of_chunk else 0, i, j, 0, 0))
+
+    if varying:
+        a_specs = specs(
+            a, (1 if shared else group, tile, width),
+            lambda i, j, c, n: (decay_block(i), tile_or_last(c, n), j),
+        )  # fmt: skip
+    else:
+        a = jax.tree.map(lambda x: x[jnp.arange(rows) // inner % decays], cast(a, jnp.float32))
+        a = _packed(a, group)
+        a_specs = registers(a, of_chunk=False)
+    cut_specs = specs(
+        cut, (None, None, 1, tile), lambda i, j, c, n: (i, tile_or_last(c, n), 0, 0),
         memory_space=pltpu.SMEM,
     )  # fmt: skip
-
-    def beyond_at(tile_index):
-        each = tile // _UNROLL
-        beyond = tile_index * each + (-1 if descending else each)
-        return lax.clamp(0, beyond, -(-steps // _UNROLL) - 1)
-
-    def specs(spec, tree):
-        return jax.tree.map(lambda _: spec, tree)
-
-    states = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1)[:, :, None], entering)
     if cut is not None:
         cut = _cut_words(cut, group, tile)
-    x0 = jax.tree.map(lambda x: x[:, None], x0)
-    leaving = like((chunks, rows, 1, channels), jnp.float32, entering)
+    x0 = _packed(jax.tree.map(lambda x: x[:, None], x0), group)
+    entering = _packed(entering, group)
     results, leaving = pl.pallas_call(
         kernel,
-        out_shape=(results, leaving),
-        grid=(-(-rows // group), -(-channels // width), chunks, tiles),
+        out_shape=(results, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), entering)),
+        grid=(-(-rows // group), -(-channels // width), -(-steps // chunk), tiles),
         in_specs=[
-            specs(decay_spec, a), specs(sequence_spec, inputs), specs(cut_spec, cut),
-            specs(sequence_spec, x), specs(beyond_spec, x), specs(constant_spec, x0),
-            specs(state_spec, states),
+            a_specs, sequences(inputs), cut_specs,
+            sequences(x), sequences(x, _WINDOW, window_beyond), registers(x0, of_chunk=False),
+            registers(entering),
         ],
-        out_specs=(specs(sequence_spec, results), specs(state_spec, leaving)),
+        out_specs=(sequences(results), registers(entering)),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
         ),
         interpret=pltpu.InterpretParams() if target.interpret else False,
         name=f"linear_scan_{name}",
-    )(a, inputs, cut, x, x, x0, states)  # fmt: skip
-    return results, jax.tree.map(lambda x: jnp.swapaxes(x[:, :, 0], 0, 1), leaving)
+    )(a, inputs, cut, x, x, x0, entering)  # fmt: skip
+    return results, _unpacked(leaving, group, rows, channels)
 
 
 def _group(rows: int, channels: int, decays: int, inner: int) -> int:
-    """How many rows the streams of a program are from: as makes the fewest programs.
+    """Of how many rows the streams of a program are: as makes the fewest programs.
 
     The rows of a group have one decay in common, or each its own in the same order.
     """
@@ -303,37 +292,71 @@ def _group(rows: int, channels: int, decays: int, inner: int) -> int:
 
 
 def _tile_steps(steps: int, chunk: int, step_bytes: int) -> int:
-    """Steps of a tile, a divisor of the chunk, of `step_bytes` for each channel."""
+    """Steps of a tile, a divisor of the chunk, where a channel has `step_bytes` a step."""
     most = _VMEM_BYTES // (2 * _STREAMS * _LANES * step_bytes)
     most = 1 << most.bit_length() >> 1
     if chunk < steps:
         return math.gcd(chunk, most)
-    return min(most, -(-steps // _UNROLL) * _UNROLL)
+    return min(most, -(-steps // _WINDOW) * _WINDOW)
 
 
-def _by_step(x, rows: int):
-    """"rows time channel" as "time stream 128". One row may stand for all."""
-    x = jnp.broadcast_to(x, (rows, *x.shape[1:]))
+def _by_step(x, group: int):
+    """"rows time channel" as "time 8 128". One row of a decay may stand for all."""
+    x = jnp.broadcast_to(x, (group, *x.shape[1:]))
     x = jnp.concatenate([x[..., i : i + _LANES] for i in range(0, x.shape[-1], _LANES)])
     return jnp.swapaxes(x, 0, 1)
 
 
-def _by_stream(x, rows: int):
-    """What `_by_step` made of `rows` rows, as it was."""
-    x = jnp.swapaxes(x, 0, 1)
-    return jnp.concatenate([x[i : i + rows] for i in range(0, _STREAMS, rows)], axis=-1)
+def _by_row(values, group: int):
+    """The inverse, from a list over time."""
+    x = jnp.swapaxes(jnp.stack(values), 0, 1)
+    return jnp.concatenate([x[i : i + group] for i in range(0, _STREAMS, group)], axis=-1)
+
+
+def _packed(tree, group: int):
+    """States "B S D" as the registers of the programs, "S B/group D/width 8 128"."""
+    groups = _STREAMS // group
+
+    def pack(x):
+        rows, chunks, channels = x.shape
+        x = jnp.pad(x, [(0, -rows % group), (0, 0), (0, -channels % (groups * _LANES))])
+        x = x.reshape(-(-rows // group), group, chunks, -1, groups, _LANES)
+        return x.transpose(2, 0, 3, 4, 1, 5).reshape(chunks, x.shape[0], -1, _STREAMS, _LANES)
+
+    return jax.tree.map(pack, tree)
+
+
+def _unpacked(tree, group: int, rows: int, channels: int):
+    """The inverse of `_packed`."""
+
+    def unpack(x):
+        chunks, blocks = x.shape[:2]
+        x = x.reshape(chunks, blocks, -1, _STREAMS // group, group, _LANES)
+        x = x.transpose(1, 4, 0, 2, 3, 5).reshape(blocks * group, chunks, -1)
+        return x[:rows, :, :channels]
+
+    return jax.tree.map(unpack, tree)
+
+
+def _cut_words(cut, group: int, tile: int):
+    """A word for each step of each group, with a bit for each row: "B/group L/tile 1 tile"."""
+    rows, steps = cut.shape
+    cut = jnp.pad(cut, [(0, -rows % group), (0, -steps % tile)])
+    bits = cut.reshape(-(-rows // group), group, -1, 1, tile).astype(jnp.int32)
+    return jnp.sum(bits << jnp.arange(group)[:, None, None, None], axis=1)
 
 
 def _at(tree, k: int):
     return jax.tree.map(lambda x: x[k].astype(jnp.float32), tree)
 
 
-def _cut_words(cut, group: int, tile: int):
-    """One word for each step of a group, with a bit for each row: "groups tiles 1 time"."""
-    rows, steps = cut.shape
-    cut = jnp.pad(cut, [(0, -rows % group), (0, -steps % tile)])
-    bits = cut.reshape(-1, group, cut.shape[1] // tile, 1, tile).astype(jnp.int32)
-    return jnp.sum(bits << jnp.arange(group)[:, None, None, None], axis=1)
+def _read(refs):
+    return jax.tree.map(lambda ref: ref[...], refs)
+
+
+def _write(refs, values):
+    for ref, value in zip(*map(jax.tree.leaves, (refs, values)), strict=True):
+        ref[...] = value
 
 
 def _keep(cut, x):
@@ -341,10 +364,9 @@ def _keep(cut, x):
 
 
 def _filled(value: float, planes):
-    """A real number as planes of the shape of `planes`."""
-    return _number(
-        [jnp.full(x.shape, value if i == 0 else 0.0, x.dtype) for i, x in enumerate(planes)]
-    )
+    """A real number, as planes like the given ones."""
+    zeros = [jnp.zeros(x.shape, x.dtype) for x in planes]
+    return _number([zeros[0] + value, *zeros[1:]])
 
 
 def _number(planes):

@@ -19,6 +19,22 @@ CONFIGS = Path(__file__).with_name("_triton_configs.json")
 _LANES = 32  # threads of a warp
 _CORES = 128  # multiprocessors of a GPU that does not say: an A100 has 108, an H100 132
 _MIN_CHUNK = 512
+_MAX_ROWS = 8
+
+
+class Config(NamedTuple):
+    """How a kernel is launched.
+
+    - `block`: channels of a program, a multiple of the threads, at most 4 times as many.
+    - `rows`: steps that are loaded together.
+    - `stages`: such rounds under way, the one computed included.
+    - `warps`: of a program.
+    """
+
+    block: int
+    rows: int
+    stages: int
+    warps: int
 
 
 def unavailable(target) -> str | None:
@@ -61,11 +77,16 @@ def unsupported(spec) -> str | None:
     for dtype in (spec.dtype, spec.decay_dtype):
         if dtype not in ("float32", "bfloat16", "float16"):
             return f"computes in float32, which is less than {dtype}"
+    if spec.batch * spec.channels == 0:
+        return "a kernel needs something to compute"
     return None
 
 
 def unsuited(target, spec) -> str | None:
     """Why another would be faster, or `None`."""
+    itemsize = min(jnp.dtype(dtype).itemsize for dtype in (spec.dtype, spec.decay_dtype))
+    if spec.channels * itemsize % 4 and _programs(spec) < 2 * (target.cores or _CORES):
+        return "rows that are no multiple of 4 bytes are not copied ahead, and few run side by side"
     return None
 
 
@@ -76,12 +97,16 @@ def chunk_steps(target, spec) -> int:
     time reads the inputs once more: 5 arrays the size of the sequence go through memory instead of
     3 (backward 7 instead of 5), so one chunk is faster while 3/5 of the multiprocessors are busy.
     """
-    cores = target.cores or _CORES
-    programs = spec.batch * -(-spec.channels // _narrowest(spec.dtype, spec.decay_dtype))
-    chunks = min(-(-2 * cores // programs), spec.time // _MIN_CHUNK)
-    if programs >= 0.6 * cores or chunks < 2:
+    cores, programs = target.cores or _CORES, _programs(spec)
+    if programs >= 0.6 * cores:
         return spec.time
-    return _round_up(-(-spec.time // chunks), 16)
+    chunks = max(1, min(-(-2 * cores // programs), spec.time // _MIN_CHUNK))
+    return _round_up(-(-spec.time // chunks), _MAX_ROWS)
+
+
+def _programs(spec) -> int:
+    """How many there are without a split of time."""
+    return spec.batch * -(-spec.channels // _narrowest(spec.dtype, spec.decay_dtype))
 
 
 def forward(a, b, h0, cut, *, chunk, inner, reverse, target):
@@ -192,43 +217,36 @@ class _Launch:
                 arrays.append(placeholder if each is None else each)
         shapes = []
         for shape in results:
-            shapes += [shape or unused, shape if shape and self.planar else unused]
+            re = unused if shape is None else shape
+            shapes += [re, re if self.planar else unused]
         return arrays, shapes
 
-    def _config(self, kernel: str) -> "Config":
+    def _config(self, kernel: str) -> Config:
         width = self.batch * self.chunks * self.channels
-        case = _case(kernel, self.planar, self.varying, self.dtypes, width)
+        case = case_name(kernel, self.planar, self.varying, self.dtypes, width)
         tuned = tuned_configs().get(self.target.device_kind, {}).get(case)
         if tuned is not None:
             return tuned
+        # The widest block of which there is one for every multiprocessor.
         arrays = (1 + self.planar) * (self.varying + (2 if kernel == "backward" else 1))
         cores = self.target.cores or _CORES
         rows = self.batch * self.chunks
         block = 4 * _LANES
         while block > _narrowest(*self.dtypes) and rows * -(-self.channels // block) < cores:
             block //= 2
-        return Config(block, rows=8 if arrays <= 3 else 4, stages=6, warps=1)
+        return Config(block, rows=_MAX_ROWS if arrays <= 3 else 4, stages=6, warps=1)
 
 
-class Config(NamedTuple):
-    """How a kernel is launched: channels of a program, steps that it loads at once, how many such
-    rounds are on their way, and its warps."""
-
-    block: int
-    rows: int
-    stages: int
-    warps: int
-
-
-def _case(kernel, planar: bool, varying: bool, dtypes, width: int) -> str:
-    """What configurations are measured by: `width` is that of all rows and chunks together."""
+def case_name(kernel: str, planar: bool, varying: bool, dtypes, width: int) -> str:
+    """What there is one configuration for. `dtypes` are those of the decay and of the sequence, and
+    `width` counts the channels of all rows and chunks."""
     numbers, decay = ("real", "planar")[planar], ("invariant", "varying")[varying]
     return f"{kernel} {numbers} {decay} {'/'.join(dtypes)} {2 ** int(math.log2(width))}"
 
 
 @functools.cache
-def tuned_configs() -> dict[str, dict[str, Config]]:
-    """The measured configurations, by kind of device and by case."""
+def tuned_configs() -> dict[str | None, dict[str, Config]]:
+    """The measured configurations, by kind of device and `case_name`."""
     devices = json.loads(CONFIGS.read_text(encoding="utf-8"))
     return {
         kind: {case: Config(**config) for case, config in cases.items()}
@@ -237,7 +255,7 @@ def tuned_configs() -> dict[str, dict[str, Config]]:
 
 
 def _narrowest(*dtypes) -> int:
-    """The fewest channels of a warp: asynchronous copies are of 4 bytes a thread or more."""
+    """The narrowest block: an asynchronous copy has 4 bytes a thread or more."""
     return _LANES * max(1, 4 // min(jnp.dtype(dtype).itemsize for dtype in dtypes))
 
 

@@ -293,12 +293,13 @@ class _HLO:
         return round(total)
 
     def _model(self, computation: str) -> float:
-        text = "HloModule model"
+        """The cost model's bytes of a computation."""
+        lines = ["HloModule model"]
         for name, (header, *body) in self._computations.items():
-            entry = "ENTRY " if name == computation else ""
-            text = "\n".join([text, entry + header, *body])
-        module = _hlo.hlo_module_from_text(text)
-        return _jax.hlo_module_cost_analysis(get_backend("cpu"), module)["bytes accessed"]
+            lines += ["ENTRY " + header if name == computation else header, *body]
+        module = _hlo.hlo_module_from_text("\n".join(lines))
+        costs = _jax.hlo_module_cost_analysis(get_backend("cpu"), module)
+        return costs.get("bytes accessed", 0.0)
 
 
 def _attribute(line: str, name: str) -> str:

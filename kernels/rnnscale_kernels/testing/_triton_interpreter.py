@@ -14,7 +14,7 @@ from triton.runtime.interpreter import GridExecutor, InterpretedFunction
 
 from ..linear_scan import _triton_source
 
-# The interpreter keeps the place in the grid in a global.
+# The interpreter patches Triton's language and keeps the place in the grid in a global.
 _ALONE = threading.Lock()
 
 
@@ -29,10 +29,10 @@ def run(kernel: str, arrays, scalars, shapes, programs: int, constants) -> list[
         inputs = [_widened(np.asarray(x)) for x in arrays]
         # What a kernel fails to write is seen.
         results = [np.full(s.shape, np.nan, np.float32) for s in shapes]
-        execute = _Executor(*_interpreted(kernel), partial(_grid, programs))
         with _ALONE, np.errstate(all="ignore"):
+            execute = _Executor(*_interpreted(kernel), partial(_grid, programs))
             execute(*map(_Tensor, inputs), *scalars, *map(_Tensor, results), **constants)
-        return [x.astype(s.dtype) for x, s in zip(results, shapes, strict=True)]
+            return [x.astype(s.dtype) for x, s in zip(results, shapes, strict=True)]
 
     return jax.pure_callback(on_host, shapes, *arrays)
 

@@ -1,0 +1,136 @@
+"""Measures launch configurations of the Triton kernels on this machine's GPU; keeps the fastest.
+
+    python benchmarks/tune_triton.py [--dtypes float32 bfloat16] [--widths 4096 8192 32768]
+
+They go to `_triton_configs.json` beside the kernels, under this kind of device. A width is the
+number of channels of all rows together, a power of two. Compiling takes most of the time: a second
+or so for each candidate, of which every case has a dozen.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from rnnscale_kernels._target import Target
+from rnnscale_kernels.linear_scan import _triton
+
+# Numbers in an array: more than the cache of any GPU holds.
+SIZE = 2**25
+# Shared memory that every GPU since Ampere gives a program.
+SHARED_MEMORY = 96 * 1024
+# The best of so many rounds of calls, one after another without waiting.
+ROUNDS, CALLS = 5, 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Tunes the Triton kernels on this GPU.")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--widths", nargs="+", type=int, default=[4096, 8192, 32768])
+    options = parser.parse_args()
+    target = Target.of("cuda")
+    reason = _triton.unavailable(target)
+    if reason is not None:
+        raise SystemExit(f"{target}: {reason}")
+    configs = _triton.tuned_configs().setdefault(target.device_kind, {})
+    out = Console()
+    for case in cases(options.dtypes, options.widths):
+        name = case.name
+        run, arguments = call_of(case, target)
+        configs.pop(name, None)
+        by_rule = microseconds(run, arguments)
+        measured = {}
+        for candidate in candidates(case):
+            configs[name] = candidate
+            measured[candidate] = microseconds(run, arguments)
+        configs[name] = min(measured, key=measured.__getitem__)
+        out.print(f"{name}: {measured[configs[name]]:.0f} us, {configs[name]}, rule {by_rule:.0f}")
+        write()
+
+
+class Case(NamedTuple):
+    kernel: str
+    planar: bool
+    varying: bool
+    dtype: str
+    width: int
+
+    @property
+    def name(self) -> str:
+        return _triton.case_name(
+            self.kernel, self.planar, self.varying, (self.dtype, self.dtype), self.width
+        )
+
+
+def cases(dtypes: list[str], widths: list[int]) -> Iterator[Case]:
+    for kernel in ("forward", "totals", "backward"):
+        for planar, varying in ((False, True), (False, False), (True, True), (True, False)):
+            for dtype in dtypes:
+                for width in widths:
+                    yield Case(kernel, planar, varying, dtype, width)
+
+
+def candidates(case: Case) -> Iterator[_triton.Config]:
+    """Configurations to try. What a program has on its way stays in its shared memory."""
+    arrays = (1 + case.planar) * (case.varying + (2 if case.kernel == "backward" else 1))
+    itemsize = jnp.dtype(case.dtype).itemsize
+    for block, rows, stages, warps in itertools.product((32, 64, 128), (4, 8), (4, 6, 8), (1, 2)):
+        # From 4 bytes a thread, which asynchronous copies need, to 4 channels a thread.
+        fits = 4 // itemsize <= block / (32 * warps) <= 4
+        if fits and (stages - 1) * rows * arrays * block * itemsize <= SHARED_MEMORY:
+            yield _triton.Config(block, rows, stages, warps)
+
+
+def call_of(case: Case, target: Target):
+    """The kernel on rows of at most 1024 channels, and its arguments."""
+    channels = min(case.width, 1024)
+    batch, steps = case.width // channels, SIZE // case.width
+
+    def planes(time: int, dtype: Any, low: float = -1.0):
+        keys = jax.random.split(jax.random.key(0), 1 + case.planar)
+        shape = (batch, time, channels)
+        return tuple(jax.random.uniform(k, shape, minval=low).astype(dtype) for k in keys)
+
+    # Of a magnitude below one, so that no state overflows.
+    a = tuple(0.7 * x for x in planes(steps if case.varying else 1, case.dtype, low=0.0))
+    x, carry = planes(steps, case.dtype), planes(1, jnp.float32)
+    static = {"chunk": steps, "inner": 1, "reverse": False, "target": target}
+    if case.kernel == "forward":
+        return partial(_triton.forward, **static), (a, x, carry, None)
+    if case.kernel == "totals":
+        return partial(_triton.forward_totals, **static), (a, x, None)
+    h0 = tuple(plane[:, 0] for plane in carry)
+    run = partial(_triton.backward, da_dtype=jnp.dtype(case.dtype), **static)
+    return run, (a, x, h0, None, x, carry)
+
+
+def microseconds(run, arguments) -> float:
+    """Of one call, by the configuration that the table has now."""
+    compiled = jax.jit(lambda *arguments: run(*arguments)).lower(*arguments).compile()
+    jax.block_until_ready(compiled(*arguments))
+    best = math.inf
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        jax.block_until_ready([compiled(*arguments) for _ in range(CALLS)])
+        best = min(best, time.perf_counter() - start)
+    return 1e6 * best / CALLS
+
+
+def write() -> None:
+    devices = {
+        kind: {name: config._asdict() for name, config in sorted(cases.items())}
+        for kind, cases in _triton.tuned_configs().items()
+    }
+    _triton.CONFIGS.write_text(json.dumps(devices, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
