@@ -3,6 +3,7 @@
 from ._checks import check_reset as check_reset, checked_lengths as checked_lengths
 from ._operation import Operation as Operation, vary_alike as vary_alike
 from ._planar import Planar as Planar
+from ._target import local_platform as local_platform
 from .diagonal_ssm import (
     diagonal_ssm as diagonal_ssm,
     ssm_implementations as ssm_implementations,

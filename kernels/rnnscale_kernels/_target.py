@@ -56,6 +56,14 @@ class Target:
         return self.platform if self.platform == "cpu" else f"{self.platform} ({kind})"
 
 
+def local_platform() -> str:
+    """The platform of the local device as lowering rules call it: "cuda", where jax says "gpu"."""
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return device.platform
+    return "cuda" if "cuda" in device.client.platform_version else "rocm"
+
+
 H100 = Target("cuda", "NVIDIA H100 80GB HBM3", (9, 0), 132)
 TPU_V5E = Target("tpu", "TPU v5 lite", cores=1)
 

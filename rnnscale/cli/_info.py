@@ -42,7 +42,7 @@ def _info(_: argparse.Namespace) -> int:
             else "jax found no such device, or no driver for it"
         )
         print(f"  {', '.join(plugins)} is installed, but its device is not in use: {reason}")
-    here = jax.default_backend()
+    here = rnnscale_kernels.local_platform()
     for operation, implementations in (
         ("linear_scan", rnnscale_kernels.scan_implementations(here)),
         ("diagonal_ssm", rnnscale_kernels.ssm_implementations(here)),

@@ -1,3 +1,5 @@
+import argparse
+import importlib.util
 import json
 import os
 import re
@@ -55,6 +57,69 @@ def test_rnn_cells_prints_and_writes_every_form(tmp_path):
     assert {"rnnscale", "plain"} <= {row["form"] for row in rows} <= {"rnnscale", "plain", "torch"}
     assert all(0 < row["forward_ms"] < row["gradient_ms"] for row in rows)
     assert "gradient ms" in printed
+
+
+@pytest.mark.slow
+def test_linear_scan_sweeps_lengths(tmp_path):
+    printed = run("linear_scan.py", "--quick", "--sweep", "length", "--out", tmp_path)
+    (file,) = tmp_path.iterdir()
+    rows = json.loads(file.read_text())
+    assert {row["time"] for row in rows} == {256, 1024}
+    assert len({row["batch"] * row["time"] for row in rows}) == 1
+    assert "associative_scan" in printed
+
+
+@pytest.mark.slow
+def test_gpu_checks_and_times_what_there_is(tmp_path):
+    printed = run("gpu.py", "--quick", "--out", tmp_path)
+    rows = json.loads((tmp_path / "gpu.json").read_text())
+    checks = [row for row in rows if row["part"] == "check"]
+    assert {row["operation"] for row in checks} == {"linear_scan", "diagonal_ssm"}
+    assert all(row["figure"] <= row["bound"] for row in checks)
+    times = [row for row in rows if row["part"] == "time"]
+    assert {row["mode"] for row in times} == {"forward", "gradient"}
+    assert all(row["time_ms"] > 0 for row in times)
+    assert "8x64x16 bf16" in printed and "bwd %" in printed
+
+
+@pytest.fixture
+def gpu():
+    spec = importlib.util.spec_from_file_location("gpu", BENCHMARKS / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("then", "ended", "says"),
+    [
+        ("sys.exit('out of luck')", "exit code 1", "out of luck"),
+        ("os.kill(os.getpid(), 9)", "exit code -9", "-9"),
+        ("time.sleep(60)", "no end after 2 s", "2 s"),
+    ],
+)
+def test_a_part_that_ends_badly_keeps_its_rows_and_is_a_failure(
+    gpu, then, ended, says, tmp_path, monkeypatch
+):
+    script = tmp_path / "part.py"
+    script.write_text(
+        "import os, sys, time, pathlib\n"
+        "folder = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
+        "(folder / 'lines').write_text('{\"figure\": 1}\\n{\"fig')\n" + then
+    )
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    monkeypatch.setattr(gpu, "LONGEST", {"check": 2})
+    options = argparse.Namespace(quick=True)
+    row, end = gpu.run_in_a_process(("check", "linear_scan", "triton"), options, left=100)
+    about = {"part": "check", "operation": "linear_scan", "name": "triton"}
+    assert row == {**about, "figure": 1}
+    assert end["ended"] == ended and says in end["error"] and end.items() >= about.items()
+
+
+def test_a_part_without_time_is_dropped(gpu):
+    options = argparse.Namespace(quick=True)
+    (row,) = gpu.run_in_a_process(("time", "triton"), options, left=1)
+    assert row == {"part": "time", "dropped": "all"}
 
 
 @pytest.mark.slow

@@ -163,7 +163,7 @@ def _sweep(
     streamed = jax.tree.leaves((a if varying else None, inputs, x, results))
     tile = _tile_steps(steps, chunk, sum(x.dtype.itemsize for x in streamed))
     tiles, windows = -(-min(chunk, steps) // tile), tile // _WINDOW
-    group = _group(rows, channels, decays, inner)
+    group = _group(rows, channels, decays if varying else 1, inner)
     width = _LANES * _STREAMS // group
     shared = decays == 1 or inner % group == 0
     following = -1 if descending else 1

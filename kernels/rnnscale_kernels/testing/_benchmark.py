@@ -24,9 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from .._planar import Planar
-from .._target import Target
-from ..linear_scan import DISPATCH, linear_scan, scan_implementations
-from ..linear_scan._implementations import ScanSpec
+from .._target import Target, local_platform
+from ..linear_scan import DISPATCH, ScanSpec, linear_scan, scan_implementations
 from ._specs import ScanArguments
 
 MODES = ("forward", "gradient")
@@ -43,14 +42,6 @@ _SAMPLE_SECONDS = 0.02
 _CACHE_BYTES, _MOST_CALLS = 1 << 27, 4
 _COPY_BYTES = {"cpu": 1 << 26}
 _FEWEST_ROUNDS = 3
-
-
-def local_platform() -> str:
-    """The platform of the local device as lowering rules call it: "cuda", where jax says "gpu"."""
-    device = jax.devices()[0]
-    if device.platform != "gpu":
-        return device.platform
-    return "cuda" if "cuda" in device.client.platform_version else "rocm"
 
 
 def usable_implementations() -> list[str]:

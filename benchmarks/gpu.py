@@ -1,0 +1,445 @@
+"""Checks and times every implementation on this machine's accelerator, in less than eight minutes.
+
+    python benchmarks/gpu.py [--out DIR] [--budget SECONDS] [--quick]
+
+Where rnnscale is not installed, set PYTHONPATH=.:kernels. The rows go to DIR/gpu.json, which
+`rnnscale bench plot` draws, and a short table is printed last. The exit code is 1 where a check or
+a competitor failed; to be slower than its target is not a failure.
+
+First come the checks of values and gradients against the float64 reference, for each implementation
+of `linear_scan` and then of `diagonal_ssm`, the ones tried by default first. They take half of the
+budget at most. Then come the times, in the order of `timed_cases`. What does not fit into the
+budget is dropped from the end of the two orders, and named.
+
+Every part runs in a process of its own: a kernel that hangs or takes its process down fails its
+part and is not timed, and the others go on. `--quick` takes a few small cases, to try it on a CPU.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+type Row = dict[str, Any]
+
+# No part takes longer than that, in seconds, nor starts with less than this left.
+LONGEST, SHORTEST = {"machine": 60, "check": 100}, 10
+# The largest error in float32 and bfloat16, relative to the largest value.
+SINGLE, HALF = 1e-6, 1e-2
+# Times of loops over time say little on an accelerator: they are taken in one case.
+LOOPS = ("sequential", "chunked", "lax_scan")
+# Per cent of the copy bandwidth in each pass; and times as fast as `associative_scan` when that is
+# differentiated by JAX, forward and for the gradient.
+BANDWIDTH = {"forward": 90, "backward": 85}
+SPEED_UP = {"forward": 3, "gradient": 6}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Checks and times on an accelerator.")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--budget", type=float, default=450, metavar="SECONDS")
+    parser.add_argument("--quick", action="store_true", help="a few small cases")
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        run_part(options)
+        return 0
+    start = time.monotonic()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+
+    def run(*part: str, until: float) -> list[Row]:
+        found = run_in_a_process(part, options, start + until * options.budget - time.monotonic())
+        rows.extend(found)
+        (options.out / "gpu.json").write_text(json.dumps(rows, indent=1) + "\n")
+        return found
+
+    machine, *_ = run("machine", until=1)
+    if "error" not in machine:
+        names = []
+        for name in machine["linear_scan"]:
+            checks = run("check", "linear_scan", name, until=0.5)
+            if not any("ended" in row for row in checks):
+                names.append(name)
+        for name in machine["diagonal_ssm"]:
+            run("check", "diagonal_ssm", name, until=0.5)
+        run("time", *names, "associative_scan", "lax_scan", until=1)
+    report(rows)
+    failed = sum("error" in row for row in rows)
+    print(
+        f"{machine.get('device', 'no device')}: {len(rows)} rows, {failed} failed, "
+        f"{time.monotonic() - start:.0f} s, {options.out / 'gpu.json'}"
+    )
+    return 1 if failed else 0
+
+
+def run_in_a_process(part: Sequence[str], options: argparse.Namespace, left: float) -> list[Row]:
+    """The rows of one part; one more, with an `error`, where its process came to a bad end."""
+    kind, *what = part
+    about = {"part": kind}
+    if kind == "check":
+        about |= dict(zip(("operation", "name"), what, strict=True))
+    if left < SHORTEST:
+        return [{**about, "dropped": "all"}]
+    seconds = min(left, LONGEST.get(kind, left))
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        # It stops by itself where it can, before it is stopped.
+        budget = str(seconds - SHORTEST / 2)
+        command = [sys.executable, __file__, "--out", folder, "--budget", budget, "--part", *part]
+        command += ["--quick"] if options.quick else []
+        with log.open("w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            try:
+                end = f"exit code {process.wait(seconds)}"
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                end = f"no end after {seconds:.0f} s"
+        rows = [{**about, **row} for row in read_rows(Path(folder))]
+        if process.returncode:
+            said = log.read_text(errors="replace")[-1500:]
+            rows.append({**about, "ended": end, "error": f"{end} after {len(rows)} rows; {said}"})
+    failed = sum("error" in row for row in rows)
+    taken = time.monotonic() - begin
+    print(f"{' '.join(part)}: {len(rows)} rows, {failed} failed, {taken:.0f} s", flush=True)
+    return rows
+
+
+def run_part(options: argparse.Namespace) -> None:
+    """What the process of a part does: each row becomes a line at once."""
+    deadline = time.monotonic() + options.budget
+    kind, *what = options.part
+    if kind == "machine":
+        rows = machine()
+    elif kind == "check":
+        operation, name = what
+        checks = {"linear_scan": scan_checks, "diagonal_ssm": ssm_checks}[operation]
+        rows = checked(checks(name, options.quick), deadline)
+    else:
+        rows = timed(what, options.quick, deadline)
+    with (options.out / "lines").open("w") as file:
+        for row in rows:
+            print(json.dumps(row), file=file, flush=True)
+
+
+def read_rows(folder: Path) -> Iterator[Row]:
+    """The lines that were written whole."""
+    file = folder / "lines"
+    if file.exists():
+        for line in file.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def machine() -> Iterator[Row]:
+    from rnnscale_kernels import scan_implementations, ssm_implementations
+    from rnnscale_kernels.testing import environment
+
+    here = environment()
+    for operation, implementations in (
+        ("linear_scan", scan_implementations),
+        ("diagonal_ssm", ssm_implementations),
+    ):
+        here[operation] = [
+            name
+            for name, usable, _ in implementations(here["platform"])
+            if usable and not name.endswith("_interpreted")
+        ]
+    yield here
+
+
+# A check: its arguments in words, its bound, and what gives the error, relative to the largest
+# value of each result.
+type Check = tuple[str, float, Callable[[], float]]
+
+
+def checked(checks: Iterator[Check], deadline: float) -> Iterator[Row]:
+    from rnnscale_kernels.testing import environment, failure
+
+    here = environment()
+    for arguments, bound, measure in checks:
+        row = {"arguments": arguments, "bound": bound, **here}
+        if time.monotonic() > deadline:
+            yield {**row, "dropped": arguments}
+            continue
+        try:
+            figure = measure()
+        except Exception as error:  # It is told in the row; the other checks go on.
+            row |= failure(error)
+        else:
+            row["figure"] = figure
+            if not figure <= bound:
+                row["error"] = f"is off by {figure:.2g}, more than {bound:.2g}"
+        yield row
+
+
+def relative_error(got: Any, expected: Sequence[np.ndarray]) -> float:
+    from rnnscale_kernels.testing import to_numpy
+
+    errors = [
+        np.max(np.abs(to_numpy(x) - y)) / (np.max(np.abs(y)) or 1)
+        for x, y in zip(got, expected, strict=True)
+    ]
+    return float(max(errors, key=lambda error: np.inf if np.isnan(error) else error))
+
+
+def scan_checks(name: str, quick: bool) -> Iterator[Check]:
+    from rnnscale_kernels.testing import SCAN_ARGUMENTS, ScanArguments
+
+    for spec in SCAN_ARGUMENTS[:: 4 if quick else 1]:
+        bound = SINGLE if spec.dtype == "float32" else HALF
+        arrays = spec.arrays()
+        yield str(spec), bound, partial(scan_error, name, spec, arrays)
+    for varying, planar in ((True, False), (False, True)):
+        spec = ScanArguments((1,), 2048 if quick else 65536, 64, varying=varying, planar=planar)
+        arrays = spec.arrays()
+        slowest = slow_down(arrays, spec)
+        # A rounding error of 2^-24 lasts for 1 / (1 - |a|) steps, and so many errors make a random
+        # walk. Ten times its length: five are seen where decays are multiplied in a tree.
+        bound = 10 * 2.0**-24 * slowest**-0.5
+        yield f"{spec}-slow", bound, partial(scan_error, name, spec, arrays)
+
+
+def slow_down(arrays: dict[str, Any], spec: Any) -> float:
+    """Gives the decays magnitudes up to 1 - 1e-5; the smallest distance from one."""
+    from rnnscale_kernels.testing import rounded
+
+    a = arrays["a"]
+    distance = 10.0 ** -np.linspace(1, 5, spec.channels)
+    away = 1 + np.random.default_rng(1).uniform(size=a.shape) if spec.varying else 1
+    arrays["a"] = rounded(a / np.abs(a) * (1 - distance * away), spec.dtype)
+    return float(np.min(1 - np.abs(arrays["a"])))
+
+
+def scan_error(name: str, spec: Any, arrays: dict[str, Any]) -> float:
+    """Of states, last state, and the gradients of a, b and h0."""
+    import jax
+    import jax.numpy as jnp
+
+    from rnnscale_kernels import linear_scan
+    from rnnscale_kernels.testing import reference, to_jax
+
+    options = {"reverse": spec.reverse, "reset": arrays["reset"]}
+    wide = ("h0", "g_last") if spec.varying else ("a", "h0", "g_last")
+    a, b, h0, g, g_last = (
+        to_jax(arrays[key], "float32" if key in wide else spec.dtype)
+        for key in ("a", "b", "h0", "g", "g_last")
+    )
+
+    @jax.jit
+    def run(a, b, h0, g, g_last):
+        reset = None if options["reset"] is None else jnp.asarray(options["reset"])
+        scan = partial(linear_scan, reverse=spec.reverse, reset=reset, implementation=name)
+        value, pull = jax.vjp(scan, a, b, h0)
+        return *value, *pull((g, g_last))
+
+    given = arrays["a"], arrays["b"], arrays["h0"]
+    expected = reference.linear_scan(*given, **options)
+    expected += reference.linear_scan_gradient(*given, arrays["g"], arrays["g_last"], **options)
+    return relative_error(run(a, b, h0, g, g_last), expected)
+
+
+def ssm_checks(name: str, quick: bool) -> Iterator[Check]:
+    for steps, reverse, ragged in ((1, False, False), (100, False, True), (700, True, True)):
+        words = f"3x{steps}x24" + "-reverse" * reverse + "-reset-lengths" * ragged
+        yield words, SINGLE, partial(ssm_error, name, steps, reverse, ragged)
+
+
+def ssm_error(name: str, steps: int, reverse: bool, ragged: bool) -> float:
+    """Of output, last state, and all gradients, for planar states."""
+    import jax
+    import jax.numpy as jnp
+
+    from rnnscale_kernels import diagonal_ssm
+    from rnnscale_kernels.testing import reference, rounded, to_jax
+
+    rows, idim, state, odim = 3, 24, 40, 16
+    random = np.random.default_rng(0)
+
+    def planar(*shape):
+        return rounded(random.normal(size=shape) + 1j * random.normal(size=shape), "float32")
+
+    u, g_y = (rounded(random.normal(size=(rows, steps, n)), "float32") for n in (idim, odim))
+    b, c, h0, g_last = (
+        planar(*shape) for shape in ((state, idim), (odim, state), (rows, state), (rows, state))
+    )
+    decay = planar(state)
+    decay = rounded(decay / np.abs(decay) * random.uniform(0.5, 0.99, state), "float32")
+    options: dict[str, Any] = {"reset": None, "lengths": None}
+    if ragged:
+        options = {
+            "reset": random.random((rows, steps)) < 0.1,
+            "lengths": random.integers(1, steps + 1, rows),
+        }
+    given = u, decay, b, c, h0
+
+    @jax.jit
+    def run(given, cotangents):
+        on_device = {key: None if x is None else jnp.asarray(x) for key, x in options.items()}
+        ssm = partial(diagonal_ssm, reverse=reverse, implementation=name, **on_device)
+        value, pull = jax.vjp(ssm, *given)
+        return *value, *pull(cotangents)
+
+    # Products of float32 are not in float32 on a GPU by default.
+    with jax.default_matmul_precision("highest"):
+        got = run(*(tuple(to_jax(x, "float32") for x in xs) for xs in (given, (g_y, g_last))))
+    expected = reference.diagonal_ssm(*given, reverse=reverse, **options)
+    expected += reference.diagonal_ssm_gradient(*given, g_y, g_last, reverse=reverse, **options)
+    return relative_error(got, expected)
+
+
+def timed_cases(quick: bool) -> list[Any]:
+    """Most important first."""
+    from rnnscale_kernels.testing import ScanArguments
+
+    time, channels = (64, 16) if quick else (4096, 1024)
+    large, small = ((8,), time, channels), ((1,), time, channels)
+    cases = [
+        ScanArguments(*large),
+        ScanArguments(*large, dtype="bfloat16"),
+        ScanArguments(*large, planar=True),
+        ScanArguments(*small),
+        ScanArguments(*small, planar=True, varying=False),
+        ScanArguments(*large, planar=True, varying=False),
+        ScanArguments(*large, varying=False),
+        ScanArguments((1,), 16 * time, channels // 4),
+        ScanArguments(*large, dtype="bfloat16", planar=True),
+    ]
+    return cases[:2] if quick else cases
+
+
+def timed(names: Sequence[str], quick: bool, deadline: float) -> Iterator[Row]:
+    from rnnscale_kernels.testing import MODES, failure, measure_scan
+
+    longest = 0.0
+    for number, arguments in enumerate(timed_cases(quick)):
+        chosen = [name for name in names if number == 0 or name not in LOOPS]
+        for mode in MODES:
+            begin = time.monotonic()
+            if begin + longest > deadline:
+                yield {"dropped": f"{mode} {arguments}"}
+                continue
+            try:
+                rounds = 3 if quick else 15
+                yield from measure_scan(arguments, mode, chosen, rounds=rounds, seconds=1.0)
+            except Exception as error:  # It is told in the row; the other cases go on.
+                yield {"name": "all", "arguments": f"{mode} {arguments}", **failure(error)}
+            longest = max(longest, time.monotonic() - begin) if number else 0.0
+
+
+def report(rows: Sequence[Row]) -> None:
+    """What failed, what was dropped, and the two short tables."""
+    console = Console(width=100)
+    for row in rows:
+        words = [row[key] for key in ("part", "operation", "name", "arguments") if key in row]
+        if "error" in row:
+            reason = " ".join(row["error"].split())[-400:]
+            console.print(f"[bold red]FAILED[/] {escape(' '.join(words))}: {escape(reason)}")
+        if "dropped" in row:
+            console.print(f"dropped, the budget is used up: {' '.join(words)} {row['dropped']}")
+    console.print(check_table([row for row in rows if row["part"] == "check"]))
+    console.print(time_table([row for row in rows if "time_ms" in row]))
+
+
+def check_table(rows: Sequence[Row]) -> Table:
+    table = Table(title="checks; errors are relative to the largest value", box=None)
+    for column in ("operation", "implementation"):
+        table.add_column(column)
+    for column in ("passed", "failed", "left out", "error in float32", "error / bound"):
+        table.add_column(column, justify="right")
+    for operation, name in dict.fromkeys((row["operation"], row["name"]) for row in rows):
+        chosen = [row for row in rows if (row["operation"], row["name"]) == (operation, name)]
+        figures = [(row["figure"], row["bound"]) for row in chosen if "figure" in row]
+        single = [figure for figure, bound in figures if bound == SINGLE]
+        table.add_row(
+            operation,
+            name,
+            str(sum("figure" in row and "error" not in row for row in chosen)),
+            str(sum("error" in row for row in chosen)),
+            str(sum("unsupported" in row or "dropped" in row for row in chosen)),
+            f"{max(single):.1e}" if single else "",
+            f"{max(figure / bound for figure, bound in figures):.2f}" if figures else "",
+        )
+    return table
+
+
+def time_table(rows: Sequence[Row]) -> Table:
+    from rnnscale_kernels.testing import BASELINES
+
+    table = Table(
+        title="times; %: of the copy bandwidth, backward is gradient less forward; times: as fast "
+        "as associative_scan with autodiff; after a slash the target, * where it is met",
+        box=None,
+    )
+    for column in ("case", "by"):
+        table.add_column(column, no_wrap=True)
+    for column in (
+        "fwd ms",
+        f"fwd % / {BANDWIDTH['forward']}",
+        f"times / {SPEED_UP['forward']}",
+        "grad ms",
+        f"bwd % / {BANDWIDTH['backward']}",
+        f"times / {SPEED_UP['gradient']}",
+    ):
+        table.add_column(column, justify="right")
+    cases: dict[str, dict[str, dict[str, Row]]] = {}
+    for row in rows:
+        if row["name"] not in BASELINES:
+            cases.setdefault(words(row), {}).setdefault(row["name"], {})[row["mode"]] = row
+    for case, names in cases.items():
+        for number, (name, modes) in enumerate(names.items()):
+            cells = [case if number == 0 else "", name]
+            for mode in ("forward", "gradient"):
+                row = modes.get(mode)
+                if row is None:
+                    cells += ["", "", ""]
+                    continue
+                percent = row["percent_of_copy"] if mode == "forward" else backward(modes)
+                bandwidth = BANDWIDTH["forward" if mode == "forward" else "backward"]
+                cells += [
+                    f"{row['time_ms']:.4g}",
+                    judged(percent, bandwidth, ".0f"),
+                    judged(row["speed_up"], SPEED_UP[mode], ".1f"),
+                ]
+            table.add_row(*cells)
+    return table
+
+
+def words(row: Row) -> str:
+    """The case of a row."""
+    kind = {"float32": "f32", "bfloat16": "bf16"}[row["dtype"]]
+    kind += " planar" * (row["numbers"] == "planar") + " invariant" * (row["decay"] == "invariant")
+    return f"{row['batch']}x{row['time']}x{row['channels']} {kind}"
+
+
+def judged(figure: float | None, target: float, form: str) -> str:
+    if figure is None:
+        return ""
+    return f"{figure:{form}}{'*' if figure >= target else ' '}"
+
+
+def backward(modes: dict[str, Row]) -> float | None:
+    """Per cent of the copy bandwidth in the backward pass alone, where that can be told."""
+    if "forward" not in modes:
+        return None
+    forward, gradient = modes["forward"], modes["gradient"]
+    seconds = 1e-3 * (gradient["time_ms"] - forward["time_ms"])
+    moved = gradient["minimal_bytes"] - forward["minimal_bytes"]
+    return 100 * moved / seconds / gradient["copy_bytes_per_second"] if seconds > 0 else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+import json
+import math
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rnnscale.cli import main
+from rnnscale_kernels.testing import (
+    BASELINES,
+    MODES,
+    ScanArguments,
+    _benchmark,
+    measure_scan,
+    minimal_bytes,
+    reference,
+    usable_implementations,
+)
+
+TINY = "bench scan --tokens 64 --channels 4 --rounds 3"
+
+
+def bench(arguments: str) -> int:
+    """argparse leaves with SystemExit, everything else returns."""
+    try:
+        return main(arguments.split())
+    except SystemExit as left:
+        assert isinstance(left.code, int)
+        return left.code
+
+
+@pytest.mark.parametrize("varying", [True, False])
+@pytest.mark.parametrize("planar", [True, False])
+def test_the_textbook_forms_are_the_recurrence(planar: bool, varying: bool):
+    arrays = ScanArguments(planar=planar, varying=varying, h0=False).arrays()
+    a, b, h0 = (
+        jnp.asarray(arrays[name], "complex64" if planar else "float32") for name in ("a", "b", "h0")
+    )
+    expected, _ = reference.linear_scan(*(arrays[name] for name in ("a", "b", "h0")))
+    for run in BASELINES.values():
+        h, _ = run(a, b, h0)
+        np.testing.assert_allclose(h, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_bytes_that_have_to_be_moved():
+    def counts(**kind):
+        arguments = ScanArguments(batch=(3, 2), time=5, channels=7, **kind)
+        b = math.prod((3, 2, 5, 7)) * (2 if kind.get("dtype") == "bfloat16" else 4)
+        return [minimal_bytes(arguments, mode) / b for mode in MODES]
+
+    assert counts() == counts(dtype="bfloat16") == [3, 8]
+    assert counts(varying=False) == [2, 5]
+    assert counts(planar=True) == [6, 16]
+
+
+def test_every_combination_has_a_row_for_every_competitor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "rows.json"
+    kinds = "--dtype bfloat16 --numbers planar --decay invariant"
+    assert bench(f"{TINY} --length 16 32 {kinds} --json {file}") == 0
+    rows = json.loads(file.read_text())
+    names = [*usable_implementations(), *BASELINES]
+    assert not [name for name in names if name.endswith("_interpreted")]
+    cases = [(row["batch"], row["time"], row["mode"], row["name"]) for row in rows]
+    assert cases == [
+        (64 // time, time, mode, name) for time in (16, 32) for mode in MODES for name in names
+    ]
+    for row in rows:
+        assert (row["dtype"], row["numbers"], row["decay"]) == ("bfloat16", "planar", "invariant")
+        assert 0 < row["best_ms"] <= row["time_ms"] and row["rounds"] == 3
+        seconds = 1e-3 * row["time_ms"]
+        assert row["bytes_per_second"] == pytest.approx(row["minimal_bytes"] / seconds)
+        assert row["percent_of_copy"] == pytest.approx(
+            100 * row["bytes_per_second"] / row["copy_bytes_per_second"]
+        )
+        assert row["peak_bytes"] > row["minimal_bytes"] / 8 and row["compile_s"] > 0
+        assert row["platform"] == "cpu" and "jax" in row["versions"]
+        if row["name"] == "associative_scan":
+            assert row["speed_up"] == 1
+    assert sum(row["default"] for row in rows) == 4
+
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
+    for text in ("B=2 L=32 D=4, bfloat16 planar, invariant decay", ", default", "% of copy"):
+        assert text in printed
+
+
+def test_a_competitor_that_fails_is_told_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def breaks(a, b, h0):
+        raise FloatingPointError("no luck")
+
+    monkeypatch.setitem(BASELINES, "lax_scan", breaks)
+    wanted = "--mode forward --implementation sequential lax_scan --json -"
+    assert bench(f"{TINY} {wanted}") == 1
+    said = capsys.readouterr()
+    ours, broken = json.loads(said.out)
+    assert "time_ms" in ours and ours["speed_up"] is None
+    assert broken["error"] == "FloatingPointError: no luck" and "time_ms" not in broken
+    assert "lax_scan FAILED: FloatingPointError: no luck" in said.err
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("planar", [True, False])
+def test_calls_in_a_row_and_in_a_queue_as_on_an_accelerator(
+    planar: bool, mode: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(_benchmark, "_calls", lambda *_: 3)
+    take_turns = _benchmark._take_turns
+    monkeypatch.setattr(
+        _benchmark,
+        "_take_turns",
+        lambda timed, rounds, seconds, queue: take_turns(timed, rounds, seconds, queue=True),
+    )
+    names = ["sequential", *BASELINES]
+    rows = measure_scan(ScanArguments(planar=planar, time=16), mode, names, rounds=3)
+    assert [(row["name"], row["calls"]) for row in rows] == [(name, 3) for name in names]
+    assert all(0 < row["time_ms"] < 1e3 * row["compile_s"] for row in rows)
+
+
+def test_what_does_not_take_the_arguments_is_left_out_with_the_reason():
+    (row,) = measure_scan(ScanArguments(), "forward", ["triton"], rounds=3)
+    assert "triton" in row["unsupported"] and "error" not in row
+
+
+def test_the_plot_is_drawn_from_the_rows(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    rows, picture = tmp_path / "rows.json", tmp_path / "scan.svg"
+    assert bench(f"{TINY} --length 16 64 --implementation sequential lax_scan --json {rows}") == 0
+    assert bench(f"bench plot {rows} --out {picture}") == 0
+    assert picture.read_text().startswith("<?xml")
+
+
+BAD = {
+    "no benchmark": ("bench", ["BENCHMARK"]),
+    "length": ("bench scan --tokens 64 --length 24", ["--length 24", "64 tokens"]),
+    "batch": ("bench scan --tokens 64 --batch 3", ["--batch 3", "64 tokens"]),
+    "both": ("bench scan --length 8 --batch 8", ["--batch", "--length"]),
+    "negative": ("bench scan --channels -1", ["--channels", "positive", "-1"]),
+    "zero": ("bench scan --tokens 0", ["--tokens", "positive", "0"]),
+    "rounds": ("bench scan --rounds 2", ["--rounds", "at least 3", "2"]),
+    "dtype": ("bench scan --dtype float16", ["float16", "bfloat16"]),
+    "name": ("bench scan --implementation fast", ["fast", "no such", "sequential", "lax_scan"]),
+    "elsewhere": ("bench scan --implementation mosaic_gpu", ["mosaic_gpu", "sequential"]),
+    "interpreter": (
+        "bench scan --implementation mosaic_gpu_interpreted",
+        ["mosaic_gpu_interpreted", "sequential"],
+    ),
+    "folder": ("bench scan --json {tmp}/absent/rows.json", ["--json", "{tmp}/absent"]),
+    "no rows": ("bench plot {tmp}/absent.json --out x.png", ["{tmp}/absent.json"]),
+    "other rows": ("bench plot {tmp}/other.json --out x.png", ["{tmp}/other.json"]),
+    "empty": ("bench plot {tmp}/empty.json --out x.png", ["{tmp}/empty.json", "no times"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr("rnnscale_kernels.testing.measure_scan", lambda *_, **__: pytest.fail())
+    (tmp_path / "other.json").write_text('{"rows": 3}')
+    (tmp_path / "empty.json").write_text("[]")
+    command, words = BAD[name]
+    assert bench(command.format(tmp=tmp_path)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rnnscale: error: ")
+    for word in words:
+        assert word.format(tmp=tmp_path) in line
