@@ -56,7 +56,7 @@ class Implementation:
 
 
 def _on_host(run: Callable[..., Any], interpreted: Target) -> Callable[..., Any]:
-    """`run` as a callback: interpreters order their steps by effects, which a lowering has none of."""
+    """`run` as a callback: interpreters order their steps by effects, and a lowering has none."""
 
     def run_on_host(*arguments, target, **static):
         run_interpreted = partial(run, target=interpreted, **static)

@@ -5,7 +5,8 @@ optimisers mistake the conjugate in a complex gradient, so a complex array trave
 real ones. The arithmetic below takes real arrays as well, so that one definition serves both.
 """
 
-from typing import NamedTuple, overload
+from collections.abc import Sequence
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,19 @@ class Planar(NamedTuple):
 
 
 Numbers = Array | Planar
+
+Planes = tuple[Array, ...]
+"""What kernels take: one array for real numbers, two for complex ones."""
+
+
+def as_planes(x) -> Planes:
+    """The planes of a number."""
+    return tuple(x) if isinstance(x, Planar) else (x,)
+
+
+def as_number(planes: Sequence) -> Any:
+    """The number of which these are the planes."""
+    return Planar(*planes) if len(planes) == 2 else planes[0]
 
 
 @overload
@@ -89,13 +103,13 @@ def ones_like(x):
     return jnp.ones_like(x)
 
 
-def in_double[N: Numbers](x: N) -> N:
+def in_double(x):
     """`x` in float64, whatever JAX's default precision: for a handful of numbers."""
     with jax.enable_x64(True):
         return cast(x, jnp.float64)
 
 
-def multiply_in_double[N: Numbers](x: N, y: N) -> N:
+def multiply_in_double(x, y):
     """x * y, elementwise, of float64 numbers.
 
     Squaring again and again doubles the rounding error of a power each time: in float32, after
@@ -105,7 +119,7 @@ def multiply_in_double[N: Numbers](x: N, y: N) -> N:
         return multiply(x, y)
 
 
-def power[N: Numbers](x: N, n: int) -> N:
+def power(x, n: int):
     """x to the n >= 1, elementwise, rounded once; at least float32."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x = in_double(x)

@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 
 from rnnscale_kernels import Planar, diagonal_ssm, linear_scan
 from rnnscale_kernels.diagonal_ssm import operation
-from rnnscale_kernels.testing import reference, to_jax, to_numpy
+from rnnscale_kernels.testing import reference, rounded, to_jax, to_numpy
 
 IMPLEMENTATIONS = ("chunked", "unfused")
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -70,6 +70,71 @@ def test_values_and_gradients_are_those_of_the_reference(
     )
     for x, y in zip((*value, *gradient), (*expected, *expected_gradient), strict=True):
         np.testing.assert_allclose(to_numpy(x), y, rtol=1e-11, atol=1e-11)
+
+
+def fused_arrays(spec):
+    """Arguments for the fused kernel, rounded to its dtype; decays stay away from zero."""
+    rng = np.random.default_rng(0)
+    batch, time, idim, state, odim = (spec[name] for name in ("batch", "time", *SIZES))
+
+    def normal(*shape, dtype):
+        values = rng.normal(size=shape)
+        return rounded(values + 1j * rng.normal(size=shape) if spec["planar"] else values, dtype)
+
+    def real(*shape):
+        return rounded(rng.normal(size=shape), spec["dtype"])
+
+    decay = normal(state, dtype="float32")
+    given = {
+        "u": real(batch, time, idim),
+        "decay": rounded(decay / np.abs(decay) * rng.uniform(0.5, 1, state), "float32"),
+        "b": normal(state, idim, dtype=spec["dtype"]) / 16,
+        "c": normal(odim, state, dtype=spec["dtype"]) / 16,
+        "h0": normal(batch, state, dtype="float32"),
+    }
+    cotangents = real(batch, time, odim), normal(batch, state, dtype="float32")
+    options = {
+        "reset": rng.random((batch, time)) < 0.05 if spec["cuts"] else None,
+        "lengths": np.array([time, 0, time - 9])[:batch] if spec["cuts"] else None,
+    }
+    return given, cotangents, options
+
+
+SIZES = ("idim", "state", "odim")
+FUSED = [
+    dict(zip(("dtype", "planar", "cuts", "batch", "time", *SIZES), values, strict=True))
+    for values in (
+        ("bfloat16", True, False, 1, 72, 16, 5, 8),
+        ("bfloat16", True, True, 3, 330, 24, 70, 40),
+        ("float16", False, True, 2, 130, 8, 20, 64),
+    )
+]
+
+
+@pytest.mark.parametrize("spec", FUSED, ids=str)
+def test_the_fused_kernel_gives_the_numbers_of_the_reference(spec):
+    given, cotangents, options = fused_arrays(spec)
+    dtypes = [spec["dtype"], "float32", spec["dtype"], spec["dtype"], "float32"]
+    values = [to_jax(x, dtype) for x, dtype in zip(given.values(), dtypes, strict=True)]
+    run = partial(diagonal_ssm, implementation="mosaic_gpu_interpreted", **to_options(options))
+
+    @jax.jit
+    def value_and_gradient(values, g_y, g_last):
+        value, pull = jax.vjp(run, *values)
+        return *value, *pull((g_y, g_last))
+
+    g_y, g_last = cotangents
+    got = value_and_gradient(values, to_jax(g_y, spec["dtype"]), to_jax(g_last, "float32"))
+    expected = (
+        *reference.diagonal_ssm(*given.values(), **options),
+        *reference.diagonal_ssm_gradient(*given.values(), *cotangents, **options),
+    )
+    # States are rounded to 16 bits for the products, sums of them are in float32.
+    half = 2.0**-7 if spec["dtype"] == "bfloat16" else 2.0**-10
+    names = ("y", "h_last", "du", "d_decay", "db", "dc", "dh0")
+    for name, x, y in zip(names, got, expected, strict=True):
+        error = np.max(np.abs(to_numpy(x) - y)) / np.max(np.abs(y))
+        assert error <= (half if name in ("y", "du", "db", "dc") else 2e-6), name
 
 
 @settings(max_examples=30)

@@ -36,8 +36,8 @@ def diagonal_ssm(
 ) -> tuple[Float[Array, "*batch time odim"], Float[Array, "*batch state"] | Planar]:
     """The linear part of a state-space layer, h_t = decay h_{t-1} + B u_t, y_t = Re(C h_t).
 
-    The states are never stored whole: of each chunk of time only the one that enters it is kept,
-    and the backward pass computes the others again. Everything said of `linear_scan` about
+    From the forward to the backward pass, of each chunk of time only the state that enters it is
+    kept, and the backward pass computes the others again. Everything said of `linear_scan` about
     derivatives and transformations holds here too.
 
     **Arguments:**
@@ -53,8 +53,12 @@ def diagonal_ssm(
     - `lengths`: the number of valid steps of each row, from 0 to `time`; traced ones cannot be
         checked and are clipped. `y` is zero at the other steps, and what `u` holds there, NaN
         included, reaches nothing, gradients included.
-    - `implementation`: `"chunked"`, or `"unfused"`, which stores all states; `None` takes the
-        fastest for the platform compiled for.
+    - `implementation`: `None` takes the fastest for the device compiled for. By name, that one or
+        an error: `"chunked"`, plain XLA in chunks of time, which needs the least memory;
+        `"unfused"`, which has all states in memory for the time of a pass and runs them on the
+        kernels of `linear_scan`; and `"mosaic_gpu"`, one kernel for NVIDIA's Hopper GPUs, in
+        bfloat16 and float16, where the matrices fit on chip. `"mosaic_gpu_interpreted"` runs that
+        one on a CPU, slowly.
 
     **Returns:**
 
@@ -62,7 +66,7 @@ def diagonal_ssm(
     step in processing order, in the dtype of the states.
 
     **Raises:** `TypeError` or `ValueError` for dtypes and shapes that do not meet,
-    `NotImplementedError` where the implementation named cannot run on the platform.
+    `NotImplementedError` where the implementation named cannot run there or take these arguments.
     """
     primals, finish = prepare(
         u, decay, b, c, h0,

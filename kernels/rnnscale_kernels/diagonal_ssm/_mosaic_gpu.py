@@ -56,6 +56,8 @@ def unavailable(target) -> str | None:
 def unsupported(spec) -> str | None:
     if spec.dtype not in ("bfloat16", "float16"):
         return f"its products take bfloat16 or float16, the input is {spec.dtype}"
+    if spec.state_dtype != "float32":
+        return f"its states are float32, not {spec.state_dtype}"
     planes, states = 1 + spec.planar, _padded_states(spec.state)
     widths = _round_up(spec.idim, WIDTH), _round_up(spec.odim, WIDTH)
     needed = max(
@@ -212,12 +214,13 @@ class Plan(NamedTuple):
         group, planes = LANES // min(states, LANES), len(jax.tree.leaves(decay))
         # As few segments as fill the device, as each costs a reading of the weights.
         together = max(1, rows * chunks // (group * (target.cores or _CORES)))
-        segments, most = -(-chunks // together), max(group, _weight_group(planes))
+        most = max(group, _weight_group(planes))
+        segments = _round_up(-(-chunks // together), most // math.gcd(rows, most))
         return cls(
             rows=rows,
             steps=steps,
-            segments=_round_up(segments, most // math.gcd(rows, most)),
-            length=together * chunk,
+            segments=segments,
+            length=-(-chunks // segments) * chunk,
             chunk=chunk,
             planes=planes,
             states=states,

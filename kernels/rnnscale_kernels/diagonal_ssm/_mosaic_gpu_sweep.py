@@ -10,7 +10,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .._planar import Planar, add, multiply, multiply_conjugate, where
+from .._planar import add, as_number, multiply, multiply_conjugate, where
 from ._mosaic_gpu import (
     LANES,
     SHARED_BYTES,
@@ -114,7 +114,7 @@ def sweep(
         else:
             program.run()
 
-    return plgpu.kernel(
+    run = plgpu.kernel(
         kernel,
         out_type={
             name: jax.ShapeDtypeStruct(shape, x.dtype if name == "y" else jnp.float32)
@@ -128,7 +128,9 @@ def sweep(
         ),
         interpret=plgpu.InterpretGPUParams() if plan.interpret else None,
         kernel_name="diagonal_ssm",
-    )(given)
+    )
+    with jax.enable_x64(False):  # indices are 32-bit
+        return run(given)
 
 
 class _Program(NamedTuple):
@@ -173,7 +175,7 @@ class _Program(NamedTuple):
                 derivative = self.differentiate(i, rings["other"], decay[0], at, keep, *derivative)
             return states, derivative
 
-        zero = self.number([_zero()] * plan.planes)
+        zero = as_number([_zero()] * plan.planes)
         states, derivative = lax.fori_loop(
             0, plan.tiles, turn, (tuple(starts), (zero, starts[0], zero) if fed else ())
         )
@@ -258,17 +260,14 @@ class _Program(NamedTuple):
     def multiply_columns(self, j: int, first: int, cotangents) -> None:
         """conj(row) times its cotangent in place of the rows, for a few states."""
         planes = range(self.plan.planes)
-        rows = self.number([self.load_columns(p, j, first, _AT_ONCE) for p in planes])
+        rows = as_number([self.load_columns(p, j, first, _AT_ONCE) for p in planes])
         here = [slice(p * self.plan.block + first, None) for p in planes]
-        cotangents = self.number([cotangents[:, c][:, :_AT_ONCE] for c in here])
+        cotangents = as_number([cotangents[:, c][:, :_AT_ONCE] for c in here])
         for p, plane in enumerate(jax.tree.leaves(multiply_conjugate(rows, cotangents))):
             self.columns(p, j, first, _AT_ONCE)[...] = plane
 
-    def number(self, planes) -> Any:
-        return Planar(*planes) if self.plan.planes == 2 else planes[0]
-
     def load_state(self, ref):
-        return self.number([_load(ref.at[p]) for p in range(self.plan.planes)])
+        return as_number([_load(ref.at[p]) for p in range(self.plan.planes)])
 
     def window(self, name: str, i, j: int, column, width: int):
         """Tile `i` of segment `j` in device memory."""

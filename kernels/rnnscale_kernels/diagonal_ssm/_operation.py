@@ -134,13 +134,14 @@ class SSMSpec:
     state: int
     odim: int
     dtype: str
+    state_dtype: str
     planar: bool
     cut: bool
     lengths: bool
 
     @classmethod
     def of(cls, primals) -> "SSMSpec":
-        u, decay, _, c, _, cut, lengths = primals
+        u, decay, _, c, h0, cut, lengths = primals
         *batch, time, idim = u.shape
         return cls(
             batch=math.prod(batch),
@@ -149,6 +150,7 @@ class SSMSpec:
             state=decay.shape[0],
             odim=c.shape[0],
             dtype=str(u.dtype),
+            state_dtype=str(h0.dtype),
             planar=isinstance(decay, Planar),
             cut=cut is not None,
             lengths=lengths is not None,
@@ -156,17 +158,16 @@ class SSMSpec:
 
 
 def _unfused_unsuited(target: Target, spec: SSMSpec) -> str | None:
-    dtype = str(jnp.promote_types(spec.dtype, jnp.float32))
     recurrence = ScanSpec(
         batch=spec.batch,
         time=spec.time,
         channels=spec.state,
-        dtype=dtype,
+        dtype=spec.state_dtype,
         planar=spec.planar,
         varying=False,
         cut=spec.cut,
         reverse=False,
-        decay_dtype=dtype,
+        decay_dtype=spec.state_dtype,
     )
     if not SCAN.has_kernel(target, recurrence):
         return "there is no kernel for the recurrence, and chunks need less memory"

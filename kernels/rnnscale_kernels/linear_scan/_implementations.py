@@ -69,7 +69,7 @@ def _in_xla(name, scan, transpose, **reasons) -> Implementation:
     return Implementation(name, forward, backward, **reasons)
 
 
-def _by_hand(name, kernels) -> Implementation:
+def _by_hand(name: str, kernels: _kernels.Kernels) -> Implementation:
     def forward(primals, *, reverse, target):
         spec = ScanSpec.of(primals, reverse=reverse)
         return _kernels.forward(kernels, primals, reverse=reverse, target=target, spec=spec)

@@ -13,12 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .._planar import Planar, conjugate, power
+from .._planar import Planes, as_number, as_planes, conjugate, power
 from .._target import Target
 from ._backward import previous, sum_to
 from ._xla import associative
-
-Planes = tuple[Array, ...]
 
 
 class Kernels(Protocol):
@@ -29,6 +27,18 @@ class Kernels(Protocol):
     chunks is "B S D" in float32, all else of the size of the sequence in the dtype given. Complex
     arrays are tuples of two planes, real ones of one.
     """
+
+    def unavailable(self, target: Target) -> str | None:
+        """Why they cannot run there, or `None`."""
+        ...
+
+    def unsupported(self, spec: Any) -> str | None:
+        """Why they cannot take these arguments, or `None`."""
+        ...
+
+    def unsuited(self, target: Target, spec: Any) -> str | None:
+        """Why another would be faster, or `None`."""
+        ...
 
     def chunk_steps(self, target: Target, spec: Any) -> int:
         """Steps of a chunk: all of them where rows and channels fill the device."""
@@ -112,11 +122,11 @@ def forward(kernels: Kernels, primals, *, reverse: bool, target: Target, spec):
     b, h0 = _fold(b, rows.batch), _fold(h0, rows.batch)
     entering = jax.tree.map(lambda x: x[:, None], h0)
     if rows.chunks > 1:
-        product, end = kernels.forward_totals(rows.a, _planes(b), rows.cut, **run)
-        entering = rows.entering(rows.total_decay(product), _number(end), h0, reverse=reverse)
-    h, last = kernels.forward(rows.a, _planes(b), _planes(entering), rows.cut, **run)
-    h_last = jax.tree.map(lambda x: x[:, 0 if reverse else -1], _number(last))
-    return _unfold((_number(h), h_last), rows.batch), ()
+        product, end = kernels.forward_totals(rows.a, as_planes(b), rows.cut, **run)
+        entering = rows.entering(rows.total_decay(product), as_number(end), h0, reverse=reverse)
+    h, last = kernels.forward(rows.a, as_planes(b), as_planes(entering), rows.cut, **run)
+    h_last = jax.tree.map(lambda x: x[:, 0 if reverse else -1], as_number(last))
+    return _unfold((as_number(h), h_last), rows.batch), ()
 
 
 def transpose(kernels: Kernels, primals, outputs, cotangents, *, reverse, target: Target, spec):
@@ -129,19 +139,20 @@ def transpose(kernels: Kernels, primals, outputs, cotangents, *, reverse, target
     h, h0, g, g_last = (_fold(x, rows.batch) for x in (h, h0, g, g_last))
     entering = jax.tree.map(lambda x: x[:, None], g_last)
     if rows.chunks > 1:
-        product, end = kernels.backward_totals(rows.a, _planes(g), rows.cut, **run)
+        product, end = kernels.backward_totals(rows.a, as_planes(g), rows.cut, **run)
         total = conjugate(rows.total_decay(product))
-        entering = rows.entering(total, _number(end), g_last, reverse=not reverse)
+        entering = rows.entering(total, as_number(end), g_last, reverse=not reverse)
+    # What is yet to be added up over the rows that share a decay keeps its precision.
+    da_dtype = a.dtype if len(rows.a[0]) == math.prod(rows.batch) else jnp.dtype(jnp.float32)
     da, db, c_out = kernels.backward(
-        rows.a, _planes(h), _planes(h0), rows.cut, _planes(g), _planes(entering),
-        # What is yet to be added up over the rows that share a decay keeps its precision.
-        da_dtype=a.dtype if rows.a[0].shape[0] == math.prod(rows.batch) else jnp.dtype(jnp.float32), **run,
+        rows.a, as_planes(h), as_planes(h0), rows.cut, as_planes(g), as_planes(entering),
+        da_dtype=da_dtype, **run,
     )  # fmt: skip
-    dh0 = jax.tree.map(lambda x: x[:, -1 if reverse else 0], _number(c_out))
-    da = _number(da)
+    dh0 = jax.tree.map(lambda x: x[:, -1 if reverse else 0], as_number(c_out))
+    da = as_number(da)
     if a.shape[-2] == 1:
         da = jax.tree.map(lambda x: jnp.sum(x, axis=1, keepdims=True), da)
-    da, db, dh0 = _unfold((da, _number(db), dh0), rows.batch)
+    da, db, dh0 = _unfold((da, as_number(db), dh0), rows.batch)
     return sum_to(da, a), db, dh0, None
 
 
@@ -153,7 +164,7 @@ class _Rows:
         self.chunk = min(chunk, self.time)
         self.chunks = -(-self.time // self.chunk)
         a, self.inner = _fold_decay(a, self.batch)
-        self.a = _planes(a)
+        self.a = as_planes(a)
         self.cut = None if cut is None else _fold(cut, self.batch)
 
     @property
@@ -163,9 +174,9 @@ class _Rows:
     def total_decay(self, product: Planes | None):
         """The product of the decays of every chunk, "B S D"."""
         if product is not None:
-            return _number(product)
+            return as_number(product)
         last = self.time - (self.chunks - 1) * self.chunk
-        decay = _number(self.a)
+        decay = as_number(self.a)
         whole, rest = power(decay, self.chunk), power(decay, last)
 
         def spread(whole, rest):
@@ -203,11 +214,3 @@ def _fold(x, batch: list[int]):
 
 def _unfold(x, batch: list[int]):
     return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), x)
-
-
-def _planes(x) -> Planes:
-    return tuple(x) if isinstance(x, Planar) else (x,)
-
-
-def _number(planes: Planes):
-    return Planar(*planes) if len(planes) == 2 else planes[0]

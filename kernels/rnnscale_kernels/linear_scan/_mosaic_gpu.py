@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._planar import Planar, add, multiply, multiply_conjugate, where
+from .._planar import add, as_number, as_planes, multiply, multiply_conjugate, where
 
 _CHANNELS = 128
 
@@ -80,10 +80,10 @@ def forward(a, b, h0, cut, *, chunk, inner, reverse, target):
         return h, [h]
 
     (h,), last = _sweep(
-        step, a, [b], _number(h0), cut, outputs=[b[0].dtype], name="forward",
+        step, a, [b], as_number(h0), cut, outputs=[b[0].dtype], name="forward",
         chunk=chunk, inner=inner, descending=reverse, target=target,
     )  # fmt: skip
-    return _planes(h), _planes(last)
+    return as_planes(h), as_planes(last)
 
 
 def forward_totals(a, b, cut, *, chunk, inner, reverse, target):
@@ -112,13 +112,13 @@ def backward(a, h, h0, cut, g, c, *, chunk, inner, reverse, da_dtype, target):
 
     # The state before a step is read as `h` one step earlier, across the borders of chunks too.
     outputs, (c_out, total) = _sweep(
-        step, a, [h, g], (_number(c), None if varying else _filled(0.0, a)), cut,
+        step, a, [h, g], (as_number(c), None if varying else _filled(0.0, a)), cut,
         ahead=(1 if reverse else -1, 0), constants=[h0],
         outputs=[g[0].dtype, da_dtype][: 1 + varying], name="backward",
         chunk=chunk, inner=inner, descending=not reverse, target=target,
     )  # fmt: skip
     db, da = outputs if varying else (*outputs, total)
-    return _planes(da), _planes(db), _planes(c_out)
+    return as_planes(da), as_planes(db), as_planes(c_out)
 
 
 def backward_totals(a, g, cut, *, chunk, inner, reverse, target):
@@ -142,7 +142,7 @@ def _totals(advance: Callable, a, x, cut, **run):
 
     zero, one = _filled(0.0, a), _filled(1.0, a)
     _, (product, end) = _sweep(step, a, [x], (one if varying else None, zero), cut, **run)
-    return _planes(product) if varying else None, _planes(end)
+    return as_planes(product) if varying else None, as_planes(end)
 
 
 def _sweep(
@@ -163,7 +163,7 @@ def _sweep(
 
     from .. import _mosaic_gpu as mosaic
 
-    a, inputs, constants = _number(a), [*map(_number, inputs)], [*map(_number, constants)]
+    a, inputs, constants = as_number(a), [*map(as_number, inputs)], [*map(as_number, constants)]
     (rows, steps, channels), (decays, decay_steps, _) = inputs[0].shape, a.shape
     varying = decay_steps > 1
     chunks, blocks = -(-steps // chunk), -(-channels // _CHANNELS)
@@ -271,15 +271,7 @@ def _keep(cut, x):
 
 
 def _filled(value: float, planes):
-    return _number((value, 0.0)[: len(planes)])
-
-
-def _number(planes):
-    return Planar(*planes) if len(planes) == 2 else planes[0]
-
-
-def _planes(x):
-    return tuple(x) if isinstance(x, Planar) else (x,)
+    return as_number((value, 0.0)[: len(planes)])
 
 
 def _padded(tree, width: int):

@@ -1,22 +1,25 @@
 """The recurrence on TPUs, in Pallas Mosaic TPU.
 
-In memory a vector register holds 8 steps of 128 channels, one step a sublane. A step of the
-recurrence fills a register if it has one step of 8 streams instead, where a stream is 128 channels
-of a row. So a program takes 8 streams, of one row or of several, and transposes steps and streams
-in registers, which keeps the recurrence sequential and exact and costs less time than the memory
-takes. Tiles of time follow one another in the last axis of the grid, and the state stays in VMEM.
-All four kernels are one sweep, with different steps.
+As they lie in memory, 8 steps of 128 channels make a vector register, one step a sublane. The
+recurrence fills its registers if it has one step of 8 streams there instead, where a stream is 128
+channels of a row. So a program takes 8 streams, of one row or of several, and transposes steps and
+streams in registers, which takes less time than the memory does. The recurrence itself stays
+sequential: the products of a scan within registers would overflow where its states do not.
+
+Tiles of time follow one another on the last axis of the grid, and the state waits for the next one
+in VMEM. All four kernels are one sweep, with different steps.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._planar import Planar, add, cast, multiply, multiply_conjugate, where
+from .._planar import add, as_number, as_planes, cast, multiply, multiply_conjugate, where
 
 _LANES = 128
 _STREAMS = 8
@@ -24,8 +27,8 @@ _STREAMS = 8
 # Steps transposed at once, a register of bfloat16.
 _WINDOW = 16
 
-# What a program streams through VMEM, two tiles of each array, has at most so many bytes: half of
-# what a kernel is given by default. A tile takes some microseconds then, much longer than its start.
+# Two tiles of each array that a program streams have at most so many bytes: half of what a kernel
+# gets by default. A tile takes some microseconds, much more than its start.
 _VMEM_BYTES = 8 * 1024 * 1024
 
 
@@ -54,9 +57,9 @@ def unsuited(target, spec) -> str | None:
 def chunk_steps(target, spec) -> int:
     """Steps of a chunk: all of them.
 
-    One register of streams keeps a core as busy as its memory, and chips have one core or two. To
-    split time for a second core, 5 arrays the size of the sequence would go through memory instead
-    of 3.
+    A chip has one core or two, and on a core one program follows another: chunks would fill no more
+    of it. Only a single program leaves a second core idle, and there chunks would save at most a
+    sixth of the time (backward a third), since their totals take one more pass over the inputs.
     """
     return spec.time
 
@@ -69,10 +72,10 @@ def forward(a, b, h0, cut, *, chunk, inner, reverse, target):
         return h, [h]
 
     (h,), last = _sweep(
-        step, a, [b], _number(h0), cut, outputs=[b[0].dtype], name="forward",
+        step, a, [b], as_number(h0), cut, outputs=[b[0].dtype], name="forward",
         chunk=chunk, inner=inner, descending=reverse, target=target,
     )  # fmt: skip
-    return _planes(h), _planes(last)
+    return as_planes(h), as_planes(last)
 
 
 def forward_totals(a, b, cut, *, chunk, inner, reverse, target):
@@ -100,12 +103,12 @@ def backward(a, h, h0, cut, g, c, *, chunk, inner, reverse, da_dtype, target):
         return ((c, None), [s, da]) if varying else ((c, add(total, da)), [s])
 
     outputs, (c_out, total) = _sweep(
-        step, a, [g], (_number(c), None if varying else _filled(0.0, c)), cut, before=(h, h0),
+        step, a, [g], (as_number(c), None if varying else _filled(0.0, c)), cut, before=(h, h0),
         outputs=[g[0].dtype, da_dtype][: 1 + varying], name="backward",
         chunk=chunk, inner=inner, descending=not reverse, target=target,
     )  # fmt: skip
     db, da = outputs if varying else (*outputs, total)
-    return _planes(da), _planes(db), _planes(c_out)
+    return as_planes(da), as_planes(db), as_planes(c_out)
 
 
 def backward_totals(a, g, cut, *, chunk, inner, reverse, target):
@@ -131,7 +134,7 @@ def _totals(advance: Callable, a, x, cut, *, chunk, **run):
 
     one = _filled(1.0, state) if varying else None
     _, (product, end) = _sweep(step, a, [x], (one, _filled(0.0, state)), cut, chunk=chunk, **run)
-    return _planes(product) if varying else None, _planes(end)
+    return as_planes(product) if varying else None, as_planes(end)
 
 
 def _sweep(
@@ -151,8 +154,8 @@ def _sweep(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
-    a, inputs = _number(a), [*map(_number, inputs)]
-    x, x0 = (None, None) if before is None else map(_number, before)
+    a, inputs = as_number(a), [*map(as_number, inputs)]
+    x, x0 = (None, None) if before is None else map(as_number, before)
     (rows, steps, channels), (decays, decay_steps, _) = inputs[0].shape, a.shape
     varying = decay_steps > 1
 
@@ -179,7 +182,7 @@ def _sweep(
         turns = lax.div(lax.clamp(0, steps - start, tile) + _WINDOW - 1, _WINDOW)
         row_bit = 1 << (lax.broadcasted_iota(jnp.int32, (_STREAMS, _LANES), 0) & (group - 1))
 
-        def read(tree, window=slice(None)):
+        def read(tree, window: Any = slice(None)):
             return jax.tree.map(lambda ref: _by_step(ref[:, window], group), tree)
 
         held_decay, held_x0 = _read((None if varying else a, x0))
@@ -258,7 +261,7 @@ def _sweep(
     entering = _packed(entering, group)
     results, leaving = pl.pallas_call(
         kernel,
-        out_shape=(results, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), entering)),
+        out_shape=(results, jax.eval_shape(lambda: entering)),
         grid=(-(-rows // group), -(-channels // width), -(-steps // chunk), tiles),
         in_specs=[
             a_specs, sequences(inputs), cut_specs,
@@ -292,7 +295,8 @@ def _group(rows: int, channels: int, decays: int, inner: int) -> int:
 
 
 def _tile_steps(steps: int, chunk: int, step_bytes: int) -> int:
-    """Steps of a tile, a divisor of the chunk, where a channel has `step_bytes` a step."""
+    """Steps of a tile, where a channel has `step_bytes` a step: a multiple of a window that divides
+    the chunk, if there is more than one, which has to be a multiple of a window as well."""
     most = _VMEM_BYTES // (2 * _STREAMS * _LANES * step_bytes)
     most = 1 << most.bit_length() >> 1
     if chunk < steps:
@@ -301,7 +305,7 @@ def _tile_steps(steps: int, chunk: int, step_bytes: int) -> int:
 
 
 def _by_step(x, group: int):
-    """"rows time channel" as "time 8 128". One row of a decay may stand for all."""
+    """From "rows time channel" to "time 8 128". One row of a decay may stand for all."""
     x = jnp.broadcast_to(x, (group, *x.shape[1:]))
     x = jnp.concatenate([x[..., i : i + _LANES] for i in range(0, x.shape[-1], _LANES)])
     return jnp.swapaxes(x, 0, 1)
@@ -366,12 +370,4 @@ def _keep(cut, x):
 def _filled(value: float, planes):
     """A real number, as planes like the given ones."""
     zeros = [jnp.zeros(x.shape, x.dtype) for x in planes]
-    return _number([zeros[0] + value, *zeros[1:]])
-
-
-def _number(planes):
-    return Planar(*planes) if len(planes) == 2 else planes[0]
-
-
-def _planes(x):
-    return tuple(x) if isinstance(x, Planar) else (x,)
+    return as_number([zeros[0] + value, *zeros[1:]])

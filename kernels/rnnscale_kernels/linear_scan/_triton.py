@@ -9,7 +9,7 @@ import json
 import math
 from importlib import metadata, util
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -174,7 +174,7 @@ class _Launch:
         """What enters or leaves the chunks, or is summed over each."""
         return jax.ShapeDtypeStruct((self.batch, self.chunks, self.channels), jnp.float32)
 
-    def __call__(self, kernel: str, arguments, results, *, descending: bool, **constants):
+    def __call__(self, kernel: str, arguments, results, *, descending: bool, **constants) -> Any:
         """`results` has the shape of every number, `None` for one that there is not."""
         config = self._config(kernel)
         constants = {

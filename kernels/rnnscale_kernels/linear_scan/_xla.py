@@ -222,8 +222,10 @@ def _products(a, zeros, one, *, reverse):
     if a.shape[-2] > 1:
         return sequential(a, zeros, one, None, reverse=reverse)
     with jax.enable_x64(True):
-        products = sequential(*map(in_double, (a, zeros, one)), None, reverse=reverse)
-    return cast(products, one.dtype)
+        every, last = sequential(
+            in_double(a), in_double(zeros), in_double(one), None, reverse=reverse
+        )
+    return cast(every, one.dtype), cast(last, one.dtype)
 
 
 def chunk_count(steps: int) -> int:

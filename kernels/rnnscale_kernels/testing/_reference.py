@@ -73,7 +73,7 @@ def diagonal_ssm_gradient(
     """(du, d_decay, db, dc, dh0) for the cotangents of y and h_last."""
     rows, steps, _ = u.shape
     du, dh0 = np.zeros_like(u), np.zeros_like(h0)
-    d_decay, db, dc = (np.zeros(x.shape, complex) for x in (decay, b, c))
+    d_decay, db, dc = (np.zeros_like(x) for x in (decay, b, c))
     for row in range(rows):
         length = steps if lengths is None else lengths[row]
         h, entering = _states(u, decay, b, h0, row, length, reverse, reset)
@@ -93,7 +93,7 @@ def diagonal_ssm_gradient(
 
 def _states(u, decay, b, h0, row, length, reverse, reset):
     """All states of one row, and the state before each of its steps (before any cut)."""
-    h, entering = np.zeros((length, *h0.shape[1:]), complex), {}
+    h, entering = np.zeros((length, *h0.shape[1:]), h0.dtype), {}
     carry = h0[row]
     for t in _order(length, reverse):
         entering[t] = carry
