@@ -259,9 +259,14 @@ def _sweep(
         cut = _cut_words(cut, group, tile)
     x0 = _packed(jax.tree.map(lambda x: x[:, None], x0), group)
     entering = _packed(entering, group)
+    # In a shard_map, Pallas asks over which axes of the mesh results vary: as the inputs do.
+    varies = jax.typeof(jax.tree.leaves(inputs)[0]).manual_axis_type
     results, leaving = pl.pallas_call(
         kernel,
-        out_shape=(results, jax.eval_shape(lambda: entering)),
+        out_shape=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varies),
+            (results, entering),
+        ),
         grid=(-(-rows // group), -(-channels // width), -(-steps // chunk), tiles),
         in_specs=[
             a_specs, sequences(inputs), cut_specs,
