@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -17,7 +18,7 @@ def check_planes(**arguments) -> None:
         planes = x if isinstance(x, Planar) else (x,)
         for plane in planes:
             dtype = getattr(plane, "dtype", None)
-            if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
                 hint = (
                     "; give a complex array as Planar(x.real, x.imag)"
                     if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating)
@@ -40,6 +41,8 @@ def check_reset(reset, shape: tuple[int, ...]) -> None:
     """`reset` is boolean and of the shape of batch and time."""
     if reset is None:
         return
+    if not isinstance(reset, (jax.Array, np.ndarray)):
+        raise TypeError(f"reset must be a boolean array, got {type(reset).__name__}")
     if reset.dtype != jnp.bool_:
         raise TypeError(f"reset must be boolean, got {reset.dtype}")
     if reset.shape != shape:

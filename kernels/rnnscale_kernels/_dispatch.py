@@ -85,6 +85,8 @@ class Dispatch:
     def describe(self, platform: str) -> list[tuple[str, bool, str]]:
         """Every implementation, the ones tried by default first and in their order: its name,
         whether it can be used on the target for the platform, and if not, why."""
+        if platform not in self.order:
+            raise ValueError(f"platform must be one of {list(self.order)}, got {platform!r}")
         target = Target.of(platform)
         by_default = [
             x for name in self.order[platform] for x in self.implementations if x.name == name

@@ -7,6 +7,7 @@ boolean leaves are not differentiated.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from ._target import Target
 
@@ -218,14 +219,15 @@ def _is_inexact(x) -> bool:
 def _lowering(code: Callable[..., list]):
     """The rule that lowers `code`.
 
-    Over which mesh axes a value varies has been checked on the operation as a whole. Inside, where
-    constants vary over none and buffers over all of them, it is left out.
+    Over which mesh axes a value varies or is split has been checked on the operation as a whole.
+    Inside, where constants vary over none and buffers over all of them, it is left out.
     """
     rule = mlir.lower_fun(code)
 
     def lower(context, *values, **params):
         plain = [ShapedArray(x.shape, x.dtype) for x in context.avals_in]
-        return rule(context.replace(avals_in=plain), *values, **params)
+        with _without_explicit_axes():
+            return rule(context.replace(avals_in=plain), *values, **params)
 
     return lower
 
@@ -233,6 +235,14 @@ def _lowering(code: Callable[..., list]):
 def _run_on_leaves(code, platform: str, *leaves, tree, **static) -> list:
     target = Target.of(platform)
     return jax.tree.leaves(code(*jax.tree.unflatten(tree, leaves), target=target, **static))
+
+
+def _without_explicit_axes() -> AbstractContextManager:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return nullcontext()
+    types = (AxisType.Auto if x == AxisType.Explicit else x for x in mesh.axis_types)
+    return use_abstract_mesh(mesh.update(axis_types=tuple(types)))
 
 
 @lru_cache(maxsize=4096)

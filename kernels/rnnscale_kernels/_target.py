@@ -36,11 +36,13 @@ class Target:
     @classmethod
     def of(cls, platform: str) -> "Target":
         """The device of the ambient mesh, else the local one, for code lowered for `platform`."""
+        local = _local_device(platform)
         device = jax.sharding.get_abstract_mesh().abstract_device
         if device is not None and _is_of(device.platform, platform):
             kind = device.device_kind
-            return cls(platform, kind, _known_capability(kind), device.num_cores)
-        device = _local_device(platform)
+            if local is None or local.device_kind != kind:
+                return cls(platform, kind, _known_capability(kind), device.num_cores)
+        device = local
         if device is None:
             return cls(platform)
         capability = getattr(device, "compute_capability", None)

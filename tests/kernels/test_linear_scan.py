@@ -10,6 +10,7 @@ from jax.sharding import (
     AbstractDevice,
     AbstractMesh,
     AxisType,
+    NamedSharding,
     PartitionSpec as P,
     use_abstract_mesh,
 )
@@ -119,7 +120,7 @@ def test_any_arguments(spec, implementation, seed):
 
 # An interpreter takes seconds for what XLA does in microseconds.
 @every_kernel
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(spec=any_spec, seed=any_seed)
 def test_any_arguments_of_a_kernel(implementation, spec, seed):
     assert_close(*run(spec, implementation, seed), tolerance=2e-6)
@@ -331,10 +332,11 @@ def test_exact_cases(implementation):
         np.testing.assert_array_equal(h, jnp.cumsum(b * signs, 1) * signs)
 
 
-@every_xla_form
+@every_implementation
 def test_decays_near_one_over_65536_steps(implementation):
     rng = np.random.default_rng(0)
-    steps = 65536
+    # That interpreter takes 96 s for all of them.
+    steps = 4096 if implementation == "mosaic_gpu_interpreted" else 65536
     a = np.float32(1 - 10.0 ** -rng.uniform(1, 5, 4)).astype(np.float64)
     a[1::2] *= -1
     b = rng.normal(size=(1, steps, 4)).astype(np.float32).astype(np.float64)
@@ -343,8 +345,8 @@ def test_decays_near_one_over_65536_steps(implementation):
     )
     expected, _ = reference.linear_scan(a[None, None], b, np.zeros((1, 4)))
     error = np.max(np.abs(h - expected), axis=(0, 1)) / np.max(np.abs(expected), axis=(0, 1))
-    # Rounding errors of 2^-24, relative, add up over the 1 / (1 - |a|) steps that a state lasts.
-    assert np.all(error < 2.0**-24 / (1 - np.abs(a)))
+    # A state lasts for 1 / (1 - |a|) steps, and rounding errors of 2^-24, relative, walk at random.
+    assert np.all(error < 8 * 2.0**-24 * (1 - np.abs(a)) ** -0.5)
 
 
 @every_implementation
@@ -459,3 +461,59 @@ def test_a_kernel_refuses_what_it_cannot_compute(implementation):
             linear_scan(*arguments, implementation=implementation)
     assert "float64" in str(caught.value)
     assert "Usable there: sequential, chunked, associative, or None" in str(caught.value)
+
+
+@every_implementation
+def test_the_gradient_stops_an_infinite_cotangent_at_a_reset(implementation):
+    reset = jnp.zeros((1, 6), bool).at[:, 3].set(True)
+    g = jnp.ones((1, 6, 1)).at[:, 3].set(jnp.inf)
+    a, b = jnp.full((1, 6, 1), 0.5), jnp.ones((1, 6, 1))
+    _, pull = jax.vjp(lambda a: linear_scan(a, b, reset=reset, implementation=implementation)[0], a)
+    np.testing.assert_allclose(pull(g)[0].ravel(), [0, 1.5, 1.5, 0, 1.5, 1.5], rtol=1e-6)
+
+
+@every_kernel
+def test_kernels_in_a_program_of_double_precision(implementation):
+    a, b = jnp.full((1, 5, 2), 0.5, "float32"), jnp.ones((1, 5, 2), "float32")
+    reset = jnp.zeros((1, 5), bool).at[:, 2].set(True)
+
+    def gradient(implementation):
+        scan = partial(linear_scan, reset=reset, implementation=implementation)
+        return jax.grad(lambda a: jnp.sum(scan(a, b)[0]))(a)
+
+    expected = gradient("sequential")
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(gradient(implementation), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("spec", [P(), P("x"), P(None, None, "x")], ids=str)
+@every_xla_form
+def test_a_mesh_of_explicit_axes(implementation, spec):
+    a, b = jnp.full((8,), 0.5), jnp.arange(4 * 9 * 8.0).reshape(4, 9, 8)
+
+    def value_and_gradient(b):
+        scan = partial(linear_scan, implementation=implementation)
+        return jax.value_and_grad(lambda a: jnp.sum(scan(a, b)[0] ** 2))(a)
+
+    expected = value_and_gradient(b)
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        got = value_and_gradient(jax.device_put(b, NamedSharding(mesh, spec)))
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 300, 8), (2, 300, 0)])
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_nothing_to_compute(platform, shape):
+    mesh = {
+        "cpu": None,
+        "cuda": mesh_of("NVIDIA H100 80GB HBM3", "gpu"),
+        "tpu": mesh_of("TPU v5 lite", "tpu"),
+    }[platform]
+    arguments = jax.ShapeDtypeStruct(shape[-1:], "float32"), jax.ShapeDtypeStruct(shape, "float32")
+    with mesh_context(mesh):
+        traced = jax.jit(lambda a, b: linear_scan(a, b)).trace(*arguments)
+        assert "custom_call" not in traced.lower(lowering_platforms=(platform,)).as_text()
+    h, _ = linear_scan(*(jnp.zeros(x.shape) for x in arguments))
+    assert h.shape == shape

@@ -38,7 +38,9 @@ def diagonal_ssm(
 
     From the forward to the backward pass, of each chunk of time only the state that enters it is
     kept, and the backward pass computes the others again. Everything said of `linear_scan` about
-    derivatives and transformations holds here too.
+    derivatives and transformations holds here too, but that forward mode and derivatives of higher
+    order are those of `"unfused"`, and so is `jax.vmap` over the matrices, unless an implementation
+    is named, which then takes them one after another.
 
     **Arguments:**
 

@@ -58,6 +58,8 @@ def unsupported(spec) -> str | None:
         return f"its products take bfloat16 or float16, the input is {spec.dtype}"
     if spec.state_dtype != "float32":
         return f"its states are float32, not {spec.state_dtype}"
+    if 0 in (spec.batch, spec.idim, spec.state, spec.odim):
+        return "a kernel needs something to compute"
     planes, states = 1 + spec.planar, _padded_states(spec.state)
     widths = _round_up(spec.idim, WIDTH), _round_up(spec.odim, WIDTH)
     needed = max(

@@ -120,8 +120,9 @@ def sweep(
             name: jax.ShapeDtypeStruct(shape, x.dtype if name == "y" else jnp.float32)
             for name, shape in results.items()
         },
-        grid=(plan.programs, 1 if mapped else plan.blocks, parts),
-        grid_names=("program", "block", "part"),
+        # The last axis may be the longest: CUDA allows 65,535 of the others.
+        grid=(parts, 1 if mapped else plan.blocks, plan.programs),
+        grid_names=("part", "block", "program"),
         scratch_types=scratch,
         compiler_params=plgpu.CompilerParams(
             unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane

@@ -94,10 +94,13 @@ def _batch(stage, arguments, mapped, **static):
     """The mapped axis becomes one more batch axis where the weights are shared along it.
 
     Weights of their own for every element, or a gradient for every element, leave no product to
-    share: there the unfused definition is mapped.
+    share: there the unfused definition is mapped, or if another implementation is named, that one
+    takes the elements one after another.
     """
     weights_mapped = [mapped[0][1:4], mapped[2][1:4] if stage == "tangent" else None]
     if stage == "transpose" or any(jax.tree.leaves(weights_mapped)):
+        if static["implementation"] not in (None, "unfused") and stage != "tangent":
+            return _one_by_one(partial(getattr(operation, stage), **static), arguments, mapped)
         define = {"forward": _forward, "tangent": _tangent, "transpose": _transpose}[stage]
         axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
         return jax.vmap(partial(define, **static), in_axes=axes)(*arguments)
@@ -122,6 +125,18 @@ def _batch(stage, arguments, mapped, **static):
     borders = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), borders)
     tangents = spread_rows(arguments[2], mapped[2])
     return operation.tangent(primals, (public, borders), tangents, **static)
+
+
+def _one_by_one(run, arguments, mapped):
+    leaves, tree = jax.tree.flatten(arguments)
+    is_mapped = jax.tree.leaves(mapped)
+
+    def run_one(mapped_leaves):
+        rest = iter(mapped_leaves)
+        one = [next(rest) if m else x for x, m in zip(leaves, is_mapped, strict=True)]
+        return run(*jax.tree.unflatten(tree, one))
+
+    return jax.lax.map(run_one, [x for x, m in zip(leaves, is_mapped, strict=True) if m])
 
 
 @dataclass(frozen=True)
@@ -168,6 +183,7 @@ def _unfused_unsuited(target: Target, spec: SSMSpec) -> str | None:
         cut=spec.cut,
         reverse=False,
         decay_dtype=spec.state_dtype,
+        state_dtype=spec.state_dtype,
     )
     if not SCAN.has_kernel(target, recurrence):
         return "there is no kernel for the recurrence, and chunks need less memory"

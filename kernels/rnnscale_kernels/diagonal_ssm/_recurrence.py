@@ -122,7 +122,9 @@ def _loop_transpose(decay, h, entering, cut, g, g_leaving):
         before = jnp.where(t == 0, entering, _at(h, jnp.maximum(t - 1, 0)))
         before = _keep(cut, t, before)
         carry = _keep(cut, t, p * s - q * _swap(s))
-        return carry, straight + s * before, crossed + _swap(s) * before, _put(s_all, t, s)
+        straight = straight + _keep(cut, t, s * before)
+        crossed = crossed + _keep(cut, t, _swap(s) * before)
+        return carry, straight, crossed, _put(s_all, t, s)
 
     zeros = jnp.zeros_like(entering)
     d_entering, straight, crossed, s_all = lax.fori_loop(

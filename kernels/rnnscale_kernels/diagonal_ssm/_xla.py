@@ -73,6 +73,15 @@ def _product(axes: str, x, y, dtype, out_dtype):
     return product.astype(out_dtype)
 
 
+def _sum_of_products(axes: str, x, y, dtype, out_dtype):
+    """The sum over batch and time of outer products.
+
+    The row of size one is for XLA on CPUs, which has no such product of two matrices in bfloat16.
+    """
+    axes = axes.replace("r", "...r")
+    return _product(axes, x[None], y[None], dtype, out_dtype)
+
+
 def chunked(primals, *, chunk, target):
     """((y, h_last), borders): one chunk after another."""
     chunks = _Chunks(primals, chunk, target)
@@ -107,7 +116,7 @@ def chunked_transpose(primals, outputs, cotangents, *, chunk, target):
         n = chunks.count - 1 - i
         u, g, entering = chunks.take(chunks.u, n), chunks.take(g_y, n), borders[n]
         h, _ = chunks.states(n, entering)
-        dc = dc + _product("...o,...ps->ops", g, h, dtype, wide)
+        dc = dc + _sum_of_products("ro,rps->ops", g, h, dtype, wide)
         g_h = _product("...o,ops->...ps", g, c, dtype, wide)
         if chunks.end is not None:
             g_h = _add_at(g_h, chunks.end - n * chunk, g_last)
@@ -115,7 +124,7 @@ def chunked_transpose(primals, outputs, cotangents, *, chunk, target):
             chunks.decay, h, entering, chunks.cut_of(n), g_h, s
         )
         d_decay = jax.tree.map(jnp.add, d_decay, d_decay_n)
-        db = db + _product("...i,...ps->ips", u, s_all, dtype, wide)
+        db = db + _sum_of_products("ri,rps->ips", u, s_all, dtype, wide)
         du_n = _product("...ps,ips->...i", s_all, b, dtype, dtype)
         return s, chunks.put(du, n, du_n), d_decay, db, dc
 

@@ -42,11 +42,13 @@ def linear_scan(
         direction: no state crosses from one segment into another. A reset restores zero, not
         `h0`, and stops infinities and NaN, in the gradient too.
     - `implementation`: `None` takes the fastest for the device compiled for. By name, that one or
-        an error: `"mosaic_gpu"` (NVIDIA GPUs from Hopper on), `"triton"` (from Ampere on),
-        `"mosaic_tpu"`, and in plain XLA, for every platform and dtype, `"sequential"`, `"chunked"`
-        and `"associative"`, of which the last two multiply decays over many steps, which overflows
-        for magnitudes well above 1. The kernels take `a` and `b` in float32 and bfloat16 and carry
-        in float32. `"mosaic_gpu_interpreted"` and the like run a kernel on a CPU, slowly.
+        an error: `"mosaic_gpu"` (NVIDIA GPUs of compute capability 9 and 10), `"triton"` (from 8.0
+        on), `"mosaic_tpu"`, and in plain XLA, for every platform and dtype, `"sequential"`,
+        `"chunked"` and `"associative"`. The kernels take `a` and `b` in float32 and bfloat16, on
+        GPUs in float16 too, and carry in float32. `"mosaic_gpu_interpreted"` and the like run a
+        kernel on a CPU, slowly. `"chunked"`, `"associative"` and the GPUs' kernels, where they
+        split time, multiply decays over many steps: that overflows for magnitudes well above 1,
+        also where the states, all zero, would not.
 
     **Returns:**
 
@@ -64,6 +66,7 @@ def prepare(a, b, h0, *, reverse, reset, implementation):
     """Checks the arguments of `linear_scan` and gives its canonical primals."""
     check_implementation(implementation, DISPATCH.names)
     check_planes(a=a, b=b, h0=h0)
+    a, b, h0 = jax.tree.map(jnp.asarray, (a, b, h0))
     if b.ndim < 2:
         raise ValueError(f"linear_scan: b must be '*batch time channel', got shape {b.shape}")
     *batch, time, channels = b.shape

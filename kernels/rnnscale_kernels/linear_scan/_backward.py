@@ -55,6 +55,8 @@ def transpose_by_scan(scan, a, h, h0, cut, g, g_last, *, reverse: bool):
     s = jax.tree.map(lambda g, end: g.astype(end.dtype).at[..., last, :].add(end), g, g_last)
     s, _ = scan(decay, s, jax.tree.map(jnp.zeros_like, h0), next_cut, reverse=not reverse)
     da = multiply_conjugate(previous(h, h0, cut, reverse=reverse), s)
+    if cut is not None:  # once more: s may be infinite there
+        da = where(cut[..., None], 0.0, da)
     a0, s0 = jax.tree.map(lambda x: x[..., first, :], (a, s))
     dh0 = multiply_conjugate(cast(a0, h0.dtype), s0)
     if cut is not None:

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
+import jax
+
 from .._dispatch import Dispatch, Implementation
 from .._planar import Planar
 from .._target import H100, TPU_V5E, Target
@@ -24,10 +26,11 @@ class ScanSpec:
     cut: bool
     reverse: bool
     decay_dtype: str
+    state_dtype: str
 
     @classmethod
     def of(cls, primals, *, reverse: bool) -> "ScanSpec":
-        a, b, _, cut = primals
+        a, b, h0, cut = primals
         *batch, time, channels = b.shape
         return cls(
             batch=math.prod(batch),
@@ -39,6 +42,7 @@ class ScanSpec:
             cut=cut is not None,
             reverse=reverse,
             decay_dtype=str(a.dtype),
+            state_dtype=str(h0.dtype),
         )
 
 
@@ -72,20 +76,22 @@ def _in_xla(name, scan, transpose, **reasons) -> Implementation:
 def _by_hand(name: str, kernels: _kernels.Kernels) -> Implementation:
     def forward(primals, *, reverse, target):
         spec = ScanSpec.of(primals, reverse=reverse)
-        return _kernels.forward(kernels, primals, reverse=reverse, target=target, spec=spec)
+        with jax.enable_x64(False):  # indices are of 32 bits
+            return _kernels.forward(kernels, primals, reverse=reverse, target=target, spec=spec)
 
     def backward(primals, outputs, cotangents, *, reverse, target):
         spec = ScanSpec.of(primals, reverse=reverse)
-        return _kernels.transpose(
-            kernels, primals, outputs, cotangents, reverse=reverse, target=target, spec=spec
-        )
+        with jax.enable_x64(False):
+            return _kernels.transpose(
+                kernels, primals, outputs, cotangents, reverse=reverse, target=target, spec=spec
+            )
 
     return Implementation(
         name,
         forward,
         backward,
         unavailable=kernels.unavailable,
-        unsupported=kernels.unsupported,
+        unsupported=partial(_kernels.unsupported, kernels),
         unsuited=kernels.unsuited,
     )
 

@@ -28,12 +28,13 @@ class Kernels(Protocol):
     arrays are tuples of two planes, real ones of one.
     """
 
-    def unavailable(self, target: Target) -> str | None:
-        """Why they cannot run there, or `None`."""
+    @property
+    def DTYPES(self) -> tuple[str, ...]:
+        """What `a` and `b` may be of."""
         ...
 
-    def unsupported(self, spec: Any) -> str | None:
-        """Why they cannot take these arguments, or `None`."""
+    def unavailable(self, target: Target) -> str | None:
+        """Why they cannot run there, or `None`."""
         ...
 
     def unsuited(self, target: Target, spec: Any) -> str | None:
@@ -112,6 +113,18 @@ class Kernels(Protocol):
     ) -> tuple[Planes | None, Planes]:
         """(product, end): the same product, and the c that leaves a chunk if zero enters it."""
         ...
+
+
+def unsupported(kernels: Kernels, spec: Any) -> str | None:
+    """Why the kernels cannot take these arguments, or `None`."""
+    for dtype in (spec.dtype, spec.decay_dtype):
+        if dtype not in kernels.DTYPES:
+            return f"takes {', '.join(kernels.DTYPES)}, not {dtype}"
+    if spec.state_dtype != "float32":
+        return f"carries states in float32, not {spec.state_dtype}"
+    if spec.batch * spec.channels == 0:
+        return "a kernel needs something to compute"
+    return None
 
 
 def forward(kernels: Kernels, primals, *, reverse: bool, target: Target, spec):

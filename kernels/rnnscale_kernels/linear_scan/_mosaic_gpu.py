@@ -28,6 +28,9 @@ _MAX_ROWS = 64
 _MIN_CHUNK = 512
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+
+
 def unavailable(target) -> str | None:
     """Why it cannot run there, or `None`."""
     if target.platform != "cuda":
@@ -38,14 +41,6 @@ def unavailable(target) -> str | None:
         return "needs a GPU of compute capability 9.0 or 10.0, this is {}.{}".format(
             *target.capability
         )
-    return None
-
-
-def unsupported(spec) -> str | None:
-    """Why it cannot take these arguments, or `None`."""
-    for dtype in (spec.dtype, spec.decay_dtype):
-        if dtype not in ("float32", "bfloat16", "float16"):
-            return f"computes in float32, which is less than {dtype}"
     return None
 
 

@@ -32,20 +32,15 @@ _WINDOW = 16
 _VMEM_BYTES = 8 * 1024 * 1024
 
 
+DTYPES = ("float32", "bfloat16")
+
+
 def unavailable(target) -> str | None:
     """Why it cannot run there, or `None`."""
     if target.platform != "tpu":
         return "it is for TPUs"
     if target.device_kind in ("TPU v2", "TPU v3"):
         return f"needs a TPU v4 or newer, this is a {target.device_kind}"
-    return None
-
-
-def unsupported(spec) -> str | None:
-    """Why it cannot take these arguments, or `None`."""
-    for dtype in (spec.dtype, spec.decay_dtype):
-        if dtype not in ("float32", "bfloat16"):
-            return f"takes float32 and bfloat16, not {dtype}"
     return None
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from .._operation import Operation, mapped_size
-from .._planar import add, cast, multiply
+from .._planar import add, cast, multiply, where
 from ._backward import previous, transpose_by_scan
 from ._implementations import DISPATCH, ScanSpec
 
@@ -49,7 +49,10 @@ def _tangent(primals, outputs, tangents, *, reverse, implementation):
     (h, _), _ = outputs
     da, db, dh0, _ = tangents
     carry = previous(h, h0, cut, reverse=reverse)
-    drive = add(db, cast(multiply(cast(da, h0.dtype), carry), b.dtype))
+    change = multiply(cast(da, h0.dtype), carry)
+    if cut is not None:  # once more: da may be infinite there
+        change = where(cut[..., None], 0.0, change)
+    drive = add(db, cast(change, b.dtype))
     return scan(a, drive, dh0, cut, reverse=reverse, implementation=implementation)
 
 

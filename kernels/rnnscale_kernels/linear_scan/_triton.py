@@ -37,6 +37,9 @@ class Config(NamedTuple):
     warps: int
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+
+
 def unavailable(target) -> str | None:
     """Why it cannot run there, or `None`."""
     if target.platform != "cuda":
@@ -70,16 +73,6 @@ def _incompatible() -> str | None:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
-
-
-def unsupported(spec) -> str | None:
-    """Why it cannot take these arguments, or `None`."""
-    for dtype in (spec.dtype, spec.decay_dtype):
-        if dtype not in ("float32", "bfloat16", "float16"):
-            return f"computes in float32, which is less than {dtype}"
-    if spec.batch * spec.channels == 0:
-        return "a kernel needs something to compute"
-    return None
 
 
 def unsuited(target, spec) -> str | None:

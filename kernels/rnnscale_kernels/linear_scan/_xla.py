@@ -72,13 +72,15 @@ def sequential_transpose(a, h, h0, cut, g, g_last, *, reverse):
         s = lax.optimization_barrier(add(carry, cast(_at(db, t), dtype)))
         before = cast(_at(h, jnp.clip(t + 1 if reverse else t - 1, 0, steps - 1)), dtype)
         before = _keep(cut, t, where(t == first, h0, before))
-        gradient = multiply_conjugate(before, s)
+        gradient = _keep(cut, t, multiply_conjugate(before, s))
         da = _put(da, t, gradient) if varying else add(da, gradient)
         carry = _keep(cut, t, multiply_conjugate(cast(_at(a, t), dtype), s))
         return carry, da, _put(db, t, s)
 
     if varying:
-        da = jax.tree.map(lambda g, a: jnp.zeros_like(g, a.dtype), g, a)
+        # Summed over the rows that share a decay before it is rounded.
+        da_dtype = a.dtype if a.shape == g.shape else dtype
+        da = jax.tree.map(lambda g: jnp.zeros_like(g, da_dtype), g)
     else:
         da = jax.tree.map(jnp.zeros_like, h0)
     dh0, da, db = lax.fori_loop(0, steps, step, (g_last, da, g))
