@@ -253,12 +253,14 @@ def scan_error(name: str, spec: Any, arrays: dict[str, Any]) -> float:
 
 
 def ssm_checks(name: str, quick: bool) -> Iterator[Check]:
-    for steps, reverse, ragged in ((1, False, False), (100, False, True), (700, True, True)):
-        words = f"3x{steps}x24" + "-reverse" * reverse + "-reset-lengths" * ragged
-        yield words, SINGLE, partial(ssm_error, name, steps, reverse, ragged)
+    cases = ((1, False, False), (100, False, True), (700, True, True))
+    for dtype, bound in (("float32", SINGLE), ("bfloat16", HALF)):
+        for steps, reverse, ragged in cases:
+            words = f"3x{steps}x24-{dtype}" + "-reverse" * reverse + "-reset-lengths" * ragged
+            yield words, bound, partial(ssm_error, name, dtype, steps, reverse, ragged)
 
 
-def ssm_error(name: str, steps: int, reverse: bool, ragged: bool) -> float:
+def ssm_error(name: str, dtype: str, steps: int, reverse: bool, ragged: bool) -> float:
     """Of output, last state, and all gradients, for planar states."""
     import jax
     import jax.numpy as jnp
@@ -269,14 +271,12 @@ def ssm_error(name: str, steps: int, reverse: bool, ragged: bool) -> float:
     rows, idim, state, odim = 3, 24, 40, 16
     random = np.random.default_rng(0)
 
-    def planar(*shape):
-        return rounded(random.normal(size=shape) + 1j * random.normal(size=shape), "float32")
+    def planar(*shape, dtype="float32"):
+        return rounded(random.normal(size=shape) + 1j * random.normal(size=shape), dtype)
 
-    u, g_y = (rounded(random.normal(size=(rows, steps, n)), "float32") for n in (idim, odim))
-    b, c, h0, g_last = (
-        planar(*shape) for shape in ((state, idim), (odim, state), (rows, state), (rows, state))
-    )
-    decay = planar(state)
+    u, g_y = (rounded(random.normal(size=(rows, steps, n)), dtype) for n in (idim, odim))
+    b, c = planar(state, idim, dtype=dtype), planar(odim, state, dtype=dtype)
+    h0, g_last, decay = planar(rows, state), planar(rows, state), planar(state)
     decay = rounded(decay / np.abs(decay) * random.uniform(0.5, 0.99, state), "float32")
     options: dict[str, Any] = {"reset": None, "lengths": None}
     if ragged:
@@ -293,9 +293,16 @@ def ssm_error(name: str, steps: int, reverse: bool, ragged: bool) -> float:
         value, pull = jax.vjp(ssm, *given)
         return *value, *pull(cotangents)
 
+    arguments = tuple(
+        tuple(to_jax(x, kind) for x, kind in zip(values, kinds, strict=True))
+        for values, kinds in (
+            (given, (dtype, "float32", dtype, dtype, "float32")),
+            ((g_y, g_last), (dtype, "float32")),
+        )
+    )
     # Products of float32 are not in float32 on a GPU by default.
     with jax.default_matmul_precision("highest"):
-        got = run(*(tuple(to_jax(x, "float32") for x in xs) for xs in (given, (g_y, g_last))))
+        got = run(*arguments)
     expected = reference.diagonal_ssm(*given, reverse=reverse, **options)
     expected += reference.diagonal_ssm_gradient(*given, g_y, g_last, reverse=reverse, **options)
     return relative_error(got, expected)
