@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
@@ -104,9 +104,8 @@ SIZES = ("idim", "state", "odim")
 FUSED = [
     dict(zip(("dtype", "planar", "cuts", "batch", "time", *SIZES), values, strict=True))
     for values in (
-        ("bfloat16", True, False, 1, 72, 16, 5, 8),
         ("bfloat16", True, True, 2, 140, 24, 70, 40),
-        ("float16", False, True, 2, 130, 8, 20, 64),
+        ("float16", False, False, 1, 130, 8, 20, 64),
     )
 ]
 
@@ -139,7 +138,6 @@ def test_the_fused_kernel_gives_the_numbers_of_the_reference(spec, monkeypatch):
         assert error <= (half if name in ("y", "du", "db", "dc") else 2e-6), name
 
 
-@settings(max_examples=30)
 @given(
     time=st.integers(1, 50),
     chunk=st.integers(1, 60),
