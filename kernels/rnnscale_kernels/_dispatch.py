@@ -44,6 +44,9 @@ class Implementation:
         def only_on_cpu(here: Target) -> str | None:
             if here.platform != "cpu":
                 return "it interprets kernels on a CPU"
+            if jax.sharding.get_abstract_mesh().manual_axes:
+                # Their callbacks would wait for one another.
+                return "it interprets kernels for one device, not inside shard_map"
             return self.unavailable(target)
 
         return replace(

@@ -251,6 +251,19 @@ def test_shard_map(implementation, check_vma):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
+@every_kernel
+def test_an_interpreter_refuses_to_run_inside_shard_map(implementation):
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
+    scan = jax.shard_map(
+        lambda b: linear_scan(jnp.ones(3), b, implementation=implementation)[0],
+        mesh=mesh,
+        in_specs=P("x"),
+        out_specs=P("x"),
+    )
+    with pytest.raises(NotImplementedError, match="shard_map"):
+        jax.jit(scan)(jnp.ones((4, 5, 3)))
+
+
 @every_xla_form_and_a_kernel
 def test_checkpoint_changes_no_gradient(implementation):
     arrays = ScanArguments().arrays()
