@@ -16,6 +16,7 @@ from rnnscale.training._loss import (
 )
 from rnnscale.training._optimiser import make_optimiser as make_optimiser
 from rnnscale.training._run import RunFolder as RunFolder
+from rnnscale.training._setup import Setup as Setup, set_up as set_up
 from rnnscale.training._state import TrainState as TrainState
 from rnnscale.training._step import (
     make_eval_step as make_eval_step,

@@ -1,26 +1,20 @@
 import dataclasses
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
-import optax
-from jax.sharding import Mesh, NamedSharding
-from jaxtyping import PRNGKeyArray
 
 from rnnscale._fields import parameters
-from rnnscale.data import Source, Task, batches, evaluation_batches, load_task
-from rnnscale.sharding import AXES, batch_sharding, make_mesh, sharded_init, shardings
+from rnnscale.data import Source, batches, evaluation_batches, load_task
+from rnnscale.sharding import AXES, make_mesh, sharded_init
 from rnnscale.training._checkpoint import Checkpointer
 from rnnscale.training._config import TrainConfig
 from rnnscale.training._devices import use_cpu_devices
 from rnnscale.training._loop import Clock, evaluate, fit
-from rnnscale.training._models import constrain, make_loss, make_model
-from rnnscale.training._optimiser import make_optimiser
 from rnnscale.training._run import RunFolder
-from rnnscale.training._state import TrainState
-from rnnscale.training._step import make_eval_step, make_train_step
+from rnnscale.training._setup import set_up
+from rnnscale.training._step import make_eval_step
 from rnnscale.training._stop import StopSignals
 
 _log = logging.getLogger(__name__)
@@ -57,25 +51,16 @@ def _run(config: TrainConfig, resume: bool, stop: StopSignals) -> dict[str, Any]
     sizes = config.mesh or {"data": jax.device_count()}
     mesh = make_mesh(*(sizes.get(axis, 1) for axis in AXES))
     task = load_task(config.task, seq_len=config.seq_len, text=config.text)
-    layout = _batch_layout(config, mesh, task)
-    loss = make_loss(config, task)
-    eval_step = make_eval_step(loss)
+    parts = set_up(config, task, mesh)
+    eval_step = make_eval_step(parts.loss)
 
     def evaluated(model: eqx.Module, source: Source) -> dict[str, float] | None:
-        with evaluation_batches(source, config.batch_size, shardings=layout) as held_out:
+        with evaluation_batches(source, config.batch_size, shardings=parts.layout) as held_out:
             return evaluate(eval_step, model, held_out, metric=task.metric, stop=stop)
 
     with jax.set_mesh(mesh):
-        key = jax.random.key(config.seed)
-        abstract = jax.eval_shape(lambda key: make_model(config, task, key), key)
-        optimiser = constrain(config, task, _make_optimiser(config, abstract))
-
-        def init(key: PRNGKeyArray) -> TrainState:
-            model_key, state_key = jax.random.split(key)
-            return TrainState.create(make_model(config, task, model_key), optimiser, state_key)
-
-        like = jax.eval_shape(init, key)
-        placed = shardings(like, mesh)
+        like = parts.abstract_state()
+        placed = jax.tree.map(lambda x: x.sharding, like)
         if not folder.is_run:
             folder.open(dataclasses.asdict(config))
         with Checkpointer(folder.checkpoints, every=config.save_every) as checkpoints:
@@ -86,7 +71,7 @@ def _run(config: TrainConfig, resume: bool, stop: StopSignals) -> dict[str, Any]
             else:
                 if resume:
                     _log.warning("nothing to resume in %s: starting at step 0", folder.path)
-                state, clock = sharded_init(init, key, mesh), Clock()
+                state, clock = sharded_init(parts.init, jax.random.key(config.seed), mesh), Clock()
             # Only now: the folder of a run that can't be resumed like this stays as it was.
             folder.open(dataclasses.asdict(config))
             folder.truncate(int(state.step))
@@ -95,11 +80,11 @@ def _run(config: TrainConfig, resume: bool, stop: StopSignals) -> dict[str, Any]
                 config.batch_size,
                 seed=config.seed,
                 start_step=int(state.step),
-                shardings=layout,
+                shardings=parts.layout,
             ) as stream:
                 state = fit(
                     state,
-                    make_train_step(loss, optimiser, accumulation=config.accumulation),
+                    parts.train_step,
                     stream,
                     steps=config.steps,
                     folder=folder,
@@ -132,35 +117,3 @@ def _run(config: TrainConfig, resume: bool, stop: StopSignals) -> dict[str, Any]
     folder.write_summary(summary)
     folder.plot()
     return summary
-
-
-def _make_optimiser(config: TrainConfig, model: eqx.Module) -> optax.GradientTransformation:
-    rate = config.learning_rate
-    return make_optimiser(
-        model,
-        learning_rate=rate,
-        recurrence_rate=rate / 4 if config.recurrence_rate is None else config.recurrence_rate,
-        weight_decay=config.weight_decay,
-        warmup=config.steps // 10 if config.warmup is None else config.warmup,
-        steps=config.steps,
-        clip=config.clip,
-    )
-
-
-def _batch_layout(
-    config: TrainConfig, mesh: Mesh, task: Task
-) -> Callable[[str, tuple[int, ...]], NamedSharding]:
-    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
-    if config.batch_size % (config.accumulation * data * fsdp):
-        raise ValueError(
-            f"batch_size={config.batch_size} can't be split into accumulation="
-            f"{config.accumulation} parts over the devices of data={data}, fsdp={fsdp}; make it a "
-            f"multiple of {config.accumulation * data * fsdp}"
-        )
-    with_time = {"inputs"} | ({"labels", "scored"} if task.labels == "step" else set())
-
-    def layout(name: str, shape: tuple[int, ...]) -> NamedSharding:
-        time_axis = 1 if name in with_time else None
-        return batch_sharding(mesh, len(shape), time_axis=time_axis)
-
-    return layout

@@ -1,0 +1,110 @@
+"""From the options of a run to everything that its steps are made of."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, PRNGKeyArray
+
+from rnnscale.data import Task
+from rnnscale.sharding import batch_sharding, shardings
+from rnnscale.training._config import TrainConfig
+from rnnscale.training._loss import Totals
+from rnnscale.training._models import constrain, make_loss, make_model
+from rnnscale.training._optimiser import make_optimiser
+from rnnscale.training._state import TrainState
+from rnnscale.training._step import make_train_step
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a run on a mesh, none of which holds an array yet.
+
+    It needs no device: the mesh may be one of devices that are not here, and `abstract_state` and
+    `abstract_batch` are then what `train_step` can be compiled with.
+
+    - `init`: the state before the first step, from a key.
+    - `loss`, `optimiser`: see `make_train_step`.
+    - `train_step`: `(state, batch)` to `(state, metrics)`.
+    """
+
+    config: TrainConfig
+    mesh: Mesh
+    task: Task
+    init: Callable[[PRNGKeyArray], TrainState]
+    loss: Callable[..., Totals]
+    optimiser: optax.GradientTransformation
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
+
+    def layout(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
+        """How an array of a batch lies on the mesh."""
+        with_time = {"inputs"} | ({"labels", "scored"} if self.task.labels == "step" else set())
+        return batch_sharding(self.mesh, len(shape), time_axis=1 if name in with_time else None)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and layout of the state."""
+        state = jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            state,
+            shardings(state, self.mesh),
+        )
+
+    def abstract_batch(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and layout of a batch for training."""
+        record = {name: np.asarray(x) for name, x in self.task.train[0].items()}
+        shapes = {name: (self.config.batch_size, *x.shape) for name, x in record.items()}
+        return {
+            name: jax.ShapeDtypeStruct(
+                shapes[name],
+                jax.dtypes.canonicalize_dtype(x.dtype),
+                sharding=self.layout(name, shapes[name]),
+            )
+            for name, x in record.items()
+        }
+
+
+def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
+    """The parts of the run that the options describe.
+
+    **Raises:** `ValueError` where the options do not fit the task or the mesh.
+    """
+    _check_batch_size(config, mesh)
+    with jax.set_mesh(mesh):
+        model = jax.eval_shape(lambda key: make_model(config, task, key), jax.random.key(0))
+        optimiser = constrain(config, task, _make_optimiser(config, model))
+    loss = make_loss(config, task)
+
+    def init(key: PRNGKeyArray) -> TrainState:
+        model_key, state_key = jax.random.split(key)
+        return TrainState.create(make_model(config, task, model_key), optimiser, state_key)
+
+    train_step = make_train_step(loss, optimiser, accumulation=config.accumulation)
+    return Setup(config, mesh, task, init, loss, optimiser, train_step)
+
+
+def _make_optimiser(config: TrainConfig, model: Any) -> optax.GradientTransformation:
+    rate = config.learning_rate
+    return make_optimiser(
+        model,
+        learning_rate=rate,
+        recurrence_rate=rate / 4 if config.recurrence_rate is None else config.recurrence_rate,
+        weight_decay=config.weight_decay,
+        warmup=config.steps // 10 if config.warmup is None else config.warmup,
+        steps=config.steps,
+        clip=config.clip,
+    )
+
+
+def _check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    if config.batch_size % (config.accumulation * data * fsdp):
+        raise ValueError(
+            f"batch_size={config.batch_size} can't be split into accumulation="
+            f"{config.accumulation} parts over the devices of data={data}, fsdp={fsdp}; make it a "
+            f"multiple of {config.accumulation * data * fsdp}"
+        )
