@@ -2,7 +2,12 @@
 
 from ._checks import check_reset as check_reset, checked_lengths as checked_lengths
 from ._operation import Operation as Operation, vary_alike as vary_alike
-from ._planar import Planar as Planar
+from ._planar import (
+    Planar as Planar,
+    conjugate as conjugate,
+    power as power,
+    powers as powers,
+)
 from ._target import local_platform as local_platform
 from .diagonal_ssm import (
     diagonal_ssm as diagonal_ssm,

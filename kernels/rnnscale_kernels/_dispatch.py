@@ -24,6 +24,8 @@ class Implementation:
     - `forward(primals, *, target, **static)` gives the operation's outputs, and
         `transpose(primals, outputs, cotangents, *, target, **static)` the cotangents of the primals
         (see `Operation`).
+    - `totals` and `transpose_totals`: what the reductions of the operation need, if that is less
+        than those two with the rest of their results thrown away.
     - `unavailable(target)`: why it cannot run there at all, or `None`.
     - `unsupported(spec)`: why it cannot take these arguments, or `None`.
     - `unsuited(target, spec)`: why it is not chosen for them, though it could run, or `None`.
@@ -32,6 +34,8 @@ class Implementation:
     name: str
     forward: Callable[..., Any]
     transpose: Callable[..., Any]
+    totals: Callable[..., Any] | None = None
+    transpose_totals: Callable[..., Any] | None = None
     unavailable: Callable[[Target], str | None] = _no_reason
     unsupported: Callable[[Any], str | None] = _no_reason
     unsuited: Callable[[Target, Any], str | None] = _no_reason
@@ -54,12 +58,16 @@ class Implementation:
             name=f"{self.name}_interpreted",
             forward=_on_host(self.forward, target),
             transpose=_on_host(self.transpose, target),
+            totals=_on_host(self.totals, target),
+            transpose_totals=_on_host(self.transpose_totals, target),
             unavailable=only_on_cpu,
         )
 
 
-def _on_host(run: Callable[..., Any], interpreted: Target) -> Callable[..., Any]:
+def _on_host(run: Callable[..., Any] | None, interpreted: Target) -> Any:
     """`run` as a callback: interpreters order their steps by effects, and a lowering has none."""
+    if run is None:
+        return None
 
     def run_on_host(*arguments, target, **static):
         run_interpreted = partial(run, target=interpreted, **static)

@@ -132,17 +132,7 @@ class Operation:
 
     def _abstract_eval(self, stage: str, *leaves, tree, **static):
         arguments = jax.tree.unflatten(tree, leaves)
-        like = leaves[0]
-        varying = frozenset().union(*(x.manual_axis_type.varying for x in leaves))
-        return [
-            ShapedArray(
-                x.shape,
-                x.dtype,
-                sharding=NamedSharding(like.sharding.mesh, PartitionSpec(*[None] * len(x.shape))),
-                manual_axis_type=type(like.manual_axis_type)(varying=varying),
-            )
-            for x in jax.tree.leaves(self._result_shapes(stage, arguments, static))
-        ]
+        return _avals(self._result_shapes(stage, arguments, static), leaves)
 
     def _define(self, stage: str, *leaves, tree, **static) -> list:
         arguments = jax.tree.unflatten(tree, leaves)
@@ -206,6 +196,51 @@ class Operation:
         return results, [0] * len(results)
 
 
+class Reduction:
+    """Some of an operation's results, where they take less work than all of them. It has no
+    derivative.
+
+    **Arguments:**
+
+    - `name`: of the primitive.
+    - `definition`: `(*arguments, **static)` gives the results, by way of the operation.
+
+    `lower` gives the code, which gets its `target` as a keyword.
+    """
+
+    def __init__(self, name: str, definition: Callable[..., Tree]):
+        self._definition = definition
+        self._primitive = Primitive(name)
+        self._primitive.multiple_results = True
+        self._primitive.def_impl(partial(_run_compiled, self._primitive))
+        self._primitive.def_abstract_eval(self._abstract_eval)
+        batching.primitive_batchers[self._primitive] = self._batch_rule
+
+    def __call__(self, *arguments: Tree, **static) -> Tree:
+        leaves, tree = jax.tree.flatten(arguments)
+        results = self._primitive.bind(*leaves, tree=tree, **static)
+        return jax.tree.unflatten(jax.tree.structure(self._shapes(arguments, static)), results)
+
+    def lower(self, code: Callable[..., Tree]) -> None:
+        for platform in PLATFORMS:
+            rule = _lowering(partial(_run_on_leaves, code, platform))
+            mlir.register_lowering(self._primitive, rule, platform=platform)
+
+    def _shapes(self, arguments: tuple[Tree, ...], static: dict) -> Tree:
+        plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+        return jax.eval_shape(partial(self._definition, **static), *plain)
+
+    def _abstract_eval(self, *leaves, tree, **static):
+        return _avals(self._shapes(jax.tree.unflatten(tree, leaves), static), leaves)
+
+    def _batch_rule(self, leaves, axes, *, tree, **static):
+        def define(*leaves):
+            return self._definition(*jax.tree.unflatten(tree, leaves), **static)
+
+        results = jax.tree.leaves(jax.vmap(define, in_axes=tuple(axes))(*leaves))
+        return results, [0] * len(results)
+
+
 def mapped_size(arguments: Tree, mapped: Tree) -> int:
     """The size of the mapped axis, for the function `batch` of an operation."""
     leaves = zip(jax.tree.leaves(arguments), jax.tree.leaves(mapped), strict=True)
@@ -214,6 +249,21 @@ def mapped_size(arguments: Tree, mapped: Tree) -> int:
 
 def _is_inexact(x) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _avals(shapes: Tree, leaves) -> list[ShapedArray]:
+    """Results of these shapes, which vary over whatever any of the arguments varies over."""
+    like = leaves[0]
+    varying = frozenset().union(*(x.manual_axis_type.varying for x in leaves))
+    return [
+        ShapedArray(
+            x.shape,
+            x.dtype,
+            sharding=NamedSharding(like.sharding.mesh, PartitionSpec(*[None] * len(x.shape))),
+            manual_axis_type=type(like.manual_axis_type)(varying=varying),
+        )
+        for x in jax.tree.leaves(shapes)
+    ]
 
 
 def _lowering(code: Callable[..., list]):

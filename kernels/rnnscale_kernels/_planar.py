@@ -103,6 +103,14 @@ def ones_like(x):
     return jnp.ones_like(x)
 
 
+def product(x):
+    """The product over axis -2, which is left out."""
+    one = jax.tree.map(lambda x: jnp.ones((), x.dtype), x)
+    if isinstance(x, Planar):
+        one = Planar(one.re, jnp.zeros_like(one.im))
+    return jax.lax.reduce(x, one, multiply, (x.ndim - 2,))
+
+
 def in_double(x):
     """`x` in float64, whatever JAX's default precision: for a handful of numbers."""
     with jax.enable_x64(True):
@@ -128,4 +136,18 @@ def power(x, n: int):
         result = multiply_in_double(result, result)
         if bit == "1":
             result = multiply_in_double(result, x)
+    return cast(result, dtype)
+
+
+def powers(x, exponents: Array, most: int):
+    """x, "channel", to integers "*batch" from 0 to `most`: "*batch channel", at least float32."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    square = in_double(x)
+    result = jax.tree.map(
+        lambda one: jnp.broadcast_to(one, (*exponents.shape, *one.shape)), ones_like(square)
+    )
+    for bit in range(most.bit_length()):
+        taken = (exponents >> bit & 1 == 1)[..., None]
+        result = where(taken, multiply_in_double(result, square), result)
+        square = multiply_in_double(square, square)
     return cast(result, dtype)

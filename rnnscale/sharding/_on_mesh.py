@@ -1,9 +1,8 @@
 """Differentiable functions of which each device does its part."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -15,8 +14,6 @@ from jaxtyping import PyTree
 from rnnscale._fields import map_parameters
 from rnnscale.sharding._rules import activation_spec, automatic_axes
 from rnnscale_kernels import vary_alike
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,6 @@ def differentiable_on_mesh(
     mesh = jax.sharding.get_abstract_mesh()
     if axes := automatic_axes(mesh):
         layout = specs(mesh)
-        if "seq" in axes:
-            _warn_that_time_is_gathered()
         used = frozenset[str]().union(*map(_axes_of, layout.primals))
         on_devices = partial(jax.shard_map, axis_names=axes)
         outputs = layout.public, layout.residuals
@@ -137,13 +132,18 @@ def gathered[Module: eqx.Module](module: Module) -> Module:
 
 
 def _add_up(parts: PyTree, axes: tuple[str, ...]) -> PyTree:
-    """The sum of the devices' parts, added up in at least float32."""
+    """The sum of the devices' parts, added up in at least float32. What is the same on all devices
+    of an axis is no part but the whole."""
 
     def add_up(x):
+        varying = jax.typeof(x).manual_axis_type.varying
+        over = tuple(axis for axis in axes if axis in varying)
+        if not over:
+            return x
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return jax.lax.psum(wide, axes).astype(x.dtype)
+        return jax.lax.psum(wide, over).astype(x.dtype)
 
-    return jax.tree.map(add_up, parts) if axes else parts
+    return jax.tree.map(add_up, parts)
 
 
 def _missing(
@@ -167,11 +167,3 @@ def _is_spec(x: Any) -> bool:
 
 def _or_none(cotangent):
     return None if cotangent.dtype == jax.dtypes.float0 else cotangent
-
-
-@cache
-def _warn_that_time_is_gathered() -> None:
-    _logger.warning(
-        "the mesh splits time over seq, but a recurrence runs on whole sequences: every device of "
-        "seq gathers them and computes the same"
-    )

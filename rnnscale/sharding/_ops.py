@@ -1,33 +1,44 @@
 """The recurrences on the ambient mesh.
 
-Each device runs the kernels on its own rows and its own states; the compiler gets no say in it.
-States are independent, so the only communication is one sum of the outputs over `tensor` after the
-loop over time, and in the backward pass one sum of each gradient after it.
+Each device runs the kernels on its own rows, its own states and its own part of time; the compiler
+gets no say in it. States are independent, so over `tensor` the only communication is one sum of the
+outputs after the loop over time. Over `seq` it is one all-gather in each direction, see
+`_sequence`. In the backward pass each gradient is added up over devices once, after the loop.
 """
 
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from rnnscale.sharding._on_mesh import Specs, differentiable_on_mesh, row_spec
 from rnnscale.sharding._rules import activation_spec, automatic_axes
+from rnnscale.sharding._sequence import Recurrence, Residuals, Steps, in_one_piece, in_parts
 from rnnscale_kernels import (
-    Operation,
     Planar,
     diagonal_ssm as local_diagonal_ssm,
     linear_scan as local_linear_scan,
+    power,
+    powers,
+    vary_alike,
 )
 from rnnscale_kernels.diagonal_ssm import (
-    operation as diagonal_ssm_operation,
-    options as diagonal_ssm_options,
-    prepare as prepare_diagonal_ssm,
+    canonical as canonical_ssm,
+    checked as checked_ssm,
+    operation as ssm,
+    options as ssm_options,
+    totals as ssm_totals,
+    transpose_totals as ssm_transpose_totals,
 )
 from rnnscale_kernels.linear_scan import (
-    operation as linear_scan_operation,
-    prepare as prepare_linear_scan,
+    checked as checked_scan,
+    cuts,
+    operation as scan,
+    totals as scan_totals,
+    transpose_totals as scan_transpose_totals,
 )
 
 
@@ -45,8 +56,11 @@ def diagonal_ssm(
 ) -> tuple[Float[Array, "*batch time odim"], Float[Array, "*batch state"] | Planar]:
     """`rnnscale_kernels.diagonal_ssm`, over the mesh that `jax.set_mesh` has set.
 
-    The leading batch axis runs over `data` and `fsdp`, the states over `tensor`. Arguments, results
-    and errors are those of the kernel. Over a mesh it has reverse mode of first order only.
+    The leading batch axis runs over `data` and `fsdp`, the states over `tensor`, and time over
+    `seq`, where a number of steps that does not divide is filled up. Arguments, results and errors
+    are those of the kernel. Over a mesh it has reverse mode of first order only.
+
+    **Raises:** besides, `ValueError` where there are fewer steps than devices of `seq`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not automatic_axes(mesh):
@@ -54,30 +68,38 @@ def diagonal_ssm(
             u, decay, b, c, h0,
             reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
         )  # fmt: skip
-    primals, finish = prepare_diagonal_ssm(
-        u, decay, b, c, h0,
-        reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
-    )  # fmt: skip
-    row = row_spec(u.shape[:-2], mesh)
-    (state,) = activation_spec(("state",), decay.shape[:1], mesh)
-    rows, row_states = PartitionSpec(*row), PartitionSpec(*row, state)
-    specs = Specs(
-        primals=(
-            rows,
-            PartitionSpec(state),
-            PartitionSpec(state, None),
-            PartitionSpec(None, state),
-            row_states,
-            rows,
-            rows,
-        ),
-        public=(rows, row_states),
-        residuals=PartitionSpec(None, *row, state),
-        # Every device has the part of y that comes from its own states.
-        partial_sums=((state,) if state else (), ()),
+    u, *maps, h0, reset, lengths = checked_ssm(
+        u, decay, b, c, h0, reset=reset, lengths=lengths, implementation=implementation
     )
-    options = partial(diagonal_ssm_options, implementation=implementation)
-    return finish(_on_mesh(diagonal_ssm_operation, primals, options, specs))
+    *batch, time, _ = u.shape
+    if missing := _missing_steps(time, mesh):
+        u, reset = _filled(u, missing, axis=-2), _filled(reset, missing, axis=-1)
+        lengths = jnp.full(batch, time, jnp.int32) if lengths is None else lengths
+    row, seq, state = _axes(u.shape, decay.shape, mesh)
+    rows, states = PartitionSpec(*row), PartitionSpec(*row, state)
+    y, h_last = _on_mesh(
+        _SSM(reverse, implementation),
+        Steps((u, *maps), h0, reset, lengths),
+        Specs(
+            primals=Steps(
+                values=(
+                    PartitionSpec(*row, seq),
+                    PartitionSpec(state),
+                    PartitionSpec(state, None),
+                    PartitionSpec(None, state),
+                ),
+                h0=states,
+                reset=PartitionSpec(*row, seq),
+                lengths=rows,
+            ),
+            public=(PartitionSpec(*row, seq), states),
+            # The state that enters each chunk: the axis of chunks is in front.
+            residuals=_residuals(PartitionSpec(seq, *states), states, seq),
+            # Every device has the part of y that comes from its own states.
+            partial_sums=((state,) if state else (), ()),
+        ),
+    )
+    return y[..., :time, :], h_last
 
 
 def linear_scan(
@@ -91,44 +113,180 @@ def linear_scan(
 ) -> tuple[Float[Array, "*batch time channel"] | Planar, Float[Array, "*batch channel"] | Planar]:
     """`rnnscale_kernels.linear_scan`, over the mesh that `jax.set_mesh` has set.
 
-    The leading batch axis runs over `data` and `fsdp`, the channels over `tensor`. Arguments,
-    results and errors are those of the kernel. Over a mesh it has reverse mode of first order only.
+    The leading batch axis runs over `data` and `fsdp`, the channels over `tensor`, and time over
+    `seq`, where a number of steps that does not divide is filled up. Arguments, results and errors
+    are those of the kernel. Over a mesh it has reverse mode of first order only.
+
+    **Raises:** besides, `ValueError` where there are fewer steps than devices of `seq`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not automatic_axes(mesh):
         return local_linear_scan(
             a, b, h0, reverse=reverse, reset=reset, implementation=implementation
         )
-    primals = prepare_linear_scan(
-        a, b, h0, reverse=reverse, reset=reset, implementation=implementation
-    )
-    row = row_spec(b.shape[:-2], mesh)
-    (channel,) = activation_spec(("state",), b.shape[-1:], mesh)
-    steps, ends = PartitionSpec(*row, None, channel), PartitionSpec(*row, channel)
+    a, b, h0, reset = checked_scan(a, b, h0, reset=reset, implementation=implementation)
+    time = b.shape[-2]
+    if missing := _missing_steps(time, mesh):
+        # A decay of one hands the state on.
+        a = jax.tree.map(lambda x: jnp.broadcast_to(x, (*x.shape[:-2], *b.shape[-2:])), a)
+        one = Planar(1, 0) if isinstance(a, Planar) else 1
+        a = jax.tree.map(lambda x, one: _filled(x, missing, axis=-2, value=one), a, one)
+        b = jax.tree.map(lambda x: _filled(x, missing, axis=-2), b)
+        reset = _filled(reset, missing, axis=-1)
+    row, seq, channel = _axes(b.shape, b.shape[-1:], mesh)
+    steps, states = PartitionSpec(*row, seq, channel), PartitionSpec(*row, channel)
     # Where the decay has size 1 it is whole.
     decay = PartitionSpec(
-        *(axes if n > 1 else None for axes, n in zip(steps, primals[0].shape, strict=True))
+        *(axes if n > 1 else None for axes, n in zip(steps, a.shape, strict=True))
     )
-    specs = Specs(
-        primals=(decay, steps, ends, PartitionSpec(*row)),
-        public=(steps, ends),
-        residuals=PartitionSpec(),
-        partial_sums=((), ()),
+    h, h_last = _on_mesh(
+        _Scan(reverse, implementation),
+        Steps((a, b), h0, reset, None),
+        Specs(
+            primals=Steps((decay, steps), states, PartitionSpec(*row, seq), PartitionSpec()),
+            public=(steps, states),
+            residuals=_residuals(PartitionSpec(), states, seq),
+            partial_sums=((), ()),
+        ),
     )
-    options = {"reverse": reverse, "implementation": implementation}
-    return _on_mesh(linear_scan_operation, primals, lambda _: options, specs)
+    return jax.tree.map(lambda x: x[..., :time, :], h), h_last
 
 
-def _on_mesh(
-    operation: Operation, primals: tuple, options: Callable[[tuple], dict], specs: Specs
-) -> tuple:
-    """The public outputs of an operation; `options` gives its static values for a device's own
-    primals."""
+def _axes(shape: tuple[int, ...], states: tuple[int, ...], mesh: AbstractMesh) -> tuple:
+    """The mesh axes over which batch, time and states are split."""
+    (seq,) = activation_spec(("time",), shape[-2:-1], mesh)
+    (state,) = activation_spec(("state",), states, mesh)
+    return row_spec(shape[:-2], mesh), seq, state
 
-    def forward(primals):
-        return operation.forward(primals, **options(primals))
 
-    def transpose(primals, outputs, cotangents):
-        return operation.transpose(primals, outputs, cotangents, **options(primals))
+def _residuals(kept: PartitionSpec, states: PartitionSpec, seq: str | None) -> Any:
+    if seq is None:
+        return kept
+    *row, state = states
+    return Residuals(
+        inner=kept,
+        entering=PartitionSpec(seq, *states),
+        decay=PartitionSpec(*row, None, state),
+        cut=PartitionSpec(*row, None, state),
+    )
 
+
+def _missing_steps(time: int, mesh: AbstractMesh) -> int:
+    """How many steps are missing to a number that can be split over `seq`."""
+    if "seq" not in automatic_axes(mesh):
+        return 0
+    devices = mesh.shape["seq"]
+    if time < devices:
+        raise ValueError(
+            f"a sequence of {time} steps can't be split over the {devices} devices of the mesh "
+            f"axis seq: use a mesh with seq of at most {time}, or longer sequences"
+        )
+    return -time % devices
+
+
+def _filled(x: Array | None, missing: int, *, axis: int, value: int = 0) -> Any:
+    if x is None:
+        return None
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, missing)
+    return jnp.pad(x, widths, constant_values=value)
+
+
+def _on_mesh(recurrence: Recurrence, primals: Steps, specs: Specs) -> tuple:
+    split = "seq" in automatic_axes(jax.sharding.get_abstract_mesh())
+    forward, transpose = in_parts(recurrence, "seq") if split else in_one_piece(recurrence)
     return differentiable_on_mesh(forward, transpose, primals, lambda _: specs)
+
+
+@dataclass(frozen=True)
+class _SSM:
+    """`diagonal_ssm` as a `Recurrence`. Its values are `(u, decay, b, c)`."""
+
+    reverse: bool
+    implementation: str | None
+
+    def time(self, values: tuple) -> int:
+        return values[0].shape[-2]
+
+    def forward(self, steps: Steps) -> tuple[tuple, Any]:
+        primals, finish, options = self._canonical(steps)
+        public, borders = ssm.forward(primals, **options)
+        return finish(public), borders
+
+    def transpose(self, steps: Steps, outputs: tuple, cotangents: tuple) -> tuple[tuple, Any]:
+        steps, outputs, cotangents = vary_alike((steps, outputs, cotangents))
+        primals, finish, options = self._canonical(steps)
+
+        def arrays(values, h0):
+            primals, *_ = self._canonical(steps._replace(values=values, h0=h0))
+            return primals[: len(values) + 1]
+
+        _, pull = jax.vjp(arrays, steps.values, steps.h0)
+        _, pull_finish = jax.vjp(finish, outputs[0])
+        gradients = ssm.transpose(primals, outputs, *pull_finish(cotangents), **options)
+        return pull(gradients[: len(steps.values) + 1])
+
+    def decay(self, steps: Steps) -> Any:
+        if steps.lengths is not None:
+            return None
+        return power(steps.values[1], self.time(steps.values))
+
+    def totals(self, steps: Steps) -> tuple[Any, Any]:
+        primals, _, options = self._canonical(steps)
+        decay = None
+        if steps.lengths is not None:
+            decay = powers(steps.values[1], steps.lengths, self.time(steps.values))
+        return decay, ssm_totals(primals, **options)
+
+    def transpose_totals(self, steps: Steps, g_ys: Array) -> Any:
+        steps, g_ys = vary_alike((steps, g_ys))
+        primals, finish, options = self._canonical(steps)
+        _, pull_finish = jax.vjp(lambda y: finish((y, steps.h0))[0], g_ys)
+        return ssm_transpose_totals(primals, *pull_finish(g_ys), **options)
+
+    def _canonical(self, steps: Steps) -> tuple[tuple, Any, dict]:
+        values, h0, reset, lengths = vary_alike(steps)
+        primals, finish = canonical_ssm(*values, h0, reset, lengths, reverse=self.reverse)
+        primals = vary_alike(primals)
+        return primals, finish, ssm_options(primals, self.implementation)
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """`linear_scan` as a `Recurrence`. Its values are `(a, b)`."""
+
+    reverse: bool
+    implementation: str | None
+
+    def time(self, values: tuple) -> int:
+        return values[1].shape[-2]
+
+    def forward(self, steps: Steps) -> tuple[tuple, Any]:
+        return scan.forward(self._canonical(steps), **self._options)
+
+    def transpose(self, steps: Steps, outputs: tuple, cotangents: tuple) -> tuple[tuple, Any]:
+        primals, outputs, cotangents = vary_alike((self._canonical(steps), outputs, cotangents))
+        *g_values, g_h0, _ = scan.transpose(primals, outputs, cotangents, **self._options)
+        return tuple(g_values), g_h0
+
+    def decay(self, steps: Steps) -> Any:
+        a, _ = steps.values
+        if a.shape[-2] > 1:
+            return None
+        return power(jax.tree.map(lambda x: x[..., 0, :], a), self.time(steps.values))
+
+    def totals(self, steps: Steps) -> tuple[Any, Any]:
+        return scan_totals(self._canonical(steps), **self._options)
+
+    def transpose_totals(self, steps: Steps, g_ys: Any) -> Any:
+        (a, _), h0, reset, _ = steps
+        primals = vary_alike((a, g_ys, h0, cuts(reset, reverse=self.reverse)))
+        return scan_transpose_totals(primals, **self._options)
+
+    def _canonical(self, steps: Steps) -> tuple:
+        (a, b), h0, reset, _ = steps
+        return vary_alike((a, b, h0, cuts(reset, reverse=self.reverse)))
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"reverse": self.reverse, "implementation": self.implementation}

@@ -10,7 +10,13 @@ from rnnscale import S5, BidirectionalS5
 from rnnscale.sharding import linear_scan, make_mesh
 from rnnscale_kernels import Planar, linear_scan as local_linear_scan
 
-MESHES = {"data=2,fsdp=2,tensor=2": (2, 2, 2), "tensor=8": (1, 1, 8)}
+MESHES = {
+    "data=2,fsdp=2,tensor=2": (2, 2, 2),
+    "tensor=8": (1, 1, 8),
+    "seq=8": (1, 1, 1, 8),
+    "data=2,seq=4": (2, 1, 1, 4),
+    "fsdp=2,tensor=2,seq=2": (1, 2, 2, 2),
+}
 every_mesh = pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 
 
@@ -86,12 +92,6 @@ def test_linear_scan(sizes, varying, key):
         got = run(linear_scan)(a, b)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
-
-
-def test_time_is_gathered_and_says_so(key, caplog):
-    layer = S5(6, 32, key=key)
-    assert_same_on(make_mesh(data=2, seq=4), lambda xs: layer(xs)[1], sequences(key))
-    assert "gathers" in caplog.text
 
 
 def test_an_explicit_mesh_is_refused(key):

@@ -70,10 +70,10 @@ def diagonal_ssm(
     **Raises:** `TypeError` or `ValueError` for dtypes and shapes that do not meet,
     `NotImplementedError` where the implementation named cannot run there or take these arguments.
     """
-    primals, finish = prepare(
-        u, decay, b, c, h0,
-        reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
-    )  # fmt: skip
+    arguments = checked(
+        u, decay, b, c, h0, reset=reset, lengths=lengths, implementation=implementation
+    )
+    primals, finish = canonical(*vary_alike(arguments), reverse=reverse)
     primals = vary_alike(primals)
     public, _ = operation.forward(primals, **options(primals, implementation))
     return finish(public)
@@ -84,18 +84,13 @@ def ssm_implementations(platform: str) -> list[tuple[str, bool, str]]:
     return DISPATCH.describe(platform)
 
 
-def prepare(u, decay, b, c, h0, *, reverse, reset, lengths, implementation):
-    """Checks the arguments of `diagonal_ssm`.
-
-    **Returns:** the canonical primals, and the function that makes of the public outputs what
-    `diagonal_ssm` returns. Both act on every row alone, so that rows may lie on any device.
-    """
+def checked(u, decay, b, c, h0, *, reset, lengths, implementation):
+    """The arguments of `diagonal_ssm`, checked: `(u, decay, b, c, h0, reset, lengths)`."""
     check_implementation(implementation, DISPATCH.names)
     check_planes(decay=decay, b=b, c=c, h0=h0)
     check_planes(u=u)
     _check_shapes(u, decay, b, c)
     *batch, time, _ = u.shape
-    axis = len(batch)
     check_reset(reset, (*batch, time))
     given = [x.dtype for x in (decay, u, h0) if x is not None]
     dtype = functools.reduce(jnp.promote_types, given, jnp.dtype(jnp.float32))
@@ -104,13 +99,21 @@ def prepare(u, decay, b, c, h0, *, reverse, reset, lengths, implementation):
         h0 = jax.tree.map(lambda _: jnp.zeros((*batch, state), dtype), decay)
     elif h0.shape != (*batch, state):
         raise ValueError(f"h0 has shape {h0.shape}, expected '*batch state', {(*batch, state)}")
-    valid = None
     if lengths is not None:
         lengths = checked_lengths(lengths, tuple(batch), time)
-        valid = jnp.arange(time) < lengths[..., None]
+    return u, cast(decay, dtype), b, c, cast(h0, dtype), reset, lengths
+
+
+def canonical(u, decay, b, c, h0, reset, lengths, *, reverse):
+    """The canonical primals of checked arguments, and the function that makes of the operation's
+    public outputs what `diagonal_ssm` returns."""
+    axis = u.ndim - 2
+    valid = None
+    if lengths is not None:
+        valid = jnp.arange(u.shape[axis]) < lengths[..., None]
         u = jnp.where(valid[..., None], u, 0)
         reset = None if reset is None else reset & valid
-    cut = None if reset is None else cuts(reset, reverse=reverse)
+    cut = cuts(reset, reverse=reverse)
     if reverse:
         u, cut = (None if x is None else _turn(x, lengths, axis) for x in (u, cut))
     if valid is not None:
@@ -123,7 +126,7 @@ def prepare(u, decay, b, c, h0, *, reverse, reset, lengths, implementation):
             y = _turn(y, lengths, axis)
         return y if valid is None else jnp.where(valid[..., None], y, 0), h_last
 
-    return (u, cast(decay, dtype), b, c, cast(h0, dtype), cut, lengths), finish
+    return (u, decay, b, c, h0, cut, lengths), finish
 
 
 def options(primals, implementation: str | None) -> dict[str, Any]:

@@ -18,30 +18,28 @@ import jax
 import jax.numpy as jnp
 
 from .._dispatch import Dispatch, Implementation
-from .._operation import Operation, mapped_size, vary_alike
-from .._planar import Planar, where
+from .._operation import Operation, Reduction, mapped_size, vary_alike
+from .._planar import Planar, conjugate, where
 from .._target import H100, Target
-from ..linear_scan import DISPATCH as SCAN, ScanSpec, scan
+from ..linear_scan import (
+    DISPATCH as SCAN,
+    ScanSpec,
+    scan,
+    totals as scan_totals,
+    transpose_totals as scan_transpose_totals,
+)
 from . import _mosaic_gpu, _xla
 
 
 def unfused(primals, *, chunk, target=None):
     """The definition: input map, recurrence and output map, one after another."""
     u, decay, b, c, h0, cut, lengths = primals
-    decay = jax.tree.map(lambda x: x.reshape((1,) * (u.ndim - 1) + x.shape), decay)
-    wide = jnp.promote_types(u.dtype, jnp.float32)
-
-    def matmul(axes, x, weights):
-        weights = weights.astype(u.dtype)
-        return jnp.einsum(axes, x.astype(u.dtype), weights, preferred_element_type=wide)
-
-    drive = jax.tree.map(lambda b: matmul("...i,si->...s", u, b).astype(h0.dtype), b)
-    h, h_last = scan(decay, drive, h0, cut, reverse=False)
+    h, h_last = scan(_one_step(decay, u), _drive(u, b, h0), h0, cut, reverse=False)
     if lengths is not None:
         at = jnp.maximum(lengths - 1, 0)[..., None, None]
         reached = jax.tree.map(lambda x: jnp.take_along_axis(x, at, axis=-2)[..., 0, :], h)
         h_last = where((lengths > 0)[..., None], reached, h0)
-    y = jax.tree.map(lambda h, c: matmul("...s,os->...o", h, c), h, c)
+    y = jax.tree.map(lambda h, c: _product("...s,os->...o", h, c, u.dtype), h, c)
     y = y.re - y.im if isinstance(y, Planar) else y
 
     def borders(h, h0):
@@ -49,6 +47,45 @@ def unfused(primals, *, chunk, target=None):
         return jnp.concatenate([h0[None], leaving])
 
     return (y.astype(u.dtype), h_last), jax.tree.map(borders, h, h0)
+
+
+def _drive(u, b, h0):
+    """The input map, in the dtype of the states."""
+    return jax.tree.map(lambda b: _product("...i,si->...s", u, b, u.dtype).astype(h0.dtype), b)
+
+
+def _product(axes: str, x, weights, dtype):
+    wide = jnp.promote_types(dtype, jnp.float32)
+    x, weights = x.astype(dtype), weights.astype(dtype)
+    return jnp.einsum(axes, x, weights, preferred_element_type=wide)
+
+
+def _one_step(decay, u):
+    return jax.tree.map(lambda x: x.reshape((1,) * (u.ndim - 1) + x.shape), decay)
+
+
+def unfused_totals(primals, *, chunk, target=None):
+    """Input map and recurrence, without a state being written."""
+    u, decay, b, _, h0, cut, lengths = primals
+    if lengths is not None:
+        # Every row's own last step has to be the last one.
+        time = u.shape[-2]
+        source = jnp.arange(time) - (time - lengths[..., None])
+        at = jnp.maximum(source, 0)
+        u = jnp.where(source[..., None] >= 0, jnp.take_along_axis(u, at[..., None], axis=-2), 0)
+        cut = (source >= 0) & jnp.take_along_axis(cut, at, axis=-1)
+    a, drive = _one_step(decay, u), _drive(u, b, h0)
+    return scan_totals((a, drive, h0, cut), reverse=False, implementation=None)[1]
+
+
+def unfused_transpose_totals(primals, g, *, chunk, target=None):
+    """The output map's transpose and the recurrence's, without a cotangent being written."""
+    u, decay, _, c, h0, cut, _ = primals
+    g_h = jax.tree.map(
+        lambda c: _product("...o,os->...s", g, c, u.dtype).astype(h0.dtype), conjugate(c)
+    )
+    a = _one_step(decay, u)
+    return scan_transpose_totals((a, g_h, h0, cut), reverse=False, implementation=None)
 
 
 def _forward(primals, *, chunk, implementation):
@@ -194,6 +231,8 @@ _FUSED = Implementation(
     "mosaic_gpu",
     _mosaic_gpu.forward,
     _mosaic_gpu.transpose,
+    unfused_totals,
+    unfused_transpose_totals,
     unavailable=_mosaic_gpu.unavailable,
     unsupported=_mosaic_gpu.unsupported,
     unsuited=_mosaic_gpu.unsuited,
@@ -203,7 +242,14 @@ DISPATCH = Dispatch(
     "diagonal_ssm",
     (
         Implementation("chunked", _xla.chunked, _xla.chunked_transpose),
-        Implementation("unfused", unfused, unfused_transpose, unsuited=_unfused_unsuited),
+        Implementation(
+            "unfused",
+            unfused,
+            unfused_transpose,
+            unfused_totals,
+            unfused_transpose_totals,
+            unsuited=_unfused_unsuited,
+        ),
         _FUSED,
         _FUSED.interpreted(H100),
     ),
@@ -230,3 +276,50 @@ operation = Operation(
     "diagonal_ssm", shapes=_shapes, tangent=_tangent, transpose=_transpose, batch=_batch
 )
 operation.lower(_run_forward, _run_transpose)
+
+
+def _without_state(primals):
+    u, decay, b, c, h0, cut, lengths = primals
+    return u, decay, b, c, jax.tree.map(jnp.zeros_like, h0), cut, lengths
+
+
+def _without_states(primals, g, chunk):
+    """Outputs and cotangents from which the gradient of `h0` comes out, which depends on none."""
+    *_, h0, _, _ = primals
+    chunks = -(-g.shape[-2] // chunk)
+    borders = jax.tree.map(lambda x: jnp.zeros((chunks, *x.shape), x.dtype), h0)
+    empty = jax.tree.map(jnp.zeros_like, h0)
+    return ((g, empty), borders), (g, empty)
+
+
+def _totals(primals, **static):
+    (_, end), _ = operation.forward(_without_state(primals), **static)
+    return end
+
+
+def _transpose_totals(primals, g, **static):
+    return operation.transpose(primals, *_without_states(primals, g, static["chunk"]), **static)[4]
+
+
+def _run_totals(primals, *, target, chunk, implementation):
+    chosen = DISPATCH.choose(target, SSMSpec.of(primals), implementation)
+    if chosen.totals is not None:
+        return chosen.totals(primals, chunk=chunk, target=target)
+    (_, end), _ = chosen.forward(_without_state(primals), chunk=chunk, target=target)
+    return end
+
+
+def _run_transpose_totals(primals, g, *, target, chunk, implementation):
+    chosen = DISPATCH.choose(target, SSMSpec.of(primals), implementation)
+    if chosen.transpose_totals is not None:
+        return chosen.transpose_totals(primals, g, chunk=chunk, target=target)
+    outputs, cotangents = _without_states(primals, g, chunk)
+    return chosen.transpose(primals, outputs, cotangents, chunk=chunk, target=target)[4]
+
+
+# `totals` gives the state that leaves each row if zero enters it, `transpose_totals` the gradient
+# of `h0` if nothing but the cotangents `g` of the outputs enters the backward pass.
+totals = Reduction("diagonal_ssm_totals", _totals)
+totals.lower(_run_totals)
+transpose_totals = Reduction("diagonal_ssm_transpose_totals", _transpose_totals)
+transpose_totals.lower(_run_transpose_totals)

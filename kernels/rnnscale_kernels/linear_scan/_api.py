@@ -58,12 +58,13 @@ def linear_scan(
     **Raises:** `TypeError` or `ValueError` for dtypes and shapes that do not meet,
     `NotImplementedError` where the implementation named cannot run there or take these arguments.
     """
-    primals = prepare(a, b, h0, reverse=reverse, reset=reset, implementation=implementation)
+    a, b, h0, reset = checked(a, b, h0, reset=reset, implementation=implementation)
+    primals = a, b, h0, cuts(reset, reverse=reverse)
     return scan(*vary_alike(primals), reverse=reverse, implementation=implementation)
 
 
-def prepare(a, b, h0, *, reverse, reset, implementation):
-    """Checks the arguments of `linear_scan` and gives its canonical primals."""
+def checked(a, b, h0, *, reset, implementation):
+    """The arguments of `linear_scan`, checked: `(a, b, h0, reset)`, with canonical arrays."""
     check_implementation(implementation, DISPATCH.names)
     check_planes(a=a, b=b, h0=h0)
     a, b, h0 = jax.tree.map(jnp.asarray, (a, b, h0))
@@ -83,8 +84,7 @@ def prepare(a, b, h0, *, reverse, reset, implementation):
             f"{(*batch, channels)}"
         )
     check_reset(reset, (*batch, time))
-    cut = None if reset is None else cuts(reset, reverse=reverse)
-    return a, b, cast(h0, dtype), cut
+    return a, b, cast(h0, dtype), reset
 
 
 def scan_implementations(platform: str) -> list[tuple[str, bool, str]]:
@@ -98,9 +98,11 @@ def scan_implementations(platform: str) -> list[tuple[str, bool, str]]:
     return DISPATCH.describe(platform)
 
 
-def cuts(reset: Bool[Array, "*batch time"], *, reverse: bool) -> Bool[Array, "*batch time"]:
+def cuts(
+    reset: Bool[Array, "*batch time"] | None, *, reverse: bool
+) -> Bool[Array, "*batch time"] | None:
     """Where the carry is dropped: into t going forward, into t - 1 going backward."""
-    if not reverse:
+    if reset is None or not reverse:
         return reset
     return jnp.concatenate([reset[..., 1:], jnp.zeros_like(reset[..., :1])], axis=-1)
 

@@ -1,8 +1,10 @@
 """The implementations of the recurrence, in one table."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -74,22 +76,20 @@ def _in_xla(name, scan, transpose, **reasons) -> Implementation:
 
 
 def _by_hand(name: str, kernels: _kernels.Kernels) -> Implementation:
-    def forward(primals, *, reverse, target):
-        spec = ScanSpec.of(primals, reverse=reverse)
-        with jax.enable_x64(False):  # indices are of 32 bits
-            return _kernels.forward(kernels, primals, reverse=reverse, target=target, spec=spec)
+    def adapted(run: Callable[..., Any]) -> Callable[..., Any]:
+        def adapt(primals, *others, reverse, target):
+            spec = ScanSpec.of(primals, reverse=reverse)
+            with jax.enable_x64(False):  # indices are of 32 bits
+                return run(kernels, primals, *others, reverse=reverse, target=target, spec=spec)
 
-    def backward(primals, outputs, cotangents, *, reverse, target):
-        spec = ScanSpec.of(primals, reverse=reverse)
-        with jax.enable_x64(False):
-            return _kernels.transpose(
-                kernels, primals, outputs, cotangents, reverse=reverse, target=target, spec=spec
-            )
+        return adapt
 
     return Implementation(
         name,
-        forward,
-        backward,
+        adapted(_kernels.forward),
+        adapted(_kernels.transpose),
+        adapted(_kernels.totals),
+        adapted(_kernels.transpose_totals),
         unavailable=kernels.unavailable,
         unsupported=partial(_kernels.unsupported, kernels),
         unsuited=kernels.unsuited,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .._planar import Planes, as_number, as_planes, conjugate, power
+from .._planar import Planes, as_number, as_planes, conjugate, power, product
 from .._target import Target
 from ._backward import previous, sum_to
 from ._xla import associative
@@ -135,8 +135,8 @@ def forward(kernels: Kernels, primals, *, reverse: bool, target: Target, spec):
     b, h0 = _fold(b, rows.batch), _fold(h0, rows.batch)
     entering = jax.tree.map(lambda x: x[:, None], h0)
     if rows.chunks > 1:
-        product, end = kernels.forward_totals(rows.a, as_planes(b), rows.cut, **run)
-        entering = rows.entering(rows.total_decay(product), as_number(end), h0, reverse=reverse)
+        parts, end = kernels.forward_totals(rows.a, as_planes(b), rows.cut, **run)
+        entering = rows.entering(rows.total_decay(parts), as_number(end), h0, reverse=reverse)
     h, last = kernels.forward(rows.a, as_planes(b), as_planes(entering), rows.cut, **run)
     h_last = jax.tree.map(lambda x: x[:, 0 if reverse else -1], as_number(last))
     return _unfold((as_number(h), h_last), rows.batch), ()
@@ -152,8 +152,8 @@ def transpose(kernels: Kernels, primals, outputs, cotangents, *, reverse, target
     h, h0, g, g_last = (_fold(x, rows.batch) for x in (h, h0, g, g_last))
     entering = jax.tree.map(lambda x: x[:, None], g_last)
     if rows.chunks > 1:
-        product, end = kernels.backward_totals(rows.a, as_planes(g), rows.cut, **run)
-        total = conjugate(rows.total_decay(product))
+        parts, end = kernels.backward_totals(rows.a, as_planes(g), rows.cut, **run)
+        total = conjugate(rows.total_decay(parts))
         entering = rows.entering(total, as_number(end), g_last, reverse=not reverse)
     # What is yet to be added up over the rows that share a decay keeps its precision.
     da_dtype = a.dtype if len(rows.a[0]) == math.prod(rows.batch) else jnp.dtype(jnp.float32)
@@ -167,6 +167,30 @@ def transpose(kernels: Kernels, primals, outputs, cotangents, *, reverse, target
         da = jax.tree.map(lambda x: jnp.sum(x, axis=1, keepdims=True), da)
     da, db, dh0 = _unfold((da, as_number(db), dh0), rows.batch)
     return sum_to(da, a), db, dh0, None
+
+
+def totals(kernels: Kernels, primals, *, reverse: bool, target: Target, spec):
+    """The reduction `totals` of the operation, which reads the inputs once and writes no state."""
+    a, b, h0, cut = primals
+    rows = _Rows(a, b.shape, cut, kernels.chunk_steps(target, spec))
+    run: dict[str, Any] = {"reverse": reverse, "target": target, **rows.static}
+    parts, end = kernels.forward_totals(rows.a, as_planes(_fold(b, rows.batch)), rows.cut, **run)
+    start = jax.tree.map(jnp.zeros_like, _fold(h0, rows.batch))
+    _, end = rows.leaving(rows.total_decay(parts), as_number(end), start, reverse=reverse)
+    whole = None if parts is None else _unfold(product(as_number(parts)), rows.batch)
+    return whole, _unfold(end, rows.batch)
+
+
+def transpose_totals(kernels: Kernels, primals, *, reverse: bool, target: Target, spec):
+    """The reduction `transpose_totals` of the operation."""
+    a, g, h0, cut = primals
+    rows = _Rows(a, g.shape, cut, kernels.chunk_steps(target, spec))
+    run: dict[str, Any] = {"reverse": reverse, "target": target, **rows.static}
+    parts, end = kernels.backward_totals(rows.a, as_planes(_fold(g, rows.batch)), rows.cut, **run)
+    start = jax.tree.map(jnp.zeros_like, _fold(h0, rows.batch))
+    total = conjugate(rows.total_decay(parts))
+    _, end = rows.leaving(total, as_number(end), start, reverse=not reverse)
+    return _unfold(end, rows.batch)
 
 
 class _Rows:
@@ -184,10 +208,10 @@ class _Rows:
     def static(self) -> dict[str, int]:
         return {"chunk": self.chunk, "inner": self.inner}
 
-    def total_decay(self, product: Planes | None):
+    def total_decay(self, parts: Planes | None):
         """The product of the decays of every chunk, "B S D"."""
-        if product is not None:
-            return as_number(product)
+        if parts is not None:
+            return as_number(parts)
         last = self.time - (self.chunks - 1) * self.chunk
         decay = as_number(self.a)
         whole, rest = power(decay, self.chunk), power(decay, last)
@@ -199,13 +223,18 @@ class _Rows:
 
         return jax.tree.map(spread, whole, rest)
 
-    def entering(self, decay, end, start, *, reverse: bool):
-        """What enters the chunks, "B S D", where `start` enters the first one processed."""
+    def leaving(self, decay, end, start, *, reverse: bool):
+        """What leaves the chunks, "B S D", and the last of it, where `start` enters the first one
+        processed."""
         cut = None
         if self.cut is not None:
             padded = jnp.pad(self.cut, [(0, 0), (0, self.chunks * self.chunk - self.time)])
             cut = jnp.any(padded.reshape(-1, self.chunks, self.chunk), axis=-1)
-        leaving, _ = associative(decay, end, start, cut, reverse=reverse)
+        return associative(decay, end, start, cut, reverse=reverse)
+
+    def entering(self, decay, end, start, *, reverse: bool):
+        """What enters the chunks, "B S D"."""
+        leaving, _ = self.leaving(decay, end, start, reverse=reverse)
         return previous(leaving, start, None, reverse=reverse)
 
 

@@ -14,8 +14,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from .._operation import Operation, mapped_size
-from .._planar import add, cast, multiply, where
+from .._operation import Operation, Reduction, mapped_size
+from .._planar import add, cast, multiply, product, where
 from ._backward import previous, transpose_by_scan
 from ._implementations import DISPATCH, ScanSpec
 
@@ -42,6 +42,27 @@ def transpose(a, h, h0, cut, g, g_last, *, reverse, implementation=None):
         implementation=implementation,
     )
     return gradients[:3]
+
+
+def _totals(primals, *, reverse, implementation):
+    a, b, h0, cut = primals
+    empty = jax.tree.map(jnp.zeros_like, h0)
+    _, end = scan(a, b, empty, cut, reverse=reverse, implementation=implementation)
+    return _decay_product(a, h0), end
+
+
+def _transpose_totals(primals, *, reverse, implementation):
+    # The gradient of h0 depends on no state.
+    a, g, h0, cut = primals
+    empty = jax.tree.map(jnp.zeros_like, h0)
+    run = {"reverse": reverse, "implementation": implementation}
+    return transpose(a, g, empty, cut, g, empty, **run)[2]
+
+
+def _decay_product(a, h0):
+    if a.shape[-2] == 1:
+        return None
+    return product(cast(a, h0.dtype))
 
 
 def _tangent(primals, outputs, tangents, *, reverse, implementation):
@@ -97,3 +118,34 @@ operation = Operation(
     "linear_scan", shapes=_shapes, tangent=_tangent, transpose=_transpose, batch=_batch
 )
 operation.lower(_run_forward, _run_transpose)
+
+
+def _run_totals(primals, *, target, reverse, implementation):
+    a, b, h0, cut = primals
+    chosen = DISPATCH.choose(target, ScanSpec.of(primals, reverse=reverse), implementation)
+    if chosen.totals is not None:
+        return chosen.totals(primals, reverse=reverse, target=target)
+    primals = a, b, jax.tree.map(jnp.zeros_like, h0), cut
+    (_, end), _ = chosen.forward(primals, reverse=reverse, target=target)
+    return _decay_product(a, h0), end
+
+
+def _run_transpose_totals(primals, *, target, reverse, implementation):
+    _, g, h0, _ = primals
+    chosen = DISPATCH.choose(target, ScanSpec.of(primals, reverse=reverse), implementation)
+    if chosen.transpose_totals is not None:
+        return chosen.transpose_totals(primals, reverse=reverse, target=target)
+    empty = jax.tree.map(jnp.zeros_like, h0)
+    outputs = (g, empty), ()
+    return chosen.transpose(primals, outputs, (g, empty), reverse=reverse, target=target)[2]
+
+
+# What the steps make of a state that enters them, `decay * state + end`: `totals` gives
+# (decay, end), with `None` for the decay of a time-invariant `a`. The decay is the product of all,
+# whatever is cut; the end is what leaves the steps if zero enters them. `transpose_totals` gives
+# the end of the backward pass, the gradient of `h0`; there the cotangents of the states stand in
+# the place of `b`. `h0` is there for its shape.
+totals = Reduction("linear_scan_totals", _totals)
+totals.lower(_run_totals)
+transpose_totals = Reduction("linear_scan_transpose_totals", _transpose_totals)
+transpose_totals.lower(_run_transpose_totals)
