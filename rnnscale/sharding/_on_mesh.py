@@ -8,7 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import PyTree
 
 from rnnscale._fields import map_parameters
@@ -55,10 +55,16 @@ def differentiable_on_mesh(
     run_value = value or (lambda primals: forward(primals)[0])
     run_forward, run_transpose = forward, transpose
     mesh = jax.sharding.get_abstract_mesh()
-    if axes := automatic_axes(mesh):
+    if automatic_axes(mesh):
         layout = specs(mesh)
         used = frozenset[str]().union(*map(_axes_of, layout.primals))
-        on_devices = partial(jax.shard_map, axis_names=axes)
+        # Those of size 1 too: a TPU's kernel takes no axis that is left to the compiler.
+        own = {
+            name
+            for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+            if kind != AxisType.Manual
+        }
+        on_devices = partial(jax.shard_map, axis_names=own)
         outputs = layout.public, layout.residuals
         unsplit_value = run_value
 
