@@ -10,7 +10,15 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from rnnscale_kernels import Planar, diagonal_ssm, linear_scan
-from rnnscale_kernels.diagonal_ssm import _api, operation
+from rnnscale_kernels.diagonal_ssm import (
+    _api,
+    canonical,
+    checked,
+    operation,
+    options as static_options,
+    totals,
+    transpose_totals,
+)
 from rnnscale_kernels.testing import reference, rounded, to_jax, to_numpy
 
 IMPLEMENTATIONS = ("chunked", "unfused")
@@ -69,6 +77,32 @@ def test_values_and_gradients_are_those_of_the_reference(
         *given.values(), *cotangents, reverse=reverse, **options
     )
     for x, y in zip((*value, *gradient), (*expected, *expected_gradient), strict=True):
+        np.testing.assert_allclose(to_numpy(x), y, rtol=1e-11, atol=1e-11)
+
+
+@every_implementation
+@pytest.mark.parametrize(
+    ("reverse", "reset", "lengths"), [(False, True, True), (True, False, True), (True, True, False)]
+)
+def test_totals_are_what_the_steps_make_of_a_state(reverse, reset, lengths, implementation):
+    given, (g_y, g_last), options = arrays(100, reset=reset, lengths=lengths)
+    empty = 0 * given["h0"]
+    _, end = reference.diagonal_ssm(**{**given, "h0": empty}, reverse=reverse, **options)
+    *_, g_h0 = reference.diagonal_ssm_gradient(
+        *given.values(), g_y, 0 * g_last, reverse=reverse, **options
+    )
+
+    @jax.jit
+    def run(values, g_y):
+        arguments = checked(*values, implementation=implementation, **to_options(options))
+        primals, finish = canonical(*arguments, reverse=reverse)
+        _, pull = jax.vjp(lambda y: finish((y, empty))[0], g_y)
+        static = static_options(primals, implementation)
+        return totals(primals, **static), transpose_totals(primals, *pull(g_y), **static)
+
+    with jax.enable_x64(True):
+        results = run([to_jax(x, "float64") for x in given.values()], to_jax(g_y, "float64"))
+    for x, y in zip(results, (end, g_h0), strict=True):
         np.testing.assert_allclose(to_numpy(x), y, rtol=1e-11, atol=1e-11)
 
 

@@ -17,7 +17,7 @@ from jax.sharding import (
 from jax.test_util import check_grads
 
 from rnnscale_kernels import Planar, linear_scan, scan_implementations
-from rnnscale_kernels.linear_scan import DISPATCH
+from rnnscale_kernels.linear_scan import DISPATCH, cuts, totals, transpose_totals
 from rnnscale_kernels.testing import (
     SCAN_ARGUMENTS,
     ScanArguments,
@@ -128,6 +128,37 @@ def test_any_arguments(spec, implementation, seed):
 @given(spec=any_spec, seed=any_seed)
 def test_any_arguments_of_a_kernel(implementation, spec, seed):
     assert_close(*run(spec, implementation, seed), tolerance=2e-6)
+
+
+@every_implementation
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ScanArguments(reset=True, time=131),
+        ScanArguments(planar=True, reverse=True, time=40, batch=(2,)),
+        ScanArguments(planar=True, varying=False, reverse=True, reset=True, batch=(2, 3), time=67),
+    ],
+    ids=str,
+)
+def test_totals_are_what_the_steps_make_of_a_state(spec, implementation):
+    arrays = spec.arrays()
+    a, b, g, h0 = (arrays[name] for name in ("a", "b", "g", "h0"))
+    options = {"reverse": spec.reverse, "reset": arrays["reset"]}
+    _, end = reference.linear_scan(a, b, 0 * h0, **options)
+    *_, g_h0 = reference.linear_scan_gradient(a, b, h0, g, 0 * h0, **options)
+    expected = [end, g_h0] + ([np.prod(a, axis=-2)] if spec.varying else [])
+
+    @jax.jit
+    def run(a, b, h0, g, reset):
+        static = {"reverse": spec.reverse, "implementation": implementation}
+        cut = cuts(reset, reverse=spec.reverse)
+        decay, end = totals((a, b, h0, cut), **static)
+        return end, transpose_totals((a, g, h0, cut), **static), decay
+
+    *results, decay = run(*(to_jax(x, "float32") for x in (a, b, h0, g)), arrays["reset"])
+    assert (decay is None) != spec.varying
+    results += [decay] if spec.varying else []
+    assert_close(results, expected, [np.max(np.abs(x)) for x in expected], tolerance=2e-6)
 
 
 @every_kernel
