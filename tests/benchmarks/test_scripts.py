@@ -38,6 +38,23 @@ def test_the_users_script_runs_unchanged_on_one_and_on_eight_devices():
 
 
 @pytest.mark.slow
+def test_scaling_counts_collectives_and_gives_no_time_on_virtual_devices(tmp_path):
+    file = tmp_path / "scaling.json"
+    run("scaling.py", "--quick", "--axes", "seq", "--json", file, devices=8)
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["experiment"], row["devices"]) for row in rows] == [
+        *(("strong", n) for n in (1, 8)), *(("weak", n) for n in (1, 8)), *(("length", 8),) * 2
+    ]  # fmt: skip
+    assert all(row["seconds"] is None and "efficiency" not in row for row in rows)
+    alone, together, *_ = rows
+    assert alone["collectives"] == []
+    gathers = [each for each in together["collectives"] if each["kind"] == "all-gather"]
+    assert [(each["axes"], each["count"]) for each in gathers] == [(["seq"], 2)]
+    short, long = rows[-2:]
+    assert short["collectives"] == long["collectives"]
+
+
+@pytest.mark.slow
 def test_ssm_layers_prints_and_writes_every_shape_and_form(tmp_path):
     printed = run("ssm_layers.py", "--runs", 1, "--out", tmp_path / "figures.json")
     rows = json.loads((tmp_path / "figures.json").read_text())["rows"]

@@ -18,6 +18,10 @@ MESHES = {
     "fsdp=2,tensor=2,seq=2": (1, 2, 2, 2),
 }
 every_mesh = pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
+# All axes between them.
+two_meshes = pytest.mark.parametrize(
+    "sizes", [MESHES["data=2,fsdp=2,tensor=2"], MESHES["fsdp=2,tensor=2,seq=2"]], ids=str
+)
 
 
 def sequences(key, rows=8, dtype=jnp.float32):
@@ -34,10 +38,17 @@ def assert_same_on(mesh, run, *arguments, tolerance=1e-5):
 
 
 @every_mesh
+def test_values_and_gradients(sizes, key):
+    check_values_and_gradients(sizes, S5(6, 32, key=key), jnp.float32, key)
+
+
+@two_meshes
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("layer", [S5, BidirectionalS5])
-def test_values_and_gradients(sizes, dtype, layer, key):
-    layer = layer(6, 32, key=key)
+def test_both_directions(sizes, dtype, key):
+    check_values_and_gradients(sizes, BidirectionalS5(6, 32, key=key), dtype, key)
+
+
+def check_values_and_gradients(sizes, layer, dtype, key):
     xs = sequences(key, dtype=dtype)
     state = jax.tree.map(lambda x: x + 0.5, layer.init_state((8,), dtype))
     reset = jnp.zeros((8, 33), bool).at[:, 11].set(True)
@@ -54,7 +65,7 @@ def test_values_and_gradients(sizes, dtype, layer, key):
     assert_same_on(make_mesh(*sizes), gradient, layer, xs, state, tolerance=tolerance)
 
 
-@every_mesh
+@two_meshes
 @pytest.mark.parametrize("batch", [(), (6,), (4, 2)], ids=str)
 def test_any_batch(sizes, batch, key):
     layer = S5(6, 32, key=key)
@@ -63,7 +74,7 @@ def test_any_batch(sizes, batch, key):
     assert_same_on(make_mesh(*sizes), gradient, layer, xs)
 
 
-@every_mesh
+@two_meshes
 def test_filter_vmap(sizes, key):
     def run(layer, xs):
         return jnp.sum(eqx.filter_vmap(lambda xs: layer(xs)[1])(xs) ** 2)
