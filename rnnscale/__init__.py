@@ -29,6 +29,7 @@ from rnnscale.layers import (
     AutoregressiveRNN as AutoregressiveRNN,
     BidirectionalRNN as BidirectionalRNN,
     BidirectionalRNNEncoder as BidirectionalRNNEncoder,
+    CausalConv as CausalConv,
     DeepBidirectionalRNN as DeepBidirectionalRNN,
     DeepRNN as DeepRNN,
     DeepRNNEncoder as DeepRNNEncoder,

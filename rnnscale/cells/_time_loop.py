@@ -55,8 +55,9 @@ def time_loop(
 ) -> tuple[State, Float[Array, "*batch time odim"]]:
     """All steps of a cell.
 
-    A `LinearCell` runs in parallel over time, on `rnnscale.sharding.linear_scan`; any other step by
-    step, and that has no forward mode; over a mesh, reverse mode of first order only.
+    A `LinearCell` runs in parallel over time, on `rnnscale.sharding.linear_scan`, which a mesh may
+    split over `seq`; any other step by step, and that has no forward mode; over a mesh, reverse
+    mode of first order only.
 
     **Arguments:**
 
@@ -76,7 +77,8 @@ def time_loop(
     `lengths`, in the dtype of `xs`.
 
     **Raises:** `ValueError` or `TypeError` where the features, the state, `reset` or `lengths` are
-    not those of the cell and the sequences.
+    not those of the cell and the sequences; `ValueError` where the ambient mesh has `seq` above 1
+    and the cell isn't linear in its state.
     """
     xs = jnp.asarray(xs)
     check_features(cell, xs, cell.idim, rank=2)
@@ -127,6 +129,7 @@ def _step_by_step(
     reverse: bool,
     remat: bool,
 ) -> tuple[State, Array]:
+    _check_time_is_whole(cell)
     if reset is not None and reverse:
         # Backwards, a segment starts before the first step of the one that follows it in time.
         reset = jnp.concatenate([reset[..., 1:], jnp.zeros_like(reset[..., :1])], axis=-1)
@@ -140,6 +143,17 @@ def _step_by_step(
     return sharding.differentiable_on_mesh(
         loop.forward, loop.transpose, primals, partial(loop.specs, primals), value=loop.value
     )
+
+
+def _check_time_is_whole(cell: Cell) -> None:
+    mesh = jax.sharding.get_abstract_mesh()
+    for axis in sharding.automatic_axes(mesh).intersection(sharding.ACTIVATION_AXES["time"]):
+        raise ValueError(
+            f"the mesh splits time over {axis}={mesh.shape[axis]}, but {type(cell).__name__} takes "
+            f"its steps one after another: make {axis}=1, with those devices on data or fsdp, or "
+            "use what is linear in its state: S5, LRU, LinearAttention, or RNNEncoder of "
+            "MinGRUCell, MinLSTMCell or RGLRUCell"
+        )
 
 
 def _check_drive(cell: Cell, weights: Any, xs: Array) -> None:

@@ -8,6 +8,7 @@ from ._generated import GeneratedSource as GeneratedSource
 from ._load import TASKS as TASKS, TaskInfo as TaskInfo, load_task as load_task
 from ._mnist5k import mnist5k as mnist5k, mnist5k_permuted as mnist5k_permuted
 from ._ngram import count_model_bits_per_byte as count_model_bits_per_byte
+from ._pad import PaddedSource as PaddedSource, pad_time as pad_time
 from ._pipeline import (
     Batches as Batches,
     batches as batches,

@@ -3,6 +3,7 @@ same for any leading axes."""
 
 from rnnscale.layers._autoregressive import AutoregressiveRNN as AutoregressiveRNN
 from rnnscale.layers._bidirectional import BidirectionalRNNEncoder as BidirectionalRNNEncoder
+from rnnscale.layers._causal_conv import CausalConv as CausalConv
 from rnnscale.layers._deep import DeepRNNEncoder as DeepRNNEncoder
 from rnnscale.layers._dropout import Dropout as Dropout
 from rnnscale.layers._embedding import Embedding as Embedding

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
+from rnnscale import sharding
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
 
@@ -29,7 +30,8 @@ class Embedding(eqx.Module):
     ) -> Float[Array, "*axes dim"]:
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"Embedding takes integer tokens; got {tokens.dtype}.")
-        weight = self.weight.astype(dtype)
+        # The table, once: left to itself the compiler adds up over `fsdp` what was looked up.
+        weight = sharding.gathered(self).weight.astype(dtype)
         # Negative indices would count from the end.
         tokens = jnp.where(tokens < 0, self.vocab, tokens.astype(jnp.int32))
         return weight.at[tokens].get(mode="fill", fill_value=jnp.nan)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
+from rnnscale import sharding
 from rnnscale._base import (
     SequenceLayer,
     State,
@@ -142,7 +143,6 @@ def _last(
     xs: Float[Array, "*batch time dim"], lengths: Int[Array, "*batch"] | None
 ) -> Float[Array, "*batch dim"]:
     if lengths is None:
-        return xs[..., -1, :]
+        return sharding.take_step(xs, xs.shape[-2] - 1)
     # Padded steps are zero, so where there is no last step its features are zero too.
-    index = jnp.maximum(jnp.asarray(lengths, jnp.int32) - 1, 0)[..., None, None]
-    return jnp.take_along_axis(xs, index, axis=-2)[..., 0, :]
+    return sharding.take_step(xs, jnp.maximum(jnp.asarray(lengths, jnp.int32) - 1, 0))

@@ -1,6 +1,11 @@
 """Models over a mesh of devices: axes, layouts, and the recurrences on them."""
 
 from rnnscale.sharding._describe import Layout as Layout, describe as describe, layouts as layouts
+from rnnscale.sharding._halo import (
+    check_halo as check_halo,
+    from_neighbour as from_neighbour,
+    shift as shift,
+)
 from rnnscale.sharding._init import sharded_init as sharded_init
 from rnnscale.sharding._mesh import AXES as AXES, make_mesh as make_mesh
 from rnnscale.sharding._on_mesh import (
@@ -20,4 +25,11 @@ from rnnscale.sharding._rules import (
     constrain as constrain,
     parameter_spec as parameter_spec,
     shardings as shardings,
+)
+from rnnscale.sharding._time import (
+    constrain_time as constrain_time,
+    join_time as join_time,
+    split_time as split_time,
+    take_step as take_step,
+    time_parts as time_parts,
 )

@@ -25,7 +25,7 @@ def make_mesh(
     - `data`: the batch is split over it.
     - `fsdp`: the batch is split over it too, and so are parameters and optimiser state.
     - `tensor`: the states of state-space layers and the inner width of `FFN` are split over it.
-    - `seq`: for the time axis.
+    - `seq`: time is split over it, for layers that are linear in their state.
     - `devices`: all devices by default.
 
     **Returns:** a `jax.sharding.Mesh` whose axes are all of type `Auto`.

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import PyTree
 
 from rnnscale._fields import map_parameters
-from rnnscale.sharding._rules import activation_spec, automatic_axes
+from rnnscale.sharding._rules import activation_spec, automatic_axes, placed
 from rnnscale_kernels import vary_alike
 
 
@@ -133,8 +133,7 @@ def gathered[Module: eqx.Module](module: Module) -> Module:
     if not automatic_axes(mesh):
         return module
     arrays, static = eqx.partition(module, eqx.is_array)
-    placed = jax.lax.with_sharding_constraint(arrays, unit_specs(arrays, mesh))
-    return eqx.combine(placed, static)
+    return eqx.combine(placed(arrays, unit_specs(arrays, mesh)), static)
 
 
 def _add_up(parts: PyTree, axes: tuple[str, ...]) -> PyTree:

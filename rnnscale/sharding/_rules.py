@@ -7,7 +7,7 @@ for an array, and the first of its axes that wants it gets it.
 import logging
 import math
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -110,7 +110,14 @@ def constrain(x: Array, *names: str | None) -> Array:
         return x
     if len(names) != x.ndim:
         raise ValueError(f"got {len(names)} axis names for an array of shape {x.shape}")
-    return jax.lax.with_sharding_constraint(x, activation_spec(names, x.shape, mesh))
+    return placed(x, activation_spec(names, x.shape, mesh))
+
+
+def placed[Tree: PyTree](tree: Tree, specs: PyTree[PartitionSpec]) -> Tree:
+    """`jax.lax.with_sharding_constraint` on the ambient mesh, which outside of `jax.jit` would
+    refuse arrays that are not on that mesh yet."""
+    constraint = partial(jax.lax.with_sharding_constraint, shardings=specs)
+    return jax.jit(constraint, inline=True)(tree)
 
 
 def activation_spec(

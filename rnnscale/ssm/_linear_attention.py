@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
+from rnnscale import sharding
 from rnnscale._base import (
     CausalLayer,
     check_features,
@@ -138,29 +139,43 @@ class LinearAttention(CausalLayer):
         if lengths is not None:
             lengths = checked_lengths(lengths, batch_shape, time)
             ends = lengths[..., None]
-        chunk = min(time, _CHUNK)
-        whole = time + -time % chunk
-        valid = jnp.broadcast_to(jnp.arange(whole) < ends, (*batch_shape, whole))
-        start = jnp.zeros_like(valid)
-        if reset is not None:
-            start = valid & _padded(reset, whole, axis=-1)
-        query, key_, value = self._project(_padded(zero_padding(xs, lengths), whole, axis=-2))
-        steps = _Steps(query, key_, value, jnp.cumsum(start, axis=-1), valid)
+        valid = jnp.broadcast_to(jnp.arange(time) < ends, (*batch_shape, time))
+        start = jnp.zeros_like(valid) if reset is None else valid & reset
 
-        # From "*batch time ..." to "chunk *batch step ...".
-        rank = len(batch_shape)
+        # To "*batch part step ...": a device's part of time is computed as a row of its own.
+        rank, parts = len(batch_shape), sharding.time_parts(time)
+        held = time // parts
+        chunk = min(held, _CHUNK)
+        whole = held + -held % chunk
+
+        def in_parts(x: Array) -> Array:
+            return _padded(sharding.split_time(x, parts, time_axis=rank), whole, axis=rank + 1)
+
+        query, key_, value = self._project(in_parts(zero_padding(xs, lengths)))
+        segment = jnp.cumsum(in_parts(start), axis=-1)
+        steps = _Steps(query, key_, value, segment, in_parts(valid))
+
+        # The normaliser is what a further feature of the values, always one, would give.
+        memory = jnp.concatenate([carried.memory, carried.normaliser[..., None]], axis=-1)
+        entering = jnp.expand_dims(memory, rank)
+        if parts > 1:
+            memory, entering = _between_parts(memory, steps, rank)
+
+        # To "chunk *batch part step ...".
         chunks = jax.tree.map(
             lambda x: jnp.moveaxis(
-                x.reshape(*batch_shape, whole // chunk, chunk, *x.shape[rank + 1 :]), rank, 0
+                x.reshape(*batch_shape, parts, -1, chunk, *x.shape[rank + 2 :]), rank + 1, 0
             ),
             steps,
         )
-        # The normaliser is what a further feature of the values, always one, would give.
-        memory = jnp.concatenate([carried.memory, carried.normaliser[..., None]], axis=-1)
-        carry = memory, jnp.zeros(batch_shape, steps.segment.dtype)
-        (memory, _), ys = lax.scan(jax.checkpoint(_attend), carry, chunks)
-        ys = jnp.moveaxis(ys, 0, rank).reshape(*batch_shape, whole, self.heads, self.value_dim)
-        ys = self._mix(ys[..., :time, :, :], xs.dtype)
+        carry = entering, jnp.zeros((*batch_shape, parts), segment.dtype)
+        (leaving, _), ys = lax.scan(jax.checkpoint(_attend), carry, chunks)
+        if parts == 1:
+            memory = jnp.squeeze(leaving, rank)
+        ys = jnp.moveaxis(ys, 0, rank + 1)
+        ys = ys.reshape(*batch_shape, parts, whole, self.heads, self.value_dim)
+        ys = lax.slice_in_dim(ys, 0, held, axis=rank + 1)
+        ys = self._mix(sharding.join_time(ys, time_axis=rank), xs.dtype)
         return AttentionState(memory[..., :-1], memory[..., -1]), zero_padding(ys, lengths)
 
     def step(
@@ -213,8 +228,8 @@ def _padded(x: Array, size: int, *, axis: int) -> Array:
 def _attend(carry: tuple[Array, Array], steps: _Steps) -> tuple[tuple[Array, Array], Array]:
     """One chunk. What is carried are the memory and the segment that it belongs to."""
     memory, segment = carry
-    query, key, value, segments, valid = steps
-    value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+    query, key, value, segments, _ = steps
+    value = _with_ones(value)
 
     pairs = jnp.einsum("...thk,...shk->...hts", query, key)
     seen = jnp.tri(query.shape[-3], dtype=bool) & (segments[..., :, None] == segments[..., None, :])
@@ -227,8 +242,46 @@ def _attend(carry: tuple[Array, Array], steps: _Steps) -> tuple[tuple[Array, Arr
     total = within + jnp.where(carried, before, 0)
 
     last = segments[..., -1]
-    kept = valid & (segments == last[..., None])
-    added = jnp.einsum("...thk,...thv->...hkv", jnp.where(kept[..., None, None], key, 0), value)
     goes_on = (last == segment)[..., None, None, None]
-    memory = jnp.where(goes_on, memory, 0) + added
+    memory = jnp.where(goes_on, memory, 0) + _added(steps)
     return (memory, last), total[..., :-1] / total[..., -1:]
+
+
+def _added(steps: _Steps) -> Float[Array, "*rows heads key value+1"]:
+    """What the last segment of these steps adds to the memory."""
+    kept = steps.valid & (steps.segment == steps.segment[..., -1:])
+    key = jnp.where(kept[..., None, None], steps.key, 0)
+    return jnp.einsum("...thk,...thv->...hkv", key, _with_ones(steps.value))
+
+
+def _with_ones(value: Float[Array, "*axes value"]) -> Float[Array, "*axes value+1"]:
+    return jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+
+
+def _between_parts(memory: Array, steps: _Steps, rank: int) -> tuple[Array, Array]:
+    """The memory after all parts of time, and before each, from the one before the first.
+
+    **Arguments:**
+
+    - `memory`: "*batch heads key value+1".
+    - `steps`: "*batch part step ...", with `rank` axes of batch.
+    """
+
+    def whole(x: Array) -> Array:
+        """All parts on every device, before the loop over them, and so are their cotangents."""
+        batch = ("batch",)[:rank]
+        return sharding.constrain(x, *batch, *(None,) * (x.ndim - len(batch)))
+
+    added = _added(steps)
+    cut = steps.segment[..., -1:] > 0
+    # Side by side, so that one gather brings every device the parts of all.
+    totals = jnp.concatenate([added.reshape(*cut.shape[:-1], -1), cut.astype(added.dtype)], -1)
+    totals = whole(sharding.constrain_time(totals, time_axis=rank))
+
+    def add(memory: Array, total: Array) -> tuple[Array, Array]:
+        cut = total[..., -1, None, None, None] > 0
+        return jnp.where(cut, 0, memory) + total[..., :-1].reshape(memory.shape), memory
+
+    memory, before = lax.scan(add, memory, jnp.moveaxis(totals, rank, 0))
+    before = whole(jnp.moveaxis(before, 0, rank))
+    return memory, sharding.constrain_time(before, time_axis=rank)

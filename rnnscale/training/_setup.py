@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, PRNGKeyArray
 
-from rnnscale.data import Task
+from rnnscale.data import Task, pad_time
 from rnnscale.sharding import batch_sharding, shardings
 from rnnscale.training._config import TrainConfig
 from rnnscale.training._loss import Totals
@@ -27,6 +27,7 @@ class Setup:
     It needs no device: the mesh may be one of devices that are not here, and `abstract_state` and
     `abstract_batch` are then what `train_step` can be compiled with.
 
+    - `task`: as the mesh needs it: with sequences padded to a multiple of `seq`.
     - `init`: the state before the first step, from a key.
     - `loss`, `optimiser`: see `make_train_step`.
     - `train_step`: `(state, batch)` to `(state, metrics)`.
@@ -47,7 +48,7 @@ class Setup:
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and layout of the state."""
-        state = jax.eval_shape(self.init, jax.random.key(0))
+        state = jax.eval_shape(lambda: self.init(jax.random.key(0)))
         return jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             state,
@@ -74,8 +75,10 @@ def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
     **Raises:** `ValueError` where the options do not fit the task or the mesh.
     """
     _check_batch_size(config, mesh)
+    _check_seq_len(task, mesh)
+    task = pad_time(task, mesh.shape["seq"])
     with jax.set_mesh(mesh):
-        model = jax.eval_shape(lambda key: make_model(config, task, key), jax.random.key(0))
+        model = jax.eval_shape(lambda: make_model(config, task, jax.random.key(0)))
         optimiser = constrain(config, task, _make_optimiser(config, model))
     loss = make_loss(config, task)
 
@@ -84,7 +87,12 @@ def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
         return TrainState.create(make_model(config, task, model_key), optimiser, state_key)
 
     train_step = make_train_step(loss, optimiser, accumulation=config.accumulation)
-    return Setup(config, mesh, task, init, loss, optimiser, train_step)
+    setup = Setup(config, mesh, task, init, loss, optimiser, train_step)
+    if mesh.shape["seq"] > 1:
+        # A model that can't be split over time says so when it is traced, which is early here.
+        with jax.set_mesh(mesh):
+            jax.eval_shape(loss, model, setup.abstract_batch(), None)
+    return setup
 
 
 def _make_optimiser(config: TrainConfig, model: Any) -> optax.GradientTransformation:
@@ -107,4 +115,12 @@ def _check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
             f"batch_size={config.batch_size} can't be split into accumulation="
             f"{config.accumulation} parts over the devices of data={data}, fsdp={fsdp}; make it a "
             f"multiple of {config.accumulation * data * fsdp}"
+        )
+
+
+def _check_seq_len(task: Task, mesh: Mesh) -> None:
+    if task.seq_len < mesh.shape["seq"]:
+        raise ValueError(
+            f"seq_len={task.seq_len} can't be split over the devices of seq={mesh.shape['seq']}; "
+            "make it at least that, or seq smaller"
         )

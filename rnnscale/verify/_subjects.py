@@ -23,6 +23,7 @@ from rnnscale.layers import (
     AutoregressiveRNN,
     BidirectionalRNN,
     BidirectionalRNNEncoder,
+    CausalConv,
     DeepBidirectionalRNN,
     DeepRNN,
     DeepRNNEncoder,
@@ -124,6 +125,7 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
         "LinearAttention",
         lambda key: LinearAttention(_DIM, 2, 6, key_dim=3, value_dim=4, key=key),
     ),
+    ("CausalConv", lambda key: CausalConv(_DIM, 3, key=key)),
     (
         "Block",
         lambda key: Block(_s5(key), make_mixer=partial(FFN, hidden=9), dropout=0.25, key=key),

@@ -14,6 +14,7 @@ from jaxtyping import PRNGKeyArray
 from rnnscale.layers import AutoregressiveRNN, RecurrentNetwork, RNNEncoder
 from rnnscale.ssm import LRU, S5, BidirectionalS5
 from rnnscale.verify import _laws, _linear_cells, _modular, _networks, _reservoir, _ssm
+from rnnscale.verify._causal_conv import causal_conv_matches_oracle
 from rnnscale.verify._cells import (
     CellSubject,
     cell_gradient_matches_oracle,
@@ -165,6 +166,15 @@ def _linear_attention(key: PRNGKeyArray) -> Iterator[Check]:
         yield _linear_cells.linear_attention_matches_oracle(layer, xs, reset, bound=1e-10)
 
 
+def _causal_conv(key: PRNGKeyArray) -> Iterator[Check]:
+    layer = _built(dict(LAYERS)["CausalConv"], key)
+    layer = eqx.tree_at(lambda conv: conv.bias, layer, jnp.arange(1.0, 1.0 + layer.idim))
+    xs = jax.random.normal(key, (30, layer.idim), jnp.float32)
+    reset = np.zeros(30, bool)
+    reset[[0, 4, 5, 29]] = True
+    yield causal_conv_matches_oracle(layer, xs, reset)
+
+
 def _modular_rnn(key: PRNGKeyArray) -> Iterator[Check]:
     network = _built(dict(LAYERS)["ModularRNN"], key).cell
     xs = jax.random.normal(key, (9, network.idim), jnp.float32)
@@ -202,6 +212,7 @@ _INVARIANTS: dict[str, Checks] = {
     "BidirectionalRNNEncoder": _bidirectional_encoder,
     "AutoregressiveRNN": _autoregressive,
     "LinearAttention": _linear_attention,
+    "CausalConv": _causal_conv,
     "ModularRNN": _modular_rnn,
     "ReservoirComputer": _reservoir_computer,
 }

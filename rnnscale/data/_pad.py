@@ -1,0 +1,86 @@
+"""Sequences padded to a length that can be split evenly."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ._task import Source, Task
+
+# The arrays of a record that have an axis of time, the leading one, where its labels are of steps.
+_PER_STEP = ("inputs", "labels", "scored")
+
+
+class PaddedSource:
+    """A source whose sequences are padded to a multiple of a number of steps.
+
+    What is added is zero: features of zero, the token and the label 0, and false in `"scored"`.
+    `"lengths"`, int32, says where it begins; lengths that records have already stay as they are.
+
+    **Arguments:**
+
+    - `source`: the records.
+    - `multiple_of`: at least 1.
+    - `per_step`: the arrays to pad, as far as a record has them. Time is their leading axis, and
+        they all have as many steps.
+
+    **Raises:** `ValueError` where `multiple_of` is below 1, and at an index where arrays differ in
+    their steps.
+    """
+
+    def __init__(self, source: Source, multiple_of: int, *, per_step: tuple[str, ...]):
+        if multiple_of < 1:
+            raise ValueError(f"multiple_of must be at least 1; got {multiple_of}")
+        self.source = source
+        self.multiple_of = multiple_of
+        self.per_step = per_step
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        record = self.source[index]
+        padded = {name: record[name] for name in self.per_step if name in record}
+        steps = {name: len(array) for name, array in padded.items()}
+        if len(set(steps.values())) != 1:
+            raise ValueError(f"arrays over time must have as many steps; got {steps}")
+        (time,) = set(steps.values())
+        added = -time % self.multiple_of
+        return {
+            "lengths": np.asarray(time, np.int32),
+            **record,
+            **{name: _with_zeros(array, added) for name, array in padded.items()},
+        }
+
+
+def pad_time(task: Task, multiple_of: int) -> Task:
+    """The task with its sequences padded, as a mesh needs them that splits time over so many
+    devices; itself where they are such a multiple already.
+
+    ```python
+    from rnnscale.data import load_task, pad_time
+
+    task = pad_time(load_task("adding", seq_len=500), multiple_of=8)
+    record = task.train[0]      # inputs: (504, 2), lengths: 500
+    ```
+
+    `seq_len` remains the number of steps that count. See `PaddedSource`.
+
+    **Raises:** `ValueError` where `multiple_of` is below 1.
+    """
+    if multiple_of > 0 and task.seq_len % multiple_of == 0:
+        return task
+    per_step = _PER_STEP if task.labels == "step" else _PER_STEP[:1]
+
+    def padded(source: Source) -> Source:
+        return PaddedSource(source, multiple_of, per_step=per_step)
+
+    return replace(
+        task,
+        train=padded(task.train),
+        validation=padded(task.validation),
+        test=padded(task.test),
+    )
+
+
+def _with_zeros(array: np.ndarray, steps: int) -> np.ndarray:
+    return np.pad(array, [(0, steps)] + [(0, 0)] * (np.ndim(array) - 1))

@@ -1,0 +1,183 @@
+"""A short convolution over time."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+
+from rnnscale import sharding
+from rnnscale._base import (
+    CausalLayer,
+    at_least_float32,
+    check_features,
+    check_size,
+    checked_state,
+    state_dtype,
+    zero_padding,
+)
+from rnnscale._fields import parameter
+from rnnscale_kernels import check_reset, checked_lengths
+
+
+class CausalConv(CausalLayer):
+    r"""Each feature a weighted sum of its last `width` values,
+
+    $$y_t = \sum_{j=0}^{w-1} W_j \odot x_{t-j} + b,$$
+
+    as H3, Hyena, Griffin and Mamba have one before the recurrence. Values from before a reset count
+    as zero. The state is the last `width - 1` inputs, at least float32.
+
+    Over a mesh that splits time, each device sends its last `width - 1` inputs to the next: one
+    collective-permute, however long the sequence is.
+
+    The weights start uniform within $\pm 1 / \sqrt{w}$, the bias at zero.
+    """
+
+    weight: Float[Array, "idim width"] = parameter()
+    bias: Float[Array, "idim"] = parameter(group="bias")
+    idim: int = eqx.field(static=True)
+    odim: int = eqx.field(static=True)
+    width: int = eqx.field(static=True)
+
+    def __init__(self, idim: int, width: int = 4, *, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `idim`: features of the input, and of the output.
+        - `width`: steps that an output depends on, its own one included; at least 2. Time and
+            memory grow with it.
+        - `key`: for the initial weights.
+
+        **Raises:** `ValueError` where `idim` is below 1 or `width` below 2.
+        """
+        check_size(CausalConv, idim=idim)
+        if width < 2:
+            raise ValueError(
+                f"CausalConv: width must be at least 2, the step itself and one before it; got "
+                f"{width}."
+            )
+        bound = 1 / math.sqrt(width)
+        self.weight = jax.random.uniform(key, (idim, width), jnp.float32, -bound, bound)
+        self.bias = jnp.zeros((idim,), jnp.float32)
+        self.idim = self.odim = idim
+        self.width = width
+
+    def __call__(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: Float[Array, "*batch past idim"] | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[Float[Array, "*batch past idim"], Float[Array, "*batch time idim"]]:
+        check_features(self, xs, self.idim, rank=2)
+        batch_shape, time = xs.shape[:-2], xs.shape[-2]
+        past = self.init_state(batch_shape, xs.dtype) if state is None else state
+        past = checked_state(self, past, batch_shape, xs.dtype)
+        check_reset(reset, (*batch_shape, time))
+        if lengths is not None:
+            lengths = checked_lengths(lengths, batch_shape, time)
+            xs = zero_padding(xs, lengths)
+        if time == 0:
+            return past, xs
+        rank, size = len(batch_shape), self.width - 1
+        parts = sharding.time_parts(time)
+        if parts > 1:
+            sharding.check_halo("CausalConv", size, time, parts)
+        if reset is None:
+            reset = jnp.zeros((*batch_shape, time), bool)
+        xs = sharding.split_time(xs, parts, time_axis=rank)
+        # What came before a part is of its segment 0.
+        segments = jnp.cumsum(sharding.split_time(reset, parts, time_axis=rank), axis=-1)
+        segments = jnp.pad(segments, [(0, 0)] * (rank + 1) + [(size, 0)])
+
+        # The next part is after every reset of this one.
+        ends = _of_last_segment(xs[..., -size:, :], segments[..., -size:])
+        before = sharding.from_neighbour(ends, past.astype(xs.dtype), parts_axis=rank)
+        xs = jnp.concatenate([before, xs], axis=-2)
+
+        whole = sharding.gathered(self)
+        ys = jax.checkpoint(_convolve)(whole.weight, whole.bias, xs, segments)
+        last = _at_ends(xs, segments, size, lengths)
+        ys = zero_padding(sharding.join_time(ys, time_axis=rank), lengths)
+        return last.astype(past.dtype), ys
+
+    def step(
+        self,
+        x: Float[Array, "*batch idim"],
+        state: Float[Array, "*batch past idim"],
+        *,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[Float[Array, "*batch past idim"], Float[Array, "*batch idim"]]:
+        check_features(self, x, self.idim)
+        state = checked_state(self, state, x.shape[:-1], x.dtype)
+        xs = jnp.concatenate([state, x[..., None, :].astype(state.dtype)], axis=-2)
+        y = _weighed_sum(self.weight, self.bias, list(jnp.moveaxis(xs.astype(x.dtype), -2, 0)))
+        return xs[..., 1:, :], y
+
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Float[Array, "*batch past idim"]:
+        return jnp.zeros((*batch_shape, self.width - 1, self.idim), state_dtype(dtype))
+
+
+def _convolve(
+    weight: Float[Array, "idim width"],
+    bias: Float[Array, "idim"],
+    xs: Float[Array, "*rows past_and_time idim"],
+    segments: Int[Array, "*rows past_and_time"],
+) -> Float[Array, "*rows time idim"]:
+    width = weight.shape[-1]
+    time = xs.shape[-2] - (width - 1)
+    own = segments[..., width - 1 :]
+
+    def seen(start: int) -> Array:
+        # Not a product: what a reset cuts off need not be finite.
+        same = segments[..., start : start + time] == own
+        return jnp.where(same[..., None], xs[..., start : start + time, :], 0)
+
+    return _weighed_sum(weight, bias, [seen(start) for start in range(width)])
+
+
+def _weighed_sum(
+    weight: Float[Array, "idim width"],
+    bias: Float[Array, "idim"],
+    values: list[Float[Array, "*axes idim"]],
+) -> Float[Array, "*axes idim"]:
+    """Of the values from the oldest to the newest; the last column of weights is the oldest's."""
+    dtype = values[0].dtype
+    columns = at_least_float32(weight.astype(dtype)).T[::-1]
+    total = at_least_float32(bias.astype(dtype))
+    for column, value in zip(columns, values, strict=True):
+        total = total + column * at_least_float32(value)
+    return total.astype(dtype)
+
+
+def _of_last_segment(
+    xs: Float[Array, "*rows time idim"], segments: Int[Array, "*rows time"]
+) -> Float[Array, "*rows time idim"]:
+    return jnp.where((segments == segments[..., -1:])[..., None], xs, 0)
+
+
+def _at_ends(
+    xs: Float[Array, "*batch parts past_and_time idim"],
+    segments: Int[Array, "*batch parts past_and_time"],
+    size: int,
+    lengths: Int[Array, "*batch"] | None,
+) -> Float[Array, "*batch past idim"]:
+    """The `size` steps before each row's end, as far as they are of its last segment."""
+    *batch_shape, parts, steps, idim = xs.shape
+    time = steps - size
+    part: Array | int = parts - 1
+    if lengths is None:
+        xs, segments = xs[..., -size:, :], segments[..., -size:]
+    else:
+        part = jnp.maximum(lengths - 1, 0) // time
+        # In any other part these steps are none of the row's last.
+        steps = (lengths - part * time)[..., None, None] + jnp.arange(size)
+        segments = jnp.take_along_axis(segments, steps, axis=-1)
+        xs = jnp.take_along_axis(xs, steps[..., None], axis=-2)
+    ends = _of_last_segment(xs, segments).reshape(*batch_shape, parts, size * idim)
+    return sharding.take_step(ends, part).reshape(*batch_shape, size, idim)

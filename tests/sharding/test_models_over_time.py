@@ -1,0 +1,339 @@
+"""Models whose sequences are split over devices: the numbers of one device, and what they send."""
+
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rnnscale.cells import LongShortTermMemoryCell, MinGRUCell
+from rnnscale.data import ArraySource, Task
+from rnnscale.layers import (
+    RNN,
+    BidirectionalRNNEncoder,
+    CausalConv,
+    DeepRNN,
+    ReservoirComputer,
+    RNNEncoder,
+)
+from rnnscale.models import LanguageModel, SequenceClassifier
+from rnnscale.sharding import batch_sharding, make_mesh, shardings
+from rnnscale.ssm import LinearAttention
+from rnnscale.training import TrainConfig, cross_entropy, set_up, squared_error
+from rnnscale.training._models import make_model
+from rnnscale_kernels.testing import compile_for
+
+MESHES = {
+    "seq=8": {"seq": 8},
+    "data=2,seq=4": {"data": 2, "seq": 4},
+    "fsdp=2,tensor=2,seq=2": {"fsdp": 2, "tensor": 2, "seq": 2},
+}
+ROWS, TIME, DIM, LABELS, VOCAB = 8, 32, 8, 6, 11
+
+LAYERS = {
+    "conv": lambda key: CausalConv(DIM, 4, key=key),
+    "attention": lambda key: LinearAttention(DIM, 2, key=key),
+}
+# Each pool, and tokens. Other layers are tested on many meshes with the models themselves.
+MODELS = {
+    "conv last": ("conv", "last"),
+    "attention mean": ("attention", "mean"),
+    "conv none": ("conv", "none"),
+    "conv tokens": ("conv", "tokens"),
+}
+# Every mesh with some model; `make test-all` has all pairs.
+QUICK = {
+    ("seq=8", "conv last"),
+    ("data=2,seq=4", "attention mean"),
+    ("fsdp=2,tensor=2,seq=2", "conv tokens"),
+}
+PAIRS = [
+    pytest.param(mesh, model, marks=[] if (mesh, model) in QUICK else pytest.mark.slow)
+    for mesh, model in itertools.product(MESHES, MODELS)
+]
+
+
+def build(model, key):
+    layer, pool = model
+    options = {"make_layer": LAYERS[layer], "dim": DIM, "depth": 2, "dropout": 0.2, "key": key}
+    if pool == "tokens":
+        return LanguageModel(VOCAB, **options)
+    return SequenceClassifier(3, LABELS, pool=pool, **options)
+
+
+def batch_for(model, time=TIME):
+    """With rows that end in and at the borders of the devices' parts, and labels that don't
+    count."""
+    _, pool = model
+    rng = np.random.default_rng(0)
+    lengths = np.resize([time, 0, 1, time // 8, time // 4 + 1, time // 2, time - 1, 5], ROWS)
+    per_step = (ROWS, time) if pool in ("none", "tokens") else (ROWS,)
+    batch = {
+        "inputs": rng.normal(size=(ROWS, time, 3)).astype(np.float32),
+        "labels": rng.integers(0, LABELS, per_step).astype(np.int32),
+        "lengths": lengths.astype(np.int32),
+        "weight": rng.integers(0, 3, ROWS).astype(np.float32),
+    }
+    if pool == "tokens":
+        batch["inputs"] = rng.integers(0, VOCAB, (ROWS, time)).astype(np.int32)
+    if len(per_step) == 2:
+        batch["scored"] = rng.random(per_step) < 0.5
+    return batch
+
+
+def layout(mesh, name, array):
+    time_axis = 1 if array.shape[1:2] and name != "lengths" else None
+    return batch_sharding(mesh, array.ndim, time_axis=time_axis)
+
+
+def loss(model, batch, key):
+    totals = cross_entropy(model, batch, key)
+    return totals["loss"], totals
+
+
+gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@pytest.mark.parametrize(("axes", "model"), PAIRS)
+def test_losses_and_gradients_are_those_of_one_device(axes, model, key):
+    """With dropout: the masks belong to rows and steps, wherever these are."""
+    model, batch = build(MODELS[model], key), batch_for(MODELS[model])
+    expected = gradient(model, batch, key)
+    mesh = make_mesh(**MESHES[axes])
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(model, shardings(model, mesh))
+        parts = {n: jax.device_put(x, layout(mesh, n, x)) for n, x in batch.items()}
+        got = gradient(placed, parts, key)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * max(1, np.max(np.abs(y))))
+
+
+def exchanged(axes, model, time, key):
+    """Kinds, axes, bytes and turns of all collectives of a gradient."""
+    mesh = make_mesh(**axes)
+    with jax.set_mesh(mesh):
+        made = jax.eval_shape(lambda key: build(model, key), key)
+    made = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        made,
+        shardings(made, mesh),
+    )
+    batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout(mesh, name, x))
+        for name, x in batch_for(model, time).items()
+    }
+    arguments = made, batch, jax.eval_shape(lambda: key)
+    program = compile_for(jax.grad(loss, has_aux=True), *arguments, target=mesh)
+    return sorted((each.kind, each.axes, each.bytes, each.turns) for each in program.collectives)
+
+
+@pytest.mark.parametrize(
+    ("axes", "model"),
+    [
+        ("seq=8", "conv last"),
+        ("fsdp=2,tensor=2,seq=2", "conv tokens"),
+        ("data=2,seq=4", "attention mean"),
+    ],
+)
+def test_nothing_that_is_sent_grows_with_the_length(axes, model, key):
+    """Not for dropout, pooling, embedding, the loss or the accuracy, nor for a layer."""
+    short, long = (exchanged(MESHES[axes], MODELS[model], time, key) for time in (512, 1024))
+    assert short == long
+    moved = [each for each in short if each[1] == ("seq",) and each[0] != "all-reduce"]
+    rows = ROWS // MESHES[axes].get("data", 1) // MESHES[axes].get("fsdp", 1)
+    if MODELS[model][0] == "conv":
+        kind, sizes = "collective-permute", [rows * 3 * DIM * 4] * 2
+    else:
+        # Of every device's rows: memory and normaliser of two heads; forwards also the flag of a
+        # reset.
+        memory = rows * 4 * 2 * 4 * 5 * 4
+        kind, sizes = "all-gather", [memory, memory + rows * 4 * 4]
+    # Once forwards and once backwards, in each of two blocks.
+    assert moved == [(kind, ("seq",), size, 2) for size in sizes]
+
+
+def test_squared_error_sends_sums_only():
+    mesh = make_mesh(data=2, seq=4)
+
+    def run(batch):
+        return squared_error(lambda xs, **_: (None, xs), batch, None)
+
+    def placed(shape, dtype=jnp.float32, time_axis=None):
+        sharding = batch_sharding(mesh, len(shape), time_axis=time_axis)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    steps = placed((ROWS, 512, 3), time_axis=1)
+    rows = {"lengths": placed((ROWS,), jnp.int32), "weight": placed((ROWS,))}
+    found = compile_for(run, {"inputs": steps, "labels": steps, **rows}, target=mesh).collectives
+    assert {each.kind for each in found} == {"all-reduce"}
+    assert max(each.bytes for each in found) <= (2 + 2 * 3) * 4
+
+
+def attention_arguments(key):
+    """A part of time is two chunks and a bit on the smallest mesh, and less than one on others."""
+    layer = LinearAttention(5, 2, 6, key_dim=3, value_dim=4, key=key)
+    time = 320
+    xs = jax.random.normal(key, (ROWS, time, 5))
+    starts = np.zeros((ROWS, time), bool)
+    for row, steps in enumerate([[], [0], [1], [39, 40], [80, 161], [160], [319], [7, 79, 200]]):
+        starts[row, steps] = True
+    lengths = jnp.array([320, 320, 40, 41, 0, 1, 320, 159])
+    state = jax.tree.map(lambda x: x + 0.5, layer.init_state((ROWS,)))
+    return layer, xs, state, jnp.asarray(starts), lengths
+
+
+@pytest.mark.parametrize(
+    ("axes", "cut"),
+    [("seq=8", False), *((name, True) for name in MESHES)],
+)
+def test_linear_attention(axes, cut, key):
+    """Outputs, states and gradients, with resets and ends at and between the borders."""
+    layer, xs, state, reset, lengths = attention_arguments(key)
+    options = {"reset": reset, "lengths": lengths} if cut else {}
+
+    @jax.jit
+    def run(layer, xs, state):
+        def total(layer, xs, state):
+            state, ys = layer(xs, state, **options)
+            # What is added up over all steps is large, and its sine would be noise.
+            weighed = (jnp.sum(x * jnp.cos(jnp.arange(x.shape[-1]))) for x in state)
+            return jnp.sum(jnp.sin(ys)) + sum(weighed), (ys, state)
+
+        return jax.grad(total, (0, 1, 2), has_aux=True)(layer, xs, state)
+
+    # A NaN before a reset stays there.
+    if cut:
+        state = jax.tree.map(lambda x: x.at[1].set(jnp.nan), state)
+    expected = run(layer, xs, state)
+    with jax.set_mesh(make_mesh(**MESHES[axes])):
+        got = run(layer, xs, state)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.isfinite(y).all()
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * max(1, np.max(np.abs(y))))
+
+
+@pytest.mark.parametrize("shape", [(16, 5), (3, 16, 5), (8, 19, 5)], ids=str)
+def test_linear_attention_of_any_batch_and_length(shape, key):
+    """A single row, rows that the mesh does not divide, and steps that it does not."""
+    layer = LinearAttention(5, 1, key=key)
+    xs = jax.random.normal(key, shape)
+    run = eqx.filter_jit(lambda xs: (layer(xs), eqx.filter_vmap(layer)(xs[None])))
+    expected, _ = run(xs)
+    with jax.set_mesh(make_mesh(data=2, seq=4)):
+        got, by_vmap = run(xs)
+    for x, z, y in zip(*map(jax.tree.leaves, (got, by_vmap, expected)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(z[0], y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [{"seq": 8}, {"data": 2, "seq": 4}], ids=str)
+def test_a_dense_cell_says_that_time_cannot_be_split(axes, key):
+    cell = LongShortTermMemoryCell(3, 4, key=key)
+    linear = MinGRUCell(3, 3, key=key)
+    xs = jnp.zeros((8, 16, 3))
+    refused = [
+        RNNEncoder(cell),
+        RNN(cell, 2, key=key),
+        DeepRNN([linear, cell], 2, key=key),
+        BidirectionalRNNEncoder(linear, cell),
+        ReservoirComputer(cell, 2, key=key),
+    ]
+    message = f"over seq={axes['seq']}, but LongShortTermMemoryCell takes its steps one after"
+    with jax.set_mesh(make_mesh(**axes)):
+        for model in refused:
+            with pytest.raises(ValueError, match=message):
+                jax.eval_shape(model, xs)
+        # A single step is one on any mesh.
+        state, y = eqx.filter_jit(cell)(xs[:, 0], cell.init_state((8,)))
+        assert y.shape == (8, 4)
+        eqx.filter_eval_shape(RNNEncoder(linear), xs)
+
+
+def test_outside_of_jit(key):
+    """Layers take arrays that are not on the mesh yet."""
+    xs = jnp.ones((8, 16, 3))
+    layers = [CausalConv(3, 2, key=key), RNNEncoder(LongShortTermMemoryCell(3, 3, key=key))]
+    with jax.set_mesh(make_mesh(data=8)):
+        for layer in layers:
+            assert layer(xs)[1].shape == (8, 16, 3)
+
+
+def task_of(time, inputs, labels, classes=None):
+    """Random records of a length that need not divide."""
+    rng = np.random.default_rng(0)
+    shape = (16, time) if inputs == "tokens" else (16, time, 3)
+    aimed = (16, time) if labels == "step" else (16,)
+    arrays = {
+        "inputs": rng.integers(0, VOCAB, shape).astype(np.int32)
+        if inputs == "tokens"
+        else rng.normal(size=shape).astype(np.float32),
+        "labels": rng.integers(0, classes, aimed).astype(np.int32)
+        if classes
+        else rng.normal(size=(*aimed, 2)).astype(np.float32),
+    }
+    if classes and labels == "step":
+        arrays["scored"] = rng.random(aimed) < 0.5
+    source = ArraySource(**arrays)
+    return Task(
+        name="odd",
+        description="",
+        train=source,
+        validation=source,
+        test=source,
+        inputs=inputs,
+        idim=VOCAB if inputs == "tokens" else 3,
+        labels=labels,
+        seq_len=time,
+        metric="accuracy" if classes else "nrmse",
+        classes=classes,
+        odim=None if classes else 2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [
+        ("lru", {"inputs": "tokens", "labels": "step", "classes": VOCAB}),
+        ("mingru", {"inputs": "features", "labels": "sequence", "classes": 4}),
+        ("mingru", {"inputs": "features", "labels": "step"}),
+    ],
+)
+def test_time_that_does_not_divide_is_padded(model, task, key):
+    """The sums of the loss and the gradient, over 13 steps on 8 devices."""
+    task = task_of(13, **task)
+    config = TrainConfig(
+        "odd", "unused", model=model, batch_size=8, dim=8, depth=1, state_dim=8, dropout=0.2
+    )
+    model = make_model(config, task, key)
+
+    def run(mesh):
+        parts = set_up(config, task, mesh)
+        records = [parts.task.train[i] for i in range(8)]
+        batch = {name: np.stack([r[name] for r in records]) for name in records[0]}
+
+        def total(model, batch, key):
+            totals = parts.loss(model, batch, key)
+            return totals["loss"], totals
+
+        with jax.set_mesh(mesh):
+            placed = {n: jax.device_put(x, parts.layout(n, x.shape)) for n, x in batch.items()}
+            return jax.jit(jax.value_and_grad(total, has_aux=True))(model, placed, key)
+
+    expected = run(make_mesh(devices=jax.devices()[:1]))
+    got = run(make_mesh(seq=8))
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * max(1, np.max(np.abs(y))))
+
+
+def test_set_up_says_what_cannot_be_split():
+    mesh = make_mesh(data=2, seq=4)
+    options = {"batch_size": 8, "dim": 8, "depth": 1}
+    config = TrainConfig("odd", "unused", model="lstm", **options)
+    task = task_of(13, "features", "sequence", 4)
+    with pytest.raises(ValueError, match="LongShortTermMemoryCell takes its steps one after"):
+        set_up(config, task, mesh)
+    config = TrainConfig("odd", "unused", **options)
+    with pytest.raises(ValueError, match="seq_len=3 can't be split over the devices of seq=4"):
+        set_up(config, task_of(3, "features", "sequence", 4), mesh)
