@@ -36,8 +36,9 @@ ALLOWED = {
     "models": _MODELS,
     "data": {"data"},
     "training": _TRAINING,
+    "plan": _TRAINING | {"plan"},
     "verify": _TRAINING | {"verify"},
-    "cli": _TRAINING | {"verify", "cli"},
+    "cli": _TRAINING | {"plan", "verify", "cli"},
     "__init__": _LAYERS,
     "__main__": {"cli"},
 }

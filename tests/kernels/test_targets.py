@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rnnscale_kernels.testing import compile_for, missing, shared_memory_limit, target_devices
-from rnnscale_kernels.testing._targets import _HLO
+from rnnscale_kernels.testing._hlo import HLO, _groups
 
 TARGETS = ["a100", "h100", "h200", "v4", "v5e", "v5p", "v6e"]
 X = jax.ShapeDtypeStruct((64, 128), "float32")
@@ -71,7 +71,7 @@ def test_loop_of_unknown_length_is_not_counted():
 
 
 def test_calls_count_operands_and_results_in_every_turn_of_nested_loops():
-    hlo = _HLO("""HloModule m
+    hlo = HLO("""HloModule m
 
 %body (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
   %p = (s32[], f32[8,128]{1,0}) parameter(0)
@@ -105,6 +105,135 @@ backend_config={"known_trip_count":{"n":"4"}}
     assert hlo.bytes_accessed() == 20 * (f + mosaic_gpu + pointers)
 
 
+@pytest.fixture(scope="module", params=["cpu:8", "h100:8", "v5e:2x4"])
+def exchanging(request):
+    """A program whose collectives are known, on 8 devices."""
+    skip_unless_compilable(request.param)
+    axes = ("data", "tensor", "seq")
+    mesh = Mesh(np.array(target_devices(request.param)).reshape(2, 2, 2), axes)
+
+    def step(x, _):
+        gathered = jax.lax.all_gather(x, "seq")
+        total = jax.lax.psum(gathered, ("data", "seq"))
+        return jnp.sin(x + total.sum(0)), jax.lax.ppermute(x, "seq", [(0, 1)])
+
+    def outer(x, _):
+        x, passed = jax.lax.scan(step, x, None, length=5)
+        return jnp.cos(x), passed
+
+    def exchange(x):
+        x, passed = jax.lax.scan(outer, x, None, length=3)
+        there = jax.lax.ppermute(x, "data", [(0, 1), (1, 0)])
+        part = jax.lax.all_to_all(x, "data", 0, 1, tiled=True)
+        largest = jax.lax.pmax(x.sum(), axes)
+        return [jnp.atleast_1d(each) for each in (x, passed, there, part, largest)]
+
+    split = PartitionSpec(axes)
+    function = jax.shard_map(exchange, in_specs=PartitionSpec(), out_specs=split, check_vma=False)
+    return compile_for(function, jax.ShapeDtypeStruct((16, 64), "float32"), target=mesh)
+
+
+def test_collectives_have_axes_bytes_and_turns(exchanging):
+    size = 16 * 64 * 4
+    found = {
+        (each.kind, each.axes, each.devices, each.bytes, each.turns)
+        for each in exchanging.collectives
+    }
+    assert found == {
+        ("all-gather", ("seq",), 2, 2 * size, 15),
+        ("all-reduce", ("data", "seq"), 4, 2 * size, 15),
+        ("collective-permute", ("seq",), 2, size, 15),
+        ("collective-permute", ("data",), 2, size, 1),
+        ("all-to-all", ("data",), 2, size, 1),
+        ("all-reduce", ("data", "tensor", "seq"), 8, 4, 1),
+    }
+    assert len(exchanging.collectives) == len(found)
+
+
+def test_collectives_know_the_loops_that_they_stand_in(exchanging):
+    for each in exchanging.collectives:
+        if each.turns == 1:
+            assert each.loops == ()
+        else:
+            outer, inner = each.loops
+            assert outer.endswith("shard_map/while")
+            assert inner.startswith(outer) and inner.endswith("while/body/eval_jaxpr/while")
+
+
+GROUPS = {
+    "{{0,1},{2,3}}": [[0, 1], [2, 3]],
+    "[2,2]<=[4]": [[0, 1], [2, 3]],
+    "[2,4]<=[4,2]T(1,0)": [[0, 2, 4, 6], [1, 3, 5, 7]],
+    "mesh['x'=2,'y'=4] {'y'}": [[0, 1, 2, 3], [4, 5, 6, 7]],
+    "mesh['x'=2,'y'=2,'z'=2] {'x','z'}": [[0, 1, 4, 5], [2, 3, 6, 7]],
+    "mesh['x'=8] {'x':(2)2}": [[0, 2], [1, 3], [4, 6], [5, 7]],
+    "mesh['x'=2,'y'=2], device_ids=(0,2,1,3) {'y'}": [[0, 2], [1, 3]],
+    "mesh['x'=2,'y'=2], device_ids=([2,2]T(1,0)) {'y'}": [[0, 2], [1, 3]],
+}
+
+
+@pytest.mark.parametrize("text", GROUPS)
+def test_groups_in_every_syntax(text):
+    line = f"  %y = f32[8]{{0}} all-reduce(%x), replica_groups={text}, to_apply=%add"
+    assert _groups(line).tolist() == GROUPS[text]
+
+
+def test_unknown_syntax_of_groups_is_an_error():
+    with pytest.raises(ValueError, match="unknown syntax"):
+        _groups("  %y = f32[8]{0} all-reduce(%x), replica_groups=all, to_apply=%add")
+
+
+def test_a_collective_that_several_fusions_go_on_with_is_one():
+    gather = (
+        "f32[8]{0} all-gather(%p), replica_groups=[1,2]<=[2], dimensions={0}, "
+        'frontend_attributes={chain_id="0"}'
+    )
+    hlo = HLO(f"""HloModule m
+
+%start (p: f32[4]) -> (f32[4], f32[8]) {{
+  %p = f32[4]{{0}} parameter(0)
+  %g = {gather}
+  ROOT %s = (f32[4]{{0}}, f32[8]{{0}}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}}
+
+%work (p: f32[4]) -> f32[8] {{
+  %p = f32[4]{{0}} parameter(0)
+  ROOT %g = {gather}
+}}
+
+%done (p: f32[4]) -> f32[8] {{
+  %p = f32[4]{{0}} parameter(0)
+  %g = {gather}
+  ROOT %d = f32[8]{{0}} custom-call(%p, %g), custom_call_target="AsyncCollectiveDone"
+}}
+
+ENTRY %main (a: f32[4]) -> f32[8] {{
+  %a = f32[4]{{0}} parameter(0)
+  %s = (f32[4]{{0}}, f32[8]{{0}}) fusion(%a), kind=kCustom, calls=%start
+  %w = f32[8]{{0}} fusion(%a), kind=kOutput, calls=%work
+  ROOT %d = f32[8]{{0}} fusion(%a), kind=kCustom, calls=%done
+}}
+""")
+    (found,) = hlo.collectives({"data": 2})
+    assert (found.kind, found.axes, found.bytes, found.turns) == ("all-gather", ("data",), 32, 1)
+    assert hlo.calls == []
+
+
+@pytest.mark.parametrize("target", ["cpu:1", "h100", "v5e"])
+def test_a_jitted_function_donates_what_it_donates(target):
+    skip_unless_compilable(target)
+
+    def add(x, y):
+        return x + y
+
+    def aliased(function):
+        program = compile_for(function, X, X, target=target)
+        return program.compiled.memory_analysis().alias_size_in_bytes
+
+    assert aliased(jax.jit(add, donate_argnums=1)) == BYTES
+    assert aliased(jax.jit(add)) == aliased(add) == 0
+
+
 def test_loop_counts_as_often_as_it_runs():
     skip_unless_compilable("h100")
 
@@ -116,6 +245,24 @@ def test_loop_counts_as_often_as_it_runs():
 
     # Besides what a turn reads and writes there are a few counters.
     assert (count(30) - count(20)) / 10 == pytest.approx(2 * BYTES, rel=0.01)
+
+
+@pytest.mark.parametrize("target", ["cpu:", "h100:0", "h100:2x4", "v5e:16", "v5p:4x4", "v5e:4x"])
+def test_target_of_an_impossible_shape_is_an_error(target):
+    for function in (missing, target_devices):
+        with pytest.raises(ValueError, match="write it like"):
+            function(target)
+
+
+def test_devices_that_cannot_be_had_are_an_error():
+    with pytest.raises(RuntimeError, match="JAX_NUM_CPU_DEVICES=1000"):
+        target_devices("cpu:1000")
+    skip_unless_compilable("h100")
+    with pytest.raises(ValueError, match="multiple of 8"):
+        target_devices("h100:9")
+    skip_unless_compilable("v5e")
+    with pytest.raises(ValueError, match="no such slice"):
+        target_devices("v5e:3x5")
 
 
 @pytest.mark.parametrize("target", ["h101", "", "v5e4x4"])

@@ -11,6 +11,9 @@ from ._benchmark import (
     minimal_bytes as minimal_bytes,
     usable_implementations as usable_implementations,
 )
+from ._gpu_kernels import Kernel as Kernel
+from ._hlo import Call as Call, Collective as Collective
+from ._program import Program as Program
 from ._specs import (
     SCAN_ARGUMENTS as SCAN_ARGUMENTS,
     ScanArguments as ScanArguments,
@@ -19,13 +22,12 @@ from ._specs import (
     to_numpy as to_numpy,
 )
 from ._targets import (
-    Call as Call,
-    Kernel as Kernel,
-    Program as Program,
     compile_for as compile_for,
+    compile_on as compile_on,
     missing as missing,
     shared_memory_limit as shared_memory_limit,
     target_devices as target_devices,
+    target_shape as target_shape,
 )
 
 __all__ = [
@@ -33,10 +35,12 @@ __all__ = [
     "MODES",
     "SCAN_ARGUMENTS",
     "Call",
+    "Collective",
     "Kernel",
     "Program",
     "ScanArguments",
     "compile_for",
+    "compile_on",
     "environment",
     "failure",
     "measure_scan",
@@ -46,6 +50,7 @@ __all__ = [
     "rounded",
     "shared_memory_limit",
     "target_devices",
+    "target_shape",
     "to_jax",
     "to_numpy",
     "usable_implementations",

@@ -1,0 +1,95 @@
+"""What the GPU kernels of a compiled program take, as the assembler says."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a GPU kernel takes.
+
+    - `shared_memory`: bytes a block.
+    - `registers`: of one thread.
+    - `spills`: bytes that one thread stores to memory for want of registers, and loads again.
+    """
+
+    name: str
+    shared_memory: int
+    registers: int
+    spills: int
+
+
+def mosaic_kernel(log: Path) -> Kernel:
+    passes = log.with_suffix(".mlir-passes.log").read_text()
+    shared_memory = re.findall(r"dynamic_shared_memory_size %c(\d+)_", passes)[-1]
+    return _kernel(log.read_text(), int(shared_memory))
+
+
+def triton_kernel(payload: str) -> Kernel:
+    escapes = rb"\\([0-9A-F]{2}|.)"
+    compressed = re.sub(
+        escapes,
+        lambda found: bytes.fromhex(found[1].decode()) if len(found[1]) == 2 else found[1],
+        payload.encode(),
+    )
+    # The messages of jaxlib's triton.proto: a call holds one kernel.
+    message: Any = _protobuf(zlib.decompress(compressed))
+    kernel = _protobuf(_protobuf(message[1])[1])
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_bytes(kernel[4])
+        (architecture,) = re.findall(r"^\.target (\w+)", kernel[4].decode(), re.MULTILINE)
+        log = subprocess.run(
+            [str(ptxas()), "--verbose", f"--gpu-name={architecture}", "kernel.ptx"],
+            cwd=folder, capture_output=True, text=True, check=True,
+        ).stderr  # fmt: skip
+    return _kernel(log, kernel.get(3, 0))
+
+
+def _kernel(log: str, dynamic_shared_memory: int) -> Kernel:
+    """What `ptxas --verbose` says of one kernel."""
+    (name,) = re.findall(r"Compiling entry function '(.*?)'", log)
+    (registers,) = re.findall(r"Used (\d+) registers", log)
+    spills = re.findall(r"(\d+) bytes spill", log)
+    static = re.search(r"(\d+) bytes smem", log)
+    shared_memory = dynamic_shared_memory + (int(static[1]) if static else 0)
+    return Kernel(name, shared_memory, int(registers), sum(map(int, spills)))
+
+
+def _protobuf(message: bytes) -> dict[int, Any]:
+    """The last value of every field: integers, and bytes for strings and messages."""
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    fields, at = {}, 0
+    while at < len(message):
+        key = varint()
+        number = varint()
+        if key & 7 == 2:
+            number, at = message[at : at + number], at + number
+        fields[key >> 3] = number
+    return fields
+
+
+def ptxas() -> str | None:
+    """Where XLA would find it, too: on the path, in CUDA's folder, or in NVIDIA's wheel."""
+    folders = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    wheel = importlib.util.find_spec("nvidia.cu13") if importlib.util.find_spec("nvidia") else None
+    if wheel is not None:
+        folders += [f"{folder}/bin" for folder in wheel.submodule_search_locations or ()]
+    return shutil.which("ptxas", path=os.pathsep.join(folders))

@@ -1,0 +1,127 @@
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rnnscale.cli._train import _mesh, _options
+
+
+def add_to(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="say what a train step needs on devices that are not here",
+        description="Compiles the train step for devices that are not here and says what it needs: "
+        "memory, exchanges between devices, and the least time that it can take.",
+        argument_default=argparse.SUPPRESS,  # what is in the namespace was given
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_plan)
+    parser.add_argument("task", help="see `rnnscale tasks`")
+    parser.add_argument(
+        "--target",
+        required=True,
+        metavar="NAME:SHAPE",
+        help="such as h100:8, h200:16, v5e:16x16, v5p:4x4x4, or cpu:8 for virtual devices",
+    )
+    parser.add_argument(
+        "--mesh", type=_mesh, metavar="AXIS=N,...", help="such as data=2,seq=4; default: data"
+    )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        default=False,
+        help="rank all meshes of the target and compile the best three",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", default=None, help="write all figures there; - for the output"
+    )
+    step = parser.add_argument_group("the run, as for `rnnscale train`")
+    step.add_argument("--model", help="a layer, s5 or lru, or a cell such as lstm, gru, cornn")
+    step.add_argument("--cell", type=_options, metavar="NAME=VALUE,...", help="options of the cell")
+    step.add_argument("--batch-size", type=int, metavar="B", help="sequences in a step")
+    step.add_argument("--seq-len", type=int, metavar="L", help="time steps in a sequence")
+    step.add_argument("--text", metavar="DIR", help="folder with the text for `bytes`")
+    step.add_argument("--dim", type=int, metavar="N", help="width")
+    step.add_argument("--depth", type=int, metavar="N", help="number of blocks")
+    step.add_argument("--state-dim", type=int, metavar="N", help="states in a block")
+    step.add_argument("--dropout", type=float, metavar="P", help="probability to drop")
+    step.add_argument("--dtype", help="of the activations: float32 or bfloat16")
+    step.add_argument(
+        "--remat",
+        action=argparse.BooleanOptionalAction,
+        help="recompute the blocks in the backward pass, to save memory",
+    )
+    step.add_argument(
+        "--accumulation", type=int, metavar="N", help="parts in which a step does its batch"
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    import jax
+    from rich.console import Console
+
+    # Before jax starts, or the plugins that compile for absent devices look for these devices.
+    jax.config.update("jax_platforms", "cpu")
+    from rnnscale.data import load_task
+    from rnnscale.plan import Planner, Report, Search, Target
+    from rnnscale.training import TrainConfig
+
+    given = vars(arguments)
+    del given["command"]
+    search, file = given.pop("search"), given.pop("json")
+    if search and "mesh" in given:
+        raise ValueError("--search tries all meshes: leave out --mesh")
+    if file not in (None, "-") and not Path(file).parent.is_dir():
+        raise ValueError(f"--json {file}: there is no folder {Path(file).parent}")
+    target = Target.of(given.pop("target"))
+    config = TrainConfig.for_task(**given, out="")
+    task = load_task(config.task, seq_len=config.seq_len, text=config.text)
+    planner = Planner(config, task, target)
+    console = Console(stderr=file == "-")
+    if search:
+        result = Search.of(planner, lambda sizes: _compile_apart(given, target.name, sizes))
+    else:
+        result = Report.of(planner, config.mesh or {"data": target.count})
+    result.show(console)
+    if file == "-":
+        print(json.dumps(result.as_json(), indent=2))
+    elif file is not None:
+        Path(file).write_text(json.dumps(result.as_json(), indent=2) + "\n")
+    return 0
+
+
+def _compile_apart(options: Mapping[str, Any], target: str, sizes: dict[str, int]) -> Any:
+    """What this command says of one mesh, from a process of its own."""
+    command = [sys.executable, "-m", "rnnscale", "plan", "--target", target, "--json", "-"]
+    command += ["--mesh", _assignments(sizes)]
+    for name, value in options.items():
+        command += _as_argument(name, value)
+    process = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
+    if process.returncode:
+        reason = (process.stderr.strip() or "it ended without a word").splitlines()[-1]
+        raise ValueError(reason.removeprefix("rnnscale: error: "))
+    return json.loads(process.stdout)
+
+
+def _as_argument(name: str, value: Any) -> list[str]:
+    option = f"--{name.replace('_', '-')}"
+    match value:
+        case _ if name == "task":
+            return [value]
+        case True:
+            return [option]
+        case False:
+            return [f"--no-{option.removeprefix('--')}"]
+        case dict():
+            return [option, _assignments(value)]
+    return [option, str(value)]
+
+
+def _assignments(values: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in values.items())

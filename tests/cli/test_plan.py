@@ -1,0 +1,144 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rnnscale.cli import main
+from rnnscale.plan import HARDWARE
+from rnnscale_kernels.testing import missing
+
+TINY = "--dim 8 --state-dim 8 --depth 1".split()
+
+
+def plan(*arguments: str) -> int:
+    return main(["plan", *arguments, *TINY])
+
+
+def apart(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`rnnscale plan digits` in a process of its own, as a user starts it."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    del environment["JAX_PLATFORMS"]
+    command = [sys.executable, "-m", "rnnscale", "plan", "digits", *arguments, *TINY]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_a_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "plan.json"
+    options = ["--mesh", "data=4,tensor=2", "--json", str(file)]
+    assert plan("digits", "--target", "cpu:8", *options) == 0
+    found = json.loads(file.read_text())
+    assert found["devices"] == 8 and found["virtual"] and "virtual" in found["compiled_for"]
+    assert found["options"]["dim"] == 8 and found["options"]["model"] == "s5"
+    meshes = {name: found[name]["mesh"] for name in ("compiled", "estimated", "smaller", "larger")}
+    axes = {"data": 4, "fsdp": 1, "tensor": 2, "seq": 1}
+    assert meshes == {
+        "compiled": axes,
+        "estimated": axes,
+        "smaller": {**axes, "data": 2},
+        "larger": {**axes, "data": 8},
+    }
+    sources = [found[name]["source"] for name in meshes]
+    assert sources == ["compiled", "estimated", "estimated", "estimated"]
+    kinds = ("parameters", "optimiser", "batch", "activations", "temporaries")
+    for name in meshes:
+        memory = found[name]["memory"]
+        assert memory["total"] == sum(memory[kind] for kind in kinds)
+        assert found[name]["flops"] > 0
+    assert found["hardware"] is None and found["compiled"]["bound"] is None
+    over = {tuple(each["axes"]) for each in found["compiled"]["exchanges"]}
+    assert {("data",), ("tensor",)} <= over
+    printed = capsys.readouterr().out
+    assert "compiled for 8 virtual devices of the CPU" in printed
+    assert "larger" in printed and "all-reduce" in printed
+
+
+def test_an_absent_compiler_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("rnnscale.plan._target.missing", lambda name: "needs jax-cuda13-plugin")
+    assert plan("digits", "--target", "h100:8", "--json", "-") == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found["virtual"] and "needs jax-cuda13-plugin" in found["compiled_for"]
+    # Compiled for the CPU, and held against the datasheet of what was asked for.
+    assert found["hardware"]["name"] == HARDWARE["h100"].name
+    assert found["compiled"]["fits"] and found["compiled"]["bound"]["step"] > 0
+    assert "needs jax-cuda13-plugin" in printed.err and "NVIDIA H100 datasheet" in printed.err
+
+
+def test_a_search_compiles_the_best_three(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    asked = []
+
+    def compile_apart(options, target, sizes):
+        asked.append(sizes)
+        if len(asked) == 2:
+            raise ValueError("no luck")
+        memory, exchanges = {"total": 1000}, [{"sent": 10.0}]
+        return {"compiled": {"memory": memory, "exchanges": exchanges, "bound": {"step": 1.0}}}
+
+    monkeypatch.setattr("rnnscale.cli._plan._compile_apart", compile_apart)
+    file = tmp_path / "search.json"
+    options = ["--search", "--batch-size", "6", "--json", str(file)]
+    assert plan("digits", "--target", "h100:4", *options) == 0
+    found = json.loads(file.read_text())
+    ranked = [each["mesh"] for each in found["estimated"]]
+    assert asked == ranked[:3] and len(ranked) > 3
+    assert found["compiled"][1] == {"mesh": asked[1], "reason": "no luck"}
+    printed = capsys.readouterr().out
+    assert "does not compile: no luck" in printed
+    total = found["estimated"][0]["memory"]["total"]
+    assert f" {1000 / total:.2f} " in printed
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["digits", "--target", "b200:8"], "target must be one of"),
+        (["digits", "--target", "v5e:8"], "write it like 'v5e:4x4'"),
+        (["digits", "--target", "cpu:8", "--mesh", "data=4"], "the mesh needs 4 devices"),
+        (["digits", "--target", "cpu:8", "--mesh", "model=8"], "unknown mesh axis 'model'"),
+        (["digits", "--target", "cpu:8", "--batch-size", "12"], "make it a multiple of 8"),
+        (["digits", "--target", "cpu:8", "--json", "nowhere/x.json"], "there is no folder nowhere"),
+        (["digits", "--target", "cpu:8", "--search", "--mesh", "data=8"], "leave out --mesh"),
+        (["digits", "--target", "cpu:7", "--search", "--model", "indrnn"], "over no mesh of 7"),
+        (["digit", "--target", "cpu:8"], "did you mean 'digits'"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert plan(*arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("rnnscale: error: ") and message in line
+
+
+def test_without_a_target(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        plan("digits")
+    assert "--target" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_search_in_processes_of_their_own(tmp_path: Path):
+    file = tmp_path / "search.json"
+    process = apart("--target", "cpu:2", "--search", "--no-remat", "--json", str(file))
+    assert process.returncode == 0, process.stderr
+    found = json.loads(file.read_text())
+    assert len(found["compiled"]) == 3
+    for estimated, compiled in zip(found["estimated"], found["compiled"], strict=False):
+        assert compiled["compiled"]["mesh"] == estimated["mesh"]
+        assert compiled["compiled"]["source"] == "compiled"
+
+
+@pytest.mark.slow
+def test_no_device_is_looked_for():
+    if reason := missing("h100:8"):
+        pytest.skip(reason)
+    process = apart("--target", "h100:8")
+    assert process.returncode == 0 and process.stderr == ""
+    assert "compiled for h100:8" in process.stdout

@@ -1,0 +1,250 @@
+"""Plans of a small run: exact where they say so, and near what compilers say elsewhere."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from rnnscale.data import load_task
+from rnnscale.plan import HARDWARE, Exchange, Planner, Target, larger, meshes, ranking, smaller
+from rnnscale.plan._traffic import crosses_hosts
+from rnnscale.sharding import make_mesh, sharded_init
+from rnnscale.training import TrainConfig, set_up
+from rnnscale_kernels.testing import missing
+
+MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+SMALL = {"dim": 16, "depth": 2, "state_dim": 16, "batch_size": 64}
+
+
+def planner(target, task="digits", **options):
+    config = TrainConfig.for_task(task, out="", **{**SMALL, **options})
+    return Planner(config, load_task(task, seq_len=config.seq_len), Target.of(target))
+
+
+@pytest.fixture(scope="module", params=["cpu:8", "h100:8"])
+def plans(request):
+    """The compiled and the estimated plan of one mesh."""
+    if reason := missing(request.param):
+        pytest.skip(reason)
+    plan = planner(request.param)
+    return plan.compile(MESH), plan.estimate(MESH)
+
+
+def test_state_and_batch_are_exact(plans):
+    config = TrainConfig.for_task("digits", out="", **SMALL)
+    task, mesh = load_task("digits"), make_mesh(**MESH)
+    run = set_up(config, task, mesh)
+    with jax.set_mesh(mesh):
+        state = sharded_init(run.init, jax.random.key(0), mesh)
+
+    def held(tree):
+        shards = (jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(tree))
+        return sum(x.addressable_shards[0].data.nbytes for x in shards)
+
+    for plan in plans:
+        assert plan.memory.parameters == held(state.model)
+        # A key has 8 bytes here and the size of its dtype there.
+        assert plan.memory.optimiser == pytest.approx(held(state) - held(state.model), abs=8)
+        assert plan.memory.batch == (64 // 4) * (64 * 4 + 4)
+
+
+def _is_key(x):
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def test_memory_is_near_what_the_compiler_says(plans):
+    compiled, estimated = plans
+    assert compiled.source == "compiled" and estimated.source == "estimated"
+    # Compilers fuse more than the model does, most of all in a program as small as this.
+    assert 0.8 < estimated.memory.total / compiled.memory.total < 2
+    assert compiled.memory.activations > 0
+    assert compiled.memory.total >= sum(dataclasses.astuple(compiled.memory)[:3])
+
+
+def test_exchanges_are_near_what_the_compiler_says(plans):
+    compiled, estimated = plans
+    assert estimated.sent == pytest.approx(compiled.sent, rel=0.1)
+
+    def over_tensor(plan):
+        return [
+            (each.kind, each.bytes, each.count, each.in_loop)
+            for each in plan.exchanges
+            if each.axes == ("tensor",) and each.bytes > 10_000
+        ]
+
+    # Outputs of 16 rows, 64 steps and 16 features, for each of two blocks in both directions.
+    assert over_tensor(compiled) == [("all-reduce", 16 * 64 * 16 * 4, 4, True)]
+    assert over_tensor(estimated) == 2 * [("all-reduce", 16 * 64 * 16 * 4, 2, True)]
+
+
+def test_bounds_need_a_datasheet(plans):
+    for plan in plans:
+        assert (plan.bound is None) == (plan.fits is None)
+        if plan.bound is not None:
+            peak = HARDWARE["h100"].flops["float32"]
+            assert plan.fits and plan.bound.compute == pytest.approx(plan.flops / peak)
+            assert plan.bound.step == max(dataclasses.astuple(plan.bound))
+
+
+def test_gradients_are_added_up_over_what_splits_the_batch():
+    plan = planner("h100:8").estimate({"data": 8})
+    parameters = plan.memory.parameters
+    assert plan.exchanges == [Exchange("all-reduce", ("data",), 8, parameters, 1, False)]
+    assert plan.sent == 2 * 7 / 8 * parameters
+
+
+def test_work_is_split_over_devices():
+    plan = planner("h100:8")
+    one = plan.estimate({})
+    for axes in ({"data": 4}, {"fsdp": 4}, {"seq": 4}):
+        part = plan.estimate(axes)
+        assert part.flops == pytest.approx(one.flops / 4, rel=0.02)
+        assert part.memory.activations == pytest.approx(one.memory.activations / 4, rel=0.1)
+    # Only what has states is split over tensor.
+    assert one.flops / 4 < plan.estimate({"tensor": 4}).flops < one.flops
+
+
+def test_parts_of_a_batch_save_memory_and_no_arithmetic():
+    whole, parts = (
+        planner("h100:8").estimate(MESH),
+        planner("h100:8", accumulation=4).estimate(MESH),
+    )
+    assert parts.flops == pytest.approx(whole.flops, rel=0.01)
+    assert parts.memory.activations == pytest.approx(whole.memory.activations / 4, rel=0.05)
+
+
+def test_recomputation_saves_memory_and_costs_arithmetic():
+    kept, again = (planner("h100:8", remat=x, depth=8).estimate(MESH) for x in (False, True))
+    assert again.memory.activations < kept.memory.activations / 4
+    assert 1.1 * kept.flops < again.flops < 1.5 * kept.flops
+
+
+def test_what_does_not_fit():
+    plan = planner("v5e:2x2", task="adding", model="s5", dim=512, seq_len=65536, batch_size=64)
+    assert not plan.estimate({"data": 4}).fits
+    assert plan.estimate({"data": 4}).memory.total > HARDWARE["v5e"].memory
+
+
+@pytest.mark.parametrize(
+    "sent, exchange",
+    [
+        (75, Exchange("all-gather", ("data",), 4, 100, 1, False)),
+        (2 * 75 * 3, Exchange("all-reduce", ("data",), 4, 100, 3, True)),
+        (300, Exchange("reduce-scatter", ("data",), 4, 100, 1, False)),
+        (75, Exchange("all-to-all", ("data",), 4, 100, 1, False)),
+        (200, Exchange("collective-permute", ("data",), 2, 100, 2, True)),
+        (100, Exchange("collective-permute", ("data",), 2, 100, None, True)),
+    ],
+)
+def test_bytes_sent(sent, exchange):
+    assert exchange.sent == sent
+
+
+def test_which_axes_cross_hosts():
+    plan = planner("h100:16")
+    mesh = plan.mesh({"data": 2, "seq": 8})
+    gpu, tpu = HARDWARE["h100"], HARDWARE["v5e"]
+    assert crosses_hosts(("data",), mesh, gpu) and not crosses_hosts(("seq",), mesh, gpu)
+    assert crosses_hosts(("data", "seq"), mesh, gpu) and not crosses_hosts((), mesh, gpu)
+    assert not crosses_hosts(("data", "seq"), mesh, tpu)
+    near, far = plan.estimate({"data": 8}), plan.estimate({"data": 16})
+    ratio = gpu.interconnect / gpu.network * (15 / 16) / (7 / 8)
+    assert far.bound.interconnect / near.bound.interconnect == pytest.approx(ratio)
+
+
+def test_neighbours():
+    assert smaller({"data": 2, "seq": 8}) == {"data": 2, "seq": 4}
+    assert larger({"data": 2, "seq": 8}) == {"data": 2, "seq": 16}
+    assert smaller({"data": 9, "tensor": 2}) == {"data": 9, "tensor": 1}
+    assert smaller({"data": 3}) is None
+    assert larger({}) == {"data": 2}
+
+
+@pytest.mark.parametrize("count, ways", [(1, 1), (8, 20), (12, 40), (256, 165)])
+def test_all_meshes(count, ways):
+    found = [tuple(mesh.values()) for mesh in meshes(count)]
+    assert len(set(found)) == len(found) == ways
+    assert {int(np.prod(each)) for each in found} == {count}
+
+
+def test_ranking_has_the_meshes_that_the_run_can_be_split_over():
+    ranked, unfit = ranking(planner("h100:4", batch_size=6, state_dim=4))
+    found = [tuple(plan.mesh.values()) for plan in ranked]
+    # Six rows are split over one or two devices, and two pairs of states over as many.
+    expected = [
+        (data, fsdp, tensor, seq)
+        for data, fsdp, tensor, seq in (tuple(mesh.values()) for mesh in meshes(4))
+        if data * fsdp <= 2 and tensor <= 2
+    ]
+    assert sorted(found) == sorted(expected)
+    assert len(found) + len(unfit) == len(list(meshes(4)))
+    assert {"batch_size=6" in each.reason for each in unfit if each.mesh["data"] == 4} == {True}
+    steps = [plan.bound.step for plan in ranked]
+    assert steps == sorted(steps)
+
+
+def test_time_is_not_split_for_cells_that_cannot():
+    ranked, unfit = ranking(planner("h100:4", model="gru"))
+    assert ranked and all(plan.mesh["seq"] == 1 for plan in ranked)
+    assert any("splits time over seq=2" in each.reason for each in unfit)
+
+
+@pytest.mark.parametrize(
+    "mesh, options, message",
+    [
+        ({"data": 4}, {}, "the mesh needs 4 devices"),
+        ({"data": 8}, {"batch_size": 12}, "make it a multiple of 8"),
+        ({"tensor": 8}, {"state_dim": 12}, "not a multiple of the mesh axis tensor=8"),
+        ({"seq": 8}, {"model": "gru"}, "splits time over seq=8"),
+        ({"seq": 8}, {"task": "adding", "seq_len": 4, "model": "s5"}, "seq_len=4"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_an_error(mesh, options, message):
+    plan = planner("cpu:8", **options)
+    with pytest.raises(ValueError, match=message):
+        plan.compile(mesh)
+    if message != "the mesh needs 4 devices":
+        with pytest.raises(ValueError, match=message):
+            plan.estimate(mesh)
+
+
+def test_virtual_devices_stand_in_and_say_so(monkeypatch):
+    monkeypatch.setattr("rnnscale.plan._target.missing", lambda name: "needs jax-cuda13-plugin")
+    target = Target.of("h100:8")
+    assert target.virtual == "needs jax-cuda13-plugin"
+    assert "8 virtual devices of the CPU" in target.compiled_for
+    assert target.hardware is HARDWARE["h100"]
+    assert [device.platform for device in target.devices()] == ["cpu"] * 8
+
+
+@pytest.mark.slow
+def test_a_million_steps_on_eight_h100():
+    if reason := missing("h100:8"):
+        pytest.skip(reason)
+    options = {"model": "s5", "dim": 512, "depth": 6, "state_dim": 512, "batch_size": 1}
+    plan = planner("h100:8", task="adding", seq_len=1_048_576, **options)
+    compiled, estimated = plan.compile({"seq": 8}), plan.estimate({"seq": 8})
+    assert compiled.fits
+    assert 1 / 1.5 < compiled.memory.total / estimated.memory.total < 1.5
+    # The README's rule: model and optimiser, and 12 arrays a block.
+    rule = 3 * compiled.memory.parameters + 12 * 6 * (1_048_576 // 8) * 512 * 4
+    assert 1 / 1.5 < compiled.memory.total / rule < 1.5
+    states = [each for each in compiled.exchanges if each.kind == "all-gather"]
+    assert all(each.axes == ("seq",) for each in states)
+    # One a block and direction, of 256 complex states from each of 8 devices.
+    assert [(each.bytes, each.count) for each in states] == [(8 * 256 * 2 * 4, 12)]
+
+
+@pytest.mark.slow
+def test_two_hundred_and_fifty_six_chips():
+    if reason := missing("v5e:16x16"):
+        pytest.skip(reason)
+    # Large beside the chip's vector memory, in which the compiler keeps what it can.
+    options = {"model": "s5", "dim": 256, "depth": 4, "state_dim": 256, "batch_size": 128}
+    plan = planner("v5e:16x16", task="adding", seq_len=65_536, **options)
+    mesh = {"data": 16, "seq": 16}
+    compiled, estimated = plan.compile(mesh), plan.estimate(mesh)
+    assert compiled.fits
+    assert 1 / 1.5 < compiled.memory.total / estimated.memory.total < 1.5
+    assert estimated.sent == pytest.approx(compiled.sent, rel=0.5)

@@ -1,0 +1,123 @@
+"""Arithmetic and memory of traced functions, against XLA's counts and against sums by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rnnscale.plan._walk import flops, peak, recurrences
+from rnnscale_kernels import Planar, diagonal_ssm, linear_scan
+
+ROWS, TIME, IDIM, STATES, ODIM = 2, 24, 4, 6, 3
+
+
+def array(*shape):
+    return jax.ShapeDtypeStruct(shape, "float32")
+
+
+def jaxpr_of(function, *arguments):
+    return jax.make_jaxpr(function)(*arguments).jaxpr
+
+
+def counted_by_xla(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+
+def test_a_scan_counts_as_often_as_it_runs():
+    def repeat(w, x):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=7)[0]
+
+    one = 2 * ROWS * IDIM * IDIM
+    assert flops(jaxpr_of(repeat, array(IDIM, IDIM), array(ROWS, IDIM))) == 7 * one
+    # Backward each product has two of its own size.
+    gradient = jax.grad(lambda w, x: repeat(w, x).sum())
+    assert flops(jaxpr_of(gradient, array(IDIM, IDIM), array(ROWS, IDIM))) == 3 * 7 * one
+
+
+def test_a_conditional_counts_as_its_largest_branch():
+    def choose(p, w, x):
+        return jax.lax.cond(p, lambda: x @ w @ w, lambda: x @ w)
+
+    jaxpr = jaxpr_of(choose, jax.ShapeDtypeStruct((), bool), array(IDIM, IDIM), array(ROWS, IDIM))
+    assert flops(jaxpr) == 2 * 2 * ROWS * IDIM * IDIM
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_products_of_a_state_space_layer_are_as_xla_counts_them(planes):
+    def arrays(*shape):
+        return Planar(array(*shape), array(*shape)) if planes == 2 else array(*shape)
+
+    u, decay = array(ROWS, TIME, IDIM), arrays(STATES)
+    b, c = arrays(STATES, IDIM), arrays(ODIM, STATES)
+
+    def products(u, b, c):
+        h = jax.tree.map(lambda b: jnp.einsum("nti,si->nts", u, b), b)
+        return jax.tree.map(lambda h, c: jnp.einsum("nts,os->nto", h, c), h, c)
+
+    def pull(u, b, c, g):
+        return jax.vjp(products, u, b, c)[1](g)
+
+    tokens = ROWS * TIME
+    scan = tokens * STATES * (8 if planes == 2 else 2)
+    forward = flops(jaxpr_of(lambda *x: diagonal_ssm(*x)[0], u, decay, b, c))
+    assert forward - scan == counted_by_xla(products, u, b, c)
+    gradient = jax.grad(lambda *x: diagonal_ssm(*x)[0].sum(), (0, 1, 2, 3))
+    backward = flops(jaxpr_of(gradient, u, decay, b, c)) - forward
+    # XLA counts two planes of gradients added up, too.
+    added = tokens * IDIM if planes == 2 else 0
+    g = jax.eval_shape(products, u, b, c)
+    assert backward - 3 * scan == counted_by_xla(pull, u, b, c, g) - added
+
+
+def test_recurrences_are_found_in_loops_and_backward():
+    a, b = array(ROWS, TIME, STATES), array(ROWS, TIME, STATES)
+
+    def deep(a, b):
+        return jax.lax.scan(lambda b, _: (linear_scan(a, b)[0], None), b, None, length=5)[0].sum()
+
+    forward, backward = recurrences(jaxpr_of(jax.grad(deep), a, b))
+    assert (forward.backward, backward.backward) == (False, True)
+    for each in (forward, backward):
+        assert (each.operation, each.turns, each.planes) == ("linear_scan", 5, 1)
+        assert (each.rows, each.tokens, each.states) == (ROWS, ROWS * TIME, STATES)
+
+
+def test_peak_is_what_is_alive_at_one_time():
+    size = 64 * 64 * 4
+
+    def chain(x, w):
+        y = x @ w  # one array
+        z = y @ w  # two: y is read here for the last time
+        return z @ w  # two: z and the result
+
+    assert peak(jaxpr_of(chain, array(64, 64), array(64, 64))) == 2 * size
+
+    def branch(x, w):
+        y = x @ w
+        z = y @ w
+        return y @ z  # three: y, z and the result
+
+    assert peak(jaxpr_of(branch, array(64, 64), array(64, 64))) == 3 * size
+
+
+def test_elementwise_chains_are_fused():
+    size = 64 * 64 * 4
+
+    def chain(x, w):
+        return jnp.sin(jnp.cos(jnp.exp(x @ w))) @ w
+
+    # The product, and the end of the chain before the last product.
+    assert peak(jaxpr_of(chain, array(64, 64), array(64, 64))) == 2 * size
+
+
+def test_a_loop_keeps_what_it_stacks_and_what_a_turn_needs():
+    size = 64 * 64 * 4
+
+    def repeat(x, w):
+        def turn(x, _):
+            y = (x @ w) @ w
+            return y, y
+
+        return jax.lax.scan(turn, x, None, length=10)
+
+    # Ten results, the carry, and in a turn the two products.
+    assert peak(jaxpr_of(repeat, array(64, 64), array(64, 64))) == (10 + 1 + 2) * size
