@@ -1,8 +1,14 @@
 import argparse
+import logging
+import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rnnscale.training import TrainConfig
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -43,7 +49,22 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "--mesh", type=_mesh, metavar="AXIS=N,...", help="such as data=4,tensor=2; default: data"
     )
     devices.add_argument(
-        "--cpu-devices", type=int, metavar="N", help="use N virtual devices of the CPU"
+        "--cpu-devices", type=int, metavar="N", help="use N virtual devices of the CPU, per process"
+    )
+    processes = parser.add_argument_group(
+        "processes",
+        "Of a program that runs in several processes. SLURM, Open MPI, TPU pods and the variables "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are found without these.",
+    )
+    processes.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where process 0 is to be found by the others"
+    )
+    processes.add_argument(
+        "--processes", type=int, metavar="N", help="how many; 1 for this one, wherever it runs"
+    )
+    processes.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
+    processes.add_argument(
+        "--connect-minutes", type=float, metavar="X", help="wait so long for the others; default: 5"
     )
     model = parser.add_argument_group("model")
     model.add_argument("--dim", type=int, metavar="N", help="width")
@@ -68,32 +89,62 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     log = parser.add_argument_group("log")
     log.add_argument("--log-every", type=int, metavar="N", help="steps between two lines")
     log.add_argument("--save-every", type=int, metavar="N", help="steps between two checkpoints")
+    log.add_argument(
+        "--save-minutes", type=float, metavar="X", help="save as well when so long has passed"
+    )
     log.add_argument("--evaluate-every", type=int, metavar="N", help="steps; 0 for at the end only")
+    log.add_argument(
+        "--stuck-minutes",
+        type=float,
+        metavar="X",
+        help="end a process in which a step takes longer; default: 10",
+    )
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from rnnscale.training import RunFolder, TrainConfig, default_model, run
+    from rnnscale.training import TrainConfig, agree, connect, on_first, process_index, run
 
     given = vars(arguments)
     del given["command"]
     resume = given.pop("resume")
-    if resume and "out" not in given:
-        raise ValueError("--resume needs --out, the folder of the run to go on with")
-    if resume and RunFolder(given["out"]).is_run:
-        config = TrainConfig.resumed(RunFolder(given["out"]).config(), **given)
-    else:
-        if "task" not in given:
-            raise ValueError("the task is missing; `rnnscale tasks` lists them")
-        model = given.get("model", default_model(given["task"]))
-        given.setdefault("out", str(_new_folder(f"{given['task']}-{model}")))
-        config = TrainConfig.for_task(**given)
-    summary = run(config, resume=resume)
+    connect(
+        given.pop("coordinator", None),
+        given.pop("processes", None),
+        given.pop("process", None),
+        minutes=given.pop("connect_minutes", 5.0),
+    )
+    if process_index() != 0:
+        logging.getLogger("rnnscale").setLevel(logging.WARNING)
+    try:
+        agree({**given, "resume": resume})
+        # What is in the folder decides, and one process may make it before another one looks.
+        config = TrainConfig(**on_first(lambda: asdict(_config(given, resume))))
+        summary = run(config, resume=resume)
+    except TimeoutError as error:  # another process is missing
+        print(f"rnnscale: error: {error}", file=sys.stderr)
+        return 1
+    if process_index() != 0:
+        return 0
     if summary is None:
         print(f"stopped and saved; go on with: rnnscale train --resume --out {config.out}")
     else:
         print(_figures(summary))
         print(f"everything else is in {config.out}")
     return 0
+
+
+def _config(given: Mapping[str, Any], resume: bool) -> "TrainConfig":
+    from rnnscale.training import RunFolder, TrainConfig, default_model
+
+    if resume and "out" not in given:
+        raise ValueError("--resume needs --out, the folder of the run to go on with")
+    if resume and RunFolder(given["out"]).is_run:
+        return TrainConfig.resumed(RunFolder(given["out"]).config(), **given)
+    if "task" not in given:
+        raise ValueError("the task is missing; `rnnscale tasks` lists them")
+    model = given.get("model", default_model(given["task"]))
+    out = given.get("out") or str(_new_folder(f"{given['task']}-{model}"))
+    return TrainConfig.for_task(**{**given, "out": out})
 
 
 def _figures(summary: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from rnnscale.plan._share import Share, Shares
 from rnnscale.plan._target import Target
 from rnnscale.plan._traffic import Exchange, compiled_exchanges, estimated_exchanges
 from rnnscale.sharding import AXES, make_mesh
-from rnnscale.training import Setup, TrainConfig, set_up
+from rnnscale.training import Setup, TrainConfig, check_fits, set_up
 from rnnscale_kernels.testing import Program, compile_on
 
 
@@ -116,18 +116,7 @@ class Planner:
     def _check(self, sizes: dict[str, int]) -> None:
         """Raises `ValueError` where the run cannot be split over a mesh of these sizes."""
         mesh = self.mesh(sizes)
-        rows = self.config.accumulation * mesh.shape["data"] * mesh.shape["fsdp"]
-        if self.config.batch_size % rows:
-            raise ValueError(
-                f"batch_size={self.config.batch_size} can't be split into "
-                f"accumulation={self.config.accumulation} parts over the devices of "
-                f"{mesh_name(sizes)}; make it a multiple of {rows}"
-            )
-        if self.task.seq_len < mesh.shape["seq"]:
-            raise ValueError(
-                f"seq_len={self.task.seq_len} can't be split over the devices of "
-                f"{mesh_name(sizes)}; make it at least {mesh.shape['seq']}"
-            )
+        check_fits(self.config, self.task, mesh)
         self._shares.setup(mesh).abstract_state()
         self._check_time(mesh.shape["seq"])
 

@@ -1,5 +1,6 @@
 """The train step, checkpoints, the loop around them, and whole runs from options to summary."""
 
+from rnnscale.training._agree import agree as agree, decide as decide, on_first as on_first
 from rnnscale.training._checkpoint import Checkpointer as Checkpointer
 from rnnscale.training._config import (
     MODELS as MODELS,
@@ -15,8 +16,13 @@ from rnnscale.training._loss import (
     squared_error as squared_error,
 )
 from rnnscale.training._optimiser import make_optimiser as make_optimiser
+from rnnscale.training._processes import (
+    connect as connect,
+    process_count as process_count,
+    process_index as process_index,
+)
 from rnnscale.training._run import RunFolder as RunFolder
-from rnnscale.training._setup import Setup as Setup, set_up as set_up
+from rnnscale.training._setup import Setup as Setup, check_fits as check_fits, set_up as set_up
 from rnnscale.training._state import TrainState as TrainState
 from rnnscale.training._step import (
     make_eval_step as make_eval_step,
@@ -24,3 +30,4 @@ from rnnscale.training._step import (
 )
 from rnnscale.training._stop import StopSignals as StopSignals
 from rnnscale.training._train import run as run
+from rnnscale.training._watchdog import Watchdog as Watchdog

@@ -4,12 +4,17 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+
+from rnnscale.training._agree import on_first
+from rnnscale.training._event import Event
+from rnnscale.training._processes import process_count, process_index
 
 _log = logging.getLogger(__name__)
 
@@ -37,13 +42,25 @@ class Checkpointer:
 
     The arrays are stored under their paths in the PyTree, not in its containers, so that a
     checkpoint depends on what the parameters are called and on nothing else.
+
+    Where there are several processes, all of them call all methods, in the same order, with the
+    same arguments, and see the same folder. Each writes the parts that its devices have.
     """
 
-    def __init__(self, folder: str | Path, *, every: int = 20, keep: int = 3):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        every: int = 20,
+        minutes: float | None = None,
+        keep: int = 3,
+    ):
         """**Arguments:**
 
         - `folder`: where the checkpoints are, one folder a step; made if it isn't there.
         - `every`: number of steps between two saves, at least 1; see `due`.
+        - `minutes`: save as well when so many minutes have passed since the last time, positive, by
+            the clock of the first process.
         - `keep`: how many of the newest checkpoints to keep, at least 1. With 1, there is nothing
             to fall back to.
         """
@@ -51,8 +68,13 @@ class Checkpointer:
             raise ValueError(f"every must be at least 1 step, got {every}")
         if keep < 1:
             raise ValueError(f"keep must be at least 1 checkpoint, got {keep}")
+        if minutes is not None and not minutes > 0:
+            raise ValueError(f"minutes must be positive, got {minutes}")
         self.folder = Path(folder).absolute()
         self.every = every
+        self.minutes = minutes
+        self._late = Event()
+        self._last = monotonic()
         self._saving = -1
         self._unfinished = [p.name for p in _entries(self.folder) if _UNFINISHED in p.name]
         arrays = ocp.type_handlers.ArrayHandler(
@@ -77,8 +99,11 @@ class Checkpointer:
         )
 
     def due(self, step: int) -> bool:
-        """Whether `step` is one of the steps after which to save."""
-        return step % self.every == 0
+        """Whether to save after `step`. To be called after every step."""
+        if self.minutes is not None and process_index() == 0:
+            if monotonic() - self._last >= 60 * self.minutes:
+                self._late.ask()
+        return self._late.has_come() or step % self.every == 0
 
     def save(self, step: int, state: PyTree[jax.Array], **meta: Any) -> None:
         """Starts to save. Returns when the arrays have left the devices, so that the next step may
@@ -97,6 +122,7 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         self._saving = step
+        self._last = monotonic()
         arrays = _named(state)
         described = {name: [list(x.shape), str(x.dtype)] for name, x in arrays.items()}
         self._manager.save(
@@ -133,7 +159,7 @@ class Checkpointer:
             than `like`, which are named.
         """
         self._manager.wait_until_finished()
-        step, damaged = self._newest_whole()
+        step, damaged = on_first(self._newest_whole)  # reads all of it
         if step is None:
             return None
         # Read by hand: the manager knows only what it believes to be whole.
@@ -145,7 +171,8 @@ class Checkpointer:
                 f"checkpoint {step} in {self.folder} is of another model: {difference}. Resume "
                 "with the options the run was started with, or start again in another folder"
             )
-        self._set_aside(damaged)
+        on_first(lambda: self._set_aside(damaged))
+        self._manager.reload()
         if shardings is None:
             default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             placed = {name: default for name in wanted}
@@ -177,14 +204,17 @@ class Checkpointer:
 
     def close(self) -> None:
         """`wait`, and stop the threads."""
+        self._late.close()
         self._manager.wait_until_finished()
         self._manager.close()
 
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if error is None or process_count() == 1:
+            self.close()
+        # Else the others may not be there any more to finish a save together.
 
     def _newest_whole(self) -> tuple[int | None, list[int]]:
         """The step to restore, None where nothing was saved; and the damaged ones after it."""
@@ -212,11 +242,9 @@ class Checkpointer:
         return None, []
 
     def _write_manifest(self) -> None:
-        """Called in Orbax's thread when all files are written and the folder is not committed yet,
-        so that no committed folder is without its manifest. Saves do not overlap: `_saving` is the
-        step whose files these are."""
-        if jax.process_index() != 0:
-            return
+        """Called in Orbax's thread, in the first process only, when all have written their files
+        and the folder is not committed, so that no committed folder is without its manifest. Saves
+        do not overlap: `_saving` is the step whose files these are."""
         folder = self.folder / f"{self._saving}{_UNFINISHED}"
         files = {
             str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
@@ -228,12 +256,10 @@ class Checkpointer:
     def _set_aside(self, steps: list[int]) -> None:
         """The run is about to write these steps again; what is left of the old ones is kept for
         whoever wants to know what happened."""
-        if jax.process_index() == 0:
-            for step in steps:
-                unreadable = self.folder / f"{step}.unreadable"
-                shutil.rmtree(unreadable, ignore_errors=True)
-                (self.folder / str(step)).rename(unreadable)
-        self._manager.reload()
+        for step in steps:
+            unreadable = self.folder / f"{step}.unreadable"
+            shutil.rmtree(unreadable, ignore_errors=True)
+            (self.folder / str(step)).rename(unreadable)
 
 
 def saved_steps(folder: str | Path) -> list[int]:

@@ -97,7 +97,9 @@ _NOT_THE_RUN = {
     "remat",
     "log_every",
     "save_every",
+    "save_minutes",
     "evaluate_every",
+    "stuck_minutes",
 }
 
 
@@ -123,7 +125,8 @@ class TrainConfig:
     - `seq_len`: time steps in a sequence, at least 1; None for the task's own.
     - `text`: a folder with text files, for tasks that read text.
     - `mesh`: mesh axes and their sizes; None for all devices on `data`.
-    - `cpu_devices`: run on this many virtual CPU devices; None for the devices there are.
+    - `cpu_devices`: run on this many virtual CPU devices, in each process; None for the devices
+        there are.
     - `seed`: of the parameters, the dropout and the order of the data, 0 to 2**32 - 1.
     - `dim`, `depth`, `state_dim`: width, number of blocks, states in each.
     - `dropout`: the probability to drop, 0 <= p < 1.
@@ -137,6 +140,10 @@ class TrainConfig:
     - `dtype`: what activations are computed in, `"float32"` or `"bfloat16"`.
     - `remat`: recompute the blocks' activations in the backward pass.
     - `log_every`, `save_every`: in steps, at least 1; `evaluate_every`, 0 for at the end only.
+    - `save_minutes`: save as well when so many minutes have passed since the last time, positive;
+        None for by steps only.
+    - `stuck_minutes`: a step that takes longer than so many minutes is stuck, and its process is
+        ended; positive. See `Watchdog`.
 
     **Raises:** `ValueError` for a value out of range.
     """
@@ -166,7 +173,9 @@ class TrainConfig:
     remat: bool = False
     log_every: int = 10
     save_every: int = 20
+    save_minutes: float | None = None
     evaluate_every: int = 0
+    stuck_minutes: float = 10.0
 
     def __post_init__(self):
         if self.model not in MODELS:
@@ -185,7 +194,7 @@ class TrainConfig:
             self._at_least(name, 0)
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
-        for name in ("learning_rate", "recurrence_rate", "clip"):
+        for name in ("learning_rate", "recurrence_rate", "clip", "save_minutes", "stuck_minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")

@@ -9,9 +9,11 @@ import numpy as np
 
 from rnnscale.training._checkpoint import Checkpointer
 from rnnscale.training._loss import Metric, means, with_metric
+from rnnscale.training._processes import process_index
 from rnnscale.training._progress import StepProgress
 from rnnscale.training._run import RunFolder
 from rnnscale.training._stop import StopSignals
+from rnnscale.training._watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -66,12 +68,15 @@ def fit[State: Trained, Batch](
     evaluate_every: int = 0,
     clock: Clock | None = None,
     stop: StopSignals | None = None,
+    watchdog: Watchdog | None = None,
 ) -> State:
     """Trains until `steps` steps are done, counted from the start of the run, or `stop` is
-    requested; both leave a checkpoint of the last step.
+    reached; both leave a checkpoint of the last step.
 
     The metrics of a step are fetched when the next step was dispatched. So the devices never wait
     for the host, and never have more than one step before them.
+
+    Where there are several processes, all call this alike, and the first one logs.
 
     A resumed run logs what an uninterrupted one would have logged: a line belongs to one step, and
     is on disk before the checkpoint of that step or of a later one.
@@ -93,6 +98,7 @@ def fit[State: Trained, Batch](
     - `evaluate_every`: evaluate every so many steps; 0 for never.
     - `clock`: of the run so far, where this is not its beginning; counts on.
     - `stop`: by default, nothing but the last step stops the training.
+    - `watchdog`: is told of each step that has finished.
 
     **Returns:** the last state.
 
@@ -108,7 +114,6 @@ def fit[State: Trained, Batch](
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    stop = StopSignals() if stop is None else stop
     step = int(state.step)
     log = _Log(
         folder,
@@ -117,9 +122,10 @@ def fit[State: Trained, Batch](
         is_logged=lambda step: step % log_every == 0 or step == steps,
         tokens_per_step=tokens_per_step,
         metric=metric,
+        watchdog=watchdog,
     )
     with log.progress:
-        while step < steps and not stop.requested:
+        while step < steps and not (stop is not None and stop.reached()):
             batch = next(batches, None)
             if batch is None:
                 raise ValueError(f"the batches ended after step {step}; steps={steps} need more")
@@ -131,8 +137,12 @@ def fit[State: Trained, Batch](
                 log.finish(evaluate(state.model))
             if checkpoints.due(step):
                 log.finish()
+                if watchdog is not None:
+                    watchdog.busy(f"saving the checkpoint of step {step}")
                 checkpoints.save(step, state, clock=asdict(log.clock))
         log.finish()
+    if watchdog is not None:
+        watchdog.busy(f"saving the checkpoint of step {step}")
     checkpoints.save(step, state, clock=asdict(log.clock))
     checkpoints.wait()
     return state
@@ -150,6 +160,7 @@ class _Log:
         is_logged: Callable[[int], bool],
         tokens_per_step: int,
         metric: Metric,
+        watchdog: Watchdog | None,
     ):
         self.clock = clock
         self.progress = progress
@@ -158,6 +169,7 @@ class _Log:
         self._is_logged = is_logged
         self._tokens = tokens_per_step
         self._metric: Metric = metric
+        self._watchdog = watchdog
         self._session = perf_counter()
         self._before = clock.elapsed
         self._last: float | None = None  # when the step before this one had finished
@@ -171,6 +183,8 @@ class _Log:
         self.unfinished = None
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         now = perf_counter()
+        if self._watchdog is not None:
+            self._watchdog.finished(step)
         self.clock.elapsed = self._before + now - self._session
         # An evaluation came between the dispatch and now.
         if self._last is not None and validation is None:
@@ -197,8 +211,9 @@ class _Log:
             **{f"validation_{name}": value for name, value in validation.items()},
         }
         self._window = Clock()
-        self._folder.log(row)
-        self.progress.show(row)
+        if process_index() == 0:
+            self._folder.log(row)
+            self.progress.show(row)
 
 
 def _check_skipped(step: int, values: dict[str, float]) -> None:
@@ -248,7 +263,7 @@ def evaluate[Model, Batch](
 
     pending: Scalars | None = None
     for batch in batches:
-        if stop is not None and stop.requested:
+        if stop is not None and stop.reached():
             return None
         totals = eval_step(model, batch)
         if pending is not None:

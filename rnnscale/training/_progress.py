@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rnnscale.training._processes import process_index
+
 _log = logging.getLogger(__name__)
 
 # What fits beside the bar in 80 columns.
@@ -11,7 +13,8 @@ _IN_BAR = ("loss", "accuracy", "bits_per_byte", "tokens_per_second")
 
 
 class StepProgress:
-    """Shows how far training is: a bar on a terminal, a log line per logged step elsewhere."""
+    """Shows how far training is: a bar on a terminal, a log line per logged step elsewhere. Where
+    there are several processes, the first one has the bar."""
 
     def __init__(self, step: int, steps: int):
         console = Console(stderr=True)
@@ -22,7 +25,7 @@ class StepProgress:
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or process_index() != 0,
         )
         self._task = self._bar.add_task("compiling the step", total=steps, completed=step)
 

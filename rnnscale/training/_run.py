@@ -3,17 +3,22 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
+from rnnscale.training._agree import decide, on_first
 from rnnscale.training._checkpoint import saved_steps
+from rnnscale.training._processes import process_count
 
 _log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """The files of one training run.
+    """The files of one training run. Where there are several processes, the first one writes them.
 
     ```
     config.json      the options, all of them
@@ -58,18 +63,49 @@ class RunFolder:
                 "continue that run with --resume, or choose another folder"
             )
 
+    def check_shared(self, *, seconds: float = 30.0) -> None:
+        """To be called by all processes. Where there are several, makes the folder.
+
+        **Arguments:**
+
+        - `seconds`: how long a machine may take to see a new file of another one.
+
+        **Raises:** `ValueError` in all of them if one doesn't see what the first one writes here.
+        """
+        if process_count() == 1:
+            return
+
+        def write() -> str:
+            name = f".shared-{uuid.uuid4().hex}"
+            with self._written_to():
+                self.path.mkdir(parents=True, exist_ok=True)
+                (self.path / name).touch()
+            return name
+
+        def compare(seen: list[bool]) -> None:
+            (self.path / name).unlink()
+            blind = [str(process) for process, sees in enumerate(seen) if not sees]
+            if blind:
+                raise ValueError(
+                    f"out={self.path} is not the same folder in all processes: what process 0 "
+                    f"writes there is not seen by process {', '.join(blind)}; name a folder on a "
+                    "disk that they share"
+                )
+
+        name = on_first(write)
+        until = monotonic() + seconds
+        while not (sees := (self.path / name).exists()) and monotonic() < until:
+            sleep(0.2)
+        decide(sees, compare)
+
     def open(self, config: Mapping[str, Any]) -> None:
         """Makes the folder and writes the options.
 
         **Raises:** `ValueError` if the folder can't be written to.
         """
-        try:
+        with self._written_to():
             self.path.mkdir(parents=True, exist_ok=True)
             _write(self._config, json.dumps(config, indent=2) + "\n")
-        except OSError as error:
-            raise ValueError(
-                f"out={self.path} can't be written to ({error.strerror}); choose another folder"
-            ) from error
 
     def config(self) -> dict[str, Any]:
         """The options that the run was started or last resumed with.
@@ -133,6 +169,15 @@ class RunFolder:
             axes.set(xlabel="step", title=name.replace("_", " "))
             axes.legend()
         figure.savefig(self._curves, dpi=150)
+
+    @contextmanager
+    def _written_to(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(
+                f"out={self.path} can't be written to ({error.strerror}); choose another folder"
+            ) from error
 
 
 def _write(file: Path, text: str) -> None:

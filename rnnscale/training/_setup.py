@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array, PRNGKeyArray
 
 from rnnscale.data import Task, pad_time
@@ -74,8 +74,7 @@ def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
 
     **Raises:** `ValueError` where the options do not fit the task or the mesh.
     """
-    _check_batch_size(config, mesh)
-    _check_seq_len(task, mesh)
+    check_fits(config, task, mesh)
     task = pad_time(task, mesh.shape["seq"])
     with jax.set_mesh(mesh):
         model = jax.eval_shape(lambda: make_model(config, task, jax.random.key(0)))
@@ -108,19 +107,17 @@ def _make_optimiser(config: TrainConfig, model: Any) -> optax.GradientTransforma
     )
 
 
-def _check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
-    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+def check_fits(config: TrainConfig, task: Task, mesh: Mesh | AbstractMesh) -> None:
+    """**Raises:** `ValueError` where batch or sequences can't be split over the mesh."""
+    data, fsdp, seq = (mesh.shape[axis] for axis in ("data", "fsdp", "seq"))
     if config.batch_size % (config.accumulation * data * fsdp):
         raise ValueError(
             f"batch_size={config.batch_size} can't be split into accumulation="
             f"{config.accumulation} parts over the devices of data={data}, fsdp={fsdp}; make it a "
             f"multiple of {config.accumulation * data * fsdp}"
         )
-
-
-def _check_seq_len(task: Task, mesh: Mesh) -> None:
-    if task.seq_len < mesh.shape["seq"]:
+    if task.seq_len < seq:
         raise ValueError(
-            f"seq_len={task.seq_len} can't be split over the devices of seq={mesh.shape['seq']}; "
-            "make it at least that, or seq smaller"
+            f"seq_len={task.seq_len} can't be split over the devices of seq={seq}; make it at "
+            "least that, or seq smaller"
         )

@@ -4,6 +4,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from rnnscale.training._event import Event
+
 _log = logging.getLogger(__name__)
 
 
@@ -12,30 +14,49 @@ class StopSignals:
 
     ```python
     with StopSignals() as stop:
-        while not stop.requested:
+        while not stop.reached():
             ...
     ```
 
+    A signal to one of several processes ends all of them at the same call of `reached`, which they
+    therefore make equally often.
+
     The handlers from before are back after the first signal already, so a second one does what it
     always did, and after the block. Python delivers signals to the main thread only; elsewhere
-    nothing is changed and nothing is ever requested.
+    nothing is changed and no signal is seen.
     """
 
     def __init__(self):
-        self.requested = False
+        self._event = Event()
+        self._requested = False
+        self._reached = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()
+        self._event.close()
 
-    def _request(self, number: int, _: FrameType | None) -> None:
-        self.requested = True
+    def request(self) -> None:
+        """Asks for an end, as a signal does."""
+        self._requested = True
+        self._event.ask()
+
+    def reached(self) -> bool:
+        """Whether to end here. Stays true."""
+        if not self._reached and self._event.has_come():
+            self._reached = True
+            if not self._requested:
+                _log.warning("another process was told to stop: stopping here too")
+        return self._reached
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.request()
         self._restore()
         _log.warning("%s: stopping after this step", signal.Signals(number).name)
 

@@ -8,20 +8,26 @@ import jax
 from rnnscale._fields import parameters
 from rnnscale.data import Source, batches, evaluation_batches, load_task
 from rnnscale.sharding import AXES, make_mesh, sharded_init
+from rnnscale.training._agree import agree, decide, on_first
 from rnnscale.training._checkpoint import Checkpointer
 from rnnscale.training._config import TrainConfig
 from rnnscale.training._devices import use_cpu_devices
 from rnnscale.training._loop import Clock, evaluate, fit
+from rnnscale.training._processes import process_count
 from rnnscale.training._run import RunFolder
 from rnnscale.training._setup import set_up
 from rnnscale.training._step import make_eval_step
 from rnnscale.training._stop import StopSignals
+from rnnscale.training._watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
 
 def run(config: TrainConfig, *, resume: bool = False) -> dict[str, Any] | None:
     """Trains a model on a task, from the options to the summary: what `rnnscale train` does.
+
+    Where the program runs in several processes (see `connect`), all of them call this alike, and
+    the first one writes the files.
 
     **Arguments:**
 
@@ -35,35 +41,58 @@ def run(config: TrainConfig, *, resume: bool = False) -> dict[str, Any] | None:
 
     **Raises:**
 
-    - `ValueError`: an option doesn't fit the task, the devices, or what is in the folder. Raised
+    - `ValueError`: an option doesn't fit the task, the devices, or what is in the folder; or the
+        processes were started with different options or versions, or see different folders. Raised
         before the first step.
     - `FloatingPointError`: see `fit`.
+    - `TimeoutError`: a process did not come to the start or the end of the run.
     """
-    with StopSignals() as stop:
-        return _run(config, resume, stop)
-
-
-def _run(config: TrainConfig, resume: bool, stop: StopSignals) -> dict[str, Any] | None:
-    folder = RunFolder(config.out)
-    folder.check(resume=resume)
     if config.cpu_devices is not None:
         use_cpu_devices(config.cpu_devices)
+    with StopSignals() as stop, Watchdog(config.stuck_minutes) as watchdog:
+        return _run(config, resume, stop, watchdog)
+
+
+def _run(
+    config: TrainConfig, resume: bool, stop: StopSignals, watchdog: Watchdog
+) -> dict[str, Any] | None:
+    options = dataclasses.asdict(config)
+    agree({**options, "resume": resume})
+    folder = RunFolder(config.out)
+    on_first(lambda: folder.check(resume=resume))
+    folder.check_shared()
     sizes = config.mesh or {"data": jax.device_count()}
     mesh = make_mesh(*(sizes.get(axis, 1) for axis in AXES))
     task = load_task(config.task, seq_len=config.seq_len, text=config.text)
     parts = set_up(config, task, mesh)
+    task = parts.task
     eval_step = make_eval_step(parts.loss)
 
     def evaluated(model: eqx.Module, source: Source) -> dict[str, float] | None:
         with evaluation_batches(source, config.batch_size, shardings=parts.layout) as held_out:
-            return evaluate(eval_step, model, held_out, metric=task.metric, stop=stop)
+            watched = watchdog.watched("evaluating", held_out)
+            return evaluate(eval_step, model, watched, metric=task.metric, stop=stop)
+
+    def begin() -> None:
+        if not folder.is_run:
+            folder.open(options)
+
+    def go_on(step: int) -> None:
+        folder.open(options)
+        folder.truncate(step)
+
+    def written(summary: dict[str, Any]) -> dict[str, Any]:
+        folder.write_summary(summary)
+        folder.plot()
+        return summary
 
     with jax.set_mesh(mesh):
         like = parts.abstract_state()
         placed = jax.tree.map(lambda x: x.sharding, like)
-        if not folder.is_run:
-            folder.open(dataclasses.asdict(config))
-        with Checkpointer(folder.checkpoints, every=config.save_every) as checkpoints:
+        on_first(begin)
+        with Checkpointer(
+            folder.checkpoints, every=config.save_every, minutes=config.save_minutes
+        ) as checkpoints:
             restored = checkpoints.restore(like, placed) if resume else None
             if restored is not None:
                 state, clock = restored[0], Clock(**restored[1]["clock"])
@@ -72,14 +101,14 @@ def _run(config: TrainConfig, resume: bool, stop: StopSignals) -> dict[str, Any]
                 if resume:
                     _log.warning("nothing to resume in %s: starting at step 0", folder.path)
                 state, clock = sharded_init(parts.init, jax.random.key(config.seed), mesh), Clock()
+            step = int(state.step)
             # Only now: the folder of a run that can't be resumed like this stays as it was.
-            folder.open(dataclasses.asdict(config))
-            folder.truncate(int(state.step))
+            on_first(lambda: go_on(step))
             with batches(
                 task.train,
                 config.batch_size,
                 seed=config.seed,
-                start_step=int(state.step),
+                start_step=step,
                 shardings=parts.layout,
             ) as stream:
                 state = fit(
@@ -96,8 +125,9 @@ def _run(config: TrainConfig, resume: bool, stop: StopSignals) -> dict[str, Any]
                     evaluate_every=config.evaluate_every,
                     clock=clock,
                     stop=stop,
+                    watchdog=watchdog,
                 )
-        figures = None if stop.requested else evaluated(state.model, task.test)
+        figures = None if stop.reached() else evaluated(state.model, task.test)
     if figures is None:
         return None
     summary = {
@@ -107,6 +137,7 @@ def _run(config: TrainConfig, resume: bool, stop: StopSignals) -> dict[str, Any]
         "mesh": dict(mesh.shape),
         "devices": mesh.size,
         "device_kind": mesh.devices.flat[0].device_kind,
+        "processes": process_count(),
         "steps": int(state.step),
         "seconds": round(clock.elapsed, 3),
         "tokens_per_second": round(clock.tokens_per_second, 1),
@@ -114,6 +145,5 @@ def _run(config: TrainConfig, resume: bool, stop: StopSignals) -> dict[str, Any]
         **task.notes,
         **(task.baseline() if task.baseline is not None else {}),
     }
-    folder.write_summary(summary)
-    folder.plot()
-    return summary
+    watchdog.busy("waiting for the other processes at the end")
+    return decide(None, lambda _: written(summary), minutes=config.stuck_minutes)

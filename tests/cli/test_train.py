@@ -76,7 +76,7 @@ def test_a_run_leaves_its_files(whole: Path):
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["task"] == "digits" and summary["model"] == "s5"
     assert summary["mesh"] == {"data": 4, "fsdp": 1, "tensor": 2, "seq": 1}
-    assert summary["devices"] == 8 and summary["steps"] == STEPS
+    assert summary["devices"] == 8 and summary["steps"] == STEPS and summary["processes"] == 1
     assert summary["parameters"] == 499
     assert summary["seconds"] > 0 and summary["tokens_per_second"] > 0
     assert 0 <= summary["test_accuracy"] <= 1 and summary["test_loss"] > 0
@@ -252,6 +252,8 @@ BAD = {
     "steps": ("digits --steps 0", ["steps", "at least 1", "got 0"]),
     "no number": ("digits --steps many", ["--steps", "'many'"]),
     "learning rate": ("digits --learning-rate -1", ["learning_rate", "positive", "-1"]),
+    "save minutes": ("digits --save-minutes 0", ["save_minutes", "positive", "0"]),
+    "stuck minutes": ("digits --stuck-minutes -1", ["stuck_minutes", "positive", "-1"]),
     "dropout": ("digits --dropout 1", ["dropout", "1.0"]),
     "dtype": ("digits --dtype float16", ["dtype", "'bfloat16'", "'float16'"]),
     "text": ("bytes --text {tmp}", ["{tmp}"]),

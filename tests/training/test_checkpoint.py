@@ -94,6 +94,27 @@ def test_numbers_out_of_range(tmp_path: Path, arguments: dict[str, int]):
         Checkpointer(tmp_path, **arguments)
 
 
+def test_minutes_out_of_range(tmp_path: Path):
+    with pytest.raises(ValueError, match="minutes must be positive, got 0"):
+        Checkpointer(tmp_path, minutes=0)
+
+
+def test_due_by_steps_and_by_the_time_since_the_last_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = 1000.0
+    monkeypatch.setattr("rnnscale.training._checkpoint.monotonic", lambda: now)
+    with Checkpointer(tmp_path, every=100, minutes=2) as checkpoints:
+        due = []
+        for step in range(1, 201):
+            now += 5
+            if checkpoints.due(step):
+                due.append(step)
+                checkpoints.save(step, {"x": jnp.float32(step)})
+    # 24 steps are two minutes.
+    assert due == [24, 48, 72, 96, 100, 124, 148, 172, 196, 200]
+
+
 def test_saves_what_it_was_given_though_it_is_donated_at_once(tmp_path: Path):
     update = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     tree = [jnp.zeros((256, 256)) for _ in range(4)]

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float, Int
 
-from rnnscale.training import Checkpointer, Clock, RunFolder, StopSignals, evaluate, fit
+from rnnscale.training import (
+    Checkpointer,
+    Clock,
+    RunFolder,
+    StopSignals,
+    Watchdog,
+    evaluate,
+    fit,
+)
 
 LOSSES = "step", "loss"
 
@@ -170,7 +178,7 @@ def test_a_signal_finishes_the_step_saves_and_resumes(tmp_path: Path, number: si
     with StopSignals() as stop:
         kill = {17: lambda: os.kill(os.getpid(), number)}
         state = train(tmp_path / "stopped", Batches(at=kill), stop=stop)
-        assert stop.requested
+        assert stop.reached()
         # A second signal does what it did before.
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert int(state.step) == 18
@@ -184,7 +192,7 @@ def test_handlers_are_back_after_the_block_and_untouched_in_threads():
     with StopSignals() as stop:
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
-    assert not stop.requested
+    assert not stop.reached()
 
     def enter() -> None:
         with StopSignals():
@@ -195,6 +203,33 @@ def test_handlers_are_back_after_the_block_and_untouched_in_threads():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_a_request_between_two_steps_is_reached_once_and_for_all():
+    with StopSignals() as stop:
+        assert not stop.reached()
+        stop.request()
+        assert stop.reached() and stop.reached()
+
+
+def test_the_watchdog_hears_of_steps_and_of_what_takes_longer(tmp_path: Path):
+    heard = []
+
+    class Recorder(Watchdog):
+        def finished(self, step: int) -> None:
+            heard.append(step)
+
+        def busy(self, what: str) -> None:
+            heard.append(what)
+
+    watchdog = Recorder(1.0)
+    train(tmp_path, steps=5, save_every=2, watchdog=watchdog)
+    saves = [f"saving the checkpoint of step {step}" for step in (2, 4, 5)]
+    assert heard == ["starting", 1, 2, saves[0], 3, 4, saves[1], 5, saves[2]]
+    assert list(watchdog.watched("evaluating", "ab")) == ["a", "b"]
+    assert heard[-2:] == ["evaluating"] * 2
+    with pytest.raises(ValueError, match="minutes must be positive, got 0"):
+        Watchdog(0)
 
 
 def test_skipped_steps_are_told_and_the_rest_goes_on(
@@ -295,6 +330,6 @@ def test_evaluate_is_a_mean_over_labels_not_over_batches():
     assert in_bits == pytest.approx({"loss": 7.5 / 6, "bits_per_byte": 7.5 / 6 / math.log(2)})
     with pytest.raises(ValueError, match="nothing to evaluate"):
         evaluate(sums, None, [])
-    stop = StopSignals()
-    stop.requested = True
-    assert evaluate(sums, None, batches, stop=stop) is None
+    with StopSignals() as stop:
+        stop.request()
+        assert evaluate(sums, None, batches, stop=stop) is None
