@@ -10,8 +10,8 @@ from rnnscale.cli import _bench, _info, _plan, _tasks, _train, _verify
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `rnnscale`. Returns the exit code: 0 also where a signal stopped a training that
-    could be saved, 2 for bad input, 1 for a training that diverged
-    or a check that failed.
+    could be saved, 2 for bad input, 1 for a training that diverged, a check that failed or another
+    process that did not come.
 
     An error about the input is told in one line. Which errors are: `ValueError`s and `ImportError`s
     that were raised by a line of rnnscale's own, where the message says what was given and what
@@ -22,11 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _logging_to_stderr():
             return arguments.command(arguments)
-    except (ValueError, ImportError, FloatingPointError) as error:
+    except (ValueError, ImportError, FloatingPointError, TimeoutError) as error:
         if not _is_ours(error):
             raise
         print(f"rnnscale: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1 if isinstance(error, FloatingPointError) else 2
+        return 1 if isinstance(error, FloatingPointError | TimeoutError) else 2
     except KeyboardInterrupt:
         print("rnnscale: interrupted", file=sys.stderr)
         return 130  # what a shell reports for SIGINT

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rnnscale.cli._train import _mesh, _options
+from rnnscale.cli._step_options import add_step_options
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -28,9 +28,6 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="such as h100:8, h200:16, v5e:16x16, v5p:4x4x4, or cpu:8 for virtual devices",
     )
     parser.add_argument(
-        "--mesh", type=_mesh, metavar="AXIS=N,...", help="such as data=2,seq=4; default: data"
-    )
-    parser.add_argument(
         "--search",
         action="store_true",
         default=False,
@@ -39,25 +36,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--json", metavar="FILE", default=None, help="write all figures there; - for the output"
     )
-    step = parser.add_argument_group("the run, as for `rnnscale train`")
-    step.add_argument("--model", help="a layer, s5 or lru, or a cell such as lstm, gru, cornn")
-    step.add_argument("--cell", type=_options, metavar="NAME=VALUE,...", help="options of the cell")
-    step.add_argument("--batch-size", type=int, metavar="B", help="sequences in a step")
-    step.add_argument("--seq-len", type=int, metavar="L", help="time steps in a sequence")
-    step.add_argument("--text", metavar="DIR", help="folder with the text for `bytes`")
-    step.add_argument("--dim", type=int, metavar="N", help="width")
-    step.add_argument("--depth", type=int, metavar="N", help="number of blocks")
-    step.add_argument("--state-dim", type=int, metavar="N", help="states in a block")
-    step.add_argument("--dropout", type=float, metavar="P", help="probability to drop")
-    step.add_argument("--dtype", help="of the activations: float32 or bfloat16")
-    step.add_argument(
-        "--remat",
-        action=argparse.BooleanOptionalAction,
-        help="recompute the blocks in the backward pass, to save memory",
-    )
-    step.add_argument(
-        "--accumulation", type=int, metavar="N", help="parts in which a step does its batch"
-    )
+    add_step_options(parser)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

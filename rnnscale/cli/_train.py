@@ -1,11 +1,12 @@
 import argparse
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rnnscale.cli._step_options import add_step_options
 
 if TYPE_CHECKING:
     from rnnscale.training import TrainConfig
@@ -23,31 +24,17 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(command=_train)
     parser.add_argument("task", nargs="?", help="see `rnnscale tasks`; may be left out to resume")
     parser.add_argument(
-        "--model", help="a layer, s5 or lru, or a cell such as lstm, gru, cornn; default: s5"
-    )
-    parser.add_argument(
-        "--cell",
-        type=_options,
-        metavar="NAME=VALUE,...",
-        help="options of the cell, such as dt=0.06,gamma=66",
-    )
-    parser.add_argument(
         "--out", metavar="DIR", help="folder of the run; default: a new one in runs/"
     )
     parser.add_argument(
         "--resume", action="store_true", default=False, help="go on with the run in --out"
     )
     parser.add_argument("--steps", type=int, metavar="N", help="number of training steps")
-    parser.add_argument("--batch-size", type=int, metavar="B", help="sequences in a step")
-    parser.add_argument("--seq-len", type=int, metavar="L", help="time steps in a sequence")
-    parser.add_argument("--text", metavar="DIR", help="folder with the text for `bytes`")
     parser.add_argument(
         "--seed", type=int, metavar="S", help="of parameters, dropout and data order"
     )
+    add_step_options(parser)
     devices = parser.add_argument_group("devices")
-    devices.add_argument(
-        "--mesh", type=_mesh, metavar="AXIS=N,...", help="such as data=4,tensor=2; default: data"
-    )
     devices.add_argument(
         "--cpu-devices", type=int, metavar="N", help="use N virtual devices of the CPU, per process"
     )
@@ -66,26 +53,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     processes.add_argument(
         "--connect-minutes", type=float, metavar="X", help="wait so long for the others; default: 5"
     )
-    model = parser.add_argument_group("model")
-    model.add_argument("--dim", type=int, metavar="N", help="width")
-    model.add_argument("--depth", type=int, metavar="N", help="number of blocks")
-    model.add_argument("--state-dim", type=int, metavar="N", help="states in a block")
-    model.add_argument("--dropout", type=float, metavar="P", help="probability to drop")
-    model.add_argument("--dtype", help="of the activations: float32 or bfloat16")
-    model.add_argument(
-        "--remat",
-        action=argparse.BooleanOptionalAction,
-        help="recompute the blocks in the backward pass, to save memory",
-    )
     optimiser = parser.add_argument_group("optimiser")
     optimiser.add_argument("--learning-rate", type=float, metavar="X", help="of the weights")
     optimiser.add_argument("--recurrence-rate", type=float, metavar="X", help="of the recurrence")
     optimiser.add_argument("--weight-decay", type=float, metavar="X", help="of the weights")
     optimiser.add_argument("--warmup", type=int, metavar="N", help="steps of warm-up")
     optimiser.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient")
-    optimiser.add_argument(
-        "--accumulation", type=int, metavar="N", help="parts in which a step does its batch"
-    )
     log = parser.add_argument_group("log")
     log.add_argument("--log-every", type=int, metavar="N", help="steps between two lines")
     log.add_argument("--save-every", type=int, metavar="N", help="steps between two checkpoints")
@@ -115,14 +88,10 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     if process_index() != 0:
         logging.getLogger("rnnscale").setLevel(logging.WARNING)
-    try:
-        agree({**given, "resume": resume})
-        # What is in the folder decides, and one process may make it before another one looks.
-        config = TrainConfig(**on_first(lambda: asdict(_config(given, resume))))
-        summary = run(config, resume=resume)
-    except TimeoutError as error:  # another process is missing
-        print(f"rnnscale: error: {error}", file=sys.stderr)
-        return 1
+    agree({**given, "resume": resume})
+    # What is in the folder decides, and one process may make it before another one looks.
+    config = TrainConfig(**on_first(lambda: asdict(_config(given, resume))))
+    summary = run(config, resume=resume)
     if process_index() != 0:
         return 0
     if summary is None:
@@ -168,32 +137,3 @@ def _figures(summary: Mapping[str, Any]) -> str:
 
 def _new_folder(name: str) -> Path:
     return next(p for n in count(1) if not (p := Path("runs", f"{name}-{n}")).exists())
-
-
-def _mesh(text: str) -> dict[str, int]:
-    mesh = {}
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        if not size.strip().isdecimal():
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is no mesh; write axes and sizes like data=4,tensor=2"
-            )
-        if axis.strip() in mesh:
-            raise argparse.ArgumentTypeError(f"{text!r} names the axis {axis.strip()} twice")
-        mesh[axis.strip()] = int(size)
-    return mesh
-
-
-def _options(text: str) -> dict[str, float | str]:
-    options: dict[str, float | str] = {}
-    for part in text.split(","):
-        name, equals, value = (each.strip() for each in part.partition("="))
-        if not (name and equals and value):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} are no options; write names and values like dt=0.06,gamma=66"
-            )
-        try:
-            options[name] = float(value)
-        except ValueError:
-            options[name] = value  # a word, such as init=henaff
-    return options
