@@ -8,6 +8,7 @@ import pkgutil
 import re
 import shlex
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import pytest
+import yaml
 
 import rnnscale
 import rnnscale.data
@@ -76,6 +78,9 @@ def commands(text: str) -> Iterator[str]:
     """Command lines of shell blocks, and those named in the text."""
     shell = "".join(block.code for block in fences(text) if block.language == "sh")
     yield from (line for line in shell.replace("\\\n", " ").splitlines() if line.strip())
+    for block in fences(text):
+        if block.language in ("bash", "yaml"):  # scripts, in which ours are among others
+            yield from re.findall(r"\brnnscale [^&\n]+", block.code.replace("\\\n", " "))
     prose = re.sub(r"^```.*\n(?s:.*?)^```$", "", text, flags=re.MULTILINE)
     yield from re.findall(r"`((?:rnnscale|make|python|pip) [^`]+)`", prose)
 
@@ -108,7 +113,9 @@ def check_rnnscale(arguments: list[str]) -> None:
         return
     if "mesh" in given and "cpu_devices" in given:
         assert math.prod(given["mesh"].values()) == given["cpu_devices"], arguments
-    del given["command"], given["resume"]
+    of_the_process = {"coordinator", "processes", "process", "connect_minutes"}
+    for name in {"command", "resume"} | (of_the_process & given.keys()):
+        del given[name]
     if "task" in given:
         assert given["task"] in TASKS, f"no such task: {given['task']}"
         TrainConfig.for_task(**{"out": "unused", **given})
@@ -134,9 +141,17 @@ def test_commands_of_the_readme(command: str):
 
 def test_every_block_of_the_readme_is_of_a_kind_that_is_checked():
     blocks = fences(README)
-    assert {block.language for block in blocks} == {"python", "sh", "text"}
+    assert {block.language for block in blocks} == {"python", "sh", "text", "bash", "yaml"}
     # Each ``` belongs to a block, so that none was missed.
     assert len(re.findall("^ *```", README, re.MULTILINE)) == 2 * len(blocks)
+
+
+def test_scripts_of_the_readme_parse():
+    for block in fences(README):
+        if block.language == "bash":
+            subprocess.run(["bash", "-n"], input=block.code, text=True, check=True)
+        elif block.language == "yaml":
+            assert all(each["kind"] for each in yaml.safe_load_all(block.code))
 
 
 def test_the_readme_names_every_task_and_class():
