@@ -129,8 +129,10 @@ def linear_scan(
     if missing := _missing_steps(time, mesh):
         # A decay of one hands the state on.
         a = jax.tree.map(lambda x: jnp.broadcast_to(x, (*x.shape[:-2], *b.shape[-2:])), a)
-        one = Planar(1, 0) if isinstance(a, Planar) else 1
-        a = jax.tree.map(lambda x, one: _filled(x, missing, axis=-2, value=one), a, one)
+        planes, structure = jax.tree.flatten(a)
+        one = (1, 0)[: len(planes)]
+        planes = [_filled(x, missing, axis=-2, value=y) for x, y in zip(planes, one, strict=True)]
+        a = jax.tree.unflatten(structure, planes)
         b = jax.tree.map(lambda x: _filled(x, missing, axis=-2), b)
         reset = _filled(reset, missing, axis=-1)
     row, seq, channel = _axes(b.shape, b.shape[-1:], mesh)
@@ -245,8 +247,8 @@ class _SSM:
         return ssm_transpose_totals(primals, *pull_finish(g_ys), **options)
 
     def _canonical(self, steps: Steps) -> tuple[tuple, Any, dict]:
-        values, h0, reset, lengths = vary_alike(steps)
-        primals, finish = canonical_ssm(*values, h0, reset, lengths, reverse=self.reverse)
+        (u, decay, b, c), h0, reset, lengths = vary_alike(steps)
+        primals, finish = canonical_ssm(u, decay, b, c, h0, reset, lengths, reverse=self.reverse)
         primals = vary_alike(primals)
         return primals, finish, ssm_options(primals, self.implementation)
 

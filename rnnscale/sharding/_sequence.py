@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool
 
 from rnnscale_kernels import conjugate, vary_alike
 from rnnscale_kernels.linear_scan import previous, scan
@@ -30,14 +30,15 @@ class Steps(NamedTuple):
 
     - `values`: arrays, some of which have the axis of time.
     - `h0`: the state before the first step in processing order, "*batch state".
-    - `reset`: "*batch time", or `None`.
-    - `lengths`: "*batch", or `None`.
+    - `reset`: booleans, "*batch time", or `None`.
+    - `lengths`: integers, "*batch", or `None`.
     """
 
+    # Arrays, or their layouts.
     values: tuple
-    h0: State
-    reset: Bool[Array, "*batch time"] | None
-    lengths: Int[Array, "*batch"] | None
+    h0: Any
+    reset: Any
+    lengths: Any
 
 
 class Recurrence(Protocol):
