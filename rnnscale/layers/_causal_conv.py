@@ -30,7 +30,8 @@ class CausalConv(CausalLayer):
     as zero. The state is the last `width - 1` inputs, at least float32.
 
     Over a mesh that splits time, each device sends its last `width - 1` inputs to the next: one
-    collective-permute, however long the sequence is.
+    collective-permute, however long the sequence is. Where `seq` does not divide the sequence,
+    every device has all of it.
 
     The weights start uniform within $\pm 1 / \sqrt{w}$, the bias at zero.
     """

@@ -6,17 +6,23 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
-from rnnscale.sharding._rules import activation_spec, automatic_axes
+from rnnscale.sharding._on_mesh import Specs, differentiable_on_mesh
+from rnnscale.sharding._rules import activation_spec
 from rnnscale.sharding._time import _SEQ, join_time, split_time, time_parts
 
 
 def shift(
-    x: Shaped[Array, "*axes"], steps: int, *, time_axis: int = -1, edge: ArrayLike = 0
+    x: Shaped[Array, "*axes"],
+    steps: int,
+    *,
+    time_axis: int = -1,
+    edge: ArrayLike | None = None,
 ) -> Shaped[Array, "*axes"]:
     """`x` moved along time: what was at `t` is at `t + steps`.
 
     Over a mesh with `seq` above 1, each device sends its outermost steps to its neighbour: one
-    collective-permute of so many steps, however long the sequence is.
+    collective-permute of so many steps, however long the sequence is. Where `seq` does not divide
+    the sequence, every device has all of it.
 
     ```python
     from rnnscale.sharding import shift
@@ -33,13 +39,17 @@ def shift(
         steps that one device holds.
     - `time_axis`: the axis of time: -1 for tokens, -2 for features.
     - `edge`: what comes in at the border: a number, or an array of the shape of `x` with `|steps|`
-        steps.
+        steps. By default zero.
 
     **Returns:** an array of the shape and dtype of `x`.
 
-    **Raises:** `ValueError` where there is no such axis, or `steps` is more than a device holds.
+    **Raises:** `ValueError` where there is no such axis, or `steps` is more than a device holds;
+    `TypeError` where `edge` has numbers that `x` can't hold.
     """
     x = jnp.asarray(x)
+    edge = jnp.zeros((), x.dtype) if edge is None else edge
+    if jnp.result_type(x, edge) != x.dtype:
+        raise TypeError(f"edge must be of {x.dtype} as x is; got {jnp.result_type(edge)}")
     if not -x.ndim <= time_axis < x.ndim:
         raise ValueError(f"time_axis={time_axis} is no axis of an array of shape {x.shape}")
     axis, size = time_axis % x.ndim, abs(steps)
@@ -86,16 +96,29 @@ def from_neighbour(
     whole = activation_spec((*leading, None, *trailing), edge.shape, mesh)
     split = activation_spec((*leading, "time", *trailing), ends.shape, mesh)
 
-    def exchange(ends: Array, edge: Array) -> Array:
-        forwards = [(i, i + 1) for i in range(parts - 1)]
-        pairs = [(j, i) for i, j in forwards] if later else forwards
-        received = lax.ppermute(ends, _SEQ, pairs)
-        at_border = lax.axis_index(_SEQ) == (parts - 1 if later else 0)
-        return jnp.where(at_border, edge, received)
+    pairs = [(i, i + 1) for i in range(parts - 1)]
+    there, back = pairs, [(j, i) for i, j in pairs]
+    if later:
+        there, back = back, there
 
-    return jax.shard_map(
-        exchange, in_specs=(split, whole), out_specs=split, axis_names=automatic_axes(mesh)
-    )(ends, edge)
+    def at_border() -> Array:
+        return lax.axis_index(_SEQ) == (parts - 1 if later else 0)
+
+    def forward(primals: tuple) -> tuple[tuple, tuple]:
+        ends, edge = primals
+        return (jnp.where(at_border(), edge, lax.ppermute(ends, _SEQ, there)),), ()
+
+    def transpose(primals: tuple, outputs: tuple, cotangents: tuple) -> tuple:
+        (g,) = cotangents
+        if g is None:
+            return None, None
+        zero = jnp.zeros_like(g)
+        sent = lax.ppermute(jnp.where(at_border(), zero, g), _SEQ, back)
+        return sent, jnp.where(at_border(), g, zero)
+
+    specs = Specs((split, whole), (split,), (), ((),))
+    (received,) = differentiable_on_mesh(forward, transpose, (ends, edge), lambda _: specs)
+    return received
 
 
 def check_halo(owner: str, size: int, time: int, parts: int) -> None:

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import PyTree
 
 from rnnscale._fields import map_parameters
+from rnnscale.sharding._atomic import atomic
 from rnnscale.sharding._rules import activation_spec, automatic_axes, placed
 from rnnscale_kernels import vary_alike
 
@@ -85,12 +86,17 @@ def differentiable_on_mesh(
                 is_leaf=_is_spec,
             )
 
-        run_value = on_devices(value_part, in_specs=(layout.primals,), out_specs=layout.public)
-        run_forward = on_devices(forward_part, in_specs=(layout.primals,), out_specs=outputs)
-        run_transpose = on_devices(
-            transpose_part,
-            in_specs=(layout.primals, outputs, layout.public),
-            out_specs=layout.primals,
+        whole = partial(atomic, message="over a mesh there is reverse mode of first order only")
+        run_value = whole(
+            on_devices(value_part, in_specs=(layout.primals,), out_specs=layout.public)
+        )
+        run_forward = whole(on_devices(forward_part, in_specs=(layout.primals,), out_specs=outputs))
+        run_transpose = whole(
+            on_devices(
+                transpose_part,
+                in_specs=(layout.primals, outputs, layout.public),
+                out_specs=layout.primals,
+            )
         )
 
     @jax.custom_vjp

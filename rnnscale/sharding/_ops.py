@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from rnnscale.sharding._on_mesh import Specs, differentiable_on_mesh, row_spec
-from rnnscale.sharding._rules import activation_spec, automatic_axes
+from rnnscale.sharding._rules import activation_spec, automatic_axes, warn_once
 from rnnscale.sharding._sequence import Recurrence, Residuals, Steps, in_one_piece, in_parts
 from rnnscale_kernels import (
     Planar,
@@ -57,8 +57,9 @@ def diagonal_ssm(
     """`rnnscale_kernels.diagonal_ssm`, over the mesh that `jax.set_mesh` has set.
 
     The leading batch axis runs over `data` and `fsdp`, the states over `tensor`, and time over
-    `seq`, where a number of steps that does not divide is filled up. Arguments, results and errors
-    are those of the kernel. Over a mesh it has reverse mode of first order only.
+    `seq`. A number of steps that does not divide is filled up, with a warning: that gathers the
+    sequence. Arguments, results and errors are those of the kernel. Over a mesh it has reverse mode
+    of first order only.
 
     **Raises:** besides, `ValueError` where there are fewer steps than devices of `seq`.
     """
@@ -114,8 +115,9 @@ def linear_scan(
     """`rnnscale_kernels.linear_scan`, over the mesh that `jax.set_mesh` has set.
 
     The leading batch axis runs over `data` and `fsdp`, the channels over `tensor`, and time over
-    `seq`, where a number of steps that does not divide is filled up. Arguments, results and errors
-    are those of the kernel. Over a mesh it has reverse mode of first order only.
+    `seq`. A number of steps that does not divide is filled up, with a warning: that gathers the
+    sequence. Arguments, results and errors are those of the kernel. Over a mesh it has reverse mode
+    of first order only.
 
     **Raises:** besides, `ValueError` where there are fewer steps than devices of `seq`.
     """
@@ -142,7 +144,7 @@ def linear_scan(
         *(axes if n > 1 else None for axes, n in zip(steps, a.shape, strict=True))
     )
     h, h_last = _on_mesh(
-        _Scan(reverse, implementation),
+        _Scan(reverse, implementation, varying=a.shape[-2] > 1),
         Steps((a, b), h0, reset, None),
         Specs(
             primals=Steps((decay, steps), states, PartitionSpec(*row, seq), PartitionSpec()),
@@ -181,9 +183,15 @@ def _missing_steps(time: int, mesh: AbstractMesh) -> int:
     if time < devices:
         raise ValueError(
             f"a sequence of {time} steps can't be split over the {devices} devices of the mesh "
-            f"axis seq: use a mesh with seq of at most {time}, or longer sequences"
+            f"axis seq: use a mesh with seq of at most {time}, longer sequences, or a layer's step"
         )
-    return -time % devices
+    missing = -time % devices
+    if missing:
+        warn_once(
+            f"a sequence of {time} steps is filled up to be split over seq={devices}, and gathered "
+            "for that: pad it before it is split, as rnnscale.data.pad_time does"
+        )
+    return missing
 
 
 def _filled(x: Array | None, missing: int, *, axis: int, value: int = 0) -> Any:
@@ -231,7 +239,9 @@ class _SSM:
     def decay(self, steps: Steps) -> Any:
         if steps.lengths is not None:
             return None
-        return power(steps.values[1], self.time(steps.values))
+        u, decay, *_ = steps.values
+        whole = power(decay, self.time(steps.values))
+        return jax.tree.map(lambda x: x.reshape((1,) * (u.ndim - 2) + x.shape), whole)
 
     def totals(self, steps: Steps) -> tuple[Any, Any]:
         primals, _, options = self._canonical(steps)
@@ -255,10 +265,15 @@ class _SSM:
 
 @dataclass(frozen=True)
 class _Scan:
-    """`linear_scan` as a `Recurrence`. Its values are `(a, b)`."""
+    """`linear_scan` as a `Recurrence`. Its values are `(a, b)`.
+
+    - `varying`: whether the decay differs from step to step, which a device with one step of it
+        can't tell.
+    """
 
     reverse: bool
     implementation: str | None
+    varying: bool
 
     def time(self, values: tuple) -> int:
         return values[1].shape[-2]
@@ -272,18 +287,22 @@ class _Scan:
         return tuple(g_values), g_h0
 
     def decay(self, steps: Steps) -> Any:
-        a, _ = steps.values
-        if a.shape[-2] > 1:
+        if self.varying:
             return None
-        return power(jax.tree.map(lambda x: x[..., 0, :], a), self.time(steps.values))
+        return power(self._first(steps), self.time(steps.values))
 
     def totals(self, steps: Steps) -> tuple[Any, Any]:
-        return scan_totals(self._canonical(steps), **self._options)
+        decay, end = scan_totals(self._canonical(steps), **self._options)
+        return self._first(steps) if self.varying and decay is None else decay, end
 
     def transpose_totals(self, steps: Steps, g_ys: Any) -> Any:
         (a, _), h0, reset, _ = steps
         primals = vary_alike((a, g_ys, h0, cuts(reset, reverse=self.reverse)))
         return scan_transpose_totals(primals, **self._options)
+
+    def _first(self, steps: Steps) -> Any:
+        """The decay of the first step."""
+        return jax.tree.map(lambda x: x[..., 0, :], steps.values[0])
 
     def _canonical(self, steps: Steps) -> tuple:
         (a, b), h0, reset, _ = steps

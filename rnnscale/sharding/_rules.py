@@ -74,12 +74,13 @@ def parameter_spec(parameter: Parameter, mesh: Mesh | AbstractMesh) -> Partition
         message = f"{uneven[axis]} of the mesh axis {axis}={mesh.shape[axis]}"
         if not {axis, wanted_by[axis]} & _MAY_REPLICATE:
             raise ValueError(f"{message}: choose a size or a mesh that divide")
-        _warn_once(f"{message}: it is replicated")
+        warn_once(f"{message}: it is replicated")
     return PartitionSpec(*spec)
 
 
 @cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Logs a warning, the first time that there is reason for it."""
     _logger.warning(message)
 
 

@@ -4,17 +4,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
-from rnnscale.sharding._rules import ACTIVATION_AXES, automatic_axes, constrain
+from rnnscale.sharding._rules import ACTIVATION_AXES, automatic_axes, constrain, warn_once
 
 (_SEQ,) = ACTIVATION_AXES["time"]
 
 
 def time_parts(time: int) -> int:
     """In how many parts the ambient mesh splits so many time steps: the size of `seq`; 1 without
-    a mesh, and where that size does not divide them."""
+    a mesh, and, with a warning, where that size does not divide them."""
     mesh = jax.sharding.get_abstract_mesh()
     parts = mesh.shape[_SEQ] if _SEQ in automatic_axes(mesh) else 1
-    return parts if time > 0 and time % parts == 0 else 1
+    if time > 0 and time % parts == 0:
+        return parts
+    if time > 1:
+        warn_once(
+            f"a sequence of {time} steps can't be split evenly over {_SEQ}={parts}: every device "
+            "computes all of it; pad it before, as rnnscale.data.pad_time does"
+        )
+    return 1
 
 
 def split_time(x: Shaped[Array, "*axes"], parts: int, *, time_axis: int) -> Shaped[Array, "*axes"]:

@@ -19,7 +19,7 @@ from rnnscale._base import (
     zero_padding,
 )
 from rnnscale._fields import parameter
-from rnnscale_kernels import check_reset, checked_lengths
+from rnnscale_kernels import check_reset, checked_lengths, vary_alike
 
 # Steps in a chunk: pairs of them are compared directly.
 _CHUNK = 64
@@ -157,6 +157,8 @@ class LinearAttention(CausalLayer):
 
         # The normaliser is what a further feature of the values, always one, would give.
         memory = jnp.concatenate([carried.memory, carried.normaliser[..., None]], axis=-1)
+        # The carry of the loops below varies over the axes of a `shard_map` as the steps do.
+        memory, steps = vary_alike((memory, steps))
         entering = jnp.expand_dims(memory, rank)
         if parts > 1:
             memory, entering = _between_parts(memory, steps, rank)
@@ -168,7 +170,7 @@ class LinearAttention(CausalLayer):
             ),
             steps,
         )
-        carry = entering, jnp.zeros((*batch_shape, parts), segment.dtype)
+        carry = entering, jnp.zeros_like(steps.segment[..., 0])
         (leaving, _), ys = lax.scan(jax.checkpoint(_attend), carry, chunks)
         if parts == 1:
             memory = jnp.squeeze(leaving, rank)

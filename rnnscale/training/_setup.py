@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array, PRNGKeyArray
 
 from rnnscale.data import Task, pad_time
-from rnnscale.sharding import batch_sharding, shardings
+from rnnscale.sharding import AXES, batch_sharding, shardings
 from rnnscale.training._config import TrainConfig
 from rnnscale.training._loss import Totals
 from rnnscale.training._models import constrain, make_loss, make_model
@@ -109,6 +109,11 @@ def _make_optimiser(config: TrainConfig, model: Any) -> optax.GradientTransforma
 
 def check_fits(config: TrainConfig, task: Task, mesh: Mesh | AbstractMesh) -> None:
     """**Raises:** `ValueError` where batch or sequences can't be split over the mesh."""
+    if set(mesh.axis_names) != set(AXES):
+        raise ValueError(
+            f"the mesh has the axes {', '.join(mesh.axis_names)}, and a run needs "
+            f"{', '.join(AXES)}: use rnnscale.sharding.make_mesh"
+        )
     data, fsdp, seq = (mesh.shape[axis] for axis in ("data", "fsdp", "seq"))
     if config.batch_size % (config.accumulation * data * fsdp):
         raise ValueError(

@@ -201,3 +201,9 @@ def test_errors_of_causal_conv(key):
         pytest.raises(ValueError, match="CausalConv reaches over 4 steps, but a device holds 3"),
     ):
         layer(jnp.zeros((2, 24, 5)))
+
+
+@pytest.mark.parametrize(("x", "edge"), [(jnp.arange(4), 0.5), (jnp.ones(4, bool), 7)])
+def test_an_edge_that_x_cannot_hold(x, edge):
+    with pytest.raises(TypeError, match=f"edge must be of {x.dtype}"):
+        shift(x, 1, edge=edge)

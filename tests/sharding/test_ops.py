@@ -83,6 +83,29 @@ def test_filter_vmap(sizes, key):
     assert_same_on(make_mesh(*sizes), gradient, S5(6, 32, key=key), sequences(key))
 
 
+@two_meshes
+def test_filter_vmap_over_layers(sizes, key):
+    # As many as a device has rows: axes that are taken for one another would not be noticed else.
+    layers = eqx.filter_vmap(lambda key: S5(6, 32, key=key))(jax.random.split(key, 4))
+
+    def run(layers, xs):
+        ys = eqx.filter_vmap(lambda layer: layer(xs)[1])(layers)
+        return jnp.sum(ys**2 * jnp.arange(1.0, 5)[:, None, None, None])
+
+    gradient = jax.value_and_grad(run, (0, 1))
+    assert_same_on(make_mesh(*sizes), gradient, layers, sequences(key), tolerance=2e-5)
+
+
+@pytest.mark.parametrize("transform", [jax.hessian, jax.jacfwd])
+def test_other_derivatives_say_that_there_are_none(transform, key):
+    layer = S5(6, 32, key=key)
+    with (
+        jax.set_mesh(make_mesh(seq=8)),
+        pytest.raises((NotImplementedError, TypeError), match=r"reverse mode|forward-mode"),
+    ):
+        transform(lambda xs: jnp.sum(layer(xs)[1] ** 2))(jnp.ones((8, 6)))
+
+
 @every_mesh
 @pytest.mark.parametrize("varying", [True, False])
 def test_linear_scan(sizes, varying, key):

@@ -55,6 +55,7 @@ def compiled_scan(mesh_name, reverse):
         ("tensor=2,seq=4", 16, "invariant", True, False),
         ("tensor=2,seq=4", 13, "invariant", False, True),
         ("data=2,seq=4", 16, "shared by rows", False, True),
+        ("data=2,seq=4", 4, "varying", False, False),
     ],
 )
 @EXAMPLES

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnnscale import LRU, S5, BidirectionalS5, trainable
+from rnnscale import LRU, S5, BidirectionalS5, CausalConv, LinearAttention, RNNEncoder, trainable
+from rnnscale.cells import MinGRUCell
 from rnnscale.layers import row_keys
 from rnnscale.models import FFN, LanguageModel, SequenceClassifier
 from rnnscale.sharding import batch_sharding, make_mesh, sharded_init, shardings
@@ -27,6 +28,7 @@ MESHES = {
     "data=2,fsdp=2,tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
     "fsdp=8": {"fsdp": 8},
     "tensor=8": {"tensor": 8},
+    "data=2,seq=4": {"data": 2, "seq": 4},
 }
 every_mesh = pytest.mark.parametrize("axes", MESHES.values(), ids=MESHES)
 
@@ -119,6 +121,26 @@ def test_the_same_losses_on_every_mesh(axes, build, expected):
 def test_the_same_losses_in_parts(axes, expected):
     got = losses(axes, classifier, accumulation=2)
     np.testing.assert_allclose(got, expected[classifier], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make_layer",
+    [
+        lambda key: LinearAttention(DIM, 2, key=key),
+        lambda key: CausalConv(DIM, 3, key=key),
+        lambda key: RNNEncoder(MinGRUCell(DIM, DIM, key=key)),
+    ],
+    ids=["LinearAttention", "CausalConv", "MinGRU"],
+)
+def test_other_layers_in_parts(make_layer):
+    def build(key):
+        return SequenceClassifier(2, 8, make_layer=make_layer, dim=DIM, depth=2, key=key)
+
+    got, alone = (
+        losses(axes, build, steps=2, accumulation=2)
+        for axes in ({"data": 2, "seq": 4}, {"data": 1})
+    )
+    np.testing.assert_allclose(got, alone, rtol=1e-5)
 
 
 def test_without_a_mesh(expected):
