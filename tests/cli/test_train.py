@@ -161,7 +161,7 @@ def test_killed_again_and_again(whole: Path, tmp_path: Path):
     """At any moment: while it starts, compiles, restores, trains or saves."""
     out = tmp_path / "killed"
     rng = np.random.default_rng(0)
-    for kill in range(8):
+    for kill in range(5):
         process = start(out, "--steps", str(STEPS), "--resume")
         if kill % 2:
             time.sleep(rng.uniform(0, 12))
