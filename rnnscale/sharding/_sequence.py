@@ -162,8 +162,6 @@ def _gather(
     parts = vary_alike([*ends, *decays, *flags])
     sizes = [x.shape[-1] for x in parts]
     together = jnp.concatenate(parts, axis=-1)
-    if axis not in jax.typeof(together).manual_axis_type.varying:
-        together = lax.pcast(together, axis, to="varying")
     together = lax.all_gather(together, axis, axis=together.ndim - 1, to="invarying")
     parts = jnp.split(together, [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)], axis=-1)
     end = jax.tree.unflatten(structure, parts[: len(ends)])
