@@ -11,8 +11,8 @@ PRIVATE_UV := $(filter .uv/bin/uv,$(UV))
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-LOCK = $(UV) pip compile pyproject.toml --group dev --extra datasets --extra plots \
-    --universal --python-version 3.12 --no-annotate --no-header --quiet
+LOCK = $(UV) pip compile pyproject.toml --group dev --extra datasets --extra parquet \
+    --extra plots --universal --python-version 3.12 --no-annotate --no-header --quiet
 
 export JAX_PLATFORMS := cpu
 

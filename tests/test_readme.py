@@ -282,7 +282,7 @@ def test_docstrings_are_reached():
         "rnnscale.models._classifier.SequenceClassifier",
         "rnnscale.models._language_model.LanguageModel.step",
         "rnnscale._base.SequenceLayer",  # of which S5 is one
-        "rnnscale.data._pipeline.batches",
+        "rnnscale.data.pipelines._stream.batches",
         "rnnscale_kernels.linear_scan._api.linear_scan",
     } <= DOCUMENTED.keys()
     assert not [n for n, doc in DOCUMENTED.items() if re.search(">>> |```py$", doc, re.MULTILINE)]

@@ -17,7 +17,7 @@ def test_tasks_lists_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(TASKS)
 
-    monkeypatch.setattr("rnnscale.data._load.find_spec", lambda name: None)
+    monkeypatch.setattr("rnnscale.data.tasks._load.find_spec", lambda name: None)
     assert main(["tasks"]) == 0
     assert "not available: needs mlxtend" in capsys.readouterr().out
 

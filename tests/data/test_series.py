@@ -259,7 +259,7 @@ def test_no_value_is_in_two_parts(monkeypatch):
     """A series that counts shows where each value came from."""
     count = np.arange(10_001, dtype=np.float64)[:, None]
     series = data.Series("henon", count[:-1], count[1:], False, 1.0, None)
-    monkeypatch.setattr("rnnscale.data._series_task.load_series", lambda name, steps: series)
+    monkeypatch.setattr("rnnscale.data.tasks._series_task.load_series", lambda name, steps: series)
     task = data.series_task("henon", 7)
     found = []
     for split in ("train", "validation", "test"):

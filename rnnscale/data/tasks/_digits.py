@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from ..sources import ArraySource
 from ._split import stratified_split
-from ._task import ArraySource, Task
+from ._task import Task
 
 
 def digits() -> Task:

@@ -2,46 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
-
-
-class Source(Protocol):
-    """Random access to records; every record has the same keys, shapes and dtypes.
-
-    A record is a dict with `"inputs"` and `"labels"`; for sequences of varying length, padded to
-    one length, `"lengths"`; and `"scored"`, bool, one a label, where the accuracy is that of some
-    labels only. An index that is out of range raises `IndexError`.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
-
-
-class ArraySource:
-    """Records that are the rows of arrays in memory.
-
-    **Arguments:**
-
-    - `arrays`: by name, arrays with one leading axis of the same size: `ArraySource(inputs=x,
-        labels=y)`.
-
-    Raises `ValueError` if there is no array, or the leading axes differ.
-    """
-
-    def __init__(self, **arrays: np.ndarray):
-        lengths = {name: len(array) for name, array in arrays.items()}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"arrays must have one leading axis of the same size; got {lengths}")
-        self._arrays = arrays
-
-    def __len__(self) -> int:
-        return len(next(iter(self._arrays.values())))
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {name: np.asarray(array[index]) for name, array in self._arrays.items()}
+from ..sources import Source
 
 
 @dataclass(frozen=True, eq=False)

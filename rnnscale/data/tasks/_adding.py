@@ -5,7 +5,8 @@ from functools import partial
 
 import numpy as np
 
-from ._generated import GeneratedSource, Record
+from ..sources import Record
+from ._generated import GeneratedSource
 from ._task import Task
 
 # As many for training and test as in Arjovsky et al.

@@ -1,13 +1,8 @@
 """Sequences padded to a length that can be split evenly."""
 
-from dataclasses import replace
-
 import numpy as np
 
-from ._task import Source, Task
-
-# The arrays of a record that have an axis of time, the leading one, where its labels are of steps.
-_PER_STEP = ("inputs", "labels", "scored")
+from ..sources import Source
 
 
 class PaddedSource:
@@ -50,36 +45,6 @@ class PaddedSource:
             **record,
             **{name: _with_zeros(array, added) for name, array in padded.items()},
         }
-
-
-def pad_time(task: Task, multiple_of: int) -> Task:
-    """The task with its sequences padded, as a mesh needs them that splits time over so many
-    devices; itself where they are such a multiple already.
-
-    ```python
-    from rnnscale.data import load_task, pad_time
-
-    task = pad_time(load_task("adding", seq_len=500), multiple_of=8)
-    record = task.train[0]      # inputs: (504, 2), lengths: 500
-    ```
-
-    `seq_len` remains the number of steps that count. See `PaddedSource`.
-
-    **Raises:** `ValueError` where `multiple_of` is below 1.
-    """
-    if multiple_of > 0 and task.seq_len % multiple_of == 0:
-        return task
-    per_step = _PER_STEP if task.labels == "step" else _PER_STEP[:1]
-
-    def padded(source: Source) -> Source:
-        return PaddedSource(source, multiple_of, per_step=per_step)
-
-    return replace(
-        task,
-        train=padded(task.train),
-        validation=padded(task.validation),
-        test=padded(task.test),
-    )
 
 
 def _with_zeros(array: np.ndarray, steps: int) -> np.ndarray:

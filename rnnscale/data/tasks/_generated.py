@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-type Record = dict[str, np.ndarray]
+from ..sources import Record
 
 
 class GeneratedSource:

@@ -5,8 +5,9 @@ from importlib import resources
 
 import numpy as np
 
+from ..sources import ArraySource
 from ._split import stratified_split
-from ._task import ArraySource, Task
+from ._task import Task
 
 # The seed with which the literature on recurrent networks permutes MNIST most often.
 _PERMUTATION_SEED = 92916

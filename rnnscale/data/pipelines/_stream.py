@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
-from ._task import Source
+from ..sources import Source
 
 type Batch = dict[str, jax.Array]
 type Shardings = Mapping[str, Sharding] | Callable[[str, tuple[int, ...]], Sharding]

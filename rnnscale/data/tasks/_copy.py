@@ -6,7 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from ._generated import GeneratedSource, Record
+from ..sources import Record
+from ._generated import GeneratedSource
 from ._task import Task
 
 _SYMBOLS, _RECALLED = 8, 10

@@ -1,0 +1,82 @@
+"""What a source is: records by their index, and what is known of them before any is read."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+type Record = dict[str, np.ndarray]
+
+
+class ArraySpec(NamedTuple):
+    """The shape and dtype of an array of a record. An axis that differs from record to record is
+    None; if it is the leading one, it is time."""
+
+    shape: tuple[int | None, ...]
+    dtype: np.dtype
+
+
+type ElementSpec = Mapping[str, ArraySpec]
+
+
+class Source(Protocol):
+    """Random access to records.
+
+    A record for training is a dict with `"inputs"` and `"labels"`, and, where it needs them:
+
+    - `"lengths"`: how many steps of a padded sequence count.
+    - `"reset"`: bool, true at the first step of each sequence, where a row holds several.
+    - `"weight"`: float32, what each label counts for, or all of them.
+    - `"scored"`: bool, one a label, where the accuracy is that of some labels only.
+    - `"intervals"`: float32, the time between each step and the one before.
+
+    An index that is out of range raises `IndexError`.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+@runtime_checkable
+class SequenceSource(Source, Protocol):
+    """A source of sequences of many lengths, of which parts can be read.
+
+    - `lengths`: int64, shape `(records,)`: the steps of each sequence.
+    - `element_spec`: the arrays over time are those whose leading axis is None.
+    - `read(index, start, stop)`: record `index` with steps `start` to `stop - 1` of its arrays over
+        time, for `0 <= start <= stop <= lengths[index]`.
+    """
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    @property
+    def element_spec(self) -> ElementSpec: ...
+
+    def read(self, index: int, start: int, stop: int) -> Record: ...
+
+
+def element_spec(source: Source) -> ElementSpec:
+    """The shapes and dtypes of a source's records: what it says of itself, or, where it says
+    nothing, those of its first record.
+
+    **Raises:** `ValueError` for a source without records that says nothing.
+    """
+    told = getattr(source, "element_spec", None)
+    if told is not None:
+        return told
+    if len(source) == 0:
+        raise ValueError("the source has no records")
+    return {name: spec_of(array) for name, array in source[0].items()}
+
+
+def spec_of(array: np.ndarray) -> ArraySpec:
+    """The spec of an array as it is."""
+    array = np.asarray(array)
+    return ArraySpec(array.shape, array.dtype)
+
+
+def over_time(spec: ElementSpec) -> tuple[str, ...]:
+    """The arrays of a record that have an axis of time that differs from record to record."""
+    return tuple(name for name, array in spec.items() if array.shape[:1] == (None,))
