@@ -51,7 +51,8 @@ class Parameter:
     - `path`: where it is, such as `"stack.blocks.layer.b_re"`.
     - `value`: the array, or its `jax.ShapeDtypeStruct`.
     - `axes`: a logical name, or `None`, for each of its axes. Leading axes beyond those of the
-        annotation are stacks of equal modules and have no name.
+        annotation are stacks of equal modules and have no name; nor have those that `...` stands
+        for.
     """
 
     path: str
@@ -167,29 +168,30 @@ def _axes(value: Any, field: _Field) -> tuple[str | None, ...]:
     candidates = list(_alternatives(field.annotation))
     if any(_is_pytree(each) for each in candidates):
         return (None,) * value.ndim
-    shapes = [each.dim_str.split() for each in candidates if _is_array_type(each)]
+    shapes = [_names(each.dim_str.split()) for each in candidates if _is_array_type(each)]
     if not shapes:
         raise TypeError(
             f"{field.name} holds an array of shape {value.shape}, but its annotation "
             f'{field.annotation!r} names no axes. Write for example Float[Array, "state idim"].'
         )
-    fitting = [names for names in map(_names, shapes) if len(names) <= value.ndim]
+    fitting = [each for each in shapes if len(each[0]) + len(each[1]) <= value.ndim]
     if not fitting:
         raise TypeError(
             f"{field.name} holds an array of shape {value.shape}, which has fewer axes than its "
             f"annotation {field.annotation!r}"
         )
-    names = max(fitting, key=len)
-    return (None,) * (value.ndim - len(names)) + names
+    leading, trailing = max(fitting, key=lambda each: len(each[0]) + len(each[1]))
+    return leading + (None,) * (value.ndim - len(leading) - len(trailing)) + trailing
 
 
-def _names(words: list[str]) -> tuple[str | None, ...]:
-    """Logical names of the axes behind the last variadic one."""
-    for i in reversed(range(len(words))):
-        if words[i] == "..." or words[i].startswith("*"):
-            words = words[i + 1 :]
-            break
-    return tuple(word if word.isidentifier() and word != "_" else None for word in words)
+type _Names = tuple[str | None, ...]
+
+
+def _names(words: list[str]) -> tuple[_Names, _Names]:
+    """Logical names of the axes before the first variadic one, and of those behind the last."""
+    variadic = [i for i, word in enumerate(words) if word == "..." or word.startswith("*")]
+    names = tuple(word if word.isidentifier() and word != "_" else None for word in words)
+    return (names[: variadic[0]], names[variadic[-1] + 1 :]) if variadic else ((), names)
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:

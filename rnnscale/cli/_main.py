@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from rnnscale.cli import _bench, _info, _plan, _tasks, _train, _verify
+from rnnscale.cli import _bench, _data, _eval, _generate, _info, _plan, _tasks, _train, _verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (_train, _plan, _verify, _bench, _tasks, _info):
+    for command in (_train, _eval, _generate, _plan, _verify, _bench, _tasks, _data, _info):
         command.add_to(commands)
     return parser
 

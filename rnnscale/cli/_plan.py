@@ -58,7 +58,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--json {file}: there is no folder {Path(file).parent}")
     target = Target.of(given.pop("target"))
     config = TrainConfig.for_task(**given, out="")
-    task = load_task(config.task, seq_len=config.seq_len, text=config.text)
+    task = load_task(config.task, seq_len=config.seq_len, text=config.text, folder=config.folder)
     planner = Planner(config, task, target)
     console = Console(stderr=file == "-")
     if search:

@@ -20,6 +20,12 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seq-len", type=int, metavar="L", help="time steps in a sequence")
     parser.add_argument("--text", metavar="DIR", help="folder with the text for `bytes`")
     parser.add_argument(
+        "--folder", metavar="DIR", help="folder with the data for lra-* and speech-commands"
+    )
+    parser.add_argument(
+        "--rows", help="of a batch: records, packed or lanes, which carry the state on"
+    )
+    parser.add_argument(
         "--mesh", type=mesh_sizes, metavar="AXIS=N,...", help="such as data=2,seq=4; default: data"
     )
     model = parser.add_argument_group("model")
@@ -32,6 +38,9 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
         "--remat",
         action=argparse.BooleanOptionalAction,
         help="recompute the blocks in the backward pass, to save memory",
+    )
+    model.add_argument(
+        "--chunk", type=int, metavar="N", help="time steps to do at once, to save memory"
     )
 
 

@@ -12,5 +12,6 @@ def _tasks(_: argparse.Namespace) -> int:
     width = max(map(len, TASKS))
     for name, info in TASKS.items():
         note = f" (not available: {info.unavailable})" if info.unavailable else ""
+        note += " (needs --folder)" if info.folder else ""
         print(f"{name:{width}}  {info.description}{note}")
     return 0

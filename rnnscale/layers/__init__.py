@@ -5,6 +5,7 @@ from rnnscale.layers._autoregressive import AutoregressiveRNN as AutoregressiveR
 from rnnscale.layers._bidirectional import BidirectionalRNNEncoder as BidirectionalRNNEncoder
 from rnnscale.layers._causal_conv import CausalConv as CausalConv
 from rnnscale.layers._deep import DeepRNNEncoder as DeepRNNEncoder
+from rnnscale.layers._draw import draw_tokens as draw_tokens
 from rnnscale.layers._dropout import Dropout as Dropout
 from rnnscale.layers._embedding import Embedding as Embedding
 from rnnscale.layers._encoder import Encoder as Encoder, RNNEncoder as RNNEncoder
@@ -19,6 +20,10 @@ from rnnscale.layers._modular import (
     StackedModules as StackedModules,
 )
 from rnnscale.layers._norm import LayerNorm as LayerNorm, RMSNorm as RMSNorm
+from rnnscale.layers._over_time import (
+    check_time_is_whole as check_time_is_whole,
+    over_time as over_time,
+)
 from rnnscale.layers._reservoir import (
     Reservoir as Reservoir,
     ReservoirClassifier as ReservoirClassifier,

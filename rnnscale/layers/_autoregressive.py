@@ -5,14 +5,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
 from rnnscale._base import State, check_features, check_size, zero_padding
+from rnnscale.layers._draw import draw_tokens
 from rnnscale.layers._encoder import Encoder, check_encoder
 from rnnscale.layers._feedback import feed_back
 from rnnscale.layers._linear import Linear
-from rnnscale.layers._row_keys import fold_keys, row_keys
+from rnnscale.layers._row_keys import row_keys
 
 
 class AutoregressiveRNN(eqx.Module):
@@ -127,7 +127,9 @@ class AutoregressiveRNN(eqx.Module):
         *,
         steps: int,
         temperature: float | Float[Array, ""] = 1.0,
+        top_k: int | None = None,
         lengths: Int[Array, "*batch"] | None = None,
+        drawn: int | Int[Array, ""] = 0,
         key: Key[Array, "*#batch"],
     ) -> tuple[State, Int[Array, "*batch steps"]]:
         """Tokens that follow `tokens`, each drawn given the ones before it.
@@ -139,35 +141,32 @@ class AutoregressiveRNN(eqx.Module):
         - `steps`: how many tokens, at least 1.
         - `temperature`: logits are divided by it; towards 0 the likeliest token is taken, and at 0
             exactly that one. At least 0.
+        - `top_k`: draw from the `top_k` likeliest tokens only, 1 to `idim`; None for all of them.
         - `lengths`: the number of tokens in each row's prompt. Of none, it goes on from `state`.
+        - `drawn`: how many tokens were drawn with these keys before. With it, going on from
+            `(state, tokens[..., -1:])` gives what one call would have given.
         - `key`: one key, or one for each row; a row's draws depend on its own key only.
 
         **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
         tokens.
 
         **Raises:** `TypeError` for tokens that are no integers, `ValueError` where `steps` is below
-        1, the temperature negative, or there is no prompt.
+        1, the temperature negative, `top_k` out of range, or there is no prompt.
         """
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"tokens must be integers; got {tokens.dtype}. See also `forecast`.")
-        if not isinstance(temperature, Tracer) and not temperature >= 0:
-            raise ValueError(f"temperature must be at least 0; got {temperature}.")
         keys: Any = row_keys(key, tokens.shape[:-1])
         state, logits = self._read(self._vectors(tokens), state, steps, lengths)
-
-        def draw(logits: Array, step: int | Array) -> Array:
-            gumbel = _gumbel(fold_keys(keys, step), logits.shape[-1])
-            return jnp.argmax(logits.astype(jnp.float32) + temperature * gumbel, axis=-1)
-
-        def advance(carry: tuple, step: Array) -> tuple[tuple, Array]:
-            state, token = carry
-            state, h = self._step(self._vectors(token), state)
-            token = draw(self.readout(h), step)
-            return (state, token), token
-
-        first = draw(logits, 0)
-        (state, _), rest = jax.lax.scan(advance, (state, first), jnp.arange(1, steps))
-        return state, jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, -1)
+        return draw_tokens(
+            self.step,
+            state,
+            logits,
+            steps,
+            temperature=temperature,
+            top_k=top_k,
+            keys=keys,
+            drawn=drawn,
+        )
 
     def _read(
         self,
@@ -192,9 +191,3 @@ class AutoregressiveRNN(eqx.Module):
         if jnp.issubdtype(xs.dtype, jnp.integer):
             return jax.nn.one_hot(xs, self.idim, dtype=jnp.float32)
         return xs
-
-
-def _gumbel(keys: Key[Array, "*batch"], size: int) -> Float[Array, "*batch size"]:
-    """The largest of logits plus this noise is a draw of the softmax."""
-    flat = jax.vmap(lambda key: jax.random.gumbel(key, (size,), jnp.float32))(keys.reshape(-1))
-    return flat.reshape(*keys.shape, size)

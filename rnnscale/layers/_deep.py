@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+import equinox as eqx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
-from rnnscale._base import State
+from rnnscale._base import State, check_size
 from rnnscale.layers._bidirectional import check_parts
-from rnnscale.layers._encoder import Encoder, check_encoder
+from rnnscale.layers._encoder import Encoder, check_encoder, in_chunks
 
 
 class DeepRNNEncoder(Encoder):
@@ -16,14 +17,19 @@ class DeepRNNEncoder(Encoder):
     """
 
     encoders: tuple[Encoder, ...]
+    chunk: int | None = eqx.field(static=True)
 
-    def __init__(self, encoders: Sequence[Encoder]):
+    def __init__(self, encoders: Sequence[Encoder], *, chunk: int | None = None):
         """**Arguments:**
 
         - `encoders`: from the input to the output, at least one.
+        - `chunk`: run all of them on so many steps after so many, see `RNNEncoder`. Under
+            `jax.jit`, where only the state is used, there are never outputs of any of them for more
+            than one chunk. For causal encoders.
 
-        **Raises:** `TypeError` if one is no encoder, `ValueError` if there is none, or one takes
-        inputs of another size than the one before it gives.
+        **Raises:** `TypeError` if one is no encoder, `ValueError` if there is none, one takes
+        inputs of another size than the one before it gives, or there is a `chunk` that is below 1
+        or that an encoder looks beyond.
         """
         if not encoders:
             raise ValueError("DeepRNNEncoder: got no encoder; give at least one.")
@@ -35,7 +41,14 @@ class DeepRNNEncoder(Encoder):
                     f"DeepRNNEncoder: layer {i} gives {below.odim} features, but layer {i + 1} "
                     f"takes idim={above.idim}."
                 )
-        self.encoders = tuple(encoders)
+        self.encoders, self.chunk = tuple(encoders), chunk
+        if chunk is not None:
+            check_size(DeepRNNEncoder, chunk=chunk)
+            if not self.causal:
+                raise ValueError(
+                    f"DeepRNNEncoder: chunk={chunk} hands states from chunk to chunk, but an "
+                    "encoder looks ahead: leave chunk out, or use causal encoders."
+                )
 
     @property
     def causal(self) -> bool:
@@ -61,7 +74,20 @@ class DeepRNNEncoder(Encoder):
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[tuple[State, ...], Float[Array, "*batch time odim"]]:
         depth = len(self.encoders)
-        before = (None,) * depth if state is None else check_parts(self, state, depth)
+        before = None if state is None else check_parts(self, state, depth)
+        if self.chunk is None:
+            return self._run(xs, before, reset=reset, lengths=lengths)
+        return in_chunks(self, self._run, self.chunk, xs, before, reset, lengths)
+
+    def _run(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: tuple[State, ...] | None,
+        *,
+        reset: Bool[Array, "*batch time"] | None,
+        lengths: Int[Array, "*batch"] | None,
+    ) -> tuple[tuple[State, ...], Float[Array, "*batch time odim"]]:
+        before = (None,) * len(self.encoders) if state is None else state
         after = []
         for encoder, start in zip(self.encoders, before, strict=True):
             end, xs = encoder(xs, start, reset=reset, lengths=lengths)

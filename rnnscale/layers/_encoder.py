@@ -1,13 +1,18 @@
 """A cell, lifted over time."""
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
-from rnnscale._base import CausalLayer, SequenceLayer, State
+from rnnscale._base import CausalLayer, SequenceLayer, State, check_features, check_size
 from rnnscale.cells import Cell, time_loop
+from rnnscale.layers._over_time import over_time
+from rnnscale_kernels import checked_lengths
 
 
 class Encoder(SequenceLayer):
@@ -32,18 +37,24 @@ class RNNEncoder(Encoder, CausalLayer):
 
     cell: Cell
     remat: bool = eqx.field(static=True)
+    chunk: int | None = eqx.field(static=True)
 
-    def __init__(self, cell: Cell, *, remat: bool = False):
+    def __init__(self, cell: Cell, *, remat: bool = False, chunk: int | None = None):
         """**Arguments:**
 
         - `cell`: any cell.
         - `remat`: in the backward pass, compute again what happens between every so many steps:
             memory grows with the square root of the length, for about a third more arithmetic.
+        - `chunk`: run so many steps after so many, and in the backward pass run each of these
+            chunks again. Under `jax.jit`, where only the state is used, there are never outputs of
+            more than one; about the square root of the length takes the least memory.
 
-        **Raises:** `TypeError` if `cell` is none.
+        **Raises:** `TypeError` if `cell` is none, `ValueError` where `chunk` is below 1.
         """
         check_cell(RNNEncoder, cell)
-        self.cell, self.remat = cell, remat
+        if chunk is not None:
+            check_size(RNNEncoder, chunk=chunk)
+        self.cell, self.remat, self.chunk = cell, remat, chunk
 
     @property
     def idim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -64,7 +75,10 @@ class RNNEncoder(Encoder, CausalLayer):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time odim"]]:
-        return time_loop(self.cell, xs, state, reset=reset, lengths=lengths, remat=self.remat)
+        run = partial(time_loop, self.cell, remat=self.remat)
+        if self.chunk is None:
+            return run(xs, state, reset=reset, lengths=lengths)
+        return in_chunks(self, run, self.chunk, xs, state, reset, lengths)
 
     def step(
         self,
@@ -82,6 +96,31 @@ class RNNEncoder(Encoder, CausalLayer):
 
     def output(self, state: State) -> Float[Array, "*batch odim"]:
         return self.cell.output(state)
+
+
+def in_chunks(
+    encoder: Encoder,
+    run: Callable[..., tuple[Any, Array]],
+    chunk: int,
+    xs: Float[Array, "*batch time idim"],
+    state: State | None,
+    reset: Bool[Array, "*batch time"] | None,
+    lengths: Int[Array, "*batch"] | None,
+) -> tuple[Any, Float[Array, "*batch time odim"]]:
+    """`run(xs, state, reset=reset, lengths=lengths)`, a causal encoder's call, `chunk` steps after
+    `chunk` steps."""
+    check_features(encoder, xs, encoder.idim, rank=2)
+    batch_shape, time = xs.shape[:-2], xs.shape[-2]
+    lengths = None if lengths is None else checked_lengths(lengths, batch_shape, time)
+    if state is None:
+        state = encoder.init_state(batch_shape, xs.dtype)
+
+    def body(state: State, piece: tuple, start: Int[Array, ""]) -> tuple[State, Array]:
+        xs, reset = piece
+        inside = None if lengths is None else jnp.clip(lengths - start, 0, xs.shape[-2])
+        return run(xs, state, reset=reset, lengths=inside)
+
+    return over_time(body, state, (xs, reset), steps=chunk, axis=len(batch_shape))
 
 
 def check_cell(owner: type, cell: Any) -> None:

@@ -45,6 +45,11 @@ class RecurrentNetwork(eqx.Module):
         return self.readout(self.encoder.output(state).astype(xs.dtype)), hs
 
     @property
+    def causal(self) -> bool:
+        """Whether the encoder's output at a step depends on no later one."""
+        return self.encoder.causal
+
+    @property
     def idim(self) -> int:
         """Features of the input."""
         return self.encoder.idim
@@ -73,17 +78,25 @@ class RNN(RecurrentNetwork):
     encoder: RNNEncoder
     readout: Linear
 
-    def __init__(self, cell: Cell, odim: int, *, remat: bool = False, key: PRNGKeyArray):
+    def __init__(
+        self,
+        cell: Cell,
+        odim: int,
+        *,
+        remat: bool = False,
+        chunk: int | None = None,
+        key: PRNGKeyArray,
+    ):
         """**Arguments:**
 
         - `cell`: any cell.
         - `odim`: features of the readout.
-        - `remat`: see `RNNEncoder`.
+        - `remat`, `chunk`: see `RNNEncoder`.
         - `key`: for the readout.
 
-        **Raises:** `TypeError` if `cell` is none, `ValueError` where `odim` is below 1.
+        **Raises:** `TypeError` if `cell` is none, `ValueError` where `odim` or `chunk` is below 1.
         """
-        self.encoder = RNNEncoder(cell, remat=remat)
+        self.encoder = RNNEncoder(cell, remat=remat, chunk=chunk)
         self.readout = Linear(self.encoder.odim, odim, key=key)
 
 
@@ -115,15 +128,25 @@ class DeepRNN(RecurrentNetwork):
     encoder: DeepRNNEncoder
     readout: Linear
 
-    def __init__(self, cells: Sequence[Cell], odim: int, *, remat: bool = False, key: PRNGKeyArray):
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        odim: int,
+        *,
+        remat: bool = False,
+        chunk: int | None = None,
+        key: PRNGKeyArray,
+    ):
         """**Arguments:**
 
         - `cells`: from the input to the output, each taking what the one below gives.
         - `odim`, `remat`, `key`: see `RNN`.
+        - `chunk`: see `DeepRNNEncoder`.
 
         **Raises:** see `DeepRNNEncoder`, and `ValueError` where `odim` is below 1.
         """
-        self.encoder = DeepRNNEncoder([RNNEncoder(cell, remat=remat) for cell in cells])
+        encoders = [RNNEncoder(cell, remat=remat) for cell in cells]
+        self.encoder = DeepRNNEncoder(encoders, chunk=chunk)
         self.readout = Linear(self.encoder.odim, odim, key=key)
 
 

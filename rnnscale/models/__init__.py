@@ -2,6 +2,7 @@
 
 from rnnscale.models._block import Block as Block
 from rnnscale.models._classifier import SequenceClassifier as SequenceClassifier
+from rnnscale.models._generate import generate as generate
 from rnnscale.models._language_model import LanguageModel as LanguageModel
 from rnnscale.models._mixers import (
     FFN as FFN,

@@ -1,6 +1,8 @@
 """A sequence layer with what makes it stackable: norm, mixer, dropout, residual."""
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
@@ -71,12 +73,23 @@ class Block(SequenceLayer):
         *,
         reset: Bool[Array, "*batch time"] | None = None,
         lengths: Int[Array, "*batch"] | None = None,
+        intervals: Float[Array, "*batch time"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time dim"]]:
+        """As a sequence layer, and with
+
+        - `intervals`: the time between each step and the one before, for a layer that takes them,
+            such as `S5`.
+
+        **Raises:** `TypeError` where they are given and the layer takes none.
+        """
         check_features(self, xs, self.idim, rank=2)
+        options = self._options(self.layer, "intervals", intervals)
         layer_key, dropout_key = _split(key, xs.shape[:-2])
         xs = zero_padding(xs, lengths)
-        state, ys = self.layer(self.norm(xs), state, reset=reset, lengths=lengths, key=layer_key)
+        state, ys = self.layer(
+            self.norm(xs), state, reset=reset, lengths=lengths, key=layer_key, **options
+        )
         ys = self.mixer(ys)
         if self.dropout is not None:
             ys = self.dropout(ys, key=dropout_key)
@@ -87,9 +100,11 @@ class Block(SequenceLayer):
         x: Float[Array, "*batch dim"],
         state: State,
         *,
+        interval: Float[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch dim"]]:
-        """One step of time, for causal layers. **Raises** `TypeError` for others."""
+        """One step of time, for causal layers. **Raises** `TypeError` for others, and where the
+        layer takes no `interval` and one is given."""
         if not isinstance(self.layer, CausalLayer):
             raise TypeError(
                 f"{type(self.layer).__name__} is not causal: it needs the whole sequence and has "
@@ -97,7 +112,8 @@ class Block(SequenceLayer):
             )
         check_features(self, x, self.idim)
         layer_key, dropout_key = _split(key, x.shape[:-1])
-        state, y = self.layer.step(self.norm(x), state, key=layer_key)
+        options = self._options(self.layer.step, "interval", interval)
+        state, y = self.layer.step(self.norm(x), state, key=layer_key, **options)
         y = self.mixer(y)
         if self.dropout is not None:
             y = self.dropout.step(y, key=dropout_key)
@@ -107,6 +123,19 @@ class Block(SequenceLayer):
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> State:
         return self.layer.init_state(batch_shape, dtype)
+
+    def _options(
+        self, call: Callable[..., Any], name: str, value: Array | None
+    ) -> dict[str, Array]:
+        """The argument `name` of `call`, if it is given."""
+        if value is None:
+            return {}
+        if name not in inspect.signature(call).parameters:
+            raise TypeError(
+                f"{type(self.layer).__name__} takes no {name}: all of its steps are of one length. "
+                f"Use a layer of continuous time, such as S5, or leave {name} out."
+            )
+        return {name: value}
 
 
 def _split(key: Key[Array, "*#batch"] | None, batch_shape: tuple[int, ...]) -> tuple:

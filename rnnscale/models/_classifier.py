@@ -1,7 +1,7 @@
 """Labels for sequences, or for their steps."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -17,9 +17,10 @@ from rnnscale._base import (
     check_size,
     zero_padding,
 )
-from rnnscale.layers import LayerNorm, Linear
+from rnnscale.layers import LayerNorm, Linear, fold_keys, over_time, row_keys
 from rnnscale.models._mixers import HalfGLU, Pointwise
 from rnnscale.models._stack import BlockStack, check_width
+from rnnscale_kernels import checked_lengths
 
 type Pool = Literal["last", "mean", "none"]
 
@@ -45,6 +46,7 @@ class SequenceClassifier(eqx.Module):
     idim: int = eqx.field(static=True)
     classes: int = eqx.field(static=True)
     pool: Pool = eqx.field(static=True)
+    chunk: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class SequenceClassifier(eqx.Module):
         dropout: float = 0.0,
         pool: Pool = "mean",
         remat: bool = False,
+        chunk: int | None = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -73,10 +76,14 @@ class SequenceClassifier(eqx.Module):
         - `pool`: `"mean"` over the valid steps, the `"last"` valid one, or `"none"`: a label for
             each step.
         - `remat`: see `BlockStack`.
+        - `chunk`: run so many steps after so many, up to the pooling, with the state handed on.
+            For the gradient each chunk is computed again, so that activations are never those of
+            more than one; about the square root of the length takes the least memory. The same
+            numbers, but other dropout masks. For causal layers, where no mesh splits time.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is none, the layer isn't `dim` wide, or `pool` is
-        none of these.
+        **Raises:** `ValueError` where a size is none, the layer isn't `dim` wide, `pool` is none
+        of these, or there is a `chunk` and the layer isn't causal.
         """
         check_size(SequenceClassifier, idim=idim, classes=classes, dim=dim)
         if pool not in get_args(Pool.__value__):
@@ -98,7 +105,19 @@ class SequenceClassifier(eqx.Module):
         check_width(SequenceClassifier, dim, self.stack)
         self.norm = make_norm(dim)
         self.head = Linear(dim, classes, key=head_key)
-        self.idim, self.classes, self.pool = idim, classes, pool
+        if chunk is not None:
+            check_size(SequenceClassifier, chunk=chunk)
+            if not self.causal:
+                raise ValueError(
+                    f"SequenceClassifier: chunk={chunk} hands a state from chunk to chunk, but "
+                    f"{type(self.stack.blocks.layer).__name__} needs the whole sequence: leave "
+                    "chunk out, or use a causal layer."
+                )
+        self.idim, self.classes, self.pool, self.chunk = idim, classes, pool, chunk
+
+    @property
+    def causal(self) -> bool:
+        return self.stack.causal
 
     def __call__(
         self,
@@ -107,22 +126,94 @@ class SequenceClassifier(eqx.Module):
         *,
         reset: Bool[Array, "*batch time"] | None = None,
         lengths: Int[Array, "*batch"] | None = None,
+        intervals: Float[Array, "*batch time"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch classes"] | Float[Array, "*batch time classes"]]:
-        """As a sequence layer; the logits have no time axis unless `pool` is `"none"`.
+        """As a `Block`; the logits have no time axis unless `pool` is `"none"`.
 
         A row of length zero has the logits of a zero feature vector.
         """
         check_features(self, xs, self.idim, rank=2)
-        xs = zero_padding(xs, lengths)
-        state, xs = self.stack(self.encoder(xs), state, reset=reset, lengths=lengths, key=key)
-        xs = zero_padding(self.norm(xs), lengths)
+        batch_shape, time = xs.shape[:-2], xs.shape[-2]
+        steps, keys = _Steps(xs, reset, intervals), row_keys(key, batch_shape)
+        lengths = None if lengths is None else checked_lengths(lengths, batch_shape, time)
+        if self.chunk is None:
+            state, features = self._features(steps, state, lengths, keys)
+            made = self._output(features, lengths, None if lengths is None else lengths - 1)
+        else:
+            if state is None:
+                state = self.init_state(batch_shape, xs.dtype)
+            state, made = self._in_chunks(steps, state, lengths, keys, self.chunk)
+        if self.pool == "none":
+            return state, made
         if self.pool == "mean":
-            xs = _mean(xs, lengths)
-        elif self.pool == "last":
-            xs = _last(xs, lengths)
-        logits = self.head(xs)
-        return state, logits if self.pool != "none" else zero_padding(logits, lengths)
+            count = jnp.asarray(time if lengths is None else lengths, made.dtype)
+            made = made / jnp.maximum(count, 1)[..., None]
+        return state, self.head(made.astype(xs.dtype))
+
+    def _features(
+        self,
+        steps: "_Steps",
+        state: State | None,
+        lengths: Int[Array, "*batch"] | None,
+        keys: Key[Array, "*batch"] | None,
+    ) -> tuple[State, Float[Array, "*batch time dim"]]:
+        """What is pooled: zero beyond `lengths`."""
+        xs, reset, intervals = steps
+        xs = self.encoder(zero_padding(xs, lengths))
+        state, xs = self.stack(
+            xs, state, reset=reset, lengths=lengths, intervals=intervals, key=keys
+        )
+        return state, zero_padding(self.norm(xs), lengths)
+
+    def _output(
+        self,
+        features: Float[Array, "*batch time dim"],
+        lengths: Int[Array, "*batch"] | None,
+        last: Int[Array, "*batch"] | None,
+    ) -> Float[Array, "*batch time classes"] | Float[Array, "*batch dim"]:
+        """What some steps give to the output: their logits, or what they add to the pooled features
+        before these are divided. `last` is the index of each row's last step among these, or beyond
+        them; `None` if it is the last of these."""
+        if self.pool == "none":
+            return zero_padding(self.head(features), lengths)
+        if self.pool == "mean":
+            # A sum over time in bfloat16 would lose the later steps.
+            return jnp.sum(at_least_float32(features), axis=-2)
+        held = features.shape[-2]
+        if last is None:
+            return at_least_float32(sharding.take_step(features, held - 1))
+        found = sharding.take_step(features, jnp.clip(last, 0, held - 1))
+        here = (last >= 0) & (last < held)
+        return jnp.where(here[..., None], at_least_float32(found), 0)
+
+    def _in_chunks(
+        self,
+        steps: "_Steps",
+        state: State,
+        lengths: Int[Array, "*batch"] | None,
+        keys: Key[Array, "*batch"] | None,
+        chunk: int,
+    ) -> tuple[State, Float[Array, "*batch time classes"] | Float[Array, "*batch dim"]]:
+        batch_shape, time = steps.xs.shape[:-2], steps.xs.shape[-2]
+        ends = jnp.full(batch_shape, time) if lengths is None else lengths
+
+        def run(carry: tuple, steps: _Steps, start: Int[Array, ""]) -> tuple[tuple, Any]:
+            state, pooled = carry
+            held = steps.xs.shape[-2]
+            inside = None if lengths is None else jnp.clip(lengths - start, 0, held)
+            chunk_keys = None if keys is None else fold_keys(keys, start // chunk)
+            state, features = self._features(steps, state, inside, chunk_keys)
+            made = self._output(features, inside, ends - 1 - start)
+            if self.pool == "none":
+                return (state, pooled), made
+            return (state, pooled + made), None
+
+        wide = jnp.promote_types(steps.xs.dtype, jnp.float32)
+        pooled = jnp.zeros((*batch_shape, self.stack.odim), wide)
+        carry = state, pooled
+        (state, pooled), logits = over_time(run, carry, steps, steps=chunk, axis=len(batch_shape))
+        return state, logits if self.pool == "none" else pooled
 
     def init_state(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
@@ -130,19 +221,9 @@ class SequenceClassifier(eqx.Module):
         return self.stack.init_state(batch_shape, dtype)
 
 
-def _mean(
-    xs: Float[Array, "*batch time dim"], lengths: Int[Array, "*batch"] | None
-) -> Float[Array, "*batch dim"]:
-    # A sum over time in bfloat16 would lose the later steps.
-    total = jnp.sum(at_least_float32(xs), axis=-2)
-    steps = jnp.asarray(xs.shape[-2] if lengths is None else lengths, total.dtype)
-    return (total / jnp.maximum(steps, 1)[..., None]).astype(xs.dtype)
+class _Steps(NamedTuple):
+    """What a call has of each step."""
 
-
-def _last(
-    xs: Float[Array, "*batch time dim"], lengths: Int[Array, "*batch"] | None
-) -> Float[Array, "*batch dim"]:
-    if lengths is None:
-        return sharding.take_step(xs, xs.shape[-2] - 1)
-    # Padded steps are zero, so where there is no last step its features are zero too.
-    return sharding.take_step(xs, jnp.maximum(jnp.asarray(lengths, jnp.int32) - 1, 0))
+    xs: Float[Array, "*batch time idim"]
+    reset: Bool[Array, "*batch time"] | None
+    intervals: Float[Array, "*batch time"] | None

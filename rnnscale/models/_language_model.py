@@ -83,6 +83,10 @@ class LanguageModel(eqx.Module):
         self.head = Linear(dim, vocab, key=head_key)
         self.vocab, self.dtype = vocab, jnp.dtype(dtype)
 
+    @property
+    def causal(self) -> bool:
+        return True
+
     def __call__(
         self,
         tokens: Int[Array, "*batch time"],
@@ -90,16 +94,19 @@ class LanguageModel(eqx.Module):
         *,
         reset: Bool[Array, "*batch time"] | None = None,
         lengths: Int[Array, "*batch"] | None = None,
+        intervals: Float[Array, "*batch time"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time vocab"]]:
-        """As a sequence layer, from tokens to logits."""
+        """As a `Block`, from tokens to logits."""
         if jnp.ndim(tokens) < 1:
             raise ValueError(
                 f"LanguageModel takes tokens of shape (*batch, time); got shape {tokens.shape}. "
                 "For a single step there is `step`."
             )
         xs = zero_padding(self.embedding(tokens, self.dtype), lengths)
-        state, xs = self.stack(xs, state, reset=reset, lengths=lengths, key=key)
+        state, xs = self.stack(
+            xs, state, reset=reset, lengths=lengths, intervals=intervals, key=key
+        )
         return state, zero_padding(self.head(self.norm(xs)), lengths)
 
     def step(
@@ -107,10 +114,12 @@ class LanguageModel(eqx.Module):
         token: Int[Array, "*batch"],
         state: State,
         *,
+        interval: Float[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch vocab"]]:
         """One token: `(state, logits)`."""
-        state, x = self.stack.step(self.embedding(token, self.dtype), state, key=key)
+        x = self.embedding(token, self.dtype)
+        state, x = self.stack.step(x, state, interval=interval, key=key)
         return state, self.head(self.norm(x))
 
     def init_state(

@@ -76,8 +76,10 @@ class BlockStack(SequenceLayer):
         *,
         reset: Bool[Array, "*batch time"] | None = None,
         lengths: Int[Array, "*batch"] | None = None,
+        intervals: Float[Array, "*batch time"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time dim"]]:
+        """As a `Block`."""
         check_features(self, xs, self.idim, rank=2)
         batch_shape = xs.shape[:-2]
         keys = row_keys(key, batch_shape)
@@ -85,7 +87,9 @@ class BlockStack(SequenceLayer):
             state = self.init_state(batch_shape, xs.dtype)
 
         def run(block: Block, xs: Array, state: State, keys: Array | None) -> tuple[Array, State]:
-            state, xs = block(xs, state, reset=reset, lengths=lengths, key=keys)
+            state, xs = block(
+                xs, state, reset=reset, lengths=lengths, intervals=intervals, key=keys
+            )
             return _constrain(xs), state
 
         return self._over_depth(run, _constrain(xs), state, keys)
@@ -95,13 +99,14 @@ class BlockStack(SequenceLayer):
         x: Float[Array, "*batch dim"],
         state: State,
         *,
+        interval: Float[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch dim"]]:
-        """One step of time, for causal layers. **Raises** `TypeError` for others."""
+        """One step of time, as of a `Block`."""
         check_features(self, x, self.idim)
 
         def run(block: Block, x: Array, state: State, keys: Array | None) -> tuple[Array, State]:
-            state, x = block.step(x, state, key=keys)
+            state, x = block.step(x, state, interval=interval, key=keys)
             return x, state
 
         return self._over_depth(run, x, state, row_keys(key, x.shape[:-1]))

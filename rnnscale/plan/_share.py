@@ -14,7 +14,7 @@ from jax.extend.core import Jaxpr, Var
 from jax.sharding import AbstractMesh
 
 from rnnscale._fields import trainable
-from rnnscale.data import Task, pad_time
+from rnnscale.data import Task
 from rnnscale.plan._walk import Recurrence, flops, peak, recurrences, size
 from rnnscale.sharding import make_mesh
 from rnnscale.training import Setup, TrainConfig, set_up
@@ -46,8 +46,7 @@ class Shares:
 
     def setup(self, mesh: AbstractMesh) -> Setup:
         """The parts of the run on a mesh without devices."""
-        task = pad_time(self._task, mesh.shape["seq"])
-        return dataclasses.replace(self._setup(1), mesh=mesh, task=task)
+        return self._setup(1).on(mesh)
 
     def of(self, mesh: AbstractMesh) -> Share:
         """The share of a device of the mesh."""
@@ -81,7 +80,8 @@ def _share(setup: Setup, batch: dict[str, jax.ShapeDtypeStruct]) -> Share:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
 
     def total(params, fixed, batch, keys):
-        return setup.loss(eqx.combine(params, fixed), batch, keys)["loss"]
+        _, totals = setup.loss(eqx.combine(params, fixed), batch, keys)
+        return totals["loss"]
 
     def kept(model, batch, keys):
         params, fixed = eqx.partition(model, trainable(model))

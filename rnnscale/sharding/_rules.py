@@ -20,6 +20,7 @@ _logger = logging.getLogger(__name__)
 type Axes = tuple[str, ...]
 
 PARAMETER_AXES: Mapping[str, Axes] = {
+    "batch": ("data", "fsdp"),
     "state": ("tensor",),
     "blocks": ("tensor",),
     "mlp": ("tensor",),
@@ -30,7 +31,7 @@ PARAMETER_AXES: Mapping[str, Axes] = {
     "hdim": ("fsdp",),
     "dim": ("fsdp",),
 }
-"""Parameters. Axes that are not here are replicated."""
+"""Parameters, and what else is kept between steps. Axes that are not here are replicated."""
 
 ACTIVATION_AXES: Mapping[str, Axes] = {
     "batch": ("data", "fsdp"),

@@ -1,7 +1,12 @@
 """The train step, checkpoints, the loop around them, and whole runs from options to summary."""
 
 from rnnscale.training._agree import agree as agree, decide as decide, on_first as on_first
-from rnnscale.training._checkpoint import Checkpointer as Checkpointer
+from rnnscale.training._carry import Carry as Carry
+from rnnscale.training._checkpoint import (
+    Checkpointer as Checkpointer,
+    restore_part as restore_part,
+)
+from rnnscale.training._chunks import in_chunks as in_chunks
 from rnnscale.training._config import (
     MODELS as MODELS,
     TrainConfig as TrainConfig,
@@ -22,6 +27,7 @@ from rnnscale.training._processes import (
     process_index as process_index,
 )
 from rnnscale.training._run import RunFolder as RunFolder
+from rnnscale.training._saved import SavedRun as SavedRun, load_run as load_run
 from rnnscale.training._setup import Setup as Setup, check_fits as check_fits, set_up as set_up
 from rnnscale.training._state import TrainState as TrainState
 from rnnscale.training._step import (

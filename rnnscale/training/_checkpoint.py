@@ -2,7 +2,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -159,11 +159,12 @@ class Checkpointer:
             than `like`, which are named.
         """
         self._manager.wait_until_finished()
-        step, damaged = on_first(self._newest_whole)  # reads all of it
+        # Reads all of it.
+        step, damaged = on_first(lambda: _newest_whole(self.folder, self._unfinished))
         if step is None:
             return None
         # Read by hand: the manager knows only what it believes to be whole.
-        stored = json.loads((self.folder / str(step) / "meta" / "metadata").read_text())
+        stored = _read_meta(self.folder / str(step))
         wanted = _named(like)
         difference = _difference(stored["arrays"], wanted)
         if difference:
@@ -173,15 +174,8 @@ class Checkpointer:
             )
         on_first(lambda: self._set_aside(damaged))
         self._manager.reload()
-        if shardings is None:
-            default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            placed = {name: default for name in wanted}
-        else:
-            placed = _named(shardings)
-        target = {}
-        for name, x in _stored(wanted):
-            x = jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x
-            target[name] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed[name])
+        placed = _placed(wanted, shardings)
+        target = _target(wanted, placed)
         arrays = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -190,13 +184,7 @@ class Checkpointer:
                 )
             ),
         )["state"]
-        for name, x in wanted.items():
-            if name not in arrays:
-                arrays[name] = jnp.zeros(x.shape, x.dtype, device=placed[name])
-            elif _is_key(x):
-                arrays[name] = _wrap_key(arrays[name], x)
-        leaves = [arrays[name] for name in wanted]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), stored["meta"]
+        return _restored(like, wanted, arrays, placed), stored["meta"]
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises what made a save fail."""
@@ -215,31 +203,6 @@ class Checkpointer:
         if error is None or process_count() == 1:
             self.close()
         # Else the others may not be there any more to finish a save together.
-
-    def _newest_whole(self) -> tuple[int | None, list[int]]:
-        """The step to restore, None where nothing was saved; and the damaged ones after it."""
-        for name in self._unfinished:
-            _log.warning(
-                "checkpoint %s in %s is half-written: the run was stopped while saving it",
-                name.split(".")[0],
-                self.folder,
-            )
-        damaged = []
-        for step in reversed(saved_steps(self.folder)):
-            damage = _damage(self.folder / str(step))
-            if damage is None:
-                if damaged or self._unfinished:
-                    _log.warning("falling back to checkpoint %d", step)
-                return step, damaged
-            _log.warning("checkpoint %d in %s is damaged: %s", step, self.folder, damage)
-            damaged.append(step)
-        if damaged:
-            raise ValueError(
-                f"no checkpoint in {self.folder} can be read (steps "
-                f"{', '.join(map(str, sorted(damaged)))} are damaged, see the warnings above); "
-                "start again in another folder"
-            )
-        return None, []
 
     def _write_manifest(self) -> None:
         """Called in Orbax's thread, in the first process only, when all have written their files
@@ -265,6 +228,123 @@ class Checkpointer:
 def saved_steps(folder: str | Path) -> list[int]:
     """The steps of which a committed checkpoint lies in `folder`, whole or not, in order."""
     return sorted(int(p.name) for p in _entries(Path(folder)) if p.name.isdigit() and p.is_dir())
+
+
+def restore_part(
+    folder: str | Path,
+    like: PyTree,
+    shardings: PyTree[jax.sharding.Sharding] | None = None,
+) -> tuple[PyTree[jax.Array], int] | None:
+    """Some of the arrays of the newest checkpoint that is whole, without reading the others into
+    memory.
+
+    It only reads: unlike `Checkpointer`, it may be used on the folder of a run that is going on.
+
+    **Arguments:**
+
+    - `folder`: as of a `Checkpointer`.
+    - `like`: a dictionary with some of the fields of what was saved, for example `{"model": model}`
+        of a `TrainState`; else as for `Checkpointer.restore`.
+    - `shardings`: as there.
+
+    **Returns:** what was asked for, and the step it was saved after; None where nothing was ever
+    saved.
+
+    **Raises:** as `Checkpointer.restore`.
+    """
+    folder = Path(folder).absolute()
+    step, _ = on_first(lambda: _newest_whole(folder))
+    if step is None:
+        return None
+    wanted = _named(like)
+    stored = {
+        name: described
+        for name, described in _read_meta(folder / str(step))["arrays"].items()
+        if name.split(".")[0] in like
+    }
+    if difference := _difference(stored, wanted):
+        raise ValueError(
+            f"checkpoint {step} in {folder} is of another model: {difference}. Ask for it with the "
+            "options that the run was started with"
+        )
+    placed = _placed(wanted, shardings)
+    target = _target(wanted, placed)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        arrays = reader.restore(
+            folder / str(step) / "state",
+            args=ocp.args.PyTreeRestore(
+                target,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                partial_restore=True,
+            ),
+        )
+    return _restored(like, wanted, arrays, placed), step
+
+
+def _newest_whole(folder: Path, unfinished: Sequence[str] = ()) -> tuple[int | None, list[int]]:
+    """The step to restore, None where nothing was saved; and the damaged ones after it."""
+    for name in unfinished:
+        _log.warning(
+            "checkpoint %s in %s is half-written: the run was stopped while saving it",
+            name.split(".")[0],
+            folder,
+        )
+    damaged = []
+    for step in reversed(saved_steps(folder)):
+        damage = _damage(folder / str(step))
+        if damage is None:
+            if damaged or unfinished:
+                _log.warning("falling back to checkpoint %d", step)
+            return step, damaged
+        _log.warning("checkpoint %d in %s is damaged: %s", step, folder, damage)
+        damaged.append(step)
+    if damaged:
+        raise ValueError(
+            f"no checkpoint in {folder} can be read (steps "
+            f"{', '.join(map(str, sorted(damaged)))} are damaged, see the warnings above); "
+            "start again in another folder"
+        )
+    return None, []
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "meta" / "metadata").read_text())
+
+
+def _placed(
+    wanted: Mapping[str, Any], shardings: PyTree[jax.sharding.Sharding] | None
+) -> dict[str, jax.sharding.Sharding]:
+    if shardings is None:
+        default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return {name: default for name in wanted}
+    return _named(shardings)
+
+
+def _target(
+    wanted: Mapping[str, Any], placed: Mapping[str, jax.sharding.Sharding]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What to ask Orbax for."""
+    target = {}
+    for name, x in _stored(wanted):
+        x = jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x
+        target[name] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed[name])
+    return target
+
+
+def _restored(
+    like: PyTree,
+    wanted: Mapping[str, Any],
+    arrays: Mapping[str, jax.Array],
+    placed: Mapping[str, jax.sharding.Sharding],
+) -> PyTree[jax.Array]:
+    """The tree, of what Orbax gave."""
+    leaves = []
+    for name, x in wanted.items():
+        if name not in arrays:
+            leaves.append(jnp.zeros(x.shape, x.dtype, device=placed[name]))
+        else:
+            leaves.append(_wrap_key(arrays[name], x) if _is_key(x) else arrays[name])
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -33,6 +33,7 @@ type CellName = Literal[
 ]
 type Model = Layer | CellName
 type Dtype = Literal["float32", "bfloat16"]
+type Rows = Literal["records", "packed", "lanes"]
 
 _CELLS: tuple[CellName, ...] = get_args(CellName.__value__)
 MODELS: tuple[Model, ...] = (*get_args(Layer.__value__), *_CELLS)
@@ -54,6 +55,7 @@ TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "state_dim": 128,
             "learning_rate": 8e-3,
         },
+        "japanese-vowels": {"steps": 300, "dropout": 0.2},
         "adding": {"model": "cornn", "batch_size": 50},
         "copy": {"model": "exprnn", "batch_size": 20},
     }
@@ -95,6 +97,7 @@ _NOT_THE_RUN = {
     "steps",
     "out",
     "remat",
+    "chunk",
     "log_every",
     "save_every",
     "save_minutes",
@@ -124,6 +127,12 @@ class TrainConfig:
     - `batch_size`: sequences in a step, over all devices and accumulated parts, at least 1.
     - `seq_len`: time steps in a sequence, at least 1; None for the task's own.
     - `text`: a folder with text files, for tasks that read text.
+    - `folder`: the folder with the data, for tasks that come without them.
+    - `rows`: what the rows of a training batch are. `"records"`: sequences in a random order;
+        `"packed"`: as many sequences as fit, see `rnnscale.data.pack`; `"lanes"`: parallel streams
+        through all sequences, with the state carried from batch to batch, see
+        `rnnscale.data.lanes`, in the evaluations too. The last two are for tasks whose `sequences`
+        have labels at each step.
     - `mesh`: mesh axes and their sizes; None for all devices on `data`.
     - `cpu_devices`: run on this many virtual CPU devices, in each process; None for the devices
         there are.
@@ -139,6 +148,8 @@ class TrainConfig:
     - `accumulation`: in how many parts a step does its batch, at least 1.
     - `dtype`: what activations are computed in, `"float32"` or `"bfloat16"`.
     - `remat`: recompute the blocks' activations in the backward pass.
+    - `chunk`: run the model on so many time steps after so many, and in the backward pass compute
+        each chunk again, at least 1; None for all at once. See `in_chunks`.
     - `log_every`, `save_every`: in steps, at least 1; `evaluate_every`, 0 for at the end only.
     - `save_minutes`: save as well when so many minutes have passed since the last time, positive;
         None for by steps only.
@@ -156,6 +167,8 @@ class TrainConfig:
     batch_size: int = 32
     seq_len: int | None = None
     text: str | None = None
+    folder: str | None = None
+    rows: Rows = "records"
     mesh: dict[str, int] | None = None
     cpu_devices: int | None = None
     seed: int = 0
@@ -171,6 +184,7 @@ class TrainConfig:
     accumulation: int = 1
     dtype: Dtype = "float32"
     remat: bool = False
+    chunk: int | None = None
     log_every: int = 10
     save_every: int = 20
     save_minutes: float | None = None
@@ -188,7 +202,7 @@ class TrainConfig:
             raise ValueError(f"cell={self.cell} are options of a cell, and {self.model} is none")
         for name in ("steps", "batch_size", "seq_len", "cpu_devices", "dim", "depth", "state_dim"):
             self._at_least(name, 1)
-        for name in ("accumulation", "log_every", "save_every"):
+        for name in ("accumulation", "chunk", "log_every", "save_every"):
             self._at_least(name, 1)
         for name in ("evaluate_every", "warmup", "weight_decay", "seed"):
             self._at_least(name, 0)
@@ -202,6 +216,10 @@ class TrainConfig:
             raise ValueError(f"dropout must be at least 0 and less than 1, got {self.dropout}")
         if self.dtype not in get_args(Dtype.__value__):
             raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}")
+        if self.rows not in get_args(Rows.__value__):
+            raise ValueError(
+                f"rows must be one of {', '.join(get_args(Rows.__value__))}; got {self.rows!r}"
+            )
         for axis, size in (self.mesh or {}).items():
             if axis not in AXES:
                 nearest = difflib.get_close_matches(axis, AXES, n=1, cutoff=0.0)[0]

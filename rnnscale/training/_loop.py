@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from rnnscale.training._carry import Carry
 from rnnscale.training._checkpoint import Checkpointer
 from rnnscale.training._loss import Metric, means, with_metric
 from rnnscale.training._processes import process_index
@@ -42,11 +43,18 @@ class Clock:
     - `elapsed`: seconds in `fit`.
     - `tokens`, `seconds`: time steps of training data, and the time that took. The first step of a
         session, which compiles, and evaluations are not among them.
+    - `waiting`: how many of these seconds were spent waiting for batches.
     """
 
     elapsed: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
+    waiting: float = 0.0
+
+    @property
+    def input_stall(self) -> float:
+        """The part of the time in which the next batch was not there yet."""
+        return self.waiting / self.seconds if self.seconds else 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -126,7 +134,9 @@ def fit[State: Trained, Batch](
     )
     with log.progress:
         while step < steps and not (stop is not None and stop.reached()):
+            asked = perf_counter()
             batch = next(batches, None)
+            log.waited += perf_counter() - asked
             if batch is None:
                 raise ValueError(f"the batches ended after step {step}; steps={steps} need more")
             state, metrics = train_step(state, batch)
@@ -165,6 +175,7 @@ class _Log:
         self.clock = clock
         self.progress = progress
         self.unfinished: tuple[int, Scalars] | None = None
+        self.waited = 0.0  # for batches, since the step before the last had finished
         self._folder = folder
         self._is_logged = is_logged
         self._tokens = tokens_per_step
@@ -191,7 +202,8 @@ class _Log:
             for clock in (self.clock, self._window):
                 clock.tokens += self._tokens
                 clock.seconds += now - self._last
-        self._last = now
+                clock.waiting += self.waited
+        self._last, self.waited = now, 0.0
         _check_skipped(step, values)
         self.progress.advance(step)
         if validation is not None or self._is_logged(step):
@@ -231,10 +243,11 @@ def _check_skipped(step: int, values: dict[str, float]) -> None:
 
 
 def evaluate[Model, Batch](
-    eval_step: Callable[[Model, Batch], Scalars],
+    eval_step: Callable[[Model, Batch, Carry | None], tuple[Carry | None, Scalars]],
     model: Model,
     batches: Iterable[Batch],
     *,
+    carry: Carry | None = None,
     metric: Metric = "accuracy",
     stop: StopSignals | None = None,
 ) -> dict[str, float] | None:
@@ -244,9 +257,11 @@ def evaluate[Model, Batch](
 
     **Arguments:**
 
-    - `eval_step`: as of `make_eval_step`: sums over a batch, those that the metric is made of (see
-        `cross_entropy` and `squared_error`).
+    - `eval_step`: as of `make_eval_step`: the carry, and sums over a batch, those that the metric
+        is made of (see `cross_entropy` and `squared_error`).
     - `model`, `batches`: what to evaluate on what.
+    - `carry`: the state that the first batch starts from, and each other one from where the one
+        before it ended; None for each from zero.
     - `metric`: which one. `nrmse` is not finite where the labels do not vary.
     - `stop`: ends the evaluation early.
 
@@ -265,7 +280,7 @@ def evaluate[Model, Batch](
     for batch in batches:
         if stop is not None and stop.reached():
             return None
-        totals = eval_step(model, batch)
+        carry, totals = eval_step(model, batch, carry)
         if pending is not None:
             add(pending)
         pending = totals

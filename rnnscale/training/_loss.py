@@ -9,31 +9,40 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
+from rnnscale._base import State
+
+type Batch = Mapping[str, Array | np.ndarray]
 type Totals = dict[str, Float[Array, "..."]]
 type Metric = Literal["accuracy", "bits_per_byte", "mse", "nrmse"]
 
+# The arrays of a batch that a model is given beside its inputs.
+_OF_THE_MODEL = ("reset", "lengths", "intervals")
+
 
 def cross_entropy(
-    model: PyTree, batch: Mapping[str, Array | np.ndarray], key: Key[Array, "*#batch"] | None
-) -> Totals:
+    model: PyTree, batch: Batch, key: Key[Array, "*#batch"] | None, state: State | None = None
+) -> tuple[State, Totals]:
     """The cross-entropy in nats of labels given logits, summed over all labels that count.
 
     **Arguments:**
 
-    - `model`: called as `model(inputs, lengths=lengths, key=key)`, returns `(state, logits)` with
-        logits of shape "*batch classes" or "*batch time classes".
+    - `model`: called as a sequence layer is, with those of `reset`, `lengths` and `intervals` that
+        the batch has, returns `(state, logits)` with logits of shape "*batch classes" or "*batch
+        time classes".
     - `batch`: `inputs`; `labels`, integers of the shape of the logits without the last axis;
-        optionally `lengths`, the valid steps of each row, `weight`, a factor for each row, and
-        `scored`, booleans of the shape of the labels: those that the accuracy is of.
+        optionally `lengths`, the valid steps of each row, `weight`, a factor for each row or each
+        label, and `scored`, booleans of the shape of the labels: those that the accuracy is of.
     - `key`: for dropout: one key, or one for each row; `None` to evaluate.
+    - `state`: to start from, where it is carried from batch to batch; zero by default.
 
-    **Returns:** the sums `loss`, `correct` (labels that have the largest logit) and `count`; where
-    the batch has `scored`, `correct` is over those labels, and `scored` is how many they are.
+    **Returns:** `(state, totals)`: the model's last state, and the sums `loss`, `correct` (labels
+    that have the largest logit) and `count`; where the batch has `scored`, `correct` is over those
+    labels, and `scored` is how many they are.
 
     **Raises:** `ValueError` where labels, or `scored`, and logits do not meet.
     """
     labels = batch["labels"]
-    _, logits = model(batch["inputs"], lengths=batch.get("lengths"), key=key)
+    state, logits = _call(model, batch, key, state)
     if labels.shape != logits.shape[:-1]:
         raise ValueError(f"labels of shape {labels.shape} for logits of shape {logits.shape}")
     logits = logits.astype(jnp.float32)
@@ -48,35 +57,36 @@ def cross_entropy(
         "count": jnp.sum(weight),
     }
     if "scored" not in batch:
-        return totals
+        return state, totals
     scored = batch["scored"]
     if scored.shape != labels.shape:
         raise ValueError(f"scored of shape {scored.shape} for labels of shape {labels.shape}")
     weight = weight * scored
-    return {**totals, "correct": jnp.sum(correct * weight), "scored": jnp.sum(weight)}
+    return state, {**totals, "correct": jnp.sum(correct * weight), "scored": jnp.sum(weight)}
 
 
 def squared_error(
-    model: PyTree, batch: Mapping[str, Array | np.ndarray], key: Key[Array, "*#batch"] | None
-) -> Totals:
+    model: PyTree, batch: Batch, key: Key[Array, "*#batch"] | None, state: State | None = None
+) -> tuple[State, Totals]:
     """The squared error of predictions, summed over all entries of the labels that count.
 
     **Arguments:**
 
-    - `model`: called as `model(inputs, lengths=lengths, key=key)`, returns `(state, predictions)`
-        with predictions of shape "*batch odim" or "*batch time odim".
+    - `model`: called as for `cross_entropy`, returns `(state, predictions)` with predictions of
+        shape "*batch odim" or "*batch time odim".
     - `batch`: `inputs`; `labels`, real, of the shape of the predictions; optionally `lengths`, the
-        valid steps of each row, and `weight`, a factor for each row.
-    - `key`: for dropout: one key, or one for each row; `None` to evaluate.
+        valid steps of each row, and `weight`, a factor for each row, or for each step of it.
+    - `key`, `state`: as for `cross_entropy`.
 
-    **Returns:** the sums `loss` and `count`, over entries; and of each feature of the labels the
-    sums `label` and `label_square`, shape `(odim,)`, for the NRMSE. These are in float32, so labels
-    should be of order one: a mean a thousand times the standard deviation would drown it.
+    **Returns:** `(state, totals)`: the model's last state, and the sums `loss` and `count`, over
+    entries; and of each feature of the labels the sums `label` and `label_square`, shape `(odim,)`,
+    for the NRMSE. These are in float32, so labels should be of order one: a mean a thousand times
+    the standard deviation would drown it.
 
     **Raises:** `ValueError` where labels and predictions do not meet.
     """
     labels = batch["labels"]
-    _, predictions = model(batch["inputs"], lengths=batch.get("lengths"), key=key)
+    state, predictions = _call(model, batch, key, state)
     if labels.shape != predictions.shape:
         raise ValueError(
             f"labels of shape {labels.shape} for predictions of shape {predictions.shape}"
@@ -86,7 +96,7 @@ def squared_error(
     labels = jnp.where(weight > 0, labels, 0).astype(jnp.float32)
     errors = jnp.where(weight > 0, predictions.astype(jnp.float32) - labels, 0)
     labels_apart = tuple(range(labels.ndim - 1))
-    return {
+    return state, {
         "loss": jnp.sum(jnp.square(errors) * weight),
         "count": jnp.sum(weight),
         "label": jnp.sum(labels * weight, axis=labels_apart),
@@ -129,8 +139,17 @@ def with_metric(means: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
     return dict(means)
 
 
+def _call(
+    model: PyTree, batch: Batch, key: Key[Array, "*#batch"] | None, state: State | None
+) -> tuple[State, Array]:
+    options: dict[str, Any] = {name: batch[name] for name in _OF_THE_MODEL if name in batch}
+    if state is not None:
+        options["state"] = state
+    return model(batch["inputs"], **options, key=key)
+
+
 def _weight(
-    batch: Mapping[str, Array | np.ndarray], shape: tuple[int, ...]
+    batch: Batch, shape: tuple[int, ...]
 ) -> Float[Array, "*batch"] | Float[Array, "*batch time"]:
     """What each label counts for."""
     lengths = batch.get("lengths")

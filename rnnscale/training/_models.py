@@ -12,12 +12,13 @@ import optax
 from jaxtyping import Array, Key, PRNGKeyArray
 
 from rnnscale import cells
-from rnnscale._base import SequenceLayer
+from rnnscale._base import SequenceLayer, State
 from rnnscale.cells import Cell
 from rnnscale.data import Task
 from rnnscale.layers import DeepRNN, RecurrentNetwork, RNNEncoder
 from rnnscale.models import LanguageModel, SequenceClassifier
 from rnnscale.ssm import LRU, S5
+from rnnscale.training._chunks import in_chunks
 from rnnscale.training._config import TrainConfig
 from rnnscale.training._constraint import indrnn_constraint
 from rnnscale.training._loss import Totals, cross_entropy, squared_error
@@ -63,7 +64,13 @@ def make_model(config: TrainConfig, task: Task, key: PRNGKeyArray) -> eqx.Module
         for level in range(config.depth):
             idim = stack[-1].odim if stack else task.idim
             stack.append(_make_cell(config, task, idim, level, keys[level]))
-        return DeepRNN(stack, _outputs(task), remat=config.remat, key=keys[-1])
+        return DeepRNN(
+            stack,
+            _outputs(task),
+            remat=config.remat,
+            chunk=_of_the_model(config, task),
+            key=keys[-1],
+        )
 
     def make_layer(key: PRNGKeyArray) -> SequenceLayer:
         if config.model in _CELLS:
@@ -81,10 +88,11 @@ def make_model(config: TrainConfig, task: Task, key: PRNGKeyArray) -> eqx.Module
     if task.inputs == "tokens":
         return LanguageModel(task.idim, dtype=config.dtype, **shared)
     pool = "mean" if task.labels == "sequence" else "none"
-    return SequenceClassifier(task.idim, _outputs(task), pool=pool, **shared)
+    chunk = _of_the_model(config, task)
+    return SequenceClassifier(task.idim, _outputs(task), pool=pool, chunk=chunk, **shared)
 
 
-def make_loss(config: TrainConfig, task: Task) -> Callable[..., Totals]:
+def make_loss(config: TrainConfig, task: Task) -> Callable[..., tuple[State, Totals]]:
     """Cross-entropy for classes, squared error for real labels.
 
     A model computes in the dtype of its inputs; one of tokens was told when it was made.
@@ -92,16 +100,21 @@ def make_loss(config: TrainConfig, task: Task) -> Callable[..., Totals]:
     total = squared_error if task.classes is None else cross_entropy
 
     def loss(
-        model: Any, batch: Mapping[str, jax.Array], key: Key[Array, "*#batch"] | None
-    ) -> Totals:
+        model: Any,
+        batch: Mapping[str, jax.Array],
+        key: Key[Array, "*#batch"] | None,
+        state: State | None = None,
+    ) -> tuple[State, Totals]:
         inputs = batch["inputs"]
         if jnp.issubdtype(inputs.dtype, jnp.floating):
             inputs = inputs.astype(config.dtype)
         if isinstance(model, RecurrentNetwork):
             model = _predictions(model, task)
-        return total(model, {**batch, "inputs": inputs}, key)
+        return total(model, {**batch, "inputs": inputs}, key, state)
 
-    return loss
+    if config.chunk is None or task.labels == "sequence":
+        return loss
+    return in_chunks(loss, config.chunk)
 
 
 def constrain(
@@ -113,14 +126,21 @@ def constrain(
     return optax.chain(optimiser, indrnn_constraint(_INDRNN_GAIN ** (1 / task.seq_len)))
 
 
-def _predictions(model: RecurrentNetwork, task: Task) -> Callable[..., tuple[Any, Array]]:
+def _predictions(model: RecurrentNetwork, task: Task) -> Callable[..., tuple[State, Array]]:
     """The network as a model with one output a label."""
 
-    def call(inputs: Array, **options: Any) -> tuple[Any, Array]:
-        y, hs = model(inputs, **options)
-        return None, y if task.labels == "sequence" else model.readout(hs)
+    def call(inputs: Array, **options: Any) -> tuple[State, Array]:
+        state, hs = model.encoder(inputs, **options)
+        if task.labels == "sequence":
+            hs = model.encoder.output(state).astype(inputs.dtype)
+        return state, model.readout(hs)
 
     return call
+
+
+def _of_the_model(config: TrainConfig, task: Task) -> int | None:
+    """The chunk that the model is given: for labels of steps, the loss has it."""
+    return config.chunk if task.labels == "sequence" else None
 
 
 def _outputs(task: Task) -> int:

@@ -1,21 +1,26 @@
 """From the options of a run to everything that its steps are made of."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import equinox as eqx
+import grain
 import jax
 import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array, PRNGKeyArray
 
+from rnnscale._base import State
 from rnnscale.data import Task, pad_time
 from rnnscale.sharding import AXES, batch_sharding, shardings
+from rnnscale.training._carry import Carry
 from rnnscale.training._config import TrainConfig
 from rnnscale.training._loss import Totals
 from rnnscale.training._models import constrain, make_loss, make_model
 from rnnscale.training._optimiser import make_optimiser
+from rnnscale.training._rows import training_rows
 from rnnscale.training._state import TrainState
 from rnnscale.training._step import make_train_step
 
@@ -29,6 +34,7 @@ class Setup:
 
     - `task`: as the mesh needs it: with sequences padded to a multiple of `seq`.
     - `init`: the state before the first step, from a key.
+    - `rows`: of the training batches; see `rnnscale.data.stream`.
     - `loss`, `optimiser`: see `make_train_step`.
     - `train_step`: `(state, batch)` to `(state, metrics)`.
     """
@@ -36,15 +42,36 @@ class Setup:
     config: TrainConfig
     mesh: Mesh
     task: Task
+    rows: grain.MapDataset
     init: Callable[[PRNGKeyArray], TrainState]
-    loss: Callable[..., Totals]
+    loss: Callable[..., tuple[State, Totals]]
     optimiser: optax.GradientTransformation
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
 
+    def on(self, mesh: Mesh | AbstractMesh) -> "Setup":
+        """The same on another mesh, without tracing it anew; from one whose `seq` is 1."""
+        task, rows = _fed(self.config, self.task, mesh)
+        return replace(self, mesh=mesh, task=task, rows=rows)
+
     def layout(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
         """How an array of a batch lies on the mesh."""
-        with_time = {"inputs"} | ({"labels", "scored"} if self.task.labels == "step" else set())
-        return batch_sharding(self.mesh, len(shape), time_axis=1 if name in with_time else None)
+        with_time = {"inputs", "reset", "intervals"}
+        if self.task.labels == "step":
+            with_time |= {"labels", "scored", "weight"}
+        in_time = name in with_time and len(shape) > 1
+        return batch_sharding(self.mesh, len(shape), time_axis=1 if in_time else None)
+
+    def carry(self, model: eqx.Module) -> Carry | None:
+        """The state before the first batch, laid out over the mesh; None where batches do not hand
+        it on."""
+        if self.config.rows != "lanes":
+            return None
+
+        def zeros(model: eqx.Module) -> Carry:
+            return Carry.zeros(model, self.config.batch_size, self.config.dtype)
+
+        placed = shardings(jax.eval_shape(zeros, model), self.mesh)
+        return jax.jit(zeros, out_shardings=placed)(model)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and layout of the state."""
@@ -57,7 +84,8 @@ class Setup:
 
     def abstract_batch(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and layout of a batch for training."""
-        record = {name: np.asarray(x) for name, x in self.task.train[0].items()}
+        first: Any = self.rows[0]
+        record = {name: np.asarray(x) for name, x in first.items()}
         shapes = {name: (self.config.batch_size, *x.shape) for name, x in record.items()}
         return {
             name: jax.ShapeDtypeStruct(
@@ -75,7 +103,7 @@ def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
     **Raises:** `ValueError` where the options do not fit the task or the mesh.
     """
     check_fits(config, task, mesh)
-    task = pad_time(task, mesh.shape["seq"])
+    task, rows = _fed(config, task, mesh)
     with jax.set_mesh(mesh):
         model = jax.eval_shape(lambda: make_model(config, task, jax.random.key(0)))
         optimiser = constrain(config, task, _make_optimiser(config, model))
@@ -83,15 +111,28 @@ def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
 
     def init(key: PRNGKeyArray) -> TrainState:
         model_key, state_key = jax.random.split(key)
-        return TrainState.create(make_model(config, task, model_key), optimiser, state_key)
+        model = make_model(config, task, model_key)
+        carry = None
+        if config.rows == "lanes":
+            carry = Carry.zeros(model, config.batch_size, config.dtype)
+        return TrainState.create(model, optimiser, state_key, carry=carry)
 
     train_step = make_train_step(loss, optimiser, accumulation=config.accumulation)
-    setup = Setup(config, mesh, task, init, loss, optimiser, train_step)
+    setup = Setup(config, mesh, task, rows, init, loss, optimiser, train_step)
     if mesh.shape["seq"] > 1:
         # A model that can't be split over time says so when it is traced, which is early here.
         with jax.set_mesh(mesh):
             jax.eval_shape(loss, model, setup.abstract_batch(), None)
     return setup
+
+
+def _fed(
+    config: TrainConfig, task: Task, mesh: Mesh | AbstractMesh
+) -> tuple[Task, grain.MapDataset]:
+    """The task as the mesh needs it, and the rows of its batches."""
+    if config.rows == "records":
+        task = pad_time(task, mesh.shape["seq"])
+    return task, training_rows(config, task)
 
 
 def _make_optimiser(config: TrainConfig, model: Any) -> optax.GradientTransformation:
@@ -125,4 +166,9 @@ def check_fits(config: TrainConfig, task: Task, mesh: Mesh | AbstractMesh) -> No
         raise ValueError(
             f"seq_len={task.seq_len} can't be split over the devices of seq={seq}; make it at "
             "least that, or seq smaller"
+        )
+    if config.rows != "records" and task.seq_len % seq:
+        raise ValueError(
+            f"rows={config.rows} have seq_len={task.seq_len} steps, which the devices of seq={seq} "
+            "must share evenly; make seq_len a multiple of that"
         )

@@ -6,6 +6,7 @@ import optax
 from jaxtyping import Array, Int, Key, PyTree
 
 from rnnscale._fields import trainable
+from rnnscale.training._carry import Carry
 
 
 class TrainState(eqx.Module):
@@ -15,24 +16,36 @@ class TrainState(eqx.Module):
     - `opt_state`: of the optimiser, over the trainable arrays of the model.
     - `key`: never split or replaced; the randomness of a step is `fold_in(key, step)`.
     - `step`: how many steps are done.
+    - `carry`: the recurrent state that the next batch starts from; None where every batch starts
+        from zero.
     """
 
     model: PyTree
     opt_state: PyTree
     key: Key[Array, ""]
     step: Int[Array, ""]
+    carry: Carry | None = None
 
     @classmethod
     def create(
-        cls, model: PyTree, optimiser: optax.GradientTransformation, key: Key[Array, ""]
+        cls,
+        model: PyTree,
+        optimiser: optax.GradientTransformation,
+        key: Key[Array, ""],
+        *,
+        carry: Carry | None = None,
     ) -> "TrainState":
         """The state before the first step. Call it in `rnnscale.sharding.sharded_init` to build a
         model and its optimiser state laid out over a mesh.
 
+        With `carry=Carry.zeros(model, batch_size)`, each row of a batch starts from the state in
+        which that row ended in the batch before: truncated backpropagation through time, on the
+        batches of `rnnscale.data.lanes`.
+
         It holds the arrays of `model` and `key` themselves, which a train step then uses up.
         """
         opt_state = skip_non_finite(optimiser).init(eqx.filter(model, trainable(model)))
-        return cls(model, opt_state, key, jnp.zeros((), jnp.int32))
+        return cls(model, opt_state, key, jnp.zeros((), jnp.int32), carry)
 
 
 def skip_non_finite(optimiser: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -1,24 +1,25 @@
 """One step of training as a plain jitted function."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key, PyTree
 
+from rnnscale._base import State
 from rnnscale._fields import map_parameters, trainable
 from rnnscale.layers import row_keys
 from rnnscale.sharding import ACTIVATION_AXES, automatic_axes, parameter_spec
-from rnnscale.training._loss import Totals, means
+from rnnscale.training._carry import Carry
+from rnnscale.training._loss import Batch, Totals, means
 from rnnscale.training._state import TrainState, skip_non_finite
 
-type Batch = Mapping[str, Array | np.ndarray]
-type Loss = Callable[[Any, Batch, Key[Array, "*#batch"] | None], Totals]
+type Loss = Callable[[Any, Batch, Key[Array, "*#batch"] | None, State | None], tuple[State, Totals]]
 
 
 def make_train_step(
@@ -27,14 +28,16 @@ def make_train_step(
     """`train_step(state, batch) -> (state, metrics)`, jitted, for any loop.
 
     It runs on whatever mesh `jax.set_mesh` has set, or none, with the same numbers. The arrays of
-    the state given are donated. A step whose gradient is not finite leaves the model as it was.
+    the state given are donated. A step whose gradient is not finite leaves the model as it was, and
+    what it carries too. Where the state has a `carry`, the batch starts from it, and no gradient
+    goes back into the batch before.
 
     **Arguments:**
 
-    - `loss`: `loss(model, batch, keys)` gives sums over the batch, among them `loss` and `count`;
-        what is minimised is their quotient. `keys` has a key for each row of the batch, so that
-        randomness belongs to the row, whatever device has it. See `cross_entropy` and
-        `squared_error`.
+    - `loss`: `loss(model, batch, keys, state)` gives the model's last state, and sums over the
+        batch, among them `loss` and `count`; what is minimised is their quotient. `keys` has a key
+        for each row of the batch, so that randomness belongs to the row, whatever device has it.
+        See `cross_entropy` and `squared_error`.
     - `optimiser`: the one `TrainState.create` was given.
     - `accumulation`: do the batch in so many parts, one after another, to save memory. Each
         device goes through its own rows, and gradients are added up over devices once, at the end;
@@ -54,19 +57,21 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         params, fixed = eqx.partition(state.model, trainable(state.model))
 
-        def differentiate(params, batch, keys):
+        def differentiate(params, batch, keys, carry):
             def total(params):
-                totals = loss(eqx.combine(params, fixed), batch, keys)
-                return totals["loss"], totals
+                before = None if carry is None else carry.state
+                after, totals = loss(eqx.combine(params, fixed), batch, keys, before)
+                return totals["loss"], (totals, None if carry is None else carry.after(after))
 
-            return jax.grad(total, has_aux=True)(params)
+            grads, (totals, carry) = jax.grad(total, has_aux=True)(params)
+            return (grads, totals), carry
 
         rows = jax.tree.leaves(batch)[0].shape[0]
         keys = row_keys(jax.random.fold_in(state.key, state.step), (rows,))
-        if accumulation > 1:
-            grads, totals = _accumulate(differentiate, accumulation, params, batch, keys)
-        else:
-            grads, totals = differentiate(params, batch, keys)
+        run = (
+            partial(_accumulate, differentiate, accumulation) if accumulation > 1 else differentiate
+        )
+        (grads, totals), carry = run(params, batch, keys, state.carry)
         grads = jax.tree.map(lambda g: g / totals["count"], grads)
         opt_state: Any
         updates, opt_state = optimiser.update(grads, state.opt_state, params)
@@ -77,19 +82,28 @@ def make_train_step(
             "skipped": 1 - opt_state.last_finite.astype(jnp.int32),
             "skipped_in_a_row": opt_state.notfinite_count,
         }
-        model, opt_state = _keep_layout((model, opt_state))
-        return TrainState(model, opt_state, state.key, state.step + 1), metrics
+        carry = jax.tree.map(partial(jnp.where, opt_state.last_finite), carry, state.carry)
+        model, opt_state, carry = _keep_layout((model, opt_state, carry))
+        return TrainState(model, opt_state, state.key, state.step + 1, carry), metrics
 
     return jax.jit(train_step, donate_argnums=0)
 
 
-def make_eval_step(loss: Loss) -> Callable[[PyTree, Batch], Totals]:
-    """`eval_step(model, batch) -> totals`, jitted: the loss's sums without dropout."""
-    return jax.jit(lambda model, batch: loss(model, batch, None))
+def make_eval_step(loss: Loss) -> Callable[..., tuple[Carry | None, Totals]]:
+    """`eval_step(model, batch, carry=None) -> (carry, totals)`, jitted: the loss's sums without
+    dropout, from zero or from a state that is carried from batch to batch."""
+
+    def eval_step(
+        model: PyTree, batch: Batch, carry: Carry | None = None
+    ) -> tuple[Carry | None, Totals]:
+        after, totals = loss(model, batch, None, None if carry is None else carry.state)
+        return None if carry is None else _keep_layout(carry.after(after)), totals
+
+    return jax.jit(eval_step)
 
 
-def _accumulate(differentiate, parts: int, params, batch, keys):
-    """Sums of gradients and totals over `parts` parts of the batch.
+def _accumulate(differentiate, parts: int, params, batch, keys, carry):
+    """Sums of gradients and totals over `parts` parts of the batch, and the carry of all rows.
 
     Left to itself the compiler would add up over devices after every part, and may gather the
     batch to cut it. So each device is handed its own rows and its own copy of the parameters.
@@ -98,7 +112,7 @@ def _accumulate(differentiate, parts: int, params, batch, keys):
     automatic = automatic_axes(mesh)
     axes = tuple(axis for axis in ACTIVATION_AXES["batch"] if axis in automatic)
 
-    def on_one_device(params, batch, keys):
+    def on_one_device(params, batch, keys, carry):
         def part(x):
             if x.shape[0] % parts:
                 raise ValueError(
@@ -107,25 +121,28 @@ def _accumulate(differentiate, parts: int, params, batch, keys):
             return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
 
         def add(sums, inputs):
-            return jax.tree.map(jnp.add, sums, differentiate(params, *inputs)), None
+            more, carry = differentiate(params, *inputs)
+            return jax.tree.map(jnp.add, sums, more), carry
 
         params = _vary(params, axes)
-        inputs = jax.tree.map(part, (batch, keys))
+        inputs = jax.tree.map(part, (batch, keys, carry))
         first = jax.tree.map(lambda x: x[0], inputs)
-        shapes = jax.eval_shape(differentiate, params, *first)
+        shapes, _ = jax.eval_shape(differentiate, params, *first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        sums, _ = jax.lax.scan(add, _vary(zeros, axes), inputs)
-        return jax.tree.map(lambda x: x[None], sums)
+        sums, carry = jax.lax.scan(add, _vary(zeros, axes), inputs)
+        carry = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carry)
+        return jax.tree.map(lambda x: x[None], sums), carry
 
     if axes:
         rows = PartitionSpec(axes)
         on_one_device = jax.shard_map(
             on_one_device,
-            in_specs=(PartitionSpec(), rows, rows),
+            in_specs=(PartitionSpec(), rows, rows, rows),
             out_specs=rows,
             axis_names=frozenset(axes),
         )
-    return jax.tree.map(lambda x: jnp.sum(x, 0), on_one_device(params, batch, keys))
+    sums, carry = on_one_device(params, batch, keys, carry)
+    return jax.tree.map(lambda x: jnp.sum(x, 0), sums), carry
 
 
 def _vary(tree: PyTree, axes: tuple[str, ...]) -> PyTree:

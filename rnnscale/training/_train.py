@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 
 from rnnscale._fields import parameters
-from rnnscale.data import Source, batches, evaluation_batches, load_task
+from rnnscale.data import evaluation_batches, load_task, stream
 from rnnscale.sharding import AXES, make_mesh, sharded_init
 from rnnscale.training._agree import agree, decide, on_first
 from rnnscale.training._checkpoint import Checkpointer
@@ -14,6 +14,7 @@ from rnnscale.training._config import TrainConfig
 from rnnscale.training._devices import use_cpu_devices
 from rnnscale.training._loop import Clock, evaluate, fit
 from rnnscale.training._processes import process_count
+from rnnscale.training._rows import evaluation_rows
 from rnnscale.training._run import RunFolder
 from rnnscale.training._setup import set_up
 from rnnscale.training._step import make_eval_step
@@ -63,15 +64,22 @@ def _run(
     folder.check_shared()
     sizes = config.mesh or {"data": jax.device_count()}
     mesh = make_mesh(*(sizes.get(axis, 1) for axis in AXES))
-    task = load_task(config.task, seq_len=config.seq_len, text=config.text)
+    task = load_task(config.task, seq_len=config.seq_len, text=config.text, folder=config.folder)
     parts = set_up(config, task, mesh)
     task = parts.task
     eval_step = make_eval_step(parts.loss)
 
-    def evaluated(model: eqx.Module, source: Source) -> dict[str, float] | None:
-        with evaluation_batches(source, config.batch_size, shardings=parts.layout) as held_out:
-            watched = watchdog.watched("evaluating", held_out)
-            return evaluate(eval_step, model, watched, metric=task.metric, stop=stop)
+    def evaluated(model: eqx.Module, split: str) -> dict[str, float] | None:
+        rows = evaluation_rows(config, task, split)
+        with evaluation_batches(rows, config.batch_size, shardings=parts.layout) as held_out:
+            return evaluate(
+                eval_step,
+                model,
+                watchdog.watched("evaluating", held_out),
+                carry=parts.carry(model),
+                metric=task.metric,
+                stop=stop,
+            )
 
     def begin() -> None:
         if not folder.is_run:
@@ -104,30 +112,26 @@ def _run(
             step = int(state.step)
             # Only now: the folder of a run that can't be resumed like this stays as it was.
             on_first(lambda: go_on(step))
-            with batches(
-                task.train,
-                config.batch_size,
-                seed=config.seed,
-                start_step=step,
-                shardings=parts.layout,
-            ) as stream:
+            with stream(
+                parts.rows, config.batch_size, start_step=step, shardings=parts.layout
+            ) as batches:
                 state = fit(
                     state,
                     parts.train_step,
-                    stream,
+                    batches,
                     steps=config.steps,
                     folder=folder,
                     checkpoints=checkpoints,
                     tokens_per_step=config.batch_size * task.seq_len,
                     metric=task.metric,
                     log_every=config.log_every,
-                    evaluate=lambda model: evaluated(model, task.validation),
+                    evaluate=lambda model: evaluated(model, "validation"),
                     evaluate_every=config.evaluate_every,
                     clock=clock,
                     stop=stop,
                     watchdog=watchdog,
                 )
-        figures = None if stop.reached() else evaluated(state.model, task.test)
+        figures = None if stop.reached() else evaluated(state.model, "test")
     if figures is None:
         return None
     summary = {
@@ -141,6 +145,7 @@ def _run(
         "steps": int(state.step),
         "seconds": round(clock.elapsed, 3),
         "tokens_per_second": round(clock.tokens_per_second, 1),
+        "input_stall": round(clock.input_stall, 5),
         **{f"test_{name}": value for name, value in figures.items()},
         **task.notes,
         **(task.baseline() if task.baseline is not None else {}),

@@ -70,7 +70,7 @@ def _modrelu(z: Any, b: Bias) -> Any:
 
 def _orthogonal(L: Any) -> Doubles:
     upper = np.triu(L, 1)
-    return scipy.linalg.expm(upper - upper.T)
+    return np.asarray(scipy.linalg.expm(upper - upper.T), np.float64)
 
 
 @_in_double

@@ -20,14 +20,18 @@ def matches_oracle(
     xs: Float[Array, "time idim"],
     reset: NDArray[np.bool_] | None = None,
     bound: float = 1e-5,
+    *,
+    intervals: NDArray[np.floating] | None = None,
 ) -> Check:
-    """Outputs and last state of one sequence against the double-precision oracle."""
-    run = eqx.filter_jit(lambda layer, xs, reset: layer(xs, reset=reset))
-    state, ys = run(layer, xs, reset)
+    """Outputs and last state of one sequence against the double-precision oracle. `intervals` are
+    for S5."""
+    options = {} if intervals is None else {"intervals": intervals}
+    run = eqx.filter_jit(lambda layer, xs, **options: layer(xs, **options))
+    state, ys = run(layer, xs, reset=reset, **options)
     if isinstance(layer, BidirectionalS5):
         state, _ = state
     got = (_complex(*state), ys)
-    expected = _oracle(layer, np.asarray(xs), reset)
+    expected = _oracle(layer, np.asarray(xs), reset, intervals)
     return Check(f"{type(layer).__name__} matches oracle", relative_error(got, expected), bound)
 
 
@@ -36,13 +40,15 @@ def gradient_matches_oracle(
     xs: Float[Array, "time idim"],
     key: PRNGKeyArray,
     bound: float = 1e-7,
+    *,
+    intervals: NDArray[np.floating] | None = None,
 ) -> Check:
-    """The derivative of the outputs along a random direction of all parameters and inputs, by our
-    backward pass and by central differences of the oracle.
+    """The derivative of the outputs along a random direction of all parameters, inputs and, for S5,
+    intervals, by our backward pass and by central differences of the oracle.
 
-    Under `jax.enable_x64`, with a layer and inputs of float64.
+    Under `jax.enable_x64`, with a layer, inputs and intervals of float64.
     """
-    leaves, structure = jax.tree.flatten((layer, xs))
+    leaves, structure = jax.tree.flatten((layer, xs, intervals))
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     direction = [random.standard_normal(leaf.shape) for leaf in leaves]
     weights = random.standard_normal((xs.shape[0], layer.odim))
@@ -50,13 +56,14 @@ def gradient_matches_oracle(
     @jax.jit
     @jax.grad
     def gradient(leaves: list[Array]) -> Array:
-        layer, xs = jax.tree.unflatten(structure, leaves)
-        return jnp.sum(weights * layer(xs)[1])
+        layer, xs, intervals = jax.tree.unflatten(structure, leaves)
+        options = {} if intervals is None else {"intervals": intervals}
+        return jnp.sum(weights * layer(xs, **options)[1])
 
     def shifted(distance: float) -> float:
         moved = [np.asarray(x) + distance * v for x, v in zip(leaves, direction, strict=True)]
-        layer, xs = jax.tree.unflatten(structure, moved)
-        return float(np.sum(weights * _oracle(layer, np.asarray(xs), None)[1]))
+        layer, xs, intervals = jax.tree.unflatten(structure, moved)
+        return float(np.sum(weights * _oracle(layer, np.asarray(xs), None, intervals)[1]))
 
     slope = sum(np.vdot(*pair) for pair in zip(gradient(leaves), direction, strict=True))
     # Of fourth order: phases turn fast, so the plain difference is good for six digits only.
@@ -68,8 +75,15 @@ def gradient_matches_oracle(
 
 
 def _oracle(
-    layer: LRU | S5 | BidirectionalS5, u: NDArray[np.floating], reset: NDArray[np.bool_] | None
+    layer: LRU | S5 | BidirectionalS5,
+    u: NDArray[np.floating],
+    reset: NDArray[np.bool_] | None,
+    intervals: NDArray[np.floating] | None,
 ) -> tuple[NDArray[np.complex128], NDArray[np.float64]]:
+    if intervals is not None:
+        if not isinstance(layer, S5):
+            raise TypeError(f"{type(layer).__name__} takes no intervals")
+        return _continuous_oracle(layer, u, reset, intervals)
     if isinstance(layer, LRU):
         return lru_oracle(
             u,
@@ -97,6 +111,36 @@ def _oracle(
         c_backward=c_backward,
         reset=reset,
     )
+
+
+def _continuous_oracle(
+    layer: S5,
+    u: NDArray[np.floating],
+    reset: NDArray[np.bool_] | None,
+    intervals: NDArray[np.floating],
+) -> tuple[NDArray[np.complex128], NDArray[np.float64]]:
+    r"""$\dot x = \lambda x + b$ solved over one interval after another, in every state's own time:
+    with the input held, by the exponential of a matrix that takes $(x, 1)$ along; or by the
+    trapezoidal rule, which is what bilinear means."""
+    eigenvalues = _complex(layer.lambda_re, layer.lambda_im)
+    step = float(layer.step_rescale) * np.exp(np.asarray(layer.log_step, np.float64))
+    inputs = np.asarray(u, np.float64) @ _complex(layer.b_re, layer.b_im).T
+    x, states = np.zeros_like(eigenvalues), []
+    for t, b in enumerate(inputs):
+        if reset is not None and reset[t]:
+            x = np.zeros_like(x)
+        time = step * np.float64(intervals[t])
+        if layer.discretisation == "zoh":
+            system = np.zeros((len(x), 2, 2), np.complex128)
+            system[:, 0, 0], system[:, 0, 1] = time * eigenvalues, time * b
+            solution = scipy.linalg.expm(system)
+            x = solution[:, 0, 0] * x + solution[:, 0, 1]
+        else:
+            half = time * eigenvalues / 2
+            x = ((1 + half) * x + time * b) / (1 - half)
+        states.append(x)
+    skip = 0.0 if layer.d is None else np.asarray(layer.d, np.float64) * np.asarray(u, np.float64)
+    return x, 2 * (np.array(states) @ _complex(layer.c_re, layer.c_im).T).real + skip
 
 
 def decay_below_one(layer: LRU | S5) -> Check:

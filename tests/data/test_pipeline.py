@@ -263,27 +263,6 @@ def test_shardings_that_do_not_divide_the_batch():
         data.batches(numbered(4, 6), 8, seed=0, shardings=lambda *_: time_axis)
 
 
-WORKERS = """
-    import multiprocessing
-    import numpy as np
-    from rnnscale import data
-
-    def main():
-        rows = np.arange(40, dtype=np.int32)
-        source = data.ArraySource(inputs=rows[:, None] + np.zeros(5, np.float32), labels=rows)
-        got = []
-        for workers in (0, 1, 2):
-            with data.batches(source, 6, seed=2, start_step=9, workers=workers) as stream:
-                got.append([np.asarray(next(stream)["inputs"]) for _ in range(5)])
-        np.testing.assert_array_equal(got[0], got[1])
-        np.testing.assert_array_equal(got[0], got[2])
-        assert multiprocessing.active_children() == []
-
-    if __name__ == "__main__":
-        main()
-"""
-
-
 def run(script: Path, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(script), *map(str, arguments)],
@@ -291,16 +270,6 @@ def run(script: Path, *arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def test_workers_change_nothing(tmp_path):
-    # A plain script: no absl app, no pytest.
-    script = tmp_path / "workers.py"
-    script.write_text(textwrap.dedent(WORKERS))
-    process = run(script)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert "leaked" not in output
 
 
 PROCESSES = """

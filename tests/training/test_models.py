@@ -34,7 +34,7 @@ def test_every_model_learns_from_a_batch(model, adding, key):
 
     @jax.jit
     def total(weights):
-        return loss(eqx.combine(weights, fixed), batch, None)["loss"]
+        return loss(eqx.combine(weights, fixed), batch, None)[1]["loss"]
 
     before, gradient = jax.value_and_grad(total)(weights)
     norm = optax.tree.norm(gradient)
@@ -50,7 +50,7 @@ def test_labels_of_steps_are_read_at_every_step(key):
     model = make_model(config, task, key)
     record = task.train[0]
     batch = {name: jnp.asarray(value)[None] for name, value in record.items()}
-    totals = make_loss(config, task)(model, batch, None)
+    _, totals = make_loss(config, task)(model, batch, None)
     assert totals["count"] == 21 and totals["scored"] == 10
     logits = model.readout(model.encoder(batch["inputs"])[1])
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])

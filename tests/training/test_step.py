@@ -286,13 +286,13 @@ def test_evaluation_weights_and_lengths(key):
     batch = batch_of(0, language_model)
     totals = make_eval_step(cross_entropy)
     weight = np.asarray([1.0] * 10 + [0.0] * 6, np.float32)
-    got = totals(model, {**batch, "weight": weight})
-    expected = totals(model, {name: x[:10] for name, x in batch.items()})
+    _, got = totals(model, {**batch, "weight": weight})
+    _, expected = totals(model, {name: x[:10] for name, x in batch.items()})
     for name in ("loss", "correct", "count"):
         np.testing.assert_allclose(got[name], expected[name], rtol=1e-5)
     lengths = np.full(ROWS, 5)
-    got = totals(model, {**batch, "lengths": lengths})
-    expected = totals(model, {name: x[:, :5] for name, x in batch.items()})
+    _, got = totals(model, {**batch, "lengths": lengths})
+    _, expected = totals(model, {name: x[:, :5] for name, x in batch.items()})
     for name in ("loss", "correct", "count"):
         np.testing.assert_allclose(got[name], expected[name], rtol=1e-5)
 
@@ -302,8 +302,8 @@ def test_labels_that_do_not_count_may_be_anything(key):
     batch = batch_of(0, language_model)
     lengths = np.full(ROWS, 5)
     marked = np.where(np.arange(TIME) < 5, batch["labels"], -100)
-    got = cross_entropy(model, {**batch, "labels": marked, "lengths": lengths}, None)
-    expected = cross_entropy(model, {**batch, "lengths": lengths}, None)
+    _, got = cross_entropy(model, {**batch, "labels": marked, "lengths": lengths}, None)
+    _, expected = cross_entropy(model, {**batch, "lengths": lengths}, None)
     assert float(got["loss"]) == float(expected["loss"])
 
 
@@ -316,7 +316,7 @@ def test_the_loss_against_numpy(key):
     log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     rows, steps = np.indices(batch["labels"].shape)
     expected = -log_probabilities[rows, steps, batch["labels"]].sum()
-    got = cross_entropy(model, batch, None)
+    _, got = cross_entropy(model, batch, None)
     np.testing.assert_allclose(got["loss"], expected, rtol=1e-5)
     np.testing.assert_allclose(got["correct"], (logits.argmax(-1) == batch["labels"]).sum())
     assert float(got["count"]) == ROWS * TIME
@@ -339,8 +339,9 @@ def test_bfloat16_trains_with_float32_parameters(key, dtype):
     optimiser = optimiser_of(model)
     state = TrainState.create(model, optimiser, key)
 
-    def loss(model, batch, key):
-        return cross_entropy(model, {**batch, "inputs": batch["inputs"].astype(dtype)}, key)
+    def loss(model, batch, key, state):
+        batch = {**batch, "inputs": batch["inputs"].astype(dtype)}
+        return cross_entropy(model, batch, key, state)
 
     step = make_train_step(loss, optimiser)
     for i in range(30):

@@ -1,8 +1,9 @@
 """Sequences padded to a length that can be split evenly."""
 
+import grain
 import numpy as np
 
-from ..sources import Source
+from ..sources import Record, SequenceSource, Source, element_spec, over_time
 
 
 class PaddedSource:
@@ -45,6 +46,50 @@ class PaddedSource:
             **record,
             **{name: _with_zeros(array, added) for name, array in padded.items()},
         }
+
+
+def pad(sequences: SequenceSource, steps: int | None = None) -> grain.MapDataset:
+    """The sequences, padded with zeros to one length; `"lengths"`, int32, says where they end.
+
+    **Arguments:**
+
+    - `sequences`: see `SequenceSource`.
+    - `steps`: at least the longest sequence's, and that by default.
+
+    **Raises:** `ValueError` where a sequence is longer, or there is none.
+    """
+    if not len(sequences):
+        raise ValueError("there is nothing to pad: the source has no sequences")
+    longest = int(sequences.lengths.max())
+    steps = longest if steps is None else steps
+    if steps < max(longest, 1):
+        index = int(sequences.lengths.argmax())
+        raise ValueError(
+            f"sequence {index} has {longest} steps, more than {steps=}: make that larger, or cut "
+            "the sequences with window"
+        )
+    return grain.MapDataset.source(_Padded(sequences, steps))
+
+
+class _Padded:
+    def __init__(self, sequences: SequenceSource, steps: int):
+        self._sequences = sequences
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __getitem__(self, index: int) -> Record:
+        return padded(self._sequences, index, self._steps)
+
+
+def padded(sequences: SequenceSource, index: int, steps: int) -> Record:
+    """A sequence with zeros up to `steps`, and `"lengths"`."""
+    record = sequences[index]
+    time = int(sequences.lengths[index])
+    for name in over_time(element_spec(sequences)):
+        record[name] = _with_zeros(record[name], steps - time)
+    return {**record, "lengths": np.asarray(time, np.int32)}
 
 
 def _with_zeros(array: np.ndarray, steps: int) -> np.ndarray:

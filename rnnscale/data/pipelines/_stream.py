@@ -7,11 +7,11 @@ out of any number of processes and workers.
 import contextlib
 import math
 import queue
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,7 +20,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
-from ..sources import Source
+from ..sources import Record, Source
+from ._order import checked_seed, dataset, repeat, shuffle
 
 type Batch = dict[str, jax.Array]
 type Shardings = Mapping[str, Sharding] | Callable[[str, tuple[int, ...]], Sharding]
@@ -71,25 +72,70 @@ def batches(
     missing or do not divide the batch. `next` raises what loading a batch raised, and `ValueError`
     if a batch holds NaN or infinity.
     """
+    checked_seed(seed)
+    _not_empty(source)
+    return stream(
+        repeat(shuffle(source, seed=seed)),
+        batch_size,
+        start_step=start_step,
+        shardings=shardings,
+        workers=workers,
+    )
+
+
+def stream(
+    records: Source | grain.MapDataset,
+    batch_size: int,
+    *,
+    start_step: int = 0,
+    shardings: Shardings | None = None,
+    workers: int = 0,
+) -> "Batches":
+    """The records in batches, in their order: that of step `s` is the records `s * batch_size` to
+    `(s + 1) * batch_size - 1`.
+
+    So if a record is a function of its index, as in all pipelines of this package, a batch is a
+    function of its step, and restarting means to give that step.
+
+    ```python
+    records = repeat(shuffle(task.train, seed=0))
+    with stream(records, 64, start_step=100) as following:
+        for batch in following:
+            state, metrics = train_step(state, batch)
+    ```
+
+    **Arguments:**
+
+    - `records`: a source, or a `grain.MapDataset`: of this package's functions, or of Grain's own.
+        Records that fill no batch at its end are left out.
+    - `batch_size`, `start_step`, `shardings`, `workers`: as for `batches`.
+
+    **Returns:**
+
+    `Batches`: an iterator over dicts of arrays with a leading axis of `batch_size`.
+
+    **Raises:** as `batches`; and `next` raises `ValueError` where records of a batch differ in
+    their arrays, shapes or dtypes, and where those of another batch have other arrays or dtypes.
+    """
     _at_least("batch_size", batch_size, 1)
     _at_least("start_step", start_step, 0)
     _at_least("workers", workers, 0)
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be 0 to 2**32 - 1; got {seed}")
-    _not_empty(source)
-    records = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
-    steps = range(start_step, sys.maxsize)
-    return _prefetched(records, source[0], batch_size, steps, shardings, workers)
+    _not_empty(records)
+    count = len(records) // batch_size
+    if count == 0:
+        raise ValueError(f"{len(records)} records do not fill a batch of {batch_size}")
+    steps = range(min(start_step, count), count)
+    return _prefetched(dataset(records), batch_size, steps, shardings, workers)
 
 
 def evaluation_batches(
-    source: Source, batch_size: int, *, shardings: Shardings | None = None
+    source: Source | grain.MapDataset, batch_size: int, *, shardings: Shardings | None = None
 ) -> "Batches":
     """Every record once, in order, in batches of one size.
 
     The last batch is filled up with the last record. The array `"weight"`, float32 of shape
     `(batch_size,)`, is 1 for a record and 0 for such a filling; sums weighted by it are sums over
-    the source.
+    the source. A weight that records have is multiplied by it.
 
     **Arguments:**
 
@@ -103,9 +149,8 @@ def evaluation_batches(
     """
     _at_least("batch_size", batch_size, 1)
     _not_empty(source)
-    records = _Weighted(source)
     steps = range(math.ceil(len(source) / batch_size))
-    return _prefetched(records, records[0], batch_size, steps, shardings, workers=0)
+    return _prefetched(_Weighted(source), batch_size, steps, shardings, workers=0)
 
 
 class Batches(Iterator[Batch]):
@@ -114,9 +159,14 @@ class Batches(Iterator[Batch]):
     The thread ends with the batches, with an error, when `close` is called, at the end of a `with`
     block, and when nothing refers to the iterator any more. After `close` and after an error there
     are no more batches.
+
+    **Attributes:**
+
+    - `waited`: for how many seconds the consumer has waited for batches.
     """
 
     def __init__(self, source: Generator[Batch]):
+        self.waited = 0.0
         self._queue: queue.Queue[Batch | _End] = queue.Queue(_PREFETCH)
         stop = threading.Event()
         # The thread refers to the queue, not to this object, which would then never be freed.
@@ -129,7 +179,9 @@ class Batches(Iterator[Batch]):
     def __next__(self) -> Batch:
         if not self._close.alive:
             raise StopIteration
+        began = perf_counter()
         item = self._queue.get()
+        self.waited += perf_counter() - began
         if isinstance(item, _End):
             self.close()
             if item.error is not None:
@@ -190,33 +242,48 @@ def _shut_down(
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where an array of the batch goes, and the block of it that this process loads."""
+    """Where an array of the batch goes, and the rows of it that this process loads."""
 
     shape: tuple[int, ...]
     sharding: Sharding | None
-    block: tuple[slice, ...]
+    rows: range
 
-    def place(self, local: np.ndarray) -> jax.Array:
+    def place(self, local: np.ndarray, first: int) -> jax.Array:
+        """The array, of its rows from `first` on."""
         if self.sharding is None:
             return jax.device_put(local)
 
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
-            return local if index is None else local[_relative(index, self.shape, self.block)]
+            if index is None:
+                return local
+            start, stop, _ = index[0].indices(self.shape[0])
+            return local[(slice(start - first, stop - first), *index[1:])]
 
         # Not make_array_from_process_local_data, which takes no block with rows of other processes
         # in it, as a mesh has whose devices alternate between processes.
         return jax.make_array_from_callback(self.shape, self.sharding, shard)
 
 
-def _layouts(
-    record: Mapping[str, np.ndarray], batch_size: int, shardings: Shardings | None
-) -> dict[str, _Layout]:
-    layouts = {}
-    for name, array in record.items():
-        shape = (batch_size, *np.shape(array))
+class _Layouts:
+    """The layouts of batches, found out once for all batches of the same shapes."""
+
+    def __init__(self, batch_size: int, shardings: Shardings | None):
+        self._batch_size = batch_size
+        self._shardings = shardings
+        self._known: dict[tuple, Mapping[str, _Layout]] = {}
+
+    def of(self, record: Record) -> Mapping[str, _Layout]:
+        """**Raises:** `ValueError` for shardings that are missing or do not divide the batch."""
+        shapes = tuple((name, np.shape(array)) for name, array in record.items())
+        if shapes not in self._known:
+            self._known[shapes] = {name: self._layout(name, shape) for name, shape in shapes}
+        return self._known[shapes]
+
+    def _layout(self, name: str, record_shape: tuple[int, ...]) -> _Layout:
+        shape = (self._batch_size, *record_shape)
+        shardings = self._shardings
         if shardings is None:
-            layouts[name] = _Layout(shape, None, tuple(slice(0, size) for size in shape))
-            continue
+            return _Layout(shape, None, range(self._batch_size))
         if callable(shardings):
             sharding = shardings(name, shape)
         elif name in shardings:
@@ -225,8 +292,7 @@ def _layouts(
             raise ValueError(f"shardings has no {name!r}, only {sorted(shardings)}")
         if isinstance(sharding, NamedSharding):
             _check_divides(name, shape, sharding)
-        layouts[name] = _Layout(shape, sharding, _local_block(sharding, shape))
-    return layouts
+        return _Layout(shape, sharding, _local_rows(sharding, shape))
 
 
 def _check_divides(name: str, shape: tuple[int, ...], sharding: NamedSharding) -> None:
@@ -247,87 +313,88 @@ def _check_divides(name: str, shape: tuple[int, ...], sharding: NamedSharding) -
             )
 
 
-def _local_block(sharding: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """The smallest block of an array with everything that this process's devices hold of it."""
+def _local_rows(sharding: Sharding, shape: tuple[int, ...]) -> range:
+    """The smallest range of rows with all that this process's devices hold."""
     indices = sharding.addressable_devices_indices_map(shape).values()
-    block = []
-    for axis, size in enumerate(shape):
-        bounds = [index[axis].indices(size) for index in indices if index is not None]
-        block.append(slice(min(b[0] for b in bounds), max(b[1] for b in bounds)))
-    return tuple(block)
+    bounds = [index[0].indices(shape[0]) for index in indices if index is not None]
+    return range(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
 
-def _relative(
-    index: tuple[slice, ...], shape: tuple[int, ...], block: tuple[slice, ...]
-) -> tuple[slice, ...]:
-    """An index into an array as an index into a block of it."""
-    bounds = [i.indices(size) for i, size in zip(index, shape, strict=True)]
-    return tuple(
-        slice(start - b.start, stop - b.start)
-        for (start, stop, _), b in zip(bounds, block, strict=True)
-    )
+class _LoadRows(grain.transforms.Map):
+    """From a step to the rows of its batch that this process holds."""
 
-
-class _LoadBlock(grain.transforms.Map):
-    """From a step to the blocks that this process holds of that step's batch."""
-
-    def __init__(self, records: Any, batch_size: int, blocks: Mapping[str, tuple[slice, ...]]):
+    def __init__(self, records: Any, batch_size: int, rows: range, example: Record):
         self.records = records
         self.batch_size = batch_size
-        self.blocks = blocks
-        rows = [block[0] for block in blocks.values()]
-        self.rows = range(min(r.start for r in rows), max(r.stop for r in rows))
+        self.rows = rows
+        self.dtypes = {name: np.asarray(array).dtype for name, array in example.items()}
 
-    def map(self, element: Any) -> dict[str, np.ndarray]:
+    def map(self, element: Any) -> Record:
         first = int(element) * self.batch_size
-        records = {row: self.records[first + row] for row in self.rows}
-        return {
-            name: np.stack(
-                [np.asarray(records[row][name])[rest] for row in range(rows.start, rows.stop)]
-            )
-            for name, (rows, *others) in self.blocks.items()
-            for rest in [tuple(others)]
-        }
+        records = [self.records[first + row] for row in self.rows]
+        return {name: self._stacked(name, first, records) for name in self.dtypes}
+
+    def _stacked(self, name: str, first: int, records: list[Record]) -> np.ndarray:
+        arrays = []
+        for row, record in zip(self.rows, records, strict=True):
+            if record.keys() != self.dtypes.keys():
+                raise ValueError(
+                    f"record {first + row} has the arrays {', '.join(sorted(record))}, and the "
+                    f"first one has {', '.join(sorted(self.dtypes))}"
+                )
+            array = np.asarray(record[name])
+            like = arrays[0].shape if arrays else array.shape
+            if array.dtype != self.dtypes[name] or array.shape != like:
+                raise ValueError(
+                    f"{name!r} of record {first + row} is {array.dtype}{list(array.shape)}, and "
+                    f"others have {self.dtypes[name]}{list(like)}: records of a batch must be alike"
+                )
+            arrays.append(array)
+        return np.stack(arrays)
 
 
 class _Weighted:
     """A source with weight 1 in its records, and its last record with weight 0 beyond the end."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Any):
         self.source = source
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Record:
         record = self.source[min(index, len(self.source) - 1)]
-        return {**record, "weight": np.asarray(index < len(self.source), np.float32)}
+        weight = np.asarray(index < len(self.source), np.float32)
+        return {**record, "weight": record.get("weight", np.float32(1)) * weight}
 
 
 def _prefetched(
     records: Any,
-    example: Mapping[str, np.ndarray],
     batch_size: int,
     steps: range,
     shardings: Shardings | None,
     workers: int,
 ) -> Batches:
-    layouts = _layouts(example, batch_size, shardings)
+    layouts = _Layouts(batch_size, shardings)
+    example = records[0]
+    layouts.of(example)  # raises where the caller sees it
     # Read here, since each thread has its own default device, and another thread runs `_load`.
     device = jax.config.jax_default_device
-    return Batches(_load(records, batch_size, steps, layouts, workers, device))
+    return Batches(_load(records, example, batch_size, steps, layouts, workers, device))
 
 
 def _load(
     records: Any,
+    example: Record,
     batch_size: int,
     steps: range,
-    layouts: Mapping[str, _Layout],
+    layouts: _Layouts,
     workers: int,
     device: Any,
 ) -> Generator[Batch]:
     """Loads, checks and places the batches of the steps."""
-    blocks = {name: layout.block for name, layout in layouts.items()}
+    held = [layout.rows for layout in layouts.of(example).values()]
+    rows = range(min(r.start for r in held), max(r.stop for r in held))
     dataset = (
         grain.MapDataset.range(steps.start, steps.stop)
-        .map(_LoadBlock(records, batch_size, blocks))
+        .map(_LoadRows(records, batch_size, rows, example))
         # No threads of Grain's own: they make small records slower to load.
         .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     )
@@ -340,8 +407,9 @@ def _load(
                 # Out of Grain's shared memory, which jax would use in place on CPUs and so keep.
                 arrays = {name: np.array(array) for name, array in arrays.items()}
             for name, array in arrays.items():
-                _check_finite(step, name, array, blocks[name][0].start)
-            yield {name: layouts[name].place(array) for name, array in arrays.items()}
+                _check_finite(step, name, array, rows.start)
+            layout = layouts.of({name: array[0] for name, array in arrays.items()})
+            yield {name: layout[name].place(x, rows.start) for name, x in arrays.items()}
 
 
 def _check_finite(step: int, name: str, array: np.ndarray, first_row: int) -> None:
@@ -368,6 +436,6 @@ def _at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}; got {value}")
 
 
-def _not_empty(source: Source) -> None:
+def _not_empty(source: Source | grain.MapDataset) -> None:
     if len(source) == 0:
         raise ValueError("the source has no records")

@@ -1,6 +1,20 @@
 """Records by their index: in memory and in files."""
 
+from ._array_files import ArrayFiles as ArrayFiles, SequenceFiles as SequenceFiles
+from ._array_record import ArrayRecordFiles as ArrayRecordFiles
 from ._arrays import ArraySource as ArraySource, SequenceArrays as SequenceArrays
+from ._csv import CsvSeries as CsvSeries
+from ._documents import (
+    ByteFiles as ByteFiles,
+    TextFiles as TextFiles,
+    files_under as files_under,
+)
+from ._packed import (
+    PackedSource as PackedSource,
+    ShardInfo as ShardInfo,
+    write_rows as write_rows,
+)
+from ._parquet import ParquetRows as ParquetRows, ParquetSequences as ParquetSequences
 from ._source import (
     ArraySpec as ArraySpec,
     ElementSpec as ElementSpec,
@@ -10,4 +24,10 @@ from ._source import (
     element_spec as element_spec,
     over_time as over_time,
     spec_of as spec_of,
+    zeros as zeros,
 )
+from ._stored import StoredArray as StoredArray, open_npy as open_npy, open_npz as open_npz
+from ._tokens import TokenShards as TokenShards
+from ._ts import read_ts as read_ts
+from ._unchanged import UnchangedFile as UnchangedFile
+from ._unusable import Skipped as Skipped

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ._source import ArraySpec, ElementSpec, Record
+from ._unusable import Skipped
 
 
 class ArraySource:
@@ -40,6 +41,7 @@ class SequenceArrays:
 
     - `over_time`: by name, for each sequence an array whose leading axis is its time.
     - `whole`: by name, arrays with one row for each sequence, such as its label.
+    - `skipped`: what was left out of where they come from, and why.
 
     **Raises:** `ValueError` if there is no sequence, their numbers differ, the arrays of one name
     differ in dtype or trailing axes, or the arrays of one sequence in their steps.
@@ -49,12 +51,15 @@ class SequenceArrays:
         self,
         over_time: dict[str, list[np.ndarray]],
         whole: dict[str, np.ndarray] | None = None,
+        *,
+        skipped: Skipped = (),
     ):
         whole = {} if whole is None else whole
         counts = {name: len(arrays) for name, arrays in (over_time | whole).items()}
         if not over_time or len(set(counts.values())) != 1 or 0 in counts.values():
             raise ValueError(f"there must be as many of each array, at least one; got {counts}")
         self._over_time, self._whole = over_time, whole
+        self.skipped = skipped
         self._spec = {
             **{name: _varying(name, arrays) for name, arrays in over_time.items()},
             **{name: ArraySpec(x.shape[1:], x.dtype) for name, x in whole.items()},

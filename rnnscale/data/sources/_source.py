@@ -77,6 +77,12 @@ def spec_of(array: np.ndarray) -> ArraySpec:
     return ArraySpec(array.shape, array.dtype)
 
 
+def zeros(spec: ArraySpec, *varying: int) -> np.ndarray:
+    """An array of zeros, with these sizes for the axes that vary."""
+    sizes = iter(varying)
+    return np.zeros([next(sizes) if size is None else size for size in spec.shape], spec.dtype)
+
+
 def over_time(spec: ElementSpec) -> tuple[str, ...]:
     """The arrays of a record that have an axis of time that differs from record to record."""
     return tuple(name for name, array in spec.items() if array.shape[:1] == (None,))

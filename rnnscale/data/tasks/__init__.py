@@ -1,14 +1,33 @@
 """Data sets with a fixed split, and what a model has to know of them."""
 
 from ._adding import adding as adding
+from ._archive import (
+    ARCHIVE as ARCHIVE,
+    ArchiveInfo as ArchiveInfo,
+    archive_task as archive_task,
+)
 from ._bytes import Windows as Windows, bytes_task as bytes_task
 from ._copy import copy_memory as copy_memory
 from ._digits import digits as digits
 from ._generated import GeneratedSource as GeneratedSource
+from ._listops import LISTOPS_TOKENS as LISTOPS_TOKENS, listops as listops
 from ._load import TASKS as TASKS, TaskInfo as TaskInfo, load_task as load_task
+from ._lra_images import (
+    lra_image as lra_image,
+    lra_pathfinder as lra_pathfinder,
+    lra_pathx as lra_pathx,
+)
+from ._lra_text import (
+    lra_listops as lra_listops,
+    lra_retrieval as lra_retrieval,
+    lra_text as lra_text,
+)
 from ._mnist5k import mnist5k as mnist5k, mnist5k_permuted as mnist5k_permuted
 from ._ngram import count_model_bits_per_byte as count_model_bits_per_byte
 from ._pad_time import pad_time as pad_time
+from ._pendulum import pendulum as pendulum
+from ._recall import recall as recall
+from ._selective_copy import selective_copy as selective_copy
 from ._series import (
     SERIES as SERIES,
     Series as Series,
@@ -16,4 +35,9 @@ from ._series import (
     load_series as load_series,
 )
 from ._series_task import SeriesWindows as SeriesWindows, series_task as series_task
+from ._speech_commands import (
+    SPEECH_COMMANDS as SPEECH_COMMANDS,
+    speech_commands as speech_commands,
+)
 from ._task import Task as Task
+from ._watch import WATCH_PEOPLE as WATCH_PEOPLE, watch as watch

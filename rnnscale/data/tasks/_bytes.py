@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..pipelines import next_token
+from ..sources import SequenceArrays, SequenceSource, files_under
 from ._ngram import count_model_bits_per_byte
 from ._task import Task
 
@@ -60,7 +62,8 @@ def bytes_task(seq_len: int = 1024, text: str | PathLike[str] | None = None) -> 
     **Returns:**
 
     The task. `notes` has the folder, the number of files and bytes, and the hash of all of it;
-    `baseline` computes the figure of an order-4 count model.
+    `baseline` computes the figure of an order-4 count model; `sequences` has the files one by one,
+    each between two zero bytes.
 
     **Raises:** `ValueError` if `seq_len < 1`, the folder does not exist or holds no text file, or a
     split is shorter than a window.
@@ -78,9 +81,8 @@ def bytes_task(seq_len: int = 1024, text: str | PathLike[str] | None = None) -> 
     if not files:
         raise ValueError(f"no text file (UTF-8, not empty, not hidden) in {str(folder)!r}")
 
-    train, validation, test = (
-        Windows(_join(files, names), seq_len) for names in _split(list(files))
-    )
+    names = _split(list(files))
+    train, validation, test = (Windows(_join(files, part), seq_len) for part in names)
     for name, split in {"train": train, "validation": validation, "test": test}.items():
         if len(split) == 0:
             raise ValueError(
@@ -112,7 +114,18 @@ def bytes_task(seq_len: int = 1024, text: str | PathLike[str] | None = None) -> 
             "corpus_sha256": _digest(files),
         },
         baseline=baseline,
+        sequences={
+            split: _documents(files, part)
+            for split, part in zip(("train", "validation", "test"), names, strict=True)
+        },
     )
+
+
+def _documents(files: Mapping[str, bytes], names: list[str]) -> SequenceSource:
+    """The files as they are, with the same labels as the windows: each begins and ends with the
+    zero byte."""
+    tokens = [np.frombuffer(files[name], np.uint8) for name in names]
+    return next_token(SequenceArrays({"tokens": tokens}), start=0, end=0)
 
 
 def _description(seq_len: int) -> str:
@@ -123,18 +136,12 @@ def _read(
     folder: Path, suffix: str = "", left_out: set[str] | frozenset[str] = frozenset()
 ) -> dict[str, bytes]:
     """The text files under a folder, by relative path, in the order of their paths."""
-    files = {}
-    for parent, folders, names in folder.walk():
-        folders[:] = [f for f in folders if f not in left_out and not f.startswith(".")]
-        for name in names:
-            path = parent / name
-            # A file may also be a pipe, or a link to nowhere.
-            if name.startswith(".") or not name.endswith(suffix) or not path.is_file():
-                continue
-            content = path.read_bytes()
-            if content and _is_text(content):
-                files[path.relative_to(folder).as_posix()] = content
-    return dict(sorted(files.items()))
+    contents = {path: path.read_bytes() for path in files_under(folder, suffix, left_out)}
+    return {
+        path.relative_to(folder).as_posix(): content
+        for path, content in contents.items()
+        if content and _is_text(content)
+    }
 
 
 def _is_text(content: bytes) -> bool:

@@ -6,8 +6,10 @@ from ..pipelines import PaddedSource
 from ..sources import Source
 from ._task import Task
 
-# The arrays of a record that have an axis of time, the leading one, where its labels are of steps.
-_PER_STEP = ("inputs", "labels", "scored")
+# The arrays of a record that have an axis of time, the leading one.
+_PER_STEP = ("inputs", "intervals")
+# And where labels are of steps.
+_OF_LABELS = ("labels", "scored", "weight")
 
 
 def pad_time(task: Task, multiple_of: int) -> Task:
@@ -27,7 +29,7 @@ def pad_time(task: Task, multiple_of: int) -> Task:
     """
     if multiple_of > 0 and task.seq_len % multiple_of == 0:
         return task
-    per_step = _PER_STEP if task.labels == "step" else _PER_STEP[:1]
+    per_step = _PER_STEP + (_OF_LABELS if task.labels == "step" else ())
 
     def padded(source: Source) -> Source:
         return PaddedSource(source, multiple_of, per_step=per_step)

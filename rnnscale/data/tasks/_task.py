@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..sources import Source
+from ..sources import SequenceSource, Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,8 @@ class Task:
     - `baseline`: computes the figures of a simple model on the test split, by name, for comparison;
         None where there is none. It may take some seconds, and nothing is spent unless it is
         called.
+    - `sequences`: by the names of the splits, their sequences as long as they are, where records
+        are sequences filled up to one length: for `bucket` and `pack`. Empty where they are not.
 
     **Raises:** `ValueError` where both or neither of `classes` and `odim` are given, or the metric
     isn't one of such labels.
@@ -50,6 +52,7 @@ class Task:
     odim: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     baseline: Callable[[], Mapping[str, float]] | None = None
+    sequences: Mapping[str, SequenceSource] = field(default_factory=dict)
 
     def __post_init__(self):
         if (self.classes is None) == (self.odim is None):

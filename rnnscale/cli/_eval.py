@@ -1,0 +1,109 @@
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rnnscale.cli._step_options import mesh_sizes
+
+if TYPE_CHECKING:
+    from rnnscale.training import SavedRun
+
+_OPTIONS = ("batch_size", "rows", "chunk", "text")
+
+
+def add_to(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "eval",
+        help="evaluate the trained model of a run",
+        description="Evaluates the trained model of a run, from its newest checkpoint; at lengths "
+        "beyond the one it was trained on, too. Options that are left out are those of the run.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_eval)
+    parser.add_argument("run", metavar="RUN", help="folder of the run")
+    parser.add_argument(
+        "--split", choices=["test", "validation"], default="test", help="default: test"
+    )
+    parser.add_argument(
+        "--seq-len", type=int, nargs="+", metavar="L", help="time steps in a sequence"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="B", help="sequences at once")
+    parser.add_argument(
+        "--rows",
+        choices=["records", "lanes"],
+        help="sequences that start from a zero state, or whole ones through which it is carried",
+    )
+    parser.add_argument(
+        "--chunk", type=int, metavar="N", help="time steps to do at once, to save memory"
+    )
+    parser.add_argument("--text", metavar="DIR", help="folder with the text for `bytes`")
+    parser.add_argument("--json", metavar="FILE", help="write the figures; - is the output")
+    devices = parser.add_argument_group("devices")
+    devices.add_argument(
+        "--mesh",
+        type=mesh_sizes,
+        metavar="AXIS=N,...",
+        help="such as data=2,seq=4; default: that of the run, or else data",
+    )
+    devices.add_argument(
+        "--cpu-devices", type=int, metavar="N", help="use N virtual devices of the CPU"
+    )
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rnnscale.training import load_run, use_cpu_devices
+
+    file = arguments.json
+    if file not in (None, "-") and not Path(file).absolute().parent.is_dir():
+        raise ValueError(f"--json {file}: there is no folder {Path(file).absolute().parent}")
+    if arguments.cpu_devices is not None:
+        use_cpu_devices(arguments.cpu_devices)
+    given = {name: getattr(arguments, name) for name in _OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    saved = load_run(arguments.run, arguments.mesh, **given)
+    console = Console(width=100, stderr=file == "-")
+    rows = []
+    for seq_len in arguments.seq_len or [saved.task.seq_len]:
+        with console.status(f"{seq_len} steps"):
+            figures = saved.evaluate(arguments.split, seq_len=seq_len)
+        rows.append({"seq_len": seq_len, **figures})
+    console.print(_table(saved, arguments.split, rows))
+    if file is not None:
+        text = json.dumps(_as_json(saved, arguments, rows), indent=2)
+        print(text) if file == "-" else Path(file).write_text(text + "\n")
+    return 0
+
+
+def _table(saved: "SavedRun", split: str, rows: Sequence[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    start = "state carried on" if saved.config.rows == "lanes" else "each from a zero state"
+    title = f"{saved.task.name}, {saved.config.model}, step {saved.step}, {split} split, {start}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("steps", justify="right")
+    names = [name for name in rows[0] if name != "seq_len"]
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        trained = ", as trained" if row["seq_len"] == saved.task.seq_len else ""
+        table.add_row(f"{row['seq_len']}{trained}", *(f"{row[name]:.5g}" for name in names))
+    return table
+
+
+def _as_json(
+    saved: "SavedRun", arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "run": arguments.run,
+        "task": saved.task.name,
+        "model": saved.config.model,
+        "step": saved.step,
+        "trained_seq_len": saved.task.seq_len,
+        "split": arguments.split,
+        "rows": "lanes" if saved.config.rows == "lanes" else "records",
+        "mesh": dict(saved.mesh.shape),
+        "figures": list(rows),
+    }

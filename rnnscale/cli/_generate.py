@@ -1,0 +1,152 @@
+import argparse
+import codecs
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Tokens that are drawn between two looks at them.
+_BLOCK = 32
+# Before and after each file that a model of bytes was trained on.
+_END = 0
+
+
+def add_to(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="write text with the trained model of a run",
+        description="Writes text with the model of a run on bytes, from its newest checkpoint. A "
+        "prompt is read as the beginning of a file, whatever its length, in constant memory. The "
+        "text ends where the model ends the file, or after --steps bytes. Several prompts are one "
+        "batch; what one of them gives does not depend on the others.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_generate)
+    parser.add_argument("run", metavar="RUN", help="folder of the run")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="may be given several times; default: an empty one",
+    )
+    parser.add_argument(
+        "--prompt-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file that is a prompt; may be given several times",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=256, metavar="N", help="at most so many bytes; default: 256"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="0 takes the likeliest byte, 1 draws as the model says; default: 1",
+    )
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="draw from the K likeliest bytes only"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws; default: 0")
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    import jax
+
+    from rnnscale.sharding import make_mesh
+    from rnnscale.training import load_run
+
+    if not 0 <= arguments.seed < 2**32:
+        raise ValueError(f"--seed must be 0 to 2**32 - 1, got {arguments.seed}")
+    if arguments.steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {arguments.steps}")
+    # As bytes, those that are no UTF-8 too.
+    prompts = [text.encode("utf-8", "surrogateescape") for text in arguments.prompt]
+    prompts += [_read(file) for file in arguments.prompt_file]
+    prompts = prompts or [b""]
+    saved = load_run(arguments.run, make_mesh(devices=jax.devices()[:1]))
+    if saved.task.name != "bytes":
+        raise ValueError(
+            f"generate writes the text of models of bytes, and {arguments.run} is a run of "
+            f"{saved.task.name!r}: take one of `rnnscale train bytes`"
+        )
+    with jax.set_mesh(saved.mesh):
+        blocks = _blocks(saved.model, prompts, arguments)
+        if len(prompts) == 1:
+            _print_as_it_comes(prompts[0], (rows[0] for rows in blocks))
+        else:
+            _print_one_by_one(prompts, blocks)
+    return 0
+
+
+def _read(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise ValueError(f"--prompt-file {file} can't be read ({error.strerror})") from error
+
+
+def _blocks(
+    model: Any, prompts: Sequence[bytes], arguments: argparse.Namespace
+) -> Iterator[list[bytes]]:
+    """What follows each prompt, a block after another, until all have ended; what comes after the
+    end of one is empty."""
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from rnnscale.models import generate
+
+    lengths = np.array([1 + len(prompt) for prompt in prompts], np.int32)
+    prompt_tokens = np.full((len(prompts), lengths.max()), _END, np.int32)
+    for row, prompt in zip(prompt_tokens, prompts, strict=True):
+        row[1 : 1 + len(prompt)] = np.frombuffer(prompt, np.uint8)
+    write = eqx.filter_jit(generate)
+    options = {
+        "steps": min(_BLOCK, arguments.steps),
+        "temperature": arguments.temperature,
+        "top_k": arguments.top_k,
+        "key": jax.random.key(arguments.seed),
+    }
+    state, tokens = write(model, jnp.asarray(prompt_tokens), lengths=lengths, **options)
+    ended = np.zeros(len(prompts), bool)
+    for drawn in range(0, arguments.steps, _BLOCK):
+        if drawn:
+            number = jnp.asarray(drawn)
+            state, tokens = write(model, tokens[:, -1:], state, drawn=number, **options)
+        block = np.asarray(tokens)[:, : arguments.steps - drawn]
+        yield [_text(row, has_ended) for row, has_ended in zip(block, ended, strict=True)]
+        ended |= (block == _END).any(axis=1)
+        if ended.all():
+            return
+
+
+def _text(tokens: "np.ndarray", ended: bool) -> bytes:
+    """The bytes before the end of the file."""
+    return b"" if ended else bytes(tokens.tolist()).split(bytes([_END]))[0]
+
+
+def _print_as_it_comes(prompt: bytes, blocks: Iterator[bytes]) -> None:
+    # A character may begin in one block and end in the next.
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    sys.stdout.write(decode(prompt))
+    for block in blocks:
+        sys.stdout.write(decode(block))
+        sys.stdout.flush()
+    sys.stdout.write(decode(b"", final=True) + "\n")
+
+
+def _print_one_by_one(prompts: Sequence[bytes], blocks: Iterator[list[bytes]]) -> None:
+    texts = list(prompts)
+    for block in blocks:
+        texts = [text + more for text, more in zip(texts, block, strict=True)]
+    for number, text in enumerate(texts, start=1):
+        print(f"--- prompt {number}")
+        print(text.decode("utf-8", "replace"))

@@ -1,0 +1,63 @@
+"""In which order, how often, and how varied records come."""
+
+from collections.abc import Callable
+
+import grain
+import numpy as np
+
+from ..sources import Record, Source
+
+
+def dataset(source: Source | grain.MapDataset) -> grain.MapDataset:
+    """A source as Grain knows it; a `grain.MapDataset` as it is."""
+    return source if isinstance(source, grain.MapDataset) else grain.MapDataset.source(source)
+
+
+def shuffle(source: Source | grain.MapDataset, *, seed: int) -> grain.MapDataset:
+    """The records in a random order over all of them; under `repeat`, a new one in each epoch.
+
+    **Arguments:**
+
+    - `seed`: 0 to 2**32 - 1.
+
+    **Raises:** `ValueError` for a seed out of range.
+    """
+    return dataset(source).seed(checked_seed(seed)).shuffle()
+
+
+def repeat(source: Source | grain.MapDataset) -> grain.MapDataset:
+    """The records again and again, without end.
+
+    **Raises:** `ValueError` for a source without records.
+    """
+    if len(source) == 0:
+        raise ValueError("the source has no records")
+    return dataset(source).repeat(None)
+
+
+def augment(
+    source: Source | grain.MapDataset,
+    change: Callable[[Record, np.random.Generator], Record],
+    *,
+    seed: int,
+) -> grain.MapDataset:
+    """Each record, changed at random: `change(record, random)`.
+
+    What is drawn for a record depends on the seed and on its index in `source` only, so it is the
+    same after a restart, in any process and worker. After `repeat` it is drawn anew in each epoch.
+
+    **Arguments:**
+
+    - `change`: returns a new record of the same shapes and dtypes. With worker processes, a
+        function of a module, or what cloudpickle can pickle.
+    - `seed`: 0 to 2**32 - 1.
+
+    **Raises:** `ValueError` for a seed out of range.
+    """
+    return dataset(source).random_map(change, seed=checked_seed(seed))
+
+
+def checked_seed(seed: int) -> int:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be 0 to 2**32 - 1; got {seed}")
+    return seed

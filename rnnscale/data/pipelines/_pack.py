@@ -1,0 +1,116 @@
+"""Several sequences in one row."""
+
+import bisect
+
+import grain
+import numpy as np
+
+from ..sources import ArraySpec, ElementSpec, Record, SequenceSource, element_spec, over_time, zeros
+from ._window import window
+
+
+def pack(sequences: SequenceSource, steps: int) -> grain.MapDataset:
+    """Rows of `steps` time steps, each with as many sequences as fit.
+
+    A record has the arrays over time, one sequence after another, and zeros at the end; `"reset"`,
+    bool, true at the first step of each sequence and of the zeros; and `"weight"`, float32, 1 where
+    there is a sequence and 0 at the zeros. A label of a whole sequence stands at its last step,
+    where alone `"weight"` is then 1. A `"reset"` and a `"weight"` that the sequences have
+    themselves hold too.
+
+    A sequence that is longer than a row is cut, and each piece starts afresh: a model sees of it
+    what it would see of a window. (To go on with the state of the piece before, see `lanes`.)
+
+    Which sequences share a row is decided once, by best fit: the longest first, each into the row
+    that it fills best. Every step is in one row, and all is the same in every epoch and process.
+
+    **Arguments:**
+
+    - `sequences`: see `SequenceSource`. Those without steps are in no row.
+    - `steps`: at least 1; several times the usual length fills rows best.
+
+    **Raises:** `ValueError` where `steps` is below 1, there is no step at all, or a sequence with a
+    label of the whole is longer than a row.
+    """
+    return grain.MapDataset.source(_Packed(sequences, steps))
+
+
+class _Packed:
+    def __init__(self, sequences: SequenceSource, steps: int):
+        self._pieces = window(sequences, steps)
+        self._steps = steps
+        self._order, self._borders = _best_fit(self._pieces.lengths, steps)
+        if not len(self):
+            raise ValueError("there is nothing to pack: the sequences have no steps")
+        spec = element_spec(self._pieces)
+        self._over_time = over_time(spec)
+        self._whole = [name for name in spec if name not in self._over_time]
+        self._spec = {
+            **{
+                name: ArraySpec((steps, *spec[name].shape[1:]), spec[name].dtype)
+                for name in self._over_time
+            },
+            **{
+                name: ArraySpec((steps, *spec[name].shape), spec[name].dtype)
+                for name in self._whole
+            },
+            "reset": ArraySpec((steps,), np.dtype(bool)),
+            "weight": ArraySpec((steps,), np.dtype(np.float32)),
+        }
+
+    @property
+    def element_spec(self) -> ElementSpec:
+        return self._spec
+
+    def __len__(self) -> int:
+        return len(self._borders) - 1
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        row = {name: zeros(spec) for name, spec in self._spec.items()}
+        start = 0
+        for piece in self._order[self._borders[index] : self._borders[index + 1]].tolist():
+            record = self._pieces[piece]
+            stop = start + int(self._pieces.lengths[piece])
+            # What counts: the last step where a label is of the whole, else all of them.
+            counted = slice(stop - 1 if self._whole else start, stop)
+            row["weight"][counted] = 1
+            for name in self._over_time:
+                if name == "weight":
+                    row[name][start:stop] *= record[name]
+                else:
+                    row[name][start:stop] = record[name]
+            for name in self._whole:
+                row[name][stop - 1] = record[name]
+            row["reset"][start] = True
+            start = stop
+        row["reset"][start : start + 1] = True
+        return row
+
+
+def _best_fit(lengths: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pieces in the order in which they fill rows, and where in it each row begins and ends."""
+    rows: list[list[int]] = []
+    # Rows by the room that is left in them, and which kinds of room there are, in order.
+    with_room: dict[int, list[int]] = {}
+    rooms: list[int] = []
+    for piece in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[piece])
+        at = bisect.bisect_left(rooms, length)
+        if at < len(rooms):
+            room = rooms[at]
+            row = with_room[room].pop()
+            if not with_room[room]:
+                del with_room[room], rooms[at]
+        else:
+            room, row = steps, len(rows)
+            rows.append([])
+        rows[row].append(piece)
+        left = room - length
+        if left:
+            if left not in with_room:
+                bisect.insort(rooms, left)
+            with_room.setdefault(left, []).append(row)
+    borders = np.cumsum([0, *map(len, rows)])
+    return np.array([piece for row in rows for piece in row], np.int64), borders

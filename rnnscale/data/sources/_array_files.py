@@ -1,0 +1,189 @@
+"""Records that are the rows of arrays in files."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from ._source import ArraySpec, ElementSpec, Record
+from ._stored import StoredArray, open_npy
+from ._unusable import Skipped, Unusable
+
+type ArrayFile = str | os.PathLike[str] | StoredArray
+
+
+class ArrayFiles:
+    """Records that are the rows of arrays in files, read when they are asked for.
+
+    ```python
+    ArrayFiles(inputs="inputs.npy", labels="labels.npy")
+    ArrayFiles(**open_npz("data.npz"))
+    ```
+
+    **Arguments:**
+
+    - `arrays`: by name, `.npy` files, or arrays of `open_npz`, with one leading axis of the same
+        size.
+
+    **Raises:** `ValueError` if there is no array, the leading axes differ, or a file can't be used
+    (see `open_npy`); and at an index, with file and record, if a file is not as it was.
+    """
+
+    def __init__(self, **arrays: ArrayFile):
+        self._arrays = {name: _opened(array) for name, array in arrays.items()}
+        counts = {name: len(array) for name, array in self._arrays.items()}
+        if len(set(counts.values())) != 1:
+            raise ValueError(f"arrays must have one leading axis of the same size; got {counts}")
+        (self._count,) = set(counts.values())
+
+    @property
+    def element_spec(self) -> ElementSpec:
+        return {name: array.row for name, array in self._arrays.items()}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < self._count:
+            raise IndexError(f"record {index} of {self._count}")
+        return {
+            name: array.read(index, index + 1, index)[0, ...]
+            for name, array in self._arrays.items()
+        }
+
+
+class SequenceFiles:
+    """Sequences of many lengths in files, read when and as far as they are asked for.
+
+    ```python
+    SequenceFiles({"inputs": "inputs.npy"}, "offsets.npy", {"labels": "labels.npy"})
+    ```
+
+    **Arguments:**
+
+    - `over_time`: by name, `.npy` files, or arrays of `open_npz`, in which the steps of all
+        sequences stand one after another, shape `(steps, ...)`.
+    - `offsets`: where sequences begin and end, integers of shape `(sequences + 1,)`: sequence `i`
+        is the steps `offsets[i]` to `offsets[i + 1] - 1`. None: all are of one length, and the
+        arrays over time have the shape `(sequences, time, ...)`.
+    - `whole`: by name, arrays with one row for each sequence, such as its label.
+    - `skip`: leave out sequences without steps, which are an error otherwise. `skipped` lists them.
+
+    **Raises:** `ValueError` if there is no array over time, numbers of steps or sequences differ,
+    offsets fall, or a file can't be used (see `open_npy`); and at an index, with file and record,
+    if a file is not as it was.
+    """
+
+    def __init__(
+        self,
+        over_time: Mapping[str, ArrayFile],
+        offsets: ArrayFile | None = None,
+        whole: Mapping[str, ArrayFile] | None = None,
+        *,
+        skip: bool = False,
+    ):
+        steps = {name: _opened(array) for name, array in over_time.items()}
+        self._whole = {name: _opened(array) for name, array in (whole or {}).items()}
+        if not steps:
+            raise ValueError("there must be at least one array over time")
+        if offsets is None:
+            bounds = _equal_lengths(steps)
+            where = next(iter(steps.values())).file.path
+            steps = {name: _one_after_another(array) for name, array in steps.items()}
+        else:
+            stored = _opened(offsets)
+            where = stored.file.path
+            bounds = read_offsets(stored)
+        for name, array in steps.items():
+            if len(array) != bounds[-1]:
+                raise ValueError(
+                    f"{array.file.path}: {name!r} has {len(array)} steps, and the offsets in "
+                    f"{where} end at {bounds[-1]}"
+                )
+        for name, array in self._whole.items():
+            if len(array) != len(bounds) - 1:
+                raise ValueError(
+                    f"{array.file.path}: {name!r} has {len(array)} rows for {len(bounds) - 1} "
+                    "sequences"
+                )
+        self._steps = steps
+        lengths = np.diff(bounds)
+        unusable = Unusable(skip)
+        for empty in np.flatnonzero(lengths == 0):
+            unusable.note(f"{where}, record {empty}", "the sequence is empty")
+        self.skipped: Skipped = unusable.all()
+        self._rows = np.flatnonzero(lengths)
+        self._starts, self._lengths = bounds[self._rows], lengths[self._rows]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self._lengths
+
+    @property
+    def element_spec(self) -> ElementSpec:
+        return {
+            **{
+                name: ArraySpec((None, *array.shape[1:]), array.native)
+                for name, array in self._steps.items()
+            },
+            **{name: array.row for name, array in self._whole.items()},
+        }
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        return self.read(index, 0, int(self._lengths[index]))
+
+    def read(self, index: int, start: int, stop: int) -> Record:
+        first, row = int(self._starts[index]), int(self._rows[index])
+        return {
+            **{
+                name: array.read(first + start, first + stop, row)
+                for name, array in self._steps.items()
+            },
+            **{name: array.read(row, row + 1, row)[0, ...] for name, array in self._whole.items()},
+        }
+
+
+def read_offsets(stored: StoredArray) -> np.ndarray:
+    """Offsets as int64.
+
+    **Raises:** `ValueError` if they are no integers from 0 on that do not fall.
+    """
+    where = stored.file.path
+    if stored.dtype.kind not in "iu" or len(stored.shape) != 1 or len(stored) == 0:
+        raise ValueError(
+            f"{where}: offsets must be integers of shape (sequences + 1,); got {stored.dtype} of "
+            f"shape {list(stored.shape)}"
+        )
+    offsets = stored.read(0, len(stored), 0).astype(np.int64)
+    if offsets[0] != 0:
+        raise ValueError(f"{where}: offsets must begin with 0; got {offsets[0]}")
+    falling = np.flatnonzero(np.diff(offsets) < 0)
+    if falling.size:
+        raise ValueError(f"{where}: offsets must not fall; they do after record {falling[0]}")
+    return offsets
+
+
+def _opened(array: ArrayFile) -> StoredArray:
+    return array if isinstance(array, StoredArray) else open_npy(array)
+
+
+def _equal_lengths(arrays: Mapping[str, StoredArray]) -> np.ndarray:
+    """Offsets of sequences that are the rows of arrays."""
+    axes = {name: array.shape[:2] for name, array in arrays.items()}
+    if len(set(axes.values())) != 1 or len(next(iter(axes.values()))) != 2:
+        raise ValueError(
+            "without offsets, arrays over time must have the same two leading axes, sequences and "
+            f"time; got {axes}"
+        )
+    ((sequences, time),) = set(axes.values())
+    return np.arange(sequences + 1) * time
+
+
+def _one_after_another(array: StoredArray) -> StoredArray:
+    sequences, time, *rest = array.shape
+    return StoredArray(array.file, array.offset, (sequences * time, *rest), array.dtype)

@@ -1,0 +1,139 @@
+"""The files of a folder, each a document."""
+
+import abc
+import codecs
+import os
+from collections.abc import Iterator, Set
+from pathlib import Path
+
+import numpy as np
+
+from ._source import ArraySpec, ElementSpec, Record
+from ._unchanged import UnchangedFile
+from ._unusable import Skipped, Unusable
+
+_BLOCK = 1 << 20
+
+
+class _Documents(abc.ABC):
+    """The files of a folder and its subfolders, each a document of bytes, in the order of their
+    paths."""
+
+    def __init__(self, folder: str | os.PathLike[str], suffix: str = "", *, skip: bool = False):
+        self._files: list[UnchangedFile] = []
+        unusable = Unusable(skip)
+        for path in files_under(folder, suffix):
+            file = UnchangedFile.note(path)
+            reason = self._why_not(file)
+            if reason is None:
+                self._files.append(file)
+            else:
+                unusable.note(file.path, reason)
+        self.skipped: Skipped = unusable.all()
+        if not self._files:
+            named = f" that ends in {suffix!r}" if suffix else ""
+            raise ValueError(f"no file{named} in {str(folder)!r} can be used")
+        self._lengths = np.array([file.size for file in self._files], np.int64)
+
+    @abc.abstractmethod
+    def _why_not(self, file: UnchangedFile) -> str | None:
+        """Why a file can't be used, or None if it can."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self._lengths
+
+    @property
+    def element_spec(self) -> ElementSpec:
+        return {"tokens": ArraySpec((None,), np.dtype(np.uint8))}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        return self.read(index, 0, self._files[index].size)
+
+    def read(self, index: int, start: int, stop: int) -> Record:
+        return {"tokens": self._files[index].read(start, stop, index)}
+
+
+class ByteFiles(_Documents):
+    """The files of a folder and its subfolders, each a document of bytes: `"tokens"`, uint8, shape
+    `(None,)`. Hidden ones (`.git`) are left out.
+
+    **Arguments:**
+
+    - `folder`: where to look.
+    - `suffix`: what the names of the files end in, such as `".bin"`; by default, anything.
+    - `skip`: leave out empty files, which are an error otherwise. `skipped` lists them.
+
+    **Raises:** `ValueError` if there is no such folder, or no file that can be used; and when it is
+    read, with file and record, if a file is not as it was.
+    """
+
+    def _why_not(self, file: UnchangedFile) -> str | None:
+        return None if file.size else "it is empty"
+
+
+class TextFiles(_Documents):
+    """The text files of a folder and its subfolders, each a document of bytes: `"tokens"`, uint8,
+    shape `(None,)`. Hidden ones (`.git`) are left out.
+
+    A file is text if it is valid UTF-8 without zero bytes, so zero can stand for the end of a
+    document. To see that, each file is read once when the source is made.
+
+    **Arguments:**
+
+    - `folder`: where to look.
+    - `suffix`: what the names of the files end in, such as `".txt"`; by default, anything.
+    - `skip`: leave out empty files and those that are not text, which are an error otherwise.
+        `skipped` lists them.
+
+    **Raises:** `ValueError` if there is no such folder, or no file that can be used; and when it is
+    read, with file and record, if a file is not as it was.
+    """
+
+    def _why_not(self, file: UnchangedFile) -> str | None:
+        if file.size == 0:
+            return "it is empty"
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for start in range(0, file.size, _BLOCK):
+            stop = min(start + _BLOCK, file.size)
+            block = file.read(start, stop, 0).tobytes()
+            if b"\0" in block:
+                return "it is not text: it has a zero byte"
+            try:
+                decoder.decode(block, final=stop == file.size)
+            except UnicodeDecodeError:
+                return "it is not text: it is not UTF-8"
+        return None
+
+
+def files_under(
+    folder: str | os.PathLike[str], suffix: str = "", left_out: Set[str] = frozenset()
+) -> list[Path]:
+    """The files in a folder and its subfolders, without hidden ones, in the order of their paths.
+
+    **Arguments:**
+
+    - `suffix`: of their names.
+    - `left_out`: names of subfolders to leave out.
+
+    **Raises:** `ValueError` if there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} must be a folder; it is none")
+    return sorted(_walk(folder, suffix, left_out), key=lambda p: p.relative_to(folder).as_posix())
+
+
+def _walk(folder: Path, suffix: str, left_out: Set[str]) -> Iterator[Path]:
+    for parent, folders, names in folder.walk():
+        folders[:] = [f for f in folders if f not in left_out and not f.startswith(".")]
+        for name in names:
+            path = parent / name
+            # A file may also be a pipe, or a link to nowhere.
+            if not name.startswith(".") and name.endswith(suffix) and path.is_file():
+                yield path

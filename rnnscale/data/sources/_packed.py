@@ -1,0 +1,246 @@
+"""Rows of one shape in ArrayRecord shards, with an index and a checksum for each shard."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, cast
+
+import grain
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from ._array_record import DamagedRecordError, RecordShard
+from ._source import ArraySpec, ElementSpec, Record, Source, spec_of
+from ._unchanged import UnchangedFile
+
+_INDEX = "index.json"
+_VERSION = 1
+# Bytes of rows in a shard by default, before compression.
+_SHARD_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the index says of a shard: its file, the rows and bytes in it, and its SHA-256."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def write_rows(
+    rows: Source | grain.MapDataset,
+    folder: str | os.PathLike[str],
+    *,
+    rows_per_shard: int | None = None,
+    notes: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> "PackedSource":
+    """Writes the records of a source, all of one shape, for `PackedSource` to read.
+
+    All is written into a hidden folder beside `folder`, which gets its name when it is whole, so an
+    interrupted run leaves nothing that looks whole.
+
+    **Arguments:**
+
+    - `rows`: the records. A record is written as the bytes of its arrays, one after another.
+    - `folder`: a new one, or an empty one.
+    - `rows_per_shard`: at least 1; by default what makes 256 MiB before compression.
+    - `notes`: anything of JSON, which the index keeps.
+    - `progress`: called after each row, with the number of rows that are written and of all.
+
+    **Returns:** the source that was written.
+
+    **Raises:** `ValueError` if the folder is not empty, `rows_per_shard` is below 1, there are no
+    rows, or a row differs from the others in the names, shapes and dtypes of its arrays.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} must be a new or an empty folder; there is something in it")
+    if len(rows) == 0:
+        raise ValueError("there are no rows to write")
+    records = cast(Source, rows)
+    spec = _spec(records[0])
+    if rows_per_shard is None:
+        rows_per_shard = max(1, _SHARD_BYTES // max(1, _layout(spec).itemsize))
+    if rows_per_shard < 1:
+        raise ValueError(f"rows_per_shard must be at least 1; got {rows_per_shard}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        starts = range(0, len(rows), rows_per_shard)
+        shards = [
+            _write_shard(
+                partial / f"{number:05}-of-{len(starts):05}.arrayrecord",
+                records,
+                range(start, min(start + rows_per_shard, len(rows))),
+                spec,
+                progress,
+            )
+            for number, start in enumerate(starts)
+        ]
+        content = {
+            "version": _VERSION,
+            "rows": len(rows),
+            "arrays": [
+                {"name": name, "shape": list(array.shape), "dtype": array.dtype.name}
+                for name, array in spec.items()
+            ],
+            "shards": [asdict(shard) for shard in shards],
+            "notes": dict(notes or {}),
+        }
+        index = {**content, "sha256": _digest(content)}
+        (partial / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    return PackedSource(folder)
+
+
+class PackedSource:
+    """Rows that `write_packed` or `write_rows` wrote.
+
+    **Arguments:**
+
+    - `folder`: with the index and its shards.
+
+    **Attributes:**
+
+    - `notes`: what the index says of where the rows come from.
+    - `shards`: what it says of each shard.
+
+    **Raises:** `ValueError` if there is no index, it is damaged, or of another version, or a shard
+    is missing or of another size; and at an index, with file and record, if the record is damaged
+    or the file is not as it was. A record's number is the one in its shard.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self._folder = Path(folder).absolute()
+        index = _read_index(self._folder / _INDEX)
+        self.notes: Mapping[str, Any] = index["notes"]
+        self._spec = {
+            array["name"]: ArraySpec(tuple(array["shape"]), np.dtype(array["dtype"]))
+            for array in index["arrays"]
+        }
+        self.shards = tuple(ShardInfo(**shard) for shard in index["shards"])
+        self._shards = [_opened(self._folder, info) for info in self.shards]
+        # The numbers of the shards' first rows.
+        self._firsts = np.cumsum([0, *(info.rows for info in self.shards)])
+        self._layout = _layout(self._spec)
+
+    @property
+    def element_spec(self) -> ElementSpec:
+        return self._spec
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        number = np.searchsorted(self._firsts, index, side="right") - 1
+        shard, row = self._shards[number], int(index - self._firsts[number])
+        content = shard.read(row)
+        if len(content) != self._layout.itemsize:
+            raise DamagedRecordError(
+                shard.name(row),
+                f"it has {len(content)} bytes, and rows have {self._layout.itemsize}",
+            )
+        (values,) = np.frombuffer(content, self._layout)
+        # Copies, which are aligned and can be written.
+        return {name: np.array(values[name]) for name in self._spec}
+
+    def verify(self, progress: Callable[[int, int], object] = lambda done, total: None) -> None:
+        """Reads all of it, and compares the SHA-256 of each shard with the index.
+
+        **Arguments:**
+
+        - `progress`: called after each shard, with the number of bytes that were read and of all.
+
+        **Raises:** `ValueError` that names the shards that are not what was written.
+        """
+        damaged = []
+        sizes = [info.bytes for info in self.shards]
+        for info, read in zip(self.shards, accumulate(sizes), strict=True):
+            with open(self._folder / info.name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != info.sha256:
+                    damaged.append(info.name)
+            progress(read, sum(sizes))
+        if damaged:
+            raise ValueError(
+                f"{self._folder}: {len(damaged)} of {len(self.shards)} shards are not what was "
+                f"written: {', '.join(damaged)}"
+            )
+
+
+def _write_shard(
+    path: Path,
+    rows: Source,
+    indices: range,
+    spec: ElementSpec,
+    progress: Callable[[int, int], object],
+) -> ShardInfo:
+    # One record a chunk, so that reading one decompresses no other.
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    try:
+        for index in indices:
+            record = rows[index]
+            if _spec(record) != spec:
+                raise ValueError(
+                    f"rows must be like the first one, {dict(spec)}; row {index} is "
+                    f"{dict(_spec(record))}"
+                )
+            writer.write(b"".join(np.ascontiguousarray(record[name]).tobytes() for name in spec))
+            progress(index + 1, len(rows))
+    finally:
+        writer.close()
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return ShardInfo(path.name, len(indices), path.stat().st_size, digest)
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {_INDEX}, so it holds no packed rows")
+    try:
+        index = json.loads(path.read_text())
+        digest = index.pop("sha256")
+    except (ValueError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    if digest != _digest(index):
+        raise ValueError(f"{path} is damaged: it is not what was written")
+    if index["version"] != _VERSION:
+        raise ValueError(
+            f"{path} is of version {index['version']} of the format; this is version {_VERSION}"
+        )
+    return index
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _opened(folder: Path, info: ShardInfo) -> RecordShard:
+    file = UnchangedFile.note(folder / info.name)
+    if file.size != info.bytes:
+        raise ValueError(
+            f"{file.path} was truncated or replaced: it has {file.size} bytes, and had {info.bytes}"
+        )
+    return RecordShard(file, info.rows)
+
+
+def _spec(record: Record) -> ElementSpec:
+    return {name: spec_of(array) for name, array in record.items()}
+
+
+def _layout(spec: ElementSpec) -> np.dtype:
+    """A row: its arrays, one after another."""
+    return np.dtype([(name, array.dtype, array.shape) for name, array in spec.items()])

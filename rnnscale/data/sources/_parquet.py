@@ -1,0 +1,351 @@
+"""Records in Parquet files."""
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ._source import ArraySpec, ElementSpec, Record, over_time
+from ._unchanged import UnchangedFile
+from ._unusable import Skipped, Unusable
+
+
+class ParquetRows:
+    """The rows of Parquet files, with columns of numbers and of lists of a fixed size of numbers.
+
+    Row groups are read whole, and each process keeps the last four, so random access is fast if
+    there are few groups, or groups of few rows.
+
+    **Arguments:**
+
+    - `files`: in the order of the rows.
+    - `columns`: which to read, all by default; each is an array of a record.
+
+    **Raises:** `ValueError` if there is no row, or a file can't be used or has other columns than
+    the first one; and at an index, with file and record, if the row has nulls, NaN or infinity, or
+    the file is damaged or not as it was. A record's number is the one in its file. `ImportError`
+    if pyarrow is not installed.
+    """
+
+    def __init__(
+        self, files: Sequence[str | os.PathLike[str]], columns: Sequence[str] | None = None
+    ):
+        self._table = _Table.open(files, columns)
+        for name in over_time(self._table.spec):
+            raise ValueError(
+                f"{self._table.files[0].path}: {name!r} has lists of many lengths, for which there "
+                "is ParquetSequences"
+            )
+
+    @property
+    def element_spec(self) -> ElementSpec:
+        return self._table.spec
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        group, row = self._table.find(index)
+        return {name: np.array(column.values[row]) for name, column in group.columns.items()}
+
+
+class ParquetSequences:
+    """The rows of Parquet files, of which some columns have lists of many lengths: the arrays over
+    time. The elements of a list are numbers, or lists of a fixed size of numbers.
+
+    All is read once when the source is made, for the lengths. Row groups are read whole, and each
+    process keeps the last four, so random access is fast if there are few groups, or groups of few
+    rows.
+
+    **Arguments:**
+
+    - `files`: in the order of the rows.
+    - `columns`: which to read, all by default; each is an array of a record.
+    - `skip`: leave out rows that have nulls, NaN or infinity, empty lists, or lists of different
+        lengths, which are an error otherwise. `skipped` lists them.
+
+    **Raises:** `ValueError` if there is no row that can be used, no column has lists of many
+    lengths, or a file can't be used or has other columns than the first one; and when it is read,
+    with file and record, if the file is damaged or not as it was. A record's number is the one in
+    its file. `ImportError` if pyarrow is not installed.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str | os.PathLike[str]],
+        columns: Sequence[str] | None = None,
+        *,
+        skip: bool = False,
+    ):
+        self._table = _Table.open(files, columns)
+        self._over_time = over_time(self._table.spec)
+        if not self._over_time:
+            raise ValueError(
+                f"{self._table.files[0].path}: no column has lists of many lengths; for rows of "
+                "one shape there is ParquetRows"
+            )
+        unusable = Unusable(skip)
+        lengths = np.zeros(len(self._table), np.int64)
+        for number, first in enumerate(self._table.first[:-1]):
+            group = self._table.group(number)
+            lengths[first : first + len(group.lengths)] = group.lengths
+            for row, reason in group.unusable.items():
+                unusable.note(self._table.name(number, row), reason)
+                lengths[first + row] = 0
+        self.skipped: Skipped = unusable.all()
+        self._rows = np.flatnonzero(lengths)
+        self._lengths = lengths[self._rows]
+        if not len(self):
+            raise ValueError(f"no row of {len(files)} Parquet files can be used")
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self._lengths
+
+    @property
+    def element_spec(self) -> ElementSpec:
+        return self._table.spec
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        return self.read(index, 0, int(self._lengths[index]))
+
+    def read(self, index: int, start: int, stop: int) -> Record:
+        group, row = self._table.find(int(self._rows[index]))
+        record = {}
+        for name, column in group.columns.items():
+            if column.offsets is None:
+                record[name] = np.array(column.values[row])
+            else:
+                first = column.offsets[row]
+                record[name] = column.values[first + start : first + stop].copy()
+        return record
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The values of a row group, and where each row begins, if rows are lists of many lengths."""
+
+    values: np.ndarray
+    offsets: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group: its columns, the lengths of the lists in its rows, and which rows can't be used
+    and why."""
+
+    columns: Mapping[str, _Column]
+    lengths: np.ndarray
+    unusable: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The rows of some files, and their row groups: for each its file, its number there, its first
+    row there, and its first row counted over all files."""
+
+    files: tuple[UnchangedFile, ...]
+    spec: ElementSpec
+    file: np.ndarray
+    number: np.ndarray
+    first_in_file: np.ndarray
+    first: np.ndarray
+
+    @classmethod
+    def open(
+        cls, paths: Sequence[str | os.PathLike[str]], columns: Sequence[str] | None
+    ) -> "_Table":
+        if not paths:
+            raise ValueError("there must be at least one Parquet file")
+        files = tuple(UnchangedFile.note(path) for path in paths)
+        spec: ElementSpec = {}
+        groups = []
+        for index, file in enumerate(files):
+            with _opened(file) as opened:
+                found = _spec(file, opened.schema_arrow, columns)
+                sizes = [
+                    opened.metadata.row_group(number).num_rows
+                    for number in range(opened.num_row_groups)
+                ]
+            spec = spec or found
+            if found != spec:
+                raise ValueError(
+                    f"{file.path} has {_told(found)}, and {files[0].path} has {_told(spec)}"
+                )
+            firsts = np.cumsum([0, *sizes])
+            groups += [(index, number, firsts[number], size) for number, size in enumerate(sizes)]
+        file, number, first_in_file, rows = np.array(groups, np.int64).reshape(-1, 4).T
+        if rows.sum() == 0:
+            raise ValueError(f"there is no row in {len(files)} Parquet files")
+        return cls(files, spec, file, number, first_in_file, np.cumsum([0, *rows]))
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def name(self, group: int, row: int) -> str:
+        """What an error calls a row of a group."""
+        return f"{self.files[self.file[group]].path}, record {self.first_in_file[group] + row}"
+
+    def group(self, group: int, row: int = 0) -> _Group:
+        """A group, for one of its rows."""
+        file, names = self.files[self.file[group]], tuple(self.spec)
+        record = int(self.first_in_file[group]) + row
+        try:
+            content = _read_group(file, int(self.number[group]), names)
+        except (OSError, ValueError) as error:
+            # pyarrow's own are among them. What it can't read may be another file.
+            file.check(record)
+            raise ValueError(f"{self.name(group, row)}: it can't be read: {error}") from error
+        file.check(record)
+        return content
+
+    def find(self, index: int) -> tuple[_Group, int]:
+        """The group of a row, and the row's number there."""
+        number = int(np.searchsorted(self.first, index, side="right")) - 1
+        row = int(index - self.first[number])
+        group = self.group(number, row)
+        if row in group.unusable:
+            raise ValueError(f"{self.name(number, row)}: {group.unusable[row]}")
+        return group, row
+
+
+@functools.lru_cache(maxsize=4)
+def _read_group(file: UnchangedFile, number: int, columns: tuple[str, ...]) -> _Group:
+    with _opened(file) as opened:
+        table = opened.read_row_group(number, columns=list(columns))
+    unusable: dict[int, str] = {}
+    read = {}
+    lengths = np.zeros(table.num_rows, np.int64)
+    for name in columns:
+        read[name], wrong = _column(table.column(name))
+        for reason, rows in wrong.items():
+            for row in np.flatnonzero(rows).tolist():
+                unusable.setdefault(row, f"column {name!r}: {reason}")
+        if read[name].offsets is None:
+            continue
+        found = np.diff(read[name].offsets)
+        for row in np.flatnonzero(found == 0).tolist():
+            unusable.setdefault(row, f"column {name!r}: the list is empty")
+        for row in np.flatnonzero((found != lengths) & (lengths != 0)).tolist():
+            unusable.setdefault(row, "its lists have different lengths")
+        lengths = np.where(lengths == 0, found, lengths)
+    return _Group(read, lengths, dict(sorted(unusable.items())))
+
+
+def _column(chunks: Any) -> tuple[_Column, Mapping[str, np.ndarray]]:
+    """The values of a column, and what is wrong in which rows."""
+    import pyarrow as pa
+
+    column = chunks.chunk(0) if chunks.num_chunks == 1 else pa.concat_arrays(chunks.chunks)
+    if not _is_list(column.type):
+        values, null = _values(column)
+        return _Column(values, None), {"it is null": null, "it is not finite": _not_finite(values)}
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    values, null = _values(column.values)
+
+    def rows(elements: np.ndarray) -> np.ndarray:
+        """The rows in which there is such an element."""
+        before = np.concatenate([[0], np.cumsum(elements)])
+        return before[offsets[1:]] > before[offsets[:-1]]
+
+    missing = column.is_null().to_numpy(zero_copy_only=False) | rows(null)
+    wrong = {"it is null": missing, "it is not finite": rows(_not_finite(values))}
+    return _Column(values, offsets), wrong
+
+
+def _values(array: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The elements, with lists of a fixed size as further axes, and which of them are null."""
+    import pyarrow as pa
+
+    null = array.is_null().to_numpy(zero_copy_only=False)
+    if pa.types.is_fixed_size_list(array.type):
+        size, start = array.type.list_size, array.offset
+        inner, inner_null = _values(array.values[start * size : (start + len(array)) * size])
+        values = inner.reshape(len(array), size, *inner.shape[1:])
+        return values, null | inner_null.reshape(len(array), size).any(axis=1)
+    zero = pa.scalar(0).cast(array.type)
+    return array.fill_null(zero).to_numpy(zero_copy_only=False), null
+
+
+def _not_finite(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind != "f":
+        return np.zeros(len(values), bool)
+    return np.asarray(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+
+
+def _spec(file: UnchangedFile, schema: Any, columns: Sequence[str] | None) -> ElementSpec:
+    spec = {}
+    for name in schema.names if columns is None else columns:
+        if name not in schema.names:
+            raise ValueError(
+                f"{file.path} has no column {name!r}; it has {', '.join(schema.names)}"
+            )
+        kind = schema.field(name).type
+        element = _element_spec(kind.value_type if _is_list(kind) else kind)
+        if element is None:
+            raise ValueError(
+                f"{file.path}, column {name!r}: columns must be of numbers, or of lists of numbers;"
+                f" got {kind}; choose others with columns="
+            )
+        if _is_list(kind):
+            element = ArraySpec((None, *element.shape), element.dtype)
+        spec[name] = element
+    if not spec:
+        raise ValueError(f"{file.path} has no columns")
+    return spec
+
+
+def _element_spec(kind: Any) -> ArraySpec | None:
+    import pyarrow as pa
+
+    if pa.types.is_fixed_size_list(kind):
+        inner = _element_spec(kind.value_type)
+        return inner and ArraySpec((kind.list_size, *inner.shape), inner.dtype)
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    if any(is_kind(kind) for is_kind in numbers):
+        return ArraySpec((), np.dtype(kind.to_pandas_dtype()))
+    return None
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _told(spec: ElementSpec) -> str:
+    return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in spec.items())
+
+
+def _opened(file: UnchangedFile) -> Any:
+    parquet = _pyarrow_parquet()
+    try:
+        # Checksums of pages are verified, where the file has them.
+        return parquet.ParquetFile(file.path, page_checksum_verification=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{file.path} is no Parquet file, truncated or damaged: {error}"
+        ) from error
+
+
+def _pyarrow_parquet() -> ModuleType:
+    # Here and not at the top: it is an extra.
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            "Parquet files are read with pyarrow, which is not installed; install it with: "
+            "pip install 'rnnscale[parquet]'"
+        ) from error
+    return pyarrow.parquet

@@ -1,0 +1,94 @@
+"""Files that have to stay as they are while records are read from them."""
+
+import functools
+import os
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class UnchangedFile:
+    """A file as it was when a source was made of it.
+
+    Every access looks whether it still is that file: by its size, the time of its last change and
+    its inode. A file is not mapped into memory, because a process that touches a mapped page of a
+    truncated file is killed. It is opened at the first read in each process, so that it can be
+    pickled.
+    """
+
+    path: str
+    size: int
+    modified_ns: int
+    inode: int
+
+    @classmethod
+    def note(cls, path: str | os.PathLike[str]) -> Self:
+        """**Raises:** `ValueError` if there is no such file."""
+        path = os.path.abspath(path)
+        if not os.path.isfile(path):
+            raise ValueError(f"there is no file {path}")
+        found = os.stat(path)
+        return cls(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+    def check(self, record: int) -> None:
+        """**Raises:** `ValueError` with the file and the record if it is another file now."""
+        try:
+            found = os.stat(self.path)
+        except OSError as error:
+            raise self._changed(record, f"can't be found any more ({error.strerror})") from error
+        if found.st_size != self.size:
+            raise self._changed(record, f"had {self.size} bytes and has {found.st_size} now")
+        if (found.st_mtime_ns, found.st_ino) != (self.modified_ns, self.inode):
+            raise self._changed(record, "was changed or replaced")
+
+    def read_into(self, array: np.ndarray, offset: int, record: int) -> None:
+        """Fills an array in C order with the bytes from `offset` on.
+
+        **Raises:** as `check`.
+        """
+        left = array.reshape(-1).view(np.uint8)
+        try:
+            descriptor = _opened(self).number
+            # A call reads no more than 2 GiB.
+            while left.size and (read := os.preadv(descriptor, [left], offset)):
+                left, offset = left[read:], offset + read
+        except OSError as error:
+            raise self._changed(record, f"can't be read ({error.strerror})") from error
+        # Afterwards, so that no change while it was read is missed.
+        self.check(record)
+        if left.size:
+            raise self._changed(record, f"ends {left.size} bytes too early")
+
+    def read(self, start: int, stop: int, record: int) -> np.ndarray:
+        """The bytes `start` to `stop - 1`, uint8.
+
+        **Raises:** as `check`.
+        """
+        content = np.empty(stop - start, np.uint8)
+        self.read_into(content, start, record)
+        return content
+
+    def _changed(self, record: int, what: str) -> ValueError:
+        return ValueError(
+            f"{self.path}, record {record}: the file {what}; files must stay as they were when the "
+            "source was made"
+        )
+
+
+class _Descriptor:
+    """An open file, closed when nothing refers to it any more."""
+
+    def __init__(self, path: str):
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self):
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+# Of each process. A folder may hold more files than a process may open.
+@functools.lru_cache(maxsize=128)
+def _opened(file: UnchangedFile) -> _Descriptor:
+    return _Descriptor(file.path)

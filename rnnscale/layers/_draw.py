@@ -1,0 +1,79 @@
+"""Tokens drawn from logits, each the next input."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, Key
+
+from rnnscale._base import State
+from rnnscale.layers._row_keys import fold_keys
+
+
+def draw_tokens(
+    step: Callable[[Array, State], tuple[State, Array]],
+    state: State,
+    logits: Float[Array, "*batch vocab"],
+    steps: int,
+    *,
+    temperature: float | Float[Array, ""] = 1.0,
+    top_k: int | None = None,
+    keys: Key[Array, "*batch"],
+    drawn: int | Int[Array, ""] = 0,
+) -> tuple[State, Int[Array, "*batch steps"]]:
+    """Tokens that follow, each drawn given the ones before it: `(state, tokens)`.
+
+    The memory is that of one state and of the tokens.
+
+    **Arguments:**
+
+    - `step`: `(token, state)` to `(state, logits)`.
+    - `state`, `logits`: the state after what is known, and the logits of the first token to draw.
+    - `steps`: how many tokens, at least 1.
+    - `temperature`: logits are divided by it; towards 0 the likeliest token is taken, and at 0
+        exactly that one. At least 0.
+    - `top_k`: draw from the `top_k` likeliest tokens only, 1 to `vocab`; None for all of them.
+    - `keys`: one for each row. The draw of number `i` takes `jax.random.fold_in(key, i)`.
+    - `drawn`: the number of the first draw.
+
+    **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
+    tokens.
+
+    **Raises:** `ValueError` for a number out of range.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}.")
+    if not isinstance(temperature, Tracer) and not 0 <= float(temperature) < math.inf:
+        raise ValueError(f"temperature must be at least 0, and finite; got {temperature}.")
+    vocab = logits.shape[-1]
+    if top_k is not None and not 1 <= top_k <= vocab:
+        raise ValueError(f"top_k must be 1 to {vocab}, the number of tokens; got {top_k}.")
+
+    def draw(logits: Array, number: Int[Array, ""]) -> Int[Array, "*batch"]:
+        logits = logits.astype(jnp.float32)
+        # The largest of logits plus this noise is a draw of the softmax.
+        noise = temperature * _gumbel(fold_keys(keys, number), vocab)
+        if top_k is None:
+            return jnp.argmax(logits + noise, axis=-1)
+        likeliest, tokens = jax.lax.top_k(logits, top_k)
+        noise = jnp.take_along_axis(noise, tokens, axis=-1)
+        choice = jnp.argmax(likeliest + noise, axis=-1, keepdims=True)
+        return jnp.take_along_axis(tokens, choice, axis=-1)[..., 0]
+
+    def advance(carry: tuple, number: Int[Array, ""]) -> tuple[tuple, Array]:
+        state, token = carry
+        state, logits = step(token, state)
+        token = draw(logits, number)
+        return (state, token), token
+
+    numbers = drawn + jnp.arange(steps)
+    first = draw(logits, numbers[0])
+    (state, _), rest = jax.lax.scan(advance, (state, first), numbers[1:])
+    return state, jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, -1)
+
+
+def _gumbel(keys: Key[Array, "*batch"], size: int) -> Float[Array, "*batch size"]:
+    flat = jax.vmap(lambda key: jax.random.gumbel(key, (size,), jnp.float32))(keys.reshape(-1))
+    return flat.reshape(*keys.shape, size)

@@ -1,0 +1,114 @@
+"""What a language model writes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, Key
+
+from rnnscale._base import State
+from rnnscale.layers import draw_tokens, over_time, row_keys
+
+
+def generate(
+    model: Any,
+    tokens: Int[Array, "*batch time"],
+    state: State | None = None,
+    *,
+    steps: int,
+    temperature: float | Float[Array, ""] = 1.0,
+    top_k: int | None = None,
+    lengths: Int[Array, "*batch"] | None = None,
+    chunk: int = 1024,
+    drawn: int | Int[Array, ""] = 0,
+    key: Key[Array, "*#batch"],
+) -> tuple[State, Int[Array, "*batch steps"]]:
+    """Tokens that follow `tokens`, each drawn given the ones before it.
+
+    Only the state goes from token to token, so that memory grows with neither the prompt nor
+    `steps`, but for the tokens themselves.
+
+    ```python
+    state, more = generate(model, tokens, steps=100, temperature=0.8, top_k=40, key=key)
+    text = jnp.concatenate([tokens, more], axis=-1)
+    # 100 more, as if there had been one call of 200.
+    state, more = generate(
+        model, more[..., -1:], state, steps=100, temperature=0.8, top_k=40, drawn=100, key=key
+    )
+    ```
+
+    **Arguments:**
+
+    - `model`: a `LanguageModel`, or anything that is called, has a `step` and an `init_state` like
+        it.
+    - `tokens`: the prompts, at least one token each.
+    - `state`: the state before them; zero by default.
+    - `steps`: how many tokens, at least 1.
+    - `temperature`: logits are divided by it; towards 0 the likeliest token is taken, and at 0
+        exactly that one. At least 0.
+    - `top_k`: draw from the `top_k` likeliest tokens only, at least 1 and at most all of them; None
+        for all of them.
+    - `lengths`: the number of tokens in each row's prompt, at least 1; by default all.
+    - `chunk`: the prompts are read so many tokens after so many, at least 1.
+    - `drawn`: how many tokens were drawn with these keys before.
+    - `key`: one key, or one for each row; a row's draws depend on its own key only.
+
+    **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
+    tokens.
+
+    **Raises:** `TypeError` for tokens that are no integers, `ValueError` for a number out of range
+    and an empty prompt.
+    """
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(f"tokens must be integers; got {tokens.dtype}.")
+    time = tokens.shape[-1]
+    if time == 0:
+        raise ValueError("there is no token to go on from; give at least one in each row.")
+    if lengths is None:
+        lengths = jnp.full(tokens.shape[:-1], time)
+    elif not isinstance(lengths, Tracer):
+        given = np.asarray(lengths)
+        if not ((given >= 1) & (given <= time)).all():
+            raise ValueError(f"lengths must be 1 to {time}, the steps of `tokens`; got {given}.")
+    keys: Any = row_keys(key, tokens.shape[:-1])
+    state, logits = _read(model, tokens, state, lengths, chunk)
+    return draw_tokens(
+        model.step,
+        state,
+        logits,
+        steps,
+        temperature=temperature,
+        top_k=top_k,
+        keys=keys,
+        drawn=drawn,
+    )
+
+
+def _read(
+    model: Any,
+    tokens: Int[Array, "*batch time"],
+    state: State | None,
+    lengths: Int[Array, "*batch"],
+    chunk: int,
+) -> tuple[State, Float[Array, "*batch vocab"]]:
+    """The state after the prompts, and the logits of the tokens that follow them."""
+
+    def read(carry: tuple, piece: Array, start: Int[Array, ""]) -> tuple[tuple, None]:
+        state, last = carry
+        held = jnp.clip(lengths - start, 0, piece.shape[-1])
+        state, logits = model(piece, state, lengths=held)
+        end = jnp.maximum(held - 1, 0)[..., None, None]
+        ending = jnp.take_along_axis(logits, end, axis=-2)[..., 0, :]
+        return (state, jnp.where((held > 0)[..., None], ending, last)), None
+
+    if state is None:
+        state = model.init_state(tokens.shape[:-1])
+    if tokens.shape[-1] == 1:
+        # So that going on gives to the bit what one call would have given.
+        return model.step(tokens[..., 0], state)
+    _, first = jax.eval_shape(lambda: model.step(tokens[..., 0], state))
+    last = jnp.zeros(first.shape, first.dtype)
+    (state, last), _ = over_time(read, (state, last), tokens, steps=chunk, axis=tokens.ndim - 1)
+    return state, last

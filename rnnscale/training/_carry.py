@@ -1,0 +1,60 @@
+"""The recurrent state that goes from one batch to the next."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, PyTree, Shaped
+
+from rnnscale._base import State
+
+
+class Carry(eqx.Module):
+    """A model's state for each row of a batch, as it is kept between steps: in the training state,
+    in checkpoints, and over the devices of a mesh, each of which has that of its own rows.
+
+    A state is opaque, and its batch axis is not always the leading one (a stack of layers has its
+    depth before it). Here it leads, so that its annotation says how it is laid out.
+    """
+
+    arrays: tuple[Shaped[Array, "batch ..."], ...]
+    axes: tuple[int, ...] = eqx.field(static=True)
+    structure: Any = eqx.field(static=True)
+
+    @classmethod
+    def zeros(cls, model: PyTree, batch_size: int, dtype: DTypeLike | None = None) -> "Carry":
+        """The state before the first step.
+
+        **Arguments:**
+
+        - `model`: with an `init_state`: any causal layer or model.
+        - `batch_size`: rows in a batch, at least 1.
+        - `dtype`: what the model computes in; float32 by default.
+        """
+        state = model.init_state((batch_size,), dtype)
+        leaves, structure = jax.tree.flatten(state)
+        other = jax.eval_shape(lambda: model.init_state((batch_size + 1,), dtype))
+        # The axis that grows with the batch.
+        axes = tuple(
+            next(
+                i for i, sizes in enumerate(zip(a.shape, b.shape, strict=True)) if len({*sizes}) > 1
+            )
+            for a, b in zip(leaves, jax.tree.leaves(other), strict=True)
+        )
+        return cls(_leading(leaves, axes), axes, structure)
+
+    @property
+    def state(self) -> State:
+        """The state as the model takes it."""
+        moved = [jnp.moveaxis(x, 0, axis) for x, axis in zip(self.arrays, self.axes, strict=True)]
+        return jax.tree.unflatten(self.structure, moved)
+
+    def after(self, state: State) -> "Carry":
+        """The same with the state that the model returned."""
+        arrays = _leading(jax.tree.leaves(state), self.axes)
+        return Carry(arrays, self.axes, self.structure)
+
+
+def _leading(leaves: list[Array], axes: tuple[int, ...]) -> tuple[Array, ...]:
+    return tuple(jnp.moveaxis(x, axis, 0) for x, axis in zip(leaves, axes, strict=True))

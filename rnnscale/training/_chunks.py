@@ -1,0 +1,105 @@
+"""Losses of sequences that are longer than memory."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key, PyTree
+
+from rnnscale.layers import check_time_is_whole, fold_keys, over_time, row_keys
+from rnnscale.training._loss import Totals
+from rnnscale_kernels import checked_lengths
+
+
+def in_chunks(loss: Callable[..., tuple[Any, Totals]], steps: int) -> Callable[..., Any]:
+    """The same loss, computed `steps` time steps after `steps` time steps.
+
+    The model runs on one chunk at a time with its state handed on, and the totals are added up. For
+    the gradient each chunk is computed again from the state that entered it, so that activations
+    and logits are never those of more than one chunk. With `steps` of about the square root of the
+    length, memory grows with that root. Value and gradient are those of the whole, to rounding,
+    where no random numbers are drawn: the keys of a chunk are folded with its number.
+
+    ```python
+    train_step = make_train_step(in_chunks(cross_entropy, 1024), optimiser)
+    ```
+
+    Over a mesh each chunk gathers the parameters that `fsdp` splits, and adds up its gradients over
+    devices. A train step with an `accumulation` of 2 or more does both once.
+
+    **Arguments:**
+
+    - `loss`: `loss(model, batch, key, state) -> (state, totals)`, where totals are sums over the
+        labels. The labels are one a step.
+    - `steps`: of a chunk, at least 1; the last one may be shorter.
+
+    **Returns:** `loss(model, batch, key, state=None) -> (state, totals)`. Of `batch`, every array
+    that begins with the axes `batch time` of `inputs` is cut; `lengths` are those within a chunk;
+    anything else is there in every chunk. Without a `state` it starts from `model.init_state`.
+
+    **Raises:** `ValueError` where `steps` is below 1; and, when it is called, where the labels are
+    not one a step, the model has no `causal` that is true, or the mesh has `seq` above 1.
+    """
+    if steps < 1:
+        raise ValueError(f"in_chunks: steps must be at least 1; got {steps}.")
+
+    def chunked(
+        model: PyTree,
+        batch: Mapping[str, Array | np.ndarray],
+        key: Key[Array, "*#batch"] | None,
+        state: PyTree[Array] | None = None,
+    ) -> tuple[PyTree[Array], Totals]:
+        check_time_is_whole("in_chunks")
+        batch = {name: jnp.asarray(array) for name, array in batch.items()}
+        inputs = batch["inputs"]
+        axes = inputs.shape[:2]
+        _check_cuts(model, batch, axes)
+        xs = {name: array for name, array in batch.items() if array.shape[:2] == axes}
+        same = {name: array for name, array in batch.items() if name not in xs}
+        keys = row_keys(key, axes[:1])
+        if "lengths" in same:
+            same["lengths"] = checked_lengths(same["lengths"], axes[:1], axes[1])
+        if state is None:
+            floating = jnp.issubdtype(inputs.dtype, jnp.floating)
+            state = model.init_state(axes[:1], inputs.dtype if floating else None)
+
+        def on_chunk(state: Any, piece: dict[str, Array], start: Int[Array, ""]) -> tuple:
+            held = piece["inputs"].shape[1]
+            chunk = {**same, **piece}
+            if "lengths" in same:
+                chunk["lengths"] = jnp.clip(same["lengths"] - start, 0, held)
+            return loss(model, chunk, _fold(keys, start // steps), state)
+
+        def add(carry: tuple, piece: dict[str, Array], start: Int[Array, ""]) -> tuple:
+            state, sums = carry
+            state, totals = on_chunk(state, piece, start)
+            return (state, jax.tree.map(jnp.add, sums, totals)), None
+
+        first = {name: array[:, :steps] for name, array in xs.items()}
+        _, shapes = jax.eval_shape(on_chunk, state, first, jnp.zeros((), jnp.int32))
+        zeros = jax.tree.map(lambda total: jnp.zeros(total.shape, total.dtype), shapes)
+        (state, totals), _ = over_time(add, (state, zeros), xs, steps=steps, axis=1)
+        return state, totals
+
+    return chunked
+
+
+def _check_cuts(model: PyTree, batch: Mapping[str, Array], axes: tuple[int, ...]) -> None:
+    labels = batch["labels"]
+    if labels.shape[:2] != axes:
+        raise ValueError(
+            f"in_chunks: the labels must be one a step, of a shape that begins with {axes}; got "
+            f"{labels.shape}. For labels of whole sequences give the model its chunk: "
+            "SequenceClassifier(..., chunk=...), RNN(..., chunk=...) or DeepRNN(..., chunk=...)."
+        )
+    if not getattr(model, "causal", False):
+        raise ValueError(
+            f"in_chunks: {type(model).__name__} sees later steps, or has no `causal` that says it "
+            "does not: use a causal model, or the loss of the whole sequence."
+        )
+
+
+def _fold(keys: Key[Array, "*batch"] | None, chunk: Int[Array, ""]) -> Key[Array, "*batch"] | None:
+    return None if keys is None else fold_keys(keys, chunk)

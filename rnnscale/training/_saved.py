@@ -1,0 +1,136 @@
+"""The trained model of a run, for use after it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rnnscale.data import Task, evaluation_batches, load_task
+from rnnscale.sharding import AXES, make_mesh, shardings
+from rnnscale.training._checkpoint import restore_part
+from rnnscale.training._config import TrainConfig
+from rnnscale.training._loop import evaluate
+from rnnscale.training._models import make_model
+from rnnscale.training._rows import evaluation_rows
+from rnnscale.training._run import RunFolder
+from rnnscale.training._setup import set_up
+from rnnscale.training._step import make_eval_step
+
+
+@dataclass(frozen=True, eq=False)
+class SavedRun:
+    """A trained model and what it was trained on; see `load_run`.
+
+    - `config`: the options of the run, but for those that were changed to load it.
+    - `task`: what it was trained on.
+    - `mesh`: on which the model is laid out.
+    - `step`: how many training steps the model has behind it.
+    - `model`: the model.
+    """
+
+    config: TrainConfig
+    task: Task
+    mesh: Mesh
+    step: int
+    model: eqx.Module
+
+    def evaluate(
+        self, split: Literal["validation", "test"] = "test", *, seq_len: int | None = None
+    ) -> dict[str, float]:
+        """The figures of the model on a split, as a run computes them at its end.
+
+        **Arguments:**
+
+        - `split`: `"validation"` or `"test"`.
+        - `seq_len`: time steps in a sequence, at least 1; by default those of the training. Each
+            sequence starts from a zero state, unless `config.rows` is `"lanes"`; then the state
+            goes through whole sequences, and it is only how many steps are done at once.
+
+        **Returns:** `loss`, the metric of the task, and where that is of tokens, `perplexity`: the
+        exponential of the loss.
+
+        **Raises:** `ValueError` where the length or an option does not fit the task or the mesh.
+        """
+        # Packed rows and parts of a batch are for training.
+        rows = "lanes" if self.config.rows == "lanes" else "records"
+        config = replace(self.config, rows=rows, accumulation=1)
+        task = self.task
+        if seq_len is not None:
+            config = replace(config, seq_len=seq_len)
+            task = load_task(config.task, seq_len=seq_len, text=config.text)
+        parts = set_up(config, task, self.mesh)
+        task = parts.task
+        records = evaluation_rows(config, task, split)
+        with (
+            jax.set_mesh(self.mesh),
+            evaluation_batches(records, config.batch_size, shardings=parts.layout) as held_out,
+        ):
+            figures: Any = evaluate(  # None only where it was stopped
+                make_eval_step(parts.loss),
+                self.model,
+                held_out,
+                carry=parts.carry(self.model),
+                metric=task.metric,
+            )
+        if task.inputs == "tokens" and task.labels == "step":
+            with np.errstate(over="ignore"):
+                figures["perplexity"] = float(np.exp(figures["loss"]))
+        return figures
+
+
+def load_run(
+    folder: str | Path,
+    mesh: Mesh | Mapping[str, int] | None = None,
+    **changed: Any,
+) -> SavedRun:
+    """The trained model of a run, from its newest checkpoint that is whole.
+
+    The folder is only read, so the run may be going on. Of the checkpoint, only the model is put on
+    the devices, which need not be like those of the run.
+
+    ```python
+    saved = load_run("runs/bytes-s5-1", batch_size=8)
+    print(saved.evaluate("test", seq_len=8192))
+    ```
+
+    **Arguments:**
+
+    - `folder`: of the run.
+    - `mesh`: as of `make_mesh`, or the sizes of its axes; by default that of the run, where it has
+        as many devices as there are, and else all devices on `data`.
+    - `changed`: options that are to be others than in the run, see `TrainConfig`: `batch_size`,
+        `rows`, `chunk`, `text`.
+
+    **Returns:** the model, with its options and its task.
+
+    **Raises:** `ValueError` where there is no run or no checkpoint, the checkpoint is of another
+    model than the options, or they do not fit the task or the devices.
+    """
+    run = RunFolder(folder)
+    if not run.is_run:
+        raise ValueError(
+            f"{run.path} holds no run (it has no config.json); name the folder that `rnnscale "
+            "train` wrote"
+        )
+    config = replace(TrainConfig.resumed(run.config()), **changed)
+    if mesh is None:
+        devices = jax.device_count()
+        fits = math.prod((config.mesh or {}).values()) == devices
+        mesh = config.mesh if config.mesh is not None and fits else {"data": devices}
+    if not isinstance(mesh, Mesh):
+        replace(config, mesh=dict(mesh))  # raises where an axis is none
+        mesh = make_mesh(*(mesh.get(axis, 1) for axis in AXES))
+    task = load_task(config.task, seq_len=config.seq_len, text=config.text)
+    with jax.set_mesh(mesh):
+        like = {"model": jax.eval_shape(lambda: make_model(config, task, jax.random.key(0)))}
+        found = restore_part(run.checkpoints, like, shardings(like, mesh))
+    if found is None:
+        raise ValueError(f"the run in {run.path} has saved no checkpoint yet; train it first")
+    restored, step = found
+    return SavedRun(config, task, mesh, step, restored["model"])

@@ -1,0 +1,241 @@
+"""Windows, packing, padding, buckets and lanes: no step is lost, none comes twice."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from rnnscale import data
+
+LENGTHS = st.lists(st.integers(0, 30), min_size=1, max_size=40)
+MANY = settings(max_examples=1000, deadline=None)
+
+
+def numbered(lengths, labelled=False):
+    """Sequences whose every step has a number of its own, from 1 on, in two arrays."""
+    ends = np.cumsum(lengths)
+    steps = [np.arange(end - n, end) + 1 for end, n in zip(ends, lengths, strict=True)]
+    arrays = {"inputs": steps, "twice": [2 * np.stack([x, x], 1) for x in steps]}
+    whole = {"labels": np.arange(len(lengths)) + 1} if labelled else {}
+    return data.SequenceArrays(arrays, whole)
+
+
+def all_rows(dataset):
+    return [dataset[i] for i in range(len(dataset))]
+
+
+def segments(row):
+    """The runs of a packed row between its resets, without the zeros at the end."""
+    used = row["inputs"] > 0
+    starts = np.flatnonzero(row["reset"])
+    for start, stop in zip(starts, [*starts[1:], len(used)], strict=True):
+        if used[start]:
+            assert used[start:stop].all()
+            yield row["inputs"][start:stop]
+        else:
+            assert not used[start:].any()
+
+
+@MANY
+@given(lengths=LENGTHS, steps=st.integers(1, 40))
+def test_packing_keeps_every_step_in_order(lengths, steps):
+    source = numbered(lengths)
+    if not sum(lengths):
+        with pytest.raises(ValueError, match="nothing to pack"):
+            data.pack(source, steps)
+        return
+    rows = all_rows(data.pack(source, steps))
+    found = [run.tolist() for row in rows for run in segments(row)]
+    expected = []
+    for n, end in zip(lengths, np.cumsum(lengths), strict=True):
+        sequence = list(range(end - n + 1, end + 1))
+        expected += [sequence[i : i + steps] for i in range(0, n, steps)]
+    assert sorted(found) == sorted(expected)
+    for row in rows:
+        assert row["reset"][0]
+        np.testing.assert_array_equal(row["weight"], row["inputs"] > 0)
+        np.testing.assert_array_equal(row["twice"], 2 * np.stack([row["inputs"]] * 2, 1))
+    # Best fit never opens a row for a piece that an open one has room for.
+    free = sorted(int((row["inputs"] == 0).sum()) for row in rows)
+    assert len(free) < 2 or steps - free[-1] > free[-2] or len(free) == 1
+
+
+@MANY
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), steps=st.integers(30, 90))
+def test_a_packed_label_stands_at_the_end_of_its_sequence(lengths, steps):
+    source = numbered(lengths, labelled=True)
+    seen = []
+    for row in all_rows(data.pack(source, steps)):
+        last = np.flatnonzero(row["weight"])
+        np.testing.assert_array_equal(row["labels"] > 0, row["weight"] == 1)
+        for step in last:
+            label = int(row["labels"][step])
+            assert row["inputs"][step] == sum(lengths[:label])
+            seen.append(label)
+    assert sorted(seen) == list(range(1, len(lengths) + 1))
+
+
+@MANY
+@given(lengths=LENGTHS, steps=st.integers(1, 40), stride=st.integers(1, 40))
+def test_windows(lengths, steps, stride):
+    source = numbered(lengths)
+    if stride > steps:
+        with pytest.raises(ValueError, match="stride 1 to steps"):
+            data.window(source, steps, stride=stride)
+        return
+    pieces = data.window(source, steps, stride=stride)
+    found = [pieces[i]["inputs"].tolist() for i in range(len(pieces))]
+    expected = []
+    for i, n in enumerate(lengths):
+        sequence, start = source[i]["inputs"].tolist(), 0
+        while n:
+            expected.append(sequence[start : start + steps])
+            if start + steps >= n:
+                break
+            start += stride
+    assert found == expected
+    assert [len(x) for x in found] == pieces.lengths.tolist()
+
+
+@MANY
+@given(lengths=LENGTHS, batch_size=st.integers(1, 7), seed=st.integers(0, 2**32 - 1))
+def test_buckets_give_every_sequence_once_an_epoch(lengths, batch_size, seed):
+    bounds = [4, 15, 31]
+    rows = data.bucket(numbered(lengths), bounds, batch_size, seed=seed)
+    counts = np.histogram(lengths, [0, 5, 16, 32])[0]
+    per_epoch = int(sum(-(-n // batch_size) for n in counts))
+    for epoch in range(2):
+        seen = []
+        for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+            batch = [rows[step * batch_size + i] for i in range(batch_size)]
+            (padded,) = {row["inputs"].shape[0] for row in batch}
+            for row in batch:
+                if row["weight"] == 0:
+                    assert row["lengths"] == 0
+                    continue
+                n = int(row["lengths"])
+                assert padded == bounds[np.searchsorted(bounds, n)]
+                assert not row["inputs"][n:].any()
+                seen.append(row["inputs"][:n].tolist())
+        source = numbered(lengths)
+        assert sorted(seen) == sorted(source[i]["inputs"].tolist() for i in range(len(lengths)))
+
+
+@MANY
+@given(
+    lengths=LENGTHS,
+    batch_size=st.integers(1, 6),
+    steps=st.integers(1, 20),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_lanes_go_round_without_a_gap(lengths, batch_size, steps, seed):
+    total = sum(lengths)
+    source = numbered(lengths)
+    if total < batch_size:
+        with pytest.raises(ValueError, match="too few"):
+            data.lanes(source, batch_size, steps, seed=seed)
+        return
+    rows = data.lanes(source, batch_size, steps, seed=seed)
+    count = -(-2 * total // steps)
+    streams = [
+        [rows[step * batch_size + lane] for step in range(count)] for lane in range(batch_size)
+    ]
+    starts = {end - n + 1 for end, n in zip(np.cumsum(lengths), lengths, strict=True) if n}
+    walks = []
+    for lane in streams:
+        walk = np.concatenate([row["inputs"] for row in lane])
+        reset = np.concatenate([row["reset"] for row in lane])
+        assert reset[0]
+        np.testing.assert_array_equal(reset[1:], np.isin(walk[1:], list(starts)))
+        # Within a sequence the next step follows.
+        follows = ~reset[1:]
+        np.testing.assert_array_equal(walk[1:][follows], walk[:-1][follows] + 1)
+        # All steps once, before any comes again.
+        assert sorted(walk[:total]) == list(range(1, total + 1))
+        np.testing.assert_array_equal(walk[total : 2 * total], walk[:total])
+        walks.append(walk)
+    # After each batch all steps have been read about equally often.
+    for step in range(1, count + 1):
+        visits = np.bincount(np.concatenate([w[: step * steps] for w in walks]))[1:]
+        assert visits.max() - visits.min() <= 1 + (total % batch_size > 0)
+
+
+@MANY
+@given(lengths=LENGTHS, batch_size=st.integers(1, 6), steps=st.integers(1, 20))
+def test_lanes_once_read_every_step_once(lengths, batch_size, steps):
+    total = sum(lengths)
+    if total < batch_size:
+        return
+    rows = data.lanes_once(numbered(lengths), batch_size, steps)
+    assert len(rows) % batch_size == 0
+    lanes = [[rows[i] for i in range(lane, len(rows), batch_size)] for lane in range(batch_size)]
+    seen = []
+    for lane in lanes:
+        walk = np.concatenate([row["inputs"] for row in lane])
+        weight = np.concatenate([row["weight"] for row in lane])
+        np.testing.assert_array_equal(weight, walk > 0)
+        # A lane has whole sequences, one after another, and then nothing.
+        assert (np.diff(weight) <= 0).all()
+        seen += walk[weight == 1].tolist()
+    assert seen == list(range(1, total + 1))
+
+
+@MANY
+@given(
+    documents=st.lists(st.lists(st.integers(1, 9), max_size=12), min_size=1, max_size=8),
+    start=st.sampled_from([None, 0]),
+    end=st.sampled_from([None, 0]),
+)
+def test_next_token(documents, start, end):
+    tokens = [np.array(document, np.uint8) for document in documents]
+    source = data.next_token(data.SequenceArrays({"tokens": tokens}), start=start, end=end)
+    for i, document in enumerate(documents):
+        whole = [*([] if start is None else [start]), *document, *([] if end is None else [end])]
+        record = source[i]
+        assert record["inputs"].tolist() == whole[:-1]
+        assert record["labels"].tolist() == whole[1:]
+        assert source.lengths[i] == len(record["inputs"]) == len(record["labels"])
+        assert {x.dtype for x in record.values()} == {np.dtype(np.int32)}
+        for first in range(source.lengths[i] + 1):
+            for stop in range(first, source.lengths[i] + 1):
+                part = source.read(i, first, stop)
+                assert part["inputs"].tolist() == record["inputs"][first:stop].tolist()
+                assert part["labels"].tolist() == record["labels"][first:stop].tolist()
+
+
+def test_padding():
+    rows = all_rows(data.pad(numbered([3, 0, 5], labelled=True)))
+    assert [row["inputs"].tolist() for row in rows] == [
+        [1, 2, 3, 0, 0],
+        [0] * 5,
+        [4, 5, 6, 7, 8],
+    ]
+    assert [int(row["lengths"]) for row in rows] == [3, 0, 5]
+    assert [int(row["labels"]) for row in rows] == [1, 2, 3]
+    assert jax.tree.map(np.shape, data.pad(numbered([3]), 8)[0])["twice"] == (8, 2)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda s: data.pad(s, 4), r"sequence 2 has 5 steps, more than steps=4"),
+        (lambda s: data.bucket(s, [4], 2, seed=0), "sequence 2 has 5 steps, more than the last"),
+        (lambda s: data.bucket(s, [5, 4], 2, seed=0), r"bounds must be lengths .* got \[5, 4\]"),
+        (lambda s: data.bucket(s, [5], 0, seed=0), "batch_size must be at least 1; got 0"),
+        (lambda s: data.bucket(s, [5], 1, seed=-1), "seed must be 0 to"),
+        (lambda s: data.window(s, 0), "steps must be at least 1"),
+        (lambda s: data.lanes(s, 0, 3, seed=0), "batch_size and steps must be at least 1"),
+        (lambda s: data.next_token(s), "needs records with 'tokens'; these have inputs, twice"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(numbered([3, 1, 5]))
+
+
+def test_labels_of_whole_sequences_are_not_cut():
+    labelled = numbered([3, 1, 5], labelled=True)
+    with pytest.raises(ValueError, match="sequence 2 has 5 steps, and labels belongs to the whole"):
+        data.pack(labelled, 4)
+    with pytest.raises(ValueError, match="labels belongs to a whole sequence"):
+        data.lanes(labelled, 2, 3, seed=0)
