@@ -9,7 +9,7 @@ from rnnscale.cli._step_options import mesh_sizes
 if TYPE_CHECKING:
     from rnnscale.training import SavedRun
 
-_OPTIONS = ("batch_size", "rows", "chunk", "text")
+_OPTIONS = ("batch_size", "rows", "chunk", "text", "folder")
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -35,9 +35,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="sequences that start from a zero state, or whole ones through which it is carried",
     )
     parser.add_argument(
-        "--chunk", type=int, metavar="N", help="time steps to do at once, to save memory"
+        "--chunk", type=int, metavar="N", help="time steps to do at once, to save memory; 0 for all"
     )
     parser.add_argument("--text", metavar="DIR", help="folder with the text for `bytes`")
+    parser.add_argument("--folder", metavar="DIR", help="folder with the data of the task")
     parser.add_argument("--json", metavar="FILE", help="write the figures; - is the output")
     devices = parser.add_argument_group("devices")
     devices.add_argument(
@@ -63,6 +64,8 @@ def _eval(arguments: argparse.Namespace) -> int:
         use_cpu_devices(arguments.cpu_devices)
     given = {name: getattr(arguments, name) for name in _OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
+    if arguments.chunk == 0:
+        given["chunk"] = None
     saved = load_run(arguments.run, arguments.mesh, **given)
     console = Console(width=100, stderr=file == "-")
     rows = []

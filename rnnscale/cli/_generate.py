@@ -70,7 +70,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     prompts = [text.encode("utf-8", "surrogateescape") for text in arguments.prompt]
     prompts += [_read(file) for file in arguments.prompt_file]
     prompts = prompts or [b""]
-    saved = load_run(arguments.run, make_mesh(devices=jax.devices()[:1]))
+    # The text that it was trained on may be gone, and any other makes the same task here.
+    saved = load_run(arguments.run, make_mesh(devices=jax.devices()[:1]), text=None, seq_len=None)
     if saved.task.name != "bytes":
         raise ValueError(
             f"generate writes the text of models of bytes, and {arguments.run} is a run of "
@@ -115,7 +116,9 @@ def _blocks(
         "top_k": arguments.top_k,
         "key": jax.random.key(arguments.seed),
     }
-    state, tokens = write(model, jnp.asarray(prompt_tokens), lengths=lengths, **options)
+    state, tokens = write(
+        model, jnp.asarray(prompt_tokens), lengths=jnp.asarray(lengths), **options
+    )
     ended = np.zeros(len(prompts), bool)
     for drawn in range(0, arguments.steps, _BLOCK):
         if drawn:

@@ -17,7 +17,7 @@ from rnnscale._base import (
     check_size,
     zero_padding,
 )
-from rnnscale.layers import LayerNorm, Linear, fold_keys, over_time, row_keys
+from rnnscale.layers import Embedding, LayerNorm, Linear, fold_keys, over_time, row_keys
 from rnnscale.models._mixers import HalfGLU, Pointwise
 from rnnscale.models._stack import BlockStack, check_width
 from rnnscale_kernels import checked_lengths
@@ -35,11 +35,13 @@ class SequenceClassifier(eqx.Module):
     state, logits = model(xs)         # xs: (batch, time, 1), logits: (batch, 10)
     ```
 
+    With `make_encoder=Embedding` it takes integer tokens, of shape `(batch, time)`.
+
     **Differs from the S5 and LRU code:** a norm follows the last block, because the residual
     stream grows with depth.
     """
 
-    encoder: Linear
+    encoder: Linear | Embedding
     stack: BlockStack
     norm: Pointwise
     head: Linear
@@ -47,6 +49,7 @@ class SequenceClassifier(eqx.Module):
     classes: int = eqx.field(static=True)
     pool: Pool = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
+    dtype: jnp.dtype = eqx.field(static=True)
 
     def __init__(
         self,
@@ -56,21 +59,24 @@ class SequenceClassifier(eqx.Module):
         make_layer: Callable[[PRNGKeyArray], SequenceLayer],
         dim: int,
         depth: int,
+        make_encoder: Callable[..., Linear | Embedding] = Linear,
         make_mixer: Callable[..., Pointwise] = HalfGLU,
         make_norm: Callable[..., Pointwise] = LayerNorm,
         dropout: float = 0.0,
         pool: Pool = "mean",
         remat: bool = False,
         chunk: int | None = None,
+        dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
 
-        - `idim`: features of the input.
+        - `idim`: features of the input, or number of tokens.
         - `classes`: number of labels.
         - `make_layer`: makes a sequence layer of `dim` features in and out from a key.
         - `dim`: the width of the blocks.
         - `depth`: how many blocks.
+        - `make_encoder`: `Linear` for features, `Embedding` for tokens.
         - `make_mixer`, `make_norm`, `dropout`: see `rnnscale.models.Block`; `make_norm` makes the
             last norm too.
         - `pool`: `"mean"` over the valid steps, the `"last"` valid one, or `"none"`: a label for
@@ -80,6 +86,7 @@ class SequenceClassifier(eqx.Module):
             For the gradient each chunk is computed again, so that activations are never those of
             more than one; about the square root of the length takes the least memory. The same
             numbers, but other dropout masks. For causal layers, where no mesh splits time.
+        - `dtype`: the compute dtype for tokens; that of features is their own.
         - `key`: for the initial parameters.
 
         **Raises:** `ValueError` where a size is none, the layer isn't `dim` wide, `pool` is none
@@ -92,7 +99,7 @@ class SequenceClassifier(eqx.Module):
                 f"{', '.join(get_args(Pool.__value__))}; got {pool!r}."
             )
         encoder_key, stack_key, head_key = jax.random.split(key, 3)
-        self.encoder = Linear(idim, dim, key=encoder_key)
+        self.encoder = make_encoder(idim, dim, key=encoder_key)
         self.stack = BlockStack(
             make_layer,
             depth,
@@ -114,6 +121,7 @@ class SequenceClassifier(eqx.Module):
                     "chunk out, or use a causal layer."
                 )
         self.idim, self.classes, self.pool, self.chunk = idim, classes, pool, chunk
+        self.dtype = jnp.dtype(dtype)
 
     @property
     def causal(self) -> bool:
@@ -121,7 +129,7 @@ class SequenceClassifier(eqx.Module):
 
     def __call__(
         self,
-        xs: Float[Array, "*batch time idim"],
+        xs: Float[Array, "*batch time idim"] | Int[Array, "*batch time"],
         state: State | None = None,
         *,
         reset: Bool[Array, "*batch time"] | None = None,
@@ -133,8 +141,8 @@ class SequenceClassifier(eqx.Module):
 
         A row of length zero has the logits of a zero feature vector.
         """
-        check_features(self, xs, self.idim, rank=2)
-        batch_shape, time = xs.shape[:-2], xs.shape[-2]
+        *batch_shape, time = self._checked_axes(xs)
+        batch_shape = tuple(batch_shape)
         steps, keys = _Steps(xs, reset, intervals), row_keys(key, batch_shape)
         lengths = None if lengths is None else checked_lengths(lengths, batch_shape, time)
         if self.chunk is None:
@@ -142,14 +150,35 @@ class SequenceClassifier(eqx.Module):
             made = self._output(features, lengths, None if lengths is None else lengths - 1)
         else:
             if state is None:
-                state = self.init_state(batch_shape, xs.dtype)
+                state = self.init_state(batch_shape, self._dtype(xs))
             state, made = self._in_chunks(steps, state, lengths, keys, self.chunk)
         if self.pool == "none":
             return state, made
         if self.pool == "mean":
             count = jnp.asarray(time if lengths is None else lengths, made.dtype)
             made = made / jnp.maximum(count, 1)[..., None]
-        return state, self.head(made.astype(xs.dtype))
+        return state, self.head(made.astype(self._dtype(xs)))
+
+    def _checked_axes(self, xs: Array) -> tuple[int, ...]:
+        """Of batch and time."""
+        if isinstance(self.encoder, Linear):
+            check_features(self, xs, self.idim, rank=2)
+            return xs.shape[:-1]
+        if jnp.ndim(xs) < 1:
+            raise ValueError(
+                f"{type(self).__name__} takes tokens of shape (*batch, time); got {xs.shape}."
+            )
+        return xs.shape
+
+    def _dtype(self, xs: Array) -> jnp.dtype:
+        return xs.dtype if isinstance(self.encoder, Linear) else self.dtype
+
+    def _encoded(
+        self, xs: Array, lengths: Int[Array, "*batch"] | None
+    ) -> Float[Array, "*batch time dim"]:
+        if isinstance(self.encoder, Linear):
+            return self.encoder(zero_padding(xs, lengths))
+        return zero_padding(self.encoder(xs, self.dtype), lengths)
 
     def _features(
         self,
@@ -160,7 +189,7 @@ class SequenceClassifier(eqx.Module):
     ) -> tuple[State, Float[Array, "*batch time dim"]]:
         """What is pooled: zero beyond `lengths`."""
         xs, reset, intervals = steps
-        xs = self.encoder(zero_padding(xs, lengths))
+        xs = self._encoded(xs, lengths)
         state, xs = self.stack(
             xs, state, reset=reset, lengths=lengths, intervals=intervals, key=keys
         )
@@ -195,12 +224,12 @@ class SequenceClassifier(eqx.Module):
         keys: Key[Array, "*batch"] | None,
         chunk: int,
     ) -> tuple[State, Float[Array, "*batch time classes"] | Float[Array, "*batch dim"]]:
-        batch_shape, time = steps.xs.shape[:-2], steps.xs.shape[-2]
+        *batch_shape, time = self._checked_axes(steps.xs)
         ends = jnp.full(batch_shape, time) if lengths is None else lengths
 
         def run(carry: tuple, steps: _Steps, start: Int[Array, ""]) -> tuple[tuple, Any]:
             state, pooled = carry
-            held = steps.xs.shape[-2]
+            held = self._checked_axes(steps.xs)[-1]
             inside = None if lengths is None else jnp.clip(lengths - start, 0, held)
             chunk_keys = None if keys is None else fold_keys(keys, start // chunk)
             state, features = self._features(steps, state, inside, chunk_keys)
@@ -209,7 +238,7 @@ class SequenceClassifier(eqx.Module):
                 return (state, pooled), made
             return (state, pooled + made), None
 
-        wide = jnp.promote_types(steps.xs.dtype, jnp.float32)
+        wide = jnp.promote_types(self._dtype(steps.xs), jnp.float32)
         pooled = jnp.zeros((*batch_shape, self.stack.odim), wide)
         carry = state, pooled
         (state, pooled), logits = over_time(run, carry, steps, steps=chunk, axis=len(batch_shape))
@@ -224,6 +253,6 @@ class SequenceClassifier(eqx.Module):
 class _Steps(NamedTuple):
     """What a call has of each step."""
 
-    xs: Float[Array, "*batch time idim"]
+    xs: Float[Array, "*batch time idim"] | Int[Array, "*batch time"]
     reset: Bool[Array, "*batch time"] | None
     intervals: Float[Array, "*batch time"] | None

@@ -15,7 +15,7 @@ from rnnscale import cells
 from rnnscale._base import SequenceLayer, State
 from rnnscale.cells import Cell
 from rnnscale.data import Task
-from rnnscale.layers import DeepRNN, RecurrentNetwork, RNNEncoder
+from rnnscale.layers import DeepRNN, Embedding, RecurrentNetwork, RNNEncoder
 from rnnscale.models import LanguageModel, SequenceClassifier
 from rnnscale.ssm import LRU, S5
 from rnnscale.training._chunks import in_chunks
@@ -55,8 +55,8 @@ _INDRNN_GAIN = 2.0
 def make_model(config: TrainConfig, task: Task, key: PRNGKeyArray) -> eqx.Module:
     """The model of a run.
 
-    S5 and LRU are the layers of a `SequenceClassifier` or, for tokens, of a `LanguageModel`; so are
-    cells for tokens. For features, cells make a `DeepRNN`.
+    S5 and LRU are the layers of a `SequenceClassifier` or, for tokens with a label at each step, of
+    a `LanguageModel`; so are cells for tokens. For features, cells make a `DeepRNN`.
     """
     if config.model in _CELLS and task.inputs == "features":
         keys = jax.random.split(key, config.depth + 1)
@@ -85,8 +85,10 @@ def make_model(config: TrainConfig, task: Task, key: PRNGKeyArray) -> eqx.Module
         "remat": config.remat,
         "key": key,
     }
-    if task.inputs == "tokens":
+    if task.inputs == "tokens" and task.labels == "step" and task.idim == _outputs(task):
         return LanguageModel(task.idim, dtype=config.dtype, **shared)
+    if task.inputs == "tokens":
+        shared |= {"make_encoder": Embedding, "dtype": config.dtype}
     pool = "mean" if task.labels == "sequence" else "none"
     chunk = _of_the_model(config, task)
     return SequenceClassifier(task.idim, _outputs(task), pool=pool, chunk=chunk, **shared)

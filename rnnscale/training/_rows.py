@@ -1,5 +1,7 @@
 """What the batches of a run are made of."""
 
+from typing import Literal
+
 import grain
 
 from rnnscale.data import (
@@ -33,8 +35,11 @@ def training_rows(config: TrainConfig, task: Task) -> grain.MapDataset:
             return lanes(sequences, config.batch_size, task.seq_len, seed=config.seed)
 
 
-def evaluation_rows(config: TrainConfig, task: Task, split: str) -> Source | grain.MapDataset:
-    """The rows of a split, `"validation"` or `"test"`, each label once."""
+type Split = Literal["validation", "test"]
+
+
+def evaluation_rows(config: TrainConfig, task: Task, split: Split) -> Source | grain.MapDataset:
+    """The rows of a split, each label once."""
     if config.rows == "lanes":
         return lanes_once(_sequences(config, task, split), config.batch_size, task.seq_len)
     return getattr(task, split)

@@ -4,20 +4,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rnnscale.data import Task, evaluation_batches, load_task
+from rnnscale.data import Task, load_task
 from rnnscale.sharding import AXES, make_mesh, shardings
 from rnnscale.training._checkpoint import restore_part
 from rnnscale.training._config import TrainConfig
 from rnnscale.training._loop import evaluate
 from rnnscale.training._models import make_model
-from rnnscale.training._rows import evaluation_rows
+from rnnscale.training._rows import Split
 from rnnscale.training._run import RunFolder
 from rnnscale.training._setup import set_up
 from rnnscale.training._step import make_eval_step
@@ -40,9 +40,7 @@ class SavedRun:
     step: int
     model: eqx.Module
 
-    def evaluate(
-        self, split: Literal["validation", "test"] = "test", *, seq_len: int | None = None
-    ) -> dict[str, float]:
+    def evaluate(self, split: Split = "test", *, seq_len: int | None = None) -> dict[str, float]:
         """The figures of the model on a split, as a run computes them at its end.
 
         **Arguments:**
@@ -63,14 +61,9 @@ class SavedRun:
         task = self.task
         if seq_len is not None:
             config = replace(config, seq_len=seq_len)
-            task = load_task(config.task, seq_len=seq_len, text=config.text)
+            task = _load_task(config)
         parts = set_up(config, task, self.mesh)
-        task = parts.task
-        records = evaluation_rows(config, task, split)
-        with (
-            jax.set_mesh(self.mesh),
-            evaluation_batches(records, config.batch_size, shardings=parts.layout) as held_out,
-        ):
+        with jax.set_mesh(self.mesh), parts.evaluation(split) as held_out:
             figures: Any = evaluate(  # None only where it was stopped
                 make_eval_step(parts.loss),
                 self.model,
@@ -85,7 +78,7 @@ class SavedRun:
 
 
 def load_run(
-    folder: str | Path,
+    path: str | Path,
     mesh: Mesh | Mapping[str, int] | None = None,
     **changed: Any,
 ) -> SavedRun:
@@ -101,18 +94,18 @@ def load_run(
 
     **Arguments:**
 
-    - `folder`: of the run.
+    - `path`: the folder of the run.
     - `mesh`: as of `make_mesh`, or the sizes of its axes; by default that of the run, where it has
         as many devices as there are, and else all devices on `data`.
     - `changed`: options that are to be others than in the run, see `TrainConfig`: `batch_size`,
-        `rows`, `chunk`, `text`.
+        `rows`, `chunk`, `text`, `folder`.
 
     **Returns:** the model, with its options and its task.
 
     **Raises:** `ValueError` where there is no run or no checkpoint, the checkpoint is of another
     model than the options, or they do not fit the task or the devices.
     """
-    run = RunFolder(folder)
+    run = RunFolder(path)
     if not run.is_run:
         raise ValueError(
             f"{run.path} holds no run (it has no config.json); name the folder that `rnnscale "
@@ -126,7 +119,7 @@ def load_run(
     if not isinstance(mesh, Mesh):
         replace(config, mesh=dict(mesh))  # raises where an axis is none
         mesh = make_mesh(*(mesh.get(axis, 1) for axis in AXES))
-    task = load_task(config.task, seq_len=config.seq_len, text=config.text)
+    task = _load_task(config)
     with jax.set_mesh(mesh):
         like = {"model": jax.eval_shape(lambda: make_model(config, task, jax.random.key(0)))}
         found = restore_part(run.checkpoints, like, shardings(like, mesh))
@@ -134,3 +127,7 @@ def load_run(
         raise ValueError(f"the run in {run.path} has saved no checkpoint yet; train it first")
     restored, step = found
     return SavedRun(config, task, mesh, step, restored["model"])
+
+
+def _load_task(config: TrainConfig) -> Task:
+    return load_task(config.task, seq_len=config.seq_len, text=config.text, folder=config.folder)

@@ -13,14 +13,14 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array, PRNGKeyArray
 
 from rnnscale._base import State
-from rnnscale.data import Task, pad_time
+from rnnscale.data import Batches, Task, evaluation_batches, pad_time
 from rnnscale.sharding import AXES, batch_sharding, shardings
 from rnnscale.training._carry import Carry
 from rnnscale.training._config import TrainConfig
 from rnnscale.training._loss import Totals
 from rnnscale.training._models import constrain, make_loss, make_model
 from rnnscale.training._optimiser import make_optimiser
-from rnnscale.training._rows import training_rows
+from rnnscale.training._rows import Split, evaluation_rows, training_rows
 from rnnscale.training._state import TrainState
 from rnnscale.training._step import make_train_step
 
@@ -60,6 +60,11 @@ class Setup:
             with_time |= {"labels", "scored", "weight"}
         in_time = name in with_time and len(shape) > 1
         return batch_sharding(self.mesh, len(shape), time_axis=1 if in_time else None)
+
+    def evaluation(self, split: Split) -> Batches:
+        """The batches of a split, each label once."""
+        rows = evaluation_rows(self.config, self.task, split)
+        return evaluation_batches(rows, self.config.batch_size, shardings=self.layout)
 
     def carry(self, model: eqx.Module) -> Carry | None:
         """The state before the first batch, laid out over the mesh; None where batches do not hand

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 
 from rnnscale._fields import parameters
-from rnnscale.data import evaluation_batches, load_task, stream
+from rnnscale.data import load_task, stream
 from rnnscale.sharding import AXES, make_mesh, sharded_init
 from rnnscale.training._agree import agree, decide, on_first
 from rnnscale.training._checkpoint import Checkpointer
@@ -14,7 +14,7 @@ from rnnscale.training._config import TrainConfig
 from rnnscale.training._devices import use_cpu_devices
 from rnnscale.training._loop import Clock, evaluate, fit
 from rnnscale.training._processes import process_count
-from rnnscale.training._rows import evaluation_rows
+from rnnscale.training._rows import Split
 from rnnscale.training._run import RunFolder
 from rnnscale.training._setup import set_up
 from rnnscale.training._step import make_eval_step
@@ -69,9 +69,8 @@ def _run(
     task = parts.task
     eval_step = make_eval_step(parts.loss)
 
-    def evaluated(model: eqx.Module, split: str) -> dict[str, float] | None:
-        rows = evaluation_rows(config, task, split)
-        with evaluation_batches(rows, config.batch_size, shardings=parts.layout) as held_out:
+    def evaluated(model: eqx.Module, split: Split) -> dict[str, float] | None:
+        with parts.evaluation(split) as held_out:
             return evaluate(
                 eval_step,
                 model,

@@ -28,6 +28,7 @@ from rnnscale.layers import (
     DeepRNN,
     DeepRNNEncoder,
     DenseMessages,
+    Embedding,
     ModularRNN,
     RecurrentNetwork,
     ReservoirComputer,
@@ -165,6 +166,12 @@ MODELS: list[tuple[str, Builder]] = [
         ),
     ),
     (
+        "SequenceClassifier tokens",
+        lambda key: SequenceClassifier(
+            11, 4, make_layer=_lru, make_encoder=Embedding, dim=_DIM, depth=1, key=key
+        ),
+    ),
+    (
         "LanguageModel",
         lambda key: LanguageModel(11, make_layer=_lru, dim=_DIM, depth=2, dropout=0.25, key=key),
     ),
@@ -205,4 +212,6 @@ def sample_inputs(layer: Any, axes: tuple[int, ...], key: PRNGKeyArray) -> Array
     """Random inputs of `layer` with the axes `*batch time`: tokens for a language model."""
     if isinstance(layer, LanguageModel):
         return jax.random.randint(key, axes, 0, layer.vocab)
+    if isinstance(getattr(layer, "encoder", None), Embedding):
+        return jax.random.randint(key, axes, 0, layer.idim)
     return jax.random.normal(key, (*axes, layer.idim), jnp.float32)

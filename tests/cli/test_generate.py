@@ -1,9 +1,9 @@
 """`rnnscale generate`, against the function under it."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,9 +17,7 @@ from rnnscale.cli._generate import _print_as_it_comes
 from rnnscale.data import load_task
 from rnnscale.models import generate
 from rnnscale.sharding import make_mesh
-from rnnscale.training import Checkpointer, RunFolder, SavedRun, TrainConfig, load_run, set_up
-
-PROMPT = "é="
+from rnnscale.training import Checkpointer, RunFolder, TrainConfig, load_run, set_up
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = set_up(config, task, make_mesh(8))
     with Checkpointer(folder.checkpoints) as checkpoints:
         checkpoints.save(0, jax.jit(parts.init)(jax.random.key(0)))
+    shutil.rmtree(text)  # nobody needs it to write
     return folder.path
 
 
@@ -49,34 +48,48 @@ def write(run: Path, capsys: pytest.CaptureFixture) -> Callable[..., str]:
     return write
 
 
-def on_one_device(run: Path) -> tuple[SavedRun, Any]:
-    saved = load_run(run, make_mesh(devices=jax.devices()[:1]))
-    return saved, saved.model
+class CountDown(eqx.Module):
+    """After each byte, the one below it is all but sure to come; after 1, the end of the file."""
+
+    def __call__(self, tokens, state, *, lengths):
+        return state, self.step(tokens, state)[1]
+
+    def step(self, token, state):
+        return state, 1e6 * jax.nn.one_hot(token - 1, 256)
+
+    def init_state(self, batch_shape):
+        return jnp.zeros(batch_shape)
 
 
-def test_text_in_blocks_is_the_text_of_one_call(run, write, tmp_path):
-    """Alone, and in a batch with a longer prompt."""
-    steps, key = 40, jax.random.fold_in(jax.random.key(5), 0)
-    prompt = jnp.array([0, *PROMPT.encode()])
-    _, model = on_one_device(run)
-    _, tokens = eqx.filter_jit(generate)(model, prompt, steps=steps, temperature=0.8, key=key)
+def test_what_is_written_is_what_the_model_of_the_run_gives(run, write):
+    saved = load_run(run, make_mesh(devices=jax.devices()[:1]), text=None)
+    key = jax.random.fold_in(jax.random.key(5), 0)
+    prompt = jnp.array([0, *"é=".encode()])
+    options = {"steps": 40, "temperature": 0.8, "top_k": 99}
+    _, tokens = eqx.filter_jit(generate)(saved.model, prompt, key=key, **options)
     following = bytes(np.asarray(tokens).tolist()).split(b"\0")[0]
-    text = PROMPT + following.decode("utf-8", "replace")
-    drawn = ["--steps", str(steps), "--temperature", "0.8", "--seed", "5"]
-    assert write("--prompt", PROMPT, *drawn) == text + "\n"
+    assert len(set(following)) > 9
+    drawn = "--steps 40 --temperature 0.8 --top-k 99 --seed 5".split()
+    assert write("--prompt", "é=", *drawn) == f"é={following.decode('utf-8', 'replace')}\n"
+
+
+def test_each_text_ends_with_its_file_or_after_the_steps(run, write, monkeypatch, tmp_path):
+    saved = replace(load_run(run, text=None), model=CountDown(), mesh=make_mesh(8))
+    monkeypatch.setattr(training, "load_run", lambda *_, **__: saved)
+
+    def counted(prompt: str, steps: int) -> str:
+        last = ord(prompt[-1])
+        return prompt + "".join(map(chr, range(last - 1, max(last - 1 - steps, 0), -1)))
 
     file = tmp_path / "prompt"
-    file.write_bytes(b"7 times\n\xff" * 9)
-    both = write("--prompt", PROMPT, "--prompt-file", str(file), *drawn)
-    assert both.startswith(f"--- prompt 1\n{text}\n--- prompt 2\n" + "7 times\n\ufffd" * 9)
-
-
-def test_the_text_ends_where_the_model_ends_the_file(run, write, monkeypatch):
-    saved, model = on_one_device(run)
-    ending = eqx.tree_at(lambda m: m.head.bias, model, model.head.bias.at[0].set(1e4))
-    monkeypatch.setattr(training, "load_run", lambda *_: replace(saved, model=ending))
-    assert write("--prompt", "nothing more") == "nothing more\n"
-    assert write("--prompt", "a", "--prompt", "b") == "--- prompt 1\na\n--- prompt 2\nb\n"
+    file.write_text("from 'z")
+    texts = [counted("abc0", 70), counted("\x01", 70), counted("from 'z", 70)]
+    assert [len(text) for text in texts] == [4 + 47, 1, 7 + 70]
+    arguments = ["--prompt", "abc0", "--prompt", "\x01", "--prompt-file", str(file)]
+    rows = "".join(f"--- prompt {i}\n{text}\n" for i, text in enumerate(texts, start=1))
+    assert write("--steps", "70", *arguments) == rows
+    assert write("--steps", "70", "--prompt-file", str(file)) == texts[2] + "\n"
+    assert write("--prompt", "~") == counted("~", 256) + "\n"
 
 
 def test_characters_may_be_cut_anywhere(capsys):
@@ -98,7 +111,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, capsys, monkeypatc
     assert "--steps must be at least 1" in error(str(run), "--steps", "0")
     assert "--seed must be" in error(str(run), "--seed", "-1")
     assert "can't be read (No such file" in error(str(run), "--prompt-file", str(tmp_path / "no"))
-    loaded = load_run(run)
+    loaded = load_run(run, text=None)
     digits = replace(loaded, task=replace(loaded.task, name="digits"))
-    monkeypatch.setattr(training, "load_run", lambda *_: digits)
+    monkeypatch.setattr(training, "load_run", lambda *_, **__: digits)
     assert "is a run of 'digits'" in error(str(run))

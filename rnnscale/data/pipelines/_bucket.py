@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from ..sources import Record, SequenceSource
-from ._order import checked_seed
+from ._order import checked_seed, dataset
 from ._pad import padded
 
 
@@ -49,7 +49,7 @@ def bucket(
             f"sequence {longest} has {sequences.lengths[longest]} steps, more than the last bound, "
             f"{bounds[-1]}: add a larger one, or cut the sequences with window"
         )
-    return grain.MapDataset.source(_Bucketed(sequences, tuple(bounds), batch_size, seed))
+    return dataset(_Bucketed(sequences, tuple(bounds), batch_size, seed))
 
 
 class _Bucketed:

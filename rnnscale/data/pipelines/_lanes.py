@@ -6,7 +6,7 @@ import grain
 import numpy as np
 
 from ..sources import Record, SequenceSource, element_spec, over_time, zeros
-from ._order import checked_seed
+from ._order import checked_seed, dataset
 
 
 def lanes(sequences: SequenceSource, batch_size: int, steps: int, *, seed: int) -> grain.MapDataset:
@@ -37,7 +37,7 @@ def lanes(sequences: SequenceSource, batch_size: int, steps: int, *, seed: int) 
     order = np.random.RandomState([checked_seed(seed)]).permutation(len(sequences))
     line = _Line(sequences, order)
     _check(line, batch_size, steps)
-    return grain.MapDataset.source(_Lanes(line, batch_size, steps))
+    return dataset(_Lanes(line, batch_size, steps))
 
 
 def lanes_once(sequences: SequenceSource, batch_size: int, steps: int) -> grain.MapDataset:
@@ -51,7 +51,7 @@ def lanes_once(sequences: SequenceSource, batch_size: int, steps: int) -> grain.
     """
     line = _Line(sequences, np.arange(len(sequences)))
     _check(line, batch_size, steps)
-    return grain.MapDataset.source(_LanesOnce(line, batch_size, steps))
+    return dataset(_LanesOnce(line, batch_size, steps))
 
 
 def _check(line: "_Line", batch_size: int, steps: int) -> None:
@@ -92,7 +92,7 @@ class _Line:
         filled = 0
         while filled < time:
             at = (start + filled) % len(self)
-            place = int(np.searchsorted(self.ends, at, side="right"))
+            place = int(self.ends.searchsorted(at, side="right"))
             first = at - int(self.ends[place - 1] if place else 0)
             count = min(int(self.ends[place]) - at, time - filled)
             part = self._sequences.read(int(self._order[place]), first, first + count)

@@ -39,11 +39,11 @@ class _NextToken:
     def __init__(self, documents: SequenceSource, start: np.ndarray, end: np.ndarray):
         self._documents = documents
         self._start, self._end = start, end
+        self._lengths = np.maximum(documents.lengths + len(start) + len(end) - 1, 0)
 
     @property
     def lengths(self) -> np.ndarray:
-        added = len(self._start) + len(self._end)
-        return np.maximum(self._documents.lengths + added - 1, 0)
+        return self._lengths
 
     @property
     def element_spec(self) -> ElementSpec:

@@ -6,6 +6,7 @@ import grain
 import numpy as np
 
 from ..sources import ArraySpec, ElementSpec, Record, SequenceSource, element_spec, over_time, zeros
+from ._order import dataset
 from ._window import window
 
 
@@ -32,7 +33,7 @@ def pack(sequences: SequenceSource, steps: int) -> grain.MapDataset:
     **Raises:** `ValueError` where `steps` is below 1, there is no step at all, or a sequence with a
     label of the whole is longer than a row.
     """
-    return grain.MapDataset.source(_Packed(sequences, steps))
+    return dataset(_Packed(sequences, steps))
 
 
 class _Packed:

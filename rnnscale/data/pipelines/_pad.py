@@ -4,6 +4,7 @@ import grain
 import numpy as np
 
 from ..sources import Record, SequenceSource, Source, element_spec, over_time
+from ._order import dataset
 
 
 class PaddedSource:
@@ -68,7 +69,7 @@ def pad(sequences: SequenceSource, steps: int | None = None) -> grain.MapDataset
             f"sequence {index} has {longest} steps, more than {steps=}: make that larger, or cut "
             "the sequences with window"
         )
-    return grain.MapDataset.source(_Padded(sequences, steps))
+    return dataset(_Padded(sequences, steps))
 
 
 class _Padded:
@@ -93,4 +94,7 @@ def padded(sequences: SequenceSource, index: int, steps: int) -> Record:
 
 
 def _with_zeros(array: np.ndarray, steps: int) -> np.ndarray:
-    return np.pad(array, [(0, steps)] + [(0, 0)] * (np.ndim(array) - 1))
+    # np.pad does the same and takes ten times as long on short arrays.
+    longer = np.zeros((len(array) + steps, *array.shape[1:]), array.dtype)
+    longer[: len(array)] = array
+    return longer

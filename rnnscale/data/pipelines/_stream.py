@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
 from ..sources import Record, Source
-from ._order import checked_seed, dataset, repeat, shuffle
+from ._order import checked_seed, repeat, shuffle
 
 type Batch = dict[str, jax.Array]
 type Shardings = Mapping[str, Sharding] | Callable[[str, tuple[int, ...]], Sharding]
@@ -125,7 +125,7 @@ def stream(
     if count == 0:
         raise ValueError(f"{len(records)} records do not fill a batch of {batch_size}")
     steps = range(min(start_step, count), count)
-    return _prefetched(dataset(records), batch_size, steps, shardings, workers)
+    return _prefetched(records, batch_size, steps, shardings, workers)
 
 
 def evaluation_batches(
@@ -332,25 +332,28 @@ class _LoadRows(grain.transforms.Map):
     def map(self, element: Any) -> Record:
         first = int(element) * self.batch_size
         records = [self.records[first + row] for row in self.rows]
-        return {name: self._stacked(name, first, records) for name in self.dtypes}
-
-    def _stacked(self, name: str, first: int, records: list[Record]) -> np.ndarray:
-        arrays = []
+        names = self.dtypes.keys()
         for row, record in zip(self.rows, records, strict=True):
-            if record.keys() != self.dtypes.keys():
+            if record.keys() != names:
                 raise ValueError(
                     f"record {first + row} has the arrays {', '.join(sorted(record))}, and the "
-                    f"first one has {', '.join(sorted(self.dtypes))}"
+                    f"first one has {', '.join(sorted(names))}"
                 )
-            array = np.asarray(record[name])
-            like = arrays[0].shape if arrays else array.shape
-            if array.dtype != self.dtypes[name] or array.shape != like:
-                raise ValueError(
-                    f"{name!r} of record {first + row} is {array.dtype}{list(array.shape)}, and "
-                    f"others have {self.dtypes[name]}{list(like)}: records of a batch must be alike"
-                )
-            arrays.append(array)
-        return np.stack(arrays)
+        return {name: self._stacked(name, first, [r[name] for r in records]) for name in names}
+
+    def _stacked(self, name: str, first: int, arrays: list[np.ndarray]) -> np.ndarray:
+        dtype = self.dtypes[name]
+        try:
+            return np.stack(arrays, dtype=dtype, casting="no")
+        except (TypeError, ValueError) as error:
+            shape = np.shape(arrays[0])
+            for row, array in zip(self.rows, map(np.asarray, arrays), strict=True):
+                if array.dtype != dtype or array.shape != shape:
+                    raise ValueError(
+                        f"{name!r} of record {first + row} is {array.dtype}{list(array.shape)}, "
+                        f"and others have {dtype}{list(shape)}: records of a batch must be alike"
+                    ) from error
+            raise
 
 
 class _Weighted:

@@ -1,9 +1,11 @@
 """Records in ArrayRecord files."""
 
+import bisect
 import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Self
 
 import grain
@@ -111,7 +113,7 @@ class ArrayRecordFiles:
         self._decode = decode
         self._shards = [RecordShard.open(path) for path in shards]
         # The numbers of the shards' first records, counted over all shards.
-        self._firsts = np.cumsum([0, *(shard.count for shard in self._shards)])
+        self._firsts = [0, *accumulate(shard.count for shard in self._shards)]
         self._kept = np.arange(self._firsts[-1])
         self._spec: ElementSpec = {}
         unusable, kept = Unusable(skip), []
@@ -144,7 +146,7 @@ class ArrayRecordFiles:
         return self._decoded(*self._place(self._kept[index]))
 
     def _place(self, index: int) -> tuple[RecordShard, int]:
-        shard = np.searchsorted(self._firsts, index, side="right") - 1
+        shard = bisect.bisect_right(self._firsts, index) - 1
         return self._shards[shard], int(index - self._firsts[shard])
 
     def _decoded(self, shard: RecordShard, number: int) -> Record:

@@ -101,9 +101,11 @@ class CsvSeries:
         first, last = start // _LINES, -(-stop // _LINES)
         content = table.file.read(table.places[first], table.places[max(first, last)], index)
         lines = [line for line in content.tobytes().splitlines() if line.strip()]
-        values = np.empty((stop - start, table.columns), np.float32)
-        for row, line in zip(values, lines[start - first * _LINES :], strict=False):
-            row[:] = [float(field) for field in line.split(self._delimiter)]
+        skipped = start - first * _LINES
+        wanted = lines[skipped : skipped + stop - start]
+        fields = self._delimiter.join(wanted).split(self._delimiter) if wanted else []
+        values = np.fromiter(map(float, fields), np.float32, (stop - start) * table.columns)
+        values = values.reshape(stop - start, table.columns)
         record = {"inputs": values[:, self._inputs]}
         if self._labels:
             record["labels"] = values[:, self._labels]

@@ -1,5 +1,6 @@
 """Rows of one shape in ArrayRecord shards, with an index and a checksum for each shard."""
 
+import bisect
 import hashlib
 import json
 import os
@@ -133,7 +134,7 @@ class PackedSource:
         self.shards = tuple(ShardInfo(**shard) for shard in index["shards"])
         self._shards = [_opened(self._folder, info) for info in self.shards]
         # The numbers of the shards' first rows.
-        self._firsts = np.cumsum([0, *(info.rows for info in self.shards)])
+        self._firsts = [0, *accumulate(info.rows for info in self.shards)]
         self._layout = _layout(self._spec)
 
     @property
@@ -141,13 +142,13 @@ class PackedSource:
         return self._spec
 
     def __len__(self) -> int:
-        return int(self._firsts[-1])
+        return self._firsts[-1]
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        number = np.searchsorted(self._firsts, index, side="right") - 1
-        shard, row = self._shards[number], int(index - self._firsts[number])
+        number = bisect.bisect_right(self._firsts, index) - 1
+        shard, row = self._shards[number], index - self._firsts[number]
         content = shard.read(row)
         if len(content) != self._layout.itemsize:
             raise DamagedRecordError(

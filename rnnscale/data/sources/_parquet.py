@@ -212,7 +212,7 @@ class _Table:
 
     def find(self, index: int) -> tuple[_Group, int]:
         """The group of a row, and the row's number there."""
-        number = int(np.searchsorted(self.first, index, side="right")) - 1
+        number = int(self.first.searchsorted(index, side="right")) - 1
         row = int(index - self.first[number])
         group = self.group(number, row)
         if row in group.unusable:
