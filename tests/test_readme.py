@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 import yaml
 
@@ -260,6 +261,11 @@ def surroundings() -> dict[str, Any]:
         "jnp": jnp,
         "key": key,
         "layer": rnnscale.S5(1, 8, key=key),
+        "encoder": rnnscale.RNNEncoder(rnnscale.LongShortTermMemoryCell(1, 8, key=key)),
+        "model": rnnscale.models.LanguageModel(
+            256, make_layer=lambda key: rnnscale.LRU(4, 4, key=key), dim=4, depth=1, key=key
+        ),
+        "optax": optax,
         "xs": jnp.ones((2, 12, 1)),
         "tokens": jnp.zeros((2, 12), jnp.int32),
         "state": None,

@@ -23,6 +23,8 @@ def over_time(
     """`jax.lax.scan` over pieces of `steps` time steps; a shorter rest is the last piece.
 
     ```python
+    from rnnscale.layers import over_time
+
     def body(state, piece, start):
         return encoder(piece, state)
 

@@ -23,6 +23,9 @@ def in_chunks(loss: Callable[..., tuple[Any, Totals]], steps: int) -> Callable[.
     where no random numbers are drawn: the keys of a chunk are folded with its number.
 
     ```python
+    from rnnscale.training import cross_entropy, in_chunks, make_train_step
+
+    optimiser = optax.adam(1e-3)
     train_step = make_train_step(in_chunks(cross_entropy, 1024), optimiser)
     ```
 

@@ -8,10 +8,10 @@ from rnnscale.data import (
     SequenceSource,
     Source,
     Task,
+    arrays_over_time,
     element_spec,
     lanes,
     lanes_once,
-    over_time,
     pack,
     repeat,
     shuffle,
@@ -47,7 +47,7 @@ def evaluation_rows(config: TrainConfig, task: Task, split: Split) -> Source | g
 
 def _sequences(config: TrainConfig, task: Task, split: str) -> SequenceSource:
     found = task.sequences.get(split)
-    if found is None or set(element_spec(found)) - set(over_time(element_spec(found))):
+    if found is None or set(element_spec(found)) - set(arrays_over_time(element_spec(found))):
         raise ValueError(
             f"rows={config.rows} needs sequences of any length with a label at each step, and "
             f"{task.name!r} has none: use rows=records, or the task bytes"

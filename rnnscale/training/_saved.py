@@ -87,7 +87,7 @@ def load_run(
     The folder is only read, so the run may be going on. Of the checkpoint, only the model is put on
     the devices, which need not be like those of the run.
 
-    ```python
+    ```
     saved = load_run("runs/bytes-s5-1", batch_size=8)
     print(saved.evaluate("test", seq_len=8192))
     ```

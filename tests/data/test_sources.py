@@ -198,7 +198,7 @@ def test_records_are_what_was_written(case: Case):
         record = source[index]
         assert_same(record, expected[index])
         for name, array in record.items():
-            varying = name in data.over_time(spec)
+            varying = name in data.arrays_over_time(spec)
             assert spec[name].dtype == array.dtype
             assert spec[name].shape == ((None, *array.shape[1:]) if varying else array.shape)
             # Not a part of what the source keeps.
@@ -214,7 +214,7 @@ def test_records_are_what_was_written(case: Case):
 def test_parts_are_slices(make: Callable[[Path], Case], tmp_path: Path):
     source, expected, _ = make(tmp_path)
     assert isinstance(source, data.SequenceSource)
-    over_time = data.over_time(source.element_spec)
+    over_time = data.arrays_over_time(source.element_spec)
     assert source.lengths.dtype == np.int64
     random = np.random.default_rng(0)
     for index, record in enumerate(expected):

@@ -5,7 +5,7 @@ import sys
 import grain
 import numpy as np
 
-from ..sources import Record, SequenceSource, element_spec, over_time, zeros
+from ..sources import Record, SequenceSource, arrays_over_time, element_spec
 from ._order import checked_seed, dataset
 
 
@@ -73,34 +73,34 @@ class _Line:
 
     def __init__(self, sequences: SequenceSource, order: np.ndarray):
         spec = element_spec(sequences)
-        self.names = over_time(spec)
+        self.names = arrays_over_time(spec)
         self.whole = [name for name in spec if name not in self.names]
-        self._spec = spec
         self._sequences = sequences
         # Those without steps would be no border between others.
         self._order = order[sequences.lengths[order] > 0]
-        self.ends = np.cumsum(sequences.lengths[self._order])
+        self._lengths = sequences.lengths[self._order]
+        self.ends = np.cumsum(self._lengths)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, start: int, stop: int) -> Record:
         """Steps `start` to `stop - 1`, round and round."""
-        time = stop - start
-        row = {name: zeros(self._spec[name], time) for name in self.names}
-        row["reset"] = row.get("reset", np.zeros(time, bool))
-        filled = 0
-        while filled < time:
-            at = (start + filled) % len(self)
-            place = int(self.ends.searchsorted(at, side="right"))
-            first = at - int(self.ends[place - 1] if place else 0)
-            count = min(int(self.ends[place]) - at, time - filled)
-            part = self._sequences.read(int(self._order[place]), first, first + count)
-            for name in self.names:
-                row[name][filled : filled + count] = part[name]
-            if first == 0:
-                row["reset"][filled] = True
+        time, at = stop - start, start % len(self)
+        place = int(self.ends.searchsorted(at, side="right"))
+        first = at - (int(self.ends[place - 1]) if place else 0)
+        parts, firsts, filled = [], [], 0
+        # No step is a part too, of empty arrays.
+        while filled < time or not parts:
+            sequence = int(self._order[place])
+            count = min(int(self._lengths[place]) - first, time - filled)
+            parts.append(self._sequences.read(sequence, first, first + count))
+            if count and first == 0:
+                firsts.append(filled)
             filled += count
+            place, first = (place + 1) % len(self._order), 0
+        row = {name: np.concatenate([part[name] for part in parts]) for name in self.names}
+        row.setdefault("reset", np.zeros(time, bool))[firsts] = True
         return row
 
 

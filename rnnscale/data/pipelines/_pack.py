@@ -5,7 +5,15 @@ import bisect
 import grain
 import numpy as np
 
-from ..sources import ArraySpec, ElementSpec, Record, SequenceSource, element_spec, over_time, zeros
+from ..sources import (
+    ArraySpec,
+    ElementSpec,
+    Record,
+    SequenceSource,
+    arrays_over_time,
+    element_spec,
+    zeros,
+)
 from ._order import dataset
 from ._window import window
 
@@ -44,8 +52,9 @@ class _Packed:
         if not len(self):
             raise ValueError("there is nothing to pack: the sequences have no steps")
         spec = element_spec(self._pieces)
-        self._over_time = over_time(spec)
+        self._over_time = arrays_over_time(spec)
         self._whole = [name for name in spec if name not in self._over_time]
+        self._weighted = "weight" in spec
         self._spec = {
             **{
                 name: ArraySpec((steps, *spec[name].shape[1:]), spec[name].dtype)
@@ -70,23 +79,28 @@ class _Packed:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         row = {name: zeros(spec) for name, spec in self._spec.items()}
-        start = 0
-        for piece in self._order[self._borders[index] : self._borders[index + 1]].tolist():
-            record = self._pieces[piece]
-            stop = start + int(self._pieces.lengths[piece])
-            # What counts: the last step where a label is of the whole, else all of them.
-            counted = slice(stop - 1 if self._whole else start, stop)
+        pieces = self._order[self._borders[index] : self._borders[index + 1]]
+        times = self._pieces.lengths[pieces]
+        stops = np.cumsum(times)
+        filled = int(stops[-1])
+        parts = [
+            self._pieces.read(piece, 0, time)
+            for piece, time in zip(pieces.tolist(), times.tolist(), strict=True)
+        ]
+        for name in self._over_time:
+            np.concatenate([part[name] for part in parts], out=row[name][:filled])
+        for name in self._whole:
+            row[name][stops - 1] = [part[name] for part in parts]
+        row["reset"][stops - times] = True
+        row["reset"][filled : filled + 1] = True
+        # What counts: the last step where a label is of the whole, else all of them.
+        counted = stops - 1 if self._whole else slice(filled)
+        if self._weighted:
+            weight = zeros(self._spec["weight"])
+            weight[counted] = 1
+            row["weight"] *= weight
+        else:
             row["weight"][counted] = 1
-            for name in self._over_time:
-                if name == "weight":
-                    row[name][start:stop] *= record[name]
-                else:
-                    row[name][start:stop] = record[name]
-            for name in self._whole:
-                row[name][stop - 1] = record[name]
-            row["reset"][start] = True
-            start = stop
-        row["reset"][start : start + 1] = True
         return row
 
 

@@ -3,7 +3,7 @@
 import grain
 import numpy as np
 
-from ..sources import Record, SequenceSource, Source, element_spec, over_time
+from ..sources import Record, SequenceSource, Source, arrays_over_time, element_spec
 from ._order import dataset
 
 
@@ -88,7 +88,7 @@ def padded(sequences: SequenceSource, index: int, steps: int) -> Record:
     """A sequence with zeros up to `steps`, and `"lengths"`."""
     record = sequences[index]
     time = int(sequences.lengths[index])
-    for name in over_time(element_spec(sequences)):
+    for name in arrays_over_time(element_spec(sequences)):
         record[name] = _with_zeros(record[name], steps - time)
     return {**record, "lengths": np.asarray(time, np.int32)}
 

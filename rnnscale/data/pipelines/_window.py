@@ -4,7 +4,7 @@ from typing import cast
 
 import numpy as np
 
-from ..sources import ElementSpec, Record, SequenceSource, element_spec, over_time
+from ..sources import ElementSpec, Record, SequenceSource, arrays_over_time, element_spec
 
 
 def window(sequences: SequenceSource, steps: int, *, stride: int | None = None) -> SequenceSource:
@@ -30,7 +30,7 @@ def window(sequences: SequenceSource, steps: int, *, stride: int | None = None) 
             f"steps must be at least 1, and stride 1 to steps; got {steps=} and {stride=}"
         )
     spec = element_spec(sequences)
-    whole = [name for name in spec if name not in over_time(spec)]
+    whole = [name for name in spec if name not in arrays_over_time(spec)]
     lengths = sequences.lengths
     if whole and lengths.size and not (lengths.min() >= 1 and lengths.max() <= steps):
         index = int(np.flatnonzero((lengths < 1) | (lengths > steps))[0])

@@ -21,8 +21,8 @@ from ._source import (
     Record as Record,
     SequenceSource as SequenceSource,
     Source as Source,
+    arrays_over_time as arrays_over_time,
     element_spec as element_spec,
-    over_time as over_time,
     spec_of as spec_of,
     zeros as zeros,
 )

@@ -15,7 +15,7 @@ type ArrayFile = str | os.PathLike[str] | StoredArray
 class ArrayFiles:
     """Records that are the rows of arrays in files, read when they are asked for.
 
-    ```python
+    ```
     ArrayFiles(inputs="inputs.npy", labels="labels.npy")
     ArrayFiles(**open_npz("data.npz"))
     ```
@@ -55,7 +55,7 @@ class ArrayFiles:
 class SequenceFiles:
     """Sequences of many lengths in files, read when and as far as they are asked for.
 
-    ```python
+    ```
     SequenceFiles({"inputs": "inputs.npy"}, "offsets.npy", {"labels": "labels.npy"})
     ```
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ._source import ArraySpec, ElementSpec, Record, over_time
+from ._source import ArraySpec, ElementSpec, Record, arrays_over_time
 from ._unchanged import UnchangedFile
 from ._unusable import Skipped, Unusable
 
@@ -35,7 +35,7 @@ class ParquetRows:
         self, files: Sequence[str | os.PathLike[str]], columns: Sequence[str] | None = None
     ):
         self._table = _Table.open(files, columns)
-        for name in over_time(self._table.spec):
+        for name in arrays_over_time(self._table.spec):
             raise ValueError(
                 f"{self._table.files[0].path}: {name!r} has lists of many lengths, for which there "
                 "is ParquetSequences"
@@ -84,7 +84,7 @@ class ParquetSequences:
         skip: bool = False,
     ):
         self._table = _Table.open(files, columns)
-        self._over_time = over_time(self._table.spec)
+        self._over_time = arrays_over_time(self._table.spec)
         if not self._over_time:
             raise ValueError(
                 f"{self._table.files[0].path}: no column has lists of many lengths; for rows of "

@@ -80,9 +80,10 @@ def spec_of(array: np.ndarray) -> ArraySpec:
 def zeros(spec: ArraySpec, *varying: int) -> np.ndarray:
     """An array of zeros, with these sizes for the axes that vary."""
     sizes = iter(varying)
-    return np.zeros([next(sizes) if size is None else size for size in spec.shape], spec.dtype)
+    shape = tuple(next(sizes) if size is None else size for size in spec.shape)
+    return np.zeros(shape, spec.dtype)
 
 
-def over_time(spec: ElementSpec) -> tuple[str, ...]:
+def arrays_over_time(spec: ElementSpec) -> tuple[str, ...]:
     """The arrays of a record that have an axis of time that differs from record to record."""
     return tuple(name for name, array in spec.items() if array.shape[:1] == (None,))
