@@ -2,20 +2,23 @@
 
     python benchmarks/data.py [--quick] [--turns N] [--json FILE]
 
-Both forms end in arrays on the default device, and take turns in one process. Ours is
-`rnnscale.data.stream`: it loads in a thread, and sees that records are alike and all numbers
-finite. Plain Grain is a `MapDataset` of records, `batch`, no threads of its own, and
-`jax.device_put` of each batch; it checks nothing. Where Grain has no such pipeline, its records are
-what a function of a few lines makes of their index. A figure is the median over the turns, and
-behind an overhead stand its quartiles.
+All forms end in arrays on the default device, and take turns in one process. Ours is
+`rnnscale.data.stream`, which loads in a thread, and sees that records are alike and all numbers
+finite. Plain Grain is a `MapDataset` of records, `batch`, and `grain.experimental.device_put`,
+which loads in threads too; it checks nothing. Bare is the same with `jax.device_put` in the loop,
+so that nothing is loaded while the consumer is busy. Where Grain has no such pipeline or source, a
+function of a few lines makes records of their index.
 
-For each core are the examples and bytes of a second of processor time of all threads; those with
-worker processes, whose first batch does not count, are of a second that passed. Then follow the
-fraction of a training run in which it waits for batches, and how full packed rows are.
+Figures are medians over the turns; behind an overhead stand its quartiles. Examples and bytes are
+those of a second of processor time of all threads together, and with worker processes, where the
+first batch does not count, those of a second that passed. Then follow the fraction of a training
+run in which it waits for batches, and how full packed rows are.
 """
 
 import argparse
 import asyncio
+import collections
+import contextlib
 import itertools
 import json
 import os
@@ -31,8 +34,10 @@ import grain
 import jax
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
+from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
+from grain.experimental import device_put
 from rich.console import Console
 from rich.table import Table
 
@@ -154,10 +159,8 @@ def sources(folder: Path) -> Iterator[Case]:
     )
 
     steps = pa.FixedSizeListArray.from_arrays(arrays["inputs"].reshape(-1), TIME * FEATURES)
-    pa.parquet.write_table(
-        pa.table({"inputs": steps, "labels": arrays["labels"]}), folder / "rows.parquet"
-    )
-    table = pa.parquet.read_table(folder / "rows.parquet").combine_chunks()
+    pq.write_table(pa.table({"inputs": steps, "labels": arrays["labels"]}), folder / "rows.parquet")
+    table = pq.read_table(folder / "rows.parquet").combine_chunks()
     flat = table["inputs"].chunk(0).flatten().to_numpy().reshape(RECORDS, -1)
     columns = {"inputs": flat, "labels": table["labels"].to_numpy()}
     yield case("Parquet", data.ParquetRows([folder / "rows.parquet"]), of_arrays(columns))
@@ -240,7 +243,9 @@ def pipelines() -> Iterator[Case]:
         batched(plain.random_map(noisy, seed=1)),
     )
 
-    pieces = [(i, k, min(k + WINDOW, n)) for i, n in enumerate(lengths) for k in range(0, n, WINDOW)]
+    pieces = [
+        (i, k, min(k + WINDOW, n)) for i, n in enumerate(lengths) for k in range(0, n, WINDOW)
+    ]
     yield Case(
         "pipeline",
         "window, pad",
@@ -279,7 +284,7 @@ def pipelines() -> Iterator[Case]:
 
     def in_bucket(ids: np.ndarray, steps: int) -> grain.MapDataset:
         def read(index: int) -> Record:
-            row = padded(ids[index], 0, lengths[ids[index]], steps)
+            row = padded(ids[index], 0, int(lengths[ids[index]]), steps)
             return {**row, "weight": np.asarray(1, np.float32)}
 
         return batched(shuffled(plain_rows(len(ids), read)))
@@ -294,25 +299,40 @@ def pipelines() -> Iterator[Case]:
         ),
     )
 
-    line = {"inputs": np.concatenate(inputs), "labels": np.concatenate(labels)}
-    line["reset"] = np.zeros(lengths.sum(), bool)
-    line["reset"][np.cumsum(lengths)[:-1]] = line["reset"][0] = True
+    order = random.permutation(RECORDS)
+    ends = np.cumsum(lengths[order])
 
     def in_lane(index: int) -> Record:
+        # In parts, since a corpus need not fit into memory.
         step, lane = divmod(index, BATCH)
-        start = lane * len(line["reset"]) // BATCH + step * TIME
-        at = np.arange(start, start + TIME) % len(line["reset"])
-        return {name: array[at] for name, array in line.items()}
+        at = (lane * ends[-1] // BATCH + step * ROW) % ends[-1]
+        place = int(ends.searchsorted(at, side="right"))
+        start = at - (ends[place] - lengths[order[place]])
+        row = {
+            "inputs": np.empty((ROW, FEATURES), np.float32),
+            "labels": np.empty(ROW, np.int32),
+            "reset": np.zeros(ROW, bool),
+        }
+        filled = 0
+        while filled < ROW:
+            each = order[place]
+            count = min(lengths[each] - start, ROW - filled)
+            row["inputs"][filled : filled + count] = inputs[each][start : start + count]
+            row["labels"][filled : filled + count] = labels[each][start : start + count]
+            row["reset"][filled] = start == 0
+            filled += count
+            place, start = (place + 1) % RECORDS, 0
+        return row
 
     yield Case(
         "pipeline",
         "lanes",
-        data.lanes(sequences, BATCH, TIME, seed=0),
+        data.lanes(sequences, BATCH, ROW, seed=0),
         batched(grain.MapDataset.range(2**40).map(in_lane)),
     )
 
 
-def first_fit(lengths: Sequence[int], steps: int) -> list[list[int]]:
+def first_fit(lengths: np.ndarray, steps: int) -> list[list[int]]:
     """The sequences of each row: the longest first, each in the first row with room for it."""
     rows, room = [], []
     for each in np.argsort(lengths)[::-1]:
@@ -339,6 +359,8 @@ class ArrayRows:
 
 
 def with_workers() -> Iterator[Case]:
+    # Grain's worker processes read them.
+    flags.FLAGS.mark_as_parsed()
     arrays = array_records()
     plain = grain.MapDataset.source(ArrayRows(arrays)).repeat(None)
     for workers in (0, 1, 2):
@@ -359,18 +381,25 @@ def ours(case: Case, batches: int) -> Iterator[Any]:
 
 
 def plain(case: Case, batches: int) -> Iterator[Any]:
+    with contextlib.closing(iter(device_put(loaded(case, batches), jax.devices()[0]))) as placed:
+        yield from placed
+
+
+def bare(case: Case, batches: int) -> Iterator[Any]:
+    with contextlib.closing(iter(loaded(case, batches))) as on_host:
+        yield from map(jax.device_put, on_host)
+
+
+def loaded(case: Case, batches: int) -> grain.IterDataset:
     dataset = case.plain.slice(slice(0, batches)).to_iter_dataset(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     )
     if case.workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=case.workers))
-    loaded = iter(dataset)
-    for batch in loaded:
-        yield jax.device_put(batch)
-    loaded.close()
+        return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=case.workers))
+    return dataset
 
 
-FORMS = {"ours": ours, "plain": plain}
+FORMS = {"ours": ours, "plain": plain, "bare": bare}
 
 
 def spent(batches: Iterator[Any], workers: int) -> tuple[float, float]:
@@ -378,24 +407,23 @@ def spent(batches: Iterator[Any], workers: int) -> tuple[float, float]:
     if workers:
         next(batches)
     wall, processor = perf_counter(), process_time()
-    batch = None
-    for batch in batches:
-        pass
-    jax.block_until_ready(batch)
+    (last,) = collections.deque(batches, maxlen=1)
+    jax.block_until_ready(last)
     return perf_counter() - wall, process_time() - processor
 
 
 def measure(case: Case, turns: int, seconds: float) -> dict[str, Any]:
-    first = next(plain(case, 1))
+    first = case.plain[0]
     took = max(spent(ours(case, 4), 0)[0] / 4, 1e-5) if not case.workers else 0.05
     batches = max(2, int(seconds / took)) + (case.workers > 0)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in FORMS}
     for _, name in itertools.product(range(turns), FORMS):
         times[name].append(spent(FORMS[name](case, batches), case.workers))
-    wall, processor = (
-        [a[clock] / b[clock] - 1 for a, b in zip(times["ours"], times["plain"], strict=True)]
-        for clock in (0, 1)
-    )
+
+    def overhead(form: str, clock: int) -> list[float]:
+        pairs = zip(times["ours"], times[form], strict=True)
+        return quartiles([a[clock] / b[clock] - 1 for a, b in pairs])
+
     clock = 0 if case.workers else 1
     counted = BATCH * (batches - (case.workers > 0))
     rate = {
@@ -412,8 +440,10 @@ def measure(case: Case, turns: int, seconds: float) -> dict[str, Any]:
         "examples_per_second": rate["ours"],
         "bytes_per_second": rate["ours"] * size,
         "plain_examples_per_second": rate["plain"],
-        "overhead_wall": quartiles(wall),
-        "overhead_processor": None if case.workers else quartiles(processor),
+        "bare_examples_per_second": rate["bare"],
+        "overhead": overhead("plain", clock),
+        "overhead_bare": overhead("bare", clock),
+        "overhead_wall": overhead("plain", 0),
     }
 
 
@@ -441,7 +471,7 @@ def stalls(*, quick: bool) -> Iterator[dict[str, Any]]:
         return
     text = str(Path(asyncio.__file__).parent)
     for rows in ("records", "packed", "lanes"):
-        yield stall("bytes", rows, steps=40, text=text)
+        yield stall("bytes", rows, steps=30, text=text)
     yield stall("japanese-vowels", "records", steps=60)
 
 
@@ -464,14 +494,14 @@ def fill(*, quick: bool) -> Iterator[dict[str, Any]]:
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
     table = Table("", "", "bytes each", "examples/s", "MB/s", "plain ex./s")
-    table.add_column("overhead %: processor", justify="right")
-    table.add_column("time passed", justify="right")
+    for name in ("overhead, % over plain", "over bare", "over plain, time that passed"):
+        table.add_column(name, justify="right")
     for row in rows:
         if row["kind"] in ("stall", "fill"):
             continue
         overheads = (
-            "" if each is None else "{1:+.1f} ({0:+.1f}, {2:+.1f})".format(*(100 * q for q in each))
-            for each in (row["overhead_processor"], row["overhead_wall"])
+            "{1:+.1f} ({0:+.1f}, {2:+.1f})".format(*(100 * quartile for quartile in row[name]))
+            for name in ("overhead", "overhead_bare", "overhead_wall")
         )
         table.add_row(
             row["kind"],
@@ -499,7 +529,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What loading costs.")
-    parser.add_argument("--turns", type=int, default=21, help="of each form")
+    parser.add_argument("--turns", type=int, default=11, help="of each form")
     parser.add_argument("--quick", action="store_true", help="few batches, no workers")
     parser.add_argument("--json", type=Path, help="file for the rows")
     arguments = parser.parse_args()
@@ -512,7 +542,7 @@ def main() -> None:
         for case in itertools.chain(sources(Path(folder)), pipelines()):
             rows.append(measure(case, turns, 0 if arguments.quick else TURN))
     if not arguments.quick:
-        rows += [measure(case, 3, 2.0) for case in with_workers()]
+        rows += [measure(case, 2, 2.0) for case in with_workers()]
     rows += stalls(quick=arguments.quick)
     rows += fill(quick=arguments.quick)
     show(rows)

@@ -31,17 +31,20 @@ class Carry(eqx.Module):
         - `model`: with an `init_state`: any causal layer or model.
         - `batch_size`: rows in a batch, at least 1.
         - `dtype`: what the model computes in; float32 by default.
+
+        **Raises:** `ValueError` for a model that is not causal, or has a state that does not belong
+        to rows.
         """
+        if not getattr(model, "causal", True):
+            raise ValueError(
+                f"{type(model).__name__} looks ahead, so its state can't be carried to what comes "
+                "next: use causal layers"
+            )
         state = model.init_state((batch_size,), dtype)
         leaves, structure = jax.tree.flatten(state)
         other = jax.eval_shape(lambda: model.init_state((batch_size + 1,), dtype))
-        # The axis that grows with the batch.
-        axes = tuple(
-            next(
-                i for i, sizes in enumerate(zip(a.shape, b.shape, strict=True)) if len({*sizes}) > 1
-            )
-            for a, b in zip(leaves, jax.tree.leaves(other), strict=True)
-        )
+        pairs = zip(leaves, jax.tree.leaves(other), strict=True)
+        axes = tuple(_growing_axis(model, a.shape, b.shape) for a, b in pairs)
         return cls(_leading(leaves, axes), axes, structure)
 
     @property
@@ -58,3 +61,14 @@ class Carry(eqx.Module):
 
 def _leading(leaves: list[Array], axes: tuple[int, ...]) -> tuple[Array, ...]:
     return tuple(jnp.moveaxis(x, axis, 0) for x, axis in zip(leaves, axes, strict=True))
+
+
+def _growing_axis(model: PyTree, shape: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """The axis that grows with the batch."""
+    for axis, (size, of_more) in enumerate(zip(shape, other, strict=True)):
+        if size != of_more:
+            return axis
+    raise ValueError(
+        f"{type(model).__name__} has a state of shape {shape} that is the same for any batch: all "
+        "of its arrays need a batch axis to be carried"
+    )

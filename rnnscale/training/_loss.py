@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from rnnscale._base import State
+from rnnscale.layers import RecurrentNetwork
 
 type Batch = Mapping[str, Array | np.ndarray]
 type Totals = dict[str, Float[Array, "..."]]
@@ -28,7 +29,7 @@ def cross_entropy(
 
     - `model`: called as a sequence layer is, with those of `reset`, `lengths` and `intervals` that
         the batch has, returns `(state, logits)` with logits of shape "*batch classes" or "*batch
-        time classes".
+        time classes"; or an `RNN`, `DeepRNN` and the like, whose readout gives the logits.
     - `batch`: `inputs`; `labels`, integers of the shape of the logits without the last axis;
         optionally `lengths`, the valid steps of each row, `weight`, a factor for each row or each
         label, and `scored`, booleans of the shape of the labels: those that the accuracy is of.
@@ -42,7 +43,7 @@ def cross_entropy(
     **Raises:** `ValueError` where labels, or `scored`, and logits do not meet.
     """
     labels = batch["labels"]
-    state, logits = _call(model, batch, key, state)
+    state, logits = _call(model, batch, key, state, label_axes=jnp.ndim(labels))
     if labels.shape != logits.shape[:-1]:
         raise ValueError(f"labels of shape {labels.shape} for logits of shape {logits.shape}")
     logits = logits.astype(jnp.float32)
@@ -86,7 +87,7 @@ def squared_error(
     **Raises:** `ValueError` where labels and predictions do not meet.
     """
     labels = batch["labels"]
-    state, predictions = _call(model, batch, key, state)
+    state, predictions = _call(model, batch, key, state, label_axes=jnp.ndim(labels) - 1)
     if labels.shape != predictions.shape:
         raise ValueError(
             f"labels of shape {labels.shape} for predictions of shape {predictions.shape}"
@@ -140,12 +141,28 @@ def with_metric(means: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
 
 
 def _call(
-    model: PyTree, batch: Batch, key: Key[Array, "*#batch"] | None, state: State | None
+    model: PyTree,
+    batch: Batch,
+    key: Key[Array, "*#batch"] | None,
+    state: State | None,
+    *,
+    label_axes: int,
 ) -> tuple[State, Array]:
+    """The last state, and an output for each label; labels have so many axes."""
     options: dict[str, Any] = {name: batch[name] for name in _OF_THE_MODEL if name in batch}
     if state is not None:
         options["state"] = state
-    return model(batch["inputs"], **options, key=key)
+    if not isinstance(model, RecurrentNetwork):
+        return model(batch["inputs"], **options, key=key)
+    if "intervals" in options:
+        raise ValueError(f"{type(model).__name__} takes no intervals between steps, as S5 does")
+    inputs = jnp.asarray(batch["inputs"])
+    state, hs = model.encoder(inputs, **options, key=key)
+    # Of each state, or of the last.
+    outputs = (
+        hs if label_axes == inputs.ndim - 1 else model.encoder.output(state).astype(inputs.dtype)
+    )
+    return state, model.readout(outputs)
 
 
 def _weight(
@@ -156,6 +173,11 @@ def _weight(
     weight = jnp.ones(shape, jnp.float32)
     if "weight" in batch:
         rows = batch["weight"]
+        if rows.shape != shape[: rows.ndim]:
+            raise ValueError(
+                f"weight of shape {rows.shape} for labels of shape {shape}: give one for each row, "
+                "or one for each label"
+            )
         weight = weight * rows.reshape(rows.shape + (1,) * (len(shape) - rows.ndim))
     if lengths is not None and len(shape) > lengths.ndim:
         weight = jnp.where(jnp.arange(shape[-1]) < lengths[..., None], weight, 0)

@@ -15,7 +15,7 @@ from rnnscale import cells
 from rnnscale._base import SequenceLayer, State
 from rnnscale.cells import Cell
 from rnnscale.data import Task
-from rnnscale.layers import DeepRNN, Embedding, RecurrentNetwork, RNNEncoder
+from rnnscale.layers import DeepRNN, Embedding, RNNEncoder
 from rnnscale.models import LanguageModel, SequenceClassifier
 from rnnscale.ssm import LRU, S5
 from rnnscale.training._chunks import in_chunks
@@ -110,8 +110,6 @@ def make_loss(config: TrainConfig, task: Task) -> Callable[..., tuple[State, Tot
         inputs = batch["inputs"]
         if jnp.issubdtype(inputs.dtype, jnp.floating):
             inputs = inputs.astype(config.dtype)
-        if isinstance(model, RecurrentNetwork):
-            model = _predictions(model, task)
         return total(model, {**batch, "inputs": inputs}, key, state)
 
     if config.chunk is None or task.labels == "sequence":
@@ -126,18 +124,6 @@ def constrain(
     if config.model != "indrnn":
         return optimiser
     return optax.chain(optimiser, indrnn_constraint(_INDRNN_GAIN ** (1 / task.seq_len)))
-
-
-def _predictions(model: RecurrentNetwork, task: Task) -> Callable[..., tuple[State, Array]]:
-    """The network as a model with one output a label."""
-
-    def call(inputs: Array, **options: Any) -> tuple[State, Array]:
-        state, hs = model.encoder(inputs, **options)
-        if task.labels == "sequence":
-            hs = model.encoder.output(state).astype(inputs.dtype)
-        return state, model.readout(hs)
-
-    return call
 
 
 def _of_the_model(config: TrainConfig, task: Task) -> int | None:

@@ -167,6 +167,11 @@ def check_fits(config: TrainConfig, task: Task, mesh: Mesh | AbstractMesh) -> No
             f"{config.accumulation} parts over the devices of data={data}, fsdp={fsdp}; make it a "
             f"multiple of {config.accumulation * data * fsdp}"
         )
+    if "intervals" in task.train[0] and config.model != "s5":
+        raise ValueError(
+            f"the steps of {task.name} are not evenly spaced in time, which of the models only s5 "
+            f"takes; got model={config.model}"
+        )
     if task.seq_len < seq:
         raise ValueError(
             f"seq_len={task.seq_len} can't be split over the devices of seq={seq}; make it at "

@@ -67,6 +67,11 @@ def make_train_step(
             return (grads, totals), carry
 
         rows = jax.tree.leaves(batch)[0].shape[0]
+        if state.carry is not None and state.carry.arrays[0].shape[0] != rows:
+            raise ValueError(
+                f"the state that is carried on has {state.carry.arrays[0].shape[0]} rows, and the "
+                f"batch has {rows}: they must be as many"
+            )
         keys = row_keys(jax.random.fold_in(state.key, state.step), (rows,))
         run = (
             partial(_accumulate, differentiate, accumulation) if accumulation > 1 else differentiate

@@ -87,6 +87,20 @@ def test_linear_scan_sweeps_lengths(tmp_path):
 
 
 @pytest.mark.slow
+def test_data_times_every_source_and_pipeline_beside_plain_grain(tmp_path):
+    file = tmp_path / "data.json"
+    printed = run("data.py", "--quick", "--json", file)
+    rows = json.loads(file.read_text())["rows"]
+    kinds = [row["kind"] for row in rows]
+    assert [kinds.count(kind) for kind in ("source", "pipeline", "stall", "fill")] == [9, 6, 1, 1]
+    for row in rows:
+        if row["kind"] in ("source", "pipeline"):
+            assert row["examples_per_second"] > 0 and row["plain_examples_per_second"] > 0
+            assert row["overhead"] == sorted(row["overhead"])
+            assert row["name"] in printed
+
+
+@pytest.mark.slow
 def test_gpu_checks_and_times_what_there_is(tmp_path):
     printed = run("gpu.py", "--quick", "--out", tmp_path)
     rows = json.loads((tmp_path / "gpu.json").read_text())

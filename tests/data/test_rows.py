@@ -1,5 +1,6 @@
 """Windows, packing, padding, buckets and lanes: no step is lost, none comes twice."""
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -101,8 +102,12 @@ def test_windows(lengths, steps, stride):
 @given(lengths=LENGTHS, batch_size=st.integers(1, 7), seed=st.integers(0, 2**32 - 1))
 def test_buckets_give_every_sequence_once_an_epoch(lengths, batch_size, seed):
     bounds = [4, 15, 31]
+    if not sum(lengths):
+        with pytest.raises(ValueError, match="no sequences with steps"):
+            data.bucket(numbered(lengths), bounds, batch_size, seed=seed)
+        return
     rows = data.bucket(numbered(lengths), bounds, batch_size, seed=seed)
-    counts = np.histogram(lengths, [0, 5, 16, 32])[0]
+    counts = np.histogram(lengths, [1, 5, 16, 32])[0]
     per_epoch = int(sum(-(-n // batch_size) for n in counts))
     for epoch in range(2):
         seen = []
@@ -118,7 +123,8 @@ def test_buckets_give_every_sequence_once_an_epoch(lengths, batch_size, seed):
                 assert not row["inputs"][n:].any()
                 seen.append(row["inputs"][:n].tolist())
         source = numbered(lengths)
-        assert sorted(seen) == sorted(source[i]["inputs"].tolist() for i in range(len(lengths)))
+        expected = (source[i]["inputs"].tolist() for i in range(len(lengths)) if lengths[i])
+        assert sorted(seen) == sorted(expected)
 
 
 @MANY
@@ -201,6 +207,37 @@ def test_next_token(documents, start, end):
                 part = source.read(i, first, stop)
                 assert part["inputs"].tolist() == record["inputs"][first:stop].tolist()
                 assert part["labels"].tolist() == record["labels"][first:stop].tolist()
+
+
+@pytest.mark.parametrize("over_time", [True, False])
+def test_weights_of_sequences_hold_in_packed_rows(over_time):
+    inputs, each = [np.arange(3) + 1, np.arange(2) + 1], [np.full(3, 2.0), np.full(2, 3.0)]
+    if over_time:
+        source = data.SequenceArrays({"inputs": inputs, "labels": inputs, "weight": each})
+    else:
+        whole = {"weight": np.array([2.0, 3.0]), "speaker": np.array([5, 6])}
+        source = data.SequenceArrays({"inputs": inputs, "labels": inputs}, whole)
+    (row,) = all_rows(data.pack(source, 6))
+    assert row["weight"].tolist() == [2, 2, 2, 3, 3, 0] and row["weight"].dtype == np.float32
+    assert over_time or row["speaker"].tolist() == [0, 0, 5, 0, 6, 0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        data.next_token,
+        data.pad,
+        lambda s: data.window(s, 3),
+        lambda s: data.pack(s, 3),
+        lambda s: data.bucket(s, [3], 1, seed=0),
+        lambda s: data.lanes(s, 1, 3, seed=0),
+        lambda s: data.lanes_once(s, 1, 3),
+    ],
+)
+def test_records_of_one_length_are_no_sequences(make):
+    for source in (data.ArraySource(inputs=np.zeros((2, 3))), grain.MapDataset.range(3)):
+        with pytest.raises(TypeError, match="sequences of many lengths are needed here"):
+            make(source)
 
 
 def test_padding():

@@ -1,15 +1,18 @@
 """Pipelines put together: the same batches after any restart, in any processes and workers."""
 
+import pickle
 import runpy
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import grain
 import numpy as np
 import pytest
 
 from rnnscale import data
+from rnnscale.data.sources._array_record import DamagedRecordError
 
 SCRIPT = Path(__file__).with_name("streams_script.py")
 _script = runpy.run_path(str(SCRIPT))
@@ -109,3 +112,83 @@ def test_augmenting_depends_on_seed_and_index_only():
     assert len(set(numbers)) == 10  # another number in the second epoch
     assert [int(again[i]["drawn"]) for i in reversed(range(10))] == numbers[::-1]
     assert int(other[3]["drawn"]) != numbers[3]
+
+
+def test_bytes_in_another_order_are_the_same_numbers(tmp_path):
+    numbers = np.arange(6)
+    arrays = {"inputs": [numbers[:4].astype(">f4"), numbers[4:].astype(">f4")]}
+    source = data.SequenceArrays(arrays, {"labels": np.array([7, 9], ">i4")})
+    packed = data.write_packed(source, tmp_path / "rows", 6)
+    with data.stream(data.pack(source, 6), 1) as rows, data.stream(packed, 1) as stored:
+        for stream in (rows, stored):
+            batch = next(stream)
+            assert np.asarray(batch["inputs"])[0].tolist() == numbers.tolist()
+            assert np.asarray(batch["labels"])[0].tolist() == [0, 0, 0, 7, 0, 9]
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.array([1, 2**32 + 5]), r"do not fit into int32: batch of step 0, 'inputs', rows \[1\]"),
+        (np.array([1e39, 1]), r"NaN or infinity in the data: batch of step 0, 'inputs', rows \[0"),
+    ],
+)
+def test_what_does_not_fit_on_the_devices_is_an_error(array, message):
+    with data.stream(data.ArraySource(inputs=array), 2) as stream:
+        with pytest.raises(ValueError, match=message):
+            next(stream)
+
+
+def test_numbers_that_lose_digits_only_go_through():
+    with data.stream(data.ArraySource(inputs=np.array([0.1, 0.2])), 2) as stream:
+        np.testing.assert_array_equal(next(stream)["inputs"], np.array([0.1, 0.2], np.float32))
+
+
+def test_records_are_not_changed_in_place():
+    def spoil(record, random):
+        record["inputs"] += 1
+        return record
+
+    source = data.ArraySource(inputs=np.zeros((4, 3)))
+    with pytest.raises(ValueError, match="read-only"):
+        data.augment(source, spoil, seed=0)[0]
+    sequences = data.SequenceArrays({"inputs": [np.arange(3)]})
+    kept = {"inputs": np.arange(3)}
+    sequences.read = lambda index, start, stop: kept  # one that hands out what it keeps
+    rows = data.pad(sequences, 5)
+    assert [rows[0]["inputs"].shape for _ in range(3)] == [(5,)] * 3
+    assert kept["inputs"].shape == (3,)
+
+
+def test_lanes_and_buckets_are_for_their_own_batch_size():
+    sequences = data.SequenceArrays({"inputs": [np.arange(9), np.arange(5)]})
+    for rows in (
+        data.lanes(sequences, 4, 2, seed=0),
+        data.bucket(sequences, [9], 4, seed=0),
+        data.augment(data.lanes(sequences, 4, 2, seed=0), lambda record, _: record, seed=0),
+    ):
+        with pytest.raises(ValueError, match="made for batch_size=4, by lanes or bucket; got 2"):
+            data.stream(rows, 2)
+    with pytest.raises(ValueError, match="made for batch_size=4"):
+        data.evaluation_batches(data.lanes_once(sequences, 4, 2), 2)
+
+
+def test_filtered_records_are_named():
+    odd = grain.MapDataset.range(6).filter(lambda x: x % 2 == 1)
+    with pytest.raises(ValueError, match="record 0 was filtered out"):
+        data.stream(odd, 2)
+    even = grain.MapDataset.range(6).filter(lambda x: x % 2 == 0).map(lambda x: {"inputs": x})
+    with data.stream(even, 2) as stream, pytest.raises(ValueError, match="record 1 was filtered"):
+        next(stream)
+
+
+def test_endless_records_are_not_shuffled():
+    source = data.ArraySource(inputs=np.arange(3))
+    with pytest.raises(ValueError, match="repeat them after that"):
+        data.shuffle(data.repeat(source), seed=0)
+
+
+def test_a_damaged_record_is_named_by_a_worker_too():
+    error = DamagedRecordError("rows/0.arrayrecord, record 3", "it is damaged")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (type(error), str(error))

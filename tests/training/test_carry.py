@@ -19,7 +19,7 @@ from rnnscale.cells import LongShortTermMemoryCell, UnitaryEvolutionRNNCell
 from rnnscale.layers import DeepRNN
 from rnnscale.models import LanguageModel, SequenceClassifier
 from rnnscale.sharding import batch_sharding, make_mesh, sharded_init, shardings
-from rnnscale.ssm import LRU
+from rnnscale.ssm import LRU, BidirectionalS5
 from rnnscale.training import (
     Carry,
     Checkpointer,
@@ -27,6 +27,7 @@ from rnnscale.training import (
     TrainConfig,
     TrainState,
     cross_entropy,
+    in_chunks,
     make_eval_step,
     make_train_step,
     set_up,
@@ -192,6 +193,31 @@ def test_a_step_that_is_skipped_carries_nothing_on(key):
     state, metrics = step(state, bad)
     assert metrics["skipped"] == 1 and np.any(before[0])
     jax.tree.map(np.testing.assert_array_equal, state.carry.arrays, before)
+
+
+def test_states_that_cannot_be_carried(key):
+    with pytest.raises(ValueError, match="BidirectionalS5 looks ahead"):
+        Carry.zeros(BidirectionalS5(4, 8, key=key), 4)
+    model, optimiser = language_model(key), optax.sgd(0.1)
+    state = TrainState.create(model, optimiser, key, carry=Carry.zeros(model, 8))
+    batch = batch_of(data.lanes(text(), 4, 5, seed=0), 0)
+    with pytest.raises(ValueError, match="has 8 rows, and the batch has 4"):
+        make_train_step(cross_entropy, optimiser)(state, batch)
+
+
+@pytest.mark.parametrize("steps", [None, 5])
+def test_networks_are_read_at_every_step(steps, key):
+    """Their call gives another pair than that of layers; the loss takes what it needs."""
+    network = DeepRNN([LongShortTermMemoryCell(2, 4, key=key)], 4, key=key)
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(4, 12, 2)).astype(np.float32)
+    batch = {"inputs": inputs, "labels": rng.integers(0, 4, (4, 12))}
+    loss = cross_entropy if steps is None else in_chunks(cross_entropy, steps)
+    state, totals = loss(network, batch, None)
+    expected_state, hs = network.encoder(inputs)
+    losses = optax.softmax_cross_entropy_with_integer_labels(network.readout(hs), batch["labels"])
+    assert float(totals["loss"]) == pytest.approx(float(losses.sum()), rel=1e-5)
+    assert relative_error(jax.tree.leaves(state), jax.tree.leaves(expected_state)) < 1e-5
 
 
 def test_evaluation_in_lanes_is_that_of_whole_documents(key):

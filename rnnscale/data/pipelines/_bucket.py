@@ -7,8 +7,8 @@ from functools import lru_cache
 import grain
 import numpy as np
 
-from ..sources import Record, SequenceSource
-from ._order import checked_seed, dataset
+from ..sources import Record, SequenceSource, check_sequences
+from ._order import checked_seed, in_batches
 from ._pad import padded
 
 
@@ -18,10 +18,10 @@ def bucket(
     """Endless rows for `stream`, such that all of a batch have one length, one of few.
 
     A sequence belongs to the first bound that is not below its length, and is padded with zeros to
-    it; `"lengths"` says where it ends. In each epoch all sequences come once: each bucket in a new
-    random order, cut into batches, and the batches of all buckets in a random order. The last batch
-    of a bucket is filled up with rows that have `"lengths"` and `"weight"` 0; all others have
-    `"weight"` 1. A train step is compiled once for each bound.
+    it; `"lengths"` says where it ends. In each epoch all sequences come once, but for those without
+    steps: each bucket in a new random order, cut into batches, and the batches of all buckets in a
+    random order. The last batch of a bucket is filled up with rows that have `"lengths"` and
+    `"weight"` 0; all others have `"weight"` 1. A train step is compiled once for each bound.
 
     **Arguments:**
 
@@ -36,11 +36,12 @@ def bucket(
     **Raises:** `ValueError` for an argument out of range, bounds that do not increase, and a
     sequence that is longer than the last.
     """
+    check_sequences(sequences)
     checked_seed(seed)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-    if not len(sequences):
-        raise ValueError("the source has no sequences")
+    if not sequences.lengths.any():
+        raise ValueError("the source has no sequences with steps")
     if not bounds or list(bounds) != sorted(set(bounds)) or bounds[0] < 1:
         raise ValueError(f"bounds must be lengths from 1 on that increase; got {list(bounds)}")
     longest = int(sequences.lengths.argmax())
@@ -49,7 +50,7 @@ def bucket(
             f"sequence {longest} has {sequences.lengths[longest]} steps, more than the last bound, "
             f"{bounds[-1]}: add a larger one, or cut the sequences with window"
         )
-    return dataset(_Bucketed(sequences, tuple(bounds), batch_size, seed))
+    return in_batches(_Bucketed(sequences, tuple(bounds), batch_size, seed), batch_size)
 
 
 class _Bucketed:
@@ -61,7 +62,8 @@ class _Bucketed:
         self._batch_size = batch_size
         self._seed = seed
         belongs = np.searchsorted(bounds, sequences.lengths)
-        self._members = [np.flatnonzero(belongs == i) for i in range(len(bounds))]
+        some = sequences.lengths > 0
+        self._members = [np.flatnonzero(some & (belongs == i)) for i in range(len(bounds))]
         batches = [-(-len(members) // batch_size) for members in self._members]
         # Of each batch of an epoch, before they are put in an order: its bucket, and its number.
         self._bucket = np.repeat(np.arange(len(bounds)), batches)

@@ -5,8 +5,8 @@ import sys
 import grain
 import numpy as np
 
-from ..sources import Record, SequenceSource, arrays_over_time, element_spec
-from ._order import checked_seed, dataset
+from ..sources import Record, SequenceSource, arrays_over_time, check_sequences, element_spec
+from ._order import checked_seed, in_batches
 
 
 def lanes(sequences: SequenceSource, batch_size: int, steps: int, *, seed: int) -> grain.MapDataset:
@@ -34,10 +34,11 @@ def lanes(sequences: SequenceSource, batch_size: int, steps: int, *, seed: int) 
     **Raises:** `ValueError` for an argument out of range, a source with fewer steps than lanes, and
     one with arrays that are not over time.
     """
+    check_sequences(sequences)
     order = np.random.RandomState([checked_seed(seed)]).permutation(len(sequences))
     line = _Line(sequences, order)
     _check(line, batch_size, steps)
-    return dataset(_Lanes(line, batch_size, steps))
+    return in_batches(_Lanes(line, batch_size, steps), batch_size)
 
 
 def lanes_once(sequences: SequenceSource, batch_size: int, steps: int) -> grain.MapDataset:
@@ -49,9 +50,10 @@ def lanes_once(sequences: SequenceSource, batch_size: int, steps: int) -> grain.
 
     **Arguments, raises:** as `lanes`.
     """
+    check_sequences(sequences)
     line = _Line(sequences, np.arange(len(sequences)))
     _check(line, batch_size, steps)
-    return dataset(_LanesOnce(line, batch_size, steps))
+    return in_batches(_LanesOnce(line, batch_size, steps), batch_size)
 
 
 def _check(line: "_Line", batch_size: int, steps: int) -> None:
@@ -80,28 +82,29 @@ class _Line:
         self._order = order[sequences.lengths[order] > 0]
         self._lengths = sequences.lengths[self._order]
         self.ends = np.cumsum(self._lengths)
+        self._steps = int(self._lengths.sum())
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
+        return self._steps
 
     def read(self, start: int, stop: int) -> Record:
         """Steps `start` to `stop - 1`, round and round."""
-        time, at = stop - start, start % len(self)
+        time, at = stop - start, start % self._steps
         place = int(self.ends.searchsorted(at, side="right"))
         first = at - (int(self.ends[place - 1]) if place else 0)
-        parts, firsts, filled = [], [], 0
+        parts, filled, reset = [], 0, np.zeros(time, bool)
         # No step is a part too, of empty arrays.
         while filled < time or not parts:
             sequence = int(self._order[place])
             count = min(int(self._lengths[place]) - first, time - filled)
             parts.append(self._sequences.read(sequence, first, first + count))
-            if count and first == 0:
-                firsts.append(filled)
+            reset[filled : filled + 1] = first == 0
             filled += count
             place, first = (place + 1) % len(self._order), 0
         row = {name: np.concatenate([part[name] for part in parts]) for name in self.names}
-        row.setdefault("reset", np.zeros(time, bool))[firsts] = True
-        return row
+        if "reset" in row:
+            reset |= row["reset"]
+        return {**row, "reset": reset}
 
 
 class _Lanes:

@@ -4,7 +4,7 @@ from typing import cast
 
 import numpy as np
 
-from ..sources import ArraySpec, ElementSpec, Record, SequenceSource, element_spec
+from ..sources import ArraySpec, ElementSpec, Record, SequenceSource, check_sequences, element_spec
 
 _TOKEN = ArraySpec((None,), np.dtype(np.int32))
 
@@ -25,9 +25,12 @@ def next_token(
 
     **Raises:** `ValueError` for a source without `"tokens"`.
     """
+    check_sequences(documents)
     spec = element_spec(documents)
     if "tokens" not in spec:
         raise ValueError(f"next_token needs records with 'tokens'; these have {', '.join(spec)}")
+    if spec["tokens"].dtype.kind not in "iu":
+        raise ValueError(f"tokens must be integers; these are {spec['tokens'].dtype}")
     return cast(SequenceSource, _NextToken(documents, _tokens(start), _tokens(end)))
 
 
@@ -63,7 +66,10 @@ class _NextToken:
         known = int(self._documents.lengths[index])
         inside = self._documents.read(index, max(first, 0), min(last, known))["tokens"]
         parts = [self._start] if first < 0 else []
-        parts.append(inside.astype(np.int32))
+        fitting = inside.astype(np.int32)
+        if inside.itemsize >= 4 and (fitting != inside).any():
+            raise ValueError(f"document {index} has tokens that do not fit into int32")
+        parts.append(fitting)
         if last > known:
             parts.append(self._end)
         tokens = np.concatenate(parts)

@@ -7,6 +7,10 @@ import numpy as np
 
 from ..sources import Record, Source
 
+_BATCH_SIZE = "_rnnscale_batch_size"
+# Grain shuffles 32-bit numbers.
+_MOST_SHUFFLED = 2**32
+
 
 def dataset(source: Source | grain.MapDataset) -> grain.MapDataset:
     """A source as Grain knows it; a `grain.MapDataset` as it is."""
@@ -17,6 +21,24 @@ def dataset(source: Source | grain.MapDataset) -> grain.MapDataset:
     return grain.MapDataset.range(len(source)).map(source.__getitem__)
 
 
+def in_batches(source: Source, batch_size: int) -> grain.MapDataset:
+    """A source whose rows belong together in batches of that size, and in no others."""
+    made = dataset(source)
+    setattr(made, _BATCH_SIZE, batch_size)
+    return made
+
+
+def check_batch_size(records: Source | grain.MapDataset, batch_size: int) -> None:
+    """**Raises:** `ValueError` where rows were made for batches of another size."""
+    wanted = getattr(records, _BATCH_SIZE, batch_size)
+    if wanted != batch_size:
+        raise ValueError(
+            f"these rows were made for batch_size={wanted}, by lanes or bucket; got {batch_size}"
+        )
+    for parent in getattr(records, "parents", ()):
+        check_batch_size(parent, batch_size)
+
+
 def shuffle(source: Source | grain.MapDataset, *, seed: int) -> grain.MapDataset:
     """The records in a random order over all of them; under `repeat`, a new one in each epoch.
 
@@ -24,8 +46,10 @@ def shuffle(source: Source | grain.MapDataset, *, seed: int) -> grain.MapDataset
 
     - `seed`: 0 to 2**32 - 1.
 
-    **Raises:** `ValueError` for a seed out of range.
+    **Raises:** `ValueError` for a seed out of range, and for records without end.
     """
+    if len(source) > _MOST_SHUFFLED:
+        raise ValueError("records without end can't be shuffled: repeat them after that")
     return dataset(source).seed(checked_seed(seed)).shuffle()
 
 

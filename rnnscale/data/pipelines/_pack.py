@@ -23,9 +23,9 @@ def pack(sequences: SequenceSource, steps: int) -> grain.MapDataset:
 
     A record has the arrays over time, one sequence after another, and zeros at the end; `"reset"`,
     bool, true at the first step of each sequence and of the zeros; and `"weight"`, float32, 1 where
-    there is a sequence and 0 at the zeros. A label of a whole sequence stands at its last step,
-    where alone `"weight"` is then 1. A `"reset"` and a `"weight"` that the sequences have
-    themselves hold too.
+    there is a sequence and 0 at the zeros. What belongs to a whole sequence stands at its last
+    step; if its `"labels"` do, `"weight"` is 1 there alone. A `"reset"` and a `"weight"` that the
+    sequences have themselves hold too.
 
     A sequence that is longer than a row is cut, and each piece starts afresh: a model sees of it
     what it would see of a window. (To go on with the state of the piece before, see `lanes`.)
@@ -53,7 +53,8 @@ class _Packed:
             raise ValueError("there is nothing to pack: the sequences have no steps")
         spec = element_spec(self._pieces)
         self._over_time = arrays_over_time(spec)
-        self._whole = [name for name in spec if name not in self._over_time]
+        # A weight is one a step in any case.
+        self._whole = [n for n in spec if n not in self._over_time and n != "weight"]
         self._weighted = "weight" in spec
         self._spec = {
             **{
@@ -80,27 +81,28 @@ class _Packed:
             raise IndexError(f"row {index} of {len(self)}")
         row = {name: zeros(spec) for name, spec in self._spec.items()}
         pieces = self._order[self._borders[index] : self._borders[index + 1]]
-        times = self._pieces.lengths[pieces]
-        stops = np.cumsum(times)
-        filled = int(stops[-1])
-        parts = [
-            self._pieces.read(piece, 0, time)
-            for piece, time in zip(pieces.tolist(), times.tolist(), strict=True)
-        ]
+        parts, firsts, last_steps, filled = [], [], [], 0
+        for piece, time in zip(pieces.tolist(), self._pieces.lengths[pieces].tolist(), strict=True):
+            parts.append(self._pieces.read(piece, 0, time))
+            firsts.append(filled)
+            filled += time
+            last_steps.append(filled - 1)
         for name in self._over_time:
             np.concatenate([part[name] for part in parts], out=row[name][:filled])
         for name in self._whole:
-            row[name][stops - 1] = [part[name] for part in parts]
-        row["reset"][stops - times] = True
+            row[name][last_steps] = [part[name] for part in parts]
+        for first in firsts:
+            row["reset"][first] = True
         row["reset"][filled : filled + 1] = True
         # What counts: the last step where a label is of the whole, else all of them.
-        counted = stops - 1 if self._whole else slice(filled)
+        weight = zeros(self._spec["weight"])
+        weight[last_steps if "labels" in self._whole else slice(filled)] = 1
         if self._weighted:
-            weight = zeros(self._spec["weight"])
-            weight[counted] = 1
-            row["weight"] *= weight
-        else:
-            row["weight"][counted] = 1
+            times = self._pieces.lengths[pieces].tolist()
+            pairs = zip(parts, times, strict=True)
+            given = [np.broadcast_to(part["weight"], time) for part, time in pairs]
+            weight[:filled] *= np.concatenate(given)
+        row["weight"] = weight
         return row
 
 

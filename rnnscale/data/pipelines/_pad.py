@@ -3,7 +3,14 @@
 import grain
 import numpy as np
 
-from ..sources import Record, SequenceSource, Source, arrays_over_time, element_spec
+from ..sources import (
+    Record,
+    SequenceSource,
+    Source,
+    arrays_over_time,
+    check_sequences,
+    element_spec,
+)
 from ._order import dataset
 
 
@@ -59,6 +66,7 @@ def pad(sequences: SequenceSource, steps: int | None = None) -> grain.MapDataset
 
     **Raises:** `ValueError` where a sequence is longer, or there is none.
     """
+    check_sequences(sequences)
     if not len(sequences):
         raise ValueError("there is nothing to pad: the source has no sequences")
     longest = int(sequences.lengths.max())
@@ -88,9 +96,11 @@ def padded(sequences: SequenceSource, index: int, steps: int) -> Record:
     """A sequence with zeros up to `steps`, and `"lengths"`."""
     record = sequences[index]
     time = int(sequences.lengths[index])
-    for name in arrays_over_time(element_spec(sequences)):
-        record[name] = _with_zeros(record[name], steps - time)
-    return {**record, "lengths": np.asarray(time, np.int32)}
+    longer = {
+        name: _with_zeros(record[name], steps - time)
+        for name in arrays_over_time(element_spec(sequences))
+    }
+    return {**record, **longer, "lengths": np.asarray(time, np.int32)}
 
 
 def _with_zeros(array: np.ndarray, steps: int) -> np.ndarray:

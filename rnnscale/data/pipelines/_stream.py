@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
-from ..sources import Record, Source
-from ._order import checked_seed, repeat, shuffle
+from ..sources import Record, Source, spec_of
+from ._order import check_batch_size, checked_seed, repeat, shuffle
 
 type Batch = dict[str, jax.Array]
 type Shardings = Mapping[str, Sharding] | Callable[[str, tuple[int, ...]], Sharding]
@@ -121,6 +121,7 @@ def stream(
     _at_least("start_step", start_step, 0)
     _at_least("workers", workers, 0)
     _not_empty(records)
+    check_batch_size(records, batch_size)
     count = len(records) // batch_size
     if count == 0:
         raise ValueError(f"{len(records)} records do not fill a batch of {batch_size}")
@@ -149,6 +150,7 @@ def evaluation_batches(
     """
     _at_least("batch_size", batch_size, 1)
     _not_empty(source)
+    check_batch_size(source, batch_size)
     steps = range(math.ceil(len(source) / batch_size))
     return _prefetched(_Weighted(source), batch_size, steps, shardings, workers=0)
 
@@ -245,13 +247,11 @@ class _Layout:
     """Where an array of the batch goes, and the rows of it that this process loads."""
 
     shape: tuple[int, ...]
-    sharding: Sharding | None
+    sharding: Sharding
     rows: range
 
     def place(self, local: np.ndarray, first: int) -> jax.Array:
         """The array, of its rows from `first` on."""
-        if self.sharding is None:
-            return jax.device_put(local)
 
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             if index is None:
@@ -272,18 +272,37 @@ class _Layouts:
         self._shardings = shardings
         self._known: dict[tuple, Mapping[str, _Layout]] = {}
 
-    def of(self, record: Record) -> Mapping[str, _Layout]:
-        """**Raises:** `ValueError` for shardings that are missing or do not divide the batch."""
-        shapes = tuple((name, np.shape(array)) for name, array in record.items())
-        if shapes not in self._known:
-            self._known[shapes] = {name: self._layout(name, shape) for name, shape in shapes}
-        return self._known[shapes]
+    def rows(self, record: Record) -> range:
+        """Those that this process loads, of records like this one.
 
-    def _layout(self, name: str, record_shape: tuple[int, ...]) -> _Layout:
-        shape = (self._batch_size, *record_shape)
-        shardings = self._shardings
-        if shardings is None:
-            return _Layout(shape, None, range(self._batch_size))
+        **Raises:** `ValueError` for shardings that are missing or do not divide the batch.
+        """
+        if self._shardings is None:
+            return range(self._batch_size)
+        shapes = {name: (self._batch_size, *np.shape(array)) for name, array in record.items()}
+        held = [layout.rows for layout in self._of(self._shardings, shapes).values()]
+        return range(min(r.start for r in held), max(r.stop for r in held))
+
+    def place(self, arrays: Record, first: int) -> Batch:
+        """The batch, of its rows from `first` on."""
+        if self._shardings is None:
+            # All in one call, which takes longer than what it does for an array.
+            return jax.device_put(arrays)
+        shapes = {name: (self._batch_size, *np.shape(array)[1:]) for name, array in arrays.items()}
+        layouts = self._of(self._shardings, shapes)
+        return {name: layouts[name].place(array, first) for name, array in arrays.items()}
+
+    def _of(
+        self, shardings: Shardings, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Mapping[str, _Layout]:
+        key = tuple(shapes.items())
+        if key not in self._known:
+            self._known[key] = {
+                name: self._layout(shardings, name, shape) for name, shape in shapes.items()
+            }
+        return self._known[key]
+
+    def _layout(self, shardings: Shardings, name: str, shape: tuple[int, ...]) -> _Layout:
         if callable(shardings):
             sharding = shardings(name, shape)
         elif name in shardings:
@@ -327,13 +346,15 @@ class _LoadRows(grain.transforms.Map):
         self.records = records
         self.batch_size = batch_size
         self.rows = rows
-        self.dtypes = {name: np.asarray(array).dtype for name, array in example.items()}
+        self.dtypes = {name: spec_of(array).dtype for name, array in example.items()}
 
     def map(self, element: Any) -> Record:
         first = int(element) * self.batch_size
         records = [self.records[first + row] for row in self.rows]
         names = self.dtypes.keys()
         for row, record in zip(self.rows, records, strict=True):
+            if record is None:
+                raise ValueError(_filtered(first + row))
             if record.keys() != names:
                 raise ValueError(
                     f"record {first + row} has the arrays {', '.join(sorted(record))}, and the "
@@ -344,7 +365,7 @@ class _LoadRows(grain.transforms.Map):
     def _stacked(self, name: str, first: int, arrays: list[np.ndarray]) -> np.ndarray:
         dtype = self.dtypes[name]
         try:
-            return np.stack(arrays, dtype=dtype, casting="no")
+            return np.stack(arrays, dtype=dtype, casting="equiv")
         except (TypeError, ValueError) as error:
             shape = np.shape(arrays[0])
             for row, array in zip(self.rows, map(np.asarray, arrays), strict=True):
@@ -356,6 +377,13 @@ class _LoadRows(grain.transforms.Map):
             raise
 
 
+def _filtered(index: int) -> str:
+    return (
+        f"record {index} was filtered out, but each index must have a record: leave records out "
+        "where the source is made"
+    )
+
+
 class _Weighted:
     """A source with weight 1 in its records, and its last record with weight 0 beyond the end."""
 
@@ -364,6 +392,8 @@ class _Weighted:
 
     def __getitem__(self, index: int) -> Record:
         record = self.source[min(index, len(self.source) - 1)]
+        if record is None:
+            raise ValueError(_filtered(index))
         weight = np.asarray(index < len(self.source), np.float32)
         return {**record, "weight": record.get("weight", np.float32(1)) * weight}
 
@@ -377,7 +407,9 @@ def _prefetched(
 ) -> Batches:
     layouts = _Layouts(batch_size, shardings)
     example = records[0]
-    layouts.of(example)  # raises where the caller sees it
+    if example is None:
+        raise ValueError(_filtered(0))
+    layouts.rows(example)  # raises where the caller sees it
     # Read here, since each thread has its own default device, and another thread runs `_load`.
     device = jax.config.jax_default_device
     return Batches(_load(records, example, batch_size, steps, layouts, workers, device))
@@ -393,8 +425,7 @@ def _load(
     device: Any,
 ) -> Generator[Batch]:
     """Loads, checks and places the batches of the steps."""
-    held = [layout.rows for layout in layouts.of(example).values()]
-    rows = range(min(r.start for r in held), max(r.stop for r in held))
+    rows = layouts.rows(example)
     dataset = (
         grain.MapDataset.range(steps.start, steps.stop)
         .map(_LoadRows(records, batch_size, rows, example))
@@ -409,21 +440,32 @@ def _load(
             if workers:
                 # Out of Grain's shared memory, which jax would use in place on CPUs and so keep.
                 arrays = {name: np.array(array) for name, array in arrays.items()}
-            for name, array in arrays.items():
-                _check_finite(step, name, array, rows.start)
-            layout = layouts.of({name: array[0] for name, array in arrays.items()})
-            yield {name: layout[name].place(x, rows.start) for name, x in arrays.items()}
+            arrays = {
+                name: _checked(step, name, array, rows.start) for name, array in arrays.items()
+            }
+            yield layouts.place(arrays, rows.start)
 
 
-def _check_finite(step: int, name: str, array: np.ndarray, first_row: int) -> None:
-    if not jax.numpy.issubdtype(array.dtype, np.inexact):
-        return
-    finite = np.isfinite(array)
-    if not finite.all():
-        rows = first_row + np.flatnonzero(~finite.reshape(len(array), -1).all(axis=1))
-        raise ValueError(
-            f"NaN or infinity in the data: batch of step {step}, {name!r}, rows {rows.tolist()}"
-        )
+def _checked(step: int, name: str, array: np.ndarray, first_row: int) -> np.ndarray:
+    """The array in the dtype that it will have on the devices, where it loses nothing but digits.
+
+    **Raises:** `ValueError` for what is not finite, or an integer that does not fit.
+    """
+
+    def complain(what: str, wrong: np.ndarray) -> None:
+        rows = first_row + np.flatnonzero(wrong.reshape(len(array), -1).any(axis=1))
+        raise ValueError(f"{what}: batch of step {step}, {name!r}, rows {rows.tolist()}")
+
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if array.dtype != dtype:
+        with np.errstate(over="ignore"):
+            narrow = array.astype(dtype)
+        if array.dtype.kind in "iu" and (wrong := narrow != array).any():
+            complain(f"integers that do not fit into {dtype}", wrong)
+        array = narrow
+    if jax.numpy.issubdtype(dtype, np.inexact) and not (finite := np.isfinite(array)).all():
+        complain("NaN or infinity in the data", ~finite)
+    return array
 
 
 def _parse_absl_flags() -> None:

@@ -4,7 +4,14 @@ from typing import cast
 
 import numpy as np
 
-from ..sources import ElementSpec, Record, SequenceSource, arrays_over_time, element_spec
+from ..sources import (
+    ElementSpec,
+    Record,
+    SequenceSource,
+    arrays_over_time,
+    check_sequences,
+    element_spec,
+)
 
 
 def window(sequences: SequenceSource, steps: int, *, stride: int | None = None) -> SequenceSource:
@@ -24,6 +31,7 @@ def window(sequences: SequenceSource, steps: int, *, stride: int | None = None) 
     **Raises:** `ValueError` for a number out of range, and where a sequence with a label of the
     whole would be cut or has no steps.
     """
+    check_sequences(sequences)
     stride = steps if stride is None else stride
     if not 1 <= stride <= steps:
         raise ValueError(

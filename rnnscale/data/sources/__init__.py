@@ -22,6 +22,7 @@ from ._source import (
     SequenceSource as SequenceSource,
     Source as Source,
     arrays_over_time as arrays_over_time,
+    check_sequences as check_sequences,
     element_spec as element_spec,
     spec_of as spec_of,
     zeros as zeros,

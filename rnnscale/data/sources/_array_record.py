@@ -30,6 +30,9 @@ class DamagedRecordError(ValueError):
         self.where = where
         self.reason = reason
 
+    def __reduce__(self) -> tuple:  # as an exception it would be made of its message alone
+        return type(self), (self.where, self.reason)
+
 
 @dataclass(frozen=True)
 class RecordShard:
@@ -119,7 +122,7 @@ class ArrayRecordFiles:
         unusable, kept = Unusable(skip), []
         # Without `skip` the first record tells what all are like.
         for index in self._kept if skip else self._kept[:1]:
-            shard, number = self._place(index)
+            shard, number = self._place(int(index))
             try:
                 record = self._decoded(shard, number)
             except DamagedRecordError as error:

@@ -21,7 +21,7 @@ class ArraySource:
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"arrays must have one leading axis of the same size; got {lengths}")
-        self._arrays = arrays
+        self._arrays = {name: read_only(array) for name, array in arrays.items()}
 
     @property
     def element_spec(self) -> ElementSpec:
@@ -58,7 +58,8 @@ class SequenceArrays:
         counts = {name: len(arrays) for name, arrays in (over_time | whole).items()}
         if not over_time or len(set(counts.values())) != 1 or 0 in counts.values():
             raise ValueError(f"there must be as many of each array, at least one; got {counts}")
-        self._over_time, self._whole = over_time, whole
+        self._over_time = {name: list(map(read_only, arrays)) for name, arrays in over_time.items()}
+        self._whole = {name: read_only(array) for name, array in whole.items()}
         self.skipped = skipped
         self._spec = {
             **{name: _varying(name, arrays) for name, arrays in over_time.items()},
@@ -92,6 +93,14 @@ class SequenceArrays:
             **{name: arrays[index][start:stop] for name, arrays in self._over_time.items()},
             **{name: np.asarray(array[index]) for name, array in self._whole.items()},
         }
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A view that can't be written to, nor can parts of it: what changes records in place would
+    change the data for good."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def _varying(name: str, arrays: list[np.ndarray]) -> ArraySpec:

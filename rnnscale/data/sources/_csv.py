@@ -1,5 +1,6 @@
 """Time series in files of comma-separated numbers."""
 
+import codecs
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,13 +132,15 @@ def _scan(file: UnchangedFile, delimiter: bytes) -> _Table | str:
     with open(file.path, "rb") as opened:
         for number, line in enumerate(opened, 1):
             start, stop = stop, stop + len(line)
+            if number == 1 and line.startswith(codecs.BOM_UTF8):
+                start, line = len(codecs.BOM_UTF8), line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
-            fields = line.removeprefix(b"\xef\xbb\xbf").split(delimiter)
+            fields = line.split(delimiter)
             if not columns:
                 columns = len(fields)
                 if not all(map(_is_number, fields)):
-                    names = line.decode("utf-8-sig", errors="replace").split(delimiter.decode())
+                    names = line.decode("utf-8", errors="replace").split(delimiter.decode())
                     header = tuple(name.strip() for name in names)
                     continue
             if len(fields) != columns:

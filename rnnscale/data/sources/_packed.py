@@ -72,6 +72,7 @@ def write_rows(
         rows_per_shard = max(1, _SHARD_BYTES // max(1, _layout(spec).itemsize))
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard must be at least 1; got {rows_per_shard}")
+    json.dumps(dict(notes or {}))  # what can't be stored is an error before the work
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     partial.mkdir()
@@ -199,7 +200,12 @@ def _write_shard(
                     f"rows must be like the first one, {dict(spec)}; row {index} is "
                     f"{dict(_spec(record))}"
                 )
-            writer.write(b"".join(np.ascontiguousarray(record[name]).tobytes() for name in spec))
+            writer.write(
+                b"".join(
+                    np.ascontiguousarray(record[name], array.dtype).tobytes()
+                    for name, array in spec.items()
+                )
+            )
             progress(index + 1, len(rows))
     finally:
         writer.close()

@@ -57,6 +57,15 @@ class SequenceSource(Source, Protocol):
     def read(self, index: int, start: int, stop: int) -> Record: ...
 
 
+def check_sequences(source: object) -> None:
+    """**Raises:** `TypeError` unless it is a `SequenceSource`."""
+    if not isinstance(source, SequenceSource):
+        raise TypeError(
+            f"sequences of many lengths are needed here, with their `lengths` and a `read` (see "
+            f"SequenceSource), such as SequenceArrays or TextFiles; got {type(source).__name__}"
+        )
+
+
 def element_spec(source: Source) -> ElementSpec:
     """The shapes and dtypes of a source's records: what it says of itself, or, where it says
     nothing, those of its first record.
@@ -74,7 +83,7 @@ def element_spec(source: Source) -> ElementSpec:
 def spec_of(array: np.ndarray) -> ArraySpec:
     """The spec of an array as it is."""
     array = np.asarray(array)
-    return ArraySpec(array.shape, array.dtype)
+    return ArraySpec(array.shape, array.dtype.newbyteorder("="))
 
 
 def zeros(spec: ArraySpec, *varying: int) -> np.ndarray:

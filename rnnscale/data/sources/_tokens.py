@@ -50,6 +50,8 @@ class TokenShards:
             raise ValueError("there must be at least one shard")
         if offsets is not None and end is not None:
             raise ValueError("give either end or offsets, not both")
+        if isinstance(shards, str | os.PathLike):
+            raise ValueError(f"shards are a list of files; got {os.fspath(shards)!r}")
         if offsets is not None and len(offsets) != len(shards):
             raise ValueError(f"got {len(offsets)} files of offsets for {len(shards)} shards")
         self._shards = [_open(path, dtype) for path in shards]
@@ -67,6 +69,7 @@ class TokenShards:
             if offsets is not None:
                 starts, stops = _bounds_in_file(shard, open_npy(offsets[number]))
             elif end is not None:
+                _check_fits(end, shard.dtype)
                 starts, stops = _bounds_by_end(shard, end)
             else:
                 starts, stops = np.array([0]), np.array([len(shard)])
@@ -129,6 +132,12 @@ def _bounds_in_file(shard: StoredArray, offsets: StoredArray) -> tuple[np.ndarra
             f"{shard.file.path}; got {bounds[-1]}"
         )
     return bounds[:-1], bounds[1:]
+
+
+def _check_fits(end: int, dtype: np.dtype) -> None:
+    limits = np.iinfo(dtype)
+    if not limits.min <= end <= limits.max:
+        raise ValueError(f"end={end} is no {dtype}, and so no token of these shards")
 
 
 def _bounds_by_end(shard: StoredArray, end: int) -> tuple[np.ndarray, np.ndarray]:

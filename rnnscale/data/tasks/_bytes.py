@@ -122,8 +122,8 @@ def bytes_task(seq_len: int = 1024, text: str | PathLike[str] | None = None) -> 
 
 
 def _documents(files: Mapping[str, bytes], names: list[str]) -> SequenceSource:
-    """The files as they are, with the same labels as the windows: each begins and ends with the
-    zero byte."""
+    """The files as they are. Labels are those of the windows, the first byte, and what is left over
+    at the end of those: each file begins and ends with the zero byte."""
     tokens = [np.frombuffer(files[name], np.uint8) for name in names]
     return next_token(SequenceArrays({"tokens": tokens}), start=0, end=0)
 

@@ -32,7 +32,8 @@ class Task:
         None where there is none. It may take some seconds, and nothing is spent unless it is
         called.
     - `sequences`: by the names of the splits, their sequences as long as they are, where records
-        are sequences filled up to one length: for `bucket` and `pack`. Empty where they are not.
+        are sequences filled up to one length: for `bucket`, `pack` and
+        `lanes`. Empty where they are not.
 
     **Raises:** `ValueError` where both or neither of `classes` and `odim` are given, or the metric
     isn't one of such labels.
