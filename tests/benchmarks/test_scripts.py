@@ -101,6 +101,26 @@ def test_data_times_every_source_and_pipeline_beside_plain_grain(tmp_path):
 
 
 @pytest.mark.slow
+def test_memory_in_chunks_is_a_small_part_of_the_whole(tmp_path):
+    file = tmp_path / "memory.json"
+    run("memory.py", "--quick", "--out", file)
+    rows = json.loads(file.read_text())["rows"]
+    whole, chunks = (
+        [r["temp_bytes"] for r in rows if bool(r["chunk"]) is c] for c in (False, True)
+    )
+    assert len(whole) == len(chunks) > 0
+    assert all(8 * few < many for few, many in zip(chunks, whole, strict=True))
+
+
+def test_watch_tells_of_each_person(tmp_path):
+    file = tmp_path / "watch.json"
+    printed = run("watch.py", "--people", 3, "--steps", 1, "--json", file)
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["person"] == 3 and 0 <= row["test_accuracy"] <= 1
+    assert f"person 3: test accuracy {row['test_accuracy']:.3f}" in printed
+
+
+@pytest.mark.slow
 def test_gpu_checks_and_times_what_there_is(tmp_path):
     printed = run("gpu.py", "--quick", "--out", tmp_path)
     rows = json.loads((tmp_path / "gpu.json").read_text())
