@@ -319,9 +319,9 @@ def test_batches_that_end(tmp_path: Path):
 
 
 def test_evaluate_is_a_mean_over_labels_not_over_batches():
-    def sums(model: Any, batch: Any) -> dict[str, Array]:
-        loss, correct, count = batch
-        return {"loss": jnp.float32(loss), "correct": jnp.int32(correct), "count": jnp.int32(count)}
+    def sums(model: Any, batch: Any, carry: None) -> tuple[None, dict[str, Array]]:
+        sums = map(jnp.float32, batch)
+        return None, dict(zip(("loss", "correct", "count"), sums, strict=True))
 
     batches = [(6.0, 3, 4), (1.0, 1, 1), (0.5, 0, 1)]
     expected = {"loss": 7.5 / 6, "accuracy": 4 / 6}
