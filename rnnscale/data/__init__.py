@@ -45,7 +45,7 @@ from .sources import (
     open_npy as open_npy,
     open_npz as open_npz,
     read_ts as read_ts,
-    spec_of as spec_of,
+    record_spec as record_spec,
     write_rows as write_rows,
 )
 from .tasks import (

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
-from ..sources import Record, Source, spec_of
+from ..sources import Record, Source, record_spec
 from ._order import check_batch_size, checked_seed, repeat, shuffle
 
 type Batch = dict[str, jax.Array]
@@ -346,7 +346,7 @@ class _LoadRows(grain.transforms.Map):
         self.records = records
         self.batch_size = batch_size
         self.rows = rows
-        self.dtypes = {name: spec_of(array).dtype for name, array in example.items()}
+        self.dtypes = {name: spec.dtype for name, spec in record_spec(example).items()}
 
     def map(self, element: Any) -> Record:
         first = int(element) * self.batch_size

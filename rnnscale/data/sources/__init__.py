@@ -24,7 +24,7 @@ from ._source import (
     arrays_over_time as arrays_over_time,
     check_sequences as check_sequences,
     element_spec as element_spec,
-    spec_of as spec_of,
+    record_spec as record_spec,
     zeros as zeros,
 )
 from ._stored import StoredArray as StoredArray, open_npy as open_npy, open_npz as open_npz

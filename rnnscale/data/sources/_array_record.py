@@ -11,7 +11,7 @@ from typing import Any, Self
 import grain
 import numpy as np
 
-from ._source import ElementSpec, Record, spec_of
+from ._source import ElementSpec, Record, describe_spec, record_spec
 from ._unchanged import UnchangedFile
 from ._unusable import Skipped, Unusable
 
@@ -128,7 +128,7 @@ class ArrayRecordFiles:
             except DamagedRecordError as error:
                 unusable.note(error.where, error.reason)
                 continue
-            self._spec = self._spec or _spec(record)
+            self._spec = self._spec or record_spec(record)
             kept.append(index)
         if skip:
             self._kept = np.array(kept, np.int64)
@@ -160,17 +160,10 @@ class ArrayRecordFiles:
             raise DamagedRecordError(
                 shard.name(number), f"it can't be decoded: {error!r}"
             ) from error
-        if self._spec and _spec(record) != self._spec:
+        if self._spec and record_spec(record) != self._spec:
             raise DamagedRecordError(
                 shard.name(number),
-                f"it has {_told(_spec(record))}, and the first record {_told(self._spec)}",
+                f"it has {describe_spec(record_spec(record))}, and the first record "
+                f"{describe_spec(self._spec)}",
             )
         return record
-
-
-def _spec(record: Record) -> ElementSpec:
-    return {name: spec_of(array) for name, array in record.items()}
-
-
-def _told(spec: ElementSpec) -> str:
-    return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in spec.items())

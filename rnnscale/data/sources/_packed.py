@@ -16,7 +16,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from ._array_record import DamagedRecordError, RecordShard
-from ._source import ArraySpec, ElementSpec, Record, Source, spec_of
+from ._source import ArraySpec, ElementSpec, Record, Source, record_spec
 from ._unchanged import UnchangedFile
 
 _INDEX = "index.json"
@@ -67,7 +67,7 @@ def write_rows(
     if len(rows) == 0:
         raise ValueError("there are no rows to write")
     records = cast(Source, rows)
-    spec = _spec(records[0])
+    spec = record_spec(records[0])
     if rows_per_shard is None:
         rows_per_shard = max(1, _SHARD_BYTES // max(1, _layout(spec).itemsize))
     if rows_per_shard < 1:
@@ -195,10 +195,10 @@ def _write_shard(
     try:
         for index in indices:
             record = rows[index]
-            if _spec(record) != spec:
+            if record_spec(record) != spec:
                 raise ValueError(
                     f"rows must be like the first one, {dict(spec)}; row {index} is "
-                    f"{dict(_spec(record))}"
+                    f"{dict(record_spec(record))}"
                 )
             writer.write(
                 b"".join(
@@ -242,10 +242,6 @@ def _opened(folder: Path, info: ShardInfo) -> RecordShard:
             f"{file.path} was truncated or replaced: it has {file.size} bytes, and had {info.bytes}"
         )
     return RecordShard(file, info.rows)
-
-
-def _spec(record: Record) -> ElementSpec:
-    return {name: spec_of(array) for name, array in record.items()}
 
 
 def _layout(spec: ElementSpec) -> np.dtype:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ._source import ArraySpec, ElementSpec, Record, arrays_over_time
+from ._source import ArraySpec, ElementSpec, Record, arrays_over_time, describe_spec
 from ._unchanged import UnchangedFile
 from ._unusable import Skipped, Unusable
 
@@ -181,7 +181,8 @@ class _Table:
             spec = spec or found
             if found != spec:
                 raise ValueError(
-                    f"{file.path} has {_told(found)}, and {files[0].path} has {_told(spec)}"
+                    f"{file.path} has {describe_spec(found)}, and {files[0].path} has "
+                    f"{describe_spec(spec)}"
                 )
             firsts = np.cumsum([0, *sizes])
             groups += [(index, number, firsts[number], size) for number, size in enumerate(sizes)]
@@ -322,10 +323,6 @@ def _is_list(kind: Any) -> bool:
     import pyarrow as pa
 
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-def _told(spec: ElementSpec) -> str:
-    return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in spec.items())
 
 
 def _opened(file: UnchangedFile) -> Any:

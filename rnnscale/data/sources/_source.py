@@ -77,13 +77,18 @@ def element_spec(source: Source) -> ElementSpec:
         return told
     if len(source) == 0:
         raise ValueError("the source has no records")
-    return {name: spec_of(array) for name, array in source[0].items()}
+    return record_spec(source[0])
 
 
-def spec_of(array: np.ndarray) -> ArraySpec:
-    """The spec of an array as it is."""
-    array = np.asarray(array)
-    return ArraySpec(array.shape, array.dtype.newbyteorder("="))
+def record_spec(record: Record) -> ElementSpec:
+    """The shapes of a record's arrays, and their dtypes in the byte order of this machine."""
+    arrays = {name: np.asarray(array) for name, array in record.items()}
+    return {name: ArraySpec(x.shape, x.dtype.newbyteorder("=")) for name, x in arrays.items()}
+
+
+def describe_spec(spec: ElementSpec) -> str:
+    """In words, for messages."""
+    return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in spec.items())
 
 
 def zeros(spec: ArraySpec, *varying: int) -> np.ndarray:
