@@ -1,0 +1,97 @@
+"""The adding and the copy problem: what has to be remembered, and for how long, is known."""
+
+from functools import partial
+
+from rnnscale.experiments._experiment import Entry, Experiment, Figure
+from rnnscale.experiments._train import train
+
+_QUIET = {"log_every": 100, "save_every": 10_000, "save_minutes": 2.0}
+_SOLVED = "solved"
+
+_ADDING_DIFFERS = (
+    "coRNN: the authors' adding problem has dt=0.06, gamma=66, epsilon=15 and a constant rate of "
+    "0.02; here units forget slowly (dt=0.076, gamma=0.1, epsilon=8), the gradient is clipped at 1 "
+    "and the rate follows a cosine. IndRNN: Adam's rate is 1e-3 with a cosine where the authors "
+    "have 2e-4 until the error stops falling. Both read numbers in [0, 1)."
+)
+
+
+def _adding(seq_len: int, cornn_steps: int, indrnn_steps: int, minutes: float) -> Experiment:
+    shared = {"task": "adding", "seq_len": seq_len, "batch_size": 50, "dim": 128, **_QUIET}
+    return Experiment(
+        name=f"adding-{seq_len}",
+        description=f"the adding problem over {seq_len:,} steps",
+        entries=(
+            Entry(
+                "cornn",
+                {
+                    **shared,
+                    "model": "cornn",
+                    "steps": cornn_steps,
+                    "learning_rate": 1e-2,
+                    "cell": {"dt": 0.076, "gamma": 0.1, "epsilon": 8.0},
+                },
+                Figure(None, f"{_SOLVED} for 500, 2000 and 5000 steps: Rusch and Mishra 2021"),
+            ),
+            Entry(
+                "indrnn",
+                {
+                    **shared,
+                    "model": "indrnn",
+                    "steps": indrnn_steps,
+                    "depth": 2,
+                    "learning_rate": 1e-3,
+                    "recurrence_rate": 1e-3,
+                    "clip": 10.0,
+                },
+                Figure(None, f"{_SOLVED} for 100 to 5000 steps: Li et al. 2018"),
+            ),
+        ),
+        measure=partial(train, "mse"),
+        metric="test mean squared error",
+        better="lower",
+        differs=_ADDING_DIFFERS,
+        minutes=minutes,
+        # A hundredth of what always answering the mean has.
+        solved=1 / 600,
+    )
+
+
+def _copy_entry(model: str, cell: dict[str, str] | None, recurrence_rate: float) -> Entry:
+    return Entry(
+        model,
+        {
+            "task": "copy",
+            "seq_len": 120,
+            "batch_size": 20,
+            "model": model,
+            "cell": cell,
+            "dim": 128,
+            "steps": 1500,
+            "learning_rate": 1e-3,
+            "recurrence_rate": recurrence_rate,
+            **_QUIET,
+        },
+        Figure(1.0, f"{_SOLVED}: the paper's figure"),
+    )
+
+
+MEMORY = (
+    _adding(500, 2000, 2000, 20),
+    _adding(1000, 2000, 2500, 40),
+    _adding(5000, 3000, 3000, 240),
+    Experiment(
+        name="copy",
+        description="the copy problem with a wait of 100 steps",
+        entries=(_copy_entry("urnn", None, 1e-3), _copy_entry("exprnn", {"init": "henaff"}, 1e-4)),
+        measure=partial(train, "accuracy"),
+        metric="test accuracy of the recalled symbols",
+        better="higher",
+        differs=(
+            "AdamW with a cosine where the papers have RMSprop with a constant rate; expRNN has "
+            "128 units, not 190, and its paper waits 1000 and 2000 steps."
+        ),
+        minutes=6,
+        solved=0.99,
+    ),
+)

@@ -1,0 +1,76 @@
+"""Small tasks that come with packages or are generated: spoken vowels, ListOps."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from rnnscale.experiments._experiment import Entry, Experiment, Figure
+from rnnscale.experiments._train import train
+
+_QUIET = {"log_every": 50, "save_every": 10_000, "save_minutes": 2.0}
+
+
+def _entries(shared: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
+    return [Entry(m, {**shared, **_QUIET, "model": m, **more}) for m, more in models.items()]
+
+
+_CELL = {"dim": 64, "depth": 1, "weight_decay": 0.0, "learning_rate": 4e-3}
+_BLOCKS = {"dim": 64, "depth": 2, "state_dim": 64}
+
+SEQUENCES = (
+    Experiment(
+        name="japanese-vowels",
+        description="which of nine speakers says two vowels: 7 to 29 steps of 12 numbers",
+        entries=_entries(
+            {"task": "japanese-vowels", "steps": 300, "batch_size": 32},
+            {
+                "s5": {**_BLOCKS, "dropout": 0.2},
+                "lru": {**_BLOCKS, "dropout": 0.2},
+                "gru": _CELL,
+                "lstm": _CELL,
+            },
+        ),
+        measure=partial(train, "accuracy"),
+        metric="test accuracy",
+        better="higher",
+        differs="the archive's own split of 270 and 370 series; no paper of these layers has it.",
+        minutes=6,
+    ),
+    Experiment(
+        name="listops",
+        description="ListOps, generated, of 32 to 128 tokens",
+        entries=[
+            Entry(
+                "s5-bidirectional",
+                {
+                    "task": "listops",
+                    "seq_len": 128,
+                    "model": "s5-bidirectional",
+                    "steps": 1000,
+                    "batch_size": 50,
+                    "dim": 64,
+                    "depth": 4,
+                    "state_dim": 16,
+                    "learning_rate": 3e-3,
+                    "recurrence_rate": 1e-3,
+                    "weight_decay": 0.04,
+                    "cell": {"blocks": 2},
+                    **_QUIET,
+                },
+                Figure(
+                    0.6215, "Smith et al. 2023, as quoted by others: Long Range Arena's ListOps"
+                ),
+            )
+        ],
+        measure=partial(train, "accuracy"),
+        metric="test accuracy",
+        better="higher",
+        differs=(
+            "at most 128 tokens, where Long Range Arena has 500 to 2000, which is another task; "
+            "four blocks of width 64 where the paper has eight of 128 with batch norm; 1000 steps "
+            "of 50."
+        ),
+        minutes=25,
+        seeds=(0,),
+    ),
+)
