@@ -147,6 +147,10 @@ class RunFolder:
         """Writes the figures at the end of the run."""
         _write(self._summary, json.dumps(summary, indent=2) + "\n")
 
+    def summary(self) -> dict[str, Any] | None:
+        """The figures at the end of the run, None before it."""
+        return json.loads(self._summary.read_bytes()) if self._summary.is_file() else None
+
     def plot(self) -> None:
         """Draws the metrics over the steps. Without matplotlib, logs which extra has it."""
         if importlib.util.find_spec("matplotlib") is None:
@@ -155,20 +159,31 @@ class RunFolder:
         # Without pyplot, which would look for a display.
         from matplotlib.figure import Figure
 
+        figure = Figure(layout="constrained")
+        panels = self.draw_curves(figure)
+        figure.set_size_inches(4 * max(panels, 1), 3)
+        figure.savefig(self._curves, dpi=150)
+
+    def draw_curves(self, figure: Any) -> int:
+        """Draws the metrics over the steps onto a figure of matplotlib, a panel for each.
+
+        **Returns:** how many panels there are.
+        """
         rows = self.rows()
         told = {"step", "elapsed", "tokens_per_second", "learning_rate"}
         names = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in told]
         panels = [n for n in names if not n.startswith("validation_")]
-        figure = Figure(figsize=(4 * max(len(panels), 1), 3), layout="constrained")
         for i, name in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), i + 1)
-            for curve in (name, f"validation_{name}"):
+            for curve, style in ((name, "-"), (f"validation_{name}", "--")):
                 points = [(r["step"], r[curve]) for r in rows if r.get(curve) is not None]
                 if points:
-                    axes.plot(*zip(*points, strict=True), label=curve)
+                    # A lone point, such as a validation at the end only, is no line.
+                    mark = "o" if len(points) == 1 else None
+                    axes.plot(*zip(*points, strict=True), style, marker=mark, label=curve)
             axes.set(xlabel="step", title=name.replace("_", " "))
-            axes.legend()
-        figure.savefig(self._curves, dpi=150)
+            axes.legend(fontsize="small")
+        return len(panels)
 
     @contextmanager
     def _written_to(self) -> Iterator[None]:
