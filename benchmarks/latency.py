@@ -1,0 +1,198 @@
+"""Microseconds from an input to its output, one step at a time.
+
+Each entrant runs a stream: it takes its own state from step to step and waits for every output. The
+figures are quantiles over all steps of all turns; each turn is a piece of the stream.
+
+- `rnnscale`: the step that `rnnscale.export.export_step` wrote, read back.
+- `layer.step`: the layer's own step under `jax.jit`, with the weights as arguments.
+- `torch`: one call of `LSTMCell` or `GRUCell` with the same weights, without gradients.
+- `whole sequence`: the layer over all that came before, 1024 steps, for the sake of the last one:
+    as it is without a state to go on from.
+
+A batch is of 1 row or of 64.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnscale import LRU, S5, GatedRecurrentUnitCell, LongShortTermMemoryCell, RNNEncoder
+from rnnscale.export import export_step, load_step
+from rnnscale.models import LanguageModel
+from rnnscale_kernels.testing import failure
+
+from . import _torch
+from ._harness import OURS, Row, Thunk, Unavailable, quartiles, take_turns
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = (
+    *("layer", "batch", "features", "units", "entrant", "p50_us", "p99_us"),
+    *("ratio", "ratio_spread", "compile_s", "file_bytes"),
+)
+
+BATCHES = (1, 64)
+STEPS, HISTORY = 200, 1024
+QUICK_STEPS, QUICK_HISTORY = 20, 64
+
+LAYERS: dict[str, tuple[int, int, Callable[..., Any]]] = {
+    "LSTM": (64, 256, lambda i, h, key: RNNEncoder(LongShortTermMemoryCell(i, h, key=key))),
+    "GRU": (64, 256, lambda i, h, key: RNNEncoder(GatedRecurrentUnitCell(i, h, key=key))),
+    "LRU": (64, 256, lambda i, h, key: LRU(i, h, key=key)),
+    "S5": (64, 256, lambda i, h, key: S5(i, 2 * h, key=key)),
+    "LanguageModel of S5, 4 blocks": (
+        64,
+        256,
+        lambda i, h, key: LanguageModel(
+            256, make_layer=lambda key: S5(i, 2 * h, key=key), dim=i, depth=4, key=key
+        ),
+    ),
+}
+"""Features, units or complex states, and what makes the layer of them."""
+
+
+class Stream:
+    """Calls `advance(state) -> (state, y)` so often a turn, and keeps the seconds of each call."""
+
+    def __init__(self, advance: Callable[[Any], tuple[Any, Any]], state: Any, steps: int):
+        self.advance, self.state, self.steps = advance, state, steps
+        self.turns: list[list[float]] = []
+
+    def __call__(self) -> None:
+        seconds = []
+        for _ in range(self.steps):
+            start = time.perf_counter()
+            self.state, y = self.advance(self.state)
+            jax.block_until_ready(y)
+            seconds.append(time.perf_counter() - start)
+        self.turns.append(seconds)
+
+
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise Unavailable("flatbuffers is not installed: rnnscale[export] has it")
+    if not _torch.here():
+        print("left out: torch (not installed)", file=sys.stderr)
+    layers = ["LSTM", "LRU"] if options.quick else list(LAYERS)
+    for name in layers:
+        for batch in BATCHES:
+            yield from measured(name, batch, options)
+
+
+def measured(name: str, batch: int, options: argparse.Namespace) -> list[Row]:
+    features, units, make = LAYERS[name]
+    steps = QUICK_STEPS if options.quick else STEPS
+    history = QUICK_HISTORY if options.quick else HISTORY
+    layer = make(features, units, key=jax.random.key(0))
+    x_key, xs_key = jax.random.split(jax.random.key(1))
+    if isinstance(layer, LanguageModel):
+        x = jax.random.randint(x_key, (batch,), 0, layer.vocab)
+        xs = jax.random.randint(xs_key, (batch, history), 0, layer.vocab)
+    else:
+        x = jax.random.normal(x_key, (batch, features))
+        xs = jax.random.normal(xs_key, (batch, history, features))
+    file = export_step(layer)
+    exported = load_step(file)
+    arrays, static = eqx.partition(layer, eqx.is_array)
+    own = jax.jit(lambda arrays, x, state: eqx.combine(arrays, static).step(x, state))
+    whole = jax.jit(lambda arrays, xs: last(eqx.combine(arrays, static)(xs)[1]))
+
+    def first_call(advance: Callable[[], Any]) -> dict[str, Any]:
+        start = time.perf_counter()
+        jax.block_until_ready(advance())
+        return {"compile_s": time.perf_counter() - start}
+
+    zero, own_zero = exported.init_state((batch,)), layer.init_state((batch,))
+    facts = {
+        OURS: first_call(lambda: exported(x, zero)) | {"file_bytes": len(file)},
+        "layer.step": first_call(lambda: own(arrays, x, own_zero)),
+        "whole sequence": first_call(lambda: whole(arrays, xs)),
+    }
+    check_equal(exported(x, zero)[1], own(arrays, x, own_zero)[1])
+    streams = {
+        OURS: Stream(partial(exported, x), zero, steps),
+        "layer.step": Stream(partial(own, arrays, x), own_zero, steps),
+        # It takes as long as very many steps.
+        "whole sequence": Stream(lambda state: (state, whole(arrays, xs)), None, 2),
+    }
+    if _torch.here() and name in ("LSTM", "GRU"):
+        advance = torch_advance(name, cast(Any, layer).cell, np.asarray(x))
+        check_equal(exported(x, zero)[1], advance(None)[1].numpy())
+        streams["torch"] = Stream(advance, None, steps)
+    case = {"layer": name, "batch": batch, "features": features, "units": units}
+    return in_turns(case, streams, facts, options.rounds)
+
+
+def last(ys: jax.Array) -> jax.Array:
+    return ys[:, -1]
+
+
+def in_turns(
+    case: Row, streams: dict[str, Stream], facts: dict[str, Row], rounds: int
+) -> list[Row]:
+    """A row for each stream. The first piece of each, before the turns, does not count."""
+    thunks: dict[str, Thunk] = dict(streams)
+    _, errors = take_turns(thunks, rounds)
+    medians = {
+        name: [1e6 * float(np.median(turn)) for turn in stream.turns[1:]]
+        for name, stream in streams.items()
+        if name not in errors
+    }
+    rows = []
+    for name, stream in streams.items():
+        row = {**case, "entrant": name}
+        if name in errors:
+            row |= failure(errors[name])
+        else:
+            p50, p99 = 1e6 * np.quantile(np.concatenate(stream.turns[1:]), (0.5, 0.99))
+            row |= {"p50_us": float(p50), "p99_us": float(p99), "ratio": None}
+            if ours := medians.get(OURS):
+                ratios = [mine / our for mine, our in zip(medians[name], ours, strict=True)]
+                low, middle, high = quartiles(ratios)
+                row |= {"ratio": middle, "ratio_spread": [low, high]}
+                if name != OURS and middle < 1:
+                    row["ahead"] = True
+        rows.append({**row, **facts.get(name, {})})
+    return rows
+
+
+def torch_advance(name: str, cell: Any, x: np.ndarray) -> Callable[[Any], tuple[Any, Any]]:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    layer = _torch.with_weights(getattr(torch.nn, name)(cell.idim, cell.hdim), cell)
+    module = getattr(torch.nn, f"{name}Cell")(cell.idim, cell.hdim)
+    weights = {key.removesuffix("_l0"): value for key, value in layer.state_dict().items()}
+    module.load_state_dict(weights)
+    inputs = torch.tensor(x)
+
+    def advance(state: Any) -> tuple[Any, Any]:
+        with torch.no_grad():
+            state = module(inputs, state)
+        return state, state[0] if name == "LSTM" else state
+
+    return advance
+
+
+def check_equal(got: Any, expected: Any) -> None:
+    """Both give the same, or there is nothing to compare."""
+    error = float(jnp.max(jnp.abs(got - expected)) / jnp.max(jnp.abs(expected)))
+    if not error < 1e-4:
+        raise SystemExit(f"two steps differ by {error:.1e}, relative to the largest output")
+
+
+def plot(rows: Sequence[Row], figure: "Figure") -> None:
+    from ._ratios import draw_ratios
+
+    draw_ratios(figure.subplots(), rows, lambda row: f"{row['layer']}, batch {row['batch']}")

@@ -1,0 +1,74 @@
+import argparse
+import json
+import os
+import zipfile
+from pathlib import Path
+
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def add_to(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write one step of the trained model of a run into a file",
+        description="Writes one step of the model of a run, from its newest checkpoint, into a "
+        "file, weights included, that jax alone can run, in constant time and memory a step. "
+        "`rnnscale.export.load_step` reads it, and the docstring of `rnnscale.export` says what is "
+        "in it.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_export)
+    parser.add_argument("run", metavar="RUN", help="folder of the run")
+    parser.add_argument("--out", required=True, metavar="FILE", help="what to write")
+    parser.add_argument(
+        "--platforms",
+        nargs="+",
+        default=["cpu"],
+        choices=_PLATFORMS,
+        metavar="PLATFORM",
+        help=f"what it can run on, some of {', '.join(_PLATFORMS)}, here or not; default: cpu",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="B", help="rows at once; default: any number"
+    )
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    import jax
+
+    from rnnscale.export import export_step
+    from rnnscale.sharding import make_mesh
+    from rnnscale.training import load_run
+
+    out = Path(arguments.out)
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.absolute().parent}")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file")
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    # The text that it was trained on may be gone, and any other makes the same model.
+    saved = load_run(arguments.run, make_mesh(devices=jax.devices()[:1]), text=None, seq_len=None)
+    file = export_step(
+        saved.model,
+        batch_shape=("batch",) if arguments.batch_size is None else (arguments.batch_size,),
+        platforms=arguments.platforms,
+        dtype=None if saved.task.inputs == "tokens" else saved.config.dtype,
+    )
+    try:
+        # All or nothing.
+        partial = out.with_name(out.name + ".partial")
+        partial.write_bytes(file)
+        os.replace(partial, out)
+    except OSError as error:
+        raise ValueError(f"--out {out} can't be written ({error.strerror})") from error
+    with zipfile.ZipFile(out) as archive:
+        about = json.loads(archive.read("about.json"))
+    print(
+        f"{out}: a step of {about['model']}, {arguments.run} at step {saved.step}, "
+        f"{len(file) / 1e6:.2f} MB, for {', '.join(about['platforms'])}"
+    )
+    for name in ("input", "output"):
+        shape = ", ".join(map(str, about[name]["shape"]))
+        print(f"  {name:6}  {about[name]['dtype']} ({shape})")
+    return 0
