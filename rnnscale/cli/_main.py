@@ -5,7 +5,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from rnnscale.cli import _bench, _data, _eval, _generate, _info, _plan, _tasks, _train, _verify
+from rnnscale.cli import (
+    _bench,
+    _data,
+    _eval,
+    _experiment,
+    _export,
+    _generate,
+    _info,
+    _inspect,
+    _plan,
+    _tasks,
+    _train,
+    _verify,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +86,20 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (_train, _eval, _generate, _plan, _verify, _bench, _tasks, _data, _info):
+    for command in (
+        _train,
+        _eval,
+        _experiment,
+        _export,
+        _generate,
+        _inspect,
+        _plan,
+        _verify,
+        _bench,
+        _tasks,
+        _data,
+        _info,
+    ):
         command.add_to(commands)
     return parser
 
