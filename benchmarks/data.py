@@ -1,7 +1,5 @@
 """What loading costs, beside the same written with plain Grain; how long training waits for it.
 
-    python benchmarks/data.py [--quick] [--turns N] [--json FILE]
-
 All forms end in arrays on the default device, and take turns in one process. Ours is
 `rnnscale.data.stream`, which loads in a thread, and sees that records are alike and all numbers
 finite. Plain Grain is a `MapDataset` of records, `batch`, and `grain.experimental.device_put`,
@@ -9,7 +7,7 @@ which loads in threads too; it checks nothing. Bare is the same with `jax.device
 so that nothing is loaded while the consumer is busy. Where Grain has no such pipeline or source, a
 function of a few lines makes records of their index.
 
-Figures are medians over the turns; behind an overhead stand its quartiles. Examples and bytes are
+Figures are medians over the rounds; behind an overhead stand its quartiles. Examples and bytes are
 those of a second of processor time of all threads together, and with worker processes, where the
 first batch does not count, those of a second that passed. Then follow the fraction of a training
 run in which it waits for batches, and how full packed rows are.
@@ -20,7 +18,6 @@ import asyncio
 import collections
 import contextlib
 import itertools
-import json
 import os
 import statistics
 import tempfile
@@ -38,13 +35,14 @@ import pyarrow.parquet as pq
 from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
 from grain.experimental import device_put
-from rich.console import Console
+from rich.console import Group
 from rich.table import Table
 
-from rnnscale import data
-from rnnscale.training import TrainConfig, run
-from rnnscale_kernels.testing import environment
+from rnnscale import data, training
 
+from ._harness import Row, quartiles
+
+ROUNDS = 11
 # So many records, because what Grain's shuffle takes for one grows below some ten thousand.
 BATCH, RECORDS, TIME, FEATURES = 32, 8192, 64, 8
 SHORTEST, LONGEST = 20, 200
@@ -412,17 +410,17 @@ def spent(batches: Iterator[Any], workers: int) -> tuple[float, float]:
     return perf_counter() - wall, process_time() - processor
 
 
-def measure(case: Case, turns: int, seconds: float) -> dict[str, Any]:
+def measured(case: Case, rounds: int, seconds: float) -> Row:
     first = case.plain[0]
     took = max(spent(ours(case, 4), 0)[0] / 4, 1e-5) if not case.workers else 0.05
     batches = max(2, int(seconds / took)) + (case.workers > 0)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in FORMS}
-    for _, name in itertools.product(range(turns), FORMS):
+    for _, name in itertools.product(range(rounds), FORMS):
         times[name].append(spent(FORMS[name](case, batches), case.workers))
 
     def overhead(form: str, clock: int) -> list[float]:
         pairs = zip(times["ours"], times[form], strict=True)
-        return quartiles([a[clock] / b[clock] - 1 for a, b in pairs])
+        return [round(q, 4) for q in quartiles([a[clock] / b[clock] - 1 for a, b in pairs])]
 
     clock = 0 if case.workers else 1
     counted = BATCH * (batches - (case.workers > 0))
@@ -436,7 +434,7 @@ def measure(case: Case, turns: int, seconds: float) -> dict[str, Any]:
         "workers": case.workers,
         "example_bytes": size,
         "batches": batches,
-        "turns": turns,
+        "rounds": rounds,
         "examples_per_second": rate["ours"],
         "bytes_per_second": rate["ours"] * size,
         "plain_examples_per_second": rate["plain"],
@@ -447,15 +445,11 @@ def measure(case: Case, turns: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def quartiles(values: Sequence[float]) -> list[float]:
-    return [round(float(q), 4) for q in np.quantile(values, (0.25, 0.5, 0.75))]
-
-
-def stall(task: str, rows: str, **options: Any) -> dict[str, Any]:
+def stall(task: str, rows: str, **options: Any) -> Row:
     """How long a training run waits for its batches."""
     with tempfile.TemporaryDirectory() as out:
-        config = TrainConfig.for_task(task, out=out, rows=rows, **options)
-        summary: Any = run(config)
+        config = training.TrainConfig.for_task(task, out=out, rows=rows, **options)
+        summary: Any = training.run(config)
     return {
         "kind": "stall",
         "name": f"{task}, {rows}",
@@ -465,7 +459,7 @@ def stall(task: str, rows: str, **options: Any) -> dict[str, Any]:
     }
 
 
-def stalls(*, quick: bool) -> Iterator[dict[str, Any]]:
+def stalls(*, quick: bool) -> Iterator[Row]:
     if quick:
         yield stall("japanese-vowels", "records", steps=3, dim=8, depth=1, state_dim=8)
         return
@@ -475,7 +469,7 @@ def stalls(*, quick: bool) -> Iterator[dict[str, Any]]:
     yield stall("japanese-vowels", "records", steps=60)
 
 
-def fill(*, quick: bool) -> Iterator[dict[str, Any]]:
+def fill(*, quick: bool) -> Iterator[Row]:
     """The part of the slots of packed rows that hold a step."""
     for name, steps in (("japanese-vowels", 64), ("bytes", 1024)):
         if quick and name == "bytes":
@@ -492,18 +486,47 @@ def fill(*, quick: bool) -> Iterator[dict[str, Any]]:
         }
 
 
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("", "", "bytes each", "examples/s", "MB/s", "plain ex./s")
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    # Once an array of that size was freed, glibc keeps what is freed later. Otherwise it gives the
+    # memory of each batch back to the system, and a thread that loads large ones pays for that.
+    del [np.ones(31 << 17)][0]
+    with tempfile.TemporaryDirectory() as folder:
+        for case in itertools.chain(sources(Path(folder)), pipelines()):
+            yield measured(case, options.rounds, 0 if options.quick else TURN)
+    if not options.quick:
+        for case in with_workers():
+            yield measured(case, 2, 2.0)
+    yield from stalls(quick=options.quick)
+    yield from fill(quick=options.quick)
+
+
+def about(options: argparse.Namespace) -> dict[str, Any]:
+    return {"grain": grain.__version__, "load": os.getloadavg()[1]}
+
+
+def table(rows: Sequence[Row]) -> Group:
+    found = Table("", "", "bytes each", "examples/s", "MB/s", "plain ex./s", box=None)
     for name in ("overhead, % over plain", "over bare", "over plain, time that passed"):
-        table.add_column(name, justify="right")
+        found.add_column(name, justify="right")
+    below = []
     for row in rows:
-        if row["kind"] in ("stall", "fill"):
+        if row["kind"] == "stall":
+            below.append(
+                f"{row['name']}: waits for batches {100 * row['input_stall']:.2f}% of the time, "
+                f"{row['tokens_per_second']:,.0f} tokens/s"
+            )
+            continue
+        if row["kind"] == "fill":
+            below.append(
+                f"{row['name']}: {row['steps']:,} steps of {row['sequences']} sequences in "
+                f"{row['rows']:,} rows, {100 * row['fill']:.2f}% full"
+            )
             continue
         overheads = (
             "{1:+.1f} ({0:+.1f}, {2:+.1f})".format(*(100 * quartile for quartile in row[name]))
             for name in ("overhead", "overhead_bare", "overhead_wall")
         )
-        table.add_row(
+        found.add_row(
             row["kind"],
             row["name"],
             f"{row['example_bytes']:,}",
@@ -512,44 +535,4 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['plain_examples_per_second']:,.0f}",
             *overheads,
         )
-    console = Console(width=140)
-    console.print(table)
-    for row in rows:
-        if row["kind"] == "stall":
-            console.print(
-                f"{row['name']}: waits for batches {100 * row['input_stall']:.2f}% of the time, "
-                f"{row['tokens_per_second']:,.0f} tokens/s"
-            )
-        if row["kind"] == "fill":
-            console.print(
-                f"{row['name']}: {row['steps']:,} steps of {row['sequences']} sequences in "
-                f"{row['rows']:,} rows, {100 * row['fill']:.2f}% full"
-            )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="What loading costs.")
-    parser.add_argument("--turns", type=int, default=11, help="of each form")
-    parser.add_argument("--quick", action="store_true", help="few batches, no workers")
-    parser.add_argument("--json", type=Path, help="file for the rows")
-    arguments = parser.parse_args()
-    turns = 1 if arguments.quick else arguments.turns
-    # Once an array of that size was freed, glibc keeps what is freed later. Otherwise it gives the
-    # memory of each batch back to the system, and a thread that loads large ones pays for that.
-    del [np.ones(31 << 17)][0]
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for case in itertools.chain(sources(Path(folder)), pipelines()):
-            rows.append(measure(case, turns, 0 if arguments.quick else TURN))
-    if not arguments.quick:
-        rows += [measure(case, 2, 2.0) for case in with_workers()]
-    rows += stalls(quick=arguments.quick)
-    rows += fill(quick=arguments.quick)
-    show(rows)
-    if arguments.json is not None:
-        about = environment() | {"grain": grain.__version__, "load": os.getloadavg()[1]}
-        arguments.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    return Group(found, *below)

@@ -1,21 +1,20 @@
-"""Checks and times every implementation on this machine's accelerator, in less than eight minutes.
-
-    python benchmarks/gpu.py [--out DIR] [--budget SECONDS] [--quick]
-
-Where rnnscale is not installed, set PYTHONPATH=.:kernels. The rows go to DIR/gpu.json, which
-`rnnscale bench plot` draws, and a short table is printed last. The exit code is 1 where a check or
-a competitor failed; to be slower than its target is not a failure.
+"""Checks and times every kernel on this machine's accelerator, in less than eight minutes.
 
 First come the checks of values and gradients against the float64 reference, for each implementation
 of `linear_scan` and then of `diagonal_ssm`, the ones tried by default first. They take half of the
 budget at most. Then come the times, in the order of `timed_cases`. What does not fit into the
-budget is dropped from the end of the two orders, and named.
+budget is dropped from the end of the two orders, and named. To be slower than a target is no
+failure.
+
+Where there is no accelerator, `--target h100` compiles the kernels for one and tells what they take
+of it; `--target cpu` has the checks and times of what runs on the CPU, to try them.
 
 Every part runs in a process of its own: a kernel that hangs or takes its process down fails its
-part and is not timed, and the others go on. `--quick` takes a few small cases, to try it on a CPU.
+part and is not timed, and the others go on.
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -27,14 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-type Row = dict[str, Any]
+from . import linear_scan
+from ._harness import Row, Unavailable, require, target
 
 # No part takes longer than that, in seconds, nor starts with less than this left.
 LONGEST, SHORTEST = {"machine": 60, "check": 100}, 10
+# How a part is started, in the folder that this package is in.
+PART, ROOT = (sys.executable, "-m", "benchmarks.gpu"), Path(__file__).parents[1]
 # The largest error in float32 and bfloat16, relative to the largest value.
 SINGLE, HALF = 1e-6, 1e-2
 # Times of loops over time say little on an accelerator: they are taken in one case.
@@ -45,43 +47,43 @@ BANDWIDTH = {"forward": 90, "backward": 85}
 SPEED_UP = {"forward": 3, "gradient": 6}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Checks and times on an accelerator.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--budget", type=float, default=450, metavar="SECONDS")
-    parser.add_argument("--quick", action="store_true", help="a few small cases")
-    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.part:
-        run_part(options)
-        return 0
-    start = time.monotonic()
-    options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
+# The implementations that are kernels of the device's own.
+KERNELS = {"cuda": ("mosaic_gpu", "triton"), "tpu": ("mosaic_tpu",)}
 
-    def run(*part: str, until: float) -> list[Row]:
-        found = run_in_a_process(part, options, start + until * options.budget - time.monotonic())
-        rows.extend(found)
-        (options.out / "gpu.json").write_text(json.dumps(rows, indent=1) + "\n")
-        return found
 
-    machine, *_ = run("machine", until=1)
-    if "error" not in machine:
-        names = []
-        for name in machine["linear_scan"]:
-            checks = run("check", "linear_scan", name, until=0.5)
-            if not any("ended" in row for row in checks):
-                names.append(name)
-        for name in machine["diagonal_ssm"]:
-            run("check", "diagonal_ssm", name, until=0.5)
-        run("time", *names, "associative_scan", "lax_scan", until=1)
-    report(rows)
-    failed = sum("error" in row for row in rows)
-    print(
-        f"{machine.get('device', 'no device')}: {len(rows)} rows, {failed} failed, "
-        f"{time.monotonic() - start:.0f} s, {options.out / 'gpu.json'}"
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target", type=target, help="a device that is not here, such as h100 or v5e; or cpu"
     )
-    return 1 if failed else 0
+    parser.add_argument("--budget", type=float, default=450, metavar="SECONDS", help="default: 450")
+
+
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    start = time.monotonic()
+
+    def part(*words: str, until: float) -> list[Row]:
+        left = start + until * options.budget - time.monotonic()
+        return run_in_a_process(words, options, left)
+
+    if options.target not in (None, "cpu"):
+        require(options.target)
+        yield from part("compile", options.target, until=1)
+        return
+    machine, *rest = part("machine", until=1)
+    if options.target is None and machine.get("platform") == "cpu":
+        raise Unavailable("there is no accelerator; --target h100 compiles for one")
+    yield from (machine, *rest)
+    if "error" in machine:
+        return
+    names = []
+    for name in machine["linear_scan"]:
+        checks = part("check", "linear_scan", name, until=0.5)
+        yield from checks
+        if not any("ended" in row for row in checks):
+            names.append(name)
+    for name in machine["diagonal_ssm"]:
+        yield from part("check", "diagonal_ssm", name, until=0.5)
+    yield from part("time", *names, "associative_scan", "lax_scan", until=1)
 
 
 def run_in_a_process(part: Sequence[str], options: argparse.Namespace, left: float) -> list[Row]:
@@ -98,10 +100,10 @@ def run_in_a_process(part: Sequence[str], options: argparse.Namespace, left: flo
         log = Path(folder, "log")
         # It stops by itself where it can, before it is stopped.
         budget = str(seconds - SHORTEST / 2)
-        command = [sys.executable, __file__, "--out", folder, "--budget", budget, "--part", *part]
-        command += ["--quick"] if options.quick else []
+        command = [*PART, *part, "--out", folder, "--budget", budget]
+        command += ["--rounds", str(options.rounds), *(["--quick"] if options.quick else [])]
         with log.open("w") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
             try:
                 end = f"exit code {process.wait(seconds)}"
             except subprocess.TimeoutExpired:
@@ -118,8 +120,15 @@ def run_in_a_process(part: Sequence[str], options: argparse.Namespace, left: flo
     return rows
 
 
-def run_part(options: argparse.Namespace) -> None:
+def run_part() -> None:
     """What the process of a part does: each row becomes a line at once."""
+    parser = argparse.ArgumentParser(description="One part of `python -m benchmarks gpu`.")
+    parser.add_argument("part", nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--budget", type=float, required=True)
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
     deadline = time.monotonic() + options.budget
     kind, *what = options.part
     if kind == "machine":
@@ -128,8 +137,11 @@ def run_part(options: argparse.Namespace) -> None:
         operation, name = what
         checks = {"linear_scan": scan_checks, "diagonal_ssm": ssm_checks}[operation]
         rows = checked(checks(name, options.quick), deadline)
+    elif kind == "compile":
+        (device,) = what
+        rows = compiled(device, options.quick, deadline)
     else:
-        rows = timed(what, options.quick, deadline)
+        rows = timed(what, options.quick, options.rounds, deadline)
     with (options.out / "lines").open("w") as file:
         for row in rows:
             print(json.dumps(row), file=file, flush=True)
@@ -167,11 +179,10 @@ type Check = tuple[str, float, Callable[[], float]]
 
 
 def checked(checks: Iterator[Check], deadline: float) -> Iterator[Row]:
-    from rnnscale_kernels.testing import environment, failure
+    from rnnscale_kernels.testing import failure
 
-    here = environment()
     for arguments, bound, measure in checks:
-        row = {"arguments": arguments, "bound": bound, **here}
+        row: Row = {"arguments": arguments, "bound": bound}
         if time.monotonic() > deadline:
             yield {**row, "dropped": arguments}
             continue
@@ -328,7 +339,7 @@ def timed_cases(quick: bool) -> list[Any]:
     return cases[:2] if quick else cases
 
 
-def timed(names: Sequence[str], quick: bool, deadline: float) -> Iterator[Row]:
+def timed(names: Sequence[str], quick: bool, rounds: int, deadline: float) -> Iterator[Row]:
     from rnnscale_kernels.testing import MODES, failure, measure_scan
 
     longest = 0.0
@@ -340,25 +351,85 @@ def timed(names: Sequence[str], quick: bool, deadline: float) -> Iterator[Row]:
                 yield {"dropped": f"{mode} {arguments}"}
                 continue
             try:
-                rounds = 3 if quick else 15
-                yield from measure_scan(arguments, mode, chosen, rounds=rounds, seconds=1.0)
+                rows = measure_scan(arguments, mode, chosen, rounds=rounds, seconds=1.0)
+                yield from linear_scan.with_ratios(rows)
             except Exception as error:  # It is told in the row; the other cases go on.
                 yield {"name": "all", "arguments": f"{mode} {arguments}", **failure(error)}
             longest = max(longest, time.monotonic() - begin) if number else 0.0
 
 
-def report(rows: Sequence[Row]) -> None:
-    """What failed, what was dropped, and the two short tables."""
-    console = Console(width=100)
+def compiled(device: str, quick: bool, deadline: float) -> Iterator[Row]:
+    """What the kernels of the timed cases take of a device that is not here."""
+    from rnnscale_kernels.testing import MODES, failure, target_devices
+
+    names = KERNELS["tpu" if target_devices(device)[0].platform == "tpu" else "cuda"]
+    for arguments in timed_cases(quick):
+        for mode in MODES:
+            for name in names:
+                row: Row = {"name": name, "mode": mode, "arguments": str(arguments)}
+                if time.monotonic() > deadline:
+                    yield {**row, "dropped": ""}
+                    continue
+                try:
+                    row |= compiled_scan(arguments, mode, name, device)
+                except Exception as error:  # It is told in the row; the others go on.
+                    row |= failure(error)
+                yield row
+
+
+def compiled_scan(arguments: Any, mode: str, name: str, device: str) -> Row:
+    import jax
+
+    from rnnscale_kernels import Planar, linear_scan
+    from rnnscale_kernels.testing import compile_for
+
+    def number(*shape: int, dtype: str = arguments.dtype) -> Any:
+        plane: Any = jax.ShapeDtypeStruct(shape, dtype)
+        return Planar(plane, plane) if arguments.planar else plane
+
+    (batch,), time_, channels = arguments.batch, arguments.time, arguments.channels
+    b, h0 = number(batch, time_, channels), number(batch, channels, dtype="float32")
+    a = b if arguments.varying else number(1, 1, channels, dtype="float32")
+
+    def forward(a, b, h0):
+        return linear_scan(a, b, h0, implementation=name)
+
+    def gradient(a, b, h0, g, g_last):
+        results, pull = jax.vjp(forward, a, b, h0)
+        return results, pull((g, g_last))
+
+    start = time.perf_counter()
+    if mode == "forward":
+        program = compile_for(forward, a, b, h0, target=device)
+    else:
+        program = compile_for(gradient, a, b, h0, b, h0, target=device)
+    return {
+        "compile_s": time.perf_counter() - start,
+        "temp_bytes": program.temporaries,
+        "kernels": [dataclasses.asdict(kernel) for kernel in program.kernels],
+        "vmem": max((call.vmem or 0 for call in program.calls), default=0) or None,
+    }
+
+
+def table(rows: Sequence[Row]) -> Group:
+    """What failed, what was dropped, and the short tables."""
+    lines = []
     for row in rows:
         words = [row[key] for key in ("part", "operation", "name", "arguments") if key in row]
         if "error" in row:
             reason = " ".join(row["error"].split())[-400:]
-            console.print(f"[bold red]FAILED[/] {escape(' '.join(words))}: {escape(reason)}")
+            lines.append(f"[bold red]FAILED[/] {escape(' '.join(words))}: {escape(reason)}")
         if "dropped" in row:
-            console.print(f"dropped, the budget is used up: {' '.join(words)} {row['dropped']}")
-    console.print(check_table([row for row in rows if row["part"] == "check"]))
-    console.print(time_table([row for row in rows if "time_ms" in row]))
+            lines.append(f"dropped, the budget is used up: {' '.join(words)} {row['dropped']}")
+    tables = []
+    for kind, make in (("check", check_table), ("time", time_table), ("compile", compile_table)):
+        if of_kind := [row for row in rows if row["part"] == kind]:
+            tables.append(make(of_kind))
+    return Group(*lines, *tables)
+
+
+def plot(rows: Sequence[Row], figure: Any) -> None:
+    linear_scan.plot([{"sweep": "cases", **row} for row in rows if "time_ms" in row], figure)
 
 
 def check_table(rows: Sequence[Row]) -> Table:
@@ -404,8 +475,10 @@ def time_table(rows: Sequence[Row]) -> Table:
         table.add_column(column, justify="right")
     cases: dict[str, dict[str, dict[str, Row]]] = {}
     for row in rows:
-        if row["name"] not in BASELINES:
-            cases.setdefault(words(row), {}).setdefault(row["name"], {})[row["mode"]] = row
+        if "time_ms" in row and row["name"] not in BASELINES:
+            cases.setdefault(linear_scan.case_name(row), {}).setdefault(row["name"], {})[
+                row["mode"]
+            ] = row
     for case, names in cases.items():
         for number, (name, modes) in enumerate(names.items()):
             cells = [case if number == 0 else "", name]
@@ -425,17 +498,10 @@ def time_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def words(row: Row) -> str:
-    """The case of a row."""
-    kind = {"float32": "f32", "bfloat16": "bf16"}[row["dtype"]]
-    kind += " planar" * (row["numbers"] == "planar") + " invariant" * (row["decay"] == "invariant")
-    return f"{row['batch']}x{row['time']}x{row['channels']} {kind}"
-
-
-def judged(figure: float | None, target: float, form: str) -> str:
+def judged(figure: float | None, aim: float, form: str) -> str:
     if figure is None:
         return ""
-    return f"{figure:{form}}{'*' if figure >= target else ' '}"
+    return f"{figure:{form}}{'*' if figure >= aim else ' '}"
 
 
 def backward(modes: dict[str, Row]) -> float | None:
@@ -448,5 +514,25 @@ def backward(modes: dict[str, Row]) -> float | None:
     return 100 * moved / seconds / gradient["copy_bytes_per_second"] if seconds > 0 else None
 
 
+def compile_table(rows: Sequence[Row]) -> Table:
+    found = Table("by", "case", title="compiled; bytes of each kernel", box=None)
+    for name in ("shared or vector memory", "registers", "spills", "temporaries", "compile s"):
+        found.add_column(name, justify="right")
+    for row in rows:
+        if "compile_s" in row:
+            kernels = row["kernels"]
+            memory = [kernel["shared_memory"] for kernel in kernels] or [row["vmem"]]
+            found.add_row(
+                row["name"],
+                f"{row['mode']} {row['arguments']}",
+                ", ".join(f"{size:,}" for size in memory if size is not None),
+                ", ".join(str(kernel["registers"]) for kernel in kernels),
+                ", ".join(str(kernel["spills"]) for kernel in kernels),
+                f"{row['temp_bytes']:,}",
+                f"{row['compile_s']:.1f}",
+            )
+    return found
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_part()

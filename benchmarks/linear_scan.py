@@ -1,49 +1,109 @@
 """The linear recurrence over lengths, widths and kinds of numbers, beside the textbook forms.
 
-    python benchmarks/linear_scan.py [--sweep NAME ...] [--quick] [--out DIR] [--plot]
-
-Each sweep is one call of `rnnscale bench scan`, which says how times are taken, at a constant
-number of tokens. It writes DIR/linear_scan_NAME_PLATFORM.json, and with `--plot` (matplotlib) a
-picture of the same name. `--quick` has small arguments and few of them.
+Every implementation that runs here, and `jax.lax.associative_scan` and `jax.lax.scan` with JAX's
+differentiation of them, in turns: `rnnscale_kernels.testing.measure_scan` says how. The number of
+tokens is the same in all cases. `ratio` is over the implementation that is chosen by default, and a
+textbook form that takes less time than that is `ahead`.
 """
 
 import argparse
-import sys
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from rnnscale.cli import main as rnnscale
 from rnnscale_kernels import local_platform
+from rnnscale_kernels.testing import (
+    BASELINES,
+    MODES,
+    ScanArguments,
+    environment,
+    measure_scan,
+    usable_implementations,
+)
 
-SWEEPS = {
-    "length": "--length 256 1024 4096 16384 32768",
-    "channels": "--channels 64 256 1024",
-    "numbers": "--dtype float32 bfloat16 --numbers real planar --decay varying invariant",
-}
-QUICK = {
-    "length": "--quick --length 256 1024",
-    "channels": "--quick --channels 32 64",
-    "numbers": "--quick --length 256 --decay varying invariant",
-}
+from ._harness import Row
+from ._plots import legend, lines, styles
 
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Sweeps of the linear recurrence.")
-    parser.add_argument("--sweep", nargs="+", choices=SWEEPS, default=list(SWEEPS))
-    parser.add_argument("--quick", action="store_true", help="small arguments")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--plot", action="store_true", help="draw the figures too")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    worst = 0
-    for name in options.sweep:
-        file = options.out / f"linear_scan_{name}_{local_platform()}.json"
-        sweep = (QUICK if options.quick else SWEEPS)[name].split()
-        worst = max(worst, rnnscale(["bench", "scan", *sweep, "--json", str(file)]))
-        if options.plot:
-            picture = str(file.with_suffix(".png"))
-            worst = max(worst, rnnscale(["bench", "plot", str(file), "--out", picture]))
-    return worst
+COLUMNS = (
+    "mode", "batch", "time", "channels", "dtype", "numbers", "decay",
+    "name", "time_ms", "spread", "ratio", "percent_of_copy", "peak_bytes", "compile_s",
+)  # fmt: skip
+SWEEPS = ("length", "channels", "numbers")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sweep", nargs="+", choices=SWEEPS, help="default: all; with --quick length"
+    )
+
+
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    names = [*usable_implementations(), *BASELINES]
+    for sweep in options.sweep or (("length",) if options.quick else SWEEPS):
+        for arguments in cases(sweep, quick=options.quick):
+            for mode in MODES:
+                rows = measure_scan(arguments, mode, names, rounds=options.rounds)
+                yield from ({"sweep": sweep, **row} for row in with_ratios(rows))
+
+
+def cases(sweep: str, *, quick: bool) -> Iterator[ScanArguments]:
+    tokens = 2**12 if quick else 2**15 if local_platform() == "cpu" else 2**18
+    time, channels = (256, 32) if quick else (4096, 256)
+    if sweep == "length":
+        for length in (64, 256) if quick else (256, 1024, 4096, 16384, 32768):
+            yield ScanArguments((tokens // length,), length, channels)
+    elif sweep == "channels":
+        for width in (64,) if quick else (64, 256, 1024):
+            yield ScanArguments((tokens // time,), time, width)
+    else:
+        for dtype in ("float32",) if quick else ("float32", "bfloat16"):
+            for planar in (True,) if quick else (False, True):
+                for varying in (False,) if quick else (True, False):
+                    yield ScanArguments(
+                        (tokens // time,), time, channels,
+                        dtype=dtype, planar=planar, varying=varying,
+                    )  # fmt: skip
+
+
+def with_ratios(rows: Sequence[Row]) -> Iterator[Row]:
+    """The rows of one case. The environment stands beside all rows already."""
+    known = environment()
+    chosen = next((row["time_ms"] for row in rows if row["default"] and "time_ms" in row), None)
+    for row in rows:
+        row = {key: value for key, value in row.items() if key not in known}
+        if "time_ms" in row and chosen is not None:
+            row["ratio"] = row["time_ms"] / chosen
+            if row["name"] in BASELINES and row["ratio"] < 1:
+                row["ahead"] = True
+        yield row
+
+
+def case_name(row: Row) -> str:
+    kind = {"float32": "f32", "bfloat16": "bf16"}[row["dtype"]]
+    kind += " planar" * (row["numbers"] == "planar") + " invariant" * (row["decay"] == "invariant")
+    return f"{row['batch']}x{row['time']}x{row['channels']} {kind}"
+
+
+def plot(rows: Sequence[Row], figure: Any) -> None:
+    """Per cent of the copy bandwidth, a column of panels for each sweep on each device."""
+    timed = [{**row, "case": case_name(row)} for row in rows if "time_ms" in row]
+    if not timed:
+        figure.text(0.5, 0.5, "nothing was timed", ha="center")
+        return
+    columns = list(dict.fromkeys((row["sweep"], row["device"]) for row in timed))
+    chosen = styles(row["name"] for row in timed)
+    figure.set_size_inches(4.2 * len(columns) + 2, 7)
+    panels = figure.subplots(len(MODES), len(columns), squeeze=False, sharex="col")
+    for mode, in_row in zip(MODES, panels, strict=True):
+        for (sweep, device), panel in zip(columns, in_row, strict=True):
+            of_panel = [
+                row for row in timed
+                if (row["mode"], row["sweep"], row["device"]) == (mode, sweep, device)
+            ]  # fmt: skip
+            x = {"length": "time", "channels": "channels"}.get(sweep, "case")
+            lines(panel, of_panel, x, "percent_of_copy", chosen, by="name")
+            panel.axhline(100, color="black", linewidth=0.8, linestyle=":")
+            panel.set_ylabel(f"{mode}, % of copy bandwidth")
+            panel.set_title(device, fontsize="small")
+            if x == "case":
+                panel.tick_params(axis="x", labelrotation=90)
+    legend(figure)

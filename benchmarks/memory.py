@@ -1,31 +1,30 @@
 """Peak memory of the gradient of language models over the length of the sequence.
 
-    python benchmarks/memory.py [--quick] [--out FILE]
-
 Each is two blocks of 64 features, on one row of tokens. The gradient of its cross-entropy is
 compiled and not run: the figures are the temporaries that the compiler lays out. `whole` is the
 plain loss, `chunks` the same in chunks of about the square root of the length.
 """
 
 import argparse
-import json
 import math
-import platform
-import time
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from rich.console import Console
+from rich.console import Group
 from rich.table import Table
 
 from rnnscale import LRU, S5, LongShortTermMemoryCell, RNNEncoder
 from rnnscale.models import LanguageModel
 from rnnscale.training import cross_entropy, in_chunks
 
+from ._harness import Row, compile_timed
+from ._plots import legend, lines, styles
+
+# Nothing is run, so nothing is repeated.
+ROUNDS = None
 DIM, DEPTH, VOCAB = 64, 2, 256
 LENGTHS = (2**14, 2**16, 2**18, 2**20)
 LAYERS = {
@@ -35,12 +34,24 @@ LAYERS = {
 }
 
 
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    lengths, names = ((2**12,), ("LRU",)) if options.quick else (LENGTHS, tuple(LAYERS))
+    for name in names:
+        for length in lengths:
+            for chunk in (None, chunk_of(length)):
+                yield compiled_gradient(name, length, chunk)
+
+
+def about(options: argparse.Namespace) -> dict[str, Any]:
+    return {"shape": {"batch": 1, "features": DIM, "blocks": DEPTH, "vocab": VOCAB}}
+
+
 def chunk_of(length: int) -> int:
     """The power of two at the square root of the length, or above."""
     return 2 ** math.ceil(math.log2(length) / 2)
 
 
-def measure(name: str, length: int, chunk: int | None) -> dict[str, Any]:
+def compiled_gradient(name: str, length: int, chunk: int | None) -> Row:
     """What the compiler says of the gradient, and how long it took."""
     loss = cross_entropy if chunk is None else in_chunks(cross_entropy, chunk)
 
@@ -55,53 +66,30 @@ def measure(name: str, length: int, chunk: int | None) -> dict[str, Any]:
         _, totals = loss(eqx.combine(arrays, static), batch, None)
         return totals["loss"]
 
-    start = time.perf_counter()
-    program = jax.jit(jax.grad(total)).lower(arrays, {"inputs": tokens, "labels": tokens}).compile()
-    memory: Any = program.memory_analysis()
-    return {
-        "layer": name,
-        "length": length,
-        "chunk": chunk,
-        "temp_bytes": memory.temp_size_in_bytes,
-        "compile_s": round(time.perf_counter() - start, 2),
-    }
+    batch = {"inputs": tokens, "labels": tokens}
+    _, facts = compile_timed(jax.jit(jax.grad(total)), arrays, batch)
+    return {"layer": name, "length": length, "chunk": chunk, **facts}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Memory of the gradient over the length.")
-    parser.add_argument("--quick", action="store_true", help="short sequences, one layer")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    options = parser.parse_args()
-    lengths, names = ((2**10, 2**12), ["LRU"]) if options.quick else (LENGTHS, list(LAYERS))
-    rows = [
-        measure(name, length, chunk)
-        for name in names
-        for length in lengths
-        for chunk in (None, chunk_of(length))
-    ]
-    device = jax.devices()[0].device_kind
-    table = Table(title=f"temporaries of the gradient, MB; {device}, jax {jax.__version__}")
-    for column in ("layer", "form", *(f"{length:,}" for length in lengths)):
-        table.add_column(column)
-    for name in names:
-        for form in ("whole", "chunks"):
-            figures = (
-                f"{row['temp_bytes'] / 1e6:.2f}"
-                for row in rows
-                if row["layer"] == name and (row["chunk"] is None) == (form == "whole")
-            )
-            table.add_row(name, form, *figures)
-    Console(width=120).print(table)
-    if options.out:
-        about = {
-            "device": device,
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("jax", "equinox")},
-            "shape": {"batch": 1, "features": DIM, "blocks": DEPTH, "vocab": VOCAB},
-        }
-        options.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+def form(row: Row) -> str:
+    return f"{row['layer']}, {'whole' if row['chunk'] is None else 'chunks'}"
 
 
-if __name__ == "__main__":
-    main()
+def table(rows: Sequence[Row]) -> Group:
+    lengths = sorted({row["length"] for row in rows})
+    found = Table("form", box=None)
+    for length in lengths:
+        found.add_column(f"{length:,}", justify="right")
+    for name in dict.fromkeys(map(form, rows)):
+        sizes = {row["length"]: row["temp_bytes"] / 1e6 for row in rows if form(row) == name}
+        found.add_row(name, *(f"{sizes[length]:,.2f}" for length in lengths))
+    return Group("temporaries of the gradient, MB, over the length", found)
+
+
+def plot(rows: Sequence[Row], figure: Any) -> None:
+    panel = figure.subplots()
+    named = [{**row, "form": form(row), "MB": row["temp_bytes"] / 1e6} for row in rows]
+    lines(panel, named, "length", "MB", styles(map(form, rows)), by="form")
+    panel.set_yscale("log")
+    panel.set_ylabel("temporaries of the gradient, MB")
+    legend(figure)

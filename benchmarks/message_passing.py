@@ -1,6 +1,4 @@
-"""Message passing: gated recurrent units on the nodes of a graph, trained on a small task.
-
-    python benchmarks/message_passing.py [--steps STEPS]
+"""What message passing learns: gated recurrent units on the nodes of a graph.
 
 Every node of a random graph gets noise, and has to say at every step what the mean of the noise was
 that its neighbours got at the step before. That needs the edges: beside the network runs the same
@@ -8,6 +6,8 @@ one without messages, whose loss stays at the variance of that mean.
 """
 
 import argparse
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,6 +20,12 @@ from rnnscale import trainable
 from rnnscale.cells import GatedRecurrentUnitCell
 from rnnscale.layers import Linear, ModularRNN, RNNEncoder, SharedModules, SparseMessages
 
+from ._harness import Row
+from ._plots import legend, lines, styles
+
+# A training of one seed, whose figures are losses.
+ROUNDS = None
+COLUMNS = ("network", "step", "loss", "chance")
 NODES, DEGREE = 32, 3
 BATCH, TIME = 16, 24
 HDIM, MESSAGE = 16, 8
@@ -52,7 +58,7 @@ def make_graph(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return senders, receivers
 
 
-def train(model: NodeNetwork, senders: np.ndarray, steps: int, name: str) -> None:
+def train(model: NodeNetwork, senders: np.ndarray, steps: int, name: str) -> Iterator[Row]:
     optimiser = optax.adam(5e-3)
     weights, fixed = eqx.partition(model, trainable(model))
     neighbours = jnp.asarray(senders).reshape(NODES, DEGREE)
@@ -74,24 +80,29 @@ def train(model: NodeNetwork, senders: np.ndarray, steps: int, name: str) -> Non
     state = optimiser.init(weights)
     for i in range(1, steps + 1):
         weights, state, value = step(weights, state, jax.random.fold_in(jax.random.key(1), i))
-        if i == 1 or i % (steps // 5) == 0:
-            print(f"{name}, step {i}: loss {value:.4f}", flush=True)
+        if i == 1 or i % max(steps // 5, 1) == 0:
+            # The variance of the mean, which is what a network that hears nothing is left with.
+            yield {"network": name, "step": i, "loss": float(value), "chance": 1 / DEGREE}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains a message-passing network.")
-    parser.add_argument("--steps", type=int, default=200)
-    steps = parser.parse_args().steps
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, metavar="N", help="default: 200; with --quick 40")
+
+
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    steps = (40 if options.quick else 200) if options.steps is None else options.steps
     senders, receivers = make_graph(seed=0)
-    print(f"the variance of the mean of {DEGREE} neighbours is {1 / DEGREE:.4f}")
     for name, maps in {"messages": "shared", "no messages": jnp.zeros((MESSAGE, HDIM))}.items():
         message_key, model_key = jax.random.split(jax.random.key(0))
         messages = SparseMessages(
             senders, receivers, NODES, HDIM, MESSAGE,
             aggregation="mean", maps=maps, key=message_key,
         )  # fmt: skip
-        train(NodeNetwork(messages, key=model_key), senders, steps, name)
+        yield from train(NodeNetwork(messages, key=model_key), senders, steps, name)
 
 
-if __name__ == "__main__":
-    main()
+def plot(rows: Sequence[Row], figure: Any) -> None:
+    panel = figure.subplots()
+    lines(panel, rows, "step", "loss", styles(row["network"] for row in rows), by="network")
+    panel.axhline(rows[0]["chance"], color="black", linewidth=0.8, linestyle=":")
+    legend(figure)

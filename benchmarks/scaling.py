@@ -1,7 +1,5 @@
 """How a train step scales over each axis of the mesh, and with the length.
 
-    python benchmarks/scaling.py [--target h100:8] [--axes data seq] [--quick] [--json FILE.json]
-
 Strong scaling gives more devices the same work, weak scaling as much work a device: more rows over
 `data` and `fsdp`, longer sequences over `seq`, more states over `tensor`. Then the length grows
 from 1k to 1M with `seq` over all devices.
@@ -13,25 +11,23 @@ and those of a target (see `rnnscale_kernels.testing.target_devices`) are only c
 
 import argparse
 import dataclasses
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from rnnscale.data import load_task
 from rnnscale.sharding import AXES, make_mesh, sharded_init
 from rnnscale.training import Setup, TrainConfig, set_up
-from rnnscale_kernels.testing import Program, compile_for, environment, target_devices
+from rnnscale_kernels.testing import Program, compile_for, target_devices
 
-STEPS = 10
+from ._harness import Row, require, target
+from ._plots import legend, lines, styles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +61,17 @@ class Work:
 
 
 def cases(axes: Sequence[str], count: int, *, quick: bool) -> Iterator[tuple[str, str, int, Work]]:
-    """(experiment, axis, devices, work)."""
+    """(experiment, axis, devices, work). Weak scaling is left out of the quick ones."""
     base = Work(length=1024, states=16, dim=16, depth=1) if quick else Work()
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n <= count]
-    counts = [1, counts[-1]] if quick else counts
+    if quick:
+        counts = list(dict.fromkeys((1, counts[-1])))
     # Enough rows, steps and states for all devices of the largest mesh.
     whole = dataclasses.replace(base, batch=max(base.batch, count), states=max(base.states, count))
     for axis in axes:
         for n in counts:
             yield "strong", axis, n, whole
-        for n in counts:
+        for n in () if quick else counts:
             yield "weak", axis, n, base.over(axis, n)
     if "seq" not in axes:
         return
@@ -82,7 +79,9 @@ def cases(axes: Sequence[str], count: int, *, quick: bool) -> Iterator[tuple[str
         yield "length", "seq", count, dataclasses.replace(base, batch=1, length=length)
 
 
-def measure(axis: str, work: Work, devices: Sequence[Any], *, absent: bool) -> dict[str, Any]:
+def measured(
+    axis: str, work: Work, devices: Sequence[Any], *, absent: bool, rounds: int
+) -> dict[str, Any]:
     """What a step takes on these devices."""
     setup = work.set_up({axis: len(devices)}, devices)
     arguments = setup.abstract_state(), setup.abstract_batch()
@@ -97,7 +96,7 @@ def measure(axis: str, work: Work, devices: Sequence[Any], *, absent: bool) -> d
         "seconds": None,
     }
     if not absent and devices[0].platform != "cpu":
-        row["seconds"] = seconds(setup, program)
+        row["seconds"] = seconds(setup, program, rounds)
         row["tokens_per_second"] = work.batch * work.length / row["seconds"]
     return row
 
@@ -116,7 +115,7 @@ def collectives(program: Program) -> list[dict[str, Any]]:
     ]
 
 
-def seconds(setup: Setup, program: Program) -> float:
+def seconds(setup: Setup, program: Program, rounds: int) -> float:
     """The median time of a step, after two to warm up."""
     record = setup.task.train[0]
     batch = {
@@ -128,7 +127,7 @@ def seconds(setup: Setup, program: Program) -> float:
     times = []
     with jax.set_mesh(setup.mesh):
         state = sharded_init(setup.init, jax.random.key(0), setup.mesh)
-        for _ in range(STEPS + 2):
+        for _ in range(rounds + 2):
             start = perf_counter()
             state, metrics = program.compiled(state, batch)
             jax.block_until_ready((state, metrics))
@@ -136,31 +135,50 @@ def seconds(setup: Setup, program: Program) -> float:
     return statistics.median(times[2:])
 
 
-def with_efficiency(rows: list[dict[str, Any]]) -> None:
-    """Adds to every row that has a time what one device would need for it over what it took."""
-    alone = {
-        (row["experiment"], row["axis"]): row["seconds"] for row in rows if row["devices"] == 1
-    }
-    for row in rows:
-        first = alone.get((row["experiment"], row["axis"]))
-        if row["seconds"] is None or first is None:
-            continue
-        share = row["devices"] if row["experiment"] == "strong" else 1
-        row["efficiency"] = first / (share * row["seconds"])
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(
-        "experiment", "axis", "devices", "batch", "length", "states", "exchanged in a step"
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target", type=target, help="compile for devices that are not here, such as h100:8"
     )
+    parser.add_argument("--axes", nargs="+", choices=AXES, help="default: all; with --quick seq")
+
+
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    absent = options.target is not None
+    if absent:
+        require(options.target)
+    devices = target_devices(options.target) if absent else jax.devices()
+    alone: dict[tuple[str, str], float | None] = {}
+    axes = options.axes or (("seq",) if options.quick else AXES)
+    for experiment, axis, count, work in cases(axes, len(devices), quick=options.quick):
+        row = {"experiment": experiment, "axis": axis, "devices": count}
+        row["work"] = dataclasses.asdict(work)
+        row |= measured(axis, work, devices[:count], absent=absent, rounds=options.rounds)
+        if count == 1:
+            alone[experiment, axis] = row["seconds"]
+        # What one device would need for it over what it took.
+        if row["seconds"] is not None and (first := alone.get((experiment, axis))) is not None:
+            share = count if experiment == "strong" else 1
+            row["efficiency"] = first / (share * row["seconds"])
+        yield row
+
+
+def about(options: argparse.Namespace) -> dict[str, Any]:
+    return {"target": options.target or jax.devices()[0].device_kind}
+
+
+def table(rows: Sequence[Row]) -> Table:
+    found = Table(
+        "experiment", "axis", "devices", "batch", "length", "states", "exchanged in a step",
+        box=None,
+    )  # fmt: skip
     for name in ("bytes", "step ms", "efficiency"):
-        table.add_column(name, justify="right")
+        found.add_column(name, justify="right")
     for row in rows:
         exchanged = ", ".join(
             f"{each['count']} {each['kind']} over {'+'.join(each['axes'])}"
             for each in row["collectives"]
         )
-        table.add_row(
+        found.add_row(
             row["experiment"],
             row["axis"],
             str(row["devices"]),
@@ -172,29 +190,26 @@ def show(rows: list[dict[str, Any]]) -> None:
             "-" if row["seconds"] is None else f"{1000 * row['seconds']:.2f}",
             f"{row['efficiency']:.2f}" if "efficiency" in row else "-",
         )
-    Console(width=150).print(table)
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Scaling of a train step.")
-    parser.add_argument("--target", help="compile for devices that are not here, such as h100:8")
-    parser.add_argument("--axes", nargs="+", choices=AXES, default=AXES, help="default: all")
-    parser.add_argument("--quick", action="store_true", help="small models, one and all devices")
-    parser.add_argument("--json", type=Path, help="file for the rows")
-    arguments = parser.parse_args()
-    absent = arguments.target is not None
-    devices = target_devices(arguments.target) if absent else jax.devices()
-    rows = []
-    for experiment, axis, count, work in cases(arguments.axes, len(devices), quick=arguments.quick):
-        row = {"experiment": experiment, "axis": axis, "devices": count}
-        row["work"] = dataclasses.asdict(work)
-        rows.append(row | measure(axis, work, devices[:count], absent=absent))
-    with_efficiency(rows)
-    show(rows)
-    if arguments.json is not None:
-        about = environment() | {"target": arguments.target or devices[0].device_kind}
-        arguments.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def plot(rows: Sequence[Row], figure: Any) -> None:
+    """Bytes exchanged in a step, over the devices and over the length."""
+    named = [
+        {
+            **row,
+            "kind": f"{row['experiment']}, {row['axis']}",
+            "length": row["work"]["length"],
+            "kB": sum(each["bytes"] for each in row["collectives"]) / 1e3,
+        }
+        for row in rows
+    ]
+    chosen = styles(row["kind"] for row in named)
+    figure.set_size_inches(11, 4)
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, x in zip(panels, ("devices", "length"), strict=True):
+        of_panel = [row for row in named if (row["experiment"] == "length") == (x == "length")]
+        lines(panel, of_panel, x, "kB", chosen, by="kind")
+        panel.set_yscale("symlog", linthresh=1)
+        panel.set_ylabel("kB exchanged by a device in a step")
+    legend(figure)

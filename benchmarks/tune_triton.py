@@ -1,10 +1,9 @@
 """Measures launch configurations of the Triton kernels on this machine's GPU; keeps the fastest.
 
-    python benchmarks/tune_triton.py [--dtypes float32 bfloat16] [--widths 4096 8192 32768]
-
 They go to `_triton_configs.json` beside the kernels, under this kind of device. A width is the
 number of channels of all rows together, a power of two. Compiling takes most of the time: a second
-or so for each candidate, of which every case has a dozen.
+or so for each candidate, of which every case has a dozen. `--quick` takes few cases and keeps
+nothing.
 """
 
 import argparse
@@ -12,48 +11,62 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
 
-from rnnscale_kernels._target import Target
+from rnnscale_kernels._target import Target, local_platform
 from rnnscale_kernels.linear_scan import _triton
 
+from ._harness import Row, Unavailable
+
+COLUMNS = ("kernel", "us", "rule_us", "config")
+ROUNDS = 5
+DTYPES, WIDTHS = ("float32", "bfloat16"), (4096, 8192, 32768)
 # Numbers in an array: more than the cache of any GPU holds.
 SIZE = 2**25
 # Shared memory that every GPU since Ampere gives a program.
 SHARED_MEMORY = 96 * 1024
-# The best of so many rounds of calls, one after another without waiting.
-ROUNDS, CALLS = 5, 10
+# In each round so many calls, one after another without waiting.
+CALLS = 10
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Tunes the Triton kernels on this GPU.")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--widths", nargs="+", type=int, default=[4096, 8192, 32768])
-    options = parser.parse_args()
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default: both")
+    parser.add_argument("--widths", nargs="+", type=int, help=f"default: {WIDTHS}")
+
+
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    if local_platform() != "cuda":
+        raise Unavailable("it needs an NVIDIA GPU")
     target = Target.of("cuda")
     reason = _triton.unavailable(target)
     if reason is not None:
-        raise SystemExit(f"{target}: {reason}")
-    configs = _triton.tuned_configs().setdefault(target.device_kind, {})
-    out = Console()
-    for case in cases(options.dtypes, options.widths):
+        raise Unavailable(reason)
+    configs = _triton.tuned_configs().setdefault(str(target.device_kind), {})
+    dtypes, widths = (DTYPES[:1], WIDTHS[:1]) if options.quick else (DTYPES, WIDTHS)
+    for case in cases(options.dtypes or dtypes, options.widths or widths):
         name = case.name
-        run, arguments = call_of(case, target)
+        call, arguments = call_of(case, target)
         configs.pop(name, None)
-        by_rule = microseconds(run, arguments)
+        by_rule = microseconds(call, arguments, options.rounds)
         measured = {}
         for candidate in candidates(case):
             configs[name] = candidate
-            measured[candidate] = microseconds(run, arguments)
-        configs[name] = min(measured, key=measured.__getitem__)
-        out.print(f"{name}: {measured[configs[name]]:.0f} us, {configs[name]}, rule {by_rule:.0f}")
-        write()
+            measured[candidate] = microseconds(call, arguments, options.rounds)
+        best = min(measured, key=measured.__getitem__)
+        configs[name] = best
+        if not options.quick:
+            write()
+        yield {
+            "kernel": name,
+            "us": measured[best],
+            "rule_us": by_rule,
+            "config": best._asdict(),
+        }
 
 
 class Case(NamedTuple):
@@ -70,7 +83,7 @@ class Case(NamedTuple):
         )
 
 
-def cases(dtypes: list[str], widths: list[int]) -> Iterator[Case]:
+def cases(dtypes: Sequence[str], widths: Sequence[int]) -> Iterator[Case]:
     for kernel in ("forward", "totals", "backward"):
         for planar, varying in ((False, True), (False, False), (True, True), (True, False)):
             for dtype in dtypes:
@@ -112,12 +125,12 @@ def call_of(case: Case, target: Target):
     return run, (a, x, h0, None, x, carry)
 
 
-def microseconds(run, arguments) -> float:
+def microseconds(run, arguments, rounds: int) -> float:
     """Of one call, by the configuration that the table has now."""
     compiled = jax.jit(lambda *arguments: run(*arguments)).lower(*arguments).compile()
     jax.block_until_ready(compiled(*arguments))
     best = math.inf
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         start = time.perf_counter()
         jax.block_until_ready([compiled(*arguments) for _ in range(CALLS)])
         best = min(best, time.perf_counter() - start)
@@ -130,7 +143,3 @@ def write() -> None:
         for kind, cases in _triton.tuned_configs().items()
     }
     _triton.CONFIGS.write_text(json.dumps(devices, indent=1, sort_keys=True) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,19 +1,19 @@
 """How well the exercises of one person are known from those of others: the task `watch`.
 
-    python benchmarks/watch.py [--people 1 2 ...] [--steps N] [--json FILE.json]
-
 Each person in turn is left out, and an S5 classifier is trained on pieces of the others' series,
 drawn anew each time. The curve is the accuracy on whole series of another person, for validation;
 at the end come the series of the person who was left out, none of which chose anything.
 """
 
 import argparse
-import json
-from pathlib import Path
+import statistics
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Group
+from rich.table import Table
 
 from rnnscale.data import (
     WATCH_PEOPLE,
@@ -37,8 +37,12 @@ from rnnscale.training import (
     make_optimiser,
     make_train_step,
 )
-from rnnscale_kernels.testing import environment
 
+from ._harness import Row
+from ._plots import legend, lines, styles
+
+# A training of one seed for each person, whose figures are accuracies.
+ROUNDS = None
 BATCH, PIECE, DIM, DEPTH = 16, 512, 64, 2
 EVERY = 50
 
@@ -50,7 +54,7 @@ def piece(record: Record, random: np.random.Generator) -> Record:
     return {**record, "inputs": inputs, "lengths": np.asarray(PIECE, np.int32)}
 
 
-def train(task: Task, steps: int, seed: int) -> dict[str, Any]:
+def train(task: Task, steps: int, seed: int) -> Row:
     def make_model(key):
         def make_layer(key):
             return S5(DIM, DIM, key=key)
@@ -85,7 +89,7 @@ def train(task: Task, steps: int, seed: int) -> dict[str, Any]:
     with stream(rows, BATCH) as batches:
         for step, batch in zip(range(1, steps + 1), batches, strict=False):
             state, metrics = train_step(state, batch)
-            if step % EVERY == 0:
+            if step % min(EVERY, steps) == 0:
                 row = {
                     "step": step,
                     "loss": round(float(metrics["loss"]), 4),
@@ -95,25 +99,43 @@ def train(task: Task, steps: int, seed: int) -> dict[str, Any]:
     return {"test_accuracy": accuracy(task.test), "curve": curve}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--people", type=int, nargs="+", default=list(WATCH_PEOPLE))
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    rows = []
-    for person in arguments.people:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--people", type=int, nargs="+", choices=WATCH_PEOPLE, metavar="P",
+        help="left out in turn; default: all, 1 to 10; with --quick 3",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, metavar="N", help="default: 300; with --quick 2")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+
+
+def steps_of(options: argparse.Namespace) -> int:
+    return (2 if options.quick else 300) if options.steps is None else options.steps
+
+
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    for person in options.people or ((3,) if options.quick else WATCH_PEOPLE):
         task = watch([person], validation_person=person % 10 + 1)
-        rows.append({"person": person, **train(task, arguments.steps, arguments.seed)})
-        print(f"person {person}: test accuracy {rows[-1]['test_accuracy']:.3f}", flush=True)
+        yield {"person": person, **train(task, steps_of(options), options.seed)}
+
+
+def about(options: argparse.Namespace) -> dict[str, Any]:
+    sizes = {"batch": BATCH, "piece": PIECE, "dim": DIM, "depth": DEPTH}
+    return {"steps": steps_of(options), "seed": options.seed, **sizes}
+
+
+def table(rows: Sequence[Row]) -> Group:
     accuracies = [row["test_accuracy"] for row in rows]
-    print(f"mean {np.mean(accuracies):.3f}, smallest {min(accuracies):.3f}")
-    if arguments.json is not None:
-        options = {"steps": arguments.steps, "seed": arguments.seed, "batch": BATCH, "piece": PIECE}
-        result = {**environment(), **options, "dim": DIM, "depth": DEPTH, "rows": rows}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    found = Table("person", "test accuracy", box=None)
+    for row in rows:
+        found.add_row(str(row["person"]), f"{row['test_accuracy']:.3f}")
+    return Group(found, f"mean {statistics.mean(accuracies):.3f}, smallest {min(accuracies):.3f}")
 
 
-if __name__ == "__main__":
-    main()
+def plot(rows: Sequence[Row], figure: Any) -> None:
+    panel = figure.subplots()
+    curves = [
+        {"person": f"person {row['person']}", **point} for row in rows for point in row["curve"]
+    ]
+    chosen = styles(point["person"] for point in curves)
+    lines(panel, curves, "step", "validation_accuracy", chosen, by="person")
+    legend(figure)

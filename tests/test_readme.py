@@ -25,6 +25,7 @@ import rnnscale
 import rnnscale.data
 import rnnscale.models
 import rnnscale_kernels
+from benchmarks.__main__ import BENCHMARKS, load, parse
 from rnnscale.cli._main import _parser
 from rnnscale.data import TASKS
 from rnnscale.training import StopSignals, TrainConfig
@@ -100,6 +101,11 @@ def check_command(command: str) -> None:
         case "make":
             targets = re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert arguments and set(arguments) <= set(targets), f"make has no target: {command}"
+        case "python" if arguments[:2] == ["-m", "benchmarks"]:
+            name, *given = arguments[2:] or ["all"]
+            assert name in (*BENCHMARKS, "all", "plot", "readme"), f"no such benchmark: {command}"
+            if name in BENCHMARKS:
+                parse(name, load(name), given)
         case "python":
             assert (ROOT / arguments[0]).is_file(), f"no such script: {command}"
         case "pip":
@@ -172,7 +178,7 @@ def test_the_readme_names_every_task_and_class():
         "rnnscale train digits --mesh data=4 --cpu-devices 8",
         "rnnscale trian digits",
         "make nothing",
-        "python benchmarks/nothing.py",
+        "python -m benchmarks nothing",
         "unknown",
     ],
 )

@@ -16,7 +16,7 @@ from ..linear_scan import cuts
 from ._operation import DISPATCH, operation
 
 # A chunk's states take about this many bytes: they stay in a CPU's cache, and the turns of the loop
-# over chunks stay few (measured by `benchmarks/ssm_layers.py`).
+# over chunks stay few (measured by `python -m benchmarks layers`).
 _CHUNK_BYTES = 1 << 21
 # A GPU takes tiles of so many steps, and needs many chunks to have work for all its processors.
 _TILE, _LONGEST = 64, 256

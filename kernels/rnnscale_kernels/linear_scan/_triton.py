@@ -1,7 +1,7 @@
 """The recurrence on NVIDIA GPUs from Ampere on, in Triton by way of jax-triton.
 
 The kernels are in `_triton_source.py`. What they are launched with is measured on a device by
-`benchmarks/tune_triton.py`, which writes `_triton_configs.json`, or else a rule of thumb.
+`python -m benchmarks tune_triton`, which writes `_triton_configs.json`, or else a rule of thumb.
 """
 
 import functools

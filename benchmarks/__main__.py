@@ -1,0 +1,322 @@
+"""Runs the benchmarks.
+
+    python -m benchmarks                      lists them
+    python -m benchmarks NAME --help          the options of one
+    python -m benchmarks NAME [--quick] [--rounds N] [--json FILE] [--plot FILE] [its own options]
+    python -m benchmarks all [--quick] [--json FOLDER]
+    python -m benchmarks plot RESULT.json ... --out FILE
+    python -m benchmarks readme               makes the tables of the README anew, of `results/`
+
+A benchmark is a module of this folder. The first line of its docstring is what the list shows.
+
+- `run(options)` gives its rows, as dictionaries that JSON can hold. A row with an `error` is of
+  somebody who failed. `Unavailable` says why nothing can be measured here.
+- `COLUMNS` are those of the rows that are printed, or `table(rows)` is what is printed.
+- `add_options(parser)`, where there is one, adds options of its own.
+- `about(options)`, where there is one, is what holds for all rows and stands beside them.
+- `plot(rows, figure)`, where there is one, draws the rows.
+- `ROUNDS` is how often each entrant takes its turn where `--rounds` does not say; `None` where
+  nothing is repeated. Without it, it is 15, and 3 with `--quick`.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+BENCHMARKS = (
+    "layers",
+    "train_step",
+    "growth",
+    "compile_time",
+    "start_up",
+    "latency",
+    "large_batch",
+    "linear_scan",
+    "memory",
+    "scaling",
+    "data",
+    "message_passing",
+    "watch",
+    "gpu",
+    "tune_triton",
+)
+"""All of them, in the order in which they are listed and run."""
+
+FOLDER = Path(__file__).parent
+FAILED, WRONG, UNAVAILABLE = 1, 2, 3
+"""Exit codes: an entrant failed; the options are wrong; it cannot run on this machine."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG, f"benchmarks: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _Parser(
+        prog="python -m benchmarks",
+        description="Lists the benchmarks, or runs one: NAME --help has its options.",
+        allow_abbrev=False,
+    )
+    names = [*BENCHMARKS, "all", "plot", "readme"]
+    parser.add_argument("name", nargs="?", choices=names, metavar="NAME", help=", ".join(names))
+    options = parser.parse_args(given[:1])
+    if options.name is None:
+        show_list()
+        return 0
+    if options.name == "all":
+        return run_all(given[1:])
+    if options.name == "plot":
+        return plot_results(given[1:])
+    if options.name == "readme":
+        return write_readme(given[1:])
+    return run_one(options.name, given[1:])
+
+
+def summary(name: str) -> str:
+    """The first line of the benchmark's docstring. It is not imported: a list needs no jax."""
+    text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8")))
+    return (text or "").partition("\n")[0]
+
+
+def show_list() -> None:
+    width = max(map(len, BENCHMARKS))
+    for name in BENCHMARKS:
+        print(f"{name:{width}}  {summary(name)}")
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+def run_one(name: str, given: Sequence[str]) -> int:
+    from ._harness import Unavailable, table
+    from ._plots import new_figure
+
+    module = load(name)
+    options, command = parse(name, module, given)
+    picture: str | None = getattr(options, "plot", None)
+    figure = None
+    try:
+        if options.json not in (None, "-"):
+            check_file("--json", options.json)
+        if picture is not None:
+            figure = new_figure()
+            check_picture("--plot", picture, figure)
+    except (ValueError, ImportError) as error:
+        return wrong(str(error))
+    rows: list[dict[str, Any]] = []
+    try:
+        # What else is printed, by a training for example, is no part of the document.
+        with contextlib.redirect_stdout(sys.stderr):
+            for row in module.run(options):
+                rows.append(row)
+                if sys.stderr.isatty():
+                    print(f"\r{name}: {len(rows)} rows ", end="", file=sys.stderr, flush=True)
+    except Unavailable as reason:
+        print(f"benchmarks: {name} cannot run here: {reason}", file=sys.stderr)
+        return UNAVAILABLE
+    except BaseException:
+        # Hours of measuring are not lost to what went wrong after them.
+        if rows:
+            document = finished(name, command, module, options, rows)
+            write(options.json, {**document, "incomplete": True})
+        raise
+    document = finished(name, command, module, options, rows)
+    write(options.json, document)
+    console = Console(stderr=options.json == "-", width=None if sys.stdout.isatty() else 150)
+    console.print(module.table(rows) if hasattr(module, "table") else table(rows, module.COLUMNS))
+    if figure is not None and picture is not None:
+        module.plot(with_device(document), figure)
+        figure.savefig(picture)
+    return FAILED if any("error" in row for row in rows) else 0
+
+
+def parse(name: str, module: ModuleType, given: Sequence[str]) -> tuple[argparse.Namespace, str]:
+    """The options, and the command that gives the figures, wherever they are written to."""
+    prog = f"python -m benchmarks {name}"
+    outputs = _Parser(prog=prog, add_help=False, allow_abbrev=False)
+    outputs.add_argument("--json", metavar="FILE", help="write the rows; - is the standard output")
+    if hasattr(module, "plot"):
+        outputs.add_argument("--plot", metavar="FILE", help="draw them, such as in rows.svg")
+    parser = _Parser(
+        prog=prog,
+        description=(module.__doc__ or "").replace("%", "%%"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[outputs],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
+    rounds = getattr(module, "ROUNDS", 15)
+    if rounds is not None:
+        parser.add_argument(
+            "--rounds", type=positive, metavar="N",
+            help=f"turns of each entrant; default: {rounds}, {min(rounds, 3)} with --quick",
+        )  # fmt: skip
+    if hasattr(module, "add_options"):
+        module.add_options(parser)
+    options = parser.parse_args(given)
+    if rounds is not None and options.rounds is None:
+        options.rounds = min(rounds, 3) if options.quick else rounds
+    _, command = outputs.parse_known_args(given)
+    return options, shlex.join([*prog.split(), *command])
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def finished(
+    name: str,
+    command: str,
+    module: ModuleType,
+    options: argparse.Namespace,
+    rows: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The document. The device is asked for last: some benchmarks leave it to other processes."""
+    from rnnscale_kernels.testing import environment
+
+    about = module.about(options) if hasattr(module, "about") else {}
+    return {"benchmark": name, "command": command, **environment(), **about, "rows": rows}
+
+
+def write(file: str | None, document: dict[str, Any]) -> None:
+    text = json.dumps(document, indent=1)
+    if file == "-":
+        print(text)
+    elif file is not None:
+        Path(file).write_text(text + "\n", encoding="utf-8")
+
+
+def check_file(option: str, file: str) -> None:
+    """That it can be written, before an hour is spent on what goes into it."""
+    folder = Path(file).absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"{option} {file}: there is no folder {folder}")
+    if Path(file).is_dir() or not os.access(Path(file) if Path(file).exists() else folder, os.W_OK):
+        raise ValueError(f"{option} {file}: cannot be written")
+
+
+def check_picture(option: str, file: str, figure: Any) -> None:
+    check_file(option, file)
+    kinds = figure.canvas.get_supported_filetypes()
+    if Path(file).suffix.removeprefix(".") not in kinds:
+        raise ValueError(f"{option} {file}: must end in one of .{', .'.join(sorted(kinds))}")
+
+
+def with_device(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows, each with its device: a picture can be of several."""
+    return [{"device": document["device"], **row} for row in document["rows"]]
+
+
+def plot_results(given: Sequence[str]) -> int:
+    from ._plots import new_figure
+
+    parser = _Parser(
+        prog="python -m benchmarks plot",
+        description="Draws what a benchmark wrote with --json, on one device or on several.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("results", nargs="+", metavar="RESULT.json")
+    parser.add_argument("--out", required=True, metavar="FILE", help="such as rows.png or rows.svg")
+    options = parser.parse_args(given)
+    try:
+        documents = [read(file) for file in options.results]
+        figure = new_figure()
+        check_picture("--out", options.out, figure)
+    except (ValueError, ImportError) as error:
+        return wrong(str(error))
+    names = sorted({document["benchmark"] for document in documents})
+    if len(names) > 1:
+        return wrong(f"a picture is of one benchmark, the files are of {', '.join(names)}")
+    module = load(names[0])
+    if not hasattr(module, "plot"):
+        return wrong(f"{names[0]} has no picture")
+    module.plot([row for document in documents for row in with_device(document)], figure)
+    figure.savefig(options.out)
+    return 0
+
+
+def write_readme(given: Sequence[str]) -> int:
+    from ._readme import written
+
+    parser = _Parser(
+        prog="python -m benchmarks readme",
+        description="Makes the tables of the README anew, of the files in results/.",
+        allow_abbrev=False,
+    )
+    parser.parse_args(given)
+    file = FOLDER.parent / "README.md"
+    file.write_text(written(file.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+def read(file: str) -> dict[str, Any]:
+    try:
+        document = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {file}: {error}") from None
+    if not isinstance(document, dict) or document.get("benchmark") not in BENCHMARKS:
+        raise ValueError(f"{file} was not written by python -m benchmarks NAME --json FILE")
+    return document
+
+
+def run_all(given: Sequence[str]) -> int:
+    """One after another, each in a process of its own: neither memory nor caches are shared."""
+    parser = _Parser(
+        prog="python -m benchmarks all",
+        description="Runs every benchmark that this machine can run, each in a fresh process.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
+    parser.add_argument("--json", metavar="FOLDER", help="write NAME.json for each")
+    options = parser.parse_args(given)
+    if options.json is not None and not Path(options.json).is_dir():
+        return wrong(f"--json {options.json}: there is no such folder")
+    outcomes = Table("benchmark", "seconds", "outcome", box=None)
+    worst = 0
+    for name in BENCHMARKS:
+        command = [sys.executable, "-m", __package__ or "benchmarks", name]
+        command += ["--quick"] if options.quick else []
+        command += ["--json", str(Path(options.json, f"{name}.json"))] if options.json else []
+        print(f"\n{name}", flush=True)
+        start = time.perf_counter()
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        seconds = time.perf_counter() - start
+        print(done.stderr, end="", file=sys.stderr, flush=True)
+        outcome = "passed"
+        if done.returncode == UNAVAILABLE:
+            outcome = f"skipped: {done.stderr.strip().splitlines()[-1].partition(': ')[2]}"
+        elif done.returncode:
+            outcome = f"failed, exit code {done.returncode}"
+            worst = FAILED
+        outcomes.add_row(name, f"{seconds:.0f}", outcome)
+    Console(width=None if sys.stdout.isatty() else 150).print(outcomes)
+    return worst
+
+
+def wrong(message: str) -> int:
+    print(f"benchmarks: error: {message}", file=sys.stderr)
+    return WRONG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,507 @@
+"""The layers of other libraries, each made to do the job of one of ours.
+
+`entrants(ours)` has, for a layer or cell of ours, the same by every library that is installed, with
+the same weights, behind one signature: `run(module, xs) -> ys` over a batch. Two forms in plain JAX
+stand beside them:
+
+- `textbook`, of LRU and S5: B as one complex product, the decay repeated along time,
+    `jax.lax.associative_scan` over complex64, C as another product. It is how the public S5 and LRU
+    code in JAX is written.
+- `plain`: a whole step inside a `jax.lax.scan`. What a cell makes of its parameters once a call,
+    such as a matrix exponential, it has once a call here too.
+
+Outputs are compared before anything is timed, but for a layer whose `differs` begins with another
+equation. What else `differs` says is work that a library can't be asked to leave out.
+
+Nothing of another library is imported before it is asked for, nor is rnnscale.
+"""
+# pyright: reportMissingImports=false
+
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._harness import OURS
+
+DISTRIBUTIONS = ("equinox", "flax", "discretax", "rnn-jax", "memax", "torch", "mambapy")
+
+
+def installed() -> dict[str, str]:
+    """The versions of the libraries that are here."""
+    found = {}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def missing() -> dict[str, str]:
+    """Why the others are left out."""
+    here = installed()
+    found = {name: "not installed" for name in DISTRIBUTIONS if name not in here}
+    if "discretax" in found and sys.version_info[:2] != (3, 12):
+        found["discretax"] = "its releases are for Python 3.12"
+    return found
+
+
+def tell_missing() -> None:
+    """One line on who is left out, where anybody is."""
+    if left_out := missing():
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
+        print(f"left out: {reasons}; the extra peers has them", file=sys.stderr)
+
+
+class Library(Protocol):
+    """A library's layers for some of our classes, by the names of these.
+
+    `differs` says for each what is different in the job, or nothing. `hdim` is the units of a cell
+    and the complex states of an LRU or S5.
+    """
+
+    @property
+    def differs(self) -> Mapping[str, str]: ...
+
+    def make(self, kind: str, idim: int, hdim: int, key: jax.Array) -> Any:
+        """The layer as the library initialises it."""
+        ...
+
+    def with_weights(self, module: Any, ours: Any) -> Any:
+        """The layer with the weights of ours."""
+        ...
+
+    def run(self, module: Any, xs: jax.Array) -> jax.Array:
+        """The outputs over a batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A layer that does the job: `run(module, xs) -> ys`. `differs`: in what the job differs."""
+
+    run: Callable[[Any, jax.Array], jax.Array]
+    module: Any
+    differs: str = ""
+    facts: dict[str, Any] = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "facts", {"note": self.differs} if self.differs else {})
+
+    @property
+    def same_equation(self) -> bool:
+        return not self.differs.startswith("another equation")
+
+
+def entrants(ours: Any, chosen: Collection[str] | None = None) -> dict[str, Entrant]:
+    """Ours, the forms in plain JAX, and all other libraries, or the chosen ones of all these."""
+    kind = type(ours).__name__
+    found = {OURS: Entrant(LIBRARIES[OURS].run, ours), "plain": Entrant(plain, ours)}
+    if kind in ("LRU", "S5"):
+        found["textbook"] = Entrant(textbook, ours)
+    for name in libraries_for(kind):
+        if name != OURS and (chosen is None or name in chosen):
+            library = LIBRARIES[name]
+            module = library.make(kind, *sizes(ours), jax.random.key(0))
+            module = library.with_weights(module, ours)
+            found[name] = Entrant(library.run, module, library.differs[kind])
+    return {name: each for name, each in found.items() if chosen is None or name in chosen}
+
+
+def libraries_for(kind: str) -> list[str]:
+    """Ours and the libraries here that have such a layer or cell."""
+    here = (OURS, *installed())
+    return [name for name, each in LIBRARIES.items() if name in here and kind in each.differs]
+
+
+def sizes(ours: Any) -> tuple[int, int]:
+    """Features of the input, and units or complex states."""
+    match type(ours).__name__:
+        case "S5":
+            return ours.idim, ours.state_dim // 2
+        case "LRU":
+            return ours.idim, ours.state_dim
+    return ours.idim, ours.hdim
+
+
+def check_equal(found: Mapping[str, Entrant], xs: jax.Array, tolerance: float = 1e-3) -> None:
+    """**Raises:** `ValueError` where one's outputs are not ours. Then there is nothing to time."""
+    expected = found[OURS].run(found[OURS].module, xs)
+    for name, entrant in found.items():
+        if entrant.same_equation:
+            check_close(name, entrant.run(entrant.module, xs), expected, tolerance)
+
+
+def check_close(name: str, got: Any, expected: Any, tolerance: float = 1e-3) -> None:
+    """**Raises:** `ValueError` where one's outputs are not ours."""
+    got, expected = np.asarray(got), np.asarray(expected)
+    error = np.max(np.abs(got - expected)) / np.max(np.abs(expected))
+    if not error < tolerance:
+        raise ValueError(f"{name} differs from ours by {error:.1e} of the largest output")
+
+
+def textbook(ssm: Any, xs: jax.Array) -> jax.Array:
+    decay, b, c = (jax.lax.complex(x.re, x.im) for x in ssm.discretise())
+
+    def combine(left, right):
+        return right[0] * left[0], right[0] * left[1] + right[1]
+
+    def one_sequence(u):
+        drive = u.astype(jnp.complex64) @ b.T
+        decays = jnp.repeat(decay[None], u.shape[0], axis=0)
+        _, h = jax.lax.associative_scan(combine, (decays, drive))
+        return (h @ c.T).real
+
+    return jax.vmap(one_sequence)(xs) + ssm.d * xs
+
+
+def plain(ours: Any, xs: jax.Array) -> jax.Array:
+    from rnnscale import cells
+
+    if isinstance(ours, cells.Cell):
+        weights = cells.compute_weights(ours, xs.dtype)
+
+        def step(state, x):
+            state = ours.advance(weights, ours.drive(weights, x), state, cells.affine)
+            return state, ours.output(state)
+
+        return over_time(step, ours.init_state(xs.shape[:1], xs.dtype), xs)
+
+    decay, b, c = (jax.lax.complex(x.re, x.im) for x in ours.discretise())
+
+    def ssm_step(h, u):
+        h = decay * h + u.astype(jnp.complex64) @ b.T
+        return h, (h @ c.T).real + ours.d * u
+
+    return over_time(ssm_step, jnp.zeros((xs.shape[0], decay.size), jnp.complex64), xs)
+
+
+def over_time(step: Callable, state: Any, xs: Any) -> jax.Array:
+    """A `jax.lax.scan` over the second axis."""
+    by_time = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), xs)
+    return jnp.swapaxes(jax.lax.scan(step, state, by_time)[1], 0, 1)
+
+
+class Rnnscale:
+    differs = {"LRU": "", "S5": "", "LongShortTermMemoryCell": "", "GatedRecurrentUnitCell": ""}
+
+    def make(self, kind, idim, hdim, key):
+        import rnnscale
+
+        match kind:
+            case "LRU":
+                return rnnscale.LRU(idim, hdim, r_min=0.9, r_max=0.999, key=key)
+            case "S5":
+                return rnnscale.S5(idim, 2 * hdim, key=key)
+        return getattr(rnnscale, kind)(idim, hdim, key=key)
+
+    def with_weights(self, module, ours):
+        return ours
+
+    def run(self, module, xs):
+        from rnnscale.cells import Cell
+        from rnnscale.layers import RNNEncoder
+
+        layer = RNNEncoder(module) if isinstance(module, Cell) else module
+        return layer(xs)[1]
+
+
+class Equinox:
+    """The cells in a `jax.lax.scan`, a row at a time under `vmap`, as they are made to be used."""
+
+    differs = {"LongShortTermMemoryCell": "", "GatedRecurrentUnitCell": ""}
+
+    def make(self, kind, idim, hdim, key):
+        lstm = kind == "LongShortTermMemoryCell"
+        return (eqx.nn.LSTMCell if lstm else eqx.nn.GRUCell)(idim, hdim, key=key)
+
+    def with_weights(self, module, ours):
+        new = {
+            "weight_ih": ours.input.reshape(-1, ours.idim),
+            "weight_hh": ours.recurrent.reshape(-1, ours.hdim),
+            "bias": ours.bias.reshape(-1),
+        }
+        if isinstance(module, eqx.nn.GRUCell):
+            new["bias_n"] = ours.candidate_bias
+        return replaced(module, **new)
+
+    def run(self, module, xs):
+        lstm = isinstance(module, eqx.nn.LSTMCell)
+
+        def row(xs):
+            def step(state, x):
+                state = module(x, state)
+                return state, state[0] if lstm else state
+
+            zeros = jnp.zeros(module.hidden_size)
+            return jax.lax.scan(step, (zeros, zeros) if lstm else zeros, xs)[1]
+
+        return jax.vmap(row)(xs)
+
+
+class Flax:
+    """`nnx.RNN`; of its two LSTM cells the one that it calls optimised."""
+
+    differs = {
+        "ElmanRNNCell": "",
+        "LongShortTermMemoryCell": "",
+        "GatedRecurrentUnitCell": "no bias of the candidate's product",
+    }
+
+    def make(self, kind, idim, hdim, key):
+        from flax import nnx
+
+        cell = {
+            "ElmanRNNCell": nnx.SimpleCell,
+            "LongShortTermMemoryCell": nnx.OptimizedLSTMCell,
+            "GatedRecurrentUnitCell": nnx.GRUCell,
+        }[kind]
+        return nnx.RNN(cell(idim, hdim, rngs=nnx.Rngs(key)))
+
+    def with_weights(self, module, ours):
+        cell = module.cell
+        cell.dense_i.kernel[...] = ours.input.reshape(-1, ours.idim).T
+        cell.dense_h.kernel[...] = ours.recurrent.reshape(-1, ours.hdim).T
+        biased = cell.dense_i if cell.dense_i.bias is not None else cell.dense_h
+        biased.bias[...] = ours.bias.reshape(-1)
+        return module
+
+    def run(self, module, xs):
+        return module(xs)
+
+
+class Discretax:
+    differs = {"LRU": "", "S5": ""}
+
+    def make(self, kind, idim, hdim, key):
+        from discretax.sequence_mixers import LRUSequenceMixer, S5SequenceMixer
+
+        if kind == "LRU":
+            return LRUSequenceMixer(idim, key, state_dim=hdim, r_min=0.9, r_max=0.999)
+        # Of so many states it keeps one of each conjugate pair, as ours does.
+        return S5SequenceMixer(idim, key, state_dim=2 * hdim, dt_max=0.1)
+
+    def with_weights(self, module, ours):
+        if type(ours).__name__ == "LRU":
+            return replaced(module, **_minimal_lru(ours))
+        return replaced(
+            module,
+            Lambda_re=ours.lambda_re,
+            Lambda_im=ours.lambda_im,
+            log_step=ours.log_step[:, None],
+            B=jnp.stack([ours.b_re, ours.b_im], axis=-1),
+            C=jnp.stack([ours.c_re, ours.c_im], axis=-1),
+            D=ours.d,
+        )
+
+    def run(self, module, xs):
+        unused = jax.random.key(0)
+        return jax.vmap(lambda x: module(x, unused))(xs)
+
+
+class RnnJax:
+    _ssm = "its skip is a matrix: one more product of features by features a step"
+    differs = {
+        "LRU": _ssm,
+        "S5": _ssm,
+        "ElmanRNNCell": "",
+        "LeakyElmanCell": "its leak is a constant of the program",
+        "IndRNNCell": "",
+        "LongShortTermMemoryCell": "eight products with a vector a step",
+        "GatedRecurrentUnitCell": "the cell of Equinox in its loop",
+    }
+
+    def make(self, kind, idim, hdim, key):
+        # Importing `rnn_jax.layers` turns on `jax_debug_nans`, which has JAX look through every
+        # result of every entrant.
+        debug_nans = jax.config.jax_debug_nans
+        from rnn_jax import ssm
+        from rnn_jax.cells import gated, vanilla
+        from rnn_jax.layers import RNNEncoder
+
+        jax.config.update("jax_debug_nans", debug_nans)
+        match kind:
+            case "LRU":
+                layer = ssm.LinearRecurrentUnit(
+                    idim, hdim, idim, rho_min=0.9, rho_max=0.999, nonlinearity=identity, key=key
+                )
+                # It has its decays in NumPy arrays, which would be constants without a gradient.
+                numpy_leaf = eqx.is_inexact_array_like
+                return jax.tree.map(lambda x: jnp.asarray(x) if numpy_leaf(x) else x, layer)
+            case "S5":
+                # It keeps both of each conjugate pair: a system of half the order, of as much work.
+                return ssm.SimplifiedStateSpaceLayer(
+                    idim, hdim, idim, nonlinearity=identity, key=key
+                )
+            case "GatedRecurrentUnitCell":
+                return RNNEncoder(gated.GatedRecurrentUnit(idim, hdim, key=key))
+            case "LongShortTermMemoryCell":
+                return RNNEncoder(gated.LongShortTermMemoryCell(idim, hdim, key=key))
+        options: dict[str, Any] = {} if kind == "IndRNNCell" else {"nonlinearity": jnp.tanh}
+        if kind == "LeakyElmanCell":
+            options["leak_rate"] = 0.5
+        return RNNEncoder(getattr(vanilla, kind)(idim, hdim, **options, key=key))
+
+    def with_weights(self, module, ours):
+        match type(ours).__name__:
+            case "LRU":
+                return replaced(
+                    module,
+                    nu_log=ours.nu_log,
+                    theta_log=ours.theta_log,
+                    gamma_log=ours.gamma_log,
+                    W_in=jax.lax.complex(ours.b_re, ours.b_im),
+                    W_out=jax.lax.complex(ours.c_re, ours.c_im),
+                    W_skip=jnp.diag(ours.d),
+                )
+            case "S5":
+                # Its own initialisation has one step for all states, its annotation one for each.
+                return replaced(
+                    module,
+                    Lambda=jax.lax.complex(ours.lambda_re, ours.lambda_im),
+                    Delta=jnp.exp(ours.log_step),
+                    W_in=jax.lax.complex(ours.b_re, ours.b_im),
+                    W_out=2 * jax.lax.complex(ours.c_re, ours.c_im),
+                    W_skip=jnp.diag(ours.d),
+                )
+            case "GatedRecurrentUnitCell":
+                gru = Equinox().with_weights(module.cell.gru, ours)
+                return eqx.tree_at(lambda m: m.cell.gru, module, gru)
+            case "LongShortTermMemoryCell":
+                new = {}
+                for gate, recurrent, inputs, bias in zip(
+                    "ifco", ours.recurrent, ours.input, ours.bias, strict=True
+                ):
+                    new |= {f"w_{gate}h": recurrent, f"w_{gate}i": inputs, f"b_{gate}": bias}
+                return eqx.tree_at(lambda m: m.cell, module, replaced(module.cell, **new))
+        cell = replaced(module.cell, w_hh=ours.recurrent, w_ih=ours.input, b=ours.bias)
+        return eqx.tree_at(lambda m: m.cell, module, cell)
+
+    def run(self, module, xs):
+        return jax.vmap(module)(xs)
+
+
+class Memax:
+    """Its layers of a recurrence alone. They take a flag with each input, here always off."""
+
+    _cell = "flags that reset; a step takes as many features as it has units, the rest zeros"
+    differs = {
+        "LRU": "flags that reset, and all decays multiplied up, as it gives all states back",
+        "ElmanRNNCell": "flags that reset",
+        "LongShortTermMemoryCell": f"another equation: no tanh of the cell's state; {_cell}",
+        "ChoGatedRecurrentUnitCell": _cell,
+    }
+
+    def make(self, kind, idim, hdim, key):
+        from memax.equinox.semigroups.lru import LRU
+        from memax.equinox.set_actions import elman, gru, lstm
+
+        with unchecked():
+            match kind:
+                case "LRU":
+                    return LRU(recurrent_size=hdim, hidden_size=idim, key=key)
+                case "ElmanRNNCell":
+                    return elman.Elman(recurrent_size=hdim, hidden_size=idim, key=key)
+                case "LongShortTermMemoryCell":
+                    return lstm.LSTM(recurrent_size=hdim, key=key)
+            return gru.GRU(recurrent_size=hdim, key=key)
+
+    def with_weights(self, module, ours):
+        match type(ours).__name__:
+            case "LRU":
+                return replaced(module, **_minimal_lru(ours))
+            case "ElmanRNNCell":
+                new = module.algebra.algebra.U_h, module.W_h
+                new = (
+                    replaced(new[0], weight=ours.recurrent, bias=ours.bias),
+                    replaced(new[1], weight=ours.input),
+                )
+                return eqx.tree_at(lambda m: (m.algebra.algebra.U_h, m.W_h), module, new)
+            case "LongShortTermMemoryCell":
+                gates, signs = "ifco", (1, 1, 1, 1)
+            case _:
+                # Its update gate is how much is new, that of ours how much is kept.
+                gates, signs = "rzh", (1, -1, 1)
+        step = module.algebra.algebra
+        inputs = jnp.pad(ours.input, ((0, 0), (0, 0), (0, ours.hdim - ours.idim)))
+        for i, (gate, sign) in enumerate(zip(gates, signs, strict=True)):
+            w, u = getattr(step, f"W_{gate}"), getattr(step, f"U_{gate}")
+            w = replaced(w, weight=sign * inputs[i], bias=sign * ours.bias[i])
+            u = replaced(u, weight=sign * ours.recurrent[i])
+            step = replaced(step, **{f"W_{gate}": w, f"U_{gate}": u})
+        return eqx.tree_at(lambda m: m.algebra.algebra, module, step)
+
+    def run(self, module, xs):
+        name = type(module).__name__
+        if name in ("LSTM", "GRU"):
+            width = module.algebra.initialize_carry()[0]
+            width = jax.tree.leaves(width)[0].shape[-1]
+            xs = jnp.pad(xs, ((0, 0), (0, 0), (0, width - xs.shape[-1])))
+        flags = jnp.zeros(xs.shape[1], bool)
+
+        def row(x):
+            (states, _), ys = module(module.initialize_carry(), (x, flags))
+            # Its Elman layer has a readout, which nobody asks for and the compiler leaves out.
+            return states if name == "Elman" else ys
+
+        with unchecked():
+            return jax.vmap(row)(xs)
+
+
+LIBRARIES: dict[str, Library] = {
+    OURS: Rnnscale(),
+    "equinox": Equinox(),
+    "flax": Flax(),
+    "discretax": Discretax(),
+    "rnn-jax": RnnJax(),
+    "memax": Memax(),
+}
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Without the checks of jaxtyping: the annotation of memax's LRU wants as many features as
+    states."""
+    from jaxtyping import config
+
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        config.update("jaxtyping_disable", before)
+
+
+def replaced(module: Any, **new: Any) -> Any:
+    """The module with other values in some fields, of the same shapes where these are arrays."""
+    for name, value in new.items():
+        old = getattr(module, name)
+        if eqx.is_array(old) and old.ndim and old.shape != value.shape:
+            raise ValueError(f"{type(module).__name__}.{name} is {old.shape}, not {value.shape}")
+    return eqx.tree_at(lambda m: [getattr(m, name) for name in new], module, list(new.values()))
+
+
+def _minimal_lru(ours: Any) -> dict[str, jax.Array]:
+    """The names that the LRU of discretax and of memax have from the same origin."""
+    return {
+        "nu_log": ours.nu_log,
+        "theta_log": ours.theta_log,
+        "gamma_log": ours.gamma_log,
+        "B_re": ours.b_re,
+        "B_im": ours.b_im,
+        "C_re": ours.c_re,
+        "C_im": ours.c_im,
+        "D": ours.d,
+    }
+
+
+def identity(xs: jax.Array) -> jax.Array:
+    return xs

@@ -1,0 +1,85 @@
+"""Lines that are told apart by colour, and without it by marker and dash."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ._harness import OURS, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The palette of Okabe and Ito, told apart by colour-blind readers too; yellow is too pale here.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+_DASHES = ((0, ()), (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (9, 3)))
+
+type Styles = dict[str, dict[str, Any]]
+
+
+def new_figure() -> "Figure":
+    """**Raises:** `ImportError` where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        message = "plots need matplotlib: python -m pip install 'rnnscale[plots]'"
+        raise ImportError(message) from None
+    return Figure(layout="constrained")
+
+
+def styles(names: Iterable[str]) -> Styles:
+    """A style for each name, ours first: for all panels of a figure, so that each keeps its own."""
+    ordered = sorted(dict.fromkeys(names), key=lambda name: name != OURS)
+    return {
+        name: {
+            "color": _COLOURS[i % len(_COLOURS)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": _DASHES[i % len(_DASHES)],
+            "linewidth": 2.2 if name == OURS else 1.4,
+            "markersize": 5,
+        }
+        for i, name in enumerate(ordered)
+    }
+
+
+def lines(
+    panel: "Axes", rows: Sequence[Row], x: str, y: str, chosen: Styles, by: str = "entrant"
+) -> None:
+    """A line for each name of `by`, over the rows that have both figures. Sizes that are powers
+    of two get a logarithmic axis."""
+    sizes = set()
+    for name, style in chosen.items():
+        points = sorted(
+            (row[x], row[y])
+            for row in rows
+            if row[by] == name and row.get(x) is not None and row.get(y) is not None
+        )
+        if points:
+            xs, ys = zip(*points, strict=True)
+            panel.plot(xs, ys, label=name, **style)
+            sizes |= set(xs)
+    if len(sizes) > 1 and all(isinstance(n, int) and n & (n - 1) == 0 < n for n in sizes):
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(sorted(sizes), map(_short, sorted(sizes)))
+        panel.minorticks_off()
+    panel.set_xlabel(x)
+    panel.set_ylabel(y)
+    panel.grid(color="0.9", linewidth=0.6)
+
+
+def legend(figure: "Figure", *, below: bool = False) -> None:
+    """One for all panels."""
+    found = {}
+    for panel in figure.axes:
+        found |= {
+            line.get_label(): line for line in panel.get_lines() if line.get_marker() != "None"
+        }
+    place = "outside lower center" if below else "outside right upper"
+    figure.legend(found.values(), found.keys(), loc=place, ncols=4 if below else 1, handlelength=4)
+
+
+def _short(size: int) -> str:
+    for unit, letter in ((2**20, "M"), (2**10, "k")):
+        if size >= unit and size % unit == 0:
+            return f"{size // unit}{letter}"
+    return str(size)

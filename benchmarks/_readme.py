@@ -1,0 +1,306 @@
+"""The tables of the README, made of the results: no figure in them is typed by hand.
+
+Between `<!-- figures: NAME -->` and `<!-- end -->` stands what `TABLES[NAME]` makes of the files in
+`results/`. `python -m benchmarks readme` writes them anew, and a test compares.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ._harness import OURS, Row
+
+RESULTS = Path(__file__).parent / "results"
+_BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n)(?s:.*?)(<!-- end -->)")
+
+
+def written(text: str) -> str:
+    """The text with all its tables made anew.
+
+    **Raises:** `ValueError` for a block whose table nothing makes, and where a table has no block.
+    """
+    blocks = [name for _, name, _ in _BLOCK.findall(text)]
+    if sorted(blocks) != sorted(TABLES):
+        raise ValueError(f"the blocks are {sorted(blocks)}, the tables are {sorted(TABLES)}")
+    return _BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def number(value: float) -> str:
+    """Three digits, and no exponent where none is needed."""
+    if value == 0:
+        return "0"
+    order = math.floor(math.log10(abs(value)))
+    return f"{value:.2e}" if order < -3 else f"{value:,.{max(0, 2 - order)}f}"
+
+
+def with_spread(row: Row, digits: int) -> str:
+    if row["spread"] is None:
+        return f"{row['mean']:.{digits}f}"
+    return f"{row['mean']:.{digits}f} ± {row['spread']:.{digits}f}"
+
+
+def jobs(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows of the same job together."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return found
+
+
+def beside(
+    name: str,
+    title: Callable[[Row], str],
+    key: Sequence[str],
+    figure: str,
+    unit: str,
+    chosen: Callable[[Row], bool] = lambda row: True,
+) -> str:
+    """Ours, and how many times as much the others take; in bold who takes less, and why."""
+    lines, notes = [], []
+    for rows in jobs(filter(chosen, load(name)["rows"]), key).values():
+        (ours,) = [row for row in rows if row["entrant"] == OURS]
+        others = []
+        for row in rows:
+            if row is ours:
+                continue
+            if (ratio := row.get("ratio")) is None:
+                others.append(f"{row['entrant']}: {row.get('stopped') or row['error']}")
+            elif row.get("ahead"):
+                others.append(f"**{row['entrant']} {ratio:.2f}**")
+                if "note" in row and row["note"] not in notes:
+                    notes.append(row["note"])
+            else:
+                others.append(f"{row['entrant']} {number(ratio)}")
+        lines.append((title(ours), f"{number(ours[figure])} {unit}", ", ".join(others)))
+    table = markdown(("job", "rnnscale", "the others take so many times as long"), lines)
+    return table + "".join(f"\n{note}\n" for note in notes)
+
+
+_SHAPE = ("layer", "batch", "time", "features", "units")
+
+
+def shape(row: Row) -> str:
+    layer = row["layer"].removesuffix("Cell")
+    return f"{layer}, B={row['batch']} L={row['time']:,}, {row['features']} to {row['units']}"
+
+
+def train_step() -> str:
+    return beside("train_step_cpu", shape, _SHAPE, "median_ms", "ms")
+
+
+def layers(mode: str) -> str:
+    return beside("layers_cpu", shape, _SHAPE, "median_ms", "ms", lambda row: row["mode"] == mode)
+
+
+def growth() -> str:
+    return beside(
+        "growth_cpu", shape, _SHAPE, "median_ms", "ms", lambda row: row["sweep"] == "length"
+    )
+
+
+def compile_time() -> str:
+    return beside("compile_time_cpu", shape, _SHAPE, "seconds", "s")
+
+
+def start_up() -> str:
+    return beside("start_up_cpu", shape, _SHAPE, "seconds", "s")
+
+
+def latency() -> str:
+    def title(row: Row) -> str:
+        return f"{row['layer']}, {row['batch']} rows, {row['features']} to {row['units']}"
+
+    return beside("latency_cpu", title, ("layer", "batch", "features", "units"), "p50_us", "us")
+
+
+def large_batch() -> str:
+    rows = [
+        (
+            row["rule"],
+            str(row["batch"]),
+            str(row["accumulation"]),
+            str(row["steps"]),
+            f"{row['bits_per_byte']:.3f}",
+            "not reached" if row["tokens_to_target"] is None else f"{row['tokens_to_target']:,}",
+            "yes" if row["keeps"] else "no",
+        )
+        for row in load("large_batch_cpu")["rows"]
+    ]
+    return markdown(
+        ("rate grows", "batch", "parts", "steps", "bits per byte", "bytes to target", "pays"), rows
+    )
+
+
+def memory() -> str:
+    found = jobs(load("memory_cpu")["rows"], ("layer", "length"))
+    layers = dict.fromkeys(layer for layer, _ in found)
+    lengths = sorted({length for _, length in found})
+    rows = []
+    for layer in layers:
+        whole, chunked = [], []
+        for length in lengths:
+            for row in found[layer, length]:
+                into = whole if row["chunk"] is None else chunked
+                into.append(f"{row['temp_bytes'] / 1e6:,.1f}")
+        rows += [(layer, "whole", *whole), ("", "in chunks", *chunked)]
+    return markdown(("layer", "", *(f"{length:,} steps" for length in lengths)), rows)
+
+
+def pixels() -> str:
+    names = ("digits", "digits-permuted", "mnist5k", "mnist5k-permuted")
+    tables = {}
+    for name in names:
+        if (RESULTS / f"experiments/{name}.json").is_file():
+            document = load(f"experiments/{name}")
+            tables[name] = {row["entry"]: row for row in document["rows"]}
+    entries = dict.fromkeys(entry for table in tables.values() for entry in table)
+    rows = []
+    for entry in entries:
+        row = [entry]
+        for table in tables.values():
+            row.append(with_spread(table[entry], 3) if entry in table else "")
+        paper = next(
+            (
+                each["paper"]
+                for name in ("mnist5k-permuted",)
+                if (each := tables.get(name, {}).get(entry)) and each["paper"]
+            ),
+            None,
+        )
+        rows.append((*row, "" if paper is None else f"{paper['value']:.3f}"))
+    return markdown(("model", *(f"`{name}`" for name in tables), "published, permuted MNIST"), rows)
+
+
+def others() -> str:
+    """Experiments of few entries."""
+    rows = []
+    for name, digits in (
+        ("adding-500", 5), ("adding-1000", 5), ("copy", 4), ("japanese-vowels", 3), ("listops", 3),
+        ("reservoirs", 5), ("reservoirs-lorenz", 1),
+    ):  # fmt: skip
+        if not (RESULTS / f"experiments/{name}.json").is_file():
+            continue
+        document = load(f"experiments/{name}")
+        for row in document["rows"]:
+            paper = row["paper"]
+            published = "" if paper is None else paper["source"]
+            if paper is not None and paper["value"] is not None:
+                published = f"{paper['value']:g}; {published}"
+            metric = document["metric"].partition(":")[0]
+            rows.append(
+                (
+                    f"`{name}`", row["entry"], metric, with_spread(row, digits),
+                    str(len(row["seeds"])), published,
+                )
+            )  # fmt: skip
+    return markdown(("experiment", "entry", "figure", "ours", "seeds", "published"), rows)
+
+
+def watch() -> str:
+    rows = load("watch_cpu")["rows"]
+    accuracies = [row["test_accuracy"] for row in rows]
+    return markdown(
+        ("person left out", *(str(row["person"]) for row in rows), "mean"),
+        [
+            (
+                "accuracy",
+                *(f"{each:.3f}" for each in accuracies),
+                f"{sum(accuracies) / len(rows):.3f}",
+            )
+        ],
+    )
+
+
+def streams() -> str:
+    return markdown(
+        ("rows of steps in a batch", "batches", "rows", "bits per byte", "with the state carried"),
+        [
+            (
+                f"{row['batch_size']} of {row['seq_len']}",
+                f"{row['steps']:,}",
+                row["rows"],
+                f"{row['bits_per_byte']['each window from zero']:.3f}",
+                f"{row['bits_per_byte']['state carried on']:.3f}",
+            )
+            for row in load("streams_cpu")["rows"]
+        ],
+    )
+
+
+def exchanged() -> str:
+    rows = []
+    for row in load("scaling_cpu")["rows"]:
+        if row["experiment"] != "length":
+            continue
+        moved = Counter[str]()
+        counts = Counter[str]()
+        for each in row["collectives"]:
+            moved[each["kind"]] += each["bytes"]
+            counts[each["kind"]] += each["count"]
+        rows.append(
+            (
+                f"{row['work']['length']:,}",
+                ", ".join(f"{counts[kind]} {kind}, {moved[kind]:,} bytes" for kind in moved),
+            )
+        )
+    return markdown(("steps over eight devices", "a device exchanges in a training step"), rows)
+
+
+def loading() -> str:
+    rows = []
+    for row in load("data_cpu")["rows"]:
+        if "overhead" not in row:
+            continue
+        low, median, high = (100 * each for each in row["overhead"])
+        name = row["name"] + (f", {row['workers']} workers" if row["workers"] else "")
+        rows.append((row["kind"], name, f"{median:+.0f} %", f"{low:+.0f} to {high:+.0f} %"))
+    return markdown(("what", "of", "processor time beside Grain alone", "quartiles"), rows)
+
+
+def language() -> str:
+    rows = sorted(load("experiments/bytes")["rows"], key=lambda row: row["mean"])
+    return markdown(
+        ("layer", "width", "parameters", "bits per byte"),
+        [
+            (
+                row["entry"],
+                str(row["options"]["dim"]),
+                f"{row['parameters']:,}",
+                with_spread(row, 3),
+            )
+            for row in rows
+        ],
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "train-step": train_step,
+    "layers-gradient": lambda: layers("gradient"),
+    "layers-forward": lambda: layers("forward"),
+    "growth": growth,
+    "compile-time": compile_time,
+    "start-up": start_up,
+    "latency": latency,
+    "large-batch": large_batch,
+    "memory": memory,
+    "pixels": pixels,
+    "experiments": others,
+    "bytes": language,
+    "watch": watch,
+    "streams": streams,
+    "exchanged": exchanged,
+    "loading": loading,
+}

@@ -1,0 +1,51 @@
+"""Seconds from a cold process to the end of the first train step, each in a fresh process.
+
+`import_s` is of what a user imports, jax and optax among it, `make_s` until the layer and the
+optimiser's state are there, then the step of `train_step` is traced, compiled and run once.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from . import _torch
+from ._first_step import case_of, in_turns
+from ._harness import Row
+from ._peers import installed, libraries_for, tell_missing
+from ._plots import legend
+from ._ratios import draw_ratios
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PARTS = ("import_s", "make_s", "trace_s", "compile_s", "run_s")
+COLUMNS = ("layer", "batch", "time", "features", "units", "entrant", "seconds", *PARTS, "ratio")
+ROUNDS = 3
+JOBS = (
+    ("LRU", 8, 2048, 64, 256),
+    ("S5", 8, 2048, 64, 256),
+    ("LongShortTermMemoryCell", 32, 512, 64, 256),
+    ("GatedRecurrentUnitCell", 32, 512, 64, 256),
+)
+QUICK = (("LongShortTermMemoryCell", 1, 32, 8, 8),)
+
+
+def about(options: argparse.Namespace) -> Row:
+    return {"libraries": installed()}
+
+
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    tell_missing()
+    for job in QUICK if options.quick else JOBS:
+        case = case_of(job)
+        names = libraries_for(job[0])
+        if job[0] in _torch.MODULES and _torch.here():
+            names.append("torch")
+        yield from in_turns(case, names, 1 if options.quick else options.rounds, PARTS)
+
+
+def plot(rows: Sequence[Row], figure: "Figure") -> None:
+    figure.set_size_inches(9, 3.5)
+    draw_ratios(figure.subplots(), rows, lambda row: row["layer"])
+    legend(figure)
+    figure.suptitle("Cold start to the first step, times as long as rnnscale")

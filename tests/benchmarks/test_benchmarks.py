@@ -1,0 +1,314 @@
+"""What the benchmarks measure, in small."""
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import benchmarks.__main__ as command
+from benchmarks import data, gpu, linear_scan, message_passing, scaling, tune_triton
+from rnnscale_kernels.testing import ScanArguments, missing
+
+BENCHMARKS = Path(command.__file__).parent
+
+
+def run(name, *given):
+    """The rows, which can be shown and drawn."""
+    module = command.load(name)
+    options, _ = command.parse(name, module, given)
+    rows = list(module.run(options))
+    shown(module, rows)
+    return rows
+
+
+def shown(module, rows):
+    """What is printed. The picture is drawn too."""
+    from benchmarks._harness import table
+
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(
+            module.table(rows) if hasattr(module, "table") else table(rows, module.COLUMNS)
+        )
+    if hasattr(module, "plot") and importlib.util.find_spec("matplotlib") is not None:
+        from benchmarks._plots import new_figure
+
+        figure = new_figure()
+        module.plot([{"device": "cpu", **row} for row in rows], figure)
+        figure.canvas.draw()
+        assert any(panel.get_lines() for panel in figure.axes) or figure.texts
+    return captured.get()
+
+
+def test_the_users_script_runs_unchanged_on_one_and_on_eight_devices():
+    script = BENCHMARKS / "train_script.py"
+    assert len(script.read_text().splitlines()) <= 40
+
+    def start(devices):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags += " --xla_backend_optimization_level=0"
+        return subprocess.Popen(
+            [sys.executable, script, "20"], stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        )  # fmt: skip
+
+    processes = [start(1), start(8)]
+    printed = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    alone, together = ([float(x) for x in re.findall(r"loss ([\d.]+)", each)] for each in printed)
+    assert len(alone) == 2
+    np.testing.assert_allclose(alone, together, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_memory_in_chunks_is_a_small_part_of_the_whole():
+    whole, chunks = run("memory", "--quick")
+    assert (whole["chunk"], chunks["chunk"]) == (None, 64)
+    assert 8 * chunks["temp_bytes"] < whole["temp_bytes"]
+
+
+@pytest.mark.slow
+def test_scaling_counts_collectives_and_gives_no_time_on_virtual_devices():
+    rows = run("scaling", "--quick", "--axes", "seq")
+    found = [(row["experiment"], row["devices"]) for row in rows]
+    assert found == [("strong", 1), ("strong", 8), ("length", 8), ("length", 8)]
+    assert all(row["seconds"] is None and "efficiency" not in row for row in rows)
+    alone, together, *_ = rows
+    assert alone["collectives"] == []
+    gathers = [each for each in together["collectives"] if each["kind"] == "all-gather"]
+    assert [(each["axes"], each["count"]) for each in gathers] == [(("seq",), 2)]
+    short, long = rows[-2:]
+    assert short["collectives"] == long["collectives"]
+
+
+def test_efficiency_is_over_one_device_with_the_same_work(monkeypatch):
+    def measured(axis, work, devices, *, absent, rounds):
+        # Twice as many devices take 0.75 of the time, and 1.25 times as long for twice the work.
+        assert rounds == 4 and not absent
+        growth = work.length * work.batch / (8 * 8192)
+        seconds = 0.75 ** np.log2(len(devices)) * (5 / 3) ** np.log2(growth)
+        return {"collectives": [], "temporaries": 0, "seconds": seconds}
+
+    monkeypatch.setattr(scaling, "measured", measured)
+    figures = {
+        (row["experiment"], row["axis"], row["devices"]): row.get("efficiency")
+        for row in run("scaling", "--rounds", "4", "--axes", "data", "seq")
+    }
+    for axis in ("data", "seq"):
+        assert figures["strong", axis, 1] == figures["weak", axis, 1] == 1
+        assert figures["strong", axis, 8] == pytest.approx(1 / (8 * 0.75**3))
+        assert figures["weak", axis, 8] == pytest.approx(1 / 1.25**3)
+    assert figures["strong", "seq", 4] == pytest.approx(1 / (4 * 0.75**2))
+    assert figures["length", "seq", 8] is None
+
+
+def test_the_recurrence_is_timed_beside_the_textbook_forms(monkeypatch):
+    def cases(sweep, *, quick):
+        assert sweep == "length" and quick
+        yield ScanArguments((4,), 16, 8)
+        yield ScanArguments((2,), 32, 8)
+
+    monkeypatch.setattr(linear_scan, "cases", cases)
+    monkeypatch.setattr(linear_scan, "usable_implementations", lambda: ["chunked", "sequential"])
+    rows = run("linear_scan", "--quick")
+    names = ["chunked", "sequential", "associative_scan", "lax_scan"]
+    assert [(row["mode"], row["time"], row["name"]) for row in rows] == [
+        (mode, time, name)
+        for time in (16, 32) for mode in ("forward", "gradient") for name in names
+    ]  # fmt: skip
+    for row in rows:
+        assert row["sweep"] == "length" and row["time_ms"] > 0 and "versions" not in row
+        (default,) = {
+            other["time_ms"] for other in rows
+            if other["default"] and (other["mode"], other["time"]) == (row["mode"], row["time"])
+        }  # fmt: skip
+        assert row["ratio"] == row["time_ms"] / default
+        peer = row["name"] in ("associative_scan", "lax_scan")
+        assert row.get("ahead", False) == (peer and row["ratio"] < 1)
+
+
+@pytest.mark.parametrize("sweep", linear_scan.SWEEPS)
+def test_sweeps_change_one_thing_at_a_constant_number_of_tokens(sweep):
+    for quick in (True, False):
+        found = list(linear_scan.cases(sweep, quick=quick))
+        assert len(set(map(str, found))) == len(found) and (quick or len(found) >= 3)
+        assert {each.batch[0] * each.time for each in found} == {2**12 if quick else 2**15}
+        fields = [dataclasses.asdict(each) for each in found]
+        varied = {name for name in fields[0] if len({str(each[name]) for each in fields}) > 1}
+        allowed = {
+            "length": {"batch", "time"},
+            "channels": {"channels"},
+            "numbers": {"dtype", "planar", "varying"},
+        }[sweep]
+        assert varied <= allowed and (quick or varied == allowed)
+
+
+def test_loading_is_timed_from_every_source_and_pipeline(monkeypatch):
+    monkeypatch.setattr(data, "RECORDS", 256)
+    rows = run("data", "--quick", "--rounds", "1")
+    kinds = [row["kind"] for row in rows]
+    assert [kinds.count(kind) for kind in ("source", "pipeline", "stall", "fill")] == [9, 6, 1, 1]
+    for row in rows:
+        if row["kind"] in ("source", "pipeline"):
+            assert row["examples_per_second"] > 0 and row["plain_examples_per_second"] > 0
+            assert row["overhead"] == sorted(row["overhead"]) and row["rounds"] == 1
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["arrays"]["example_bytes"] == 64 * 8 * 4 + 4
+    assert by_name["japanese-vowels, 64 steps"]["fill"] == pytest.approx(3837 / (62 * 64))
+
+
+def test_first_fit_fills_rows():
+    lengths = np.random.default_rng(0).integers(20, 201, 200)
+    rows = data.first_fit(lengths, 512)
+    assert sorted(each for row in rows for each in row) == list(range(200))
+    sums = [lengths[row].sum() for row in rows]
+    assert max(sums) <= 512 and sum(sums) > 0.9 * 512 * (len(rows) - 1)
+
+
+@pytest.mark.slow
+def test_messages_are_what_the_network_learns_from():
+    rows = run("message_passing", "--quick")
+    last = {row["network"]: row for row in rows}
+    assert {row["step"] for row in last.values()} == {40}
+    chance = last["messages"]["chance"]
+    assert chance == pytest.approx(1 / 3)
+    assert last["messages"]["loss"] < 0.3 * chance
+    assert last["no messages"]["loss"] > 0.75 * chance
+
+
+def test_the_graph_has_no_loops_and_the_same_degree():
+    senders, receivers = message_passing.make_graph(seed=3)
+    neighbours = senders.reshape(message_passing.NODES, -1)
+    for node, each in enumerate(neighbours):
+        assert node not in each and len(set(each)) == message_passing.DEGREE
+    np.testing.assert_array_equal(np.bincount(receivers), message_passing.DEGREE)
+
+
+def test_watch_tells_of_each_person():
+    (row,) = run("watch", "--quick", "--people", "3", "--steps", "1")
+    assert row["person"] == 3 and 0 <= row["test_accuracy"] <= 1
+    assert [point["step"] for point in row["curve"]] == [1]
+
+
+def test_gpu_says_where_there_is_none(capsys):
+    assert command.main(["gpu"]) == 3
+    assert "there is no accelerator; --target h100 compiles" in capsys.readouterr().err
+
+
+def test_a_check_fails_where_a_figure_is_above_its_bound_and_goes_on():
+    def broken():
+        raise ValueError("no such kernel")
+
+    checks = [("a", 1e-3, lambda: 2e-3), ("b", 1e-3, broken), ("c", 1e-3, lambda: np.nan),
+              ("d", 1e-3, lambda: 5e-4)]  # fmt: skip
+    off, raised, missing_number, good = gpu.checked(iter(checks), time.monotonic() + 60)
+    assert "is off by 0.002, more than 0.001" in off["error"]
+    assert raised["error"] == "ValueError: no such kernel" and "figure" not in raised
+    assert "error" in missing_number
+    assert good == {"arguments": "d", "bound": 1e-3, "figure": 5e-4}
+    (late,) = gpu.checked(iter(checks[:1]), time.monotonic() - 1)
+    assert late["dropped"] == "a"
+
+
+def test_checks_find_a_kernel_that_is_wrong(monkeypatch):
+    (_, bound, right), *_ = gpu.scan_checks("sequential", quick=True)
+    assert right() <= bound
+
+    import rnnscale_kernels
+
+    exact = rnnscale_kernels.linear_scan
+
+    def off(a, b, h0, **options):
+        h, last = exact(a, b, h0, **options)
+        return h * (1 + 1e-4), last
+
+    monkeypatch.setattr(rnnscale_kernels, "linear_scan", off)
+    (_, bound, wrong), *_ = gpu.scan_checks("sequential", quick=True)
+    assert wrong() > 10 * bound
+
+
+def test_the_checks_of_layers_pass_on_a_cpu():
+    # Checked with resets and lengths, backwards in time: what is hardest.
+    words, bound, error = list(gpu.ssm_checks("unfused", quick=True))[2]
+    assert words == "3x700x24-float32-reverse-reset-lengths" and error() <= bound
+
+
+@pytest.mark.slow
+def test_gpu_checks_and_times_in_processes_of_their_own():
+    options = argparse.Namespace(quick=True, rounds=3)
+    part = partial(gpu.run_in_a_process, options=options, left=200)
+    (machine,) = part(("machine",))
+    assert machine["platform"] == "cpu" and "sequential" in machine["linear_scan"]
+    checks = part(("check", "linear_scan", "sequential"))
+    assert len(checks) > 3 and all(row["figure"] <= row["bound"] for row in checks)
+    times = part(("time", "sequential", "lax_scan"))
+    assert {(row["mode"], row["name"]) for row in times} >= {
+        (mode, name) for mode in ("forward", "gradient") for name in ("sequential", "lax_scan")
+    }
+    text = shown(gpu, [machine, *checks, *times])
+    assert "8x64x16 bf16" in text or "8x64x16 f32" in text
+    assert "FAILED" not in text and "fwd %" in text
+
+
+@pytest.mark.slow
+def test_gpu_compiles_for_what_is_not_here():
+    if (reason := missing("h100")) is not None:
+        pytest.skip(reason)
+    row = gpu.compiled_scan(ScanArguments((8,), 256, 128), "forward", "mosaic_gpu", "h100")
+    (kernel,) = row["kernels"]
+    assert kernel["spills"] == 0 and 0 < kernel["shared_memory"] < 233_472
+    row |= {"part": "compile", "name": "mosaic_gpu", "mode": "forward", "arguments": "8x256x128"}
+    assert f"{kernel['shared_memory']:,}" in shown(gpu, [row])
+
+
+@pytest.mark.parametrize(
+    ("then", "ended", "says"),
+    [
+        ("sys.exit('out of luck')", "exit code 1", "out of luck"),
+        ("os.kill(os.getpid(), 9)", "exit code -9", "-9"),
+        ("time.sleep(60)", "no end after 2 s", "2 s"),
+    ],
+)
+def test_a_part_that_ends_badly_keeps_its_rows_and_is_a_failure(
+    then, ended, says, tmp_path, monkeypatch
+):
+    script = tmp_path / "part.py"
+    script.write_text(
+        "import os, sys, time, pathlib\n"
+        "folder = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
+        "(folder / 'lines').write_text('{\"figure\": 1}\\n{\"fig')\n" + then
+    )
+    monkeypatch.setattr(gpu, "PART", (sys.executable, str(script)))
+    monkeypatch.setattr(gpu, "LONGEST", {"check": 2})
+    options = argparse.Namespace(quick=True, rounds=3)
+    row, end = gpu.run_in_a_process(("check", "linear_scan", "triton"), options, left=100)
+    about = {"part": "check", "operation": "linear_scan", "name": "triton"}
+    assert row == {**about, "figure": 1}
+    assert end["ended"] == ended and says in end["error"] and end.items() >= about.items()
+    assert "FAILED" in shown(argparse.Namespace(table=gpu.table), [row | {"bound": 2}, end])
+
+
+def test_a_part_without_time_is_dropped():
+    options = argparse.Namespace(quick=True, rounds=3)
+    (row,) = gpu.run_in_a_process(("time", "triton"), options, left=1)
+    assert row == {"part": "time", "dropped": "all"}
+
+
+def test_what_is_tuned_fits_every_gpu():
+    for case in tune_triton.cases(tune_triton.DTYPES, tune_triton.WIDTHS):
+        found = list(tune_triton.candidates(case))
+        assert len(found) == len(set(found)) >= 4, case
+        itemsize = {"float32": 4, "bfloat16": 2}[case.dtype]
+        for each in found:
+            # Asynchronous copies are of 4 bytes at least.
+            assert each.block * itemsize >= 4 * 32 * each.warps

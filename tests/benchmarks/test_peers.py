@@ -1,0 +1,211 @@
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import _peers, _torch, layers, train_step
+from benchmarks._harness import measure
+from benchmarks.layers import Shape
+from rnnscale.cells import Cell
+
+ROOT = Path(__file__).parents[2]
+SMALL = Shape(2, 24, 3, 8)
+
+
+def ours_and_input(kind, key):
+    ours = layers.make_ours(kind, SMALL.features, SMALL.units, key)
+    xs = jax.random.normal(key, (SMALL.batch, SMALL.time, SMALL.features))
+    return ours, xs
+
+
+def library(name):
+    if name not in _peers.installed():
+        pytest.skip(f"{name} is not installed: the extra peers has it")
+    return _peers.LIBRARIES[name]
+
+
+@pytest.mark.parametrize("kind", ["LRU", "S5"])
+def test_both_plain_forms_of_an_ssm_give_its_outputs(kind, key):
+    ours, xs = ours_and_input(kind, key)
+    expected = ours(xs)[1]
+    for form in (_peers.textbook, _peers.plain):
+        np.testing.assert_allclose(form(ours, xs), expected, rtol=1e-4, atol=1e-5)
+
+
+PEERS = [
+    (name, kind)
+    for name, each in _peers.LIBRARIES.items()
+    for kind, differs in each.differs.items()
+    if name != "rnnscale" and not differs.startswith("another equation")
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), PEERS)
+def test_a_peer_with_our_weights_gives_our_outputs(name, kind, key):
+    peer = library(name)
+    ours, xs = ours_and_input(kind, key)
+    own = peer.make(kind, SMALL.features, SMALL.units, key)
+    expected = _peers.LIBRARIES["rnnscale"].run(ours, xs)
+    # It has weights of its own, or nothing would be known of those that it is given.
+    assert not np.allclose(peer.run(own, xs), expected, rtol=1e-2)
+    got = peer.run(peer.with_weights(own, ours), xs)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_lstm_that_has_another_equation_gives_other_outputs(key):
+    peer = library("memax")
+    kind = "LongShortTermMemoryCell"
+    ours, xs = ours_and_input(kind, key)
+    module = peer.make(kind, SMALL.features, SMALL.units, key)
+    got = peer.run(peer.with_weights(module, ours), xs)
+    expected = _peers.LIBRARIES["rnnscale"].run(ours, xs)
+    assert got.shape == expected.shape and not np.allclose(got, expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("kind", _torch.MODULES)
+def test_pytorch_with_our_weights_gives_our_outputs(kind, key):
+    pytest.importorskip("torch", reason="PyTorch is not installed: the extra peers has it")
+    ours, xs = ours_and_input(kind, key)
+    module = _torch.with_weights(_torch.make(kind, SMALL.features, SMALL.units), ours)
+    expected = _peers.LIBRARIES["rnnscale"].run(ours, xs)
+    np.testing.assert_allclose(_torch.outputs(module, xs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_who_is_installed_and_who_is_missing(monkeypatch, capsys):
+    def version(name):
+        if name == "memax":
+            raise _peers.metadata.PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr(_peers.metadata, "version", version)
+    assert _peers.installed() == dict.fromkeys(set(_peers.DISTRIBUTIONS) - {"memax"}, "1.2")
+    assert _peers.missing() == {"memax": "not installed"}
+    assert "memax" not in _peers.libraries_for("LRU") and "rnn-jax" in _peers.libraries_for("LRU")
+    _peers.tell_missing()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "memax (not installed)" in line and "the extra peers" in line
+
+
+def test_nothing_is_timed_whose_outputs_are_not_ours(key):
+    ours, xs = ours_and_input("LRU", key)
+    same = _peers.Entrant(lambda layer, xs: layer(xs)[1], ours)
+    off = _peers.Entrant(lambda layer, xs: 1.01 * layer(xs)[1], ours)
+    _peers.check_equal({"rnnscale": same, "peer": same}, xs)
+    with pytest.raises(ValueError, match="peer differs from ours"):
+        _peers.check_equal({"rnnscale": same, "peer": off}, xs)
+    told = _peers.Entrant(off.run, ours, "another equation: larger")
+    _peers.check_equal({"rnnscale": same, "peer": told}, xs)
+
+
+@pytest.mark.parametrize("name", layers.CELLS)
+def test_each_cell_is_the_plain_loop_of_its_own_steps(name, key):
+    cell = layers.CELLS[name](SMALL.units, SMALL.units, key=key)
+    xs = jax.random.normal(key, (1, 5, SMALL.units))
+    state, ys = cell.init_state((1,)), []
+    for t in range(5):
+        state, y = cell(xs[:, t], state)
+        ys.append(y)
+    assert isinstance(cell, Cell)
+    got = jax.jit(_peers.plain)(cell, xs)
+    np.testing.assert_allclose(got, jnp.stack(ys, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def only_jax(monkeypatch):
+    """As where no other library is installed."""
+    monkeypatch.setattr(_peers, "installed", lambda: {})
+    monkeypatch.setattr(_torch, "here", lambda: False)
+
+
+def test_a_train_step_learns_and_is_the_same_for_all_forms(only_jax):
+    contest = train_step.contest("LRU", SMALL)
+    assert list(contest.entrants) == ["rnnscale", "plain", "textbook"]
+    xs, labels = train_step.batch(SMALL)
+    ours = layers.make_ours("LRU", SMALL.features, SMALL.units, jax.random.key(0))
+    losses = {}
+    for name, entrant in _peers.entrants(ours).items():
+        step, state = train_step.start(entrant, xs)
+        losses[name] = []
+        for _ in range(30):
+            state, loss = step(state, xs, labels)
+            losses[name].append(float(loss))
+    assert losses["rnnscale"][-1] < losses["rnnscale"][0] - 0.1
+    np.testing.assert_allclose(losses["textbook"], losses["rnnscale"], rtol=1e-3)
+    np.testing.assert_allclose(losses["plain"], losses["rnnscale"], rtol=1e-3)
+
+
+def test_rows_of_layers_have_figures_of_both_modes(only_jax):
+    forward, gradient = layers.contests("IndRNNCell", SMALL)
+    rows = [row for contest in (forward, gradient) for row in measure(contest, 1)]
+    assert [(row["mode"], row["entrant"]) for row in rows] == [
+        (mode, name) for mode in ("forward", "gradient") for name in ("rnnscale", "plain")
+    ]
+    assert all(row["temp_bytes"] > 0 and row["compile_s"] > 0 for row in rows)
+
+
+def test_who_takes_too_long_or_too_much_is_in_no_larger_size(only_jax, monkeypatch):
+    from benchmarks import growth
+
+    shapes = [Shape(1, time, 3, 4) for time in (8, 16, 32)]
+    slow = iter([0, 30_000, 0])
+
+    def gradients(layer, shape, out):
+        wanted = {"rnnscale": 1, "greedy": 10**9 if shape.time == 16 else 1, "slow": 1}
+        here = {name: n for name, n in wanted.items() if name not in out}
+        return dict.fromkeys(here, lambda: None), {n: {"temp_bytes": b} for n, b in here.items()}
+
+    monkeypatch.setattr(growth, "gradients", gradients)
+    monkeypatch.setattr(growth, "memory_bytes", lambda: 10**9)
+    takes = {"rnnscale": lambda: 1, "slow": lambda: next(slow), "greedy": lambda: 1}
+    order = iter(["rnnscale", "greedy", "slow", "rnnscale", "slow", "rnnscale"])
+    monkeypatch.setattr(growth, "milliseconds", lambda thunk: takes[next(order)]())
+    rows = list(growth.grow("length", "LRU", shapes, rounds=1))
+    stopped = {(row["time"], row["entrant"]): row.get("stopped") for row in rows}
+    assert stopped == {
+        (8, "rnnscale"): None, (8, "greedy"): None, (8, "slow"): None,
+        (16, "greedy"): "wants 1 of 1 GB", (16, "rnnscale"): None,
+        (16, "slow"): "took more than 20 s",
+        (32, "rnnscale"): None,
+    }  # fmt: skip
+
+
+def test_a_first_step_in_a_fresh_process_is_told_part_by_part():
+    from benchmarks import start_up
+    from benchmarks._first_step import first_step
+
+    parts = first_step("rnnscale", "LRU", 1, 16, 2, 4)
+    assert list(parts) == list(start_up.PARTS) and all(seconds > 0 for seconds in parts.values())
+    with pytest.raises(RuntimeError, match="nothing"):
+        first_step("rnnscale", "nothing", 1, 16, 2, 4)
+
+
+def test_a_peers_first_step_does_not_import_rnnscale_before_it_is_timed():
+    program = (
+        "import sys, benchmarks._first_step; "
+        "sys.exit(any(name.split('.')[0] in ('rnnscale', 'jax') for name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT)
+    assert done.returncode == 0
+
+
+@pytest.mark.slow
+def test_larger_batches_take_fewer_steps_at_equal_tokens(tmp_path):
+    from benchmarks import large_batch
+
+    (tmp_path / "a").write_text("all work and no play makes jack a dull boy\n" * 400)
+    for name in "bcdefgh":
+        (tmp_path / name).write_text(f"{name} is a letter\n" * 400)
+    options = Namespace(quick=True, tokens=None, batches=None, text=str(tmp_path), seed=0)
+    smallest, *others = large_batch.run(options)
+    assert [row["rule"] for row in others] == ["sqrt", "linear"]
+    assert smallest["steps"] == 32 and all(row["steps"] == 2 for row in others)
+    assert [row["learning_rate"] for row in others] == [pytest.approx(4e-3 * n) for n in (4, 16)]
+    assert all(row["accumulation"] == 2 for row in others)
+    assert smallest["steps_to_target"] == 16 and smallest["keeps"] and smallest["to_smallest"] == 1
+    for row in others:
+        assert row["to_smallest"] == row["bits_per_byte"] / smallest["bits_per_byte"]
