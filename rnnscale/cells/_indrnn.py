@@ -54,9 +54,9 @@ class IndRNNCell(Cell):
         - `recurrent_range`: the least and the largest initial $u$. For sequences of T steps the
             paper has `(0, 2 ** (1 / T))`, and in the last layer of a model that is read at its last
             step `(2 ** (-1 / T), 2 ** (1 / T))`, where every unit remembers the whole sequence.
-        - `input_std`: the initial standard deviation of $W$, positive. The paper's is for the adding
-            problem; where nothing normalises the input, a larger one keeps units from falling
-            silent in the first steps of training.
+        - `input_std`: the initial standard deviation of $W$, positive. The paper's is for the
+            adding problem; where nothing normalises the input, a larger one keeps units from
+            falling silent in the first steps of training.
         - `nonlinearity`: $\sigma$, elementwise.
         - `key`: for the initial parameters.
 

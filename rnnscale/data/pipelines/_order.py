@@ -11,8 +11,9 @@ from ..sources import Record, Source
 _BATCH_SIZE = "_rnnscale_batch_size"
 # Grain shuffles 32-bit numbers.
 _MOST_SHUFFLED = 2**32
-# Grain finds the place of each record by itself, which takes 80 us where there are a few hundred and
-# 2 us where there are many. Up to here the order of an epoch is drawn as a whole, in at most 1 ms.
+# Grain finds the place of each record by itself, which takes 80 us where there are a few hundred
+# and 2 us where there are many. Up to here the order of an epoch is drawn as a whole, in at most
+# 1 ms.
 _DRAWN = 2**16
 
 
