@@ -3,8 +3,8 @@
     python -m benchmarks._first_step LIBRARY LAYER BATCH TIME FEATURES UNITS
 
 `compile_time` and `start_up` run it for each entrant. It prints seconds as JSON: `import_s` of what
-a user imports, `make_s` until the layer and the optimiser's state are there, `trace_s` and
-`compile_s` of the step, and `run_s`, the first one alone.
+a user imports, `make_s` until the device, the layer and the optimiser's state are there, `trace_s`
+and `compile_s` of the step, and `run_s`, the first one alone.
 """
 
 import importlib
@@ -114,18 +114,24 @@ def with_torch(layer: str, size: tuple[int, int, int], units: int) -> dict[str, 
 
 def with_jax(library: str, layer: str, size: tuple[int, int, int], units: int) -> dict[str, float]:
     import jax
+    import numpy as np
 
     if library == "rnn-jax":
         # Importing its layers turned it on.
         jax.config.update("jax_debug_nans", False)
     # A user has these imports behind them, or does without.
     from . import _peers
-    from .train_step import Shape, batch, start
+    from ._torch import CLASSES
+    from .train_step import start
 
     forms = {"textbook": _peers.textbook, "plain": _peers.plain}
     maker = _peers.LIBRARIES["rnnscale" if library in forms else library]
-    xs, labels = batch(Shape(*size, units))
+    random = np.random.default_rng(0)
+    xs = random.standard_normal(size, np.float32)
+    labels = random.integers(CLASSES, size=size[:1], dtype=np.int32)
     clock = Clock()
+    # The first that JAX is asked for: it looks for devices, which its user waits for too.
+    xs, labels = jax.device_put((xs, labels))
     module = maker.make(layer, size[-1], units, jax.random.key(0))
     entrant = _peers.Entrant(forms.get(library, maker.run), module)
     step, state = start(entrant, xs)

@@ -68,25 +68,29 @@ def beside(
     unit: str,
     chosen: Callable[[Row], bool] = lambda row: True,
 ) -> str:
-    """Ours, and how many times as much the others take; in bold who takes less, and why."""
-    lines, notes = [], []
+    """Ours, and how many times as much the others take; in bold who takes less. Below stands whose
+    job is not quite ours."""
+    lines: list[tuple[str, str, str]] = []
+    notes: dict[str, dict[str, None]] = {}
     for rows in jobs(filter(chosen, load(name)["rows"]), key).values():
         (ours,) = [row for row in rows if row["entrant"] == OURS]
         others = []
         for row in rows:
             if row is ours:
                 continue
+            if "note" in row:
+                told = notes.setdefault(f"{row['entrant']}: {row['note']}", {})
+                told[row["layer"].removesuffix("Cell")] = None
             if (ratio := row.get("ratio")) is None:
                 others.append(f"{row['entrant']}: {row.get('stopped') or row['error']}")
             elif row.get("ahead"):
                 others.append(f"**{row['entrant']} {ratio:.2f}**")
-                if "note" in row and row["note"] not in notes:
-                    notes.append(row["note"])
             else:
                 others.append(f"{row['entrant']} {number(ratio)}")
         lines.append((title(ours), f"{number(ours[figure])} {unit}", ", ".join(others)))
     table = markdown(("job", "rnnscale", "the others take so many times as long"), lines)
-    return table + "".join(f"\n{note}\n" for note in notes)
+    told = (f"- {note} ({', '.join(layers)})\n" for note, layers in notes.items())
+    return table + ("\nIn what the jobs differ:\n\n" + "".join(told) if notes else "")
 
 
 _SHAPE = ("layer", "batch", "time", "features", "units")
@@ -133,7 +137,7 @@ def large_batch() -> str:
             str(row["batch"]),
             str(row["accumulation"]),
             str(row["steps"]),
-            f"{row['bits_per_byte']:.3f}",
+            "diverged" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.3f}",
             "not reached" if row["tokens_to_target"] is None else f"{row['tokens_to_target']:,}",
             "yes" if row["keeps"] else "no",
         )
@@ -172,14 +176,7 @@ def pixels() -> str:
         row = [entry]
         for table in tables.values():
             row.append(with_spread(table[entry], 3) if entry in table else "")
-        paper = next(
-            (
-                each["paper"]
-                for name in ("mnist5k-permuted",)
-                if (each := tables.get(name, {}).get(entry)) and each["paper"]
-            ),
-            None,
-        )
+        paper = tables.get("mnist5k-permuted", {}).get(entry, {}).get("paper")
         rows.append((*row, "" if paper is None else f"{paper['value']:.3f}"))
     return markdown(("model", *(f"`{name}`" for name in tables), "published, permuted MNIST"), rows)
 
@@ -265,9 +262,9 @@ def loading() -> str:
         if "overhead" not in row:
             continue
         low, median, high = (100 * each for each in row["overhead"])
-        name = row["name"] + (f", {row['workers']} workers" if row["workers"] else "")
-        rows.append((row["kind"], name, f"{median:+.0f} %", f"{low:+.0f} to {high:+.0f} %"))
-    return markdown(("what", "of", "processor time beside Grain alone", "quartiles"), rows)
+        rows.append((row["kind"], row["name"], f"{median:+.0f} %", f"{low:+.0f} to {high:+.0f} %"))
+    header = "processor time beside Grain alone; with workers, time that passed"
+    return markdown(("what", "of", header, "quartiles"), rows)
 
 
 def language() -> str:

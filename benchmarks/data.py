@@ -40,7 +40,7 @@ from rich.table import Table
 
 from rnnscale import data, training
 
-from ._harness import Row, quartiles
+from ._harness import Row, orders, quartiles
 
 ROUNDS = 11
 # So many records, because what Grain's shuffle takes for one grows below some ten thousand.
@@ -415,7 +415,7 @@ def measured(case: Case, rounds: int, seconds: float) -> Row:
     took = max(spent(ours(case, 4), 0)[0] / 4, 1e-5) if not case.workers else 0.05
     batches = max(2, int(seconds / took)) + (case.workers > 0)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in FORMS}
-    for _, name in itertools.product(range(rounds), FORMS):
+    for name in itertools.chain.from_iterable(orders(list(FORMS), rounds)):
         times[name].append(spent(FORMS[name](case, batches), case.workers))
 
     def overhead(form: str, clock: int) -> list[float]:

@@ -111,13 +111,13 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
                 "accumulation": parts(batch),
                 "learning_rate": rate,
                 "steps": steps,
-                "tokens_per_second": steps * tokens / seconds,
+                "tokens_per_second": (steps - 1) * tokens / seconds if steps > 1 else None,
                 "bits_per_byte": bits if math.isfinite(bits) else None,
                 "to_smallest": bits / end if math.isfinite(bits) else None,
                 "steps_to_target": reached,
                 "tokens_to_target": None if reached is None else reached * tokens,
                 "keeps": bits <= WITHIN * end,
-                "curve": curve,
+                "curve": [(step, bits if math.isfinite(bits) else None) for step, bits in curve],
             }
 
 

@@ -14,7 +14,6 @@ A batch is of 1 row or of 64.
 
 import argparse
 import importlib.util
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -170,7 +169,6 @@ def in_turns(
 def torch_advance(name: str, cell: Any, x: np.ndarray) -> Callable[[Any], tuple[Any, Any]]:
     import torch  # pyright: ignore[reportMissingImports]
 
-    torch.set_num_threads(os.cpu_count() or 1)
     layer = _torch.with_weights(getattr(torch.nn, name)(cell.idim, cell.hdim), cell)
     module = getattr(torch.nn, f"{name}Cell")(cell.idim, cell.hdim)
     weights = {key.removesuffix("_l0"): value for key, value in layer.state_dict().items()}

@@ -1,7 +1,8 @@
 """Seconds from a cold process to the end of the first train step, each in a fresh process.
 
-`import_s` is of what a user imports, jax and optax among it, `make_s` until the layer and the
-optimiser's state are there, then the step of `train_step` is traced, compiled and run once.
+`import_s` is of what a user imports, jax and optax among it, `make_s` until the
+device, the layer and the optimiser's state are there, then the step of `train_step` is traced,
+compiled and run once.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 import argparse
 import difflib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,12 +70,14 @@ def _experiment(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         document = {
             "experiment": experiment.name,
-            "command": f"rnnscale experiment {experiment.name}",
+            "command": _command(arguments),
             "metric": experiment.metric,
             "differs": experiment.differs,
             **environment(),
             "rows": done,
         }
+        if stopped:
+            document["incomplete"] = True
         text = json.dumps(document, indent=1)
         if arguments.json == "-":
             print(text)
@@ -83,6 +86,16 @@ def _experiment(arguments: argparse.Namespace) -> int:
     if stopped:
         console.print("stopped; the same command goes on")
     return 0
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What gives the figures, wherever they are written to."""
+    words = ["rnnscale", "experiment", arguments.name]
+    for name in ("only", "seeds", "steps", "folder", "text"):
+        value = getattr(arguments, name)
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
 
 
 def _list(experiments: Sequence["Experiment"]) -> "Table":

@@ -31,6 +31,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--batch-size", type=int, metavar="B", help="rows at once; default: any number"
     )
+    parser.add_argument("--folder", metavar="DIR", help="folder with the data of the task")
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -48,7 +49,10 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
     # The text that it was trained on may be gone, and any other makes the same model.
-    saved = load_run(arguments.run, make_mesh(devices=jax.devices()[:1]), text=None, seq_len=None)
+    changed = {"text": None, "seq_len": None}
+    if arguments.folder is not None:
+        changed["folder"] = arguments.folder
+    saved = load_run(arguments.run, make_mesh(devices=jax.devices()[:1]), **changed)
     file = export_step(
         saved.model,
         batch_shape=("batch",) if arguments.batch_size is None else (arguments.batch_size,),
@@ -58,8 +62,11 @@ def _export(arguments: argparse.Namespace) -> int:
     try:
         # All or nothing.
         partial = out.with_name(out.name + ".partial")
-        partial.write_bytes(file)
-        os.replace(partial, out)
+        try:
+            partial.write_bytes(file)
+            os.replace(partial, out)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"--out {out} can't be written ({error.strerror})") from error
     with zipfile.ZipFile(out) as archive:

@@ -272,8 +272,9 @@ def _dynamics(saved: "SavedRun", steps: int) -> list[_Panel]:
             "Of one step: the decays of a diagonal layer, where S5 keeps one of each conjugate "
             "pair; of a cell, those of the derivative of the new state by the old one, at rest "
             "(before the first step, without input) and driven (at the end of a test sequence), "
-            "and of its recurrent matrix, if it has one. Beyond the circle, of radius 1, a mode "
-            "grows.",
+            "and of its recurrent matrix, if it has one. Beyond the circle, of radius 1, a mode of "
+            "a step grows; the matrix of a cell that leaks or takes Euler steps is only a part of "
+            "its step.",
             0.8 + 3.2 * math.ceil(len(points) / 2),
             draw_eigenvalues,
         ),
@@ -298,7 +299,8 @@ def _dynamics(saved: "SavedRun", steps: int) -> list[_Panel]:
                 "Lyapunov exponents",
                 f"The largest {_EXPONENTS}, or all, as means over {min(rows, _TRAJECTORIES)} of "
                 f"these sequences, without their first {length // 10} steps. Above zero nearby "
-                "states part, below zero they meet. In float32 none is seen below about -16.",
+                "states part, below zero they meet. In float32 none is seen below about -16; "
+                "nothing is drawn where a step sets a direction to zero.",
                 3.4,
                 lambda figure: plot_lyapunov(figure.subplots(), exponents),
             )

@@ -49,7 +49,7 @@ def eigenvalues(
     and memory for `n * n` numbers, unless the layer is diagonal.
 
     **Raises:** `TypeError` where there is no step, `ValueError` where the input or the state is not
-    of the layer's shape.
+    of the layer's shape, or the Jacobian is not finite.
     """
     diagonal = layer.forward if isinstance(layer, BidirectionalS5) else layer
     if isinstance(diagonal, DiagonalSSM):
@@ -66,6 +66,11 @@ def eigenvalues(
     state = layer.init_state((), x.dtype) if state is None else state
     state = checked_state(layer, state, (), x.dtype)
     jacobian = np.asarray(_jacobian(layer, x, state), np.float64)
+    if not np.isfinite(jacobian).all():
+        raise ValueError(
+            f"eigenvalues: the Jacobian of {type(layer).__name__} is not finite at this point: "
+            "look for what is NaN or infinite in x, the state or the parameters."
+        )
     return np.linalg.eigvals(jacobian).astype(np.complex128)
 
 

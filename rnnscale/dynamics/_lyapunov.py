@@ -55,7 +55,8 @@ def lyapunov_spectrum(
     **Returns:** float64 on the host, from the largest to the smallest. Steps are computed in the
     dtype of `xs`, at least float32, and logarithms are added up in float64. A direction that
     shrinks by more than that dtype resolves beside the largest, 16 nats a step in float32 and 36 in
-    float64, is not seen to shrink faster; what a step sets to exactly zero is one of them.
+    float64, is not seen to shrink faster. Where a step sets a direction to exactly zero, its
+    exponent is minus infinity, unless rounding leaves it a remainder of that size.
 
     **Raises:** `ValueError` or `TypeError` where `xs` or the state is not as the layer takes it,
     there is no step, or a number is out of its range.

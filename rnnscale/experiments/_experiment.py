@@ -42,7 +42,8 @@ class Result(NamedTuple):
     """Of one seed.
 
     - `figure`: the experiment's metric, on the test split.
-    - `parameters`: how many numbers were learned.
+    - `parameters`: how many numbers the model has, those that stay as they are among them; of a
+        reservoir those of its readout.
     - `seconds`: of training.
     - `more`: other figures.
     """

@@ -67,7 +67,7 @@ LANGUAGE = (
         differs=(
             "no paper has this corpus. Each model has two blocks (norm, layer, half GLU) "
             "between an embedding and logits, 200,000 parameters to 3 %, and reads 250 batches of "
-            "16 windows of 256 bytes, one million bytes, with the same optimiser."
+            "16 windows of 256 bytes, one million bytes, with the same optimiser and rates."
         ),
         minutes=30,
         seeds=(0,),

@@ -46,6 +46,14 @@ _OF_THE_PERMUTED: Mapping[str, Mapping[str, Any]] = {
     "lipschitz-gated": {"cell": {"beta": 0.8}},
 }
 
+# A twelfth of the steps, each up to twelve times as long, so that units can see all of an image.
+_OF_DIGITS: Mapping[str, Mapping[str, Any]] = {
+    "cornn": {"cell": {"dt": 0.2, "gamma": 2.7, "epsilon": 4.7}},
+    "lipschitz": {"cell": {"epsilon": 0.12}},
+    "lipschitz-gated": {"cell": {"epsilon": 0.12}},
+    "ron": {"cell": {"dt": 0.2}},
+}
+
 _RUSCH = "Rusch and Mishra 2021, the authors' README"
 _LI = "Li et al. 2018, table of the paper"
 _CHANG = "Chang et al. 2019, as quoted by others"
@@ -81,7 +89,9 @@ def _experiment(
 ) -> Experiment:
     entries = []
     for model, options in _ENTRIES.items():
-        if order == "permuted":
+        if task.startswith("digits"):
+            options = {**options, **_OF_DIGITS.get(model, {})}
+        elif order == "permuted":
             options = {**options, **_OF_THE_PERMUTED.get(model, {})}
         entries.append(
             Entry(

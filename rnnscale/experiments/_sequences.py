@@ -58,7 +58,9 @@ SEQUENCES = (
                     **_QUIET,
                 },
                 Figure(
-                    0.6215, "Smith et al. 2023, as quoted by others: Long Range Arena's ListOps"
+                    0.6215,
+                    "of Long Range Arena's 500 to 2000 tokens: Smith et al. 2023, as quoted by "
+                    "others",
                 ),
             )
         ],

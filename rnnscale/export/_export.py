@@ -4,7 +4,8 @@ import importlib.util
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any, cast
 
@@ -88,10 +89,11 @@ def export_step(
 
     state = jax.eval_shape(init_state, x)
     try:
-        programs = {
-            "init_state": _program(init_state, platforms, x),
-            "step": _program(folded(step, x, state), platforms, x, state),
-        }
+        with _no_tracebacks():
+            programs = {
+                "init_state": _program(init_state, platforms, x),
+                "step": _program(folded(step, x, state), platforms, x, state),
+            }
     except NotImplementedError as error:  # where a platform has no rule for an operation
         raise ValueError(
             f"export_step: {type(model).__name__} has no step for {', '.join(platforms)}: {error}"
@@ -154,6 +156,19 @@ def _on_one_device(module: Any) -> Any:
     return jax.tree.map(
         lambda leaf: jnp.asarray(jax.device_get(leaf)) if eqx.is_array(leaf) else leaf, module
     )
+
+
+@contextmanager
+def _no_tracebacks() -> Iterator[None]:
+    """Programs made inside don't hold the files and lines that they come from: those are of this
+    machine and of the caller, so the same model would give another file elsewhere."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _program(function: Any, platforms: Sequence[str], *specs: Any) -> bytes:

@@ -100,6 +100,11 @@ def load_step(file: bytes) -> ExportedStep:
         raise ValueError(
             f"load_step takes a file that export_step or rnnscale export wrote; {error}"
         ) from error
+    if not isinstance(about, dict) or not {"format", "rnnscale"} <= set(about):
+        raise ValueError(
+            "load_step takes a file that export_step or rnnscale export wrote; its about.json has "
+            "no format"
+        )
     if about["format"] != FORMAT:
         raise ValueError(
             f"load_step reads format {FORMAT}, and this file, of rnnscale {about['rnnscale']}, has "

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from rnnscale._base import State, at_least_float32, state_dtype
+from rnnscale.cells import Cell
 from rnnscale.layers import Embedding, RecurrentNetwork
 from rnnscale.models import BlockStack, LanguageModel, SequenceClassifier
 
@@ -29,6 +30,11 @@ def stepwise(model: Any) -> Any:
         return _ClassifierSoFar(model)
     if isinstance(model, RecurrentNetwork):
         return _NetworkSoFar(model)
+    if isinstance(model, Cell):
+        raise TypeError(
+            f"export_step takes no bare cell; give it RNNEncoder({type(model).__name__}(...)), "
+            "which has a step over batches"
+        )
     if not (hasattr(model, "step") and hasattr(model, "init_state")):
         raise TypeError(
             "export_step takes a causal layer, a LanguageModel, a SequenceClassifier or a network "
@@ -94,11 +100,12 @@ class _NetworkSoFar(eqx.Module):
 
 
 class _Mean(eqx.Module):
-    """Of the features up to now. It is moved on rather than summed up, so that it keeps its digits
-    however long it runs."""
+    """Of the features up to now. It is moved on rather than summed up, so that it doesn't grow.
+    Steps are counted in float32, which stops at 2^24: from there on old ones fade, where an integer
+    would run over."""
 
     value: Float[Array, "*batch dim"]
-    steps: Int[Array, "*batch"]
+    steps: Float[Array, "*batch"]
 
     def moved(self, features: Float[Array, "*batch dim"]) -> "_Mean":
         steps = self.steps + 1
@@ -132,4 +139,4 @@ class _ClassifierSoFar(eqx.Module):
         if self.model.pool != "mean":
             return inner, None
         value = jnp.zeros((*batch_shape, self.model.stack.odim), state_dtype(dtype))
-        return inner, _Mean(value, jnp.zeros(batch_shape, jnp.int32))
+        return inner, _Mean(value, jnp.zeros(batch_shape, jnp.float32))

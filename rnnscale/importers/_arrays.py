@@ -65,6 +65,8 @@ def _checked(
 ) -> NDArray[np.float32]:
     array = _as_array(owner, name, value)
     wanted = axes.split()
+    # Not those that this array, which may be the wrong one, adds.
+    known = [f"{size}={sizes[size]}" for size in sizes if size in axes]
     fits = array.ndim == len(wanted)
     if fits:
         for axis, length in zip(wanted, array.shape, strict=True):
@@ -73,7 +75,6 @@ def _checked(
                 sizes.setdefault(size, length // int(factor or 1))
         fits = array.shape == tuple(_length(axis, sizes) for axis in wanted)
     if not fits:
-        known = [f"{size}={sizes[size]}" for size in sizes if size in axes]
         raise ValueError(
             f"{owner}: {name} must have the shape ({', '.join(wanted)})"
             + (f" with {', '.join(known)}" if known else "")
@@ -90,7 +91,9 @@ def _length(axis: str, sizes: Mapping[str, int]) -> int:
 def _as_array(owner: str, name: str, value: Any) -> NDArray[np.float32]:
     # A tensor of torch. NumPy takes none that has a gradient, is on a device or is bfloat16.
     if callable(getattr(value, "detach", None)):
-        value = value.detach().cpu().float()
+        value = value.detach().cpu()
+        # Integers, as of a quantised model, are refused below and not made into numbers.
+        value = value.float() if value.is_floating_point() else value
     if isinstance(value, Mapping):
         raise ValueError(f"{owner}: {name} must be an array; got a mapping of {', '.join(value)}")
     array = np.asarray(value)

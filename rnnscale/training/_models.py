@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -103,7 +102,8 @@ def make_model(config: TrainConfig, task: Task, key: PRNGKeyArray) -> eqx.Module
         if config.model in _CELLS:
             return RNNEncoder(_make_cell(config, task, config.dim, 0, key))
         sizes = (config.dim,) if config.model == "rglru" else (config.dim, config.state_dim)
-        return _configured(config, _LAYERS[config.model])(*sizes, key=key)
+        make = _configured(config.model, _LAYERS[config.model], config.cell or {})
+        return make(*sizes, key=key)
 
     shared = {
         "make_layer": make_layer,
@@ -170,20 +170,20 @@ def _make_cell(config: TrainConfig, task: Task, idim: int, level: int, key: PRNG
         limit = _INDRNN_GAIN ** (1 / task.seq_len)
         last = level == config.depth - 1
         options.setdefault("recurrent_range", (1 / limit if last else 0.0, limit))
-    return _configured(replace(config, cell=options), _CELLS[config.model])(
-        idim, config.dim, key=key
-    )
+    make = _configured(config.model, _CELLS[config.model], options)
+    return make(idim, config.dim, key=key)
 
 
-def _configured(config: TrainConfig, make: Callable[..., Any]) -> Callable[..., Any]:
-    """The class of a cell or layer, with the options of the run."""
-    options = config.cell or {}
+def _configured(
+    model: str, make: Callable[..., Any], options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """The class of a cell or layer, with options of its own."""
     parameters = inspect.signature(make).parameters.values()
     taken = [each.name for each in parameters if each.kind == each.KEYWORD_ONLY]
     taken.remove("key")
     if unknown := options.keys() - set(taken):
         raise ValueError(
-            f"{config.model} has no option {', '.join(sorted(unknown))}; its options are "
+            f"{model} has no option {', '.join(sorted(unknown))}; its options are "
             f"{', '.join(taken) or 'none'}"
         )
     return partial(make, **options)

@@ -76,6 +76,22 @@ def test_pytorch_with_our_weights_gives_our_outputs(kind, key):
     np.testing.assert_allclose(_torch.outputs(module, xs), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_pytorch_is_trained_as_ours_is():
+    pytest.importorskip("torch", reason="PyTorch is not installed: the extra peers has it")
+    kind = "LongShortTermMemoryCell"
+    ours = layers.make_ours(kind, SMALL.features, SMALL.units, jax.random.key(0))
+    xs, labels = train_step.batch(SMALL)
+    step, state = train_step.start(_peers.Entrant(_peers.LIBRARIES["rnnscale"].run, ours), xs)
+    module = layers.torch_module(ours)
+    # The second of its two biases, with which they learn twice as fast.
+    module.bias_hh_l0.requires_grad_(False)
+    readout = train_step.readout_of(SMALL.units)
+    theirs = _torch.train_step(module, readout, xs, labels, train_step.RATE)
+    for _ in range(20):
+        state, loss = step(state, xs, labels)
+        np.testing.assert_allclose(theirs(), loss, rtol=1e-4)
+
+
 def test_who_is_installed_and_who_is_missing(monkeypatch, capsys):
     def version(name):
         if name == "memax":
@@ -191,6 +207,22 @@ def test_a_peers_first_step_does_not_import_rnnscale_before_it_is_timed():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT)
     assert done.returncode == 0
+
+
+def test_a_run_that_diverges_is_no_number_and_the_first_step_is_not_timed(monkeypatch):
+    from benchmarks import large_batch
+
+    def train(task, given, batch, rate, seed):
+        return ([(2, 5.0), (4, 4.0)], 3.0) if batch == 4 else ([(1, float("nan"))], 0.0)
+
+    monkeypatch.setattr(large_batch, "train", train)
+    monkeypatch.setattr(large_batch, "load_task", lambda *args, **options: None)
+    options = Namespace(quick=True, tokens=None, batches=[4, 16], text=None, seed=0)
+    smallest, large, _ = large_batch.run(options)
+    # Three of the four steps of 4 rows of 32 bytes, in 3 s.
+    assert smallest["tokens_per_second"] == 4 * 32 and smallest["steps_to_target"] == 2
+    assert large["bits_per_byte"] is None and large["curve"] == [(1, None)]
+    assert large["tokens_per_second"] is None and large["keeps"] is False
 
 
 @pytest.mark.slow

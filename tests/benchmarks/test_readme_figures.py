@@ -46,6 +46,19 @@ def test_results_say_where_they_are_from():
         assert {"command", "versions", "device", "rows"} <= document.keys(), file.name
 
 
+def test_what_differs_in_a_job_is_told_whoever_is_ahead(monkeypatch):
+    row = {"layer": "LongShortTermMemoryCell", "entrant": "rnnscale", "ms": 4.0, "ratio": 1.0}
+    slow = {**row, "entrant": "memax", "ratio": 2.0, "note": "more zeros"}
+    fast = {**row, "entrant": "flax", "ratio": 0.5, "ahead": True, "note": "no bias"}
+    rows = [*(row, slow, fast), *({**each, "layer": "LRU"} for each in (row, slow))]
+    monkeypatch.setattr(_readme, "load", lambda name: {"rows": rows})
+    text = _readme.beside("any", lambda row: row["layer"], ("layer",), "ms", "ms")
+    assert "| 4.00 ms | memax 2.00, **flax 0.50** |" in text
+    assert text.endswith(
+        "\n- memax: more zeros (LongShortTermMemory, LRU)\n- flax: no bias (LongShortTermMemory)\n"
+    )
+
+
 def test_numbers_have_three_digits():
     given = [0, 0.0123, 0.123, 1.234, 12.34, 123.4, 1234.5, 3e-5]
     expected = ["0", "0.0123", "0.123", "1.23", "12.3", "123", "1,234", "3.00e-05"]

@@ -26,10 +26,10 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         """A run that was stopped before its first step."""
         folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
         config = TrainConfig.for_task(
-            task, out=str(folder.path), dim=8, depth=2, seq_len=16, batch_size=8, **options
+            task, out=str(folder.path), dim=8, depth=2, batch_size=8, **{"seq_len": 16, **options}
         )
         folder.open(asdict(config))
-        loaded = load_task(task, seq_len=16, text=config.text)
+        loaded = load_task(task, seq_len=config.seq_len, text=config.text, folder=config.folder)
         parts = set_up(config, loaded, make_mesh(8))
         with Checkpointer(folder.checkpoints) as checkpoints:
             checkpoints.save(0, jax.jit(parts.init)(jax.random.key(0)))
@@ -71,6 +71,31 @@ def test_a_model_of_features_and_one_of_tokens(make_run, tmp_path, capsys):
     assert main(["export", str(run), "--out", str(fixed), "--batch-size", "4"]) == 0
     assert "int32 (4)" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fixed", "model.step", "text"]
+
+
+def test_the_data_may_have_moved(make_run, tmp_path, capsys, monkeypatch):
+    before, now, out = (tmp_path / name for name in ("before", "now", "model.step"))
+    for split in ("train", "val", "test"):
+        file = before / f"listops-1000/basic_{split}.tsv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("Source\tTarget\n[MAX 4 3 ]\t4\n")
+    run = str(make_run("lra-listops", model="lru", state_dim=8, seq_len=None, folder=str(before)))
+    before.rename(now)
+    export = ["export", run, "--out", str(out)]
+    assert main(export) == 2
+    assert str(before) in capsys.readouterr().err
+    export += ["--folder", str(now)]
+
+    def full(partial, out):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", full)
+        assert main(export) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["now"]  # nothing by halves
+    assert main(export) == 0
+    assert "SequenceClassifier" in capsys.readouterr().out and out.exists()
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):

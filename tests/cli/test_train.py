@@ -263,7 +263,7 @@ BAD = {
         ["no option dtt", "dt, gamma, epsilon"],
     ),
     "cell syntax": ("adding --cell dt", ["--cell", "'dt'", "dt=0.06"]),
-    "cell of a layer": ("digits --cell dt=1", ["options of a cell", "s5 is none"]),
+    "cell of a layer": ("digits --cell dt=1", ["s5 has no option dt", "blocks"]),
     "option": ("digits --lr 1", ["--lr"]),
     "no task": ("", ["task is missing", "rnnscale tasks"]),
     "resume without out": ("digits --resume", ["--out"]),

@@ -76,7 +76,29 @@ def test_order_depends_on_seed_and_epoch():
     orders = labels(0) + labels(1)
     assert len({tuple(order) for order in orders}) == 6
     # Fixed for good: a checkpoint holds nothing but the step.
-    assert orders[0][:8] == [21, 37, 31, 14, 9, 46, 28, 6]
+    assert orders[0][:8] == [29, 31, 0, 15, 28, 48, 9, 41]
+
+
+def test_many_shuffled_sources_are_each_drawn_once_an_epoch(monkeypatch):
+    drawn = []
+
+    class Random(np.random.RandomState):
+        def permutation(self, count):
+            drawn.append(count)
+            return super().permutation(count)
+
+    monkeypatch.setattr(np.random, "RandomState", Random)
+    # So many records that nobody else has their order.
+    sources = [data.repeat(data.shuffle(numbered(211), seed=seed)) for seed in range(20)]
+    for index in (*range(200, 222), *range(200, 222)):
+        for source in sources:
+            _ = source[index]
+    assert drawn == [211] * 40
+
+
+def test_an_index_from_the_end_is_in_the_epoch_before():
+    shuffled = data.shuffle(numbered(5), seed=3)
+    assert sorted(int(shuffled[index]["labels"]) for index in range(-5, 0)) == list(range(5))
 
 
 def test_arrays_of_a_record_stay_together():

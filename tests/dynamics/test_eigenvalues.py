@@ -189,3 +189,5 @@ def test_what_has_no_step_is_refused(key):
         eigenvalues(cell, jnp.zeros((5, 2)))
     with pytest.raises(ValueError, match="init_state"):
         eigenvalues(cell, jnp.zeros(2), jnp.zeros(5))
+    with pytest.raises(ValueError, match="Jacobian of ElmanRNNCell is not finite"):
+        eigenvalues(cell, jnp.array([jnp.nan, 0]))

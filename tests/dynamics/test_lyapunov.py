@@ -130,6 +130,15 @@ def test_double_precision_sees_what_single_does_not(key):
     np.testing.assert_allclose(double, [0, np.log(1e-10)], atol=1e-4)
 
 
+def test_what_is_set_to_zero_is_minus_infinity(key):
+    """All units of a relu network off, for one step of many."""
+    cell = rnnscale.IndRNNCell(1, 3, key=key)
+    cell = eqx.tree_at(lambda c: (c.recurrent, c.input), cell, (jnp.full(3, 0.5), jnp.ones((3, 1))))
+    on = jnp.ones((20, 1))
+    np.testing.assert_allclose(lyapunov_spectrum(cell, on), np.full(3, np.log(0.5)), atol=1e-5)
+    assert (lyapunov_spectrum(cell, on.at[10].set(-100)) == -np.inf).all()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -126,6 +126,8 @@ def test_a_preset_trains_and_a_second_call_reads(tmp_path, capsys):
     (row,) = document["rows"]
     assert row["seeds"] == [0, 3] and all(0 <= each <= 1 for each in row["figures"])
     assert row["options"]["steps"] == 2
+    given = "digits --only elman --seeds 0 3 --steps 2"
+    assert document["command"] == f"rnnscale experiment {given}" and "incomplete" not in document
     assert document["versions"]["jax"] == jax.__version__
     assert "Differs from the papers" in capsys.readouterr().out
     written = {path: path.stat().st_mtime_ns for path in out.rglob("summary.json")}
@@ -133,6 +135,14 @@ def test_a_preset_trains_and_a_second_call_reads(tmp_path, capsys):
     assert main([*command, "-"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == [row]
     assert written == {path: path.stat().st_mtime_ns for path in out.rglob("summary.json")}
+
+
+def test_what_was_stopped_is_written_as_incomplete(tmp_path, capsys, monkeypatch):
+    stopped = {"n": experiment(Counted(stop_at=4))}
+    monkeypatch.setattr("rnnscale.experiments.EXPERIMENTS", stopped)
+    assert main(["experiment", "n", "--out", str(tmp_path), "--json", "-"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["incomplete"] is True and [row["entry"] for row in document["rows"]] == ["a"]
 
 
 def test_reservoirs_are_as_good_as_they_were():
@@ -155,6 +165,7 @@ def test_all_experiments_are_listed(capsys):
         (["lra-text"], "give it as --folder"),
         (["digits", "--json", "nowhere/rows.json"], "no such folder"),
         (["digits", "--only", "s6"], "digits has no entry s6"),
+        (["reservoirs", "--steps", "3"], "a reservoir is fitted, not trained; it has no steps"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):

@@ -135,6 +135,33 @@ def test_it_can_be_called_inside_of_programs(key):
     close((state, jnp.swapaxes(ys, 0, 1)), layer(xs), 1e-5)
 
 
+def test_the_same_model_gives_the_same_file(key):
+    """Wherever it is called from: a file has no path, line or name of a caller."""
+    layer = S5(3, 8, key=key)
+
+    def from_elsewhere():
+        return export_step(layer)
+
+    before = getattr(jax.config, "jax_traceback_in_locations_limit")  # noqa: B009
+    file = export_step(layer)
+    assert from_elsewhere() == file
+    assert b".py" not in file
+    assert getattr(jax.config, "jax_traceback_in_locations_limit") == before  # noqa: B009
+
+
+def test_a_mean_runs_for_any_number_of_steps(key):
+    model: Any = dict(MODELS)["SequenceClassifier mean"](key)
+    x = sample_inputs(model, (BATCH, 1), key)[:, 0]
+    step = load_step(export_step(model))
+    *inner, count = step(x, step.init_state((BATCH,)))[0]
+    np.testing.assert_array_equal(count, np.ones(BATCH))
+    full = jnp.full(BATCH, 2**24, count.dtype)
+    after, y = step(x, (*inner, full))
+    np.testing.assert_array_equal(after[-1], full)
+    # The mean of so many is hardly moved by one more.
+    close(y, model.head(inner[-1]), 1e-5)
+
+
 def test_dtypes(key):
     cell = ElmanRNNCell(3, 4, key=key)
     low = load_step(export_step(RNNEncoder(cell), dtype=jnp.bfloat16))
@@ -221,6 +248,8 @@ def test_what_cannot_be_exported(key):
     model = eqx.filter_eval_shape(classifier, key)
     with pytest.raises(ValueError, match="SequenceClassifier is not causal"):
         export_step(model)
+    with pytest.raises(TypeError, match=r"no bare cell; give it RNNEncoder\(ElmanRNNCell"):
+        export_step(ElmanRNNCell(3, 4, key=key))
     with pytest.raises(TypeError, match="Linear has no step"):
         export_step(Linear(3, 4, key=key))
     layer = CausalConv(3, 2, key=key)
@@ -254,5 +283,12 @@ def test_what_cannot_be_loaded(key):
         archive.writestr("about.json", json.dumps(about))
         for name in ("step", "init_state"):
             archive.writestr(name, old.read(name))
+    for about in ("{}", "[]"):
+        other = io.BytesIO()
+        with zipfile.ZipFile(other, "w") as archive:
+            for name in ("about.json", "step", "init_state"):
+                archive.writestr(name, about)
+        with pytest.raises(ValueError, match="its about.json has no format"):
+            load_step(other.getvalue())
     with pytest.raises(ValueError, match="reads format 1, and this file, of rnnscale 9.0, has"):
         load_step(buffer.getvalue())

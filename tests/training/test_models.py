@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from rnnscale import IndRNNCell, trainable
+from rnnscale import IndRNNCell, LinearAttention, trainable
 from rnnscale.data import load_task
 from rnnscale.training import MODELS, TrainConfig
 from rnnscale.training._models import constrain, make_loss, make_model
@@ -88,8 +88,28 @@ def test_options_of_a_cell(adding, key):
     with pytest.raises(ValueError, match="no option dtt; its options are dt, gamma, epsilon"):
         make_model(config_for("adding", model="cornn", cell={"dtt": 0.5}), adding, key)
     assert config_for("adding", model="cornn", cell={"gamma": 3.0}).cell["dt"] == 0.016
-    with pytest.raises(ValueError, match="s5 is none"):
-        config_for("adding", model="s5", cell={"dt": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("s5", {"dt": 0.5}, "s5 has no option dt; its options are .*blocks"),
+        ("rglru", {"heads": 2}, "rglru has no option heads; its options are blocks"),
+        ("linear-attention", {"heads": 3}, "heads=3 must divide dim=8 and state_dim=64"),
+    ],
+)
+def test_options_of_a_layer_that_it_does_not_take(model, options, message, adding, key):
+    with pytest.raises(ValueError, match=message):
+        make_model(config_for("adding", model=model, cell=options), adding, key)
+
+
+def test_options_of_a_layer(adding, key):
+    config = config_for("adding", model="linear-attention", cell={"heads": 8})
+    layers = jax.tree.leaves(
+        make_model(config, adding, key), is_leaf=lambda x: isinstance(x, LinearAttention)
+    )
+    (heads,) = {x.heads for x in layers if isinstance(x, LinearAttention)}
+    assert heads == 8
 
 
 def test_what_suits_a_task_depends_on_the_model():

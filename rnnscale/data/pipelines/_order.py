@@ -80,11 +80,12 @@ class _Drawn(grain.MapDataset):
         return self._records[epoch * len(self) + int(order[place])]
 
 
-# Threads that load ahead are in one epoch or the next.
-@lru_cache(maxsize=8)
+# Of each of a few dozen sources that are mixed, this epoch's and the next one's.
+@lru_cache(maxsize=64)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     # RandomState, because NumPy promises never to change its stream; Generator's may change.
-    return np.random.RandomState([seed, epoch % 2**32, epoch >> 32]).permutation(count)
+    words = [seed, epoch % 2**32, (epoch >> 32) % 2**32]
+    return np.random.RandomState(words).permutation(count)
 
 
 def repeat(source: Source | grain.MapDataset) -> grain.MapDataset:
