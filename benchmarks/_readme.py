@@ -26,7 +26,15 @@ def written(text: str) -> str:
     blocks = [name for _, name, _ in _BLOCK.findall(text)]
     if sorted(blocks) != sorted(TABLES):
         raise ValueError(f"the blocks are {sorted(blocks)}, the tables are {sorted(TABLES)}")
-    return _BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
+    return _BLOCK.sub(lambda found: f"{found[1]}{table(found[2])}{found[3]}", text)
+
+
+def table(name: str) -> str:
+    """The table, or that its result is not there yet."""
+    try:
+        return TABLES[name]()
+    except FileNotFoundError as missing:
+        return f"Not measured yet: `{Path(missing.filename).relative_to(RESULTS)}`.\n"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -125,7 +133,8 @@ def start_up() -> str:
 
 def latency() -> str:
     def title(row: Row) -> str:
-        return f"{row['layer']}, {row['batch']} rows, {row['features']} to {row['units']}"
+        rows = "1 row" if row["batch"] == 1 else f"{row['batch']} rows"
+        return f"{row['layer']}, {rows}, {row['features']} to {row['units']}"
 
     return beside("latency_cpu", title, ("layer", "batch", "features", "units"), "p50_us", "us")
 
