@@ -74,10 +74,15 @@ def beside(
     key: Sequence[str],
     figure: str,
     unit: str,
+    why: str = "",
     chosen: Callable[[Row], bool] = lambda row: True,
 ) -> str:
-    """Ours, and how many times as much the others take; in bold who takes less. Below stands whose
-    job is not quite ours."""
+    """Ours, and how many times as much the others take; in bold who takes less, and below the table
+    why they do, and whose job is not quite ours.
+
+    **Raises:** `ValueError` where somebody takes less and there is no reason.
+    """
+    ahead = False
     lines: list[tuple[str, str, str]] = []
     notes: dict[str, dict[str, None]] = {}
     for rows in jobs(filter(chosen, load(name)["rows"]), key).values():
@@ -92,15 +97,24 @@ def beside(
             if (ratio := row.get("ratio")) is None:
                 others.append(f"{row['entrant']}: {row.get('stopped') or row['error']}")
             elif row.get("ahead"):
+                ahead = True
                 others.append(f"**{row['entrant']} {ratio:.2f}**")
             else:
                 others.append(f"{row['entrant']} {number(ratio)}")
         lines.append((title(ours), f"{number(ours[figure])} {unit}", ", ".join(others)))
+    if ahead and not why:
+        raise ValueError(f"{name}: somebody is ahead, and nothing says why")
     table = markdown(("job", "rnnscale", "the others take so many times as long"), lines)
+    if ahead:
+        table += f"\nWhere others are ahead: {why}\n"
     told = (f"- {note} ({', '.join(layers)})\n" for note, layers in notes.items())
     return table + ("\nIn what the jobs differ:\n\n" + "".join(told) if notes else "")
 
 
+_WRITTEN_OUT = (
+    "the loop of a cell is written out for eight steps, forward and backward, which takes longer "
+    "to compile and less time to run; PyTorch compiles nothing."
+)
 _SHAPE = ("layer", "batch", "time", "features", "units")
 
 
@@ -114,21 +128,23 @@ def train_step() -> str:
 
 
 def layers(mode: str) -> str:
-    return beside("layers_cpu", shape, _SHAPE, "median_ms", "ms", lambda row: row["mode"] == mode)
+    return beside(
+        "layers_cpu", shape, _SHAPE, "median_ms", "ms", chosen=lambda row: row["mode"] == mode
+    )
 
 
 def growth() -> str:
     return beside(
-        "growth_cpu", shape, _SHAPE, "median_ms", "ms", lambda row: row["sweep"] == "length"
+        "growth_cpu", shape, _SHAPE, "median_ms", "ms", chosen=lambda row: row["sweep"] == "length"
     )
 
 
 def compile_time() -> str:
-    return beside("compile_time_cpu", shape, _SHAPE, "seconds", "s")
+    return beside("compile_time_cpu", shape, _SHAPE, "seconds", "s", _WRITTEN_OUT)
 
 
 def start_up() -> str:
-    return beside("start_up_cpu", shape, _SHAPE, "seconds", "s")
+    return beside("start_up_cpu", shape, _SHAPE, "seconds", "s", _WRITTEN_OUT)
 
 
 def latency() -> str:
@@ -136,7 +152,13 @@ def latency() -> str:
         rows = "1 row" if row["batch"] == 1 else f"{row['batch']} rows"
         return f"{row['layer']}, {rows}, {row['features']} to {row['units']}"
 
-    return beside("latency_cpu", title, ("layer", "batch", "features", "units"), "p50_us", "us")
+    why = (
+        "most of a step is its matrix product. PyTorch's is faster for one row; for 64 rows the "
+        "two are alike on one core, and PyTorch makes more of two. `layer.step` is within what "
+        "the rounds differ by."
+    )
+    key = ("layer", "batch", "features", "units")
+    return beside("latency_cpu", title, key, "p50_us", "us", why)
 
 
 def large_batch() -> str:

@@ -1,12 +1,15 @@
 """What an experiment is, and how its seeds are run, kept and put together."""
 
 import json
+import logging
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+_log = logging.getLogger(__name__)
 
 type Row = dict[str, Any]
 """An entry of a table of results; see `Experiment.run`."""
@@ -133,6 +136,7 @@ class Experiment:
                 if result is None:
                     yield None
                     return
+                _log.info("%s, seed %d: %s %.4g", entry.name, seed, self.metric, result.figure)
                 results.append(result)
             yield _row(entry, options, seeds, results)
 

@@ -46,13 +46,17 @@ def test_results_say_where_they_are_from():
         assert {"command", "versions", "device", "rows"} <= document.keys(), file.name
 
 
-def test_what_differs_in_a_job_is_told_whoever_is_ahead(monkeypatch):
+def test_who_is_ahead_and_what_differs_in_a_job_is_told(monkeypatch):
     row = {"layer": "LongShortTermMemoryCell", "entrant": "rnnscale", "ms": 4.0, "ratio": 1.0}
     slow = {**row, "entrant": "memax", "ratio": 2.0, "note": "more zeros"}
     fast = {**row, "entrant": "flax", "ratio": 0.5, "ahead": True, "note": "no bias"}
     rows = [*(row, slow, fast), *({**each, "layer": "LRU"} for each in (row, slow))]
     monkeypatch.setattr(_readme, "load", lambda name: {"rows": rows})
-    text = _readme.beside("any", lambda row: row["layer"], ("layer",), "ms", "ms")
+    table = "any", lambda row: row["layer"], ("layer",), "ms", "ms"
+    with pytest.raises(ValueError, match="any: somebody is ahead, and nothing says why"):
+        _readme.beside(*table)
+    text = _readme.beside(*table, "a reason.")
+    assert "\nWhere others are ahead: a reason.\n" in text
     assert "| 4.00 ms | memax 2.00, **flax 0.50** |" in text
     assert text.endswith(
         "\n- memax: more zeros (LongShortTermMemory, LRU)\n- flax: no bias (LongShortTermMemory)\n"

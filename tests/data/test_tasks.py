@@ -74,7 +74,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 
 def test_task_list_says_why_a_task_is_not_available(monkeypatch):
-    own = ["digits", "mnist5k", "mnist5k-permuted", "bytes", "adding", "copy"]
+    own = ["digits", "digits-permuted", "mnist5k", "mnist5k-permuted", "bytes", "adding", "copy"]
     generated = ["selective-copy", "recall", "listops", "pendulum"]
     arena = [f"lra-{name}" for name in ("listops", "text", "retrieval", "image", "pathfinder")]
     from_folder = [*arena, "lra-pathx", "speech-commands"]
