@@ -50,7 +50,6 @@ _OF_THE_PERMUTED: Mapping[str, Mapping[str, Any]] = {
 _OF_DIGITS: Mapping[str, Mapping[str, Any]] = {
     "cornn": {"cell": {"dt": 0.2, "gamma": 2.7, "epsilon": 4.7}},
     "lipschitz": {"cell": {"epsilon": 0.12}},
-    "lipschitz-gated": {"cell": {"epsilon": 0.12}},
     "ron": {"cell": {"dt": 0.2}},
 }
 
