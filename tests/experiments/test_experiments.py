@@ -17,9 +17,10 @@ from rnnscale.data import load_task
 from rnnscale.experiments import EXPERIMENTS, Entry, Experiment, Figure, Result
 from rnnscale.sharding import make_mesh
 from rnnscale.training import TrainConfig, set_up
-from rnnscale.training._models import _CELLS
+from rnnscale.training._models import _CELLS, _LAYERS, _configured
 
 WORKFLOW = Path(__file__).parents[2] / ".github/workflows/results.yml"
+KEY = jax.eval_shape(lambda: jax.random.key(0))
 TRAINED = [each for each in EXPERIMENTS.values() if not each.name.startswith("reservoirs")]
 
 
@@ -86,13 +87,18 @@ def test_presets_fit_their_tasks(preset):
     tasks = {}
     for entry in preset.entries:
         config = TrainConfig.for_task(**entry.options, out="unused")
-        if preset.folder:
-            continue  # the data are elsewhere
+        assert {name: getattr(config, name) for name in entry.options} == entry.options
+        if preset.folder:  # the data are elsewhere, the layer is here
+            make = _configured(config.model, _LAYERS[config.model], config.cell or {})
+            layer = jax.eval_shape(lambda key: make(config.dim, config.state_dim, key=key), KEY)  # noqa: B023
+            assert layer.forward.b_re.shape[1] == config.dim
+            continue
         key = (config.task, config.seq_len)
         if key not in tasks:
             tasks[key] = load_task(config.task, seq_len=config.seq_len)
         # Traces the model with the options of its layers.
-        set_up(config, tasks[key], mesh).abstract_state()
+        state = set_up(config, tasks[key], mesh).abstract_state()
+        assert any(each.trainable for each in parameters(state.model))
 
 
 def test_the_pixels_are_read_by_every_cell():
