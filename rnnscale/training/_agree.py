@@ -6,6 +6,7 @@ have to do these things in the same order.
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from time import monotonic
@@ -133,13 +134,17 @@ def ask(key: str, seconds: float) -> dict[str, Any] | None:
     """What some process told under this key; None if none did within so many seconds."""
     client: Any = distributed.global_state.client
     until = monotonic() + seconds
-    while True:
-        # A second at a time: Python handles no signal in between.
-        left = min(max(until - monotonic(), 0.001), 1.0)
+    while (left := until - monotonic()) > 0:
         try:
-            return json.loads(client.blocking_key_value_get(key, int(1000 * left)))
+            # A second at a time: Python handles no signal in between.
+            return json.loads(client.blocking_key_value_get(key, math.ceil(1000 * min(left, 1.0))))
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
-        if monotonic() >= until:
-            return None
+    # What is there already is found however little time is left.
+    try:
+        return json.loads(client.key_value_try_get(key))
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" not in str(error):
+            raise
+        return None

@@ -23,7 +23,7 @@ from rnnscale.training import (
     run,
     set_up,
 )
-from rnnscale.training._agree import agree, decide, on_first
+from rnnscale.training._agree import agree, ask, decide, on_first, tell
 from rnnscale.training._event import Event
 
 HERE = Path("here")  # each process is in a folder of its own
@@ -40,6 +40,8 @@ def together(folder: str) -> None:
     print("sum:", decide(here, sum))
     told("error", lambda: on_first(lambda: int("x")))
     told("other error", lambda: on_first(lambda: 1 // 0))
+    tell(f"at once/{here}", {})
+    print("at once:", [ask(f"at once/{here}", 0.0) for _ in range(200)] == [{}] * 200)
     agree({"batch_size": 8, "mesh": {"data": 2}})
     told("options", lambda: agree({"batch_size": 8, "seed": min(here, 1), "depth": here}))
     RunFolder(folder).check_shared()

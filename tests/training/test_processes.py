@@ -241,6 +241,7 @@ def test_what_processes_agree_on(group: Callable[[], Group], tmp_path: Path):
         assert told["first"] == "[0]" and told["sum"] == "3"
         assert told["error"].startswith("ValueError: invalid literal")
         assert "ZeroDivisionError: integer division" in told["other error"] or i == 0
+        assert told["at once"] == "True"  # without any time to wait
         assert "disagree on seed: process 0 has 0, process 1 has 1" in told["options"]
         assert "not the same folder in all processes" in told["folder"]
         assert "not seen by process 1, 2" in told["folder"]
