@@ -54,16 +54,27 @@ def in_turns(
     case: dict[str, Any], libraries: Sequence[str], rounds: int, total: Sequence[str]
 ) -> list[Row]:
     """A row for each library, with the medians of its parts and `seconds`, the sum of those in
-    `total`."""
-    from ._harness import OURS, orders, quartiles
+    `total`. One that fails has an `error` instead, and the others go on; ours must not."""
+    from ._harness import OURS, failure, orders, quartiles
 
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in libraries}
+    errors: dict[str, RuntimeError] = {}
     for names in orders(list(libraries), rounds):
         for name in names:
-            parts[name].append(first_step(name, *case.values()))
+            if name in errors:
+                continue
+            try:
+                parts[name].append(first_step(name, *case.values()))
+            except RuntimeError as error:
+                if name == OURS:
+                    raise
+                errors[name] = error
     sums = {name: [sum(each[p] for p in total) for each in parts[name]] for name in libraries}
     rows = []
     for name in libraries:
+        if name in errors:
+            rows.append({**case, "entrant": name, **failure(errors[name])})
+            continue
         low, _, high = quartiles([a / b for a, b in zip(sums[name], sums[OURS], strict=True)])
         seconds = statistics.median(sums[name])
         row = {**case, "entrant": name, "seconds": seconds}

@@ -200,6 +200,26 @@ def test_a_first_step_in_a_fresh_process_is_told_part_by_part():
         first_step("rnnscale", "nothing", 1, 16, 2, 4)
 
 
+def test_a_peer_whose_first_step_fails_does_not_end_the_others(monkeypatch):
+    from benchmarks import _first_step
+
+    def first_step(library: str, *job: str | int) -> dict[str, float]:
+        if library == "broken":
+            raise RuntimeError("broken: no such layer")
+        return {"trace_s": 1.0, "compile_s": 1.0 if library == "rnnscale" else 3.0}
+
+    monkeypatch.setattr(_first_step, "first_step", first_step)
+    total = ("trace_s", "compile_s")
+    rows = _first_step.in_turns({"layer": "LRU"}, ("broken", "rnnscale", "slow"), 2, total)
+    assert [row["entrant"] for row in rows] == ["broken", "rnnscale", "slow"]
+    assert "no such layer" in rows[0]["error"] and "ratio" not in rows[0]
+    assert rows[2]["seconds"] == 4 and rows[2]["ratio"] == 2
+
+    monkeypatch.setattr(_first_step, "first_step", lambda *_: first_step("broken"))
+    with pytest.raises(RuntimeError, match="no such layer"):
+        _first_step.in_turns({"layer": "LRU"}, ("rnnscale",), 1, total)
+
+
 def test_a_peers_first_step_does_not_import_rnnscale_before_it_is_timed():
     program = (
         "import sys, benchmarks._first_step; "
