@@ -131,9 +131,9 @@ def train_step() -> str:
 _OF_LAYERS = {
     "forward": (
         "PyTorch's LSTM is oneDNN's, product and gates in one; MinGRU makes the gates of all steps "
-        "before the recurrence, where the plain loop makes them step by step in the cache; the "
-        "loops of Elman, Wilson-Cowan and IndRNN differ by what XLA makes of eight steps written "
-        "out, which only the gradient gains from."
+        "before the recurrence, which takes more memory than a step at a time in the plain loop; "
+        "why Wilson-Cowan is behind is not known: alone in a process the two loops are alike; "
+        "Elman and IndRNN are within what the rounds differ by."
     ),
     "gradient": (
         "the backward pass of an IndRNN makes the pre-activations again, which takes less memory; "
