@@ -74,8 +74,12 @@ _RECIPES: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
     {
         ("adding", "cornn"): {
             "steps": 8000,
+            "batch_size": 100,
+            "dim": 64,
+            "warmup": 0,
             "learning_rate": 2e-2,
-            "cell": {"dt": 0.016, "gamma": 94.5, "epsilon": 9.5},
+            "clip": 0.1,
+            "cell": {"dt": 0.012, "gamma": 94.5, "epsilon": 9.5},
         },
         ("adding", "indrnn"): {
             "steps": 4000,

@@ -87,7 +87,7 @@ def test_options_of_a_cell(adding, key):
     assert (float(cell.dt), float(cell.gamma), float(cell.epsilon)) == (0.5, 1.5, 2.0)
     with pytest.raises(ValueError, match="no option dtt; its options are dt, gamma, epsilon"):
         make_model(config_for("adding", model="cornn", cell={"dtt": 0.5}), adding, key)
-    assert config_for("adding", model="cornn", cell={"gamma": 3.0}).cell["dt"] == 0.016
+    assert config_for("adding", model="cornn", cell={"gamma": 3.0}).cell["dt"] == 0.012
 
 
 @pytest.mark.parametrize(
