@@ -216,14 +216,11 @@ def pixels() -> str:
     tables = {
         name: {row["entry"]: row for row in load(f"experiments/{name}")["rows"]} for name in names
     }
-    entries = dict.fromkeys(entry for table in tables.values() for entry in table)
     rows = []
-    for entry in entries:
-        row = [entry]
-        for table in tables.values():
-            row.append(with_spread(table[entry], 3) if entry in table else "")
-        paper = tables["mnist5k-permuted"][entry]["paper"]
-        rows.append((*row, "" if paper is None else f"{paper['value']:.3f}"))
+    for entry, permuted in tables["mnist5k-permuted"].items():
+        ours = (with_spread(table[entry], 3) for table in tables.values())
+        paper = permuted["paper"]
+        rows.append((entry, *ours, "" if paper is None else f"{paper['value']:.3f}"))
     return markdown(("model", *(f"`{name}`" for name in tables), "published, permuted MNIST"), rows)
 
 
