@@ -25,16 +25,18 @@ def _python(code: str) -> str:
 
 
 def test_import_is_fast() -> None:
+    # In processor time and against jax's own import, for machines differ and tests run side by side.
     code = """
 import time
+start = time.process_time()
 import equinox, jax
-start = time.perf_counter()
+others = time.process_time()
 import rnnscale
-print(time.perf_counter() - start)
+print((time.process_time() - others) / (others - start))
 """
     _python(code)  # writes the bytecode
-    seconds = statistics.median(float(_python(code)) for _ in range(5))
-    assert seconds <= 0.3, f"import rnnscale takes {seconds:.2f} s over jax and equinox"
+    ratio = statistics.median(float(_python(code)) for _ in range(5))
+    assert ratio <= 0.15, f"import rnnscale takes {ratio:.0%} of the time of jax and equinox"
 
 
 def test_import_loads_nothing_heavy() -> None:
