@@ -29,6 +29,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--resume", action="store_true", default=False, help="go on with the run in --out"
     )
+    parser.add_argument(
+        "--start-from", metavar="DIR", help="folder of a run whose trained model to start with"
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="number of training steps")
     parser.add_argument(
         "--seed", type=int, metavar="S", help="of parameters, dropout and data order"

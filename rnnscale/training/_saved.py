@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from rnnscale.data import Task, load_task
 from rnnscale.sharding import AXES, make_mesh, shardings
@@ -105,12 +106,7 @@ def load_run(
     **Raises:** `ValueError` where there is no run or no checkpoint, the checkpoint is of another
     model than the options, or they do not fit the task or the devices.
     """
-    run = RunFolder(path)
-    if not run.is_run:
-        raise ValueError(
-            f"{run.path} holds no run (it has no config.json); name the folder that `rnnscale "
-            "train` wrote"
-        )
+    run = _run_in(path)
     config = replace(TrainConfig.resumed(run.config()), **changed)
     if mesh is None:
         devices = jax.device_count()
@@ -121,12 +117,33 @@ def load_run(
         mesh = make_mesh(*(mesh.get(axis, 1) for axis in AXES))
     task = _load_task(config)
     with jax.set_mesh(mesh):
-        like = {"model": jax.eval_shape(lambda: make_model(config, task, jax.random.key(0)))}
-        found = restore_part(run.checkpoints, like, shardings(like, mesh))
+        like = jax.eval_shape(lambda: make_model(config, task, jax.random.key(0)))
+        model, step = restore_model(path, like, shardings(like, mesh))
+    return SavedRun(config, task, mesh, step, model)
+
+
+def restore_model(path: str | Path, like: eqx.Module, placed: PyTree) -> tuple[eqx.Module, int]:
+    """The model of a run's newest checkpoint that is whole, as `restore_part` gives it, and the
+    step it was saved after.
+
+    **Raises:** `ValueError` where there is no run or no checkpoint, or it is of another model.
+    """
+    run = _run_in(path)
+    found = restore_part(run.checkpoints, {"model": like}, {"model": placed})
     if found is None:
         raise ValueError(f"the run in {run.path} has saved no checkpoint yet; train it first")
     restored, step = found
-    return SavedRun(config, task, mesh, step, restored["model"])
+    return restored["model"], step
+
+
+def _run_in(path: str | Path) -> RunFolder:
+    run = RunFolder(path)
+    if not run.is_run:
+        raise ValueError(
+            f"{run.path} holds no run (it has no config.json); name the folder that `rnnscale "
+            "train` wrote"
+        )
+    return run
 
 
 def _load_task(config: TrainConfig) -> Task:

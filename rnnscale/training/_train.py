@@ -16,6 +16,7 @@ from rnnscale.training._loop import Clock, evaluate, fit
 from rnnscale.training._processes import process_count
 from rnnscale.training._rows import Split
 from rnnscale.training._run import RunFolder
+from rnnscale.training._saved import restore_model
 from rnnscale.training._setup import set_up
 from rnnscale.training._step import make_eval_step
 from rnnscale.training._stop import StopSignals
@@ -108,6 +109,10 @@ def _run(
                 if resume:
                     _log.warning("nothing to resume in %s: starting at step 0", folder.path)
                 state, clock = sharded_init(parts.init, jax.random.key(config.seed), mesh), Clock()
+                if config.start_from is not None:
+                    model, at = restore_model(config.start_from, like.model, placed.model)
+                    state = eqx.tree_at(lambda state: state.model, state, model)
+                    _log.info("starting from %s after step %d", config.start_from, at)
             step = int(state.step)
             # Only now: the folder of a run that can't be resumed like this stays as it was.
             on_first(lambda: go_on(step))

@@ -202,6 +202,19 @@ def test_resume_takes_what_is_not_given_from_the_run(
     assert [step for step, _ in losses(copy)][-4:] == [55, 56, 58, 60]
 
 
+def test_starts_from_the_model_of_another_run_on_another_mesh(whole: Path, tmp_path: Path):
+    out = tmp_path / "next"
+    arguments = [*TINY, "--start-from", str(whole), "--steps", "2", "--seed", "7"]
+    still = ["--learning-rate", "1e-30", "--weight-decay", "0"]
+    assert train("digits", *arguments, *still, "--mesh", "data=8", "--out", str(out)) == 0
+    first, then = (RunFolder(folder).summary() for folder in (whole, out))
+    assert first is not None and then is not None and then["steps"] == 2
+    np.testing.assert_allclose(then["test_loss"], first["test_loss"], rtol=1e-6)
+    # What goes on is this run, wherever it came from.
+    assert train("--resume", "--out", str(out), "--steps", "3", "--learning-rate", "0.1") == 0
+    assert [step for step, _ in losses(out)] == [1, 2, 3]
+
+
 def test_options_of_another_version_are_named(copy: Path, capsys: pytest.CaptureFixture[str]):
     config = RunFolder(copy).config()
     RunFolder(copy).open({**config, "gamma": 2})
@@ -268,6 +281,12 @@ BAD = {
     "no task": ("", ["task is missing", "rnnscale tasks"]),
     "resume without out": ("digits --resume", ["--out"]),
     "cpu devices too late": ("digits --cpu-devices 3", ["cpu_devices=3", "too late"]),
+    "start from no run": ("digits --start-from {tmp}", ["{tmp}", "holds no run"]),
+    "start from another model": (
+        "digits --start-from {whole}",
+        ["model.encoder.weight is float32[8, 1] there and float32[64, 1] here"],
+    ),
+    "start from an emptied run": ("digits --start-from {emptied}", ["no checkpoint in {emptied}"]),
     "another run": ("digits --out {whole}", ["{whole}", "step 60", "--resume"]),
     "no run": ("digits --out {whole}/checkpoints", ["holds no run", "choose"]),
     "another model": (
