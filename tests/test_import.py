@@ -25,7 +25,7 @@ def _python(code: str) -> str:
 
 
 def test_import_is_fast() -> None:
-    # In processor time and against jax's own import, for machines differ and tests run side by side.
+    # In processor time, beside jax's own: machines differ, and tests run side by side.
     code = """
 import time
 start = time.process_time()

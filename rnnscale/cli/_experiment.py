@@ -29,7 +29,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--folder", metavar="DIR", help="folder with the data, where it needs one")
     parser.add_argument("--text", metavar="DIR", help="folder with the text for `bytes`")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/experiments/NAME")
-    parser.add_argument("--json", metavar="FILE", help="write the rows; - is the standard output")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the rows when all are there; - is the standard output"
+    )
 
 
 def _experiment(arguments: argparse.Namespace) -> int:
@@ -67,7 +69,10 @@ def _experiment(arguments: argparse.Namespace) -> int:
     done = [row for row in rows if row is not None]
     console.print(_table(experiment, done))
     console.print(f"Differs from the papers: {experiment.differs}", highlight=False)
-    if arguments.json is not None:
+    if stopped:
+        # No file either: one that is there may be whole.
+        console.print("stopped; the same command goes on")
+    elif arguments.json is not None:
         document = {
             "experiment": experiment.name,
             "command": _command(arguments),
@@ -76,15 +81,11 @@ def _experiment(arguments: argparse.Namespace) -> int:
             **environment(),
             "rows": done,
         }
-        if stopped:
-            document["incomplete"] = True
         text = json.dumps(document, indent=1)
         if arguments.json == "-":
             print(text)
         else:
             Path(arguments.json).write_text(text + "\n")
-    if stopped:
-        console.print("stopped; the same command goes on")
     return 0
 
 

@@ -15,8 +15,9 @@ from rnnscale.cells import Cell
 from rnnscale.cli import main
 from rnnscale.data import load_task
 from rnnscale.experiments import EXPERIMENTS, Entry, Experiment, Figure, Result
+from rnnscale.experiments._train import runs, train
 from rnnscale.sharding import make_mesh
-from rnnscale.training import TrainConfig, set_up
+from rnnscale.training import RunFolder, TrainConfig, run, set_up
 from rnnscale.training._models import _CELLS, _LAYERS, _configured
 
 WORKFLOW = Path(__file__).parents[2] / ".github/workflows/results.yml"
@@ -86,19 +87,24 @@ def test_presets_fit_their_tasks(preset):
     mesh = make_mesh(devices=jax.devices()[:1])
     tasks = {}
     for entry in preset.entries:
-        config = TrainConfig.for_task(**entry.options, out="unused")
-        assert {name: getattr(config, name) for name in entry.options} == entry.options
+        options = {name: x for name, x in entry.options.items() if name != "before"}
+        *before, config = runs(entry.options, 0, Path("unused"))
+        assert {name: getattr(config, name) for name in options} == options
         if preset.folder:  # the data are elsewhere, the layer is here
             make = _configured(config.model, _LAYERS[config.model], config.cell or {})
             layer = jax.eval_shape(lambda key: make(config.dim, config.state_dim, key=key), KEY)  # noqa: B023
             assert layer.forward.b_re.shape[1] == config.dim
             continue
-        key = (config.task, config.seq_len)
-        if key not in tasks:
-            tasks[key] = load_task(config.task, seq_len=config.seq_len)
-        # Traces the model with the options of its layers.
-        state = set_up(config, tasks[key], mesh).abstract_state()
-        assert any(each.trainable for each in parameters(state.model))
+        models = []
+        for each in (*before, config):
+            key = (each.task, each.seq_len)
+            if key not in tasks:
+                tasks[key] = load_task(each.task, seq_len=each.seq_len)
+            # Traces the model with the options of its layers.
+            models.append(set_up(each, tasks[key], mesh).abstract_state().model)
+        assert any(each.trainable for each in parameters(models[0]))
+        # Each run can start from the one before.
+        assert all(jax.tree.leaves(each) == jax.tree.leaves(models[0]) for each in models)
 
 
 def test_the_pixels_are_read_by_every_cell():
@@ -133,7 +139,7 @@ def test_a_preset_trains_and_a_second_call_reads(tmp_path, capsys):
     assert row["seeds"] == [0, 3] and all(0 <= each <= 1 for each in row["figures"])
     assert row["options"]["steps"] == 2
     given = "digits --only elman --seeds 0 3 --steps 2"
-    assert document["command"] == f"rnnscale experiment {given}" and "incomplete" not in document
+    assert document["command"] == f"rnnscale experiment {given}"
     assert document["versions"]["jax"] == jax.__version__
     assert "Differs from the papers" in capsys.readouterr().out
     written = {path: path.stat().st_mtime_ns for path in out.rglob("summary.json")}
@@ -143,12 +149,44 @@ def test_a_preset_trains_and_a_second_call_reads(tmp_path, capsys):
     assert written == {path: path.stat().st_mtime_ns for path in out.rglob("summary.json")}
 
 
-def test_what_was_stopped_is_written_as_incomplete(tmp_path, capsys, monkeypatch):
+def test_a_curriculum_goes_from_run_to_run_and_on_where_it_was_stopped(tmp_path, monkeypatch):
+    options = {
+        "task": "adding", "model": "indrnn", "dim": 4, "batch_size": 8, "seq_len": 9, "steps": 3,
+        "log_every": 1, "before": [{"seq_len": 4, "steps": 2}, {"seq_len": 6}],
+    }  # fmt: skip
+    whole = train("mse", options, 5, tmp_path / "whole")
+    folders = [RunFolder(tmp_path / "whole" / f"run-{i}") for i in (1, 2, 3)]
+    configs = [folder.config() for folder in folders]
+    assert [(c["seq_len"], c["steps"], c["seed"]) for c in configs] == [
+        (4, 2, 5),
+        (6, 3, 5),
+        (9, 3, 5),
+    ]
+    starts = [None, str(folders[0].path), str(folders[1].path)]
+    assert [c["start_from"] for c in configs] == starts
+    summaries = [folder.summary() for folder in folders]
+    assert whole.figure == summaries[-1]["test_mse"] and whole.parameters == 45
+    assert whole.seconds == sum(each["seconds"] for each in summaries)
+
+    def stopped(config, *, resume):
+        return None if config.seq_len == 6 else run(config, resume=resume)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rnnscale.experiments._train.run", stopped)
+        assert train("mse", options, 5, tmp_path / "stopped") is None
+    assert train("mse", options, 5, tmp_path / "stopped").figure == whole.figure
+
+
+def test_what_was_stopped_leaves_the_file_of_before(tmp_path, capsys, monkeypatch):
     stopped = {"n": experiment(Counted(stop_at=4))}
     monkeypatch.setattr("rnnscale.experiments.EXPERIMENTS", stopped)
-    assert main(["experiment", "n", "--out", str(tmp_path), "--json", "-"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["incomplete"] is True and [row["entry"] for row in document["rows"]] == ["a"]
+    file = tmp_path / "rows.json"
+    file.write_text("of before")
+    assert main(["experiment", "n", "--out", str(tmp_path / "runs"), "--json", str(file)]) == 0
+    assert file.read_text() == "of before" and "stopped" in capsys.readouterr().out
+    stopped["n"] = experiment(Counted())
+    assert main(["experiment", "n", "--out", str(tmp_path / "runs"), "--json", str(file)]) == 0
+    assert [row["entry"] for row in json.loads(file.read_text())["rows"]] == ["a", "b"]
 
 
 def test_reservoirs_are_as_good_as_they_were():
