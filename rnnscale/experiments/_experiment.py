@@ -32,7 +32,8 @@ class Entry:
     """One line of an experiment's table.
 
     - `name`: of the line.
-    - `options`: what it is run with; for training, options of `TrainConfig`.
+    - `options`: what it is run with; for training, options of `TrainConfig`. There `before` makes a
+        curriculum: a list of runs that come first, each with the options that are others in it.
     - `paper`: what was published for it, if that can be put beside ours.
     """
 
