@@ -99,8 +99,8 @@ def _copy_entry(
 
 
 MEMORY = (
-    _adding(500, _SHORTER, 1500, 2e-3, 2000, 30),
-    _adding(1000, _SHORTER, 1500, 2e-3, 2500, 60),
+    _adding(500, _SHORTER, 1500, 2e-3, 2000, 20),
+    _adding(1000, _SHORTER, 1500, 2e-3, 2500, 40),
     _adding(5000, (*_SHORTER, _THOUSAND), 1000, 5e-4, 3000, 300),
     Experiment(
         name="copy",
