@@ -134,7 +134,7 @@ def test_stopped_in_any_way_and_resumed_it_ends_the_same(whole: Path, tmp_path: 
         process = start(out, "--steps", str(STEPS), "--resume")
         wait_for_rows(process, out, rows)
         process.send_signal(number)
-        said, told = process.communicate(timeout=60)
+        said, told = process.communicate(timeout=240)
         assert not (out / "summary.json").exists()
         if number == signal.SIGKILL:
             assert process.returncode == -number
