@@ -228,8 +228,8 @@ def others() -> str:
     """Experiments of few entries."""
     rows = []
     for name, digits in (
-        ("adding-500", 5), ("adding-1000", 5), ("copy", 4), ("japanese-vowels", 3), ("listops", 3),
-        ("reservoirs", 5), ("reservoirs-lorenz", 1),
+        ("adding-500", 5), ("adding-1000", 5), ("adding-5000", 5), ("copy", 4),
+        ("japanese-vowels", 3), ("listops", 3), ("reservoirs", 5), ("reservoirs-lorenz", 1),
     ):  # fmt: skip
         document = load(f"experiments/{name}")
         for row in document["rows"]:
