@@ -19,21 +19,21 @@ _ADDING_DIFFERS = (
 )
 
 # Full sequences hardly ever show a network that remembers ten steps what it should remember.
-_SHORTER = (
+_TO_200 = (
     {"seq_len": 50, "steps": 3000, "learning_rate": 2e-2},
     {"seq_len": 200, "steps": 3000, "learning_rate": 2e-2},
 )
-_THOUSAND = {"seq_len": 1000, "steps": 1500, "learning_rate": 2e-3}
+_TO_500 = (*_TO_200, {"seq_len": 500, "steps": 1500, "learning_rate": 2e-3})
+_TO_1000 = (*_TO_200, {"seq_len": 1000, "steps": 1500, "learning_rate": 2e-3})
+_TO_5000 = (*_TO_1000, {"seq_len": 5000, "steps": 1000, "learning_rate": 5e-4})
 
 
 def _adding(
-    seq_len: int,
-    before: Sequence[Mapping[str, Any]],
-    cornn_steps: int,
-    cornn_rate: float,
-    indrnn_steps: int,
-    minutes: float,
+    curriculum: Sequence[Mapping[str, Any]], indrnn_steps: int, minutes: float
 ) -> Experiment:
+    """Over the steps of the last of the runs by which coRNN learns it."""
+    *before, last = curriculum
+    seq_len = last["seq_len"]
     shared = {"task": "adding", "seq_len": seq_len, "batch_size": 50, "dim": 128, **_QUIET}
     return Experiment(
         name=f"adding-{seq_len}",
@@ -44,10 +44,9 @@ def _adding(
                 {
                     **shared,
                     "before": before,
+                    **last,
                     "model": "cornn",
-                    "steps": cornn_steps,
                     "warmup": 100,
-                    "learning_rate": cornn_rate,
                     "clip": 0.1,
                     "cell": {"dt": 0.06, "gamma": 20.0, "epsilon": 15.0},
                 },
@@ -99,9 +98,9 @@ def _copy_entry(
 
 
 MEMORY = (
-    _adding(500, _SHORTER, 1500, 2e-3, 2000, 20),
-    _adding(1000, _SHORTER, 1500, 2e-3, 2500, 40),
-    _adding(5000, (*_SHORTER, _THOUSAND), 1000, 5e-4, 3000, 300),
+    _adding(_TO_500, 2000, 20),
+    _adding(_TO_1000, 2500, 40),
+    _adding(_TO_5000, 3000, 300),
     Experiment(
         name="copy",
         description="the copy problem with a wait of 100 steps",

@@ -144,8 +144,8 @@ class TrainConfig:
     - `mesh`: mesh axes and their sizes; None for all devices on `data`.
     - `cpu_devices`: run on this many virtual CPU devices, in each process; None for the devices
         there are.
-    - `start_from`: the folder of a run whose trained model, of the same options, this one starts
-        with; None for new parameters. Steps and optimiser start anew.
+    - `start_from`: the folder of a run whose trained model this one starts with, of the same kind
+        and sizes; None for new parameters. Steps and optimiser start anew.
     - `seed`: of the parameters, the dropout and the order of the data, 0 to 2**32 - 1.
     - `dim`, `depth`, `state_dim`: width, number of blocks, states of S5 and LRU in each; for linear
         attention, features of the keys of all its heads.

@@ -17,7 +17,8 @@ from rnnscale.training._processes import process_count
 from rnnscale.training._rows import Split
 from rnnscale.training._run import RunFolder
 from rnnscale.training._saved import restore_model
-from rnnscale.training._setup import set_up
+from rnnscale.training._setup import Setup, set_up
+from rnnscale.training._state import TrainState
 from rnnscale.training._step import make_eval_step
 from rnnscale.training._stop import StopSignals
 from rnnscale.training._watchdog import Watchdog
@@ -108,11 +109,7 @@ def _run(
             else:
                 if resume:
                     _log.warning("nothing to resume in %s: starting at step 0", folder.path)
-                state, clock = sharded_init(parts.init, jax.random.key(config.seed), mesh), Clock()
-                if config.start_from is not None:
-                    model, at = restore_model(config.start_from, like.model, placed.model)
-                    state = eqx.tree_at(lambda state: state.model, state, model)
-                    _log.info("starting from %s after step %d", config.start_from, at)
+                state, clock = _first_state(parts, like, placed), Clock()
             step = int(state.step)
             # Only now: the folder of a run that can't be resumed like this stays as it was.
             on_first(lambda: go_on(step))
@@ -156,3 +153,14 @@ def _run(
     }
     watchdog.busy("waiting for the other processes at the end")
     return decide(None, lambda _: written(summary), minutes=config.stuck_minutes)
+
+
+def _first_state(parts: Setup, like: TrainState, placed: TrainState) -> TrainState:
+    """New, or with the model of another run; with the shapes of `like`, laid out as in `placed`."""
+    config = parts.config
+    state = sharded_init(parts.init, jax.random.key(config.seed), parts.mesh)
+    if config.start_from is None:
+        return state
+    model, step = restore_model(config.start_from, like.model, placed.model)
+    _log.info("starting from %s after step %d", config.start_from, step)
+    return eqx.tree_at(lambda state: state.model, state, model)

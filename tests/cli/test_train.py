@@ -202,15 +202,16 @@ def test_resume_takes_what_is_not_given_from_the_run(
     assert [step for step, _ in losses(copy)][-4:] == [55, 56, 58, 60]
 
 
-def test_starts_from_the_model_of_another_run_on_another_mesh(whole: Path, tmp_path: Path):
+def test_starts_from_the_model_of_another_run_on_another_mesh(copy: Path, tmp_path: Path):
     out = tmp_path / "next"
-    arguments = [*TINY, "--start-from", str(whole), "--steps", "2", "--seed", "7"]
+    arguments = [*TINY, "--start-from", str(copy), "--steps", "2", "--seed", "7"]
     still = ["--learning-rate", "1e-30", "--weight-decay", "0"]
     assert train("digits", *arguments, *still, "--mesh", "data=8", "--out", str(out)) == 0
-    first, then = (RunFolder(folder).summary() for folder in (whole, out))
+    first, then = (RunFolder(folder).summary() for folder in (copy, out))
     assert first is not None and then is not None and then["steps"] == 2
     np.testing.assert_allclose(then["test_loss"], first["test_loss"], rtol=1e-6)
-    # What goes on is this run, wherever it came from.
+    # What goes on is this run, and not from where it started.
+    shutil.rmtree(copy)
     assert train("--resume", "--out", str(out), "--steps", "3", "--learning-rate", "0.1") == 0
     assert [step for step, _ in losses(out)] == [1, 2, 3]
 
