@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import _readme
+from rnnscale.experiments import EXPERIMENTS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -44,6 +45,18 @@ def test_results_say_where_they_are_from():
     for file in files:
         document = json.loads(file.read_text(encoding="utf-8"))
         assert {"command", "versions", "device", "rows"} <= document.keys(), file.name
+
+
+def test_results_of_experiments_are_those_of_the_presets():
+    files = sorted((_readme.RESULTS / "experiments").glob("*.json"))
+    assert files
+    for file in files:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        preset = EXPERIMENTS[file.stem]
+        assert document["differs"] == preset.differs, file.name
+        entries = {each.name: json.loads(json.dumps(each.options)) for each in preset.entries}
+        for row in document["rows"]:
+            assert row["options"] == entries[row["entry"]], (file.name, row["entry"])
 
 
 def test_who_is_ahead_and_what_differs_in_a_job_is_told(monkeypatch):
