@@ -1,6 +1,7 @@
 import os
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 # Before jax starts, and in the environment, so that the processes that tests start see it too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,6 +16,8 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+MAPPINGS = Path("/proc/self/maps")
 
 # Examples compile, so a deadline says nothing and a hundred of them take minutes.
 hypothesis.settings.register_profile(
@@ -51,9 +54,9 @@ def getkey(key: jax.Array) -> Callable[[], jax.Array]:
     return next_key
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def few_programs():
-    """For tests that compile much: a process can map so many programs into its memory."""
-    jax.clear_caches()
+    """Forgets compiled programs in time: each is some ten mappings, of 65530 a process may have."""
     yield
-    jax.clear_caches()
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > 10_000:
+        jax.clear_caches()

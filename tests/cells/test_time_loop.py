@@ -26,8 +26,6 @@ from rnnscale.cells import (
     time_loop,
 )
 
-pytestmark = pytest.mark.usefixtures("few_programs")
-
 
 def plain(cell, xs, state, reset=None, lengths=None, reverse=False):
     """A whole step inside the loop, and everything else the obvious way."""

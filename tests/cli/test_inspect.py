@@ -155,7 +155,6 @@ def test_without_matplotlib_the_extra_is_named(run: Path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_programs")
 @pytest.mark.parametrize(
     ("model", "task"),
     [

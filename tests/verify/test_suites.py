@@ -8,9 +8,6 @@ import pytest
 from rnnscale import verify
 from rnnscale._fields import parameters
 
-pytestmark = pytest.mark.usefixtures("few_programs")
-
-
 CELLS = {subject.name for subject in verify.CELLS}
 SUITES = [
     pytest.param(suite, id=suite.name, marks=[pytest.mark.slow] if suite.name in CELLS else [])
