@@ -72,7 +72,7 @@ def outcome(loop, cell, xs, state, weights, **options):
             state, ys = loop(*eqx.combine(moving, still), **options)
             floats = eqx.filter(state, eqx.is_inexact_array)
             ends = sum(jnp.sum(jnp.cos(x + 1)) for x in jax.tree.leaves(floats))
-            return jnp.sum(weights * jnp.sin(ys.astype(jnp.float32))) + ends, (state, ys)
+            return jnp.sum(weights * jnp.sin(ys.astype(weights.dtype))) + ends, (state, ys)
 
         return jax.grad(loss, has_aux=True)(moving)
 
@@ -89,8 +89,14 @@ CELLS = {
 over_cells = pytest.mark.parametrize("build", CELLS.values(), ids=CELLS)
 
 
+def in_double(cell):
+    return jax.tree.map(lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, cell)
+
+
 def sample(build, axes, getkey, dtype=jnp.float32):
     cell = build(getkey())
+    if dtype == jnp.float64:
+        cell = in_double(cell)
     xs = jax.random.normal(getkey(), (*axes, cell.idim)).astype(dtype)
     state = jax.tree.map(
         lambda x: x + 0.3 * jax.random.normal(getkey(), x.shape) if eqx.is_inexact_array(x) else x,
@@ -103,14 +109,15 @@ def sample(build, axes, getkey, dtype=jnp.float32):
 @pytest.mark.parametrize("remat", [False, True], ids=["", "remat"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["", "reverse"])
 def test_resets_and_lengths(build, reverse, remat, getkey):
-    arguments = sample(build, (4, 27), getkey)
-    options = {
-        "reset": jax.random.bernoulli(getkey(), 0.2, (4, 27)),
-        "lengths": jnp.array([27, 0, 5, 13]),
-        "reverse": reverse,
-    }
-    got = outcome(time_loop, *arguments, **options, remat=remat)
-    assert verify.relative_error(got, outcome(plain, *arguments, **options)) < 2e-6
+    with jax.enable_x64(True):
+        arguments = sample(build, (4, 27), getkey, jnp.float64)
+        options = {
+            "reset": jax.random.bernoulli(getkey(), 0.2, (4, 27)),
+            "lengths": jnp.array([27, 0, 5, 13]),
+            "reverse": reverse,
+        }
+        got = outcome(time_loop, *arguments, **options, remat=remat)
+        assert verify.relative_error(got, outcome(plain, *arguments, **options)) < 1e-13
 
 
 @pytest.mark.parametrize("axes", [(1,), (8,), (2, 19), (3, 2, 5), (2, 300), (0, 4)], ids=str)
@@ -241,11 +248,13 @@ def test_other_meshes(sizes, getkey):
 
 
 def check_on_mesh(cell, sizes, key):
-    xs = jax.random.normal(key, (8, 29, cell.idim))
-    state = cell.init_state((8,))
-    expected, _ = compile_on_mesh(time_loop, cell, xs, state, {})
-    got, hlo = compile_on_mesh(time_loop, cell, xs, state, sizes)
-    assert verify.relative_error(got, expected) < 2e-5
+    with jax.enable_x64(True):
+        cell = in_double(cell)
+        xs = jax.random.normal(key, (8, 29, cell.idim))
+        state = cell.init_state((8,), jnp.float64)
+        expected, _ = compile_on_mesh(time_loop, cell, xs, state, {})
+        got, hlo = compile_on_mesh(time_loop, cell, xs, state, sizes)
+    assert verify.relative_error(got, expected) < 1e-12
     # A linear cell may do without a loop.
     if not isinstance(cell, LinearCell) or "while(" in hlo:
         assert not collectives_in_loops(hlo)

@@ -166,13 +166,16 @@ def test_a_long_memory_is_as_exact_as_on_one_device(key):
     decay = 1 - 10.0 ** -jnp.linspace(1, 6, 8)
     u = jax.random.normal(key, (1, time, 2))
     b, c = jax.random.normal(key, (8, 2)), jax.random.normal(key, (2, 8))
-    h = np.zeros(8)
+    h, largest = np.zeros(8), np.zeros(8)
     for u_t in np.asarray(u[0] @ b.T, np.float64):
         h = np.asarray(decay, np.float64) * h + u_t
+        largest = np.maximum(largest, np.abs(h))
     for mesh in (make_mesh(seq=8), make_mesh(devices=jax.devices()[:1])):
         with jax.set_mesh(mesh):
             _, h_last = jax.jit(diagonal_ssm)(u, decay, b, c)
-        np.testing.assert_allclose(h_last[0], h, rtol=2e-5, atol=2e-5)
+        # Rounding on the way makes an error of the size of the largest state, not of the last; a
+        # decay that is off by its last digit makes one of 1e-3.
+        np.testing.assert_allclose(h_last[0] / largest, h / largest, rtol=0, atol=5e-5)
 
 
 def test_fewer_steps_than_devices():
