@@ -47,14 +47,17 @@ def together(folder: str) -> None:
     RunFolder(folder).check_shared()
     told("folder", lambda: RunFolder(HERE).check_shared(seconds=0.5))
 
-    # The calls of each process have their own pace; two ask for something at different times.
+    # The calls of each process have their own pace. The last asks at once, the one before when what
+    # the last asked for has come; there is time for more to come than that.
     something = Event()
     came = []
-    for call in range(1, 301):
-        if (here, call) in ((count - 1, 30), (count - 2, 150)):
+    for call in range(1, 5001):
+        if (here == count - 1 and call == 30) or (here == count - 2 and came == [call - 10]):
             something.ask()
         if something.has_come():
             came.append(call)
+        if len(came) == 2 and call == came[1] + 50:
+            break
         time.sleep(0.002 * (1 + here))
     decide(None, lambda _: None)
     something.close()
