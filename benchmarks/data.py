@@ -38,7 +38,7 @@ from grain.experimental import device_put
 from rich.console import Group
 from rich.table import Table
 
-from rnnscale import data, training
+from rnnscale import data, runs, tasks
 
 from ._harness import Row, orders, quartiles
 
@@ -448,8 +448,8 @@ def measured(case: Case, rounds: int, seconds: float) -> Row:
 def stall(task: str, rows: str, **options: Any) -> Row:
     """How long a training run waits for its batches."""
     with tempfile.TemporaryDirectory() as out:
-        config = training.TrainConfig.for_task(task, out=out, rows=rows, **options)
-        summary: Any = training.run(config)
+        config = runs.TrainConfig.for_task(task, out=out, rows=rows, **options)
+        summary: Any = runs.run(config)
     return {
         "kind": "stall",
         "name": f"{task}, {rows}",
@@ -474,7 +474,7 @@ def fill(*, quick: bool) -> Iterator[Row]:
     for name, steps in (("japanese-vowels", 64), ("bytes", 1024)):
         if quick and name == "bytes":
             continue
-        sequences = data.load_task(name).sequences["train"]
+        sequences = tasks.load_task(name).sequences["train"]
         rows, counted = len(data.pack(sequences, steps)), int(sequences.lengths.sum())
         yield {
             "kind": "fill",

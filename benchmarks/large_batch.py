@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from rnnscale.data import Task, evaluation_batches, load_task, stream
+from rnnscale.data import evaluation_batches, stream
+from rnnscale.runs import TrainConfig, set_up
 from rnnscale.sharding import make_mesh, sharded_init
-from rnnscale.training import TrainConfig, evaluate, make_eval_step, set_up
+from rnnscale.tasks import Task, load_task
+from rnnscale.training import evaluate, make_eval_step
 
 from ._harness import Row
 from ._plots import legend, lines, styles

@@ -3,7 +3,7 @@
 Each entrant runs a stream: it takes its own state from step to step and waits for every output. The
 figures are quantiles over all steps of all turns; each turn is a piece of the stream.
 
-- `rnnscale`: the step that `rnnscale.export.export_step` wrote, read back.
+- `rnnscale`: the step that `rnnscale.interop.export_step` wrote, read back.
 - `layer.step`: the layer's own step under `jax.jit`, with the weights as arguments.
 - `torch`: one call of `LSTMCell` or `GRUCell` with the same weights, without gradients.
 - `whole sequence`: the layer over all that came before, 1024 steps, for the sake of the last one:
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnscale import LRU, S5, GatedRecurrentUnitCell, LongShortTermMemoryCell, RNNEncoder
-from rnnscale.export import export_step, load_step
+from rnnscale.interop import export_step, load_step
 from rnnscale.models import LanguageModel
 from rnnscale_kernels.testing import failure
 

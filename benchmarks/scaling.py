@@ -21,9 +21,9 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from rnnscale.data import load_task
+from rnnscale.runs import Setup, TrainConfig, set_up
 from rnnscale.sharding import AXES, make_mesh, sharded_init
-from rnnscale.training import Setup, TrainConfig, set_up
+from rnnscale.tasks import load_task
 from rnnscale_kernels.testing import Program, compile_for, target_devices
 
 from ._harness import Row, require, target

@@ -6,10 +6,12 @@ import jax
 import optax
 
 from rnnscale import S5
-from rnnscale.data import batches, load_task
+from rnnscale.data import batches
+from rnnscale.distributed import connect
 from rnnscale.models import SequenceClassifier
 from rnnscale.sharding import batch_sharding, make_mesh, sharded_init
-from rnnscale.training import TrainState, connect, cross_entropy, make_train_step
+from rnnscale.tasks import load_task
+from rnnscale.training import TrainState, cross_entropy, make_train_step
 
 connect()  # with the other processes, if there are any
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 100

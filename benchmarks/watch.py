@@ -15,20 +15,10 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from rnnscale.data import (
-    WATCH_PEOPLE,
-    Record,
-    Source,
-    Task,
-    augment,
-    evaluation_batches,
-    repeat,
-    shuffle,
-    stream,
-    watch,
-)
+from rnnscale.data import Record, Source, augment, evaluation_batches, repeat, shuffle, stream
 from rnnscale.models import SequenceClassifier
 from rnnscale.ssm import S5
+from rnnscale.tasks import WATCH_PEOPLE, Task, watch
 from rnnscale.training import (
     TrainState,
     cross_entropy,

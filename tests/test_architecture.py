@@ -19,14 +19,18 @@ def _folder(package: str) -> Path:
 ROOTS = {name: _folder(name) for name in ("rnnscale_kernels", "rnnscale")}
 
 # Each part, and the parts that it may import. A new part of rnnscale needs a line here.
-_KERNELS = {"rnnscale_kernels"}
+_KERNELS = {"rnnscale_kernels", "_errors"}
 _SHARDING = _KERNELS | {"_fields", "sharding"}
 _CELLS = _SHARDING | {"_base"}
 _LAYERS = _CELLS | {"cells", "ssm", "layers"}
 _MODELS = _LAYERS | {"models"}
-_TRAINING = _MODELS | {"data", "training"}
+_DATA = {"_errors", "data"}
+_TRAINING = _MODELS | {"distributed", "training"}
+_RUNS = _TRAINING | _DATA | {"tasks", "runs"}
+_TOOLS = {"analysis", "interop", "verify"}
 ALLOWED = {
-    "rnnscale_kernels": _KERNELS,
+    "rnnscale_kernels": {"rnnscale_kernels"},
+    "_errors": set(),
     "_fields": set(),
     "sharding": _SHARDING,
     "_base": _SHARDING,
@@ -34,15 +38,15 @@ ALLOWED = {
     "ssm": _CELLS | {"ssm"},
     "layers": _LAYERS,
     "models": _MODELS,
-    "data": {"data"},
+    **{tool: _MODELS | {tool} for tool in _TOOLS},
+    "data": _DATA,
+    "tasks": _DATA | {"tasks"},
+    "distributed": {"_errors", "distributed"},
     "training": _TRAINING,
-    "dynamics": _MODELS | {"dynamics"},
-    "export": _MODELS | {"export"},
-    "importers": _MODELS | {"importers"},
-    "experiments": _TRAINING | {"experiments"},
-    "plan": _TRAINING | {"plan"},
-    "verify": _TRAINING | {"verify"},
-    "cli": _TRAINING | {"dynamics", "experiments", "export", "importers", "plan", "verify", "cli"},
+    "runs": _RUNS,
+    "experiments": _RUNS | {"experiments"},
+    "plan": _RUNS | {"plan"},
+    "cli": _RUNS | _TOOLS | {"experiments", "plan", "cli"},
     "__init__": _LAYERS,
     "__main__": {"cli"},
 }

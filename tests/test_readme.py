@@ -24,11 +24,13 @@ import yaml
 import rnnscale
 import rnnscale.data
 import rnnscale.models
+import rnnscale.tasks
 import rnnscale_kernels
 from benchmarks.__main__ import BENCHMARKS, load, parse
 from rnnscale.cli._main import _parser
-from rnnscale.data import TASKS
-from rnnscale.training import StopSignals, TrainConfig
+from rnnscale.distributed import StopSignals
+from rnnscale.runs import TrainConfig
+from rnnscale.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -263,6 +265,7 @@ def surroundings() -> dict[str, Any]:
     return {
         **vars(rnnscale),
         **vars(rnnscale.data),
+        **vars(rnnscale.tasks),
         "cell": rnnscale.LongShortTermMemoryCell(1, 8, key=key),
         **vars(rnnscale.models),
         "jax": jax,
@@ -277,7 +280,7 @@ def surroundings() -> dict[str, Any]:
         "xs": jnp.ones((2, 12, 1)),
         "tokens": jnp.zeros((2, 12), jnp.int32),
         "state": None,
-        "task": rnnscale.data.load_task("digits"),
+        "task": rnnscale.tasks.load_task("digits"),
         "train_step": train_step,
         "StopSignals": InterruptedSoon,
     }

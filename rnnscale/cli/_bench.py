@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rnnscale._errors import MissingPackageError, UserError
+
 type Row = dict[str, Any]
 
 
@@ -81,7 +83,7 @@ def _scan(arguments: argparse.Namespace) -> int:
     shapes = _shapes(arguments)
     rounds = (3 if arguments.quick else 15) if arguments.rounds is None else arguments.rounds
     if rounds < 3:
-        raise ValueError(f"--rounds must be at least 3, for a median, got {rounds}")
+        raise UserError(f"--rounds must be at least 3, for a median, got {rounds}")
     if arguments.json not in (None, "-"):
         _check_file("--json", arguments.json)
     console = Console(width=100, stderr=arguments.json == "-")
@@ -116,7 +118,7 @@ def _names(asked: Sequence[str] | None) -> list[str]:
             why = "there is no such implementation"
             if name in reasons:
                 why = reasons[name] or "it is an interpreter, whose time says nothing of the kernel"
-            raise ValueError(f"cannot time {name}: {why}; here are {', '.join(usable)}")
+            raise UserError(f"cannot time {name}: {why}; here are {', '.join(usable)}")
     return list(asked or usable)
 
 
@@ -133,10 +135,10 @@ def _shapes(arguments: argparse.Namespace) -> list[tuple[int, int, int]]:
     parts = arguments.batch or arguments.length or [min(tokens, 2048 if quick else 4096)]
     for name, sizes in {"tokens": [tokens], option: parts, "channels": channels}.items():
         if min(sizes) < 1:
-            raise ValueError(f"--{name} must be positive, got {min(sizes)}")
+            raise UserError(f"--{name} must be positive, got {min(sizes)}")
     for part in parts:
         if tokens % part:
-            raise ValueError(f"--{option} {part} does not divide the {tokens} tokens")
+            raise UserError(f"--{option} {part} does not divide the {tokens} tokens")
     pairs = [(part, tokens // part) for part in parts]
     if option == "length":
         pairs = [(batch, time) for time, batch in pairs]
@@ -147,9 +149,9 @@ def _check_file(option: str, file: str) -> None:
     """That it can be written, before an hour is spent on what goes into it."""
     folder = Path(file).absolute().parent
     if not folder.is_dir():
-        raise ValueError(f"{option} {file}: there is no folder {folder}")
+        raise UserError(f"{option} {file}: there is no folder {folder}")
     if Path(file).is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"{option} {file}: cannot be written")
+        raise UserError(f"{option} {file}: cannot be written")
 
 
 def _table(rows: Sequence[Row]) -> Any:
@@ -200,12 +202,12 @@ def _plot(arguments: argparse.Namespace) -> int:
         from matplotlib.figure import Figure
     except ImportError:
         message = "plots need matplotlib: python -m pip install 'rnnscale[plots]'"
-        raise ImportError(message) from None
+        raise MissingPackageError(message) from None
 
     figure = Figure(layout="constrained")
     kinds = figure.canvas.get_supported_filetypes()
     if Path(arguments.out).suffix.removeprefix(".") not in kinds:
-        raise ValueError(f"--out {arguments.out}: must end in one of .{', .'.join(sorted(kinds))}")
+        raise UserError(f"--out {arguments.out}: must end in one of .{', .'.join(sorted(kinds))}")
     _draw(figure, rows)
     figure.savefig(arguments.out)
     return 0
@@ -216,9 +218,9 @@ def _read(file: str) -> list[Row]:
     try:
         rows = [row for row in json.loads(Path(file).read_text()) if "percent_of_copy" in row]
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"cannot read rows from {file}: {error}") from None
+        raise UserError(f"cannot read rows from {file}: {error}") from None
     if not rows:
-        raise ValueError(f"{file} holds no times")
+        raise UserError(f"{file} holds no times")
     return rows
 
 

@@ -4,6 +4,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rnnscale._errors import UserError
+
 if TYPE_CHECKING:
     from rnnscale.data import SequenceSource, StoredArray
 
@@ -86,7 +88,7 @@ def _pack(arguments: argparse.Namespace) -> int:
 
     source = Path(arguments.source)
     if not source.exists():
-        raise ValueError(f"there is no file or folder {source}")
+        raise UserError(f"there is no file or folder {source}")
     kind = arguments.kind or _kind(source)
     sequences = _OPEN[kind](source, arguments)
     skipped = getattr(sequences, "skipped", ())
@@ -144,7 +146,7 @@ def _kind(source: Path) -> str:
     kinds = {_KINDS.get(file.suffix) for file in files}
     if len(kinds) != 1 or None in kinds:
         suffixes = ", ".join(sorted({file.suffix or "none" for file in files})) or "no files"
-        raise ValueError(
+        raise UserError(
             f"the suffixes in {source} ({suffixes}) don't say what it is; give --kind, one of "
             f"{', '.join(_OPEN)}"
         )
@@ -184,7 +186,7 @@ def _open_npy(source: Path, arguments: argparse.Namespace) -> "SequenceSource":
         arrays = {path.stem: open_npy(path) for path in _files(source, (".npy",))}
     offsets = arrays.pop("offsets", None)
     if "inputs" not in arrays:
-        raise ValueError(
+        raise UserError(
             f"{source} must have an array 'inputs' of shape (sequences, time, ...), or of shape "
             f"(steps, ...) with an array 'offsets'; it has {', '.join(arrays) or 'none'}"
         )
@@ -227,7 +229,7 @@ def _files(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
         return [source]
     files = [file for file in files_under(source) if file.suffix in suffixes]
     if not files:
-        raise ValueError(f"{source} has no file that ends in {' or '.join(suffixes)}")
+        raise UserError(f"{source} has no file that ends in {' or '.join(suffixes)}")
     return files
 
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rnnscale._errors import UserError
 from rnnscale.cli._step_options import mesh_sizes
 
 if TYPE_CHECKING:
-    from rnnscale.training import SavedRun
+    from rnnscale.runs import SavedRun
 
 _OPTIONS = ("batch_size", "rows", "chunk", "text", "folder")
 
@@ -55,11 +56,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 def _eval(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from rnnscale.training import load_run, use_cpu_devices
+    from rnnscale.distributed import use_cpu_devices
+    from rnnscale.runs import load_run
 
     file = arguments.json
     if file not in (None, "-") and not Path(file).absolute().parent.is_dir():
-        raise ValueError(f"--json {file}: there is no folder {Path(file).absolute().parent}")
+        raise UserError(f"--json {file}: there is no folder {Path(file).absolute().parent}")
     if arguments.cpu_devices is not None:
         use_cpu_devices(arguments.cpu_devices)
     given = {name: getattr(arguments, name) for name in _OPTIONS}

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rnnscale._errors import UserError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -47,15 +49,15 @@ def _experiment(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.name not in EXPERIMENTS:
         nearest = difflib.get_close_matches(arguments.name, EXPERIMENTS, n=1, cutoff=0.0)[0]
-        raise ValueError(
+        raise UserError(
             f"unknown experiment {arguments.name!r}; did you mean {nearest!r}? "
             f"Experiments: {', '.join(EXPERIMENTS)}"
         )
     experiment = EXPERIMENTS[arguments.name]
     if experiment.folder and arguments.folder is None:
-        raise ValueError(f"{experiment.name} reads its data from a folder: give it as --folder")
+        raise UserError(f"{experiment.name} reads its data from a folder: give it as --folder")
     if arguments.json not in (None, "-") and not Path(arguments.json).resolve().parent.is_dir():
-        raise ValueError(f"--json={arguments.json}: there is no such folder to write to")
+        raise UserError(f"--json={arguments.json}: there is no such folder to write to")
     given = {
         name: value
         for name in ("steps", "folder", "text")

@@ -4,6 +4,8 @@ import os
 import zipfile
 from pathlib import Path
 
+from rnnscale._errors import UserError
+
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -13,8 +15,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="write one step of the trained model of a run into a file",
         description="Writes one step of the model of a run, from its newest checkpoint, into a "
         "file, weights included, that jax alone can run, in constant time and memory a step. "
-        "`rnnscale.export.load_step` reads it, and the docstring of `rnnscale.export` says what is "
-        "in it.",
+        "`rnnscale.interop.load_step` reads it; its docstring says what the file contains.",
         allow_abbrev=False,
     )
     parser.set_defaults(command=_export)
@@ -37,17 +38,17 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     import jax
 
-    from rnnscale.export import export_step
+    from rnnscale.interop import export_step
+    from rnnscale.runs import load_run
     from rnnscale.sharding import make_mesh
-    from rnnscale.training import load_run
 
     out = Path(arguments.out)
     if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.absolute().parent}")
+        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
     if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; name a file")
+        raise UserError(f"--out {out} is a folder; name a file")
     if arguments.batch_size is not None and arguments.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+        raise UserError(f"--batch-size must be at least 1, got {arguments.batch_size}")
     # The text that it was trained on may be gone, and any other makes the same model.
     changed = {"text": None, "seq_len": None}
     if arguments.folder is not None:
@@ -68,7 +69,7 @@ def _export(arguments: argparse.Namespace) -> int:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(f"--out {out} can't be written ({error.strerror})") from error
+        raise UserError(f"--out {out} can't be written ({error.strerror})") from error
     with zipfile.ZipFile(out) as archive:
         about = json.loads(archive.read("about.json"))
     print(

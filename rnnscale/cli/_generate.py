@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rnnscale._errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -59,13 +61,13 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 def _generate(arguments: argparse.Namespace) -> int:
     import jax
 
+    from rnnscale.runs import load_run
     from rnnscale.sharding import make_mesh
-    from rnnscale.training import load_run
 
     if not 0 <= arguments.seed < 2**32:
-        raise ValueError(f"--seed must be 0 to 2**32 - 1, got {arguments.seed}")
+        raise UserError(f"--seed must be 0 to 2**32 - 1, got {arguments.seed}")
     if arguments.steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {arguments.steps}")
+        raise UserError(f"--steps must be at least 1, got {arguments.steps}")
     # As bytes, those that are no UTF-8 too.
     prompts = [text.encode("utf-8", "surrogateescape") for text in arguments.prompt]
     prompts += [_read(file) for file in arguments.prompt_file]
@@ -73,7 +75,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     # The text that it was trained on may be gone, and any other makes the same task here.
     saved = load_run(arguments.run, make_mesh(devices=jax.devices()[:1]), text=None, seq_len=None)
     if saved.task.name != "bytes":
-        raise ValueError(
+        raise UserError(
             f"generate writes the text of models of bytes, and {arguments.run} is a run of "
             f"{saved.task.name!r}: take one of `rnnscale train bytes`"
         )
@@ -90,7 +92,7 @@ def _read(file: str) -> bytes:
     try:
         return Path(file).read_bytes()
     except OSError as error:
-        raise ValueError(f"--prompt-file {file} can't be read ({error.strerror})") from error
+        raise UserError(f"--prompt-file {file} can't be read ({error.strerror})") from error
 
 
 def _blocks(

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rnnscale._errors import MissingPackageError, UserError
 from rnnscale.cli._step_options import mesh_sizes
 
 if TYPE_CHECKING:
+    from rnnscale.runs import RunFolder, SavedRun
     from rnnscale.sharding import Layout
-    from rnnscale.training import RunFolder, SavedRun
 
 # How many test sequences are looked at, of how many, and how many of those for exponents.
 _ROWS, _CANDIDATES, _TRAJECTORIES = 8, 64, 4
@@ -61,24 +62,24 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from rnnscale.training import RunFolder, load_run
+    from rnnscale.runs import RunFolder, load_run
 
     folder = RunFolder(arguments.run)
     out = Path(arguments.out or folder.path / "inspect.html")
     if out.suffix not in (".html", ".png"):
-        raise ValueError(f"--out {out}: must end in .html or .png")
+        raise UserError(f"--out {out}: must end in .html or .png")
     if arguments.steps < 2:
-        raise ValueError(f"--steps must be at least 2, got {arguments.steps}")
+        raise UserError(f"--steps must be at least 2, got {arguments.steps}")
     given = {name: getattr(arguments, name) for name in ("text", "folder")}
     saved = load_run(arguments.run, **{name: x for name, x in given.items() if x is not None})
     if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.absolute().parent}")
+        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
     _import_matplotlib()
     report = _Report.of(folder, saved, arguments.steps, arguments.mesh)
     try:
         out.write_bytes(report.as_png() if out.suffix == ".png" else report.as_html().encode())
     except OSError as error:
-        raise ValueError(f"--out {out}: can't be written ({error.strerror})") from error
+        raise UserError(f"--out {out}: can't be written ({error.strerror})") from error
     print(f"wrote {out}")
     return 0
 
@@ -88,7 +89,7 @@ def _import_matplotlib() -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         message = "plots need matplotlib: python -m pip install 'rnnscale[plots]'"
-        raise ImportError(message) from None
+        raise MissingPackageError(message) from None
     # Without pyplot, which would look for a display.
     return Figure
 
@@ -206,8 +207,7 @@ def _dynamics(saved: "SavedRun", steps: int) -> list[_Panel]:
     import jax
     import numpy as np
 
-    from rnnscale.cells import Cell
-    from rnnscale.dynamics import (
+    from rnnscale.analysis import (
         eigenvalues,
         gradient_norms,
         lyapunov_spectrum,
@@ -220,6 +220,7 @@ def _dynamics(saved: "SavedRun", steps: int) -> list[_Panel]:
         state_gradient_norms,
         timescales,
     )
+    from rnnscale.cells import Cell
 
     # On one device, whatever mesh the model was loaded onto.
     model = jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x)), saved.model)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rnnscale._errors import UserError
 from rnnscale.cli._step_options import add_step_options
 
 
@@ -45,17 +46,17 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     # Before jax starts, or the plugins that compile for absent devices look for these devices.
     jax.config.update("jax_platforms", "cpu")
-    from rnnscale.data import load_task
     from rnnscale.plan import Planner, Report, Search, Target
-    from rnnscale.training import TrainConfig
+    from rnnscale.runs import TrainConfig
+    from rnnscale.tasks import load_task
 
     given = vars(arguments)
     del given["command"]
     search, file = given.pop("search"), given.pop("json")
     if search and "mesh" in given:
-        raise ValueError("--search tries all meshes: leave out --mesh")
+        raise UserError("--search tries all meshes: leave out --mesh")
     if file not in (None, "-") and not Path(file).parent.is_dir():
-        raise ValueError(f"--json {file}: there is no folder {Path(file).parent}")
+        raise UserError(f"--json {file}: there is no folder {Path(file).parent}")
     target = Target.of(given.pop("target"))
     config = TrainConfig.for_task(**given, out="")
     task = load_task(config.task, seq_len=config.seq_len, text=config.text, folder=config.folder)
@@ -84,7 +85,7 @@ def _compile_apart(options: Mapping[str, Any], target: str, sizes: dict[str, int
     )
     if process.returncode:
         reason = (process.stderr.strip() or "it ended without a word").splitlines()[-1]
-        raise ValueError(reason.removeprefix("rnnscale: error: "))
+        raise UserError(reason.removeprefix("rnnscale: error: "))
     return json.loads(process.stdout)
 
 

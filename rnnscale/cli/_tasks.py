@@ -7,7 +7,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _tasks(_: argparse.Namespace) -> int:
-    from rnnscale.data import TASKS
+    from rnnscale.tasks import TASKS
 
     width = max(map(len, TASKS))
     for name, info in TASKS.items():

@@ -6,10 +6,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rnnscale._errors import UserError
 from rnnscale.cli._step_options import add_step_options
 
 if TYPE_CHECKING:
-    from rnnscale.training import TrainConfig
+    from rnnscale.runs import TrainConfig
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -78,7 +79,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from rnnscale.training import TrainConfig, agree, connect, on_first, process_index, run
+    from rnnscale.distributed import agree, connect, on_first, process_index
+    from rnnscale.runs import TrainConfig, run
 
     given = vars(arguments)
     del given["command"]
@@ -106,14 +108,14 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _config(given: Mapping[str, Any], resume: bool) -> "TrainConfig":
-    from rnnscale.training import RunFolder, TrainConfig, default_model
+    from rnnscale.runs import RunFolder, TrainConfig, default_model
 
     if resume and "out" not in given:
-        raise ValueError("--resume needs --out, the folder of the run to go on with")
+        raise UserError("--resume needs --out, the folder of the run to go on with")
     if resume and RunFolder(given["out"]).is_run:
         return TrainConfig.resumed(RunFolder(given["out"]).config(), **given)
     if "task" not in given:
-        raise ValueError("the task is missing; `rnnscale tasks` lists them")
+        raise UserError("the task is missing; `rnnscale tasks` lists them")
     model = given.get("model", default_model(given["task"]))
     out = given.get("out") or str(_new_folder(f"{given['task']}-{model}"))
     return TrainConfig.for_task(**{**given, "out": out})

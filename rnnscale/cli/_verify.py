@@ -1,6 +1,8 @@
 import argparse
 import difflib
 
+from rnnscale._errors import UserError
+
 
 def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
@@ -37,7 +39,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             if not found:
                 names = list(dict.fromkeys(suite.name.split()[0] for suite in SUITES))
                 nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-                raise ValueError(
+                raise UserError(
                     f"unknown cell {name!r}; did you mean {nearest!r}? All: {', '.join(names)}"
                 )
             chosen += [suite for suite in found if suite not in chosen]

@@ -1,6 +1,6 @@
-"""Sources of records, pipelines that make batches of them, and tasks with a fixed split."""
+"""Sources of records, and pipelines that make streams of batches from them."""
 
-from .pipelines import (
+from rnnscale.data.pipelines import (
     Batches as Batches,
     PaddedSource as PaddedSource,
     augment as augment,
@@ -18,7 +18,7 @@ from .pipelines import (
     window as window,
     write_packed as write_packed,
 )
-from .sources import (
+from rnnscale.data.sources import (
     ArrayFiles as ArrayFiles,
     ArrayRecordFiles as ArrayRecordFiles,
     ArraySource as ArraySource,
@@ -47,45 +47,4 @@ from .sources import (
     read_ts as read_ts,
     record_spec as record_spec,
     write_rows as write_rows,
-)
-from .tasks import (
-    ARCHIVE as ARCHIVE,
-    LISTOPS_TOKENS as LISTOPS_TOKENS,
-    SERIES as SERIES,
-    SPEECH_COMMANDS as SPEECH_COMMANDS,
-    TASKS as TASKS,
-    WATCH_PEOPLE as WATCH_PEOPLE,
-    ArchiveInfo as ArchiveInfo,
-    GeneratedSource as GeneratedSource,
-    Series as Series,
-    SeriesInfo as SeriesInfo,
-    SeriesWindows as SeriesWindows,
-    Task as Task,
-    TaskInfo as TaskInfo,
-    Windows as Windows,
-    adding as adding,
-    archive_task as archive_task,
-    bytes_task as bytes_task,
-    copy_memory as copy_memory,
-    count_model_bits_per_byte as count_model_bits_per_byte,
-    digits as digits,
-    digits_permuted as digits_permuted,
-    listops as listops,
-    load_series as load_series,
-    load_task as load_task,
-    lra_image as lra_image,
-    lra_listops as lra_listops,
-    lra_pathfinder as lra_pathfinder,
-    lra_pathx as lra_pathx,
-    lra_retrieval as lra_retrieval,
-    lra_text as lra_text,
-    mnist5k as mnist5k,
-    mnist5k_permuted as mnist5k_permuted,
-    pad_time as pad_time,
-    pendulum as pendulum,
-    recall as recall,
-    selective_copy as selective_copy,
-    series_task as series_task,
-    speech_commands as speech_commands,
-    watch as watch,
 )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from rnnscale._errors import UserError
+
 _log = logging.getLogger(__name__)
 
 type Row = dict[str, Any]
@@ -120,10 +122,10 @@ class Experiment:
         """
         seeds = self.seeds if seeds is None else seeds
         if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds must be different numbers, at least one; got {list(seeds)}")
+            raise UserError(f"seeds must be different numbers, at least one; got {list(seeds)}")
         names = [entry.name for entry in self.entries]
         if unknown := set(only or ()) - set(names):
-            raise ValueError(
+            raise UserError(
                 f"{self.name} has no entry {', '.join(sorted(unknown))}; it has {', '.join(names)}"
             )
         for entry in self.entries:
@@ -149,7 +151,7 @@ def _kept(measure: Measure, options: Mapping[str, Any], seed: int, folder: Path)
     if file.is_file():
         stored = json.loads(file.read_text())
         if stored["options"] != options:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds a result of other options "
                 f"({_changed(stored['options'], options)}); choose another --out, or delete that "
                 "folder"

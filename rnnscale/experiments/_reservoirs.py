@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rnnscale._errors import UserError
 from rnnscale.cells import LeakyElmanCell
-from rnnscale.data import load_series
 from rnnscale.experiments._experiment import Entry, Experiment, Result
 from rnnscale.layers import ReservoirComputer, as_reservoir
+from rnnscale.tasks import load_series
 
 WASHOUT = 100
 # Closed-loop forecasts: the steps that are read before each, those that are predicted, and how many
@@ -210,7 +211,7 @@ MODELS: Mapping[str, type] = {"rnnscale": Ours, "reservoirpy": Theirs}
 def fit(options: Mapping[str, Any], seed: int, folder: Path) -> Result:
     """The test figure of a reservoir, its setting chosen on the validation segment."""
     if unknown := options.keys() - {"series", "library"}:
-        raise ValueError(f"a reservoir is fitted, not trained; it has no {', '.join(unknown)}")
+        raise UserError(f"a reservoir is fitted, not trained; it has no {', '.join(unknown)}")
     series, make = SERIES[options["series"]], MODELS[options["library"]]
     data = series.load()
     end = data.train + data.test

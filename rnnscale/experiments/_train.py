@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnscale.experiments._experiment import Result
-from rnnscale.training import RunFolder, TrainConfig, run
+from rnnscale.runs import RunFolder, TrainConfig, run
 
 _BASELINES = ("constant_mse", "memoryless_accuracy", "count_model_bits_per_byte")
 

@@ -8,7 +8,7 @@ import jax
 from jax.stages import Compiled
 
 from rnnscale.plan._share import Share
-from rnnscale.training import Setup
+from rnnscale.runs import Setup
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from typing import Literal
 import jax
 from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
 
-from rnnscale.data import Task
 from rnnscale.plan._bound import Bound, lower_bound
 from rnnscale.plan._memory import Memory, compiled_memory, estimated_memory
 from rnnscale.plan._share import Share, Shares
 from rnnscale.plan._target import Target
 from rnnscale.plan._traffic import Exchange, compiled_exchanges, estimated_exchanges
+from rnnscale.runs import Setup, TrainConfig, check_fits, set_up
 from rnnscale.sharding import AXES, make_mesh
-from rnnscale.training import Setup, TrainConfig, check_fits, set_up
+from rnnscale.tasks import Task
 from rnnscale_kernels.testing import Program, compile_on
 
 

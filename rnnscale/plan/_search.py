@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rnnscale._errors import UserError
 from rnnscale.plan._meshes import meshes
 from rnnscale.plan._plan import Plan, Planner, Unfit, mesh_name
 from rnnscale.plan._report import in_bytes, in_seconds, plan_as_json, say, verdict
@@ -45,7 +46,7 @@ class Search:
         """
         estimated, unfit = ranking(planner)
         if not estimated:
-            raise ValueError(
+            raise UserError(
                 f"the run can be split over no mesh of {planner.target.count} devices, such as "
                 f"{mesh_name(unfit[0].mesh)}: {unfit[0].reason}"
             )

@@ -14,10 +14,10 @@ from jax.extend.core import Jaxpr, Var
 from jax.sharding import AbstractMesh
 
 from rnnscale._fields import trainable
-from rnnscale.data import Task
 from rnnscale.plan._walk import Recurrence, flops, peak, recurrences, size
+from rnnscale.runs import Setup, TrainConfig, set_up
 from rnnscale.sharding import make_mesh
-from rnnscale.training import Setup, TrainConfig, set_up
+from rnnscale.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
+from rnnscale.distributed import use_cpu_devices
 from rnnscale.plan._hardware import HARDWARE, Hardware
-from rnnscale.training import use_cpu_devices
 from rnnscale_kernels.testing import missing, target_devices, target_shape
 
 

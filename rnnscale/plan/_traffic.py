@@ -11,7 +11,7 @@ from rnnscale.plan._hardware import Hardware
 from rnnscale.plan._memory import gathered_bytes, gradient_bytes
 from rnnscale.plan._share import Share
 from rnnscale.plan._walk import Recurrence
-from rnnscale.training import Setup
+from rnnscale.runs import Setup
 from rnnscale_kernels.testing import Collective
 
 

@@ -189,7 +189,7 @@ def _missing_steps(time: int, mesh: AbstractMesh) -> int:
     if missing:
         warn_once(
             f"a sequence of {time} steps is filled up to be split over seq={devices}, and gathered "
-            "for that: pad it before it is split, as rnnscale.data.pad_time does"
+            "for that: pad it before it is split, as rnnscale.tasks.pad_time does"
         )
     return missing
 

@@ -19,7 +19,7 @@ def time_parts(time: int) -> int:
     if time > 1:
         warn_once(
             f"a sequence of {time} steps can't be split evenly over {_SEQ}={parts}: every device "
-            "computes all of it; pad it before, as rnnscale.data.pad_time does"
+            "computes all of it; pad it before, as rnnscale.tasks.pad_time does"
         )
     return 1
 

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from rnnscale.training._agree import on_first
-from rnnscale.training._event import Event
-from rnnscale.training._processes import process_count, process_index
+from rnnscale._errors import UserError
+from rnnscale.distributed import Event, on_first, process_count, process_index
 
 _log = logging.getLogger(__name__)
 
@@ -65,11 +64,11 @@ class Checkpointer:
             to fall back to.
         """
         if every < 1:
-            raise ValueError(f"every must be at least 1 step, got {every}")
+            raise UserError(f"every must be at least 1 step, got {every}")
         if keep < 1:
-            raise ValueError(f"keep must be at least 1 checkpoint, got {keep}")
+            raise UserError(f"keep must be at least 1 checkpoint, got {keep}")
         if minutes is not None and not minutes > 0:
-            raise ValueError(f"minutes must be positive, got {minutes}")
+            raise UserError(f"minutes must be positive, got {minutes}")
         self.folder = Path(folder).absolute()
         self.every = every
         self.minutes = minutes
@@ -168,7 +167,7 @@ class Checkpointer:
         wanted = _named(like)
         difference = _difference(stored["arrays"], wanted)
         if difference:
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {step} in {self.folder} is of another model: {difference}. Resume "
                 "with the options the run was started with, or start again in another folder"
             )
@@ -263,7 +262,7 @@ def restore_part(
         if name.split(".")[0] in like
     }
     if difference := _difference(stored, wanted):
-        raise ValueError(
+        raise UserError(
             f"checkpoint {step} in {folder} is of another model: {difference}. Ask for it with the "
             "options that the run was started with"
         )
@@ -299,7 +298,7 @@ def _newest_whole(folder: Path, unfinished: Sequence[str] = ()) -> tuple[int | N
         _log.warning("checkpoint %d in %s is damaged: %s", step, folder, damage)
         damaged.append(step)
     if damaged:
-        raise ValueError(
+        raise UserError(
             f"no checkpoint in {folder} can be read (steps "
             f"{', '.join(map(str, sorted(damaged)))} are damaged, see the warnings above); "
             "start again in another folder"
@@ -356,7 +355,7 @@ def _named(tree: PyTree) -> dict[str, Any]:
     leaves = jax.tree.leaves_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
     if len(named) != len(leaves):
-        raise ValueError("two leaves of the state have the same path; no key may contain a '.'")
+        raise UserError("two leaves of the state have the same path; no key may contain a '.'")
     return named
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rnnscale.training._processes import process_index
+from rnnscale.distributed import process_index
 
 _log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from jaxtyping import PRNGKeyArray
 from numpy.typing import NDArray
 
 from rnnscale.cells import ElmanRNNCell, LeakyElmanCell, LongShortTermMemoryCell
-from rnnscale.data import load_series
 from rnnscale.layers import ReservoirComputer, as_reservoir, spectral_radius
+from rnnscale.tasks import load_series
 from rnnscale.verify._check import Check, relative_error
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from rnnscale.cli import main
-from rnnscale.data import load_task
+from rnnscale.runs import SavedRun, TrainConfig, load_run
 from rnnscale.sharding import make_mesh
-from rnnscale.training import SavedRun, TrainConfig, load_run, restore_part
+from rnnscale.tasks import load_task
+from rnnscale.training import restore_part
 
 TINY = "--dim 8 --state-dim 8 --depth 1 --batch-size 8 --seq-len 16 --steps 4 --save-every 2"
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from rnnscale.cli import main
-from rnnscale.data import load_task
+from rnnscale.runs import RunFolder, TrainConfig, load_run, set_up
 from rnnscale.sharding import make_mesh
-from rnnscale.training import Checkpointer, RunFolder, TrainConfig, load_run, set_up
+from rnnscale.tasks import load_task
+from rnnscale.training import Checkpointer
 
 pytest.importorskip("flatbuffers", reason="flatbuffers, in which jax.export writes, is missing")
 
-from rnnscale.export import load_step  # noqa: E402
+from rnnscale.interop import load_step
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ import pytest
 from rnnscale import training
 from rnnscale.cli import main
 from rnnscale.cli._generate import _print_as_it_comes
-from rnnscale.data import load_task
 from rnnscale.models import generate
+from rnnscale.runs import RunFolder, TrainConfig, load_run, set_up
 from rnnscale.sharding import make_mesh
-from rnnscale.training import Checkpointer, RunFolder, TrainConfig, load_run, set_up
+from rnnscale.tasks import load_task
+from rnnscale.training import Checkpointer
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import pytest
 from rnnscale.cells import Cell
 from rnnscale.cli import main
 from rnnscale.cli._inspect import _dynamics
-from rnnscale.data import load_task
+from rnnscale.runs import SavedRun, TrainConfig, set_up
 from rnnscale.sharding import make_mesh
-from rnnscale.training import SavedRun, TrainConfig, set_up
+from rnnscale.tasks import load_task
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
 

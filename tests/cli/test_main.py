@@ -9,7 +9,8 @@ import pytest
 
 from rnnscale.cli import main
 from rnnscale.cli._main import _is_ours
-from rnnscale.data import TASKS, ArraySource, load_task
+from rnnscale.data import ArraySource
+from rnnscale.tasks import TASKS, load_task
 
 
 def test_tasks_lists_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -17,7 +18,7 @@ def test_tasks_lists_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(TASKS)
 
-    monkeypatch.setattr("rnnscale.data.tasks._load.find_spec", lambda name: None)
+    monkeypatch.setattr("rnnscale.tasks._table.find_spec", lambda name: None)
     assert main(["tasks"]) == 0
     assert "not available: needs mlxtend" in capsys.readouterr().out
 
@@ -64,7 +65,7 @@ def test_errors_of_other_libraries_keep_their_traceback(monkeypatch: pytest.Monk
     def broken(config: object, *, resume: bool) -> None:
         np.zeros(3).reshape(2, 2)
 
-    monkeypatch.setattr("rnnscale.training.run", broken)
+    monkeypatch.setattr("rnnscale.runs.run", broken)
     with pytest.raises(ValueError, match="cannot reshape"):
         main(["train", "digits"])
 
@@ -87,9 +88,9 @@ def test_an_error_is_ours_by_the_line_that_raised_it():
 def test_divergence_is_told_apart_from_bad_input(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    namespace = {"__name__": "rnnscale.training._loop"}
+    namespace = {"__name__": "rnnscale.training._fit"}
     exec("def run(config, *, resume): raise FloatingPointError('5 steps\\nin a row')", namespace)
-    monkeypatch.setattr("rnnscale.training.run", namespace["run"])
+    monkeypatch.setattr("rnnscale.runs.run", namespace["run"])
     assert main(["train", "digits"]) == 1
     assert capsys.readouterr().err == "rnnscale: error: 5 steps in a row\n"
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from rnnscale.cli import main
-from rnnscale.data import ArraySource, load_task
-from rnnscale.training import RunFolder
+from rnnscale.data import ArraySource
+from rnnscale.runs import RunFolder
+from rnnscale.tasks import load_task
 
 TINY = "--dim 8 --state-dim 16 --depth 1 --batch-size 8 --log-every 1 --save-every 5".split()
 MESH = ["--mesh", "data=4,tensor=2"]
@@ -231,7 +232,7 @@ def test_default_folders_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
         given.append(config.out)
         RunFolder(config.out).open({})
 
-    monkeypatch.setattr("rnnscale.training.run", run)
+    monkeypatch.setattr("rnnscale.runs.run", run)
     for _ in range(2):
         train("digits", "--model", "lru")
     assert given == ["runs/digits-lru-1", "runs/digits-lru-2"]
@@ -243,7 +244,7 @@ def nan_in_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = np.stack([task.train[i]["labels"] for i in range(16)])
     inputs[:, 5] = math.nan
     broken = replace(task, train=ArraySource(inputs=inputs, labels=labels))
-    monkeypatch.setattr("rnnscale.training._train.load_task", lambda *_, **__: broken)
+    monkeypatch.setattr("rnnscale.runs._run.load_task", lambda *_, **__: broken)
 
 
 BAD = {
@@ -325,7 +326,7 @@ def test_bad_input_is_one_line(
     if name == "NaN in the data":
         nan_in_the_data(monkeypatch)
     else:
-        monkeypatch.setattr("rnnscale.training._train.fit", lambda *_, **__: pytest.fail("trains"))
+        monkeypatch.setattr("rnnscale.runs._run.fit", lambda *_, **__: pytest.fail("trains"))
     before = files(whole), files(places["copy"])
 
     code = exit_code(lambda: train(*BAD[name][0].format(**places).split()))

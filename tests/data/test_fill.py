@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from rnnscale import data
+from rnnscale import data, tasks
 
 
 def with_features(row: data.Record) -> int:
@@ -26,7 +26,7 @@ def with_labels(row: data.Record) -> int:
 def test_packed_rows_are_at_least_95_percent_full(task, splits, steps, held):
     if task == "japanese-vowels" and importlib.util.find_spec("aeon") is None:
         pytest.skip("needs rnnscale[datasets]")
-    sequences = data.load_task(task).sequences
+    sequences = tasks.load_task(task).sequences
     for split in splits:
         rows = data.pack(sequences[split], steps)
         filled = sum(held(rows[index]) for index in range(len(rows)))

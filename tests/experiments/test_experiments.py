@@ -13,12 +13,12 @@ from rnnscale import cells
 from rnnscale._fields import parameters
 from rnnscale.cells import Cell
 from rnnscale.cli import main
-from rnnscale.data import load_task
 from rnnscale.experiments import EXPERIMENTS, Entry, Experiment, Figure, Result
 from rnnscale.experiments._train import runs, train
+from rnnscale.runs import RunFolder, TrainConfig, run, set_up
+from rnnscale.runs._models import _CELLS, _LAYERS, _configured
 from rnnscale.sharding import make_mesh
-from rnnscale.training import RunFolder, TrainConfig, run, set_up
-from rnnscale.training._models import _CELLS, _LAYERS, _configured
+from rnnscale.tasks import load_task
 
 WORKFLOW = Path(__file__).parents[2] / ".github/workflows/results.yml"
 KEY = jax.eval_shape(lambda: jax.random.key(0))

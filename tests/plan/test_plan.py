@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from rnnscale.data import load_task
 from rnnscale.plan import HARDWARE, Exchange, Planner, Target, larger, meshes, ranking, smaller
 from rnnscale.plan._traffic import crosses_hosts
+from rnnscale.runs import TrainConfig, set_up
 from rnnscale.sharding import make_mesh, sharded_init
-from rnnscale.training import TrainConfig, set_up
+from rnnscale.tasks import load_task
 from rnnscale_kernels.testing import missing
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}

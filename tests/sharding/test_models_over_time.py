@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rnnscale.cells import LongShortTermMemoryCell, MinGRUCell
-from rnnscale.data import ArraySource, Task
+from rnnscale.data import ArraySource
 from rnnscale.layers import (
     RNN,
     BidirectionalRNNEncoder,
@@ -19,10 +19,12 @@ from rnnscale.layers import (
     RNNEncoder,
 )
 from rnnscale.models import LanguageModel, SequenceClassifier
+from rnnscale.runs import TrainConfig, set_up
+from rnnscale.runs._models import make_model
 from rnnscale.sharding import batch_sharding, make_mesh, shardings
 from rnnscale.ssm import LinearAttention
-from rnnscale.training import TrainConfig, cross_entropy, set_up, squared_error
-from rnnscale.training._models import make_model
+from rnnscale.tasks import Task
+from rnnscale.training import cross_entropy, squared_error
 from rnnscale_kernels.testing import compile_for
 
 MESHES = {

@@ -14,23 +14,21 @@ import numpy as np
 import optax
 import pytest
 
-from rnnscale import data
+from rnnscale import data, tasks
 from rnnscale.cells import LongShortTermMemoryCell, UnitaryEvolutionRNNCell
 from rnnscale.layers import DeepRNN
 from rnnscale.models import LanguageModel, SequenceClassifier
+from rnnscale.runs import RunFolder, TrainConfig, set_up
 from rnnscale.sharding import batch_sharding, make_mesh, sharded_init, shardings
 from rnnscale.ssm import LRU, BidirectionalS5
 from rnnscale.training import (
     Carry,
     Checkpointer,
-    RunFolder,
-    TrainConfig,
     TrainState,
     cross_entropy,
     in_chunks,
     make_eval_step,
     make_train_step,
-    set_up,
 )
 from rnnscale.verify import CAUSAL_LAYERS, LAYERS, relative_error
 
@@ -268,7 +266,7 @@ def test_killed_and_resumed_the_state_is_that_of_the_whole(model, tmp_path: Path
 
     config = TrainConfig(**RunFolder(out).config())
     mesh = make_mesh(devices=jax.devices()[:1])
-    parts = set_up(config, data.load_task("bytes", seq_len=8, text=folder), mesh)
+    parts = set_up(config, tasks.load_task("bytes", seq_len=8, text=folder), mesh)
     with Checkpointer(RunFolder(out).checkpoints) as checkpoints:
         restored = checkpoints.restore(parts.abstract_state())
     assert restored is not None

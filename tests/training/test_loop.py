@@ -13,15 +13,9 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float, Int
 
-from rnnscale.training import (
-    Checkpointer,
-    Clock,
-    RunFolder,
-    StopSignals,
-    Watchdog,
-    evaluate,
-    fit,
-)
+from rnnscale.distributed import StopSignals, Watchdog
+from rnnscale.runs import RunFolder
+from rnnscale.training import Checkpointer, Clock, evaluate, fit
 
 LOSSES = "step", "loss"
 

@@ -10,10 +10,10 @@ import optax
 import pytest
 
 from rnnscale.layers import Linear
+from rnnscale.runs import RunFolder
 from rnnscale.sharding import batch_sharding, make_mesh
 from rnnscale.training import (
     Checkpointer,
-    RunFolder,
     TrainState,
     cross_entropy,
     evaluate,

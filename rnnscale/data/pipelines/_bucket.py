@@ -7,9 +7,10 @@ from functools import lru_cache
 import grain
 import numpy as np
 
-from ..sources import Record, SequenceSource, check_sequences
-from ._order import checked_seed, in_batches
-from ._pad import padded
+from rnnscale._errors import UserError
+from rnnscale.data.pipelines._order import checked_seed, in_batches
+from rnnscale.data.pipelines._pad import padded
+from rnnscale.data.sources import Record, SequenceSource, check_sequences
 
 
 def bucket(
@@ -39,14 +40,14 @@ def bucket(
     check_sequences(sequences)
     checked_seed(seed)
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        raise UserError(f"batch_size must be at least 1; got {batch_size}")
     if not sequences.lengths.any():
-        raise ValueError("the source has no sequences with steps")
+        raise UserError("the source has no sequences with steps")
     if not bounds or list(bounds) != sorted(set(bounds)) or bounds[0] < 1:
-        raise ValueError(f"bounds must be lengths from 1 on that increase; got {list(bounds)}")
+        raise UserError(f"bounds must be lengths from 1 on that increase; got {list(bounds)}")
     longest = int(sequences.lengths.argmax())
     if sequences.lengths[longest] > bounds[-1]:
-        raise ValueError(
+        raise UserError(
             f"sequence {longest} has {sequences.lengths[longest]} steps, more than the last bound, "
             f"{bounds[-1]}: add a larger one, or cut the sequences with window"
         )

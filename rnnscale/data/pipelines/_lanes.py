@@ -5,8 +5,15 @@ import sys
 import grain
 import numpy as np
 
-from ..sources import Record, SequenceSource, arrays_over_time, check_sequences, element_spec
-from ._order import checked_seed, in_batches
+from rnnscale._errors import UserError
+from rnnscale.data.pipelines._order import checked_seed, in_batches
+from rnnscale.data.sources import (
+    Record,
+    SequenceSource,
+    arrays_over_time,
+    check_sequences,
+    element_spec,
+)
 
 
 def lanes(sequences: SequenceSource, batch_size: int, steps: int, *, seed: int) -> grain.MapDataset:
@@ -58,14 +65,14 @@ def lanes_once(sequences: SequenceSource, batch_size: int, steps: int) -> grain.
 
 def _check(line: "_Line", batch_size: int, steps: int) -> None:
     if line.whole:
-        raise ValueError(
+        raise UserError(
             f"lanes have arrays over time only, and {', '.join(line.whole)} belongs to a whole "
             "sequence: leave it out, or give each step its label"
         )
     if batch_size < 1 or steps < 1:
-        raise ValueError(f"batch_size and steps must be at least 1; got {batch_size=} and {steps=}")
+        raise UserError(f"batch_size and steps must be at least 1; got {batch_size=} and {steps=}")
     if len(line) < batch_size:
-        raise ValueError(
+        raise UserError(
             f"{len(line)} steps are too few for {batch_size} lanes: make batch_size at most that"
         )
 

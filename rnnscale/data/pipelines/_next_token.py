@@ -4,7 +4,15 @@ from typing import cast
 
 import numpy as np
 
-from ..sources import ArraySpec, ElementSpec, Record, SequenceSource, check_sequences, element_spec
+from rnnscale._errors import UserError
+from rnnscale.data.sources import (
+    ArraySpec,
+    ElementSpec,
+    Record,
+    SequenceSource,
+    check_sequences,
+    element_spec,
+)
 
 _TOKEN = ArraySpec((None,), np.dtype(np.int32))
 
@@ -28,9 +36,9 @@ def next_token(
     check_sequences(documents)
     spec = element_spec(documents)
     if "tokens" not in spec:
-        raise ValueError(f"next_token needs records with 'tokens'; these have {', '.join(spec)}")
+        raise UserError(f"next_token needs records with 'tokens'; these have {', '.join(spec)}")
     if spec["tokens"].dtype.kind not in "iu":
-        raise ValueError(f"tokens must be integers; these are {spec['tokens'].dtype}")
+        raise UserError(f"tokens must be integers; these are {spec['tokens'].dtype}")
     return cast(SequenceSource, _NextToken(documents, _tokens(start), _tokens(end)))
 
 
@@ -68,7 +76,7 @@ class _NextToken:
         parts = [self._start] if first < 0 else []
         fitting = inside.astype(np.int32)
         if inside.itemsize >= 4 and (fitting != inside).any():
-            raise ValueError(f"document {index} has tokens that do not fit into int32")
+            raise UserError(f"document {index} has tokens that do not fit into int32")
         parts.append(fitting)
         if last > known:
             parts.append(self._end)

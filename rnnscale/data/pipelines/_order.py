@@ -6,7 +6,8 @@ from functools import lru_cache
 import grain
 import numpy as np
 
-from ..sources import Record, Source
+from rnnscale._errors import UserError
+from rnnscale.data.sources import Record, Source
 
 _BATCH_SIZE = "_rnnscale_batch_size"
 # Grain shuffles 32-bit numbers.
@@ -37,7 +38,7 @@ def check_batch_size(records: Source | grain.MapDataset, batch_size: int) -> Non
     """**Raises:** `ValueError` where rows were made for batches of another size."""
     wanted = getattr(records, _BATCH_SIZE, batch_size)
     if wanted != batch_size:
-        raise ValueError(
+        raise UserError(
             f"these rows were made for batch_size={wanted}, by lanes or bucket; got {batch_size}"
         )
     for parent in getattr(records, "parents", ()):
@@ -54,7 +55,7 @@ def shuffle(source: Source | grain.MapDataset, *, seed: int) -> grain.MapDataset
     **Raises:** `ValueError` for a seed out of range, and for records without end.
     """
     if len(source) > _MOST_SHUFFLED:
-        raise ValueError("records without end can't be shuffled: repeat them after that")
+        raise UserError("records without end can't be shuffled: repeat them after that")
     records = dataset(source)
     if len(records) <= _DRAWN:
         return _Drawn(records, checked_seed(seed))
@@ -94,7 +95,7 @@ def repeat(source: Source | grain.MapDataset) -> grain.MapDataset:
     **Raises:** `ValueError` for a source without records.
     """
     if len(source) == 0:
-        raise ValueError("the source has no records")
+        raise UserError("the source has no records")
     return dataset(source).repeat(None)
 
 
@@ -122,5 +123,5 @@ def augment(
 
 def checked_seed(seed: int) -> int:
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be 0 to 2**32 - 1; got {seed}")
+        raise UserError(f"seed must be 0 to 2**32 - 1; got {seed}")
     return seed

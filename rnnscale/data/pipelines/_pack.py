@@ -5,7 +5,10 @@ import bisect
 import grain
 import numpy as np
 
-from ..sources import (
+from rnnscale._errors import UserError
+from rnnscale.data.pipelines._order import dataset
+from rnnscale.data.pipelines._window import window
+from rnnscale.data.sources import (
     ArraySpec,
     ElementSpec,
     Record,
@@ -14,8 +17,6 @@ from ..sources import (
     element_spec,
     zeros,
 )
-from ._order import dataset
-from ._window import window
 
 
 def pack(sequences: SequenceSource, steps: int) -> grain.MapDataset:
@@ -50,7 +51,7 @@ class _Packed:
         self._steps = steps
         self._order, self._borders = _best_fit(self._pieces.lengths, steps)
         if not len(self):
-            raise ValueError("there is nothing to pack: the sequences have no steps")
+            raise UserError("there is nothing to pack: the sequences have no steps")
         spec = element_spec(self._pieces)
         self._over_time = arrays_over_time(spec)
         # A weight is one a step in any case.

@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..sources import PackedSource, SequenceSource, write_rows
-from ._pack import pack
+from rnnscale.data.pipelines._pack import pack
+from rnnscale.data.sources import PackedSource, SequenceSource, write_rows
 
 
 def write_packed(

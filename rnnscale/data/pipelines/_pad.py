@@ -3,7 +3,9 @@
 import grain
 import numpy as np
 
-from ..sources import (
+from rnnscale._errors import UserError
+from rnnscale.data.pipelines._order import dataset
+from rnnscale.data.sources import (
     Record,
     SequenceSource,
     Source,
@@ -11,7 +13,6 @@ from ..sources import (
     check_sequences,
     element_spec,
 )
-from ._order import dataset
 
 
 class PaddedSource:
@@ -33,7 +34,7 @@ class PaddedSource:
 
     def __init__(self, source: Source, multiple_of: int, *, per_step: tuple[str, ...]):
         if multiple_of < 1:
-            raise ValueError(f"multiple_of must be at least 1; got {multiple_of}")
+            raise UserError(f"multiple_of must be at least 1; got {multiple_of}")
         self.source = source
         self.multiple_of = multiple_of
         self.per_step = per_step
@@ -46,7 +47,7 @@ class PaddedSource:
         padded = {name: record[name] for name in self.per_step if name in record}
         steps = {name: len(array) for name, array in padded.items()}
         if len(set(steps.values())) != 1:
-            raise ValueError(f"arrays over time must have as many steps; got {steps}")
+            raise UserError(f"arrays over time must have as many steps; got {steps}")
         (time,) = set(steps.values())
         added = -time % self.multiple_of
         return {
@@ -68,12 +69,12 @@ def pad(sequences: SequenceSource, steps: int | None = None) -> grain.MapDataset
     """
     check_sequences(sequences)
     if not len(sequences):
-        raise ValueError("there is nothing to pad: the source has no sequences")
+        raise UserError("there is nothing to pad: the source has no sequences")
     longest = int(sequences.lengths.max())
     steps = longest if steps is None else steps
     if steps < max(longest, 1):
         index = int(sequences.lengths.argmax())
-        raise ValueError(
+        raise UserError(
             f"sequence {index} has {longest} steps, more than {steps=}: make that larger, or cut "
             "the sequences with window"
         )

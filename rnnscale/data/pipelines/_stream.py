@@ -20,8 +20,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
-from ..sources import Record, Source, record_spec
-from ._order import check_batch_size, checked_seed, repeat, shuffle
+from rnnscale._errors import UserError
+from rnnscale.data.pipelines._order import check_batch_size, checked_seed, repeat, shuffle
+from rnnscale.data.sources import Record, Source, record_spec
 
 type Batch = dict[str, jax.Array]
 type Shardings = Mapping[str, Sharding] | Callable[[str, tuple[int, ...]], Sharding]
@@ -124,7 +125,7 @@ def stream(
     check_batch_size(records, batch_size)
     count = len(records) // batch_size
     if count == 0:
-        raise ValueError(f"{len(records)} records do not fill a batch of {batch_size}")
+        raise UserError(f"{len(records)} records do not fill a batch of {batch_size}")
     steps = range(min(start_step, count), count)
     return _prefetched(records, batch_size, steps, shardings, workers)
 
@@ -308,7 +309,7 @@ class _Layouts:
         elif name in shardings:
             sharding = shardings[name]
         else:
-            raise ValueError(f"shardings has no {name!r}, only {sorted(shardings)}")
+            raise UserError(f"shardings has no {name!r}, only {sorted(shardings)}")
         if isinstance(sharding, NamedSharding):
             _check_divides(name, shape, sharding)
         return _Layout(shape, sharding, _local_rows(sharding, shape))
@@ -326,7 +327,7 @@ def _check_divides(name: str, shape: tuple[int, ...], sharding: NamedSharding) -
                 f"batch_size={size}" if axis == 0 else f"axis {axis} of {name!r}, of size {size},"
             )
             mesh_axes = ", ".join(f"{mesh_axis}={n}" for mesh_axis, n in sizes.items())
-            raise ValueError(
+            raise UserError(
                 f"{what} can't be split over {parts} devices (mesh axes {mesh_axes}); "
                 f"it must be a multiple of {parts}"
             )
@@ -354,9 +355,9 @@ class _LoadRows(grain.transforms.Map):
         names = self.dtypes.keys()
         for row, record in zip(self.rows, records, strict=True):
             if record is None:
-                raise ValueError(_filtered(first + row))
+                raise UserError(_filtered(first + row))
             if record.keys() != names:
-                raise ValueError(
+                raise UserError(
                     f"record {first + row} has the arrays {', '.join(sorted(record))}, and the "
                     f"first one has {', '.join(sorted(names))}"
                 )
@@ -370,7 +371,7 @@ class _LoadRows(grain.transforms.Map):
             shape = np.shape(arrays[0])
             for row, array in zip(self.rows, map(np.asarray, arrays), strict=True):
                 if array.dtype != dtype or array.shape != shape:
-                    raise ValueError(
+                    raise UserError(
                         f"{name!r} of record {first + row} is {array.dtype}{list(array.shape)}, "
                         f"and others have {dtype}{list(shape)}: records of a batch must be alike"
                     ) from error
@@ -393,7 +394,7 @@ class _Weighted:
     def __getitem__(self, index: int) -> Record:
         record = self.source[min(index, len(self.source) - 1)]
         if record is None:
-            raise ValueError(_filtered(index))
+            raise UserError(_filtered(index))
         weight = np.asarray(index < len(self.source), np.float32)
         return {**record, "weight": record.get("weight", np.float32(1)) * weight}
 
@@ -408,7 +409,7 @@ def _prefetched(
     layouts = _Layouts(batch_size, shardings)
     example = records[0]
     if example is None:
-        raise ValueError(_filtered(0))
+        raise UserError(_filtered(0))
     layouts.rows(example)  # raises where the caller sees it
     # Read here, since each thread has its own default device, and another thread runs `_load`.
     device = jax.config.jax_default_device
@@ -454,7 +455,7 @@ def _checked(step: int, name: str, array: np.ndarray, first_row: int) -> np.ndar
 
     def complain(what: str, wrong: np.ndarray) -> None:
         rows = first_row + np.flatnonzero(wrong.reshape(len(array), -1).any(axis=1))
-        raise ValueError(f"{what}: batch of step {step}, {name!r}, rows {rows.tolist()}")
+        raise UserError(f"{what}: batch of step {step}, {name!r}, rows {rows.tolist()}")
 
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     if array.dtype != dtype:
@@ -478,9 +479,9 @@ def _parse_absl_flags() -> None:
 
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
-        raise ValueError(f"{name} must be at least {least}; got {value}")
+        raise UserError(f"{name} must be at least {least}; got {value}")
 
 
 def _not_empty(source: Source | grain.MapDataset) -> None:
     if len(source) == 0:
-        raise ValueError("the source has no records")
+        raise UserError("the source has no records")

@@ -4,7 +4,8 @@ from typing import cast
 
 import numpy as np
 
-from ..sources import (
+from rnnscale._errors import UserError
+from rnnscale.data.sources import (
     ElementSpec,
     Record,
     SequenceSource,
@@ -34,7 +35,7 @@ def window(sequences: SequenceSource, steps: int, *, stride: int | None = None) 
     check_sequences(sequences)
     stride = steps if stride is None else stride
     if not 1 <= stride <= steps:
-        raise ValueError(
+        raise UserError(
             f"steps must be at least 1, and stride 1 to steps; got {steps=} and {stride=}"
         )
     spec = element_spec(sequences)
@@ -42,7 +43,7 @@ def window(sequences: SequenceSource, steps: int, *, stride: int | None = None) 
     lengths = sequences.lengths
     if whole and lengths.size and not (lengths.min() >= 1 and lengths.max() <= steps):
         index = int(np.flatnonzero((lengths < 1) | (lengths > steps))[0])
-        raise ValueError(
+        raise UserError(
             f"sequence {index} has {lengths[index]} steps, and {', '.join(whole)} belongs to the "
             f"whole, so it can't be given in pieces of {steps}: make steps at least "
             f"{lengths.max()}, and leave out sequences without steps"

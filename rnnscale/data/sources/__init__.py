@@ -1,21 +1,30 @@
 """Records by their index: in memory and in files."""
 
-from ._array_files import ArrayFiles as ArrayFiles, SequenceFiles as SequenceFiles
-from ._array_record import ArrayRecordFiles as ArrayRecordFiles
-from ._arrays import ArraySource as ArraySource, SequenceArrays as SequenceArrays
-from ._csv import CsvSeries as CsvSeries
-from ._documents import (
+from rnnscale.data.sources._array_files import (
+    ArrayFiles as ArrayFiles,
+    SequenceFiles as SequenceFiles,
+)
+from rnnscale.data.sources._array_record import ArrayRecordFiles as ArrayRecordFiles
+from rnnscale.data.sources._arrays import (
+    ArraySource as ArraySource,
+    SequenceArrays as SequenceArrays,
+)
+from rnnscale.data.sources._csv import CsvSeries as CsvSeries
+from rnnscale.data.sources._documents import (
     ByteFiles as ByteFiles,
     TextFiles as TextFiles,
     files_under as files_under,
 )
-from ._packed import (
+from rnnscale.data.sources._packed import (
     PackedSource as PackedSource,
     ShardInfo as ShardInfo,
     write_rows as write_rows,
 )
-from ._parquet import ParquetRows as ParquetRows, ParquetSequences as ParquetSequences
-from ._source import (
+from rnnscale.data.sources._parquet import (
+    ParquetRows as ParquetRows,
+    ParquetSequences as ParquetSequences,
+)
+from rnnscale.data.sources._source import (
     ArraySpec as ArraySpec,
     ElementSpec as ElementSpec,
     Record as Record,
@@ -27,8 +36,12 @@ from ._source import (
     record_spec as record_spec,
     zeros as zeros,
 )
-from ._stored import StoredArray as StoredArray, open_npy as open_npy, open_npz as open_npz
-from ._tokens import TokenShards as TokenShards
-from ._ts import read_ts as read_ts
-from ._unchanged import UnchangedFile as UnchangedFile
-from ._unusable import Skipped as Skipped
+from rnnscale.data.sources._stored import (
+    StoredArray as StoredArray,
+    open_npy as open_npy,
+    open_npz as open_npz,
+)
+from rnnscale.data.sources._tokens import TokenShards as TokenShards
+from rnnscale.data.sources._ts import read_ts as read_ts
+from rnnscale.data.sources._unchanged import UnchangedFile as UnchangedFile
+from rnnscale.data.sources._unusable import Skipped as Skipped

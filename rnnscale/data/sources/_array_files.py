@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ._source import ArraySpec, ElementSpec, Record
-from ._stored import StoredArray, open_npy
-from ._unusable import Skipped, Unusable
+from rnnscale._errors import UserError
+from rnnscale.data.sources._source import ArraySpec, ElementSpec, Record
+from rnnscale.data.sources._stored import StoredArray, open_npy
+from rnnscale.data.sources._unusable import Skipped, Unusable
 
 type ArrayFile = str | os.PathLike[str] | StoredArray
 
@@ -33,7 +34,7 @@ class ArrayFiles:
         self._arrays = {name: _opened(array) for name, array in arrays.items()}
         counts = {name: len(array) for name, array in self._arrays.items()}
         if len(set(counts.values())) != 1:
-            raise ValueError(f"arrays must have one leading axis of the same size; got {counts}")
+            raise UserError(f"arrays must have one leading axis of the same size; got {counts}")
         (self._count,) = set(counts.values())
 
     @property
@@ -85,7 +86,7 @@ class SequenceFiles:
         steps = {name: _opened(array) for name, array in over_time.items()}
         self._whole = {name: _opened(array) for name, array in (whole or {}).items()}
         if not steps:
-            raise ValueError("there must be at least one array over time")
+            raise UserError("there must be at least one array over time")
         if offsets is None:
             bounds = _equal_lengths(steps)
             where = next(iter(steps.values())).file.path
@@ -96,13 +97,13 @@ class SequenceFiles:
             bounds = read_offsets(stored)
         for name, array in steps.items():
             if len(array) != bounds[-1]:
-                raise ValueError(
+                raise UserError(
                     f"{array.file.path}: {name!r} has {len(array)} steps, and the offsets in "
                     f"{where} end at {bounds[-1]}"
                 )
         for name, array in self._whole.items():
             if len(array) != len(bounds) - 1:
-                raise ValueError(
+                raise UserError(
                     f"{array.file.path}: {name!r} has {len(array)} rows for {len(bounds) - 1} "
                     "sequences"
                 )
@@ -155,16 +156,16 @@ def read_offsets(stored: StoredArray) -> np.ndarray:
     """
     where = stored.file.path
     if stored.dtype.kind not in "iu" or len(stored.shape) != 1 or len(stored) == 0:
-        raise ValueError(
+        raise UserError(
             f"{where}: offsets must be integers of shape (sequences + 1,); got {stored.dtype} of "
             f"shape {list(stored.shape)}"
         )
     offsets = stored.read(0, len(stored), 0).astype(np.int64)
     if offsets[0] != 0:
-        raise ValueError(f"{where}: offsets must begin with 0; got {offsets[0]}")
+        raise UserError(f"{where}: offsets must begin with 0; got {offsets[0]}")
     falling = np.flatnonzero(np.diff(offsets) < 0)
     if falling.size:
-        raise ValueError(f"{where}: offsets must not fall; they do after record {falling[0]}")
+        raise UserError(f"{where}: offsets must not fall; they do after record {falling[0]}")
     return offsets
 
 
@@ -176,7 +177,7 @@ def _equal_lengths(arrays: Mapping[str, StoredArray]) -> np.ndarray:
     """Offsets of sequences that are the rows of arrays."""
     axes = {name: array.shape[:2] for name, array in arrays.items()}
     if len(set(axes.values())) != 1 or len(next(iter(axes.values()))) != 2:
-        raise ValueError(
+        raise UserError(
             "without offsets, arrays over time must have the same two leading axes, sequences and "
             f"time; got {axes}"
         )

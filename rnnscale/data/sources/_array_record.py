@@ -11,9 +11,10 @@ from typing import Any, Self
 import grain
 import numpy as np
 
-from ._source import ElementSpec, Record, describe_spec, record_spec
-from ._unchanged import UnchangedFile
-from ._unusable import Skipped, Unusable
+from rnnscale._errors import UserError
+from rnnscale.data.sources._source import ElementSpec, Record, describe_spec, record_spec
+from rnnscale.data.sources._unchanged import UnchangedFile
+from rnnscale.data.sources._unusable import Skipped, Unusable
 
 
 class DamagedRecordError(ValueError):
@@ -54,7 +55,7 @@ class RecordShard:
         try:
             count = len(_reader(file))
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"{file.path} is no ArrayRecord file, truncated or damaged: {error}"
             ) from error
         return cls(file, count)
@@ -134,7 +135,7 @@ class ArrayRecordFiles:
             self._kept = np.array(kept, np.int64)
         self.skipped: Skipped = unusable.all()
         if not len(self):
-            raise ValueError(f"no record in {len(self._shards)} ArrayRecord files can be used")
+            raise UserError(f"no record in {len(self._shards)} ArrayRecord files can be used")
 
     @property
     def element_spec(self) -> ElementSpec:

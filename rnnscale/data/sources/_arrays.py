@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from ._source import ArraySpec, ElementSpec, Record
-from ._unusable import Skipped
+from rnnscale._errors import UserError
+from rnnscale.data.sources._source import ArraySpec, ElementSpec, Record
+from rnnscale.data.sources._unusable import Skipped
 
 
 class ArraySource:
@@ -20,7 +21,7 @@ class ArraySource:
     def __init__(self, **arrays: np.ndarray):
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) != 1:
-            raise ValueError(f"arrays must have one leading axis of the same size; got {lengths}")
+            raise UserError(f"arrays must have one leading axis of the same size; got {lengths}")
         self._arrays = {name: read_only(array) for name, array in arrays.items()}
 
     @property
@@ -57,7 +58,7 @@ class SequenceArrays:
         whole = {} if whole is None else whole
         counts = {name: len(arrays) for name, arrays in (over_time | whole).items()}
         if not over_time or len(set(counts.values())) != 1 or 0 in counts.values():
-            raise ValueError(f"there must be as many of each array, at least one; got {counts}")
+            raise UserError(f"there must be as many of each array, at least one; got {counts}")
         self._over_time = {name: list(map(read_only, arrays)) for name, arrays in over_time.items()}
         self._whole = {name: read_only(array) for name, array in whole.items()}
         self.skipped = skipped
@@ -69,7 +70,7 @@ class SequenceArrays:
         differ = np.flatnonzero((steps != steps[0]).any(axis=0))
         if differ.size:
             found = dict(zip(over_time, steps[:, differ[0]].tolist(), strict=True))
-            raise ValueError(f"sequence {differ[0]}: arrays must have as many steps; got {found}")
+            raise UserError(f"sequence {differ[0]}: arrays must have as many steps; got {found}")
         self._lengths = steps[0]
 
     @property
@@ -107,6 +108,6 @@ def _varying(name: str, arrays: list[np.ndarray]) -> ArraySpec:
     kinds = {(x.shape[1:], x.dtype) for x in arrays}
     if len(kinds) != 1:
         told = ", ".join(sorted(f"{dtype}{list(shape)}" for shape, dtype in kinds))
-        raise ValueError(f"the steps of {name!r} must be of one shape and dtype; got {told}")
+        raise UserError(f"the steps of {name!r} must be of one shape and dtype; got {told}")
     ((shape, dtype),) = kinds
     return ArraySpec((None, *shape), dtype)

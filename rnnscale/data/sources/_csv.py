@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._documents import files_under
-from ._source import ArraySpec, ElementSpec, Record
-from ._unchanged import UnchangedFile
-from ._unusable import Skipped, Unusable
+from rnnscale._errors import UserError
+from rnnscale.data.sources._documents import files_under
+from rnnscale.data.sources._source import ArraySpec, ElementSpec, Record
+from rnnscale.data.sources._unchanged import UnchangedFile
+from rnnscale.data.sources._unusable import Skipped, Unusable
 
 # Lines between two whose place in the file is noted.
 _LINES = 256
@@ -63,18 +64,18 @@ class CsvSeries:
                 unusable.note(file.path, table)
         self.skipped: Skipped = unusable.all()
         if not self._tables:
-            raise ValueError(f"no file that ends in {suffix!r} in {str(folder)!r} can be used")
+            raise UserError(f"no file that ends in {suffix!r} in {str(folder)!r} can be used")
         first = self._tables[0]
         for label in labels:
             if label not in first.header:
-                raise ValueError(
+                raise UserError(
                     f"{first.file.path} has no column {label!r}; its header has: "
                     f"{', '.join(first.header) or 'nothing, there is none'}"
                 )
         self._labels = [first.header.index(label) for label in labels]
         self._inputs = [c for c in range(first.columns) if c not in self._labels]
         if not self._inputs:
-            raise ValueError(f"{first.file.path}: all columns are labels, none is an input")
+            raise UserError(f"{first.file.path}: all columns are labels, none is an input")
         self._lengths = np.array([table.steps for table in self._tables], np.int64)
 
     @property

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ._source import ArraySpec, ElementSpec, Record
-from ._unchanged import UnchangedFile
-from ._unusable import Skipped, Unusable
+from rnnscale._errors import UserError
+from rnnscale.data.sources._source import ArraySpec, ElementSpec, Record
+from rnnscale.data.sources._unchanged import UnchangedFile
+from rnnscale.data.sources._unusable import Skipped, Unusable
 
 _BLOCK = 1 << 20
 
@@ -32,7 +33,7 @@ class _Documents(abc.ABC):
         self.skipped: Skipped = unusable.all()
         if not self._files:
             named = f" that ends in {suffix!r}" if suffix else ""
-            raise ValueError(f"no file{named} in {str(folder)!r} can be used")
+            raise UserError(f"no file{named} in {str(folder)!r} can be used")
         self._lengths = np.array([file.size for file in self._files], np.int64)
 
     @abc.abstractmethod
@@ -125,7 +126,7 @@ def files_under(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} must be a folder; it is none")
+        raise UserError(f"{str(folder)!r} must be a folder; it is none")
     return sorted(_walk(folder, suffix, left_out), key=lambda p: p.relative_to(folder).as_posix())
 
 

@@ -15,9 +15,10 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from ._array_record import DamagedRecordError, RecordShard
-from ._source import ArraySpec, ElementSpec, Record, Source, record_spec
-from ._unchanged import UnchangedFile
+from rnnscale._errors import UserError
+from rnnscale.data.sources._array_record import DamagedRecordError, RecordShard
+from rnnscale.data.sources._source import ArraySpec, ElementSpec, Record, Source, record_spec
+from rnnscale.data.sources._unchanged import UnchangedFile
 
 _INDEX = "index.json"
 _VERSION = 1
@@ -63,15 +64,15 @@ def write_rows(
     """
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} must be a new or an empty folder; there is something in it")
+        raise UserError(f"{folder} must be a new or an empty folder; there is something in it")
     if len(rows) == 0:
-        raise ValueError("there are no rows to write")
+        raise UserError("there are no rows to write")
     records = cast(Source, rows)
     spec = record_spec(records[0])
     if rows_per_shard is None:
         rows_per_shard = max(1, _SHARD_BYTES // max(1, _layout(spec).itemsize))
     if rows_per_shard < 1:
-        raise ValueError(f"rows_per_shard must be at least 1; got {rows_per_shard}")
+        raise UserError(f"rows_per_shard must be at least 1; got {rows_per_shard}")
     json.dumps(dict(notes or {}))  # what can't be stored is an error before the work
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
@@ -177,7 +178,7 @@ class PackedSource:
                     damaged.append(info.name)
             progress(read, sum(sizes))
         if damaged:
-            raise ValueError(
+            raise UserError(
                 f"{self._folder}: {len(damaged)} of {len(self.shards)} shards are not what was "
                 f"written: {', '.join(damaged)}"
             )
@@ -196,7 +197,7 @@ def _write_shard(
         for index in indices:
             record = rows[index]
             if record_spec(record) != spec:
-                raise ValueError(
+                raise UserError(
                     f"rows must be like the first one, {dict(spec)}; row {index} is "
                     f"{dict(record_spec(record))}"
                 )
@@ -216,16 +217,16 @@ def _write_shard(
 
 def _read_index(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path.parent} has no {_INDEX}, so it holds no packed rows")
+        raise UserError(f"{path.parent} has no {_INDEX}, so it holds no packed rows")
     try:
         index = json.loads(path.read_text())
         digest = index.pop("sha256")
     except (ValueError, AttributeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
+        raise UserError(f"{path} is damaged: {error!r}") from error
     if digest != _digest(index):
-        raise ValueError(f"{path} is damaged: it is not what was written")
+        raise UserError(f"{path} is damaged: it is not what was written")
     if index["version"] != _VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path} is of version {index['version']} of the format; this is version {_VERSION}"
         )
     return index
@@ -238,7 +239,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 def _opened(folder: Path, info: ShardInfo) -> RecordShard:
     file = UnchangedFile.note(folder / info.name)
     if file.size != info.bytes:
-        raise ValueError(
+        raise UserError(
             f"{file.path} was truncated or replaced: it has {file.size} bytes, and had {info.bytes}"
         )
     return RecordShard(file, info.rows)

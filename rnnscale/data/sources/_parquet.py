@@ -9,9 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from ._source import ArraySpec, ElementSpec, Record, arrays_over_time, describe_spec
-from ._unchanged import UnchangedFile
-from ._unusable import Skipped, Unusable
+from rnnscale._errors import MissingPackageError, UserError
+from rnnscale.data.sources._source import (
+    ArraySpec,
+    ElementSpec,
+    Record,
+    arrays_over_time,
+    describe_spec,
+)
+from rnnscale.data.sources._unchanged import UnchangedFile
+from rnnscale.data.sources._unusable import Skipped, Unusable
 
 
 class ParquetRows:
@@ -36,7 +43,7 @@ class ParquetRows:
     ):
         self._table = _Table.open(files, columns)
         for name in arrays_over_time(self._table.spec):
-            raise ValueError(
+            raise UserError(
                 f"{self._table.files[0].path}: {name!r} has lists of many lengths, for which there "
                 "is ParquetSequences"
             )
@@ -86,7 +93,7 @@ class ParquetSequences:
         self._table = _Table.open(files, columns)
         self._over_time = arrays_over_time(self._table.spec)
         if not self._over_time:
-            raise ValueError(
+            raise UserError(
                 f"{self._table.files[0].path}: no column has lists of many lengths; for rows of "
                 "one shape there is ParquetRows"
             )
@@ -102,7 +109,7 @@ class ParquetSequences:
         self._rows = np.flatnonzero(lengths)
         self._lengths = lengths[self._rows]
         if not len(self):
-            raise ValueError(f"no row of {len(files)} Parquet files can be used")
+            raise UserError(f"no row of {len(files)} Parquet files can be used")
 
     @property
     def lengths(self) -> np.ndarray:
@@ -167,7 +174,7 @@ class _Table:
         cls, paths: Sequence[str | os.PathLike[str]], columns: Sequence[str] | None
     ) -> "_Table":
         if not paths:
-            raise ValueError("there must be at least one Parquet file")
+            raise UserError("there must be at least one Parquet file")
         files = tuple(UnchangedFile.note(path) for path in paths)
         spec: ElementSpec = {}
         groups = []
@@ -180,7 +187,7 @@ class _Table:
                 ]
             spec = spec or found
             if found != spec:
-                raise ValueError(
+                raise UserError(
                     f"{file.path} has {describe_spec(found)}, and {files[0].path} has "
                     f"{describe_spec(spec)}"
                 )
@@ -188,7 +195,7 @@ class _Table:
             groups += [(index, number, firsts[number], size) for number, size in enumerate(sizes)]
         file, number, first_in_file, rows = np.array(groups, np.int64).reshape(-1, 4).T
         if rows.sum() == 0:
-            raise ValueError(f"there is no row in {len(files)} Parquet files")
+            raise UserError(f"there is no row in {len(files)} Parquet files")
         return cls(files, spec, file, number, first_in_file, np.cumsum([0, *rows]))
 
     def __len__(self) -> int:
@@ -207,7 +214,7 @@ class _Table:
         except (OSError, ValueError) as error:
             # pyarrow's own are among them. What it can't read may be another file.
             file.check(record)
-            raise ValueError(f"{self.name(group, row)}: it can't be read: {error}") from error
+            raise UserError(f"{self.name(group, row)}: it can't be read: {error}") from error
         file.check(record)
         return content
 
@@ -217,7 +224,7 @@ class _Table:
         row = int(index - self.first[number])
         group = self.group(number, row)
         if row in group.unusable:
-            raise ValueError(f"{self.name(number, row)}: {group.unusable[row]}")
+            raise UserError(f"{self.name(number, row)}: {group.unusable[row]}")
         return group, row
 
 
@@ -289,13 +296,11 @@ def _spec(file: UnchangedFile, schema: Any, columns: Sequence[str] | None) -> El
     spec = {}
     for name in schema.names if columns is None else columns:
         if name not in schema.names:
-            raise ValueError(
-                f"{file.path} has no column {name!r}; it has {', '.join(schema.names)}"
-            )
+            raise UserError(f"{file.path} has no column {name!r}; it has {', '.join(schema.names)}")
         kind = schema.field(name).type
         element = _element_spec(kind.value_type if _is_list(kind) else kind)
         if element is None:
-            raise ValueError(
+            raise UserError(
                 f"{file.path}, column {name!r}: columns must be of numbers, or of lists of numbers;"
                 f" got {kind}; choose others with columns="
             )
@@ -303,7 +308,7 @@ def _spec(file: UnchangedFile, schema: Any, columns: Sequence[str] | None) -> El
             element = ArraySpec((None, *element.shape), element.dtype)
         spec[name] = element
     if not spec:
-        raise ValueError(f"{file.path} has no columns")
+        raise UserError(f"{file.path} has no columns")
     return spec
 
 
@@ -331,9 +336,7 @@ def _opened(file: UnchangedFile) -> Any:
         # Checksums of pages are verified, where the file has them.
         return parquet.ParquetFile(file.path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{file.path} is no Parquet file, truncated or damaged: {error}"
-        ) from error
+        raise UserError(f"{file.path} is no Parquet file, truncated or damaged: {error}") from error
 
 
 def _pyarrow_parquet() -> ModuleType:
@@ -341,7 +344,7 @@ def _pyarrow_parquet() -> ModuleType:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "Parquet files are read with pyarrow, which is not installed; install it with: "
             "pip install 'rnnscale[parquet]'"
         ) from error

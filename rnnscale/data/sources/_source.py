@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from rnnscale._errors import UserError
+
 type Record = dict[str, np.ndarray]
 
 
@@ -76,7 +78,7 @@ def element_spec(source: Source) -> ElementSpec:
     if told is not None:
         return told
     if len(source) == 0:
-        raise ValueError("the source has no records")
+        raise UserError("the source has no records")
     return record_spec(source[0])
 
 

@@ -10,8 +10,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ._source import ArraySpec
-from ._unchanged import UnchangedFile
+from rnnscale._errors import UserError
+from rnnscale.data.sources._source import ArraySpec
+from rnnscale.data.sources._unchanged import UnchangedFile
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class StoredArray:
 
     def __post_init__(self):
         if self.dtype.kind not in "biufc":
-            raise ValueError(f"{self.file.path}: arrays must be of numbers; got {self.dtype}")
+            raise UserError(f"{self.file.path}: arrays must be of numbers; got {self.dtype}")
         stop = self.offset + math.prod(self.shape) * self.dtype.itemsize
         if stop > self.file.size:
-            raise ValueError(
+            raise UserError(
                 f"{self.file.path} is truncated: an array of shape {list(self.shape)} and dtype "
                 f"{self.dtype} ends at byte {stop}, the file at {self.file.size}"
             )
@@ -87,12 +88,12 @@ def open_npz(path: str | os.PathLike[str]) -> dict[str, StoredArray]:
         with zipfile.ZipFile(file.path) as archive:
             members = archive.infolist()
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{file.path} is no .npz file, or truncated: {error}") from error
+        raise UserError(f"{file.path} is no .npz file, or truncated: {error}") from error
     with open(file.path, "rb") as opened:
         for member in members:
             where = f"{file.path}, array {member.filename!r}"
             if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(
+                raise UserError(
                     f"{where} is compressed, so its rows can't be read one by one; save it with "
                     "np.savez, not np.savez_compressed"
                 )
@@ -100,7 +101,7 @@ def open_npz(path: str | os.PathLike[str]) -> dict[str, StoredArray]:
             opened.seek(member.header_offset + 26)
             lengths = opened.read(4)
             if len(lengths) != 4:
-                raise ValueError(f"{where} is truncated")
+                raise UserError(f"{where} is truncated")
             opened.seek(member.header_offset + 30 + sum(struct.unpack("<HH", lengths)))
             arrays[member.filename.removesuffix(".npy")] = _stored(file, opened, where)
     return arrays
@@ -116,16 +117,16 @@ def _stored(file: UnchangedFile, opened: BinaryIO, where: str) -> StoredArray:
     try:
         version = np.lib.format.read_magic(opened)
         if version not in _READ_HEADER:
-            raise ValueError(f"version {version} of the format is not known")
+            raise UserError(f"version {version} of the format is not known")
         shape, fortran_order, dtype = _READ_HEADER[version](opened)
     except ValueError as error:
-        raise ValueError(f"{where} is no .npy file, or truncated: {error}") from error
+        raise UserError(f"{where} is no .npy file, or truncated: {error}") from error
     if dtype.hasobject:
-        raise ValueError(f"{where} holds Python objects; save an array of numbers")
+        raise UserError(f"{where} holds Python objects; save an array of numbers")
     if not shape:
-        raise ValueError(f"{where} must have an axis of records; it has no axis")
+        raise UserError(f"{where} must have an axis of records; it has no axis")
     if fortran_order and len(shape) > 1:
-        raise ValueError(
+        raise UserError(
             f"{where} is in Fortran order, so a record lies all over the file; save "
             "np.ascontiguousarray of it"
         )

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._array_files import read_offsets
-from ._source import ArraySpec, ElementSpec, Record
-from ._stored import StoredArray, open_npy
-from ._unchanged import UnchangedFile
-from ._unusable import Skipped, Unusable
+from rnnscale._errors import UserError
+from rnnscale.data.sources._array_files import read_offsets
+from rnnscale.data.sources._source import ArraySpec, ElementSpec, Record
+from rnnscale.data.sources._stored import StoredArray, open_npy
+from rnnscale.data.sources._unchanged import UnchangedFile
+from rnnscale.data.sources._unusable import Skipped, Unusable
 
 _BLOCK = 1 << 22
 
@@ -47,18 +48,18 @@ class TokenShards:
         skip: bool = False,
     ):
         if not shards:
-            raise ValueError("there must be at least one shard")
+            raise UserError("there must be at least one shard")
         if offsets is not None and end is not None:
-            raise ValueError("give either end or offsets, not both")
+            raise UserError("give either end or offsets, not both")
         if isinstance(shards, str | os.PathLike):
-            raise ValueError(f"shards are a list of files; got {os.fspath(shards)!r}")
+            raise UserError(f"shards are a list of files; got {os.fspath(shards)!r}")
         if offsets is not None and len(offsets) != len(shards):
-            raise ValueError(f"got {len(offsets)} files of offsets for {len(shards)} shards")
+            raise UserError(f"got {len(offsets)} files of offsets for {len(shards)} shards")
         self._shards = [_open(path, dtype) for path in shards]
         first = self._shards[0]
         for shard in self._shards:
             if shard.native != first.native:
-                raise ValueError(
+                raise UserError(
                     f"{shard.file.path}: shards must be of one dtype; it has {shard.native}, and "
                     f"{first.file.path} has {first.native}"
                 )
@@ -81,7 +82,7 @@ class TokenShards:
         self.skipped: Skipped = unusable.all()
         self._shard, self._record, self._start, self._lengths = np.concatenate(table, axis=1)
         if len(self._lengths) == 0:
-            raise ValueError(f"there is no document in {first.file.path} and the other shards")
+            raise UserError(f"there is no document in {first.file.path} and the other shards")
 
     @property
     def lengths(self) -> np.ndarray:
@@ -108,26 +109,26 @@ def _open(path: str | os.PathLike[str], dtype: np.typing.DTypeLike | None) -> St
     if os.fspath(path).endswith(".npy"):
         shard = open_npy(path)
         if len(shard.shape) != 1:
-            raise ValueError(f"{shard.file.path}: tokens must have one axis; got {shard.shape}")
+            raise UserError(f"{shard.file.path}: tokens must have one axis; got {shard.shape}")
     else:
         if dtype is None:
-            raise ValueError(f"{path} is no .npy file, so dtype must say what its tokens are")
+            raise UserError(f"{path} is no .npy file, so dtype must say what its tokens are")
         file, dtype = UnchangedFile.note(path), np.dtype(dtype)
         if file.size % dtype.itemsize:
-            raise ValueError(
+            raise UserError(
                 f"{file.path}: its {file.size} bytes are no whole number of tokens of {dtype}; it "
                 "is truncated, or of another dtype"
             )
         shard = StoredArray(file, 0, (file.size // dtype.itemsize,), dtype)
     if shard.dtype.kind not in "iu":
-        raise ValueError(f"{shard.file.path}: tokens must be integers; got {shard.dtype}")
+        raise UserError(f"{shard.file.path}: tokens must be integers; got {shard.dtype}")
     return shard
 
 
 def _bounds_in_file(shard: StoredArray, offsets: StoredArray) -> tuple[np.ndarray, np.ndarray]:
     bounds = read_offsets(offsets)
     if bounds[-1] != len(shard):
-        raise ValueError(
+        raise UserError(
             f"{offsets.file.path}: offsets must end with the {len(shard)} tokens of "
             f"{shard.file.path}; got {bounds[-1]}"
         )
@@ -137,7 +138,7 @@ def _bounds_in_file(shard: StoredArray, offsets: StoredArray) -> tuple[np.ndarra
 def _check_fits(end: int, dtype: np.dtype) -> None:
     limits = np.iinfo(dtype)
     if not limits.min <= end <= limits.max:
-        raise ValueError(f"end={end} is no {dtype}, and so no token of these shards")
+        raise UserError(f"end={end} is no {dtype}, and so no token of these shards")
 
 
 def _bounds_by_end(shard: StoredArray, end: int) -> tuple[np.ndarray, np.ndarray]:

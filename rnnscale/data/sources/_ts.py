@@ -6,8 +6,9 @@ from typing import TextIO
 
 import numpy as np
 
-from ._arrays import SequenceArrays
-from ._unusable import Unusable
+from rnnscale._errors import UserError
+from rnnscale.data.sources._arrays import SequenceArrays
+from rnnscale.data.sources._unusable import Unusable
 
 
 def read_ts(path: str | os.PathLike[str], *, skip: bool = False) -> SequenceArrays:
@@ -33,7 +34,7 @@ def read_ts(path: str | os.PathLike[str], *, skip: bool = False) -> SequenceArra
     """
     path = os.path.abspath(path)
     if not os.path.isfile(path):
-        raise ValueError(f"there is no file {path}")
+        raise UserError(f"there is no file {path}")
     unusable = Unusable(skip)
     inputs, labels = [], []
     try:
@@ -49,9 +50,9 @@ def read_ts(path: str | os.PathLike[str], *, skip: bool = False) -> SequenceArra
                     inputs.append(series[0])
                     labels.append(series[1])
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no .ts file: it is not text ({error.reason})") from error
+        raise UserError(f"{path} is no .ts file: it is not text ({error.reason})") from error
     if not inputs:
-        raise ValueError(f"{path} has no series that can be used")
+        raise UserError(f"{path} has no series that can be used")
     whole = {}
     if header.classes is not None:
         whole["labels"] = np.array(labels, np.int32)
@@ -81,16 +82,16 @@ def _read_header(path: str, file: TextIO) -> _Header:
         if key == "@data":
             break
     else:
-        raise ValueError(f"{path} is no .ts file, or truncated: it has no line @data")
+        raise UserError(f"{path} is no .ts file, or truncated: it has no line @data")
 
     def says_true(key: str) -> bool:
         return [word.lower() for word in values.get(key, [])[:1]] == ["true"]
 
     if says_true("@timestamps"):
-        raise ValueError(f"{path} has time stamps, which are not supported")
+        raise UserError(f"{path} has time stamps, which are not supported")
     classes = tuple(values["@classlabel"][1:]) if says_true("@classlabel") else None
     if classes == ():
-        raise ValueError(f"{path}: the line @classLabel has no classes")
+        raise UserError(f"{path}: the line @classLabel has no classes")
     return _Header(
         lines=lines,
         classes=classes,

@@ -7,6 +7,8 @@ from typing import Self
 
 import numpy as np
 
+from rnnscale._errors import UserError
+
 
 @dataclass(frozen=True)
 class UnchangedFile:
@@ -28,7 +30,7 @@ class UnchangedFile:
         """**Raises:** `ValueError` if there is no such file."""
         path = os.path.abspath(path)
         if not os.path.isfile(path):
-            raise ValueError(f"there is no file {path}")
+            raise UserError(f"there is no file {path}")
         found = os.stat(path)
         return cls(path, found.st_size, found.st_mtime_ns, found.st_ino)
 

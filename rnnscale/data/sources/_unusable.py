@@ -2,6 +2,8 @@
 
 import logging
 
+from rnnscale._errors import UserError
+
 type Skipped = tuple[tuple[str, str], ...]
 
 _LOG = logging.getLogger(__name__)
@@ -22,7 +24,7 @@ class Unusable:
     def note(self, where: str, reason: str) -> None:
         """**Raises:** `ValueError` with both unless such records are to be left out."""
         if not self._skip:
-            raise ValueError(f"{where}: {reason}; correct it, or skip it")
+            raise UserError(f"{where}: {reason}; correct it, or skip it")
         self._found.append((where, reason))
 
     def all(self) -> Skipped:

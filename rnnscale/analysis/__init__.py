@@ -1,0 +1,21 @@
+"""What a recurrence does over time: eigenvalues, time scales, gradients against lag, Lyapunov
+exponents, and plots of them."""
+
+from rnnscale.analysis._eigenvalues import (
+    continuous_eigenvalues as continuous_eigenvalues,
+    eigenvalues as eigenvalues,
+    timescales as timescales,
+)
+from rnnscale.analysis._gradient_norms import (
+    gradient_norms as gradient_norms,
+    state_gradient_norms as state_gradient_norms,
+)
+from rnnscale.analysis._lyapunov import lyapunov_spectrum as lyapunov_spectrum
+from rnnscale.analysis._plots import (
+    plot_eigenvalues as plot_eigenvalues,
+    plot_gradient_norms as plot_gradient_norms,
+    plot_lyapunov as plot_lyapunov,
+    plot_timescales as plot_timescales,
+)
+from rnnscale.analysis._recurrences import Recurrence as Recurrence, recurrences as recurrences
+from rnnscale.analysis._recurrent_matrix import recurrent_matrix as recurrent_matrix

@@ -1,0 +1,58 @@
+"""The matrix in front of a cell's nonlinearity."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Float
+
+from rnnscale.cells import Cell, IndRNNCell, affine, compute_weights, identity, linear
+
+
+def recurrent_matrix(cell: Cell) -> Float[np.ndarray, "units units"] | None:
+    r"""The recurrent matrix of a cell that has one, as its equations use it: $e^A$ of
+    `ExpRNNCell`, $P \Theta P^T$ of `NonNormalRNNCell`, $M = W - W^T - \gamma I$ of
+    `AntiSymmetricRNNCell`, $W$ of `ElmanRNNCell`.
+
+    ```python
+    import numpy as np
+    from rnnscale.analysis import recurrent_matrix
+
+    np.linalg.eigvals(recurrent_matrix(ExpRNNCell(1, 8, key=key)))  # on the unit circle
+    ```
+
+    That of `UnitaryEvolutionRNNCell` is the real form, of the real plane above the imaginary one,
+    so its eigenvalues are those of $W$ and their conjugates; that of `IndRNNCell` is diagonal.
+
+    **Returns:** in the dtype of the parameters, on the host; `None` where the cell has no such
+    matrix, or several, such as those of gates. `eigenvalues` linearises the whole step of any.
+
+    **Raises:** `TypeError` if `cell` is none.
+    """
+    if not isinstance(cell, Cell):
+        raise TypeError(f"recurrent_matrix takes a rnnscale.cells.Cell; got {type(cell).__name__}.")
+    if isinstance(cell, IndRNNCell):
+        return np.diag(np.asarray(cell.recurrent))
+    matrices: list[jax.Array] = []
+
+    def record(plus: Any, weight: Any, h: Any) -> Any:
+        vector, unravel = ravel_pytree(h)
+        if weight is not identity:
+            column = lambda each: ravel_pytree(linear(weight, unravel(each)))[0]  # noqa: E731
+            matrices.append(jax.vmap(column, out_axes=1)(jnp.eye(vector.size, dtype=vector.dtype)))
+        return affine(plus, weight, h)
+
+    def trace(cell: Cell) -> list[jax.Array]:
+        matrices.clear()
+        weights = compute_weights(cell, jnp.float32)
+        with jax.default_matmul_precision("highest"):
+            drive = cell.drive(weights, jnp.zeros(cell.idim))
+            cell.advance(weights, drive, cell.init_state(), record)
+        return list(matrices)
+
+    found = eqx.filter_jit(trace)(cell)
+    is_one = len(found) == 1 and found[0].shape[0] == found[0].shape[1]
+    return np.asarray(found[0]) if is_one else None

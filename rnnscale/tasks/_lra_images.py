@@ -1,0 +1,228 @@
+"""The images of the Long Range Arena, pixel by pixel."""
+
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from rnnscale._errors import MissingPackageError, UserError
+from rnnscale.data.sources import Record, UnchangedFile
+from rnnscale.tasks._folder import file_of_folder, files_of_folder
+from rnnscale.tasks._most_frequent import most_frequent
+from rnnscale.tasks._task import Task
+
+_CIFAR = "cifar-10-binary.tar.gz, of www.cs.toronto.edu/~kriz/cifar.html, unpacked"
+_RELEASE = "what lra_release.gz, of github.com/google-research/long-range-arena, has in lra_release"
+
+_CIFAR_SIDE = 32
+# One for the class, then the red, green and blue pixels.
+_CIFAR_BYTES = 1 + 3 * _CIFAR_SIDE**2
+# What red, green and blue count for, by ITU-R BT.601.
+_GREY = np.array([0.299, 0.587, 0.114])
+
+
+def lra_image(folder: str | PathLike[str]) -> Task:
+    """Image of the Long Range Arena: CIFAR-10 in grey, pixel by pixel.
+
+    The test split is the published one of 10000 images; of the 50000 for training, the last tenth
+    in the order of the files is for validation. Inputs are float32 of shape `(1024, 1)`, row by
+    row, in `[0, 1]`; the label is one of ten classes. Images are read when they are asked for.
+
+    **Arguments:**
+
+    - `folder`: holds `cifar-10-batches-bin/data_batch_1.bin` to `data_batch_5.bin` and
+        `test_batch.bin`: the binary version of CIFAR-10.
+
+    **Returns:**
+
+    The task. Its `baseline` is the accuracy of the class that is most frequent in the test split.
+
+    **Raises:** `ValueError` for a file that is missing or no such file, and when an image is read,
+    if its file is not as it was.
+
+    **Reference:** Tay et al., "Long range arena: A benchmark for efficient transformers", ICLR
+    2021; after Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+
+    **Differs from the paper:** a pixel is a number, where it embeds one of 256 tokens; the
+    validation images are other ones.
+    """
+
+    def files(*names: str) -> list[UnchangedFile]:
+        paths = (file_of_folder(folder, f"cifar-10-batches-bin/{n}.bin", _CIFAR) for n in names)
+        return [UnchangedFile.note(path) for path in paths]
+
+    training = files(*(f"data_batch_{number}" for number in range(1, 6)))
+    count = len(_CifarImages(training))
+    kept = count - count // 10
+    test = _CifarImages(files("test_batch"))
+    return Task(
+        name="lra-image",
+        description="CIFAR-10 of the Long Range Arena, in grey: 1024 steps, 10 classes",
+        train=_CifarImages(training, range(kept)),
+        validation=_CifarImages(training, range(kept, count)),
+        test=test,
+        inputs="features",
+        idim=1,
+        classes=10,
+        labels="sequence",
+        seq_len=_CIFAR_SIDE**2,
+        metric="accuracy",
+        notes={"folder": str(folder)},
+        baseline=lambda: most_frequent(
+            np.array([test[index]["labels"] for index in range(len(test))])
+        ),
+    )
+
+
+class _CifarImages:
+    """Images of several files in a row, all or some of them."""
+
+    def __init__(self, files: list[UnchangedFile], chosen: range | None = None):
+        for file in files:
+            if file.size == 0 or file.size % _CIFAR_BYTES:
+                raise UserError(
+                    f"{file.path} must have a multiple of {_CIFAR_BYTES} bytes, as the binary "
+                    f"version of CIFAR-10 has; it has {file.size}"
+                )
+        self._files = files
+        self._ends = np.cumsum([file.size // _CIFAR_BYTES for file in files])
+        self._chosen = range(self._ends[-1]) if chosen is None else chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        image = self._chosen[index]
+        number = int(np.searchsorted(self._ends, image, side="right"))
+        file = self._files[number]
+        # As far from the end of the file as the image is from that of all files up to it.
+        start = file.size - (int(self._ends[number]) - image) * _CIFAR_BYTES
+        content = file.read(start, start + _CIFAR_BYTES, index)
+        if content[0] > 9:
+            raise UserError(f"{file.path}, record {index}: {content[0]} is no class of CIFAR-10")
+        grey = _GREY @ content[1:].reshape(3, -1) / 255
+        return {
+            "inputs": grey.astype(np.float32)[:, None],
+            "labels": np.asarray(content[0], np.int32),
+        }
+
+
+def lra_pathfinder(folder: str | PathLike[str]) -> Task:
+    """Pathfinder of the Long Range Arena: whether a path of dashes joins two dots, pixel by pixel.
+
+    200000 images of 32 x 32, of which 80, 10 and 10 % are for training, validation and test, in a
+    fixed random order. Inputs are float32 of shape `(1024, 1)`, row by row, in `[0, 1]`; the label
+    is 1 where the dots are joined. Images are read when they are asked for, with Pillow.
+
+    **Arguments:**
+
+    - `folder`: holds `pathfinder32/curv_contour_length_14/`, with its `metadata/*.npy` and `imgs`.
+
+    **Returns:**
+
+    The task. Its `baseline` is the accuracy of the class that is most frequent in the test split.
+
+    **Raises:** `ValueError` for a folder that is missing or has a list that is none, and when it is
+    read, for an image that is missing or none; `ImportError` if Pillow is not installed.
+
+    **Reference:** Tay et al., "Long range arena: A benchmark for efficient transformers", ICLR
+    2021; after Linsley et al., "Learning long-range spatial dependencies with horizontal gated
+    recurrent units", NeurIPS 2018.
+
+    **Differs from the paper:** a pixel is a number, where it embeds one of 256 tokens; the shares
+    of the split are its, the images in them are not.
+    """
+    return _pathfinder("lra-pathfinder", folder, 32)
+
+
+def lra_pathx(folder: str | PathLike[str]) -> Task:
+    """Path-X of the Long Range Arena: `lra_pathfinder` with images of 128 x 128, 16384 steps.
+
+    **Arguments:**
+
+    - `folder`: holds `pathfinder128/curv_contour_length_14/`, with its `metadata/*.npy` and `imgs`.
+    """
+    return _pathfinder("lra-pathx", folder, 128)
+
+
+def _pathfinder(name: str, folder: str | PathLike[str], side: int) -> Task:
+    if find_spec("PIL") is None:
+        raise MissingPackageError(
+            f"the images of {name} are read with Pillow, which is not installed; "
+            "install it with: pip install pillow"
+        )
+    place = f"pathfinder{side}/curv_contour_length_14"
+    paths, labels = [], []
+    # Text, whatever their name says.
+    for listed in files_of_folder(folder, f"{place}/metadata", ".npy", _RELEASE):
+        for number, line in enumerate(listed.read_text().splitlines(), 1):
+            columns = line.split()
+            if len(columns) < 4 or columns[3] not in ("0", "1"):
+                raise UserError(
+                    f"{listed}, line {number}: must begin with a folder, a file, a number and 0 "
+                    f"or 1; it is {line[:80]!r}"
+                )
+            paths.append(Path(folder, place, columns[0], columns[1]))
+            labels.append(int(columns[3]))
+    # RandomState, because NumPy promises never to change its stream; Generator's may change.
+    order = np.random.RandomState(0).permutation(len(paths))
+    tenth = len(paths) // 10
+    rows = np.split(order, [len(paths) - 2 * tenth, len(paths) - tenth])
+    classes = np.array(labels, np.int32)
+    train, validation, test = (
+        _Pictures([paths[row] for row in part], classes[part], side) for part in rows
+    )
+    return Task(
+        name=name,
+        description=f"Pathfinder of the Long Range Arena: {side**2} steps, 2 classes",
+        train=train,
+        validation=validation,
+        test=test,
+        inputs="features",
+        idim=1,
+        classes=2,
+        labels="sequence",
+        seq_len=side**2,
+        metric="accuracy",
+        notes={"folder": str(folder)},
+        baseline=lambda: most_frequent(classes[rows[2]]),
+    )
+
+
+class _Pictures:
+    """Square images in grey, each in a file, and their classes."""
+
+    def __init__(self, paths: list[Path], classes: np.ndarray, side: int):
+        self._paths = paths
+        self._classes = classes
+        self._side = side
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        # Not at the top, for it is no dependency of the package.
+        from PIL import Image
+
+        path = self._paths[index]
+        try:
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("L"))
+        except OSError as error:
+            raise UserError(
+                f"{path}, record {index}: can't be read as an image: {error}"
+            ) from error
+        if pixels.shape != (self._side, self._side):
+            raise UserError(
+                f"{path}, record {index}: must have {self._side} x {self._side} pixels; it has "
+                f"{pixels.shape[1]} x {pixels.shape[0]}"
+            )
+        return {
+            "inputs": (pixels.reshape(-1, 1) / 255).astype(np.float32),
+            "labels": np.asarray(self._classes[index], np.int32),
+        }

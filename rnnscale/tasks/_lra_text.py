@@ -1,0 +1,239 @@
+"""The text of the Long Range Arena: operations on lists, reviews, pairs of papers."""
+
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from rnnscale._errors import UserError
+from rnnscale.data.pipelines import PaddedSource
+from rnnscale.data.sources import ArraySpec, ElementSpec, Record, Source, UnchangedFile
+from rnnscale.tasks._folder import LineRecords, file_of_folder, files_of_folder, padded_tokens
+from rnnscale.tasks._listops import LISTOPS_TOKENS
+from rnnscale.tasks._most_frequent import most_frequent
+from rnnscale.tasks._task import Task
+
+_RELEASE = "what lra_release.gz, of github.com/google-research/long-range-arena, has in lra_release"
+_IMDB = "aclImdb_v1.tar.gz, of ai.stanford.edu/~amaas/data/sentiment, unpacked"
+
+_LISTOPS_STEPS, _REVIEW_STEPS, _PAPER_STEPS = 2000, 4096, 4000
+_TOKENS = {token.encode(): number for number, token in enumerate(LISTOPS_TOKENS)}
+
+
+def lra_listops(folder: str | PathLike[str]) -> Task:
+    """ListOps of the Long Range Arena: the value of nested operations on lists of digits.
+
+    The split is the published one of 96000, 2000 and 2000 records. Inputs are int32 of shape
+    `(2000,)` in `[0, 15)`, tokens of `LISTOPS_TOKENS` without the round brackets of the files,
+    filled up with 0; `"lengths"` is where that begins. The label is the value, a digit. Records are
+    read when they are asked for.
+
+    **Arguments:**
+
+    - `folder`: holds `listops-1000/basic_train.tsv`, `basic_val.tsv` and `basic_test.tsv`.
+
+    **Returns:**
+
+    The task. Its `baseline` is the accuracy of the value that is most frequent in the test split.
+
+    **Raises:** `ValueError` for a file that is missing, and for a record that is read and is none.
+
+    **Reference:** Tay et al., "Long range arena: A benchmark for efficient transformers", ICLR
+    2021; after Nangia and Bowman, NAACL 2018. `listops` makes such records.
+    """
+    train, validation, test = (
+        LineRecords(
+            file_of_folder(folder, f"listops-1000/basic_{split}.tsv", _RELEASE),
+            _operations,
+            header=1,
+        )
+        for split in ("train", "val", "test")
+    )
+    return Task(
+        name="lra-listops",
+        description=f"ListOps of the Long Range Arena: {_LISTOPS_STEPS} steps, 10 classes",
+        train=train,
+        validation=validation,
+        test=test,
+        inputs="tokens",
+        idim=len(LISTOPS_TOKENS),
+        classes=10,
+        labels="sequence",
+        seq_len=_LISTOPS_STEPS,
+        metric="accuracy",
+        notes={"folder": str(folder)},
+        baseline=lambda: most_frequent(_labels(test)),
+    )
+
+
+def _operations(line: bytes) -> Record:
+    source, tab, target = line.partition(b"\t")
+    tokens = source.translate(None, b"()").split()
+    unknown = sorted(set(tokens) - _TOKENS.keys())
+    if not tab or unknown or not (target.isdigit() and int(target) < 10):
+        raise UserError(f"must be operations, a tab and a digit; it has {unknown or target!r}")
+    if not 0 < len(tokens) <= _LISTOPS_STEPS:
+        raise UserError(f"must have 1 to {_LISTOPS_STEPS} tokens; it has {len(tokens)}")
+    numbers = np.array([_TOKENS[token] for token in tokens])
+    return padded_tokens(numbers, int(target), _LISTOPS_STEPS)
+
+
+def lra_text(folder: str | PathLike[str]) -> Task:
+    """Text of the Long Range Arena: whether a film review of IMDB is favourable, byte by byte.
+
+    The test split is the published one of 25000 reviews; of those for training, every tenth of
+    each class is for validation: 22500 and 2500. Inputs are int32 bytes of shape `(4096,)`, cut off
+    there or filled up with 0; `"lengths"` is where that begins. The label is 1 for favourable.
+    Reviews are read when they are asked for; `Task.sequences` has them as long as they are, up to
+    4096 bytes.
+
+    **Arguments:**
+
+    - `folder`: holds `aclImdb/train/pos/*.txt`, and so `neg` and `test`.
+
+    **Returns:**
+
+    The task. Its `baseline` is the accuracy of the class that is most frequent in the test split.
+
+    **Raises:** `ValueError` for a folder that is missing, an empty review, and when it is read, a
+    file that is not as it was.
+
+    **Reference:** Tay et al., "Long range arena: A benchmark for efficient transformers", ICLR
+    2021; after Maas et al., "Learning word vectors for sentiment analysis", ACL 2011.
+
+    **Differs from the paper:** it has no validation records of its own, where others take those for
+    test.
+    """
+    found = {
+        split: [
+            files_of_folder(folder, f"aclImdb/{split}/{kind}", ".txt", _IMDB)
+            for kind in ("neg", "pos")
+        ]
+        for split in ("train", "test")
+    }
+    kept = [[f for i, f in enumerate(files) if i % 10 != 9] for files in found["train"]]
+    held_out = [files[9::10] for files in found["train"]]
+    sequences = {
+        "train": _Reviews(kept),
+        "validation": _Reviews(held_out),
+        "test": _Reviews(found["test"]),
+    }
+    train, validation, test = (
+        PaddedSource(sequences[split], _REVIEW_STEPS, per_step=("inputs",))
+        for split in ("train", "validation", "test")
+    )
+    return Task(
+        name="lra-text",
+        description=f"film reviews of the Long Range Arena: {_REVIEW_STEPS} steps, 2 classes",
+        train=train,
+        validation=validation,
+        test=test,
+        sequences=sequences,
+        inputs="tokens",
+        idim=256,
+        classes=2,
+        labels="sequence",
+        seq_len=_REVIEW_STEPS,
+        metric="accuracy",
+        notes={"folder": str(folder)},
+        baseline=lambda: most_frequent(sequences["test"].classes),
+    )
+
+
+class _Reviews:
+    """Files by their class, each a sequence of its first bytes."""
+
+    def __init__(self, files: list[list[Path]]):
+        self._files = [UnchangedFile.note(path) for each in files for path in each]
+        self.classes = np.repeat(np.arange(len(files)), [len(each) for each in files])
+        self._lengths = np.array([min(f.size, _REVIEW_STEPS) for f in self._files], np.int64)
+        for file in self._files:
+            if file.size == 0:
+                raise UserError(f"{file.path} is empty")
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self._lengths
+
+    @property
+    def element_spec(self) -> ElementSpec:
+        number = np.dtype(np.int32)
+        return {"inputs": ArraySpec((None,), number), "labels": ArraySpec((), number)}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"review {index} of {len(self)}")
+        return self.read(index, 0, int(self._lengths[index]))
+
+    def read(self, index: int, start: int, stop: int) -> Record:
+        return {
+            "inputs": self._files[index].read(start, stop, index).astype(np.int32),
+            "labels": np.asarray(self.classes[index], np.int32),
+        }
+
+
+def lra_retrieval(folder: str | PathLike[str]) -> Task:
+    """Retrieval of the Long Range Arena: whether one of two papers cites the other, byte by byte.
+
+    The split is the published one of the ACL Anthology Network: 147086, 18090 and 17437 pairs.
+    Inputs are int32 bytes of shape `(8001,)`: up to 4000 bytes of the first paper, 0, up to 4000 of
+    the second, filled up with 0; `"lengths"` is where that begins. The label is 1 where they are
+    related. Pairs are read when they are asked for.
+
+    **Arguments:**
+
+    - `folder`: holds `tsv_data/new_aan_pairs.train.tsv`, `new_aan_pairs.eval.tsv` and
+        `new_aan_pairs.test.tsv`.
+
+    **Returns:**
+
+    The task. Its `baseline` is the accuracy of the class that is most frequent in the test split.
+
+    **Raises:** `ValueError` for a file that is missing, and for a record that is read and is none.
+
+    **Reference:** Tay et al., "Long range arena: A benchmark for efficient transformers", ICLR
+    2021; after Radev et al., "The ACL anthology network corpus", 2009.
+
+    **Differs from the paper:** it runs a model over each paper alone and classifies the two last
+    states together; here one sequence holds both, so any model can learn it, and figures are not
+    to be compared.
+    """
+    train, validation, test = (
+        LineRecords(file_of_folder(folder, f"tsv_data/new_aan_pairs.{split}.tsv", _RELEASE), _pair)
+        for split in ("train", "eval", "test")
+    )
+    steps = 2 * _PAPER_STEPS + 1
+    return Task(
+        name="lra-retrieval",
+        description=f"pairs of papers of the Long Range Arena: {steps} steps, 2 classes",
+        train=train,
+        validation=validation,
+        test=test,
+        inputs="tokens",
+        idim=256,
+        classes=2,
+        labels="sequence",
+        seq_len=steps,
+        metric="accuracy",
+        notes={"folder": str(folder)},
+        baseline=lambda: most_frequent(_labels(test)),
+    )
+
+
+def _pair(line: bytes) -> Record:
+    columns = line.split(b"\t")
+    if len(columns) != 5 or columns[0] not in (b"0", b"1", b"0.0", b"1.0"):
+        raise UserError(
+            "must be 0 or 1, two names and two texts, with tabs between them; it has "
+            f"{len(columns)} columns, the first {columns[0][:20]!r}"
+        )
+    label, _, _, first, second = columns
+    both = first[:_PAPER_STEPS] + b"\0" + second[:_PAPER_STEPS]
+    return padded_tokens(np.frombuffer(both, np.uint8), int(float(label)), 2 * _PAPER_STEPS + 1)
+
+
+def _labels(source: Source) -> np.ndarray:
+    return np.array([source[index]["labels"] for index in range(len(source))])

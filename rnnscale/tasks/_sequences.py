@@ -1,0 +1,58 @@
+"""Tasks whose sequences are in memory, of many lengths, with one class for each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rnnscale.data.pipelines import PaddedSource
+from rnnscale.data.sources import SequenceArrays
+from rnnscale.tasks._most_frequent import most_frequent
+from rnnscale.tasks._task import Task
+
+
+def sequences_task(
+    name: str,
+    description: str,
+    splits: Mapping[str, tuple[list[np.ndarray], np.ndarray]],
+    classes: int,
+    notes: Mapping[str, Any],
+) -> Task:
+    """A task of sequences and their classes, normalised by the training part, padded to the
+    longest.
+
+    **Arguments:**
+
+    - `splits`: for `"train"`, `"validation"` and `"test"` the sequences, of shape `(time,
+        channels)`, and their classes.
+    """
+    seen = np.concatenate(splits["train"][0], dtype=np.float64)
+    mean, std = seen.mean(axis=0), seen.std(axis=0)
+    sequences = {
+        split: SequenceArrays(
+            {"inputs": [((x - mean) / std).astype(np.float32) for x in inputs]},
+            {"labels": labels.astype(np.int32)},
+        )
+        for split, (inputs, labels) in splits.items()
+    }
+    longest = max(int(each.lengths.max()) for each in sequences.values())
+    train, validation, test = (
+        PaddedSource(sequences[split], longest, per_step=("inputs",))
+        for split in ("train", "validation", "test")
+    )
+    return Task(
+        name=name,
+        description=description,
+        train=train,
+        validation=validation,
+        test=test,
+        sequences=sequences,
+        inputs="features",
+        idim=len(mean),
+        classes=classes,
+        labels="sequence",
+        seq_len=longest,
+        metric="accuracy",
+        notes=notes,
+        baseline=lambda: most_frequent(splits["test"][1]),
+    )

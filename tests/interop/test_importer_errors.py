@@ -1,0 +1,179 @@
+"""One ValueError says which weight is wrong, and what was expected."""
+
+import re
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rnnscale.interop import (
+    gru_cell_from_torch,
+    gru_from_torch,
+    lru_classifier_from_minimal,
+    lru_from_minimal,
+    lru_layers_from_minimal,
+    lstm_from_torch,
+    s5_classifier_from_lindermanlab,
+    s5_from_lindermanlab,
+)
+
+
+def zeros(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+LSTM = {
+    "weight_ih_l0": zeros(20, 3),
+    "weight_hh_l0": zeros(20, 5),
+    "bias_ih_l0": zeros(20),
+    "bias_hh_l0": zeros(20),
+}
+S5 = {
+    "Lambda_re": zeros(4) - 1,
+    "Lambda_im": zeros(4),
+    "log_step": zeros(4, 1),
+    "B": zeros(4, 3, 2),
+    "C": zeros(3, 4, 2),
+    "D": zeros(3),
+}
+LRU = {
+    **dict.fromkeys(("nu_log", "theta_log", "gamma_log"), zeros(4)),
+    **dict.fromkeys(("B_re", "B_im"), zeros(4, 3)),
+    **dict.fromkeys(("C_re", "C_im"), zeros(3, 4)),
+    "D": zeros(3),
+}
+
+
+def dense(*shape: int) -> dict[str, np.ndarray]:
+    return {"kernel": zeros(*shape), "bias": zeros(shape[-1])}
+
+
+def model(**changes) -> dict:
+    block = {
+        "seq": LRU,
+        "out1": dense(3, 3),
+        "out2": dense(3, 3),
+        "normalization": {"scale": zeros(3), "bias": zeros(3)},
+    }
+    block |= {name: value for name, value in changes.items() if value is not None}
+    block = {name: value for name, value in block.items() if changes.get(name, 0) is not None}
+    encoder = {"encoder": dense(2, 3), "layers_0": block}
+    return {"params": {"encoder": encoder, "decoder": dense(3, 7)}}
+
+
+def without(tree: dict, name: str) -> dict:
+    return {key: value for key, value in tree.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("read", "weights", "message"),
+    [
+        (lstm_from_torch, LSTM | {"bias_ih_l0": zeros(19)}, "bias_ih_l0 .*4.units.* units=5; got"),
+        (lstm_from_torch, without(LSTM, "bias_hh_l0"), "there is no bias_hh_l0"),
+        (lstm_from_torch, LSTM | {"head.weight": zeros(2)}, "there is besides head.weight"),
+        (lstm_from_torch, LSTM | {"weight_ih_l1": zeros(20, 5)}, "there is no weight_hh_l1"),
+        (lstm_from_torch, LSTM | {"weight_hr_l0": zeros(2, 5)}, "weight_hr_l0.*without proj_size"),
+        (lstm_from_torch, {f"rnn.{key}": value for key, value in LSTM.items()}, "say with prefix"),
+        (lstm_from_torch, {}, "weights called weight_hh...; got none"),
+        (lstm_from_torch, [1], "must be a mapping from names to arrays.*got list"),
+        (lstm_from_torch, LSTM | {"bias_hh_l0": np.zeros(20, int)}, "bias_hh_l0 must hold real"),
+        (lstm_from_torch, LSTM | {"bias_hh_l0": {"a": 1}}, "bias_hh_l0 must be an array"),
+        (gru_from_torch, LSTM, r"GRU: weight_hh_l0 .* \(3\*units, units\); got \(20, 5\)"),
+        (gru_cell_from_torch, LSTM, "there is no weight_hh, weight_ih"),
+        (s5_from_lindermanlab, without(S5, "D"), "S5SSM is .*there is no D"),
+        (s5_from_lindermanlab, S5 | {"C1": zeros(3, 4, 2)}, "there is no C2 and .* besides C"),
+        (s5_from_lindermanlab, S5 | {"C": zeros(3, 5, 2)}, "C must have .*states=4; got"),
+        (s5_from_lindermanlab, S5 | {"log_step": zeros(4)}, r"log_step .*\(states, 1\)"),
+        (s5_from_lindermanlab, S5 | {"B": zeros(4, 3)}, r"B must have .*\(states, features, 2\)"),
+        (
+            lru_from_minimal,
+            LRU | {"C_im": zeros(3, 5)},
+            r"C_im .*states=4, features=3; got \(3, 5\)",
+        ),
+        (lru_layers_from_minimal, {"encoder": {"seq": S5}}, "no layer with nu_log.*encoder"),
+        (lru_classifier_from_minimal, model(out2=None), "layers_0 must hold .*out2"),
+        (lru_classifier_from_minimal, model(seq=S5), "layers_0.seq .*there is no nu_log"),
+        (lru_classifier_from_minimal, model(out1=dense(3, 4)), "out1: kernel .*features=3; got"),
+        (lru_classifier_from_minimal, {"params": {}}, "params must hold decoder, encoder"),
+        (lru_classifier_from_minimal, LRU, "there is no params"),
+        (
+            lru_classifier_from_minimal,
+            model() | {"batch_stats": {"encoder": {}}},
+            "there is no batch_stats.encoder.layers_0",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(read, weights, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read(weights)
+    assert "\n" not in str(error.value)
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="discretisation must be one of zoh, bilinear"):
+        s5_from_lindermanlab(S5, discretisation="euler")  # pyright: ignore
+    with pytest.raises(
+        ValueError, match=re.escape("activation must be one of full_glu, half_glu1")
+    ):
+        s5_classifier_from_lindermanlab(model(), activation="relu")  # pyright: ignore
+    with pytest.raises(ValueError, match="pool must be one of"):
+        lru_classifier_from_minimal(model(), pool="first")
+
+
+def test_layers_of_other_sizes_are_no_stack():
+    tree = model()
+    other = model(seq=LRU | {name: np.zeros_like(a)[:2] for name, a in LRU.items() if "B" in name})
+    tree["params"]["encoder"]["layers_1"] = other["params"]["encoder"]["layers_0"]
+    with pytest.raises(ValueError, match="layers_1.seq: B_re"):
+        lru_classifier_from_minimal(tree)
+    few = {name: array[:2] if array.shape[0] == 4 else array for name, array in LRU.items()}
+    few |= {name: few[name][:, :2] for name in ("C_re", "C_im")}
+    tree["params"]["encoder"]["layers_1"] = model(seq=few)["params"]["encoder"]["layers_0"]
+    with pytest.raises(ValueError, match="layers_1 has other sizes than layers_0"):
+        lru_classifier_from_minimal(tree)
+    with pytest.raises(ValueError, match="params.encoder.encoder gives 3"):
+        narrow = {name: array[..., :2] if "B" in name else array for name, array in LRU.items()}
+        narrow |= {name: narrow[name][:2] for name in ("C_re", "C_im", "D")}
+        lru_classifier_from_minimal(model(seq=narrow))
+
+
+def test_bfloat16_is_taken():
+    low = {name: jnp.asarray(array + 0.3, jnp.bfloat16) for name, array in LRU.items()}
+    layer = lru_from_minimal(low)
+    assert layer.nu_log.dtype == jnp.float32
+    assert float(layer.nu_log[0]) == float(jnp.bfloat16(0.3))
+
+
+class Tensor:
+    """What is used of one of torch. NumPy takes it only when it is detached and on the CPU."""
+
+    def __init__(self, array: np.ndarray, ready: frozenset[str] = frozenset()):
+        self.array, self.ready = array, ready
+
+    def detach(self) -> "Tensor":
+        return Tensor(self.array, self.ready | {"detached"})
+
+    def cpu(self) -> "Tensor":
+        return Tensor(self.array, self.ready | {"on the CPU"})
+
+    def is_floating_point(self) -> bool:
+        return jnp.issubdtype(self.array.dtype, jnp.floating)
+
+    def float(self) -> "Tensor":
+        return Tensor(self.array.astype(np.float32), self.ready)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        assert self.ready == {"detached", "on the CPU"} and self.array.dtype.kind in "fiuc"
+        return self.array.astype(dtype or self.array.dtype)
+
+
+def test_tensors_of_real_numbers_only():
+    low = {name: jnp.asarray(array + 0.3, jnp.bfloat16) for name, array in LSTM.items()}
+    tensors = {name: Tensor(np.asarray(array)) for name, array in low.items()}
+    assert eqx.tree_equal(lstm_from_torch(tensors), lstm_from_torch(low))
+    for kind in (np.int8, np.complex64):
+        quantised = tensors | {"weight_hh_l0": Tensor(np.ones((20, 5), kind))}
+        with pytest.raises(ValueError, match=f"must hold real numbers; got {np.dtype(kind)}"):
+            lstm_from_torch(quantised)

@@ -1,0 +1,37 @@
+import jax
+import numpy as np
+import pytest
+
+from rnnscale.data import batches
+from rnnscale.tasks import load_task
+from rnnscale.sharding import make_mesh, sharded_init
+from rnnscale.runs import (TrainConfig, set_up)
+
+
+@pytest.mark.slow
+def test_a_million_steps_train_on_eight_devices():
+    """One sequence, learned by heart. A device holds 131,072 of its steps."""
+    length = 1 << 20
+    mesh = make_mesh(seq=8)
+    config = TrainConfig.for_task(
+        "adding", out="", model="s5", seq_len=length, batch_size=1, dim=8, state_dim=8, depth=1,
+        steps=8, warmup=0, learning_rate=1e-2,
+    )  # fmt: skip
+    setup = set_up(config, load_task("adding", seq_len=length), mesh)
+    found = []
+    with (
+        jax.set_mesh(mesh),
+        batches(setup.task.train, 1, seed=0, shardings=setup.layout) as stream,
+    ):
+        state = sharded_init(setup.init, jax.random.key(0), mesh)
+        batch = next(stream)
+        assert batch["inputs"].sharding.shard_shape(batch["inputs"].shape) == (1, length // 8, 2)
+        # Here the machine code is worth optimising.
+        train_step = setup.train_step.lower(state, batch).compile(
+            {"xla_backend_optimization_level": 1}
+        )
+        for _ in range(config.steps):
+            state, metrics = train_step(state, batch)
+            found.append(float(metrics["loss"]))
+    assert np.all(np.isfinite(found))
+    assert found[-1] < 0.5 * found[0]

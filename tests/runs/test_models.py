@@ -1,0 +1,119 @@
+"""The models that runs know by name, and what goes with them."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rnnscale import IndRNNCell, LinearAttention, trainable
+from rnnscale.tasks import load_task
+from rnnscale.runs import (MODELS, TrainConfig)
+from rnnscale.runs._models import (constrain, make_loss, make_model)
+
+
+def config_for(task, **given):
+    return TrainConfig.for_task(**{"out": "unused", "dim": 8, "depth": 1, "task": task, **given})
+
+
+@pytest.fixture(scope="module")
+def adding():
+    return load_task("adding", seq_len=6)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_learns_from_a_batch(model, adding, key):
+    """A step against the gradient makes the loss smaller."""
+    config = config_for("adding", model=model, state_dim=8)
+    built = make_model(config, adding, key)
+    loss = make_loss(config, adding)
+    records = [adding.train[i] for i in range(4)]
+    batch = {name: jnp.stack([r[name] for r in records]) for name in records[0]}
+    weights, fixed = eqx.partition(built, trainable(built))
+
+    @jax.jit
+    def total(weights):
+        return loss(eqx.combine(weights, fixed), batch, None)[1]["loss"]
+
+    before, gradient = jax.value_and_grad(total)(weights)
+    norm = optax.tree.norm(gradient)
+    assert norm > 0
+    after = total(jax.tree.map(lambda w, g: w - 1e-3 / norm * g, weights, gradient))
+    # To first order.
+    np.testing.assert_allclose(after - before, -1e-3 * norm, rtol=0.2)
+
+
+def test_labels_of_steps_are_read_at_every_step(key):
+    task = load_task("copy", seq_len=21)
+    config = config_for("copy", model="urnn")
+    model = make_model(config, task, key)
+    record = task.train[0]
+    batch = {name: jnp.asarray(value)[None] for name, value in record.items()}
+    _, totals = make_loss(config, task)(model, batch, None)
+    assert totals["count"] == 21 and totals["scored"] == 10
+    logits = model.readout(model.encoder(batch["inputs"])[1])
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+    np.testing.assert_allclose(totals["loss"], jnp.sum(expected), rtol=1e-6)
+
+
+def test_tokens_make_a_language_model_of_cells(key):
+    task = load_task("bytes", seq_len=16)
+    model = make_model(config_for("bytes", model="gru"), task, key)
+    _, logits = model(jnp.zeros((2, 16), jnp.int32))
+    assert logits.shape == (2, 16, 256)
+
+
+def test_indrnn_starts_and_stays_within_the_gain_of_its_sequence(adding, key):
+    config = config_for("adding", model="indrnn", depth=2)
+    model = make_model(config, adding, key)
+    below, above = (encoder.cell for encoder in model.encoder.encoders)
+    limit = 2 ** (1 / 6)
+    assert isinstance(below, IndRNNCell)
+    assert jnp.all((below.recurrent >= 0) & (below.recurrent <= limit))
+    assert jnp.all((above.recurrent >= 1 / limit) & (above.recurrent <= limit))
+    weights = eqx.filter(model, trainable(model))
+    optimiser = constrain(config, adding, optax.sgd(1.0))
+    push = jax.tree.map(lambda x: jnp.full_like(x, -1.0), weights)
+    updates, _ = optimiser.update(push, optimiser.init(weights), weights)
+    pushed = eqx.apply_updates(weights, updates)
+    assert jnp.max(pushed.encoder.encoders[1].cell.recurrent) <= limit
+    assert jnp.max(pushed.encoder.encoders[1].cell.bias) == 1
+
+
+def test_options_of_a_cell(adding, key):
+    config = config_for("adding", model="cornn", cell={"dt": 0.5, "gamma": 1.5, "epsilon": 2.0})
+    cell = make_model(config, adding, key).encoder.encoders[0].cell
+    assert (float(cell.dt), float(cell.gamma), float(cell.epsilon)) == (0.5, 1.5, 2.0)
+    with pytest.raises(ValueError, match="no option dtt; its options are dt, gamma, epsilon"):
+        make_model(config_for("adding", model="cornn", cell={"dtt": 0.5}), adding, key)
+    assert config_for("adding", model="cornn", cell={"gamma": 3.0}).cell["dt"] == 0.012
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("s5", {"dt": 0.5}, "s5 has no option dt; its options are .*blocks"),
+        ("rglru", {"heads": 2}, "rglru has no option heads; its options are blocks"),
+        ("linear-attention", {"heads": 3}, "heads=3 must divide dim=8 and state_dim=64"),
+    ],
+)
+def test_options_of_a_layer_that_it_does_not_take(model, options, message, adding, key):
+    with pytest.raises(ValueError, match=message):
+        make_model(config_for("adding", model=model, cell=options), adding, key)
+
+
+def test_options_of_a_layer(adding, key):
+    config = config_for("adding", model="linear-attention", cell={"heads": 8})
+    layers = jax.tree.leaves(
+        make_model(config, adding, key), is_leaf=lambda x: isinstance(x, LinearAttention)
+    )
+    (heads,) = {x.heads for x in layers if isinstance(x, LinearAttention)}
+    assert heads == 8
+
+
+def test_what_suits_a_task_depends_on_the_model():
+    assert TrainConfig.for_task("adding", out="unused").model == "cornn"
+    assert TrainConfig.for_task("adding", out="unused").cell is not None
+    assert TrainConfig.for_task("adding", out="unused", model="lstm").cell is None
+    assert TrainConfig.for_task("digits", out="unused").model == "s5"

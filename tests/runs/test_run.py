@@ -1,0 +1,117 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from rnnscale.runs import RunFolder
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.open({"task": "digits"})
+    return folder
+
+
+def checkpoint(folder: RunFolder, step: int) -> None:
+    (folder.checkpoints / str(step)).mkdir(parents=True)
+
+
+def test_new_and_empty_folders_are_fine_and_stay_as_they_are(tmp_path: Path):
+    RunFolder(tmp_path).check(resume=False)
+    RunFolder(tmp_path / "new").check(resume=False)
+    RunFolder(tmp_path / "new").check(resume=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_of_another_run(run: RunFolder):
+    run.check(resume=False)  # a run that was stopped before its first checkpoint loses nothing
+    checkpoint(run, 20)
+    checkpoint(run, 100)
+    with pytest.raises(
+        ValueError, match=r"run holds another run's checkpoints, up to step 100; .*"
+    ):
+        run.check(resume=False)
+    run.check(resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_is_no_run(tmp_path: Path, resume: bool):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        RunFolder(tmp_path).check(resume=resume)
+    with pytest.raises(ValueError, match=r"thesis.tex is a file"):
+        RunFolder(tmp_path / "thesis.tex").check(resume=resume)
+
+
+def test_killed_while_the_config_was_written(tmp_path: Path):
+    (tmp_path / "config.json.partial").write_text('{"ta')
+    RunFolder(tmp_path).check(resume=True)
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="can't be written to"):
+        RunFolder(tmp_path / "file" / "run").open({})
+
+
+def test_config_comes_back(run: RunFolder):
+    assert run.config() == {"task": "digits"}
+    (run.path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json can't be read"):
+        run.config()
+
+
+def test_each_row_is_on_disk_when_it_is_logged(run: RunFolder):
+    for step in (10, 20):
+        run.log({"step": step, "loss": 1 / step})
+        lines = (run.path / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1]) == {"step": step, "loss": 1 / step}
+    assert len(lines) == 2
+
+
+def test_numbers_that_json_lacks_are_null(run: RunFolder):
+    run.log({"step": 1, "loss": math.nan, "grad_norm": math.inf})
+    assert run.rows() == [{"step": 1, "loss": None, "grad_norm": None}]
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_resume_truncates_after_the_checkpoint_and_a_torn_line(run: RunFolder, cut: int):
+    for step in (10, 20, 30):
+        run.log({"step": step, "loss": 0.5})
+    metrics = run.path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text()[:-cut])
+    assert [row["step"] for row in run.rows()] == [10, 20]
+    run.truncate(10)
+    run.log({"step": 20, "loss": 0.25})
+    assert run.rows() == [{"step": 10, "loss": 0.5}, {"step": 20, "loss": 0.25}]
+    run.truncate(0)
+    assert run.rows() == []
+
+
+def test_curves(run: RunFolder):
+    pytest.importorskip("matplotlib")
+    for step in (1, 2, 3):
+        run.log({"step": step, "loss": 1 / step, "elapsed": 1.0, "tokens_per_second": 3.0})
+    run.log({"step": 4, "loss": math.nan, "validation_loss": 0.3})
+    run.plot()
+    assert (run.path / "curves.png").read_bytes().startswith(PNG)
+
+
+def test_without_matplotlib_the_extra_is_named(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    run.log({"step": 1, "loss": 0.5})
+    run.plot()
+    assert "rnnscale[plots]" in caplog.text
+    assert len(caplog.records) == 1
+    assert not (run.path / "curves.png").exists()
+
+
+def test_summary(run: RunFolder):
+    run.write_summary({"test_loss": 0.5})
+    assert json.loads((run.path / "summary.json").read_text()) == {"test_loss": 0.5}
