@@ -1,4 +1,3 @@
-from rnnscale._errors import UserError
 import dataclasses
 import difflib
 import logging
@@ -7,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from rnnscale._errors import UserError
 from rnnscale.sharding import AXES
 
 _log = logging.getLogger(__name__)

@@ -1,4 +1,3 @@
-from rnnscale._errors import UserError
 import importlib.util
 import json
 import logging
@@ -11,9 +10,9 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from rnnscale.distributed import (decide, on_first)
+from rnnscale._errors import UserError
+from rnnscale.distributed import decide, on_first, process_count
 from rnnscale.training import saved_steps
-from rnnscale.distributed import process_count
 
 _log = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """The trained model of a run, for use after it."""
 
-from rnnscale._errors import UserError
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,16 +12,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from rnnscale.tasks import (Task, load_task)
-from rnnscale.sharding import AXES, make_mesh, shardings
-from rnnscale.training import restore_part
+from rnnscale._errors import UserError
 from rnnscale.runs._config import TrainConfig
-from rnnscale.training import evaluate
+from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._models import make_model
 from rnnscale.runs._rows import Split
-from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._setup import set_up
-from rnnscale.training import make_eval_step
+from rnnscale.sharding import AXES, make_mesh, shardings
+from rnnscale.tasks import Task, load_task
+from rnnscale.training import evaluate, make_eval_step, restore_part
 
 
 @dataclass(frozen=True, eq=False)

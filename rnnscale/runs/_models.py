@@ -1,6 +1,5 @@
 """The models that a run knows by name, and what goes with each: its loss, its constraint."""
 
-from rnnscale._errors import UserError
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,15 +14,14 @@ from jaxtyping import Array, Key, PRNGKeyArray
 
 from rnnscale import cells
 from rnnscale._base import SequenceLayer, State
+from rnnscale._errors import UserError
 from rnnscale.cells import Cell
-from rnnscale.tasks import Task
 from rnnscale.layers import DeepRNN, Embedding, RNNEncoder
 from rnnscale.models import LanguageModel, SequenceClassifier
-from rnnscale.ssm import LRU, S5, BidirectionalS5, LinearAttention
-from rnnscale.training import in_chunks
 from rnnscale.runs._config import TrainConfig
-from rnnscale.training import indrnn_constraint
-from rnnscale.training import Totals, cross_entropy, squared_error
+from rnnscale.ssm import LRU, S5, BidirectionalS5, LinearAttention
+from rnnscale.tasks import Task
+from rnnscale.training import Totals, cross_entropy, in_chunks, indrnn_constraint, squared_error
 
 
 def _rglru(dim: int, *, blocks: int = 1, key: PRNGKeyArray) -> SequenceLayer:

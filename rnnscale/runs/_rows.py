@@ -1,13 +1,23 @@
 """What the batches of a run are made of."""
 
-from rnnscale._errors import UserError
 from typing import Literal
 
 import grain
 
-from rnnscale.data import (SequenceSource, Source, arrays_over_time, element_spec, lanes, lanes_once, pack, repeat, shuffle)
-from rnnscale.tasks import Task
+from rnnscale._errors import UserError
+from rnnscale.data import (
+    SequenceSource,
+    Source,
+    arrays_over_time,
+    element_spec,
+    lanes,
+    lanes_once,
+    pack,
+    repeat,
+    shuffle,
+)
 from rnnscale.runs._config import TrainConfig
+from rnnscale.tasks import Task
 
 
 def training_rows(config: TrainConfig, task: Task) -> grain.MapDataset:

@@ -6,23 +6,24 @@ import equinox as eqx
 import jax
 
 from rnnscale._fields import parameters
-from rnnscale.tasks import load_task
 from rnnscale.data import stream
-from rnnscale.sharding import AXES, make_mesh, sharded_init
-from rnnscale.distributed import (agree, decide, on_first)
-from rnnscale.training import Checkpointer
+from rnnscale.distributed import (
+    StopSignals,
+    Watchdog,
+    agree,
+    decide,
+    on_first,
+    process_count,
+    use_cpu_devices,
+)
 from rnnscale.runs._config import TrainConfig
-from rnnscale.distributed import use_cpu_devices
-from rnnscale.training import (Clock, evaluate, fit)
-from rnnscale.distributed import process_count
-from rnnscale.runs._rows import Split
 from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._load import restore_model
-from rnnscale.runs._setup import (Setup, set_up)
-from rnnscale.training import TrainState
-from rnnscale.training import make_eval_step
-from rnnscale.distributed import StopSignals
-from rnnscale.distributed import Watchdog
+from rnnscale.runs._rows import Split
+from rnnscale.runs._setup import Setup, set_up
+from rnnscale.sharding import AXES, make_mesh, sharded_init
+from rnnscale.tasks import load_task
+from rnnscale.training import Checkpointer, Clock, TrainState, evaluate, fit, make_eval_step
 
 _log = logging.getLogger(__name__)
 

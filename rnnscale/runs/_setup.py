@@ -1,6 +1,5 @@
 """From the options of a run to everything that its steps are made of."""
 
-from rnnscale._errors import UserError
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,17 +13,14 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array, PRNGKeyArray
 
 from rnnscale._base import State
-from rnnscale.data import (Batches, evaluation_batches)
-from rnnscale.tasks import (Task, pad_time)
-from rnnscale.sharding import AXES, batch_sharding, shardings
-from rnnscale.training import Carry
+from rnnscale._errors import UserError
+from rnnscale.data import Batches, evaluation_batches
 from rnnscale.runs._config import TrainConfig
-from rnnscale.training import Totals
-from rnnscale.runs._models import (constrain, make_loss, make_model)
-from rnnscale.training import make_optimiser
-from rnnscale.runs._rows import (Split, evaluation_rows, training_rows)
-from rnnscale.training import TrainState
-from rnnscale.training import make_train_step
+from rnnscale.runs._models import constrain, make_loss, make_model
+from rnnscale.runs._rows import Split, evaluation_rows, training_rows
+from rnnscale.sharding import AXES, batch_sharding, shardings
+from rnnscale.tasks import Task, pad_time
+from rnnscale.training import Carry, Totals, TrainState, make_optimiser, make_train_step
 
 
 @dataclass(frozen=True)

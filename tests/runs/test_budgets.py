@@ -6,9 +6,9 @@ from collections import Counter
 import jax
 import pytest
 
-from rnnscale.tasks import load_task
+from rnnscale.runs import TrainConfig, set_up
 from rnnscale.sharding import make_mesh
-from rnnscale.runs import (TrainConfig, set_up)
+from rnnscale.tasks import load_task
 from rnnscale_kernels.testing import Program, compile_for, missing, target_devices
 
 DEPTH = 3

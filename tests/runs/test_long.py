@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from rnnscale.data import batches
-from rnnscale.tasks import load_task
+from rnnscale.runs import TrainConfig, set_up
 from rnnscale.sharding import make_mesh, sharded_init
-from rnnscale.runs import (TrainConfig, set_up)
+from rnnscale.tasks import load_task
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from rnnscale import IndRNNCell, LinearAttention, trainable
+from rnnscale.runs import MODELS, TrainConfig
+from rnnscale.runs._models import constrain, make_loss, make_model
 from rnnscale.tasks import load_task
-from rnnscale.runs import (MODELS, TrainConfig)
-from rnnscale.runs._models import (constrain, make_loss, make_model)
 
 
 def config_for(task, **given):
