@@ -113,7 +113,7 @@ class TooFewAxes(eqx.Module):
 
 
 class Unresolvable(eqx.Module):
-    weight: "Float[Array, 'state'] | OnlyForTypeCheckers"  # noqa: F821
+    weight: "Float[Array, 'state'] | OnlyForTypeCheckers"  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
 
 
 @pytest.mark.parametrize(

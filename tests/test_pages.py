@@ -1,9 +1,14 @@
-"""What the README and the docstrings show is so: examples run, commands parse, names exist."""
+"""Checks the pages and the public docstrings: examples run, commands parse, links lead somewhere.
+
+The pages are the README, CONTRIBUTING and the guides, which are the `README.md` files of the
+packages that they describe.
+"""
 
 import contextlib
 import importlib
 import inspect
 import math
+import os
 import pkgutil
 import re
 import shlex
@@ -33,7 +38,20 @@ from rnnscale.runs import TrainConfig
 from rnnscale.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDED = ("benchmarks", "kernels", "rnnscale")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+        *(path for folder in GUIDED for path in sorted((ROOT / folder).rglob("README.md"))),
+    )
+    if path.is_file()
+}
+README = PAGES["README.md"]
+IS_CHECKOUT = (ROOT / "Makefile").is_file() and (ROOT / "rnnscale").is_dir()
+needs_checkout = pytest.mark.skipif(
+    not IS_CHECKOUT, reason="an installed wheel is tested without its checkout"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,7 +104,9 @@ def commands(text: str) -> Iterator[str]:
         if block.language in ("bash", "yaml"):  # scripts, in which ours are among others
             yield from re.findall(r"\brnnscale [^&\n]+", block.code.replace("\\\n", " "))
     prose = re.sub(r"^```.*\n(?s:.*?)^```$", "", text, flags=re.MULTILINE)
-    yield from re.findall(r"`((?:rnnscale|make|python|pip) [^`]+)`", prose)
+    for command in re.findall(r"`((?:rnnscale|make|python|pip) [^`]+)`", prose):
+        is_name = re.fullmatch(r"rnnscale (?:(?:bench|data) )?[a-z]+", command)
+        yield f"{command} --help" if is_name else command
 
 
 def check_command(command: str) -> None:
@@ -97,12 +117,11 @@ def check_command(command: str) -> None:
     program, *arguments = words
     match Path(program).name:
         case "rnnscale":
-            if "--help" in arguments:
-                arguments.remove("--help")  # or it would print the help and exit
             check_rnnscale(arguments)
         case "make":
             targets = re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-            assert arguments and set(arguments) <= set(targets), f"make has no target: {command}"
+            wanted = {word for word in arguments if "=" not in word}
+            assert wanted and wanted <= set(targets), f"make has no target: {command}"
         case "python" if arguments[:2] == ["-m", "benchmarks"]:
             name, *given = arguments[2:] or ["all"]
             assert name in (*BENCHMARKS, "all", "plot", "readme"), f"no such benchmark: {command}"
@@ -117,6 +136,11 @@ def check_command(command: str) -> None:
 
 
 def check_rnnscale(arguments: list[str]) -> None:
+    if "--help" in arguments:
+        with pytest.raises(SystemExit) as end:
+            _parser().parse_args(arguments)
+        assert end.value.code == 0
+        return
     given = vars(_parser().parse_args(arguments))
     if arguments[0] != "train":
         return
@@ -130,46 +154,76 @@ def check_rnnscale(arguments: list[str]) -> None:
         TrainConfig.for_task(**{"out": "unused", **given})
 
 
-@pytest.mark.parametrize("example", [pytest.param(e, id=f"{e.line}") for e in examples(README)])
-def test_examples_of_the_readme(
-    example: Example, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("page", "example"),
+    [
+        pytest.param(page, example, id=f"{page}:{example.line}")
+        for page, text in PAGES.items()
+        for example in examples(text)
+    ],
+)
+def test_examples_of_the_pages(
+    page: str,
+    example: Example,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setenv("COLUMNS", "120")  # tables are as wide as the terminal lets them be
-    run(example.code, {"__name__": "__main__"}, line=example.line)
+    monkeypatch.chdir(ROOT)
+    run(example.code, {"__name__": "__main__"}, name=page, line=example.line)
     if example.output is not None:
         printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
         assert printed == [line.rstrip() for line in example.output.splitlines()]
 
 
-@pytest.mark.parametrize("command", list(commands(README)))
-def test_commands_of_the_readme(command: str):
-    if "make" in command.split() and not (ROOT / "Makefile").is_file():
-        pytest.skip("an installed wheel is tested without its Makefile")
-    check_command(command)
+@needs_checkout
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_the_pages(page: str, subtests: pytest.Subtests):
+    for command in commands(PAGES[page]):
+        with subtests.test(command):
+            check_command(command)
 
 
-def test_every_block_of_the_readme_is_of_a_kind_that_is_checked():
-    blocks = fences(README)
-    assert {block.language for block in blocks} == {"python", "sh", "text", "bash", "yaml"}
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_of_a_kind_that_is_checked(page: str):
+    text = PAGES[page]
+    blocks = fences(text)
+    assert {block.language for block in blocks} <= {"python", "sh", "text", "bash", "yaml"}
     # Each ``` belongs to a block, so that none was missed.
-    assert len(re.findall("^ *```", README, re.MULTILINE)) == 2 * len(blocks)
-
-
-def test_scripts_of_the_readme_parse():
-    for block in fences(README):
+    assert len(re.findall("^ *```", text, re.MULTILINE)) == 2 * len(blocks)
+    for block in blocks:
         if block.language == "bash":
             subprocess.run(["bash", "-n"], input=block.code, text=True, check=True)
         elif block.language == "yaml":
             assert all(each["kind"] for each in yaml.safe_load_all(block.code))
 
 
-def test_the_readme_names_every_task_and_class():
-    # Tables of figures name experiments too.
-    written = re.sub(r"<!-- figures: .*? -->.*?<!-- end -->", "", README, flags=re.DOTALL)
-    named = re.findall(r"^\| `([\w-]+)` \|", written, re.MULTILINE)
-    # By their own names: `GatedRecurrentUnit` is one more of a class.
-    classes = {value.__name__ for value in vars(rnnscale).values() if isinstance(value, type)}
-    assert sorted(named) == sorted([*TASKS, *classes])
+def links(page: str) -> Iterator[tuple[str, str]]:
+    """The relative links of a page: the target's path from the root, and the heading's anchor."""
+    prose = re.sub(r"^```.*\n(?s:.*?)^```$", "", PAGES[page], flags=re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose)):
+        if "://" not in target:
+            path, _, anchor = target.partition("#")
+            yield (
+                os.path.normpath(os.path.join(os.path.dirname(page), path) if path else page),
+                anchor,
+            )
+
+
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to headings."""
+    prose = re.sub(r"^```.*\n(?s:.*?)^```$", "", text, flags=re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@needs_checkout
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str):
+    for path, anchor in links(page):
+        assert (ROOT / path).exists(), f"{page} links to {path}, which does not exist"
+        if anchor:
+            assert anchor in anchors(PAGES[path]), f"{path} has no heading #{anchor}"
 
 
 @pytest.mark.parametrize(
