@@ -1,5 +1,8 @@
+"""`rnnscale generate`: text from the trained model of a run."""
+
 import argparse
 import codecs
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,10 +67,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     from rnnscale.runs import load_run
     from rnnscale.sharding import make_mesh
 
-    if not 0 <= arguments.seed < 2**32:
-        raise UserError(f"--seed must be 0 to 2**32 - 1, got {arguments.seed}")
-    if arguments.steps < 1:
-        raise UserError(f"--steps must be at least 1, got {arguments.steps}")
+    _check_options(arguments)
     # As bytes, those that are no UTF-8 too.
     prompts = [text.encode("utf-8", "surrogateescape") for text in arguments.prompt]
     prompts += [_read(file) for file in arguments.prompt_file]
@@ -86,6 +86,17 @@ def _generate(arguments: argparse.Namespace) -> int:
         else:
             _print_one_by_one(prompts, blocks)
     return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed must be 0 to 2**32 - 1, got {arguments.seed}")
+    if arguments.steps < 1:
+        raise UserError(f"--steps must be at least 1, got {arguments.steps}")
+    if not 0 <= arguments.temperature < math.inf:
+        raise UserError(f"--temperature must be at least 0 and finite, got {arguments.temperature}")
+    if arguments.top_k is not None and not 1 <= arguments.top_k <= 256:
+        raise UserError(f"--top-k must be 1 to 256, the number of bytes, got {arguments.top_k}")
 
 
 def _read(file: str) -> bytes:

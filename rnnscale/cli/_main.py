@@ -1,3 +1,5 @@
+"""The `rnnscale` command: its parser, its logging and its exit codes."""
+
 import argparse
 import logging
 import sys
@@ -5,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+from rnnscale._errors import RunFailedError, UserError
 from rnnscale.cli import (
     _bench,
     _data,
@@ -20,39 +23,60 @@ from rnnscale.cli import (
     _verify,
 )
 
+# In the order of `rnnscale --help`.
+_COMMANDS = (
+    _train,
+    _eval,
+    _experiment,
+    _export,
+    _generate,
+    _inspect,
+    _plan,
+    _verify,
+    _bench,
+    _tasks,
+    _data,
+    _info,
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `rnnscale`. Returns the exit code: 0 also where a signal stopped a training that
-    could be saved, 2 for bad input, 1 for a training that diverged, a check that failed or another
-    process that did not come.
+    """Run a command and return its exit code.
 
-    An error about the input is told in one line. Which errors are: `ValueError`s and `ImportError`s
-    that were raised by a line of rnnscale's own, where the message says what was given and what
-    would do. One that comes out of jax or any other library is a mistake of ours, and keeps its
+    - 0: it is done, or a signal stopped a training run after its state was saved.
+    - 1: a run failed (`RunFailedError`) or a check did not pass.
+    - 2: an option, an argument or a file can't be used (`UserError`, or found by the parser).
+    - 130: interrupted from the keyboard.
+
+    The two kinds of errors are reported in one line. Any other exception is a bug and keeps its
     traceback.
+
+    **Arguments:**
+
+    - `argv`: the words after `rnnscale`; those of the process by default.
     """
     arguments = _parser().parse_args(argv)
     try:
         with _logging_to_stderr():
             return arguments.command(arguments)
-    except (ValueError, ImportError, FloatingPointError, TimeoutError) as error:
-        if not _is_ours(error):
-            raise
+    except (UserError, RunFailedError) as error:
         print(f"rnnscale: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1 if isinstance(error, FloatingPointError | TimeoutError) else 2
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("rnnscale: interrupted", file=sys.stderr)
         return 130  # what a shell reports for SIGINT
 
 
 class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, without the usage."""
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"rnnscale: error: {message} (see {self.prog} --help)\n")
 
 
 class _StderrHandler(logging.StreamHandler):
-    """Writes to what `sys.stderr` is at that moment: while a progress bar is shown, to the lines
-    above it."""
+    """Writes to the present `sys.stderr`. A progress bar replaces that while it is shown, so that
+    messages appear above the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -70,7 +94,7 @@ def _logging_to_stderr() -> Iterator[None]:
     handler = _StderrHandler()
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    log.propagate = False  # absl, which Orbax imports, puts a handler of its own on the root
+    log.propagate = False  # absl, which Orbax imports, adds its own handler to the root logger
     try:
         yield
     finally:
@@ -86,27 +110,6 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (
-        _train,
-        _eval,
-        _experiment,
-        _export,
-        _generate,
-        _inspect,
-        _plan,
-        _verify,
-        _bench,
-        _tasks,
-        _data,
-        _info,
-    ):
+    for command in _COMMANDS:
         command.add_to(commands)
     return parser
-
-
-def _is_ours(error: BaseException) -> bool:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return module.split(".")[0] in ("rnnscale", "rnnscale_kernels")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rnnscale._errors import UserError
+from rnnscale._errors import UserError, as_user_error
 from rnnscale.cli._step_options import add_step_options
 
 
@@ -57,7 +57,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         raise UserError("--search tries all meshes: leave out --mesh")
     if file not in (None, "-") and not Path(file).parent.is_dir():
         raise UserError(f"--json {file}: there is no folder {Path(file).parent}")
-    target = Target.of(given.pop("target"))
+    with as_user_error():
+        target = Target.of(given.pop("target"))
     config = TrainConfig.for_task(**given, out="")
     task = load_task(config.task, seq_len=config.seq_len, text=config.text, folder=config.folder)
     planner = Planner(config, task, target)

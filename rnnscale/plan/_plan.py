@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
 
+from rnnscale._errors import as_user_error
 from rnnscale.plan._bound import Bound, lower_bound
 from rnnscale.plan._memory import Memory, compiled_memory, estimated_memory
 from rnnscale.plan._share import Share, Shares
@@ -96,7 +97,8 @@ class Planner:
         **Raises:** `ValueError` where the mesh has not as many devices as the target, or the run
         cannot be split over it.
         """
-        mesh = make_mesh(**sizes, devices=self.target.devices())
+        with as_user_error():
+            mesh = make_mesh(**sizes, devices=self.target.devices())
         setup = set_up(self.config, self.task, mesh)
         state, batch = setup.abstract_state(), setup.abstract_batch()
         compiled = compile_on(mesh, setup.train_step, state, batch)

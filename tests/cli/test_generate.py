@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnnscale import training
+from rnnscale import runs
 from rnnscale.cli import main
 from rnnscale.cli._generate import _print_as_it_comes
 from rnnscale.models import generate
@@ -76,7 +76,7 @@ def test_what_is_written_is_what_the_model_of_the_run_gives(run, write):
 
 def test_each_text_ends_with_its_file_or_after_the_steps(run, write, monkeypatch, tmp_path):
     saved = replace(load_run(run, text=None), model=CountDown(), mesh=make_mesh(8))
-    monkeypatch.setattr(training, "load_run", lambda *_, **__: saved)
+    monkeypatch.setattr(runs, "load_run", lambda *_, **__: saved)
 
     def counted(prompt: str, steps: int) -> str:
         last = ord(prompt[-1])
@@ -106,13 +106,13 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, capsys, monkeypatc
         return line
 
     assert "holds no run" in error(str(tmp_path))
-    assert "temperature must be at least 0" in error(str(run), "--temperature", "-1")
-    assert "top_k must be 1 to 256" in error(str(run), "--top-k", "257")
-    assert "top_k must be 1 to 256" in error(str(run), "--top-k", "0")
+    assert "--temperature must be at least 0" in error(str(run), "--temperature", "-1")
+    assert "--top-k must be 1 to 256" in error(str(run), "--top-k", "257")
+    assert "--top-k must be 1 to 256" in error(str(run), "--top-k", "0")
     assert "--steps must be at least 1" in error(str(run), "--steps", "0")
     assert "--seed must be" in error(str(run), "--seed", "-1")
     assert "can't be read (No such file" in error(str(run), "--prompt-file", str(tmp_path / "no"))
     loaded = load_run(run, text=None)
     digits = replace(loaded, task=replace(loaded.task, name="digits"))
-    monkeypatch.setattr(training, "load_run", lambda *_, **__: digits)
+    monkeypatch.setattr(runs, "load_run", lambda *_, **__: digits)
     assert "is a run of 'digits'" in error(str(run))

@@ -1,16 +1,25 @@
+"""The command line as a whole: its parser, its exit codes, and the commands without a run."""
+
 import logging
 import re
 import subprocess
 import sys
-from types import ModuleType
+from pathlib import Path
 
-import numpy as np
+import jax
 import pytest
 
+from rnnscale import ElmanRNNCell
+from rnnscale._errors import (
+    DivergedError,
+    MissingPackageError,
+    ProcessMissingError,
+    RunFailedError,
+    UserError,
+    as_user_error,
+)
 from rnnscale.cli import main
-from rnnscale.cli._main import _is_ours
-from rnnscale.data import ArraySource
-from rnnscale.tasks import TASKS, load_task
+from rnnscale.tasks import TASKS
 
 
 def test_tasks_lists_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -59,40 +68,76 @@ def test_help_needs_neither_jax_nor_data():
     assert done.stdout.strip() == "False"
 
 
-def test_errors_of_other_libraries_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
-    """They are mistakes of ours, not of the user."""
+def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rnnscale train` raises this error when the run starts."""
 
-    def broken(config: object, *, resume: bool) -> None:
-        np.zeros(3).reshape(2, 2)
+    def run(config: object, *, resume: bool) -> None:
+        raise error
 
-    monkeypatch.setattr("rnnscale.runs.run", broken)
-    with pytest.raises(ValueError, match="cannot reshape"):
+    monkeypatch.setattr("rnnscale.runs.run", run)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("dim must be\nat least 1"), 2),
+        (MissingPackageError("dim must be\nat least 1"), 2),
+        (RunFailedError("dim must be\nat least 1"), 1),
+        (DivergedError("dim must be\nat least 1"), 1),
+        (ProcessMissingError("dim must be\nat least 1"), 1),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_errors_of_the_family_are_one_line(
+    error: Exception,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    fail_with(error, monkeypatch)
+    assert main(["train", "digits"]) == code
+    assert capsys.readouterr().err == "rnnscale: error: dim must be at least 1\n"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError(), TypeError(), ImportError(), RuntimeError(), TimeoutError()], ids=repr
+)
+def test_any_other_error_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch):
+    fail_with(error, monkeypatch)
+    with pytest.raises(type(error)) as caught:
         main(["train", "digits"])
+    assert caught.value is error
 
 
-def test_an_error_is_ours_by_the_line_that_raised_it():
-    def caught(call) -> BaseException:
-        with pytest.raises(ValueError) as caught:
-            call()
-        return caught.value
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A `ValueError` that jax raises while a step runs, though its options were all right."""
 
-    assert _is_ours(caught(lambda: load_task("digitz")))
-    assert _is_ours(caught(lambda: ArraySource()))
-    assert not _is_ours(caught(lambda: int("x")))
-    assert not _is_ours(ValueError("never raised"))
-    other = ModuleType("rnnscaled")
-    exec("def fail(): raise ValueError", other.__dict__)
-    assert not _is_ours(caught(other.fail))
+    def broken_step(state: object, batch: dict[str, jax.Array]) -> None:
+        batch["inputs"].reshape(2, 2)
+
+    monkeypatch.setattr("rnnscale.runs._setup.make_train_step", lambda *_, **__: broken_step)
+    with pytest.raises(TypeError, match="cannot reshape"):
+        main(["train", "digits", "--dim", "4", "--out", str(tmp_path / "run")])
 
 
-def test_divergence_is_told_apart_from_bad_input(
+def test_a_wrong_argument_becomes_a_user_error():
+    with pytest.raises(UserError, match="idim must be at least 1") as caught, as_user_error():
+        ElmanRNNCell(0, 4, key=jax.random.key(0))
+    assert type(caught.value.__cause__) is ValueError
+    known = MissingPackageError("needs torch")
+    with pytest.raises(MissingPackageError) as caught, as_user_error():
+        raise known
+    assert caught.value is known
+    with pytest.raises(ZeroDivisionError), as_user_error():
+        1 / 0  # noqa: B018  # pyright: ignore[reportUnusedExpression]
+
+
+def test_a_keyboard_interrupt_has_its_own_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    namespace = {"__name__": "rnnscale.training._fit"}
-    exec("def run(config, *, resume): raise FloatingPointError('5 steps\\nin a row')", namespace)
-    monkeypatch.setattr("rnnscale.runs.run", namespace["run"])
-    assert main(["train", "digits"]) == 1
-    assert capsys.readouterr().err == "rnnscale: error: 5 steps in a row\n"
+    fail_with(KeyboardInterrupt(), monkeypatch)  # pyright: ignore[reportArgumentType]
+    assert main(["train", "digits"]) == 130
+    assert capsys.readouterr().err == "rnnscale: interrupted\n"
 
 
 def test_logging_is_as_it_was_afterwards():
