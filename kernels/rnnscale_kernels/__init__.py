@@ -5,12 +5,16 @@ from ._operation import Operation as Operation, vary_alike as vary_alike
 from ._planar import (
     Planar as Planar,
     conjugate as conjugate,
-    power as power,
-    powers as powers,
 )
+from ._recurrent_op import OpArguments as OpArguments, RecurrentOp as RecurrentOp
 from ._target import local_platform as local_platform
 from .diagonal_ssm import (
+    SSM as SSM,
     diagonal_ssm as diagonal_ssm,
     ssm_implementations as ssm_implementations,
 )
-from .linear_scan import linear_scan as linear_scan, scan_implementations as scan_implementations
+from .linear_scan import (
+    SCAN as SCAN,
+    linear_scan as linear_scan,
+    scan_implementations as scan_implementations,
+)

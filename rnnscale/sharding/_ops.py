@@ -18,27 +18,14 @@ from rnnscale.sharding._on_mesh import Specs, differentiable_on_mesh, row_spec
 from rnnscale.sharding._rules import activation_spec, automatic_axes, warn_once
 from rnnscale.sharding._sequence import Recurrence, Residuals, Steps, in_one_piece, in_parts
 from rnnscale_kernels import (
+    SCAN,
+    SSM,
+    OpArguments,
     Planar,
+    RecurrentOp,
     diagonal_ssm as local_diagonal_ssm,
     linear_scan as local_linear_scan,
-    power,
-    powers,
     vary_alike,
-)
-from rnnscale_kernels.diagonal_ssm import (
-    canonical as canonical_ssm,
-    checked as checked_ssm,
-    operation as ssm,
-    options as ssm_options,
-    totals as ssm_totals,
-    transpose_totals as ssm_transpose_totals,
-)
-from rnnscale_kernels.linear_scan import (
-    checked as checked_scan,
-    cuts,
-    operation as scan,
-    totals as scan_totals,
-    transpose_totals as scan_transpose_totals,
 )
 
 
@@ -69,7 +56,7 @@ def diagonal_ssm(
             u, decay, b, c, h0,
             reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
         )  # fmt: skip
-    u, *maps, h0, reset, lengths = checked_ssm(
+    (u, *maps), h0, reset, lengths = SSM.check(
         u, decay, b, c, h0, reset=reset, lengths=lengths, implementation=implementation
     )
     *batch, time, _ = u.shape
@@ -79,7 +66,7 @@ def diagonal_ssm(
     row, seq, state = _axes(u.shape, decay.shape, mesh)
     rows, states = PartitionSpec(*row), PartitionSpec(*row, state)
     y, h_last = _on_mesh(
-        _SSM(reverse, implementation),
+        _OnDevice(SSM, reverse, implementation, varying=lengths is not None),
         Steps((u, *maps), h0, reset, lengths),
         Specs(
             primals=Steps(
@@ -126,7 +113,7 @@ def linear_scan(
         return local_linear_scan(
             a, b, h0, reverse=reverse, reset=reset, implementation=implementation
         )
-    a, b, h0, reset = checked_scan(a, b, h0, reset=reset, implementation=implementation)
+    (a, b), h0, reset, _ = SCAN.check(a, b, h0, reset=reset, implementation=implementation)
     time = b.shape[-2]
     if missing := _missing_steps(time, mesh):
         # A decay of one hands the state on.
@@ -144,7 +131,7 @@ def linear_scan(
         *(axes if n > 1 else None for axes, n in zip(steps, a.shape, strict=True))
     )
     h, h_last = _on_mesh(
-        _Scan(reverse, implementation, varying=a.shape[-2] > 1),
+        _OnDevice(SCAN, reverse, implementation, varying=a.shape[-2] > 1),
         Steps((a, b), h0, reset, None),
         Specs(
             primals=Steps((decay, steps), states, PartitionSpec(*row, seq), PartitionSpec()),
@@ -209,23 +196,29 @@ def _on_mesh(recurrence: Recurrence, primals: Steps, specs: Specs) -> tuple:
 
 
 @dataclass(frozen=True)
-class _SSM:
-    """`diagonal_ssm` as a `Recurrence`. Its values are `(u, decay, b, c)`."""
+class _OnDevice:
+    """An op as a `Recurrence`.
 
+    - `varying`: whether the total decay differs from device to device, which a device with one step
+        can't tell.
+    """
+
+    op: RecurrentOp
     reverse: bool
     implementation: str | None
+    varying: bool
 
     def time(self, values: tuple) -> int:
-        return values[0].shape[-2]
+        return self.op.time(values)
 
     def forward(self, steps: Steps) -> tuple[tuple, Any]:
-        primals, finish, options = self._canonical(steps)
-        public, borders = ssm.forward(primals, **options)
-        return finish(public), borders
+        primals, finish, static = self._canonical(steps)
+        public, residuals = self.op.operation.forward(primals, **static)
+        return finish(public), residuals
 
     def transpose(self, steps: Steps, outputs: tuple, cotangents: tuple) -> tuple[tuple, Any]:
         steps, outputs, cotangents = vary_alike((steps, outputs, cotangents))
-        primals, finish, options = self._canonical(steps)
+        primals, finish, static = self._canonical(steps)
 
         def arrays(values, h0):
             primals, *_ = self._canonical(steps._replace(values=values, h0=h0))
@@ -233,81 +226,28 @@ class _SSM:
 
         _, pull = jax.vjp(arrays, steps.values, steps.h0)
         _, pull_finish = jax.vjp(finish, outputs[0])
-        gradients = ssm.transpose(primals, outputs, *pull_finish(cotangents), **options)
+        gradients = self.op.operation.transpose(
+            primals, outputs, *pull_finish(cotangents), **static
+        )
         return pull(gradients[: len(steps.values) + 1])
 
     def decay(self, steps: Steps) -> Any:
-        if steps.lengths is not None:
-            return None
-        u, decay, *_ = steps.values
-        whole = power(decay, self.time(steps.values))
-        return jax.tree.map(lambda x: x.reshape((1,) * (u.ndim - 2) + x.shape), whole)
+        return None if self.varying else self.op.total_decay(OpArguments(*steps))
 
     def totals(self, steps: Steps) -> tuple[Any, Any]:
-        primals, _, options = self._canonical(steps)
-        decay = None
-        if steps.lengths is not None:
-            decay = powers(steps.values[1], steps.lengths, self.time(steps.values))
-        return decay, ssm_totals(primals, **options)
-
-    def transpose_totals(self, steps: Steps, g_ys: Array) -> Any:
-        steps, g_ys = vary_alike((steps, g_ys))
-        primals, finish, options = self._canonical(steps)
-        _, pull_finish = jax.vjp(lambda y: finish((y, steps.h0))[0], g_ys)
-        return ssm_transpose_totals(primals, *pull_finish(g_ys), **options)
-
-    def _canonical(self, steps: Steps) -> tuple[tuple, Any, dict]:
-        (u, decay, b, c), h0, reset, lengths = vary_alike(steps)
-        primals, finish = canonical_ssm(u, decay, b, c, h0, reset, lengths, reverse=self.reverse)
-        primals = vary_alike(primals)
-        return primals, finish, ssm_options(primals, self.implementation)
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """`linear_scan` as a `Recurrence`. Its values are `(a, b)`.
-
-    - `varying`: whether the decay differs from step to step, which a device with one step of it
-        can't tell.
-    """
-
-    reverse: bool
-    implementation: str | None
-    varying: bool
-
-    def time(self, values: tuple) -> int:
-        return values[1].shape[-2]
-
-    def forward(self, steps: Steps) -> tuple[tuple, Any]:
-        return scan.forward(self._canonical(steps), **self._options)
-
-    def transpose(self, steps: Steps, outputs: tuple, cotangents: tuple) -> tuple[tuple, Any]:
-        primals, outputs, cotangents = vary_alike((self._canonical(steps), outputs, cotangents))
-        *g_values, g_h0, _ = scan.transpose(primals, outputs, cotangents, **self._options)
-        return tuple(g_values), g_h0
-
-    def decay(self, steps: Steps) -> Any:
-        if self.varying:
-            return None
-        return power(self._first(steps), self.time(steps.values))
-
-    def totals(self, steps: Steps) -> tuple[Any, Any]:
-        decay, end = scan_totals(self._canonical(steps), **self._options)
-        return self._first(steps) if self.varying and decay is None else decay, end
+        primals, _, static = self._canonical(steps)
+        decay, end = self.op.totals(primals, **static)
+        return decay if self.varying else None, end
 
     def transpose_totals(self, steps: Steps, g_ys: Any) -> Any:
-        (a, _), h0, reset, _ = steps
-        primals = vary_alike((a, g_ys, h0, cuts(reset, reverse=self.reverse)))
-        return scan_transpose_totals(primals, **self._options)
+        steps, g_ys = vary_alike((steps, g_ys))
+        primals, finish, static = self._canonical(steps)
+        _, pull_finish = jax.vjp(lambda y: finish((y, steps.h0))[0], g_ys)
+        return self.op.transpose_totals(primals, *pull_finish(g_ys), **static)
 
-    def _first(self, steps: Steps) -> Any:
-        """The decay of the first step."""
-        return jax.tree.map(lambda x: x[..., 0, :], steps.values[0])
-
-    def _canonical(self, steps: Steps) -> tuple:
-        (a, b), h0, reset, _ = steps
-        return vary_alike((a, b, h0, cuts(reset, reverse=self.reverse)))
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {"reverse": self.reverse, "implementation": self.implementation}
+    def _canonical(self, steps: Steps) -> tuple[tuple, Any, dict]:
+        arguments = OpArguments(*vary_alike(steps))
+        primals, finish = self.op.canonical(arguments, reverse=self.reverse)
+        primals = vary_alike(primals)
+        static = self.op.static(primals, reverse=self.reverse, implementation=self.implementation)
+        return primals, finish, static

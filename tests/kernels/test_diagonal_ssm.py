@@ -9,16 +9,8 @@ from hypothesis import given, strategies as st
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from rnnscale_kernels import Planar, diagonal_ssm, linear_scan
-from rnnscale_kernels.diagonal_ssm import (
-    _api,
-    canonical,
-    checked,
-    operation,
-    options as static_options,
-    totals,
-    transpose_totals,
-)
+from rnnscale_kernels import SSM, Planar, diagonal_ssm, linear_scan
+from rnnscale_kernels.diagonal_ssm import _api
 from rnnscale_kernels.testing import reference, rounded, to_jax, to_numpy
 
 IMPLEMENTATIONS = ("chunked", "unfused")
@@ -94,11 +86,12 @@ def test_totals_are_what_the_steps_make_of_a_state(reverse, reset, lengths, impl
 
     @jax.jit
     def run(values, g_y):
-        arguments = checked(*values, implementation=implementation, **to_options(options))
-        primals, finish = canonical(*arguments, reverse=reverse)
+        arguments = SSM.check(*values, implementation=implementation, **to_options(options))
+        primals, finish = SSM.canonical(arguments, reverse=reverse)
         _, pull = jax.vjp(lambda y: finish((y, empty))[0], g_y)
-        static = static_options(primals, implementation)
-        return totals(primals, **static), transpose_totals(primals, *pull(g_y), **static)
+        static = SSM.static(primals, reverse=reverse, implementation=implementation)
+        _, end = SSM.totals(primals, **static)
+        return end, SSM.transpose_totals(primals, *pull(g_y), **static)
 
     with jax.enable_x64(True):
         results = run([to_jax(x, "float64") for x in given.values()], to_jax(g_y, "float64"))
@@ -191,7 +184,7 @@ def test_the_chunk_changes_nothing(time, chunk, flags, seed):
 
         def both(implementation):
             def run(*values):
-                public, _ = operation.forward(
+                public, _ = SSM.operation.forward(
                     (*values, *rest), chunk=min(chunk, time), implementation=implementation
                 )
                 return public

@@ -16,8 +16,8 @@ from jax.sharding import (
 )
 from jax.test_util import check_grads
 
-from rnnscale_kernels import Planar, linear_scan, scan_implementations
-from rnnscale_kernels.linear_scan import DISPATCH, cuts, totals, transpose_totals
+from rnnscale_kernels import SCAN, OpArguments, Planar, linear_scan, scan_implementations
+from rnnscale_kernels.linear_scan import DISPATCH
 from rnnscale_kernels.testing import (
     SCAN_ARGUMENTS,
     ScanArguments,
@@ -149,10 +149,11 @@ def test_totals_are_what_the_steps_make_of_a_state(spec, implementation):
 
     @jax.jit
     def run(a, b, h0, g, reset):
-        static = {"reverse": spec.reverse, "implementation": implementation}
-        cut = cuts(reset, reverse=spec.reverse)
-        decay, end = totals((a, b, h0, cut), **static)
-        return end, transpose_totals((a, g, h0, cut), **static), decay
+        direction = {"reverse": spec.reverse}
+        primals, _ = SCAN.canonical(OpArguments((a, b), h0, reset, None), **direction)
+        static = SCAN.static(primals, implementation=implementation, **direction)
+        decay, end = SCAN.totals(primals, **static)
+        return end, SCAN.transpose_totals(primals, g, **static), decay
 
     *results, decay = run(*(to_jax(x, "float32") for x in (a, b, h0, g)), arrays["reset"])
     assert (decay is None) != spec.varying

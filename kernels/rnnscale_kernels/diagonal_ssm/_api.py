@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, Int
 
 from .._checks import check_implementation, check_planes, check_reset, checked_lengths
 from .._operation import vary_alike
-from .._planar import Planar, cast
-from ..linear_scan import cuts
-from ._operation import DISPATCH, operation
+from .._planar import Planar, cast, power, powers
+from .._recurrent_op import OpArguments, RecurrentOp
+from ..linear_scan import SCAN, cuts
+from ._operation import DISPATCH, operation, totals, transpose_totals
 
 # A chunk's states take about this many bytes: they stay in a CPU's cache, and the turns of the loop
 # over chunks stay few (measured by `python -m benchmarks layers`).
@@ -70,13 +71,14 @@ def diagonal_ssm(
     **Raises:** `TypeError` or `ValueError` for dtypes and shapes that do not meet,
     `NotImplementedError` where the implementation named cannot run there or take these arguments.
     """
-    arguments = checked(
+    arguments = _check(
         u, decay, b, c, h0, reset=reset, lengths=lengths, implementation=implementation
     )
-    primals, finish = canonical(*vary_alike(arguments), reverse=reverse)
+    primals, finish = _canonical(vary_alike(arguments), reverse=reverse)
     primals = vary_alike(primals)
-    public, _ = operation.forward(primals, **options(primals, implementation))
-    return finish(public)
+    static = _static(primals, reverse=reverse, implementation=implementation)
+    outputs, _ = operation.forward(primals, **static)
+    return finish(outputs)
 
 
 def ssm_implementations(platform: str) -> list[tuple[str, bool, str]]:
@@ -84,8 +86,7 @@ def ssm_implementations(platform: str) -> list[tuple[str, bool, str]]:
     return DISPATCH.describe(platform)
 
 
-def checked(u, decay, b, c, h0, *, reset, lengths, implementation):
-    """The arguments of `diagonal_ssm`, checked: `(u, decay, b, c, h0, reset, lengths)`."""
+def _check(u, decay, b, c, h0, *, reset, lengths, implementation) -> OpArguments:
     check_implementation(implementation, DISPATCH.names)
     check_planes(decay=decay, b=b, c=c, h0=h0)
     check_planes(u=u)
@@ -101,12 +102,11 @@ def checked(u, decay, b, c, h0, *, reset, lengths, implementation):
         raise ValueError(f"h0 has shape {h0.shape}, expected '*batch state', {(*batch, state)}")
     if lengths is not None:
         lengths = checked_lengths(lengths, tuple(batch), time)
-    return u, cast(decay, dtype), b, c, cast(h0, dtype), reset, lengths
+    return OpArguments((u, cast(decay, dtype), b, c), cast(h0, dtype), reset, lengths)
 
 
-def canonical(u, decay, b, c, h0, reset, lengths, *, reverse):
-    """The canonical primals of checked arguments, and the function that makes of the operation's
-    public outputs what `diagonal_ssm` returns."""
+def _canonical(arguments: OpArguments, *, reverse: bool):
+    (u, decay, b, c), h0, reset, lengths = arguments
     axis = u.ndim - 2
     valid = None
     if lengths is not None:
@@ -120,8 +120,8 @@ def canonical(u, decay, b, c, h0, reset, lengths, *, reverse):
         # No state runs on into the padding, where it might overflow.
         cut = ~valid if cut is None else cut | ~valid
 
-    def finish(public):
-        y, h_last = public
+    def finish(outputs):
+        y, h_last = outputs
         if reverse:
             y = _turn(y, lengths, axis)
         return y if valid is None else jnp.where(valid[..., None], y, 0), h_last
@@ -129,12 +129,38 @@ def canonical(u, decay, b, c, h0, reset, lengths, *, reverse):
     return (u, decay, b, c, h0, cut, lengths), finish
 
 
-def options(primals, implementation: str | None) -> dict[str, Any]:
-    """The static values of the operation for these primals."""
+def _static(primals, *, reverse: bool, implementation: str | None) -> dict[str, Any]:
     u, decay, *_ = primals
     *batch, time, _ = u.shape
     width = math.prod(batch) * sum(x.size for x in jax.tree.leaves(decay))
     return {"chunk": _chunk_length(width, time), "implementation": implementation}
+
+
+def _total_decay(arguments: OpArguments):
+    if arguments.lengths is not None:
+        return None
+    u, decay, *_ = arguments.values
+    total = power(decay, u.shape[-2])
+    return jax.tree.map(lambda x: x.reshape((1,) * (u.ndim - 2) + x.shape), total)
+
+
+def _totals(primals, **static):
+    u, decay, *_, lengths = primals
+    total = None if lengths is None else powers(decay, lengths, u.shape[-2])
+    return total, totals(primals, **static)
+
+
+SSM = RecurrentOp(
+    check=_check,
+    canonical=_canonical,
+    static=_static,
+    operation=operation,
+    time=lambda values: values[0].shape[-2],
+    total_decay=_total_decay,
+    totals=_totals,
+    transpose_totals=transpose_totals,
+    chain=SCAN.chain,
+)
 
 
 def _chunk_length(width: int, time: int) -> int:

@@ -21,13 +21,7 @@ from .._dispatch import Dispatch, Implementation
 from .._operation import Operation, Reduction, mapped_size, vary_alike
 from .._planar import Planar, conjugate, where
 from .._target import H100, Target
-from ..linear_scan import (
-    DISPATCH as SCAN,
-    ScanSpec,
-    scan,
-    totals as scan_totals,
-    transpose_totals as scan_transpose_totals,
-)
+from ..linear_scan import DISPATCH as SCAN_DISPATCH, SCAN, ScanSpec, scan
 from . import _mosaic_gpu, _xla
 
 
@@ -75,7 +69,7 @@ def unfused_totals(primals, *, chunk, target=None):
         u = jnp.where(source[..., None] >= 0, jnp.take_along_axis(u, at[..., None], axis=-2), 0)
         cut = (source >= 0) & jnp.take_along_axis(cut, at, axis=-1)
     a, drive = _one_step(decay, u), _drive(u, b, h0)
-    return scan_totals((a, drive, h0, cut), reverse=False, implementation=None)[1]
+    return SCAN.totals((a, drive, h0, cut), reverse=False, implementation=None)[1]
 
 
 def unfused_transpose_totals(primals, g, *, chunk, target=None):
@@ -85,7 +79,7 @@ def unfused_transpose_totals(primals, g, *, chunk, target=None):
         lambda c: _product("...o,os->...s", g, c, u.dtype).astype(h0.dtype), conjugate(c)
     )
     a = _one_step(decay, u)
-    return scan_transpose_totals((a, g_h, h0, cut), reverse=False, implementation=None)
+    return SCAN.transpose_totals((a, g_h, h0, cut), g_h, reverse=False, implementation=None)
 
 
 def _forward(primals, *, chunk, implementation):
@@ -222,7 +216,7 @@ def _unfused_unsuited(target: Target, spec: SSMSpec) -> str | None:
         decay_dtype=spec.state_dtype,
         state_dtype=spec.state_dtype,
     )
-    if not SCAN.has_kernel(target, recurrence):
+    if not SCAN_DISPATCH.has_kernel(target, recurrence):
         return "there is no kernel for the recurrence, and chunks need less memory"
     return None
 

@@ -1,7 +1,7 @@
 """The diagonal linear recurrence h_t = a_t h_{t-1} + b_t."""
 
 from ._api import (
-    checked as checked,
+    SCAN as SCAN,
     cuts as cuts,
     linear_scan as linear_scan,
     scan_implementations as scan_implementations,
@@ -9,9 +9,6 @@ from ._api import (
 from ._backward import previous as previous
 from ._implementations import DISPATCH as DISPATCH, NARROW as NARROW, ScanSpec as ScanSpec
 from ._operation import (
-    operation as operation,
     scan as scan,
-    totals as totals,
     transpose as transpose,
-    transpose_totals as transpose_totals,
 )

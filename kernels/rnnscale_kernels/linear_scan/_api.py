@@ -1,6 +1,8 @@
 """The public function: what it takes, checked and brought into canonical form."""
 
 import functools
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,10 @@ from jaxtyping import Bool, Float
 
 from .._checks import check_implementation, check_planes, check_reset
 from .._operation import vary_alike
-from .._planar import Planar, cast
+from .._planar import Planar, cast, power
+from .._recurrent_op import OpArguments, RecurrentOp
 from ._implementations import DISPATCH
-from ._operation import scan
+from ._operation import operation, scan, totals, transpose_totals
 
 
 def linear_scan(
@@ -58,13 +61,12 @@ def linear_scan(
     **Raises:** `TypeError` or `ValueError` for dtypes and shapes that do not meet,
     `NotImplementedError` where the implementation named cannot run there or take these arguments.
     """
-    a, b, h0, reset = checked(a, b, h0, reset=reset, implementation=implementation)
-    primals = a, b, h0, cuts(reset, reverse=reverse)
-    return scan(*vary_alike(primals), reverse=reverse, implementation=implementation)
+    arguments = _check(a, b, h0, reset=reset, implementation=implementation)
+    primals, _ = _canonical(vary_alike(arguments), reverse=reverse)
+    return scan(*primals, reverse=reverse, implementation=implementation)
 
 
-def checked(a, b, h0, *, reset, implementation):
-    """The arguments of `linear_scan`, checked: `(a, b, h0, reset)`, with canonical arrays."""
+def _check(a, b, h0, *, reset, implementation) -> OpArguments:
     check_implementation(implementation, DISPATCH.names)
     check_planes(a=a, b=b, h0=h0)
     a, b, h0 = jax.tree.map(jnp.asarray, (a, b, h0))
@@ -84,7 +86,51 @@ def checked(a, b, h0, *, reset, implementation):
             f"{(*batch, channels)}"
         )
     check_reset(reset, (*batch, time))
-    return a, b, cast(h0, dtype), reset
+    return OpArguments((a, b), cast(h0, dtype), reset, None)
+
+
+def _canonical(arguments: OpArguments, *, reverse: bool):
+    (a, b), h0, reset, _ = arguments
+    return (a, b, h0, cuts(reset, reverse=reverse)), lambda outputs: outputs
+
+
+def _static(primals, *, reverse: bool, implementation: str | None) -> dict[str, Any]:
+    return {"reverse": reverse, "implementation": implementation}
+
+
+def _total_decay(arguments: OpArguments):
+    a, b = arguments.values
+    if a.shape[-2] != 1:
+        return None
+    return power(_only_step(a), b.shape[-2])
+
+
+def _totals(primals, **static):
+    a, b, _, _ = primals
+    decay, end = totals(primals, **static)
+    return _only_step(a) if a.shape[-2] == b.shape[-2] == 1 else decay, end
+
+
+def _transpose_totals(primals, g, **static):
+    a, _, h0, cut = primals
+    return transpose_totals((a, g, h0, cut), **static)
+
+
+def _only_step(a):
+    return jax.tree.map(lambda x: x[..., 0, :], a)
+
+
+SCAN = RecurrentOp(
+    check=_check,
+    canonical=_canonical,
+    static=_static,
+    operation=operation,
+    time=lambda values: values[1].shape[-2],
+    total_decay=_total_decay,
+    totals=_totals,
+    transpose_totals=_transpose_totals,
+    chain=partial(scan, implementation="associative"),
+)
 
 
 def scan_implementations(platform: str) -> list[tuple[str, bool, str]]:
