@@ -1,5 +1,13 @@
 """Recurrent networks and state-space models at scale, in JAX and Equinox."""
 
+from rnnscale._base import (
+    CausalLayer as CausalLayer,
+    SequenceLayer as SequenceLayer,
+    SequenceModel as SequenceModel,
+    Stepwise as Stepwise,
+    TakesIntervals as TakesIntervals,
+    has_step as has_step,
+)
 from rnnscale._fields import parameter as parameter, trainable as trainable
 from rnnscale.cells import (
     AntiSymmetricRNNCell as AntiSymmetricRNNCell,

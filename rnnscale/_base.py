@@ -1,7 +1,11 @@
-"""What every sequence layer is: the contract of its call, its step and its state."""
+"""The contracts of models and layers over time, and the checks that their implementations share.
+
+Everything in `rnnscale` except its kernels and `sharding` builds on this file. What a model can do
+is said by the classes that it inherits from, and found out by `isinstance` only.
+"""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, TypeGuard
 
 import equinox as eqx
 import jax
@@ -11,31 +15,97 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PyTree
 type State = PyTree[Array]
 
 
-class SequenceLayer(eqx.Module):
+class SequenceModel(eqx.Module):
+    """A module that runs along a sequence and carries a state: a layer, a network or a model.
+
+    All of its methods keep these rules:
+
+    - `*batch` has any rank, including zero, and a row's numbers do not depend on the other rows.
+      `eqx.filter_vmap` over rows gives the same numbers.
+    - The state is an opaque PyTree of arrays with the leading axes `*batch`; in a stack of layers,
+      depth comes before them. Its structure, shapes and dtypes never change, so it can be the carry
+      of a loop.
+    - The compute dtype is that of floating inputs, and outputs have it; parameters are cast to it
+      where they are used. Decay coefficients and states are at least float32.
+    """
+
+    @property
+    @abstractmethod
+    def causal(self) -> bool:
+        """Whether the output at step `t` depends on no later step."""
+
+    @abstractmethod
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> State:
+        """The state before the first step.
+
+        **Arguments:**
+
+        - `batch_shape`: the leading axes, `*batch`.
+        - `dtype`: the compute dtype, which is that of floating inputs. Default float32.
+        """
+
+
+class Stepwise(SequenceModel):
+    """A model with a `step`, which works if the model is causal: see `has_step`.
+
+    Folding `step` over time then equals calling the model.
+    """
+
+    @abstractmethod
+    def step(
+        self, x: Array, state: State, *, key: Key[Array, "*#batch"] | None = None
+    ) -> tuple[State, Array]:
+        """One step of time.
+
+        **Arguments:**
+
+        - `x`: the input of one step, "*batch idim", or tokens, "*batch".
+        - `state`: as returned by `init_state`, `step` or a call.
+        - `key`: as in a call.
+
+        **Returns:** `(state, y)`, with the output of the step, "*batch odim".
+        """
+
+
+def has_step(model: Any) -> TypeGuard[Stepwise]:
+    """Whether `model` can run step by step: it is `Stepwise`, and causal."""
+    return isinstance(model, Stepwise) and model.causal
+
+
+class TakesIntervals(SequenceModel):
+    """A model for samples at irregular times. If it has a `step`, that takes an `interval`."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        xs: Array,
+        state: Any = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        intervals: Float[Array, "*batch time"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Array]:
+        """**Arguments:** those of a sequence layer, and
+
+        - `intervals`: the time between each step and the one before, at least 0.
+
+        **Raises:** `TypeError` if they are given and a layer inside does not take them.
+        """
+
+
+class SequenceLayer(SequenceModel):
     r"""Maps a sequence to a sequence of the same length, carrying a state along.
 
     ```python
     state, ys = layer(xs, state)      # like `jax.lax.scan`: the carry comes first
     ```
-
-    What a subclass promises, for every one of its methods:
-
-    - `*batch` has any rank, none included, and a row's numbers don't depend on the other rows.
-      `eqx.filter_vmap` over rows gives the same numbers.
-    - The state is an opaque PyTree of arrays with the leading axes `*batch`; a stack of layers has
-      its depth before them. It keeps its structure, shapes and dtypes, so that it can be the carry
-      of a loop.
-    - The compute dtype is that of `xs`, and `ys` has it; parameters are cast to it where they
-      are used. Decay coefficients and states are at least float32.
     """
 
     idim: eqx.AbstractVar[int]
     odim: eqx.AbstractVar[int]
-
-    @property
-    @abstractmethod
-    def causal(self) -> bool:
-        """Whether the output at `t` depends on no later step, and there is a `step`."""
 
     @abstractmethod
     def __call__(
@@ -50,34 +120,21 @@ class SequenceLayer(eqx.Module):
         """**Arguments:**
 
         - `xs`: the sequences.
-        - `state`: the state to start from, `init_state(batch)` if `None`.
-        - `reset`: true at `t` marks `t` as the first step of a segment in time order, whatever
-            the direction in which the layer runs. A reset restores the zero state, never `state`.
-        - `lengths`: the number of valid steps of each row. What `xs` holds beyond them, NaN
-            included, reaches neither the returned state nor a valid output nor any gradient, and
-            `ys` is zero there.
+        - `state`: the state before the first step, `init_state(batch)` if `None`.
+        - `reset`: true at `t` marks `t` as the first step of a segment in time order, in whichever
+            direction the layer runs. A reset restores the initial state, never `state`.
+        - `lengths`: the number of valid steps in each row. Whatever `xs` holds beyond them,
+            including NaN, reaches neither the returned state nor a valid output nor any gradient,
+            and `ys` is zero there.
         - `key`: for layers that draw random numbers in training: one key, or one key for each
             row (see `rnnscale.layers.row_keys`). `None` means inference.
 
-        **Returns:**
-
-        `(state, ys)`. The state is the one at each row's own last step in the layer's direction.
-        """
-
-    @abstractmethod
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> State:
-        """The state before the first step.
-
-        **Arguments:**
-
-        - `batch_shape`: the leading axes, `*batch`.
-        - `dtype`: the compute dtype, that is `xs.dtype`. Default float32.
+        **Returns:** `(state, ys)`. The state is the one at each row's own last step, in the layer's
+        direction.
         """
 
 
-class CausalLayer(SequenceLayer):
+class CausalLayer(SequenceLayer, Stepwise):
     """A sequence layer whose output at `t` depends on no later step, so it can run step by step.
 
     Folding `step` over time equals calling the layer, and so does cutting a sequence anywhere and
@@ -87,16 +144,6 @@ class CausalLayer(SequenceLayer):
     @property
     def causal(self) -> bool:
         return True
-
-    @abstractmethod
-    def step(
-        self,
-        x: Float[Array, "*batch idim"],
-        state: State,
-        *,
-        key: Key[Array, "*#batch"] | None = None,
-    ) -> tuple[State, Float[Array, "*batch odim"]]:
-        """One step of time: `(state, y)`, with `state` as `init_state` or a call returned it."""
 
 
 def zero_padding(

@@ -1,13 +1,18 @@
 """A recurrent network that goes on from its own output."""
 
-from typing import Any
+from typing import Any, cast
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
-from rnnscale._base import State, check_features, check_size, zero_padding
+from rnnscale._base import (
+    State,
+    Stepwise,
+    check_features,
+    check_size,
+    zero_padding,
+)
 from rnnscale.layers._draw import draw_tokens
 from rnnscale.layers._encoder import Encoder, check_encoder
 from rnnscale.layers._feedback import feed_back
@@ -15,7 +20,7 @@ from rnnscale.layers._linear import Linear
 from rnnscale.layers._row_keys import row_keys
 
 
-class AutoregressiveRNN(eqx.Module):
+class AutoregressiveRNN(Stepwise):
     """Predicts the next input at every step, and goes on from its own predictions.
 
     Inputs are vectors of `idim` features, whose successors the readout gives; or integer tokens
@@ -42,7 +47,7 @@ class AutoregressiveRNN(eqx.Module):
         **Raises:** `TypeError` if it is no encoder, `ValueError` if it is not causal.
         """
         check_encoder(AutoregressiveRNN, encoder)
-        if not encoder.causal:
+        if not (isinstance(encoder, Stepwise) and encoder.causal):
             raise ValueError(
                 "AutoregressiveRNN goes on from its own output, but "
                 f"{type(encoder).__name__} looks ahead: use a causal encoder."
@@ -86,7 +91,8 @@ class AutoregressiveRNN(eqx.Module):
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch idim"]]:
         """One step of time: `(state, prediction)`."""
-        state, h = self._step(self._vectors(x), state)
+        encoder = cast(Stepwise, self.encoder)  # which `__init__` has checked
+        state, h = encoder.step(self._vectors(x), state)
         return state, self.readout(h)
 
     def init_state(
@@ -183,9 +189,6 @@ class AutoregressiveRNN(eqx.Module):
             )
         state, _ = self.encoder(xs, state, lengths=lengths)
         return state, self.readout(self.encoder.output(state).astype(xs.dtype))
-
-    def _step(self, x: Float[Array, "*batch idim"], state: State) -> tuple[State, Array]:
-        return self.encoder.step(x, state)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _vectors(self, xs: Array) -> Float[Array, "*axes idim"]:
         if jnp.issubdtype(xs.dtype, jnp.integer):

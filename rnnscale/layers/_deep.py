@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import equinox as eqx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
-from rnnscale._base import State, check_size
+from rnnscale._base import State, Stepwise, check_size, has_step
 from rnnscale.layers._bidirectional import check_parts
 from rnnscale.layers._encoder import Encoder, check_encoder, in_chunks
 
 
-class DeepRNNEncoder(Encoder):
+class DeepRNNEncoder(Encoder, Stepwise):
     """Encoders in a row, of any kinds and sizes that meet. The state is the tuple of theirs.
 
     It has a `step` if all of them are causal.
@@ -102,12 +102,14 @@ class DeepRNNEncoder(Encoder):
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[tuple[State, ...], Float[Array, "*batch odim"]]:
         """One step of time. **Raises** `TypeError` if an encoder is not causal."""
-        if not self.causal:
-            raise TypeError("DeepRNNEncoder: an encoder looks ahead, so there is no single step.")
         after = []
         parts = check_parts(self, state, len(self.encoders))
         for encoder, start in zip(self.encoders, parts, strict=True):
-            end, x = encoder.step(x, start)  # pyright: ignore[reportAttributeAccessIssue]
+            if not has_step(encoder):
+                raise TypeError(
+                    "DeepRNNEncoder: an encoder looks ahead, so there is no single step."
+                )
+            end, x = encoder.step(x, start)
             after.append(end)
         return tuple(after), x
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rnnscale._base import (
     CausalLayer,
+    SequenceModel,
     State,
     at_least_float32,
     check_features,
@@ -28,7 +29,7 @@ from rnnscale.layers._ridge import RidgeSums, ridge_sums
 type Pool = Literal["last", "mean"]
 
 
-class Reservoir(eqx.Module):
+class Reservoir(SequenceModel):
     """What all of them are: a cell that is not trained, and a readout that is solved for.
 
     The cell has no gradient, by its field, which the optimisers of this package read, and by

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import equinox as eqx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
-from rnnscale._base import State
+from rnnscale._base import SequenceModel, State
 from rnnscale.cells import Cell
 from rnnscale.layers._bidirectional import BidirectionalRNNEncoder
 from rnnscale.layers._deep import DeepRNNEncoder
@@ -13,7 +13,7 @@ from rnnscale.layers._encoder import Encoder, RNNEncoder
 from rnnscale.layers._linear import Linear
 
 
-class RecurrentNetwork(eqx.Module):
+class RecurrentNetwork(SequenceModel):
     """What all of them are.
 
     ```python
@@ -42,7 +42,31 @@ class RecurrentNetwork(eqx.Module):
         encoder. A row of length zero has the readout of the state that it started from.
         """
         state, hs = self.encoder(xs, state, reset=reset, lengths=lengths, key=key)
-        return self.readout(self.encoder.output(state).astype(xs.dtype)), hs
+        return self._read_last(state, xs.dtype), hs
+
+    def outputs(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: State | None = None,
+        *,
+        per_step: bool,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[State, Float[Array, "*batch time odim"] | Float[Array, "*batch odim"]]:
+        """The last state and the readout, as a loss needs them.
+
+        **Arguments:** those of a sequence layer, and
+
+        - `per_step`: read out the hidden state at every step instead of the last state only.
+
+        **Returns:** `(state, outputs)`, the state to continue from and the readout.
+        """
+        state, hs = self.encoder(xs, state, reset=reset, lengths=lengths, key=key)
+        return state, self.readout(hs) if per_step else self._read_last(state, xs.dtype)
+
+    def _read_last(self, state: State, dtype: DTypeLike) -> Float[Array, "*batch odim"]:
+        return self.readout(self.encoder.output(state).astype(dtype))
 
     @property
     def causal(self) -> bool:

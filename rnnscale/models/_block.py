@@ -1,13 +1,19 @@
 """A sequence layer with what makes it stackable: norm, mixer, dropout, residual."""
 
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
-from rnnscale._base import CausalLayer, SequenceLayer, State, check_features, zero_padding
+from rnnscale._base import (
+    SequenceLayer,
+    State,
+    Stepwise,
+    TakesIntervals,
+    check_features,
+    has_step,
+    zero_padding,
+)
 from rnnscale.layers import Dropout, LayerNorm, fold_keys, row_keys
 from rnnscale.models._mixers import HalfGLU, Pointwise
 
@@ -15,7 +21,7 @@ from rnnscale.models._mixers import HalfGLU, Pointwise
 _LAYER, _DROPOUT = 0, 1
 
 
-class Block(SequenceLayer):
+class Block(SequenceLayer, Stepwise, TakesIntervals):
     r"""$$y = x + \mathrm{dropout}(\mathrm{mixer}(\mathrm{layer}(\mathrm{norm}(x))))$$
 
     Causal, with a `step`, where its sequence layer is.
@@ -84,7 +90,7 @@ class Block(SequenceLayer):
         **Raises:** `TypeError` where they are given and the layer takes none.
         """
         check_features(self, xs, self.idim, rank=2)
-        options = self._options(self.layer, "intervals", intervals)
+        options = self._timing(intervals=intervals)
         layer_key, dropout_key = _split(key, xs.shape[:-2])
         xs = zero_padding(xs, lengths)
         state, ys = self.layer(
@@ -105,14 +111,14 @@ class Block(SequenceLayer):
     ) -> tuple[State, Float[Array, "*batch dim"]]:
         """One step of time, for causal layers. **Raises** `TypeError` for others, and where the
         layer takes no `interval` and one is given."""
-        if not isinstance(self.layer, CausalLayer):
+        if not has_step(self.layer):
             raise TypeError(
                 f"{type(self.layer).__name__} is not causal: it needs the whole sequence and has "
                 "no step. Call it instead."
             )
         check_features(self, x, self.idim)
         layer_key, dropout_key = _split(key, x.shape[:-1])
-        options = self._options(self.layer.step, "interval", interval)
+        options = self._timing(interval=interval)
         state, y = self.layer.step(self.norm(x), state, key=layer_key, **options)
         y = self.mixer(y)
         if self.dropout is not None:
@@ -124,18 +130,16 @@ class Block(SequenceLayer):
     ) -> State:
         return self.layer.init_state(batch_shape, dtype)
 
-    def _options(
-        self, call: Callable[..., Any], name: str, value: Array | None
-    ) -> dict[str, Array]:
-        """The argument `name` of `call`, if it is given."""
-        if value is None:
-            return {}
-        if name not in inspect.signature(call).parameters:
-            raise TypeError(
-                f"{type(self.layer).__name__} takes no {name}: all of its steps are of one length. "
-                f"Use a layer of continuous time, such as S5, or leave {name} out."
-            )
-        return {name: value}
+    def _timing(self, **intervals: Array | None) -> dict[str, Array]:
+        """The arguments that are not `None`. Raises unless the layer takes them."""
+        given = {name: value for name, value in intervals.items() if value is not None}
+        for name in given:
+            if not isinstance(self.layer, TakesIntervals):
+                raise TypeError(
+                    f"{type(self.layer).__name__} takes no {name}: all of its steps have the same "
+                    f"length. Use a layer of continuous time, such as S5, or leave {name} out."
+                )
+        return given
 
 
 def _split(key: Key[Array, "*#batch"] | None, batch_shape: tuple[int, ...]) -> tuple:

@@ -12,6 +12,7 @@ from rnnscale import sharding
 from rnnscale._base import (
     SequenceLayer,
     State,
+    TakesIntervals,
     at_least_float32,
     check_features,
     check_size,
@@ -25,7 +26,7 @@ from rnnscale_kernels import checked_lengths
 type Pool = Literal["last", "mean", "none"]
 
 
-class SequenceClassifier(eqx.Module):
+class SequenceClassifier(TakesIntervals):
     """Encoder, blocks, norm, pooling over time, linear head.
 
     ```python

@@ -7,13 +7,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
-from rnnscale._base import SequenceLayer, State, check_size, zero_padding
+from rnnscale._base import (
+    SequenceLayer,
+    State,
+    Stepwise,
+    TakesIntervals,
+    check_size,
+    zero_padding,
+)
 from rnnscale.layers import Embedding, LayerNorm, Linear
 from rnnscale.models._mixers import HalfGLU, Pointwise
 from rnnscale.models._stack import BlockStack, check_width
 
 
-class LanguageModel(eqx.Module):
+class LanguageModel(Stepwise, TakesIntervals):
     """Embedding, blocks, norm, linear head over the vocabulary.
 
     ```python

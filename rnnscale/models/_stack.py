@@ -8,13 +8,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
 from rnnscale import sharding
-from rnnscale._base import SequenceLayer, State, check_features, check_size
+from rnnscale._base import (
+    SequenceLayer,
+    State,
+    Stepwise,
+    TakesIntervals,
+    check_features,
+    check_size,
+)
 from rnnscale.layers import LayerNorm, fold_keys, row_keys
 from rnnscale.models._block import Block
 from rnnscale.models._mixers import HalfGLU, Pointwise
 
 
-class BlockStack(SequenceLayer):
+class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
     """`depth` blocks in a row, compiled as one.
 
     Every array of `blocks` has a leading axis of `depth`, and `jax.lax.scan` runs over it, so

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rnnscale import sharding
 from rnnscale._base import (
+    TakesIntervals,
     at_least_float32,
     check_features,
     check_size,
@@ -49,7 +50,7 @@ class _Steps(NamedTuple):
     reset: Bool[Array, "*batch time"] | None
 
 
-class S5(DiagonalSSM):
+class S5(DiagonalSSM, TakesIntervals):
     r"""The simplified state-space layer: one multi-input, multi-output system.
 
     $$\dot x = \Lambda x + \tilde B u, \qquad y = 2\,\mathrm{Re}(\tilde C x) + d \odot u$$

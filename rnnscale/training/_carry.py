@@ -5,9 +5,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, PyTree, Shaped
+from jaxtyping import Array, DTypeLike, Shaped
 
-from rnnscale._base import State
+from rnnscale._base import SequenceModel, State
 
 
 class Carry(eqx.Module):
@@ -23,19 +23,21 @@ class Carry(eqx.Module):
     structure: Any = eqx.field(static=True)
 
     @classmethod
-    def zeros(cls, model: PyTree, batch_size: int, dtype: DTypeLike | None = None) -> "Carry":
+    def zeros(
+        cls, model: SequenceModel, batch_size: int, dtype: DTypeLike | None = None
+    ) -> "Carry":
         """The state before the first step.
 
         **Arguments:**
 
-        - `model`: with an `init_state`: any causal layer or model.
+        - `model`: any causal layer or model.
         - `batch_size`: rows in a batch, at least 1.
         - `dtype`: what the model computes in; float32 by default.
 
         **Raises:** `ValueError` for a model that is not causal, or has a state that does not belong
         to rows.
         """
-        if not getattr(model, "causal", True):
+        if not model.causal:
             raise ValueError(
                 f"{type(model).__name__} looks ahead, so its state can't be carried to what comes "
                 "next: use causal layers"
@@ -63,7 +65,7 @@ def _leading(leaves: list[Array], axes: tuple[int, ...]) -> tuple[Array, ...]:
     return tuple(jnp.moveaxis(x, axis, 0) for x, axis in zip(leaves, axes, strict=True))
 
 
-def _growing_axis(model: PyTree, shape: tuple[int, ...], other: tuple[int, ...]) -> int:
+def _growing_axis(model: SequenceModel, shape: tuple[int, ...], other: tuple[int, ...]) -> int:
     """The axis that grows with the batch."""
     for axis, (size, of_more) in enumerate(zip(shape, other, strict=True)):
         if size != of_more:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
+from rnnscale._base import SequenceModel
 from rnnscale.layers import check_time_is_whole, fold_keys, over_time, row_keys
 from rnnscale.training._loss import Totals
 from rnnscale_kernels import checked_lengths
@@ -97,10 +98,15 @@ def _check_cuts(model: PyTree, batch: Mapping[str, Array], axes: tuple[int, ...]
             f"{labels.shape}. For labels of whole sequences give the model its chunk: "
             "SequenceClassifier(..., chunk=...), RNN(..., chunk=...) or DeepRNN(..., chunk=...)."
         )
-    if not getattr(model, "causal", False):
+    if not isinstance(model, SequenceModel):
         raise ValueError(
-            f"in_chunks: {type(model).__name__} sees later steps, or has no `causal` that says it "
-            "does not: use a causal model, or the loss of the whole sequence."
+            f"in_chunks: {type(model).__name__} is not a rnnscale.SequenceModel, so whether it is "
+            "causal is unknown. Derive it from that class, or use the loss without in_chunks."
+        )
+    if not model.causal:
+        raise ValueError(
+            f"in_chunks: {type(model).__name__} sees later steps. Use a causal model, or the loss "
+            "without in_chunks."
         )
 
 

@@ -9,15 +9,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from rnnscale._base import State
+from rnnscale._base import State, TakesIntervals
 from rnnscale.layers import RecurrentNetwork
 
 type Batch = Mapping[str, Array | np.ndarray]
 type Totals = dict[str, Float[Array, "..."]]
 type Metric = Literal["accuracy", "bits_per_byte", "mse", "nrmse"]
 
-# The arrays of a batch that a model is given beside its inputs.
-_OF_THE_MODEL = ("reset", "lengths", "intervals")
+# The arrays of a batch that are arguments of the model, in addition to its inputs.
+_MODEL_ARGUMENTS = ("reset", "lengths", "intervals")
 
 
 def cross_entropy(
@@ -149,20 +149,19 @@ def _call(
     label_axes: int,
 ) -> tuple[State, Array]:
     """The last state, and an output for each label; labels have so many axes."""
-    options: dict[str, Any] = {name: batch[name] for name in _OF_THE_MODEL if name in batch}
+    inputs = jnp.asarray(batch["inputs"])
+    options: dict[str, Any] = {name: batch[name] for name in _MODEL_ARGUMENTS if name in batch}
+    if "intervals" in options and not isinstance(model, TakesIntervals):
+        raise ValueError(
+            f"the batch has `intervals`, but {type(model).__name__} does not take them: leave them "
+            "out, or use a model of S5 layers"
+        )
     if state is not None:
         options["state"] = state
-    if not isinstance(model, RecurrentNetwork):
-        return model(batch["inputs"], **options, key=key)
-    if "intervals" in options:
-        raise ValueError(f"{type(model).__name__} takes no intervals between steps, as S5 does")
-    inputs = jnp.asarray(batch["inputs"])
-    state, hs = model.encoder(inputs, **options, key=key)
-    # Of each state, or of the last.
-    outputs = (
-        hs if label_axes == inputs.ndim - 1 else model.encoder.output(state).astype(inputs.dtype)
-    )
-    return state, model.readout(outputs)
+    if isinstance(model, RecurrentNetwork):
+        per_step = label_axes == inputs.ndim - 1
+        return model.outputs(inputs, per_step=per_step, **options, key=key)
+    return model(inputs, **options, key=key)
 
 
 def _weight(
