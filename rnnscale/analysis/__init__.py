@@ -1,6 +1,7 @@
-"""What a recurrence does over time: eigenvalues, time scales, gradients against lag, Lyapunov
-exponents, and plots of them."""
+"""What a recurrent layer does over time: eigenvalues, time scales, gradients against lag, Lyapunov
+exponents, plots of them, and the report of a run that `rnnscale inspect` writes."""
 
+from rnnscale.analysis._dynamics import dynamics_panels as dynamics_panels
 from rnnscale.analysis._eigenvalues import (
     continuous_eigenvalues as continuous_eigenvalues,
     eigenvalues as eigenvalues,
@@ -17,5 +18,13 @@ from rnnscale.analysis._plots import (
     plot_lyapunov as plot_lyapunov,
     plot_timescales as plot_timescales,
 )
-from rnnscale.analysis._recurrences import Recurrence as Recurrence, recurrences as recurrences
+from rnnscale.analysis._recurrent_layers import (
+    LayerWithInputs as LayerWithInputs,
+    recurrent_layers as recurrent_layers,
+)
 from rnnscale.analysis._recurrent_matrix import recurrent_matrix as recurrent_matrix
+from rnnscale.analysis._report import (
+    Panel as Panel,
+    Report as Report,
+    figure_class as figure_class,
+)

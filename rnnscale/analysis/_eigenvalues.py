@@ -1,4 +1,4 @@
-"""Eigenvalues of a recurrence, and the times over which it forgets."""
+"""The eigenvalues of a layer's step, and the times over which its modes are forgotten."""
 
 from typing import cast
 
@@ -8,26 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from rnnscale._base import SequenceLayer, State, check_features, checked_state
+from rnnscale._base import State
 from rnnscale._errors import UserError
-from rnnscale.analysis._step import Recurrent, as_vector, on_vectors, step_of
-from rnnscale.cells import Cell
+from rnnscale.analysis._step import Recurrent, as_vector, check_recurrent, on_vectors, step_of
 from rnnscale.ssm import S5, BidirectionalS5, DiagonalSSM
 
-# Where `S5` holds the real parts of its eigenvalues unless it is told not to.
+# The largest real part of an eigenvalue to which `S5` clips them.
 _LARGEST_REAL_PART = -1e-4
 
 
 def eigenvalues(
     layer: Recurrent, x: Float[Array, "idim"] | None = None, state: State | None = None
 ) -> Complex[np.ndarray, "units"]:
-    r"""The eigenvalues of a step: those of the Jacobian $\partial h_t / \partial h_{t-1}$.
+    r"""The eigenvalues of one step, that is of the Jacobian $\partial h_t / \partial h_{t-1}$.
 
-    Magnitudes below one are modes that are forgotten, and angles are radians a step. Of `LRU`, `S5`
-    and `BidirectionalS5` they are the decays, in their order, whatever the point; `S5` keeps one of
-    each conjugate pair, and so this has one. Of everything else the step is linearised at a point.
-    A state of complex units counts as twice as many real ones, so every eigenvalue of a complex
-    matrix comes with its conjugate.
+    A mode whose magnitude is below one is forgotten; its angle is in radians per step. For `LRU`,
+    `S5` and `BidirectionalS5` the eigenvalues are the layer's decays, in the order of its states
+    and the same at every point; `S5` keeps one of each conjugate pair, and so does the result.
+    Every other layer is linearised at a point. A complex unit of its state counts as two real ones,
+    so the eigenvalues of a complex matrix come with their conjugates.
 
     ```python
     from rnnscale.analysis import eigenvalues
@@ -36,36 +35,28 @@ def eigenvalues(
     eigenvalues(cell, jnp.ones(cell.idim))     # a cell, under an input
     ```
 
-    The point matters: a relu that is off has a row of zeros, and the modReLU of orthogonal cells is
-    off at zero. See `recurrent_matrix` for the matrix in front of the nonlinearity.
+    The point matters: a relu that is off gives a row of zeros, and the modReLU of orthogonal cells
+    is off at zero. `recurrent_matrix` has the matrix inside the nonlinearity.
 
     **Arguments:**
 
-    - `layer`: a cell or a causal layer, or `BidirectionalS5`, both of whose scans have these
-        decays.
+    - `layer`: a cell or a causal layer, or `BidirectionalS5`, whose two scans share their decays.
     - `x`: the input at the point, zero by default.
     - `state`: the state at the point, `layer.init_state()` by default.
 
-    **Returns:** complex128, on the host. For `n` real entries of the state it takes `n` derivatives
-    and memory for `n * n` numbers, unless the layer is diagonal.
+    **Returns:** complex128, on the host. A layer that is not diagonal and has `n` real numbers in
+    its state takes `n` derivatives, and memory for `n * n` numbers.
 
-    **Raises:** `TypeError` where there is no step, `ValueError` where the input or the state is not
-    of the layer's shape, or the Jacobian is not finite.
+    **Raises:** `TypeError` if `layer` has no step; `ValueError` if `x` or the state does not fit
+    the layer, or if the Jacobian is not finite.
     """
     diagonal = layer.forward if isinstance(layer, BidirectionalS5) else layer
     if isinstance(diagonal, DiagonalSSM):
         decay = diagonal.discretise()[0]
         return np.asarray(decay.re, np.float64) + 1j * np.asarray(decay.im, np.float64)
-    if not isinstance(layer, Cell | SequenceLayer):
-        step_of(layer, jnp.float32)  # raises
-    x = jnp.zeros(layer.idim) if x is None else jnp.asarray(x)
-    check_features(layer, x, layer.idim)
-    if x.ndim != 1:
-        raise UserError(
-            f"eigenvalues: x is one input, of shape ({layer.idim},); got shape {x.shape}."
-        )
-    state = layer.init_state((), x.dtype) if state is None else state
-    state = checked_state(layer, state, (), x.dtype)
+    if x is not None and jnp.ndim(x) > 1:
+        raise UserError(f"eigenvalues: x must be one input, (idim,); got shape {jnp.shape(x)}.")
+    x, state = check_recurrent(layer, x, state, rank=1)
     jacobian = np.asarray(_jacobian(layer, x, state), np.float64)
     if not np.isfinite(jacobian).all():
         raise UserError(
@@ -76,13 +67,13 @@ def eigenvalues(
 
 
 def continuous_eigenvalues(layer: S5 | BidirectionalS5) -> Complex[np.ndarray, "state"]:
-    r"""$\Lambda$ of an S5: the eigenvalues in continuous time, as they are used, with real parts
-    held at or below $-10^{-4}$ where the layer holds them. Per unit of the layer's time, of which a
-    state's step $\Delta$ is `step_rescale * exp(log_step)`.
+    r"""The eigenvalues $\Lambda$ of an S5 in continuous time, as the layer uses them: if it clips
+    eigenvalues, their real parts are at most $-10^{-4}$. They are per unit of the layer's time, in
+    which a step of one state lasts $\Delta$ = `step_rescale * exp(log_step)`.
 
     **Returns:** complex128, one of each conjugate pair.
 
-    **Raises:** `TypeError` for another layer.
+    **Raises:** `TypeError` if `layer` is not an `S5` or a `BidirectionalS5`.
     """
     layer = layer.forward if isinstance(layer, BidirectionalS5) else layer
     if not isinstance(layer, S5):
@@ -99,10 +90,10 @@ def continuous_eigenvalues(layer: S5 | BidirectionalS5) -> Complex[np.ndarray, "
 def timescales(
     layer: Recurrent, x: Float[Array, "idim"] | None = None, state: State | None = None
 ) -> Float[np.ndarray, "units"]:
-    r"""The steps in which each mode falls to $1/e$: $\tau = -1 / \log|\lambda|$ for the eigenvalues
-    of `eigenvalues`, in their order, with its arguments.
+    r"""The number of steps in which each mode falls to $1/e$: $\tau = -1 / \log|\lambda|$ for the
+    eigenvalues $\lambda$ of `eigenvalues`, in their order. The arguments are the same.
 
-    **Returns:** float64, in steps; 0 for a mode that is gone after one step, infinite where
+    **Returns:** float64, in steps: 0 for a mode that is gone after one step, infinite where
     $|\lambda| \ge 1$ and nothing is forgotten.
     """
     magnitude = np.abs(eigenvalues(layer, x, state))

@@ -1,5 +1,6 @@
-"""How much of a gradient is left after so many steps."""
+"""How much of a gradient is left after a number of steps."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -9,9 +10,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import State, check_features, checked_state
+from rnnscale._base import State
 from rnnscale._errors import UserError
-from rnnscale.analysis._step import Recurrent, as_vector, step_of
+from rnnscale.analysis._step import Recurrent, as_vector, check_recurrent, step_of
 from rnnscale.cells import Cell, time_loop
 
 
@@ -23,16 +24,16 @@ def gradient_norms(
     probes: int = 8,
     key: PRNGKeyArray,
 ) -> Float[np.ndarray, "time"]:
-    r"""The gradient of the last output with respect to the input `lag` steps before:
+    r"""The gradient of the last output with respect to the input `lag` steps before it:
 
     $$g_{\mathrm{lag}} = \sqrt{\mathrm{E}_v \left\| v^T \,
       \frac{\partial y_L}{\partial x_{L - \mathrm{lag}}} \right\|^2}
       = \frac{1}{\sqrt m} \left\| \frac{\partial y_L}{\partial x_{L - \mathrm{lag}}} \right\|_F$$
 
-    over unit vectors $v$ in all $m$ directions of the output. The expectation, and that over the
-    rows of the batch, is estimated: every probe draws a $v$ for every row. A probe is one backward
-    pass, and probes are done one after the other, so the memory is that of one backward pass of the
-    layer, a few numbers per step more.
+    over unit vectors $v$ in all $m$ directions of the output. The expectation over $v$ and over the
+    rows of the batch is estimated: each probe draws one $v$ for each row and takes one backward
+    pass. Probes run one after another, so the memory is that of one backward pass of the layer,
+    plus a few numbers per step.
 
     ```python
     from rnnscale.analysis import gradient_norms
@@ -42,21 +43,21 @@ def gradient_norms(
 
     **Arguments:**
 
-    - `layer`: a cell or any sequence layer, also one that looks ahead.
-    - `xs`: the sequences, all steps of which are valid.
-    - `state`: to start from, `init_state(batch)` by default.
-    - `probes`: vectors drawn for each row. The estimate is off by about $1 / \sqrt{2 p B}$ of
-        itself where the gradient is in one direction, for `p` probes of `B` rows, and by less where
-        it is spread over many.
-    - `key`: for the probes.
+    - `layer`: a cell or any sequence layer, including one that looks ahead.
+    - `xs`: the sequences. Every step counts: there is no padding.
+    - `state`: the state before the first step, `init_state(batch)` by default.
+    - `probes`: vectors drawn for each row, at least 1. With `p` probes of `B` rows the relative
+        error of the estimate is about $1 / \sqrt{2 p B}$ if the gradient has a single direction,
+        and smaller if it is spread over many.
+    - `key`: the random key of the probes.
 
     **Returns:** float64 on the host, by lag, from 0 to `time - 1`. Gradients below the range of
     `xs.dtype` (about 1e-38 in float32) are zero.
 
-    **Raises:** `ValueError` or `TypeError` where `xs` or the state is not as the layer takes it, or
-    there is no step or no probe.
+    **Raises:** `ValueError` or `TypeError` if `xs` or the state does not fit the layer, or if there
+    is no row, no step or no probe.
     """
-    xs, state, keys = _checked("gradient_norms", layer, xs, state, probes, key)
+    xs, state, keys = _check_arguments("gradient_norms", layer, xs, state, probes, key)
     return _root_mean_square(_by_input(layer, xs, state, keys))
 
 
@@ -68,35 +69,29 @@ def state_gradient_norms(
     probes: int = 8,
     key: PRNGKeyArray,
 ) -> Float[np.ndarray, "time"]:
-    r"""As `gradient_norms`, of the last state with respect to the state `lag` steps before:
-    $\|\partial h_L / \partial h_{L - \mathrm{lag}}\|_F / \sqrt n$ for $n$ real entries of the
+    r"""Like `gradient_norms`, for the last state with respect to the state `lag` steps before it:
+    $\|\partial h_L / \partial h_{L - \mathrm{lag}}\|_F / \sqrt n$ for $n$ real numbers in the
     state.
 
-    At lag 0 it is one; it stays one where states are only rotated, and for a diagonal layer is the
-    root mean square of $|\lambda|^{\mathrm{lag}}$. The layer runs step by step.
+    It is one at lag 0, stays one if states are only rotated, and for a diagonal layer is the root
+    mean square of $|\lambda|^{\mathrm{lag}}$. The layer runs step by step.
 
-    **Arguments:** as of `gradient_norms`; `layer` is a cell or a causal layer.
+    **Arguments:** those of `gradient_norms`; `layer` is a cell or a causal layer.
     """
-    xs, state, keys = _checked("state_gradient_norms", layer, xs, state, probes, key)
-    step_of(layer, xs.dtype)  # raises where there is none
+    xs, state, keys = _check_arguments("state_gradient_norms", layer, xs, state, probes, key)
+    step_of(layer, xs.dtype)  # raises if there is none
     return _root_mean_square(_by_state(layer, xs, state, keys))
 
 
-def _checked(
-    name: str, layer: Any, xs: Any, state: Any, probes: int, key: PRNGKeyArray
+def _check_arguments(
+    name: str, layer: Recurrent, xs: Any, state: State | None, probes: int, key: PRNGKeyArray
 ) -> tuple[Array, State, PRNGKeyArray]:
-    if not (hasattr(layer, "idim") and hasattr(layer, "init_state")):
-        step_of(layer, jnp.float32)  # raises
-    xs = jnp.asarray(xs)
-    check_features(layer, xs, layer.idim, rank=2)
-    *batch_shape, time, _ = xs.shape
-    if time == 0 or 0 in batch_shape:
+    """The inputs, the state, and one key for each probe."""
+    xs, state = check_recurrent(layer, xs, state, rank=2)
+    if 0 in xs.shape[:-1]:
         raise UserError(f"{name}: xs needs at least one row and one step; got shape {xs.shape}.")
     if probes < 1:
         raise UserError(f"{name}: probes must be at least 1; got {probes}.")
-    if state is None:
-        state = layer.init_state(tuple(batch_shape), xs.dtype)
-    state = checked_state(layer, state, tuple(batch_shape), xs.dtype)
     return xs, state, jax.random.split(key, probes)
 
 
@@ -108,13 +103,7 @@ def _by_input(
         ys = (time_loop(layer, xs, state) if isinstance(layer, Cell) else layer(xs, state))[1]
         return ys[..., -1, :]
 
-    y, pull = jax.vjp(last, xs)
-
-    def norms(key: PRNGKeyArray) -> Array:
-        (gradient,) = pull(_unit_vectors(key, y))
-        return jnp.moveaxis(_norm(gradient), -1, 0)
-
-    return lax.map(norms, keys)
+    return _norms_of_probes(last, xs, keys)
 
 
 @eqx.filter_jit
@@ -126,7 +115,8 @@ def _by_state(
     step = step_of(layer, xs.dtype)
 
     def last(nudges: Float[Array, "row time units"]) -> Float[Array, "row units"]:
-        """The last state, with something added to every state on the way."""
+        """The last state when `nudges` are added to the states on the way. The gradient of a nudge
+        is that of the state that it is added to."""
 
         def row(xs: Array, state: State, nudges: Array) -> Array:
             def body(state: State, inputs: tuple[Array, Array]) -> tuple[State, None]:
@@ -139,10 +129,18 @@ def _by_state(
         return jax.vmap(row)(rows, state, nudges)
 
     units = jax.eval_shape(jax.vmap(lambda state: as_vector(state)[0]), state)
-    h, pull = jax.vjp(last, jnp.zeros((*rows.shape[:2], units.shape[1]), units.dtype))
+    return _norms_of_probes(last, jnp.zeros((*rows.shape[:2], units.shape[1]), units.dtype), keys)
+
+
+def _norms_of_probes(
+    function: Callable[[Array], Array], at: Float[Array, "*batch time dim"], keys: PRNGKeyArray
+) -> Float[Array, "probe time *batch"]:
+    """For each probe, a random unit vector for each row of `function(at)`, the norm of its gradient
+    at each step of `at`."""
+    y, pull = jax.vjp(function, at)
 
     def norms(key: PRNGKeyArray) -> Array:
-        (gradient,) = pull(_unit_vectors(key, h))
+        (gradient,) = pull(_unit_vectors(key, y))
         return jnp.moveaxis(_norm(gradient), -1, 0)
 
     return lax.map(norms, keys)
@@ -154,7 +152,7 @@ def _unit_vectors(key: PRNGKeyArray, like: Float[Array, "*rows m"]) -> Float[Arr
 
 
 def _norm(x: Float[Array, "*axes features"]) -> Float[Array, "*axes"]:
-    """Without squares that underflow."""
+    """The norm over the last axis, without squares that underflow."""
     largest = jnp.max(jnp.abs(x), axis=-1)
     scale = jnp.where(largest > 0, largest, 1)
     return scale * jnp.linalg.norm(x / scale[..., None], axis=-1)

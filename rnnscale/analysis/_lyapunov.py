@@ -1,4 +1,4 @@
-"""How fast nearby trajectories of a recurrence come together or apart."""
+"""Lyapunov exponents: how fast nearby trajectories of a layer converge or diverge."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from rnnscale._base import State, check_features, checked_state
+from rnnscale._base import State
 from rnnscale._errors import UserError
-from rnnscale.analysis._step import Recurrent, as_vector, on_vectors, step_of
+from rnnscale.analysis._step import Recurrent, as_vector, check_recurrent, on_vectors, step_of
 
 
 def lyapunov_spectrum(
@@ -22,14 +22,15 @@ def lyapunov_spectrum(
     count: int | None = None,
     burn_in: int = 0,
 ) -> Float[np.ndarray, "*batch count"]:
-    r"""The Lyapunov exponents of a recurrence along the trajectory that a sequence drives it on:
-    the mean growth of the logarithm of small distances, in nats a step.
+    r"""The Lyapunov exponents of a layer along the trajectory on which a sequence drives it: the
+    mean growth per step of the logarithm of small distances, in nats.
 
-    The largest is positive where trajectories part (chaos), zero where distances last, negative
-    where the state forgets where it started. With all `n`, their sum is the mean of
-    $\log|\det \partial h_t / \partial h_{t-1}|$. Each step moves `count` orthonormal directions by
-    the derivative, $J_t Q_{t-1} = Q_t R_t$, and the exponents are the means of $\log|R_{ii}|$. The
-    first directions are random, of a fixed key.
+    The largest exponent is positive where trajectories diverge (chaos), zero where distances are
+    kept, and negative where the state forgets its start. The sum of all `n` is the mean of
+    $\log|\det \partial h_t / \partial h_{t-1}|$. At each step the derivative maps `count`
+    orthonormal directions, a QR decomposition makes them orthonormal again,
+    $J_t Q_{t-1} = Q_t R_t$, and the exponents are the means of $\log|R_{ii}|$. The first
+    directions are random, from a fixed key.
 
     ```python
     from rnnscale.analysis import lyapunov_spectrum
@@ -44,36 +45,32 @@ def lyapunov_spectrum(
 
     **Arguments:**
 
-    - `layer`: a cell or a causal layer with `n` real entries of its state, two for each complex
-        unit.
-    - `xs`: what drives it. Constant zeros leave it alone.
-    - `state`: to start from, `init_state(batch)` by default.
-    - `count`: the largest so many exponents, from 1 to `n`; all by default. A step takes `count`
-        derivatives and the QR decomposition of `n` by `count` numbers.
-    - `burn_in`: steps at the start that are made and not counted, from 0 to `time - 1`: for the
-        state to reach its attractor and the directions to turn towards theirs.
+    - `layer`: a cell or a causal layer with `n` real numbers in its state; a complex unit counts as
+        two.
+    - `xs`: the sequences that drive it. Zeros leave it undriven.
+    - `state`: the state before the first step, `init_state(batch)` by default.
+    - `count`: the number of exponents, the largest ones, from 1 to `n`; all by default. A step
+        takes `count` derivatives and the QR decomposition of `n` by `count` numbers.
+    - `burn_in`: the number of first steps that are run but not counted, from 0 to `time - 1`. In
+        them the state reaches its attractor and the directions turn towards theirs.
 
     **Returns:** float64 on the host, from the largest to the smallest. Steps are computed in the
-    dtype of `xs`, at least float32, and logarithms are added up in float64. A direction that
-    shrinks by more than that dtype resolves beside the largest, 16 nats a step in float32 and 36 in
-    float64, is not seen to shrink faster. Where a step sets a direction to exactly zero, its
-    exponent is minus infinity, unless rounding leaves it a remainder of that size.
+    dtype of `xs`, at least float32, and logarithms are added in float64. The shrinking of a
+    direction relative to the largest is resolved down to what the dtype holds, 16 nats per step in
+    float32 and 36 in float64. If a step sets a direction to exactly zero, its exponent is minus
+    infinity, unless rounding leaves a remainder.
 
-    **Raises:** `ValueError` or `TypeError` where `xs` or the state is not as the layer takes it,
-    there is no step, or a number is out of its range.
+    **Raises:** `ValueError` or `TypeError` if `xs` or the state does not fit the layer, if it has
+    no step, or if `count` or `burn_in` is out of range.
     """
-    step_of(layer, jnp.float32)  # raises where there is none
-    xs = jnp.asarray(xs)
-    check_features(layer, xs, layer.idim, rank=2)
-    *batch_shape, time, _ = xs.shape
-    if state is None:
-        state = layer.init_state(tuple(batch_shape), xs.dtype)
-    state = checked_state(layer, state, tuple(batch_shape), xs.dtype)
+    xs, state = check_recurrent(layer, xs, state, rank=2)
+    step_of(layer, xs.dtype)  # raises if there is none
+    time = xs.shape[-2]
     (units,) = jax.eval_shape(lambda: as_vector(layer.init_state((), xs.dtype))[0]).shape
     chosen = int(units) if count is None else count
     if not 1 <= chosen <= units:
         raise UserError(
-            f"lyapunov_spectrum: count must be from 1 to {units}, the real entries of the state of "
+            f"lyapunov_spectrum: count must be from 1 to {units}, the real numbers in the state of "
             f"{type(layer).__name__}; got {chosen}."
         )
     if not 0 <= burn_in < time:
@@ -81,13 +78,13 @@ def lyapunov_spectrum(
             f"lyapunov_spectrum: burn_in must be at least 0 and below the {time} steps of xs; got "
             f"{burn_in}."
         )
-    logs = np.asarray(_logs_of_growth(layer, xs, state, chosen), np.float64)
+    logs = np.asarray(_log_growth(layer, xs, state, chosen), np.float64)
     exponents = logs[..., burn_in:, :].mean(axis=-2)
     return np.sort(exponents, axis=-1)[..., ::-1]
 
 
 @eqx.filter_jit
-def _logs_of_growth(
+def _log_growth(
     layer: Recurrent, xs: Float[Array, "*batch time idim"], state: State, count: int
 ) -> Float[Array, "*batch time count"]:
     step = step_of(layer, xs.dtype)

@@ -1,7 +1,6 @@
-"""Plots of what this package computes, each onto axes of matplotlib that it is given.
+"""Plots of what this package computes, drawn on given matplotlib axes.
 
-A series is told from another by lightness and by its mark or dashes, so that the plots can be read
-without colours too.
+Series differ in lightness and in their markers or dashes, so the plots can be read without colour.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-# Okabe and Ito's, which all kinds of colour vision tell apart, from dark to light.
+# The palette of Okabe and Ito, distinct for all kinds of colour vision, from dark to light.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", "-.", ":")
 _MARKS = ("o", "x", "^", "s", "+", "v")
@@ -22,7 +21,7 @@ def plot_eigenvalues(axes: Any, values: Mapping[str, ArrayLike]) -> None:
     **Arguments:**
 
     - `axes`: a `matplotlib.axes.Axes`.
-    - `values`: by the names of the series, as `eigenvalues` returns them.
+    - `values`: for each series, by its name, what `eigenvalues` returned.
     """
     angle = np.linspace(0, 2 * np.pi, 200)
     axes.plot(np.cos(angle), np.sin(angle), color="0.6", linewidth=0.8, zorder=0)
@@ -43,7 +42,7 @@ def plot_eigenvalues(axes: Any, values: Mapping[str, ArrayLike]) -> None:
             **hollow,
         )
     axes.set(xlabel="real part", ylabel="imaginary part", aspect="equal")
-    # Beside the plot, for eigenvalues may be anywhere in it.
+    # Outside the axes, because eigenvalues may be anywhere inside.
     axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
@@ -53,13 +52,13 @@ def plot_gradient_norms(axes: Any, norms: Mapping[str, ArrayLike]) -> None:
     **Arguments:**
 
     - `axes`: a `matplotlib.axes.Axes`.
-    - `norms`: by the names of the series, as `gradient_norms` returns them.
+    - `norms`: for each series, by its name, what `gradient_norms` returned.
     """
     for i, (name, each) in enumerate(norms.items()):
         each = np.asarray(each, np.float64)
         _line(axes, i, np.arange(each.size), np.where(each > 0, each, np.nan), name)
     axes.set(xlabel="lag (steps)", ylabel="gradient norm", yscale="log")
-    _whole_decades(axes, norms.values())
+    _set_decades(axes, norms.values())
     _legend(axes, norms)
 
 
@@ -69,7 +68,7 @@ def plot_lyapunov(axes: Any, exponents: Mapping[str, ArrayLike]) -> None:
     **Arguments:**
 
     - `axes`: a `matplotlib.axes.Axes`.
-    - `exponents`: by the names of the series, as `lyapunov_spectrum` returns them, for one row.
+    - `exponents`: for each series, by its name, what `lyapunov_spectrum` returned for one row.
     """
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     for i, (name, each) in enumerate(exponents.items()):
@@ -84,14 +83,13 @@ def plot_timescales(
     axes: Any, steps: Mapping[str, ArrayLike], *, seq_len: int | None = None
 ) -> None:
     """Time scales of the modes, from the slowest, on a logarithmic axis. Modes that fade within a
-    tenth of a step are left out, and so are those that never fade, of which the legend has the
-    number.
+    tenth of a step and modes that never fade are left out; the legend has the number of the latter.
 
     **Arguments:**
 
     - `axes`: a `matplotlib.axes.Axes`.
-    - `steps`: by the names of the series, as `timescales` returns them.
-    - `seq_len`: is marked, if given.
+    - `steps`: for each series, by its name, what `timescales` returned.
+    - `seq_len`: the number of steps in a sequence, drawn as a line if given.
     """
     if seq_len is not None:
         axes.axhline(seq_len, color="0.6", linewidth=0.8, zorder=0)
@@ -102,13 +100,13 @@ def plot_timescales(
     names = {}
     for i, (name, each) in enumerate(steps.items()):
         each = np.sort(np.asarray(each, np.float64))[::-1]
-        endless = int(np.isposinf(each).sum())
-        name = f"{name} ({endless} without end)" if endless else name
+        infinite = int(np.isposinf(each).sum())
+        name = f"{name} ({infinite} infinite)" if infinite else name
         shown = np.where(np.isfinite(each) & (each >= 0.1), each, np.nan)
         _line(axes, i, np.arange(1, each.size + 1), shown, name, mark=True)
         names[name] = shown
     axes.set(xlabel="mode, from the slowest", ylabel="time scale (steps)", yscale="log")
-    _whole_decades(axes, [*names.values(), [] if seq_len is None else [seq_len]])
+    _set_decades(axes, [*names.values(), [] if seq_len is None else [seq_len]])
     _legend(axes, names)
 
 
@@ -125,8 +123,8 @@ def _line(axes: Any, i: int, x: Any, y: Any, name: str, *, mark: bool = False) -
     )
 
 
-def _whole_decades(axes: Any, series: Iterable[ArrayLike]) -> None:
-    """So that a curve that hardly falls looks like one."""
+def _set_decades(axes: Any, series: Iterable[ArrayLike]) -> None:
+    """Show full decades, so that a curve that hardly falls looks flat."""
     values = np.concatenate([np.empty(0), *(np.ravel(np.asarray(each)) for each in series)])
     shown = np.log10(values[np.isfinite(values) & (values > 0)])
     if shown.size:

@@ -1,4 +1,4 @@
-"""The matrix in front of a cell's nonlinearity."""
+"""The recurrent matrix of a cell, found by tracing its step: cells do not name it."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from rnnscale.cells import Cell, IndRNNCell, affine, compute_weights, identity, 
 
 
 def recurrent_matrix(cell: Cell) -> Float[np.ndarray, "units units"] | None:
-    r"""The recurrent matrix of a cell that has one, as its equations use it: $e^A$ of
+    r"""The recurrent matrix of a cell as its equations use it: $W$ of `ElmanRNNCell`, $e^A$ of
     `ExpRNNCell`, $P \Theta P^T$ of `NonNormalRNNCell`, $M = W - W^T - \gamma I$ of
-    `AntiSymmetricRNNCell`, $W$ of `ElmanRNNCell`.
+    `AntiSymmetricRNNCell`.
 
     ```python
     import numpy as np
@@ -24,13 +24,13 @@ def recurrent_matrix(cell: Cell) -> Float[np.ndarray, "units units"] | None:
     np.linalg.eigvals(recurrent_matrix(ExpRNNCell(1, 8, key=key)))  # on the unit circle
     ```
 
-    That of `UnitaryEvolutionRNNCell` is the real form, of the real plane above the imaginary one,
-    so its eigenvalues are those of $W$ and their conjugates; that of `IndRNNCell` is diagonal.
+    For `UnitaryEvolutionRNNCell` it is the real form, with the real plane above the imaginary one,
+    so its eigenvalues are those of $W$ and their conjugates. For `IndRNNCell` it is diagonal.
 
-    **Returns:** in the dtype of the parameters, on the host; `None` where the cell has no such
-    matrix, or several, such as those of gates. `eigenvalues` linearises the whole step of any.
+    **Returns:** the matrix in the dtype of the parameters, on the host; `None` if the cell has no
+    such matrix, or several, such as those of gates. `eigenvalues` linearises the step of any cell.
 
-    **Raises:** `TypeError` if `cell` is none.
+    **Raises:** `TypeError` if `cell` is not a `Cell`.
     """
     if not isinstance(cell, Cell):
         raise TypeError(f"recurrent_matrix takes a rnnscale.cells.Cell; got {type(cell).__name__}.")

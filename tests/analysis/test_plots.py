@@ -46,7 +46,7 @@ def test_exponents_are_numbered_from_one():
 def test_time_scales_are_sorted_and_endless_ones_counted():
     lines, axes = drawn(plot_timescales, {"a": [3.0, np.inf, 0.0, 50.0]}, seq_len=784)
     (line,) = lines.values()
-    assert line.get_label() == "a (1 without end)"
+    assert line.get_label() == "a (1 infinite)"
     np.testing.assert_array_equal(line.get_ydata(), [np.nan, 50, 3, np.nan])
     low, high = axes.get_ylim()
     assert low < 3 and high > 784

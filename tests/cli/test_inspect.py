@@ -6,16 +6,9 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
-from rnnscale.cells import Cell
 from rnnscale.cli import main
-from rnnscale.cli._inspect import _dynamics
-from rnnscale.runs import SavedRun, TrainConfig, set_up
-from rnnscale.sharding import make_mesh
-from rnnscale.tasks import load_task
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
 
@@ -152,45 +145,3 @@ def test_without_matplotlib_the_extra_is_named(run: Path, monkeypatch, capsys):
     assert main(["inspect", str(run)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install 'rnnscale[plots]'" in line
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "task"),
-    [
-        # One of each kind: layers, cells that are linear, with several states, complex, untrained.
-        *((name, "digits") for name in ("s5-bidirectional", "lru", "rglru", "linear-attention")),
-        *((name, "digits") for name in ("lstm", "mingru", "cornn", "urnn", "exprnn", "ron")),
-        *((name, "bytes") for name in ("s5", "lstm")),
-    ],
-)
-def test_every_kind_of_model_can_be_looked_at(model, task, tmp_path: Path, key):
-    from matplotlib.figure import Figure
-
-    for i in range(20):
-        (tmp_path / f"{i}.txt").write_text(f"{i} times {i + 1} is {i * (i + 1)}.\n" * 20)
-    text, seq_len = (str(tmp_path), 16) if task == "bytes" else (None, None)
-    config = TrainConfig.for_task(
-        task, model=model, dim=8, depth=2, state_dim=8, seq_len=seq_len, text=text, out=""
-    )
-    data = load_task(task, seq_len=seq_len, text=text)
-    mesh = make_mesh(devices=jax.devices()[:1])
-    trained = set_up(config, data, mesh).init(key).model
-    panels = _dynamics(SavedRun(config, data, mesh, 0, trained), 8)
-    is_cell = lambda each: isinstance(each, Cell)  # noqa: E731
-    has_cells = any(map(is_cell, jax.tree.leaves(trained, is_leaf=is_cell)))
-    assert [panel.title for panel in panels] == [
-        "Eigenvalues",
-        "Time scales",
-        "Gradients against lag",
-        *(["Lyapunov exponents"] if has_cells else []),
-    ]
-    figures = [Figure(layout="constrained") for _ in panels]
-    for panel, figure in zip(panels, figures, strict=True):
-        panel.draw(figure)
-        assert all(axes.get_legend().get_texts() for axes in figure.axes)
-        figure.canvas.draw()
-    eigenvalues = figures[0].axes
-    assert [axes.get_title() for axes in eigenvalues] == ["layer 0", "layer 1"]
-    for line in (line for axes in eigenvalues for line in axes.get_lines()):
-        assert np.isfinite(line.get_xydata()).all()

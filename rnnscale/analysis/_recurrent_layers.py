@@ -1,0 +1,104 @@
+"""The recurrent layers inside a model, each with the inputs that reach it."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rnnscale._base import SequenceLayer
+from rnnscale.layers import (
+    BidirectionalRNNEncoder,
+    DeepRNNEncoder,
+    Embedding,
+    RecurrentNetwork,
+    RNNEncoder,
+)
+from rnnscale.models import BlockStack, LanguageModel, SequenceClassifier
+
+
+class LayerWithInputs(NamedTuple):
+    """A recurrent layer of a model and the inputs that it gets there.
+
+    - `name`: its place in the model; `"layer 0"` is next to the input.
+    - `layer`: the layer, with its own parameters even if the model stacks those of all layers.
+    - `xs`: its inputs, "*batch time idim".
+    """
+
+    name: str
+    layer: SequenceLayer
+    xs: Float[Array, "*batch time idim"]
+
+
+def recurrent_layers(model: Any, xs: Array) -> list[LayerWithInputs]:
+    """The recurrent layers of a model, from the input to the output, with the inputs that they get
+    when the model reads `xs` from a zero state and without dropout.
+
+    **Arguments:**
+
+    - `model`: a `RecurrentNetwork` such as `RNN` or `DeepRNN`, a `SequenceClassifier`, a
+        `LanguageModel`, or a single layer.
+    - `xs`: the inputs of the model. Every step counts: there is no padding.
+
+    **Returns:** one entry for each layer. A bidirectional encoder has two, for its two cells; the
+    inputs of the second are in the order in which it reads them.
+
+    **Raises:** `TypeError` if `model` is of another kind.
+    """
+    return [
+        LayerWithInputs(f"layer {i}{suffix}", layer, inputs)
+        for i, (outer, outer_xs) in enumerate(_layers(model, xs))
+        for suffix, layer, inputs in _directions(outer, outer_xs)
+    ]
+
+
+def _layers(model: Any, xs: Array) -> list[tuple[SequenceLayer, Array]]:
+    match model:
+        case LanguageModel():
+            return _layers_of_stack(model.stack, model.embedding(xs, model.dtype))
+        case SequenceClassifier(encoder=Embedding() as embedding):
+            return _layers_of_stack(model.stack, embedding(xs, model.dtype))
+        case SequenceClassifier():
+            return _layers_of_stack(model.stack, model.encoder(xs))
+        case BlockStack():
+            return _layers_of_stack(model, xs)
+        case RecurrentNetwork():
+            return _layers(model.encoder, xs)
+        case DeepRNNEncoder():
+            found = []
+            for encoder in model.encoders:
+                found.append((encoder, xs))
+                _, xs = _call(encoder, xs)
+            return found
+        case SequenceLayer():
+            return [(model, jnp.asarray(xs))]
+    raise TypeError(
+        f"recurrent_layers knows the models of rnnscale.layers and rnnscale.models; got "
+        f"{type(model).__name__}. Pass its recurrent layers one by one."
+    )
+
+
+def _layers_of_stack(stack: BlockStack, xs: Array) -> list[tuple[SequenceLayer, Array]]:
+    arrays, static = eqx.partition(stack.blocks, eqx.is_array)
+    found = []
+    for depth in range(stack.depth):
+        block = eqx.combine(jax.tree.map(lambda x, depth=depth: x[depth], arrays), static)
+        found.append((block.layer, block.norm(xs)))
+        _, xs = _call(block, xs)
+    return found
+
+
+def _directions(layer: SequenceLayer, xs: Array) -> list[tuple[str, SequenceLayer, Array]]:
+    """The suffix of the name, the layer and its inputs, for each direction of a layer."""
+    if isinstance(layer, BidirectionalRNNEncoder):
+        return [
+            (" forward", RNNEncoder(layer.forward), xs),
+            (" backward", RNNEncoder(layer.backward), jnp.flip(xs, axis=-2)),
+        ]
+    return [("", layer, xs)]
+
+
+@eqx.filter_jit
+def _call(layer: SequenceLayer, xs: Array) -> tuple[Any, Array]:
+    return layer(xs)
