@@ -1,8 +1,8 @@
-"""What a field of a module says about its arrays, read by one walk over the fields.
+"""One walk over the fields of a module, which finds the axes, group and trainability of each array.
 
 The shape annotation names the logical axes: a field `b_re: Float[Array, "state idim"]` has the axes
 `state` and `idim`, which `rnnscale.sharding` maps to mesh axes. The field's metadata, written by
-`parameter`, says whether the array is trained and in which optimiser group it is.
+`parameter`, holds its optimiser group and whether it is trained.
 """
 
 import types
@@ -22,37 +22,39 @@ from typing import (
 
 import equinox as eqx
 import jax
+import numpy as np
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey, keystr
 from jaxtyping import AbstractArray, PyTree
 
 type Group = Literal["weight", "bias", "recurrence"]
-"""Optimiser groups. Of these only `weight` has weight decay, and `recurrence` (eigenvalues, time
-scales, input maps of a state-space layer) trains at a learning rate of its own."""
+"""Optimiser groups. Weight decay applies to `weight` only; `recurrence` (eigenvalues, time scales
+and input maps of a state-space layer) has its own learning rate."""
 
+_ARRAYS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic)
 _GROUP, _TRAINABLE = "rnnscale.group", "rnnscale.trainable"
 
 
 def parameter(*, group: Group = "weight", trainable: bool = True) -> Any:
-    """A field of a module that holds arrays.
+    """A field of an `equinox.Module` that holds one or more arrays.
 
     **Arguments:**
 
-    - `group`: the optimiser group; see `Group`.
-    - `trainable`: false for values that stay as they are, or that one sweeps without compiling
-        anew. Everything below such a field is not trained either.
+    - `group`: the optimiser group, `"weight"`, `"bias"` or `"recurrence"`.
+    - `trainable`: false for values that training does not change. It holds for every array below
+        the field, and is true by default.
     """
     return eqx.field(metadata={_GROUP: group, _TRAINABLE: trainable})
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """An array of a module and what its field says about it.
+    """An array of a module, and the properties that its field declares.
 
-    - `path`: where it is, such as `"stack.blocks.layer.b_re"`.
+    - `path`: its position in the tree, such as `"stack.blocks.layer.b_re"`.
     - `value`: the array, or its `jax.ShapeDtypeStruct`.
-    - `axes`: a logical name, or `None`, for each of its axes. Leading axes beyond those of the
-        annotation are stacks of equal modules and have no name; nor have those that `...` stands
-        for.
+    - `axes`: the logical name of each of its axes, or `None`. Leading axes that the annotation does
+        not mention (stacks of equal modules) have no name, nor do the axes that `...` matches.
+    - `group`, `trainable`: see `parameter`.
     """
 
     path: str
@@ -63,43 +65,43 @@ class Parameter:
 
 
 def parameters(tree: PyTree) -> list[Parameter]:
-    """All arrays of a module, or of any tree with modules in it, in the order of its leaves.
+    """All arrays of a module, or of any tree that contains modules, in the order of its leaves.
 
-    Arrays outside every module (a step counter of an optimiser) have no named axes and are not
-    trainable.
+    Arrays outside every module, such as the step counter of an optimiser, have no named axes and
+    are not trainable.
 
-    **Raises:** `TypeError`, naming class and field, for an array whose field has no shape
-    annotation, for an annotation that cannot be resolved or does not fit, and for a leaf that is
-    no array.
+    **Raises:** `TypeError`, naming class and field, if the field of an array has no shape
+    annotation, if an annotation can't be resolved or has more axes than the array, or if a leaf is
+    not an array.
     """
     return list(_walk(tree, _Field(PyTree, "the tree"), ()))
 
 
 def map_parameters(fn: Callable[[Parameter], Any], tree: PyTree) -> PyTree:
-    """The tree with `fn` of its `Parameter` in place of every array."""
+    """Replace every array of the tree by `fn(parameter)`, where `parameter` is its `Parameter`."""
     leaves = [fn(each) for each in parameters(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def trainable(model: PyTree) -> PyTree[bool]:
-    """True for every array that training changes: a filter for `eqx.partition` and `eqx.filter`."""
+    """True for every array that is trained: a filter for `eqx.partition` and `eqx.filter`."""
     return map_parameters(lambda each: each.trainable, model)
 
 
 def groups(model: PyTree) -> PyTree[str]:
-    """The optimiser group of every array: labels for `optax.partition`."""
+    """The optimiser group of every array, as labels for `optax.partition`."""
     return map_parameters(lambda each: each.group, model)
 
 
 @dataclass(frozen=True)
 class _Field:
-    """What is known of a value on the way down: its annotation and the field it came through."""
+    """The annotation of a value, and the properties of the field above it."""
 
     annotation: Any
     name: str
     group: Group = "weight"
     trainable: bool = False
-    frozen: bool = False  # by a field above it
+    frozen: bool = False  # a field further up is not trainable
 
 
 def _walk(value: Any, field: _Field, path: tuple[Any, ...]) -> Iterator[Parameter]:
@@ -107,14 +109,14 @@ def _walk(value: Any, field: _Field, path: tuple[Any, ...]) -> Iterator[Paramete
     for key, child in children:
         if child is not value:
             yield from _walk(child, _child_field(value, field, *key), (*path, *key))
-        elif hasattr(value, "shape") and hasattr(value, "dtype"):
+        elif isinstance(value, _ARRAYS):
             name = keystr(path, simple=True, separator=".")
             trained = field.trainable and not field.frozen
             yield Parameter(name, value, _axes(value, field), field.group, trained)
         else:
             raise TypeError(
-                f"{field.name} holds {type(value).__name__} {value!r}, which is no array. Mark the "
-                "field static with eqx.field(static=True), or make the value an array."
+                f"{field.name} holds {type(value).__name__} {value!r}, which is not an array. Mark "
+                "the field static with eqx.field(static=True), or make the value an array."
             )
 
 
@@ -132,8 +134,8 @@ def _module_fields(cls: type[eqx.Module]) -> Mapping[str, _Field]:
     except NameError as error:
         raise TypeError(
             f"{cls.__module__}.{cls.__qualname__} has a field annotation that cannot be resolved: "
-            f"{error}. Axes are read from annotations, so they may not use names that exist for "
-            "type checkers only."
+            f"{error}. Axes are read from annotations, so they may not use names that are "
+            "imported for type checkers only."
         ) from error
     return {
         each.name: _Field(
@@ -147,7 +149,7 @@ def _module_fields(cls: type[eqx.Module]) -> Mapping[str, _Field]:
 
 
 def _element_annotation(value: Any, field: _Field, key: Any) -> Any:
-    """The annotation of a container's element; `None` where the container has none."""
+    """The annotation of a container's element, or `None` if the container does not declare one."""
     for annotation in _alternatives(field.annotation):
         origin, arguments = get_origin(annotation), get_args(annotation)
         if _is_pytree(annotation):
@@ -188,14 +190,14 @@ type _Names = tuple[str | None, ...]
 
 
 def _names(words: list[str]) -> tuple[_Names, _Names]:
-    """Logical names of the axes before the first variadic one, and of those behind the last."""
+    """Names of the axes before the first variadic axis, and of those after the last one."""
     variadic = [i for i, word in enumerate(words) if word == "..." or word.startswith("*")]
     names = tuple(word if word.isidentifier() and word != "_" else None for word in words)
     return (names[: variadic[0]], names[variadic[-1] + 1 :]) if variadic else ((), names)
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:
-    """The members of unions and aliases, each once, leaves first to last."""
+    """The members of unions, aliases and type variables, in order."""
     if isinstance(annotation, TypeAliasType):
         yield from _alternatives(annotation.__value__)
     elif isinstance(get_origin(annotation), TypeAliasType):
@@ -214,4 +216,4 @@ def _is_array_type(annotation: Any) -> bool:
 
 
 def _is_pytree(annotation: Any) -> bool:
-    return PyTree in getattr(annotation, "__mro__", ())
+    return isinstance(annotation, type) and issubclass(annotation, PyTree)

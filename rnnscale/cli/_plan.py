@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rnnscale._errors import UserError, as_user_error
+from rnnscale._errors import UserError
 from rnnscale.cli._step_options import add_step_options
 
 
@@ -16,7 +16,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "plan",
         help="say what a train step needs on devices that are not here",
         description="Compiles the train step for devices that are not here and says what it needs: "
-        "memory, exchanges between devices, and the least time that it can take.",
+        "memory, collectives, and the least time that it can take.",
         argument_default=argparse.SUPPRESS,  # what is in the namespace was given
         allow_abbrev=False,
     )
@@ -46,7 +46,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     # Before jax starts, or the plugins that compile for absent devices look for these devices.
     jax.config.update("jax_platforms", "cpu")
-    from rnnscale.plan import Planner, Report, Search, Target
+    from rnnscale.plan import Planner, Report, Search, Topology
     from rnnscale.runs import TrainConfig
     from rnnscale.tasks import load_task
 
@@ -57,16 +57,15 @@ def _plan(arguments: argparse.Namespace) -> int:
         raise UserError("--search tries all meshes: leave out --mesh")
     if file not in (None, "-") and not Path(file).parent.is_dir():
         raise UserError(f"--json {file}: there is no folder {Path(file).parent}")
-    with as_user_error():
-        target = Target.of(given.pop("target"))
+    topology = Topology.named(given.pop("target"))
     config = TrainConfig.for_task(**given, out="")
     task = load_task(config.task, seq_len=config.seq_len, text=config.text, folder=config.folder)
-    planner = Planner(config, task, target)
+    planner = Planner(config, task, topology)
     console = Console(stderr=file == "-")
     if search:
-        result = Search.of(planner, lambda sizes: _compile_apart(given, target.name, sizes))
+        result = Search.of(planner, lambda sizes: _compile_apart(given, topology.name, sizes))
     else:
-        result = Report.of(planner, config.mesh or {"data": target.count})
+        result = Report.of(planner, config.mesh or {"data": topology.count})
     result.show(console)
     if file == "-":
         print(json.dumps(result.as_json(), indent=2))

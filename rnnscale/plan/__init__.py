@@ -1,11 +1,19 @@
-"""What a train step needs on devices that are not here: compiled for them, and estimated."""
+"""Memory, collectives and least time of a train step on devices that this machine does not have."""
 
 from rnnscale.plan._bound import Bound as Bound
+from rnnscale.plan._collectives import CollectiveCost as CollectiveCost
 from rnnscale.plan._hardware import HARDWARE as HARDWARE, Hardware as Hardware
 from rnnscale.plan._memory import Memory as Memory
-from rnnscale.plan._meshes import larger as larger, meshes as meshes, smaller as smaller
-from rnnscale.plan._plan import Plan as Plan, Planner as Planner, Unfit as Unfit
+from rnnscale.plan._meshes import (
+    all_meshes as all_meshes,
+    larger_mesh as larger_mesh,
+    smaller_mesh as smaller_mesh,
+)
+from rnnscale.plan._planner import (
+    InfeasibleMesh as InfeasibleMesh,
+    Plan as Plan,
+    Planner as Planner,
+)
 from rnnscale.plan._report import Report as Report
-from rnnscale.plan._search import Search as Search, ranking as ranking
-from rnnscale.plan._target import Target as Target
-from rnnscale.plan._traffic import Exchange as Exchange
+from rnnscale.plan._search import Search as Search, rank_meshes as rank_meshes
+from rnnscale.plan._topology import Topology as Topology

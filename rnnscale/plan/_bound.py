@@ -1,28 +1,28 @@
-"""The least time that a step can take."""
+"""A lower bound on the time of a step, from the rates in the datasheet of a device."""
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+from jax.sharding import AbstractMesh, Mesh
+
+from rnnscale.plan._collectives import CollectiveCost, crosses_hosts
 from rnnscale.plan._hardware import Hardware
 from rnnscale.plan._memory import Memory
-from rnnscale.plan._traffic import Exchange, crosses_hosts
 
 
 @dataclass(frozen=True)
 class Bound:
-    """Seconds that a device is busy at least, with each of three things.
+    """The least time in seconds that a device needs for each of three resources.
 
-    - `compute`: its matrix products and recurrences at the datasheet's rate.
-    - `memory`: the state, read and written, and the activations, written and read, at the
-        datasheet's bandwidth; as if none of them stayed on the chip, which is so where they are
-        many times its cache.
-    - `interconnect`: what it sends. A ring sends least: for an all-reduce over n devices 2 (n - 1)
-        / n of its bytes. Devices of one host send at the interconnect's rate, over axes that cross
-        hosts at the network's.
+    - `compute`: matrix products and recurrences, at the datasheet's rate.
+    - `memory`: one read and one write of the training state and of the activations, at the
+        datasheet's bandwidth. This assumes that they are many times larger than the on-chip caches.
+    - `interconnect`: the bytes that the device sends, at the rate of the interconnect, or of the
+        network for mesh axes that cross hosts.
 
-    The three can overlap, so a step takes at least `step`, the longest of them. A real one takes
-    longer: kernels do not reach the datasheet's rates and not everything overlaps.
+    The three can overlap, so a step takes at least `step`, the largest of them. A real step takes
+    longer: kernels do not reach the datasheet's rates, and not everything overlaps.
     """
 
     compute: float
@@ -31,14 +31,13 @@ class Bound:
 
     @property
     def step(self) -> float:
+        """The least time of a step in seconds."""
         return max(self.compute, self.memory, self.interconnect)
 
     @property
-    def by(self) -> str:
-        """What takes longest."""
-        times = {
-            "compute": self.compute, "memory": self.memory, "interconnect": self.interconnect
-        }  # fmt: skip
+    def bottleneck(self) -> str:
+        """The resource that needs the most time."""
+        times = dataclasses.asdict(self)
         return max(times, key=lambda name: times[name])
 
 
@@ -46,15 +45,15 @@ def lower_bound(
     flops: float,
     dtype: str,
     memory: Memory,
-    exchanges: Iterable[Exchange],
-    mesh: Any,
+    collectives: Iterable[CollectiveCost],
+    mesh: Mesh | AbstractMesh,
     hardware: Hardware,
 ) -> Bound:
-    """The bound of a step, from what one device computes, holds and sends."""
+    """The bound for a device with this work, memory and communication."""
     state = memory.parameters + memory.optimiser
     moved = 2 * state + 2 * memory.activations + memory.batch
     seconds = 0.0
-    for each in exchanges:
+    for each in collectives:
         rate = hardware.interconnect
         if hardware.network is not None and crosses_hosts(each.axes, mesh, hardware):
             rate = hardware.network

@@ -1,21 +1,23 @@
-"""What the makers of the devices publish about them."""
+"""Datasheets: the memory and rates that vendors publish for each device."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device, by its datasheet. Rates are per second, of dense arithmetic, in one direction.
+    """The datasheet of one device. Rates are per second.
 
-    - `name`: for people.
-    - `source`: where the figures stand.
+    - `name`: the product name.
+    - `source`: the document with the figures.
     - `memory`: bytes.
-    - `memory_bandwidth`: bytes.
-    - `flops`: of matrix products, by the dtype of their arguments. For float32 it is the rate of
-        what JAX does by default: TF32 on GPUs, bfloat16 on TPUs.
-    - `interconnect`: bytes that it sends to other devices, NVLink's or all ICI links' together.
-    - `network`: bytes that it sends to devices of other hosts, where that is not the same.
-    - `devices_per_host`: how many share a host's interconnect; None for all.
+    - `memory_bandwidth`: bytes per second.
+    - `flops`: dense matrix products, by the dtype of the arguments. For float32 it is the rate at
+        JAX's default precision: TF32 on GPUs, bfloat16 on TPUs.
+    - `interconnect`: bytes per second that it can send to other devices over NVLink, or over all
+        its ICI links together.
+    - `network`: bytes per second that it can send to devices of other hosts; `None` if it is the
+        same.
+    - `devices_per_host`: the devices that share the interconnect of a host; `None` for all.
     """
 
     name: str
@@ -28,7 +30,7 @@ class Hardware:
     devices_per_host: int | None = None
 
 
-_GPU_HOST = {"network": 50e9, "devices_per_host": 8}  # InfiniBand NDR: 400 Gbit/s for each GPU
+_GPU_HOST = {"network": 50e9, "devices_per_host": 8}  # InfiniBand NDR: 400 Gbit/s per GPU
 
 HARDWARE = {
     "a100": Hardware(
@@ -67,4 +69,4 @@ HARDWARE = {
         flops={"bfloat16": 918e12, "float32": 918e12}, interconnect=400e9,
     ),
 }  # fmt: skip
-"""By the names of `rnnscale_kernels.testing.target_devices`. A GPU's memory is what it reports."""
+"""Datasheets by the device names of `Topology.named`. The memory of a GPU is what it reports."""

@@ -1,4 +1,4 @@
-"""How many bytes a device needs."""
+"""The memory of a device during a step, estimated from a trace or read from the compiler."""
 
 import math
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from typing import Any
 import jax
 from jax.stages import Compiled
 
-from rnnscale.plan._share import Share
+from rnnscale.plan._device_cost import DeviceCost
 from rnnscale.runs import Setup
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device while it does a step.
+    """Bytes of one device during a step.
 
-    - `parameters`: of the model, whether they are trained or not.
-    - `optimiser`: its state, and all else that is carried from step to step.
-    - `batch`: of data.
-    - `activations`: kept from the forward pass for the backward pass.
-    - `temporaries`: all else, gradients among them.
+    - `parameters`: of the model, trained or not.
+    - `optimiser`: the optimiser state, and everything else that is carried from step to step.
+    - `batch`: one batch of data.
+    - `activations`: arrays that the forward pass keeps for the backward pass.
+    - `temporaries`: everything else, such as gradients.
     """
 
     parameters: int
@@ -30,36 +30,36 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """All of them together."""
         return self.parameters + self.optimiser + self.batch + self.activations + self.temporaries
 
 
-def estimated_memory(setup: Setup, share: Share) -> Memory:
-    r"""$$M = P + O + B + A + T$$
+def estimated_memory(setup: Setup, cost: DeviceCost) -> Memory:
+    r"""The analytic model
 
-    `P`, `O` and `B` are exact: the sizes of the arrays of the model, of the rest of the state and
-    of the batch, each divided by the mesh axes that split it.
+    $$M = P + O + B + A + T$$
 
-    `A` and `T` are traced, from the loss of what one device has: its rows, `batch / (data * fsdp *
-    accumulation)`, its steps, `length / seq`, its states, `state_dim / tensor`. `A` are the arrays
-    that its forward pass hands to its backward pass. `A + T` is the most that is alive at one time,
-    gradients included, with the operations done in order and elementwise chains fused. To it come a
-    whole copy of what `fsdp` splits, and with accumulation the sums of the gradients.
+    `P`, `O` and `B` (parameters, optimiser, batch) are exact: the sizes of the arrays, divided by
+    the mesh axes that split them. `A` and `T` (activations, temporaries) come from the trace of
+    `DeviceCost`: `A` are the residuals of the forward pass, and `A + T` is the peak of the gradient
+    computation. `T` also includes a gathered copy of the parameters that `fsdp` splits and, with
+    gradient accumulation, the sum of the gradients.
     """
     copies = gathered_bytes(setup)
     if setup.config.accumulation > 1:
         copies += gradient_bytes(setup)
     return Memory(
-        **_arguments(setup),
-        activations=share.saved,
-        temporaries=max(0, share.peak - share.saved) + copies,
+        **_state_and_batch(setup),
+        activations=cost.saved_bytes,
+        temporaries=max(0, cost.peak_bytes - cost.saved_bytes) + copies,
     )
 
 
-def compiled_memory(setup: Setup, share: Share, compiled: Compiled) -> Memory:
-    """What the compiler says. It knows no difference between activations and other temporaries:
-    the former are as estimated."""
+def compiled_memory(setup: Setup, cost: DeviceCost, compiled: Compiled) -> Memory:
+    """The memory of the compiled program. The compiler does not tell activations from other
+    temporaries, so activations are those of the estimate, at most what the total leaves."""
     sizes: Any = compiled.memory_analysis()
-    exact = _arguments(setup)
+    exact = _state_and_batch(setup)
     total = (
         sizes.argument_size_in_bytes
         + sizes.output_size_in_bytes
@@ -67,22 +67,22 @@ def compiled_memory(setup: Setup, share: Share, compiled: Compiled) -> Memory:
         + sizes.temp_size_in_bytes
     )
     rest = max(0, total - sum(exact.values()))
-    activations = min(share.saved, rest)
+    activations = min(cost.saved_bytes, rest)
     return Memory(**exact, activations=activations, temporaries=rest - activations)
 
 
 def gradient_bytes(setup: Setup) -> int:
-    """Of the gradients that a device has before they are added up over devices."""
+    """Bytes of the gradients on one device before they are summed over devices."""
     return sum(map(_gathered, jax.tree.leaves(setup.abstract_state().model)))
 
 
 def gathered_bytes(setup: Setup) -> int:
-    """Of the parameters that `fsdp` splits, once they are gathered."""
+    """Bytes of the parameters that `fsdp` splits, after they are gathered over it."""
     arrays = jax.tree.leaves(setup.abstract_state().model)
     return sum(_gathered(x) for x in arrays if _gathered(x) > _held(x))
 
 
-def _arguments(setup: Setup) -> dict[str, int]:
+def _state_and_batch(setup: Setup) -> dict[str, int]:
     state = setup.abstract_state()
     parameters = _held(state.model)
     return {
@@ -93,14 +93,14 @@ def _arguments(setup: Setup) -> dict[str, int]:
 
 
 def _held(tree: Any) -> int:
-    """Bytes of a device's parts of the arrays."""
+    """Bytes of the arrays that one device holds."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
 
 
 def _gathered(x: jax.ShapeDtypeStruct) -> int:
-    """Bytes of a device's part of an array that is gathered over `fsdp`."""
+    """Bytes of an array that one device holds after a gather over `fsdp`."""
     sharding: Any = x.sharding
     axes = [(each,) if isinstance(each, str) else each or () for each in sharding.spec]
     return _held(x) * (sharding.mesh.shape["fsdp"] if any("fsdp" in each for each in axes) else 1)

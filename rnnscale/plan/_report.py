@@ -1,58 +1,63 @@
-"""A plan as a table and as JSON."""
+"""The report of `rnnscale plan` on one mesh, as tables and as JSON."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from rnnscale.plan._meshes import larger, smaller
-from rnnscale.plan._plan import Plan, Planner, Unfit, mesh_name
-from rnnscale.plan._traffic import crosses_hosts
+from rnnscale.plan._bound import Bound
+from rnnscale.plan._collectives import crosses_hosts
+from rnnscale.plan._meshes import larger_mesh, smaller_mesh
+from rnnscale.plan._planner import InfeasibleMesh, Plan, Planner, mesh_name
 
 _SHOWN = 12
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that `rnnscale plan` says of a mesh.
+    """The plans of one mesh and its neighbours.
 
-    - `compiled`, `estimated`: the mesh itself, by the compiler and by the analytic model.
-    - `smaller`, `larger`: the next meshes, estimated.
+    - `compiled`, `estimated`: the plan of the mesh by the compiler and by the analytic model.
+    - `smaller`, `larger`: estimates for half and twice the devices; `smaller` is `None` if no axis
+        can be halved.
     """
 
     planner: Planner
     compiled: Plan
     estimated: Plan
-    smaller: Plan | Unfit | None
-    larger: Plan | Unfit
+    smaller: Plan | InfeasibleMesh | None
+    larger: Plan | InfeasibleMesh
 
     @classmethod
     def of(cls, planner: Planner, sizes: dict[str, int]) -> "Report":
-        """Compiles the step for the mesh, and estimates it and its neighbours."""
-        half = smaller(sizes)
+        """Compile the step for the mesh, and estimate the mesh and its neighbours.
+
+        **Raises:** `ValueError` as `Planner.compile` does.
+        """
+        half = smaller_mesh(sizes)
         return cls(
             planner,
             planner.compile(sizes),
             planner.estimate(sizes),
             None if half is None else planner.try_estimate(half),
-            planner.try_estimate(larger(sizes)),
+            planner.try_estimate(larger_mesh(sizes)),
         )
 
     def as_json(self) -> dict[str, Any]:
-        """In bytes, seconds and floating-point operations, of one device."""
-        config, target = self.planner.config, self.planner.target
+        """All figures, per device, in bytes, seconds and floating-point operations."""
+        config, topology = self.planner.config, self.planner.topology
         options = dataclasses.asdict(config)
         del options["out"], options["mesh"]
         return {
             "options": options,
-            "target": target.name,
-            "devices": target.count,
-            "compiled_for": target.compiled_for,
-            "virtual": target.virtual is not None,
-            "hardware": dataclasses.asdict(target.hardware) if target.hardware else None,
+            "target": topology.name,
+            "devices": topology.count,
+            "compiled_for": topology.compiled_for,
+            "virtual": topology.virtual is not None,
+            "hardware": dataclasses.asdict(topology.hardware) if topology.hardware else None,
             "compiled": plan_as_json(self.compiled),
             "estimated": plan_as_json(self.estimated),
             "smaller": plan_as_json(self.smaller),
@@ -60,15 +65,15 @@ class Report:
         }
 
     def show(self, console: Console) -> None:
-        """Prints it."""
-        config, target = self.planner.config, self.planner.target
-        where = f"{target.name}, {mesh_name(self.compiled.mesh)}"
-        what = f"{config.task}, {config.model} on {where}"
-        say(console, f"{what}; compiled for {target.compiled_for}")
+        """Print the report."""
+        config, topology = self.planner.config, self.planner.topology
+        devices = f"{topology.name}, {mesh_name(self.compiled.mesh)}"
+        run = f"{config.task}, {config.model} on {devices}"
+        print_line(console, f"{run}; compiled for {topology.compiled_for}")
         console.print(self._figures())
         console.print(self._collectives())
         for line in self._notes():
-            say(console, line)
+            print_line(console, line)
 
     def _figures(self) -> Table:
         columns: list[tuple[str, Plan]] = [
@@ -78,7 +83,7 @@ class Report:
         for name, plan in (("smaller", self.smaller), ("larger", self.larger)):
             if isinstance(plan, Plan):
                 columns.append((f"{name}: {mesh_name(plan.mesh)}\nestimated", plan))
-        table = Table(title="one device", title_justify="left")
+        table = Table(title="per device", title_justify="left")
         table.add_column("")
         for name, _ in columns:
             table.add_column(name, justify="right")
@@ -87,17 +92,17 @@ class Report:
         return table
 
     def _collectives(self) -> Table:
-        exchanges = sorted(self.compiled.exchanges, key=lambda each: -each.sent)
-        left_out = len(exchanges) - _SHOWN
-        caption = f"and {left_out} smaller ones, which the JSON has" if left_out > 0 else None
+        collectives = sorted(self.compiled.collectives, key=lambda each: -each.sent)
+        left_out = len(collectives) - _SHOWN
+        caption = f"and {left_out} smaller ones (see --json)" if left_out > 0 else None
         table = Table(
             title="collectives of the compiled step", title_justify="left", caption=caption
         )
         for name in ("collective", "over"):
             table.add_column(name)
-        for name in ("bytes", "times a step", "in a loop", "sent"):
+        for name in ("bytes", "times per step", "in a loop", "sent"):
             table.add_column(name, justify="right")
-        for each in exchanges[:_SHOWN]:
+        for each in collectives[:_SHOWN]:
             table.add_row(
                 each.kind,
                 ",".join(each.axes),
@@ -109,69 +114,74 @@ class Report:
         return table
 
     def _notes(self) -> list[str]:
-        hardware = self.planner.target.hardware
+        hardware = self.planner.topology.hardware
         notes = [
-            "Parameters, optimiser and batch are exact. Activations are estimated; the compiler "
-            "says what they and the temporaries are together."
+            "Parameters, optimiser and batch are exact. The compiler reports only the sum of "
+            "activations and temporaries; the activations are estimated."
         ]
         for name, plan in (("smaller", self.smaller), ("larger", self.larger)):
-            if isinstance(plan, Unfit):
-                notes.append(f"No {name} mesh, {mesh_name(plan.mesh)}: {plan.reason}.")
+            if isinstance(plan, InfeasibleMesh):
+                notes.append(
+                    f"The {name} mesh {mesh_name(plan.mesh)} is not possible: {plan.reason}."
+                )
         if hardware is None:
-            notes.append("There is no datasheet for this target: no bound, and nothing to fit.")
+            notes.append(
+                "There is no datasheet for this target, so no bound and no verdict on memory."
+            )
             return notes
         dtype = self.planner.config.dtype
         notes.append(
-            f"Bounds are of {hardware.name}: {in_flops(hardware.flops[dtype])}/s in {dtype}, "
-            f"{in_bytes(hardware.memory)} at {in_bytes(hardware.memory_bandwidth)}/s, "
+            f"Bounds use the datasheet of {hardware.name}: "
+            f"{in_flops(hardware.flops[dtype])}/s in {dtype}, "
+            f"{in_bytes(hardware.memory)} of memory at {in_bytes(hardware.memory_bandwidth)}/s, "
             f"{in_bytes(hardware.interconnect)}/s to other devices ({hardware.source})."
         )
         mesh = self.planner.mesh(self.compiled.mesh)
         crossing = [axis for axis in mesh.shape if crosses_hosts((axis,), mesh, hardware)]
         if hardware.network is not None and crossing:
             notes.append(
-                f"{', '.join(crossing)}: over hosts of {hardware.devices_per_host} devices each, "
-                f"counted at {in_bytes(hardware.network)}/s, the network's rate."
+                f"{', '.join(crossing)}: crosses hosts of {hardware.devices_per_host} devices, so "
+                f"it counts at the rate of the network, {in_bytes(hardware.network)}/s."
             )
         return notes
 
 
-def plan_as_json(plan: Plan | Unfit | None) -> dict[str, Any] | None:
-    """Every figure of a plan."""
+def plan_as_json(plan: Plan | InfeasibleMesh | None) -> dict[str, Any] | None:
+    """Every figure of a plan, with the derived ones."""
     if plan is None:
         return None
-    found = dataclasses.asdict(plan)
+    figures = dataclasses.asdict(plan)
     if isinstance(plan, Plan):
-        found["memory"]["total"] = plan.memory.total
-        for each, exchange in zip(found["exchanges"], plan.exchanges, strict=True):
-            each["sent"] = exchange.sent
+        figures["memory"]["total"] = plan.memory.total
+        for each, collective in zip(figures["collectives"], plan.collectives, strict=True):
+            each["sent"] = collective.sent
         if plan.bound is not None:
-            found["bound"] |= {"step": plan.bound.step, "by": plan.bound.by}
-    return found
+            figures["bound"] |= {"step": plan.bound.step, "bottleneck": plan.bound.bottleneck}
+    return figures
 
 
-def say(console: Console, line: str) -> None:
-    """Prints a line as it is, however wide the terminal is."""
+def print_line(console: Console, line: str) -> None:
+    """Print a line without wrapping it at the width of the terminal."""
     console.print(line, highlight=False, soft_wrap=True)
 
 
 def verdict(plan: Plan) -> str:
-    """Whether it fits, in a word."""
+    """`"yes"` or `"NO"`: whether the memory suffices. `"?"` without a datasheet."""
     return "?" if plan.fits is None else "yes" if plan.fits else "NO"
 
 
 def in_bytes(count: float) -> str:
-    """Such as "12.3 MB"."""
+    """A number of bytes as text, such as "12.3 MB"."""
     return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
 def in_seconds(count: float) -> str:
-    """Such as "12.3 ms"."""
+    """A time in seconds as text, such as "12.3 ms"."""
     return _scaled(count * 1e9, 1000, ("ns", "us", "ms", "s"))
 
 
 def in_flops(count: float) -> str:
-    """Such as "12.3 TFLOP"."""
+    """A number of operations as text, such as "12.3 TFLOP"."""
     return _scaled(count, 1000, tuple(f"{each}FLOP" for each in ("", "k", "M", "G", "T", "P")))
 
 
@@ -182,21 +192,21 @@ def _scaled(count: float, step: int, units: Sequence[str]) -> str:
     return f"{count:.3g} {units[power]}" if count < 999.5 else f"{count:.0f} {units[power]}"
 
 
+def _time(seconds: Callable[[Bound], float]) -> Callable[[Plan], str]:
+    return lambda plan: "?" if plan.bound is None else in_seconds(seconds(plan.bound))
+
+
 _ROWS = (
-    ("fits", lambda plan: verdict(plan)),
+    ("fits", verdict),
     ("parameters", lambda plan: in_bytes(plan.memory.parameters)),
     ("optimiser", lambda plan: in_bytes(plan.memory.optimiser)),
     ("batch", lambda plan: in_bytes(plan.memory.batch)),
     ("activations", lambda plan: in_bytes(plan.memory.activations)),
     ("temporaries", lambda plan: in_bytes(plan.memory.temporaries)),
-    ("memory in all", lambda plan: in_bytes(plan.memory.total)),
+    ("total memory", lambda plan: in_bytes(plan.memory.total)),
     ("arithmetic", lambda plan: in_flops(plan.flops)),
-    ("time to compute", lambda plan: _time(plan, "compute")),
-    ("time of memory", lambda plan: _time(plan, "memory")),
-    ("time to send", lambda plan: _time(plan, "interconnect")),
-    ("a step takes at least", lambda plan: _time(plan, "step")),
+    ("compute time", _time(lambda bound: bound.compute)),
+    ("memory time", _time(lambda bound: bound.memory)),
+    ("interconnect time", _time(lambda bound: bound.interconnect)),
+    ("least time of a step", _time(lambda bound: bound.step)),
 )
-
-
-def _time(plan: Plan, what: str) -> str:
-    return "?" if plan.bound is None else in_seconds(getattr(plan.bound, what))

@@ -1,4 +1,4 @@
-"""The best mesh for a run: ranked by the analytic model, the best ones compiled."""
+"""The search for the best mesh: all are ranked by the analytic model, and the best are compiled."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rnnscale._errors import UserError
-from rnnscale.plan._meshes import meshes
-from rnnscale.plan._plan import Plan, Planner, Unfit, mesh_name
-from rnnscale.plan._report import in_bytes, in_seconds, plan_as_json, say, verdict
+from rnnscale.plan._meshes import all_meshes
+from rnnscale.plan._planner import InfeasibleMesh, Plan, Planner, mesh_name
+from rnnscale.plan._report import in_bytes, in_seconds, plan_as_json, print_line, verdict
 
 _COMPILED = 3
 _SHOWN = 12
@@ -18,77 +18,79 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Search:
-    """All meshes of a target that a run can be split over, the best first.
+    """All meshes over the devices of a topology, ranked.
 
-    - `estimated`: their plans by the analytic model.
-    - `unfit`: the other meshes, and why.
-    - `compiled`: what `Report.as_json` says of the first ones, or why they do not compile.
+    - `estimated`: the plans by the analytic model of all feasible meshes, the best first.
+    - `infeasible`: the other meshes, with reasons.
+    - `compiled`: `Report.as_json` of the best three, or why they do not compile.
     """
 
     planner: Planner
     estimated: list[Plan]
-    unfit: list[Unfit]
-    compiled: list[dict[str, Any] | Unfit]
+    infeasible: list[InfeasibleMesh]
+    compiled: list[dict[str, Any] | InfeasibleMesh]
 
     @classmethod
     def of(
         cls, planner: Planner, compile_apart: Callable[[dict[str, int]], dict[str, Any]]
     ) -> "Search":
-        """Ranks the meshes, and compiles the best three.
+        """Rank the meshes, and compile the best three.
 
         **Arguments:**
 
-        - `compile_apart`: gives `Report.as_json` of a mesh, from a process of its own, which can
-            start with as many devices as it needs and gives its memory back; raises `ValueError`
-            where the step does not compile.
+        - `planner`: the run and its topology.
+        - `compile_apart`: maps the sizes of a mesh to `Report.as_json`, computed in a process of
+            its own so that its memory is freed; it raises `ValueError` if the step does not
+            compile.
 
-        **Raises:** `ValueError` where the run can be split over no mesh of the target.
+        **Raises:** `ValueError` if the run can't be split over any mesh of the topology.
         """
-        estimated, unfit = ranking(planner)
+        estimated, infeasible = rank_meshes(planner)
         if not estimated:
             raise UserError(
-                f"the run can be split over no mesh of {planner.target.count} devices, such as "
-                f"{mesh_name(unfit[0].mesh)}: {unfit[0].reason}"
+                f"the run can't be split over any mesh of {planner.topology.count} devices; for "
+                f"example {mesh_name(infeasible[0].mesh)}: {infeasible[0].reason}"
             )
-        compiled: list[dict[str, Any] | Unfit] = []
+        compiled: list[dict[str, Any] | InfeasibleMesh] = []
         for plan in estimated[:_COMPILED]:
             try:
                 compiled.append(compile_apart(plan.mesh))
             except ValueError as error:
-                compiled.append(Unfit(plan.mesh, str(error)))
-        return cls(planner, estimated, unfit, compiled)
+                compiled.append(InfeasibleMesh(plan.mesh, str(error)))
+        return cls(planner, estimated, infeasible, compiled)
 
     def as_json(self) -> dict[str, Any]:
-        """The ranking, and the compiled ones as `Report.as_json` has them."""
+        """The ranking, and `Report.as_json` of the compiled meshes."""
         return {
-            "target": self.planner.target.name,
-            "devices": self.planner.target.count,
+            "target": self.planner.topology.name,
+            "devices": self.planner.topology.count,
             "estimated": [plan_as_json(plan) for plan in self.estimated],
-            "unfit": [plan_as_json(each) for each in self.unfit],
+            "infeasible": [plan_as_json(each) for each in self.infeasible],
             "compiled": [
-                plan_as_json(each) if isinstance(each, Unfit) else each for each in self.compiled
+                plan_as_json(each) if isinstance(each, InfeasibleMesh) else each
+                for each in self.compiled
             ],
         }
 
     def show(self, console: Console) -> None:
-        """Prints the ranking, and how far the compiled steps are from it."""
-        config, target = self.planner.config, self.planner.target
-        say(console, f"{config.task}, {config.model} on {target.name}")
+        """Print the ranking, and the compiled figures relative to the estimates."""
+        config, topology = self.planner.config, self.planner.topology
+        print_line(console, f"{config.task}, {config.model} on {topology.name}")
         console.print(self._ranked())
         console.print(self._compared())
         for each in self.compiled:
-            if isinstance(each, Unfit):
-                say(console, f"{mesh_name(each.mesh)} does not compile: {each.reason}")
+            if isinstance(each, InfeasibleMesh):
+                print_line(console, f"{mesh_name(each.mesh)} does not compile: {each.reason}")
 
     def _ranked(self) -> Table:
         left_out = len(self.estimated) - _SHOWN
         table = Table(
-            title=f"{len(self.estimated)} meshes by estimate, the best first; of one device",
+            title=f"{len(self.estimated)} meshes by estimate, best first; figures per device",
             title_justify="left",
-            caption=f"and {left_out} more, which the JSON has" if left_out > 0 else None,
+            caption=f"and {left_out} more (see --json)" if left_out > 0 else None,
         )
         table.add_column("mesh")
-        for name in ("fits", "memory", "step at least", "sent"):
+        for name in ("fits", "memory", "least step time", "sent"):
             table.add_column(name, justify="right")
         for plan in self.estimated[:_SHOWN]:
             step = in_seconds(plan.bound.step) if plan.bound else "?"
@@ -102,12 +104,12 @@ class Search:
         return table
 
     def _compared(self) -> Table:
-        table = Table(title="compiled, in multiples of the estimate", title_justify="left")
+        table = Table(title="compiled, relative to the estimate", title_justify="left")
         table.add_column("mesh")
-        for name in ("memory", "step at least", "sent"):
+        for name in ("memory", "least step time", "sent"):
             table.add_column(name, justify="right")
         for plan, report in zip(self.estimated, self.compiled, strict=False):
-            if isinstance(report, Unfit):
+            if isinstance(report, InfeasibleMesh):
                 continue
             found = report["compiled"]
             bounds = (found["bound"]["step"], plan.bound.step) if plan.bound else (None, None)
@@ -115,20 +117,20 @@ class Search:
                 mesh_name(plan.mesh),
                 _ratio(found["memory"]["total"], plan.memory.total),
                 _ratio(*bounds),
-                _ratio(sum(each["sent"] for each in found["exchanges"]), plan.sent),
+                _ratio(sum(each["sent"] for each in found["collectives"]), plan.sent),
             )
         return table
 
 
-def ranking(planner: Planner) -> tuple[list[Plan], list[Unfit]]:
-    """The estimated plans of all meshes of the target, and the meshes that have none.
+def rank_meshes(planner: Planner) -> tuple[list[Plan], list[InfeasibleMesh]]:
+    """The estimated plans of all feasible meshes, the best first, and the infeasible meshes.
 
-    Those whose memory is enough come first, then those whose least time is shortest. Of equal ones
-    the first has least to do in all, then the least memory.
+    Plans that fit the memory come first. They are then ordered by the bound on the time of a step,
+    by the sum of its three times, and by memory.
     """
-    found = [planner.try_estimate(sizes) for sizes in meshes(planner.target.count)]
+    found = [planner.try_estimate(sizes) for sizes in all_meshes(planner.topology.count)]
     plans = sorted((each for each in found if isinstance(each, Plan)), key=_rank)
-    return plans, [each for each in found if isinstance(each, Unfit)]
+    return plans, [each for each in found if isinstance(each, InfeasibleMesh)]
 
 
 def _rank(plan: Plan) -> tuple:

@@ -48,17 +48,17 @@ def test_a_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFix
         assert memory["total"] == sum(memory[kind] for kind in kinds)
         assert found[name]["flops"] > 0
     assert found["hardware"] is None and found["compiled"]["bound"] is None
-    over = {tuple(each["axes"]) for each in found["compiled"]["exchanges"]}
+    over = {tuple(each["axes"]) for each in found["compiled"]["collectives"]}
     assert {("data",), ("tensor",)} <= over
     printed = capsys.readouterr().out
-    assert "compiled for 8 virtual devices of the CPU" in printed
+    assert "compiled for 8 virtual CPU devices" in printed
     assert "larger" in printed and "all-reduce" in printed
 
 
 def test_an_absent_compiler_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("rnnscale.plan._target.missing", lambda name: "needs jax-cuda13-plugin")
+    monkeypatch.setattr("rnnscale.plan._topology.missing", lambda name: "needs jax-cuda13-plugin")
     assert plan("digits", "--target", "h100:8", "--json", "-") == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
@@ -78,8 +78,8 @@ def test_a_search_compiles_the_best_three(
         asked.append(sizes)
         if len(asked) == 2:
             raise ValueError("no luck")
-        memory, exchanges = {"total": 1000}, [{"sent": 10.0}]
-        return {"compiled": {"memory": memory, "exchanges": exchanges, "bound": {"step": 1.0}}}
+        memory, collectives = {"total": 1000}, [{"sent": 10.0}]
+        return {"compiled": {"memory": memory, "collectives": collectives, "bound": {"step": 1.0}}}
 
     monkeypatch.setattr("rnnscale.cli._plan._compile_apart", compile_apart)
     file = tmp_path / "search.json"
@@ -105,7 +105,7 @@ def test_a_search_compiles_the_best_three(
         (["digits", "--target", "cpu:8", "--batch-size", "12"], "make it a multiple of 8"),
         (["digits", "--target", "cpu:8", "--json", "nowhere/x.json"], "there is no folder nowhere"),
         (["digits", "--target", "cpu:8", "--search", "--mesh", "data=8"], "leave out --mesh"),
-        (["digits", "--target", "cpu:7", "--search", "--model", "indrnn"], "over no mesh of 7"),
+        (["digits", "--target", "cpu:7", "--search", "--model", "indrnn"], "over any mesh of 7"),
         (["digit", "--target", "cpu:8"], "did you mean 'digits'"),
     ],
 )

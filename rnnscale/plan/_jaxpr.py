@@ -1,4 +1,4 @@
-"""What can be read from a traced function: its arithmetic, its memory, its recurrences."""
+"""Operation counts, memory and kernel calls of a traced function, read from its jaxpr."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -6,27 +6,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 _BACKWARD = "_transpose"
 
 
 @dataclass(frozen=True)
-class Recurrence:
-    """A call of one of our kernels.
+class KernelCall:
+    """A call of `linear_scan` or `diagonal_ssm`, and the sizes of its arguments.
 
-    - `operation`: `"linear_scan"` or `"diagonal_ssm"`; `backward`: whether it is its backward pass.
-    - `turns`: how often it runs.
-    - `tokens`: steps of all rows; `rows`: rows.
-    - `idim`, `odim`: features in and out, those of the states for `linear_scan`.
-    - `states`: how many each row has; `planes`: 2 where they are complex, else 1.
+    - `operation`: `"linear_scan"` or `"diagonal_ssm"`.
+    - `backward`: whether this is the backward pass of the operation.
+    - `turns`: the number of times that it runs.
+    - `rows`: the number of sequences.
+    - `tokens`: the number of time steps of all rows together.
+    - `idim`, `odim`: the numbers of input and output features; for `linear_scan`, of states.
+    - `states`: the number of states of a row.
+    - `planes`: 2 if the states are complex, else 1.
     """
 
     operation: str
     backward: bool
     turns: float
-    tokens: int
     rows: int
+    tokens: int
     idim: int
     odim: int
     states: int
@@ -34,46 +38,48 @@ class Recurrence:
 
     @property
     def flops(self) -> float:
-        """Of one turn. The backward pass of `diagonal_ssm` computes its states again."""
+        """Floating-point operations of one turn."""
         step = 8 if self.planes == 2 else 2
         scan = self.tokens * self.states * step
         if self.operation == "linear_scan":
             return 2 * scan if self.backward else scan
         drive = 2 * self.planes * self.tokens * self.states * self.idim
         read = 2 * self.planes * self.tokens * self.states * self.odim
-        # States again, of the cotangents too; gradients of both maps and of their input.
+        # The backward pass recomputes the states, runs the reverse scan of the cotangents, and
+        # needs two products for each of the input and output maps.
         return 3 * scan + 3 * drive + 2 * read if self.backward else scan + drive + read
 
 
 def flops(jaxpr: Jaxpr) -> float:
-    """Floating-point operations of all matrix products and recurrences, two for a multiply-add.
+    """Floating-point operations of all matrix products and kernel calls; a multiply-add counts two.
 
-    A scan counts as often as it runs, a conditional as its largest branch. Elementwise arithmetic
-    is left out: no device is bound by it.
+    The body of a scan counts once for each turn, a conditional as its most expensive branch.
+    Elementwise operations do not count, since they are bound by memory.
     """
     products = sum(turns * _product_flops(eqn) for eqn, turns in _equations(jaxpr))
-    return products + sum(each.turns * each.flops for each in recurrences(jaxpr))
+    return products + sum(each.turns * each.flops for each in kernel_calls(jaxpr))
 
 
-def recurrences(jaxpr: Jaxpr) -> list[Recurrence]:
-    """The calls of our kernels."""
+def kernel_calls(jaxpr: Jaxpr) -> list[KernelCall]:
+    """The calls of `linear_scan` and `diagonal_ssm`, backward passes included."""
     return [
-        _recurrence(eqn, turns)
+        _kernel_call(eqn, turns)
         for eqn, turns in _equations(jaxpr)
         if eqn.primitive.name.removesuffix(_BACKWARD) in ("linear_scan", "diagonal_ssm")
     ]
 
 
-def size(variables: Iterable[Var]) -> int:
-    """Bytes of the different arrays among the variables."""
+def total_bytes(variables: Iterable[Var]) -> int:
+    """Bytes of all variables together, each counted once."""
     return sum(map(_bytes, set(variables)))
 
 
-def peak(jaxpr: Jaxpr) -> int:
-    """The most bytes that are needed at one time besides the arguments.
+def peak_bytes(jaxpr: Jaxpr) -> int:
+    """The most bytes that are alive at one time, arguments excluded.
 
-    Operations run in their order and an array lives until it is last read. An elementwise result
-    that one elementwise operation reads is never written: compilers fuse the two.
+    The estimate runs the operations in program order and keeps an array until its last use. An
+    elementwise result with a single elementwise consumer takes no memory, since compilers fuse the
+    two.
     """
     readers: dict[Var, list[JaxprEqn | None]] = {}
     last: dict[Var, int] = {}
@@ -87,30 +93,31 @@ def peak(jaxpr: Jaxpr) -> int:
             readers.setdefault(each, []).append(None)
             last[each] = len(jaxpr.eqns)
     alive: dict[Var, int] = {}
-    live = most = 0
+    live = peak = 0
     for index, eqn in enumerate(jaxpr.eqns):
         results = [each for each in eqn.outvars if each in last]
-        inner = max((peak(each) for each in _inner(eqn)), default=0)
+        inner = max((peak_bytes(each) for each in _inner_jaxprs(eqn)), default=0)
         if eqn.primitive.name not in _LOOPS:
-            inner -= min(inner, size(results))  # these are the inner results
+            # The results of a call are results of its inner jaxpr, and counted there already.
+            inner -= min(inner, total_bytes(results))
         for each in results:
             alive[each] = 0 if _is_fused(eqn, readers[each]) else _bytes(each)
             live += alive[each]
-        most = max(most, live + inner)
+        peak = max(peak, live + inner)
         for each in (*eqn.invars, *results):
             if isinstance(each, Var) and last[each] == index:
                 live -= alive.pop(each, 0)
-    return most
+    return peak
 
 
 _LOOPS = frozenset({"scan", "while"})
 
-# What is laid out anew, or is a copy in another form, until it is read.
+# Results of these are views or conversions, which compilers fuse into every consumer.
 _VIEWS = frozenset(
     {"broadcast_in_dim", "convert_element_type", "copy", "iota", "reshape", "squeeze", "transpose"}
 )
 
-# Compilers write the results of these, and what they read.
+# Operations that are not fused: compilers write their operands and results to memory.
 _WRITTEN = frozenset(
     {
         "argmax",
@@ -142,13 +149,13 @@ def _is_fused(eqn: JaxprEqn, readers: list[JaxprEqn | None]) -> bool:
 
 
 def _is_elementwise(eqn: JaxprEqn | None) -> bool:
-    return eqn is not None and eqn.primitive.name not in _WRITTEN and not any(_inner(eqn))
+    return eqn is not None and eqn.primitive.name not in _WRITTEN and not any(_inner_jaxprs(eqn))
 
 
 def _equations(jaxpr: Jaxpr, turns: float = 1) -> Iterator[tuple[JaxprEqn, float]]:
-    """Every equation without equations in it, and how often it runs."""
+    """Every equation without an inner jaxpr, and the number of times that it runs."""
     for eqn in jaxpr.eqns:
-        inner = list(_inner(eqn))
+        inner = list(_inner_jaxprs(eqn))
         if not inner:
             yield eqn, turns
         elif eqn.primitive.name == "cond":
@@ -159,7 +166,7 @@ def _equations(jaxpr: Jaxpr, turns: float = 1) -> Iterator[tuple[JaxprEqn, float
                 yield from _equations(each, turns * times)
 
 
-def _inner(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+def _inner_jaxprs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
     for value in eqn.params.values():
         for each in value if isinstance(value, tuple | list) else (value,):
             if isinstance(each, ClosedJaxpr):
@@ -177,34 +184,33 @@ def _product_flops(eqn: JaxprEqn) -> float:
     return 2 * math.prod(result.shape) * math.prod(argument.shape[axis] for axis in contracted)
 
 
-def _recurrence(eqn: JaxprEqn, turns: float) -> Recurrence:
+def _kernel_call(eqn: JaxprEqn, turns: float) -> KernelCall:
     operation = eqn.primitive.name.removesuffix(_BACKWARD)
     primals, *_ = jax.tree.unflatten(eqn.params["tree"], [each.aval for each in eqn.invars])
     if operation == "linear_scan":
-        steps = jax.tree.leaves(primals[1])
-        *batch, time, states = steps[0].shape
+        planes = jax.tree.leaves(primals[1])
+        *batch, time, states = planes[0].shape
         idim = odim = states
-        planes = len(steps)
     else:
         u, _, b, c, *_ = primals
         *batch, time, _ = u.shape
-        states, idim = jax.tree.leaves(b)[0].shape
+        planes = jax.tree.leaves(b)
+        states, idim = planes[0].shape
         odim = jax.tree.leaves(c)[0].shape[0]
-        planes = len(jax.tree.leaves(b))
-    rows = math.prod(batch)
-    return Recurrence(
+    return KernelCall(
         operation,
-        eqn.primitive.name.endswith(_BACKWARD),
-        turns,
-        rows * time,
-        rows,
-        idim,
-        odim,
-        states,
-        planes,
+        backward=eqn.primitive.name.endswith(_BACKWARD),
+        turns=turns,
+        rows=math.prod(batch),
+        tokens=math.prod(batch) * time,
+        idim=idim,
+        odim=odim,
+        states=states,
+        planes=len(planes),
     )
 
 
-def _bytes(variable: Any) -> int:
+def _bytes(variable: Var) -> int:
     aval = variable.aval
-    return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "shape") else 0
+    # Tokens and other abstract values without a shape take no memory.
+    return math.prod(aval.shape) * aval.dtype.itemsize if isinstance(aval, ShapedArray) else 0

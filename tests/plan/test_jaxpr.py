@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rnnscale.plan._walk import flops, peak, recurrences
+from rnnscale.plan._jaxpr import flops, kernel_calls, peak_bytes
 from rnnscale_kernels import Planar, diagonal_ssm, linear_scan
 
 ROWS, TIME, IDIM, STATES, ODIM = 2, 24, 4, 6, 3
@@ -74,7 +74,7 @@ def test_recurrences_are_found_in_loops_and_backward():
     def deep(a, b):
         return jax.lax.scan(lambda b, _: (linear_scan(a, b)[0], None), b, None, length=5)[0].sum()
 
-    forward, backward = recurrences(jaxpr_of(jax.grad(deep), a, b))
+    forward, backward = kernel_calls(jaxpr_of(jax.grad(deep), a, b))
     assert (forward.backward, backward.backward) == (False, True)
     for each in (forward, backward):
         assert (each.operation, each.turns, each.planes) == ("linear_scan", 5, 1)
@@ -89,14 +89,14 @@ def test_peak_is_what_is_alive_at_one_time():
         z = y @ w  # two: y is read here for the last time
         return z @ w  # two: z and the result
 
-    assert peak(jaxpr_of(chain, array(64, 64), array(64, 64))) == 2 * size
+    assert peak_bytes(jaxpr_of(chain, array(64, 64), array(64, 64))) == 2 * size
 
     def branch(x, w):
         y = x @ w
         z = y @ w
         return y @ z  # three: y, z and the result
 
-    assert peak(jaxpr_of(branch, array(64, 64), array(64, 64))) == 3 * size
+    assert peak_bytes(jaxpr_of(branch, array(64, 64), array(64, 64))) == 3 * size
 
 
 def test_elementwise_chains_are_fused():
@@ -106,7 +106,7 @@ def test_elementwise_chains_are_fused():
         return jnp.sin(jnp.cos(jnp.exp(x @ w))) @ w
 
     # The product, and the end of the chain before the last product.
-    assert peak(jaxpr_of(chain, array(64, 64), array(64, 64))) == 2 * size
+    assert peak_bytes(jaxpr_of(chain, array(64, 64), array(64, 64))) == 2 * size
 
 
 def test_a_loop_keeps_what_it_stacks_and_what_a_turn_needs():
@@ -120,4 +120,4 @@ def test_a_loop_keeps_what_it_stacks_and_what_a_turn_needs():
         return jax.lax.scan(turn, x, None, length=10)
 
     # Ten results, the carry, and in a turn the two products.
-    assert peak(jaxpr_of(repeat, array(64, 64), array(64, 64))) == (10 + 1 + 2) * size
+    assert peak_bytes(jaxpr_of(repeat, array(64, 64), array(64, 64))) == (10 + 1 + 2) * size

@@ -1,4 +1,4 @@
-"""The devices that a step is planned for."""
+"""The named set of devices that a step is planned for."""
 
 import math
 from dataclasses import dataclass
@@ -6,19 +6,21 @@ from typing import Any
 
 import jax
 
+from rnnscale._errors import as_user_error
 from rnnscale.distributed import use_cpu_devices
 from rnnscale.plan._hardware import HARDWARE, Hardware
 from rnnscale_kernels.testing import missing, target_devices, target_shape
 
 
 @dataclass(frozen=True)
-class Target:
+class Topology:
     """Devices to plan for.
 
     - `name`: such as `"h100:8"`.
-    - `count`: how many devices.
-    - `hardware`: what one of them is, or None for the CPU's.
-    - `virtual`: why a step is compiled for virtual devices of the CPU in their place, or None.
+    - `count`: the number of devices.
+    - `hardware`: the datasheet of one device, or `None` for CPUs.
+    - `virtual`: why the step is compiled for virtual CPU devices instead, or `None` if it is
+        compiled for the named devices.
     """
 
     name: str
@@ -27,20 +29,21 @@ class Target:
     virtual: str | None
 
     @classmethod
-    def of(cls, name: str) -> "Target":
-        """The target of a name.
+    def named(cls, name: str) -> "Topology":
+        """The topology with this name, such as `"h100:8"`, `"v5e:16x16"` or `"cpu:8"`.
 
-        **Raises:** `ValueError` for one that there is not.
+        **Raises:** `ValueError` if there is no such topology.
         """
-        kind, shape = target_shape(name)
+        with as_user_error():
+            kind, shape = target_shape(name)
         hardware = HARDWARE.get(kind)
-        reason = "they are asked for" if hardware is None else missing(name)
+        reason = "as requested" if hardware is None else missing(name)
         return cls(name, math.prod(shape), hardware, reason)
 
     def devices(self) -> list[Any]:
         """The devices to compile for.
 
-        **Raises:** `ValueError` where jax has started with fewer devices of the CPU than it needs.
+        **Raises:** `ValueError` if JAX has already started with fewer CPU devices than needed.
         """
         if self.virtual is None:
             return target_devices(self.name)
@@ -50,6 +53,7 @@ class Target:
 
     @property
     def compiled_for(self) -> str:
+        """The devices that the step is compiled for, in words."""
         if self.virtual is None:
             return self.name
-        return f"{self.count} virtual devices of the CPU ({self.virtual})"
+        return f"{self.count} virtual CPU devices ({self.virtual})"

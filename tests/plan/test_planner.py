@@ -6,8 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from rnnscale.plan import HARDWARE, Exchange, Planner, Target, larger, meshes, ranking, smaller
-from rnnscale.plan._traffic import crosses_hosts
+from rnnscale.plan import (
+    HARDWARE,
+    CollectiveCost,
+    Planner,
+    Topology,
+    all_meshes,
+    larger_mesh,
+    rank_meshes,
+    smaller_mesh,
+)
+from rnnscale.plan._collectives import crosses_hosts
 from rnnscale.runs import TrainConfig, set_up
 from rnnscale.sharding import make_mesh, sharded_init
 from rnnscale.tasks import load_task
@@ -19,7 +28,7 @@ SMALL = {"dim": 16, "depth": 2, "state_dim": 16, "batch_size": 64}
 
 def planner(target, task="digits", **options):
     config = TrainConfig.for_task(task, out="", **{**SMALL, **options})
-    return Planner(config, load_task(task, seq_len=config.seq_len), Target.of(target))
+    return Planner(config, load_task(task, seq_len=config.seq_len), Topology.named(target))
 
 
 @pytest.fixture(scope="module", params=["cpu:8", "h100:8"])
@@ -69,7 +78,7 @@ def test_exchanges_are_near_what_the_compiler_says(plans):
     def over_tensor(plan):
         return [
             (each.kind, each.bytes, each.count, each.in_loop)
-            for each in plan.exchanges
+            for each in plan.collectives
             if each.axes == ("tensor",) and each.bytes > 10_000
         ]
 
@@ -90,7 +99,7 @@ def test_bounds_need_a_datasheet(plans):
 def test_gradients_are_added_up_over_what_splits_the_batch():
     plan = planner("h100:8").estimate({"data": 8})
     parameters = plan.memory.parameters
-    assert plan.exchanges == [Exchange("all-reduce", ("data",), 8, parameters, 1, False)]
+    assert plan.collectives == [CollectiveCost("all-reduce", ("data",), 8, parameters, 1, False)]
     assert plan.sent == 2 * 7 / 8 * parameters
 
 
@@ -127,18 +136,18 @@ def test_what_does_not_fit():
 
 
 @pytest.mark.parametrize(
-    "sent, exchange",
+    "sent, collective",
     [
-        (75, Exchange("all-gather", ("data",), 4, 100, 1, False)),
-        (2 * 75 * 3, Exchange("all-reduce", ("data",), 4, 100, 3, True)),
-        (300, Exchange("reduce-scatter", ("data",), 4, 100, 1, False)),
-        (75, Exchange("all-to-all", ("data",), 4, 100, 1, False)),
-        (200, Exchange("collective-permute", ("data",), 2, 100, 2, True)),
-        (100, Exchange("collective-permute", ("data",), 2, 100, None, True)),
+        (75, CollectiveCost("all-gather", ("data",), 4, 100, 1, False)),
+        (2 * 75 * 3, CollectiveCost("all-reduce", ("data",), 4, 100, 3, True)),
+        (300, CollectiveCost("reduce-scatter", ("data",), 4, 100, 1, False)),
+        (75, CollectiveCost("all-to-all", ("data",), 4, 100, 1, False)),
+        (200, CollectiveCost("collective-permute", ("data",), 2, 100, 2, True)),
+        (100, CollectiveCost("collective-permute", ("data",), 2, 100, None, True)),
     ],
 )
-def test_bytes_sent(sent, exchange):
-    assert exchange.sent == sent
+def test_bytes_sent(sent, collective):
+    assert collective.sent == sent
 
 
 def test_which_axes_cross_hosts():
@@ -154,40 +163,42 @@ def test_which_axes_cross_hosts():
 
 
 def test_neighbours():
-    assert smaller({"data": 2, "seq": 8}) == {"data": 2, "seq": 4}
-    assert larger({"data": 2, "seq": 8}) == {"data": 2, "seq": 16}
-    assert smaller({"data": 9, "tensor": 2}) == {"data": 9, "tensor": 1}
-    assert smaller({"data": 3}) is None
-    assert larger({}) == {"data": 2}
+    assert smaller_mesh({"data": 2, "seq": 8}) == {"data": 2, "seq": 4}
+    assert larger_mesh({"data": 2, "seq": 8}) == {"data": 2, "seq": 16}
+    assert smaller_mesh({"data": 9, "tensor": 2}) == {"data": 9, "tensor": 1}
+    assert smaller_mesh({"data": 3}) is None
+    assert larger_mesh({}) == {"data": 2}
 
 
 @pytest.mark.parametrize("count, ways", [(1, 1), (8, 20), (12, 40), (256, 165)])
 def test_all_meshes(count, ways):
-    found = [tuple(mesh.values()) for mesh in meshes(count)]
+    found = [tuple(mesh.values()) for mesh in all_meshes(count)]
     assert len(set(found)) == len(found) == ways
     assert {int(np.prod(each)) for each in found} == {count}
 
 
 def test_ranking_has_the_meshes_that_the_run_can_be_split_over():
-    ranked, unfit = ranking(planner("h100:4", batch_size=6, state_dim=4))
+    ranked, infeasible = rank_meshes(planner("h100:4", batch_size=6, state_dim=4))
     found = [tuple(plan.mesh.values()) for plan in ranked]
     # Six rows are split over one or two devices, and two pairs of states over as many.
     expected = [
         (data, fsdp, tensor, seq)
-        for data, fsdp, tensor, seq in (tuple(mesh.values()) for mesh in meshes(4))
+        for data, fsdp, tensor, seq in (tuple(mesh.values()) for mesh in all_meshes(4))
         if data * fsdp <= 2 and tensor <= 2
     ]
     assert sorted(found) == sorted(expected)
-    assert len(found) + len(unfit) == len(list(meshes(4)))
-    assert {"batch_size=6" in each.reason for each in unfit if each.mesh["data"] == 4} == {True}
+    assert len(found) + len(infeasible) == len(list(all_meshes(4)))
+    assert {"batch_size=6" in each.reason for each in infeasible if each.mesh["data"] == 4} == {
+        True
+    }
     steps = [plan.bound.step for plan in ranked]
     assert steps == sorted(steps)
 
 
 def test_time_is_not_split_for_cells_that_cannot():
-    ranked, unfit = ranking(planner("h100:4", model="gru"))
+    ranked, infeasible = rank_meshes(planner("h100:4", model="gru"))
     assert ranked and all(plan.mesh["seq"] == 1 for plan in ranked)
-    assert any("splits time over seq=2" in each.reason for each in unfit)
+    assert any("splits time over seq=2" in each.reason for each in infeasible)
 
 
 @pytest.mark.parametrize(
@@ -210,10 +221,10 @@ def test_a_mesh_that_does_not_fit_is_an_error(mesh, options, message):
 
 
 def test_virtual_devices_stand_in_and_say_so(monkeypatch):
-    monkeypatch.setattr("rnnscale.plan._target.missing", lambda name: "needs jax-cuda13-plugin")
-    target = Target.of("h100:8")
+    monkeypatch.setattr("rnnscale.plan._topology.missing", lambda name: "needs jax-cuda13-plugin")
+    target = Topology.named("h100:8")
     assert target.virtual == "needs jax-cuda13-plugin"
-    assert "8 virtual devices of the CPU" in target.compiled_for
+    assert "8 virtual CPU devices" in target.compiled_for
     assert target.hardware is HARDWARE["h100"]
     assert [device.platform for device in target.devices()] == ["cpu"] * 8
 
@@ -230,7 +241,7 @@ def test_a_million_steps_on_eight_h100():
     # The README's rule: model and optimiser, and 12 arrays a block.
     rule = 3 * compiled.memory.parameters + 12 * 6 * (1_048_576 // 8) * 512 * 4
     assert 1 / 1.5 < compiled.memory.total / rule < 1.5
-    states = [each for each in compiled.exchanges if each.kind == "all-gather"]
+    states = [each for each in compiled.collectives if each.kind == "all-gather"]
     assert all(each.axes == ("seq",) for each in states)
     # One a block and direction, of 256 complex states from each of 8 devices.
     assert [(each.bytes, each.count) for each in states] == [(8 * 256 * 2 * 4, 12)]

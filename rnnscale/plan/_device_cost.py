@@ -1,0 +1,101 @@
+"""The cost of a step for one device, found by tracing the loss on that device's part of the arrays.
+
+A device has its own rows, time steps and states. Tracing the loss on arrays of these sizes tells
+what the device computes and keeps, without a device and without compiling.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+from jax.extend.core import Jaxpr, Var
+from jax.sharding import AbstractMesh
+
+from rnnscale._fields import trainable
+from rnnscale.plan._jaxpr import KernelCall, flops, kernel_calls, peak_bytes, total_bytes
+from rnnscale.runs import Setup, TrainConfig, set_up
+from rnnscale.sharding import make_mesh
+from rnnscale.tasks import Task
+
+
+@dataclass(frozen=True)
+class DeviceCost:
+    """The cost of one micro-batch for one device: a step has `accumulation` of them.
+
+    - `flops`: operations of matrix products and recurrences, forward and backward.
+    - `saved_bytes`: arrays that the forward pass keeps for the backward pass.
+    - `peak_bytes`: the most that is alive at one time, training state and batch excluded.
+    - `kernel_calls`: the calls of `linear_scan` and `diagonal_ssm`.
+    """
+
+    flops: float
+    saved_bytes: int
+    peak_bytes: int
+    kernel_calls: tuple[KernelCall, ...]
+
+
+class CostModel:
+    """The per-device costs of one run on any mesh. Meshes that give a device the same arrays share
+    one trace."""
+
+    def __init__(self, config: TrainConfig, task: Task):
+        self._config, self._task = config, task
+        self._setups: dict[int, Setup] = {}
+        self._costs: dict[Any, DeviceCost] = {}
+
+    def setup(self, mesh: AbstractMesh) -> Setup:
+        """The parts of the run on a mesh without devices."""
+        return self._one_device_setup(1).on(mesh)
+
+    def device_cost(self, mesh: AbstractMesh) -> DeviceCost:
+        """The cost of a step for one device of the mesh."""
+        batch = {
+            name: self._micro_batch(x.sharding.shard_shape(x.shape), x.dtype)
+            for name, x in self.setup(mesh).abstract_batch().items()
+        }
+        tensor = mesh.shape["tensor"]
+        key = tensor, tuple(sorted((name, x.shape) for name, x in batch.items()))
+        if key not in self._costs:
+            self._costs[key] = _traced_cost(self._one_device_setup(tensor), batch)
+        return self._costs[key]
+
+    def _micro_batch(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        rows, *others = shape
+        return jax.ShapeDtypeStruct((rows // self._config.accumulation, *others), dtype)
+
+    def _one_device_setup(self, tensor: int) -> Setup:
+        """The run on one device, with `1 / tensor` of the states."""
+        if tensor not in self._setups:
+            states = max(1, self._config.state_dim // tensor)
+            config = dataclasses.replace(self._config, state_dim=states)
+            mesh = make_mesh(devices=jax.devices("cpu")[:1])
+            self._setups[tensor] = set_up(config, self._task, mesh)
+        return self._setups[tensor]
+
+
+def _traced_cost(setup: Setup, batch: dict[str, jax.ShapeDtypeStruct]) -> DeviceCost:
+    model = jax.eval_shape(setup.init, jax.random.key(0)).model
+    rows = batch["inputs"].shape[0]
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+
+    def loss(params, fixed, batch, keys):
+        _, totals = setup.loss(eqx.combine(params, fixed), batch, keys)
+        return totals["loss"]
+
+    def residuals(model, batch, keys):
+        params, fixed = eqx.partition(model, trainable(model))
+        return jax.vjp(lambda params: loss(params, fixed, batch, keys), params)[1]
+
+    def gradient(model, batch, keys):
+        params, fixed = eqx.partition(model, trainable(model))
+        return jax.grad(loss)(params, fixed, batch, keys)
+
+    def traced(function) -> Jaxpr:
+        return jax.make_jaxpr(function)(model, batch, keys).jaxpr
+
+    forward, step = traced(residuals), traced(gradient)
+    arguments = {*forward.invars, *forward.constvars}
+    saved = (x for x in forward.outvars if isinstance(x, Var) and x not in arguments)
+    return DeviceCost(flops(step), total_bytes(saved), peak_bytes(step), tuple(kernel_calls(step)))

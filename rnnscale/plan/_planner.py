@@ -1,0 +1,155 @@
+"""The plan of a train step on one mesh, estimated or compiled."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
+
+from rnnscale._errors import as_user_error
+from rnnscale.plan._bound import Bound, lower_bound
+from rnnscale.plan._collectives import (
+    CollectiveCost,
+    compiled_collectives,
+    estimated_collectives,
+)
+from rnnscale.plan._device_cost import CostModel, DeviceCost
+from rnnscale.plan._memory import Memory, compiled_memory, estimated_memory
+from rnnscale.plan._topology import Topology
+from rnnscale.runs import Setup, TrainConfig, check_fits, set_up
+from rnnscale.sharding import AXES, make_mesh
+from rnnscale.tasks import Task
+from rnnscale_kernels.testing import Program, compile_on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a train step needs on one mesh. All figures are per device.
+
+    - `mesh`: the axes and their sizes.
+    - `source`: whether memory and collectives are read from the compiled program or estimated.
+    - `fits`: whether the memory suffices; `None` without a datasheet.
+    - `memory`, `collectives`: see `Memory` and `CollectiveCost`.
+    - `flops`: operations of matrix products and recurrences, counted in the traced step.
+    - `bound`: a lower bound on the time of a step; `None` without a datasheet.
+    """
+
+    mesh: dict[str, int]
+    source: Literal["compiled", "estimated"]
+    fits: bool | None
+    memory: Memory
+    collectives: list[CollectiveCost]
+    flops: float
+    bound: Bound | None
+
+    @property
+    def sent(self) -> float:
+        """The least number of bytes that a device sends in a step."""
+        return sum(each.sent for each in self.collectives)
+
+
+@dataclass(frozen=True)
+class InfeasibleMesh:
+    """A mesh that the run can't be split over, or can't be compiled for, and the reason."""
+
+    mesh: dict[str, int]
+    reason: str
+
+
+def mesh_name(sizes: Mapping[str, int]) -> str:
+    """The mesh as one writes it after `--mesh`."""
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "data=1"
+
+
+class Planner:
+    """Plans the steps of one run on the devices of one topology.
+
+    **Arguments:**
+
+    - `config`: the options of the run; its `mesh` is ignored.
+    - `task`: the task of the run.
+    - `topology`: from `Topology.named`.
+    """
+
+    def __init__(self, config: TrainConfig, task: Task, topology: Topology):
+        self.config, self.task, self.topology = config, task, topology
+        self._cost_model = CostModel(config, task)
+        self._sizes_that_split_time: set[int] = set()
+
+    def estimate(self, sizes: dict[str, int]) -> Plan:
+        """The plan by the analytic model. The mesh may have any number of devices.
+
+        **Raises:** `ValueError` if the run can't be split over the mesh.
+        """
+        self._check(sizes)
+        mesh = self.mesh(sizes)
+        setup, cost = self._cost_model.setup(mesh), self._cost_model.device_cost(mesh)
+        memory, collectives = estimated_memory(setup, cost), estimated_collectives(setup, cost)
+        return self._plan(setup, cost, "estimated", memory, collectives)
+
+    def try_estimate(self, sizes: dict[str, int]) -> Plan | InfeasibleMesh:
+        """As `estimate`, with an `InfeasibleMesh` in place of the error."""
+        try:
+            return self.estimate(sizes)
+        except ValueError as error:
+            return InfeasibleMesh(sizes, str(error))
+
+    def compile(self, sizes: dict[str, int]) -> Plan:
+        """The plan of the compiled step.
+
+        **Raises:** `ValueError` if the mesh and the topology differ in their number of devices, or
+        if the run can't be split over the mesh.
+        """
+        with as_user_error():
+            mesh = make_mesh(**sizes, devices=self.topology.devices())
+        setup = set_up(self.config, self.task, mesh)
+        state, batch = setup.abstract_state(), setup.abstract_batch()
+        compiled = compile_on(mesh, setup.train_step, state, batch)
+        cost = self._cost_model.device_cost(mesh.abstract_mesh)
+        memory = compiled_memory(setup, cost, compiled)
+        collectives = compiled_collectives(Program(compiled, mesh).collectives)
+        return self._plan(setup, cost, "compiled", memory, collectives)
+
+    def mesh(self, sizes: dict[str, int]) -> AbstractMesh:
+        """The mesh of these sizes, without devices."""
+        return AbstractMesh(
+            tuple(sizes.get(axis, 1) for axis in AXES),
+            AXES,
+            axis_types=(AxisType.Auto,) * len(AXES),
+        )
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        """Raises `ValueError` if the run can't be split over a mesh of these sizes."""
+        mesh = self.mesh(sizes)
+        check_fits(self.config, self.task, mesh)
+        self._cost_model.setup(mesh).abstract_state()
+        self._check_time(mesh.shape["seq"])
+
+    def _check_time(self, devices: int) -> None:
+        """Trace the loss, which raises `ValueError` if its model can't split time over `seq`."""
+        if devices == 1 or devices in self._sizes_that_split_time:
+            return
+        mesh = self.mesh({"seq": devices})
+        setup = self._cost_model.setup(mesh)
+        model, batch = setup.abstract_state().model, setup.abstract_batch()
+        with use_abstract_mesh(mesh):
+            jax.eval_shape(lambda model, batch: setup.loss(model, batch, None), model, batch)
+        self._sizes_that_split_time.add(devices)
+
+    def _plan(
+        self,
+        setup: Setup,
+        cost: DeviceCost,
+        source: Literal["compiled", "estimated"],
+        memory: Memory,
+        collectives: list[CollectiveCost],
+    ) -> Plan:
+        hardware, mesh = self.topology.hardware, setup.mesh
+        flops = self.config.accumulation * cost.flops
+        fits = bound = None
+        if hardware is not None:
+            fits = memory.total <= hardware.memory
+            bound = lower_bound(flops, self.config.dtype, memory, collectives, mesh, hardware)
+        sizes = {axis: mesh.shape[axis] for axis in AXES}
+        return Plan(sizes, source, fits, memory, collectives, flops, bound)
