@@ -7,16 +7,8 @@
     python -m benchmarks plot RESULT.json ... --out FILE
     python -m benchmarks readme               makes the tables of the README anew, of `results/`
 
-A benchmark is a module of this folder. The first line of its docstring is what the list shows.
-
-- `run(options)` gives its rows, as dictionaries that JSON can hold. A row with an `error` is of
-  somebody who failed. `Unavailable` says why nothing can be measured here.
-- `COLUMNS` are those of the rows that are printed, or `table(rows)` is what is printed.
-- `add_options(parser)`, where there is one, adds options of its own.
-- `about(options)`, where there is one, is what holds for all rows and stands beside them.
-- `plot(rows, figure)`, where there is one, draws the rows.
-- `ROUNDS` is how often each entrant takes its turn where `--rounds` does not say; `None` where
-  nothing is repeated. Without it, it is 15, and 3 with `--quick`.
+A benchmark is a module of this folder, with a `BENCHMARK` (`_benchmark.py`). The first line of its
+docstring is what the list shows.
 """
 
 import argparse
@@ -31,11 +23,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
+
+from ._benchmark import Benchmark, Row, Unavailable
+from ._plots import new_figure
 
 BENCHMARKS = (
     "layers",
@@ -54,11 +48,11 @@ BENCHMARKS = (
     "gpu",
     "tune_triton",
 )
-"""All of them, in the order in which they are listed and run."""
+"""All benchmarks, in the order in which they are listed and run."""
 
 FOLDER = Path(__file__).parent
 FAILED, WRONG, UNAVAILABLE = 1, 2, 3
-"""Exit codes: an entrant failed; the options are wrong; it cannot run on this machine."""
+"""Exit codes: a contender failed; the options are wrong; it cannot run on this machine."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,43 +82,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_one(options.name, given[1:])
 
 
-def summary(name: str) -> str:
-    """The first line of the benchmark's docstring. It is not imported: a list needs no jax."""
-    text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8")))
-    return (text or "").partition("\n")[0]
+def description(name: str) -> str:
+    """The benchmark's docstring. The module is not imported: a list needs no jax."""
+    module = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    return ast.get_docstring(module) or ""
 
 
 def show_list() -> None:
     width = max(map(len, BENCHMARKS))
     for name in BENCHMARKS:
-        print(f"{name:{width}}  {summary(name)}")
+        print(f"{name:{width}}  {description(name).partition('\n')[0]}")
 
 
-def load(name: str) -> ModuleType:
-    return importlib.import_module(f"{__package__}.{name}")
+def load(name: str) -> Benchmark:
+    return importlib.import_module(f"{__package__}.{name}").BENCHMARK
 
 
 def run_one(name: str, given: Sequence[str]) -> int:
-    from ._harness import Unavailable, table
-    from ._plots import new_figure
-
-    module = load(name)
-    options, command = parse(name, module, given)
-    picture: str | None = getattr(options, "plot", None)
+    benchmark = load(name)
+    options, command = parse(name, benchmark, given)
     figure = None
     try:
         if options.json not in (None, "-"):
             check_file("--json", options.json)
-        if picture is not None:
+        if options.plot is not None:
             figure = new_figure()
-            check_picture("--plot", picture, figure)
+            check_picture("--plot", options.plot, figure)
     except (ValueError, ImportError) as error:
-        return wrong(str(error))
-    rows: list[dict[str, Any]] = []
+        return report_wrong(str(error))
+    rows: list[Row] = []
     try:
-        # What else is printed, by a training for example, is no part of the document.
+        # Anything else that is printed, by a training for example, is not part of the document.
         with contextlib.redirect_stdout(sys.stderr):
-            for row in module.run(options):
+            for row in benchmark.run(options):
                 rows.append(row)
                 if sys.stderr.isatty():
                     print(f"\r{name}: {len(rows)} rows ", end="", file=sys.stderr, flush=True)
@@ -132,44 +122,45 @@ def run_one(name: str, given: Sequence[str]) -> int:
         print(f"benchmarks: {name} cannot run here: {reason}", file=sys.stderr)
         return UNAVAILABLE
     except BaseException:
-        # Hours of measuring are not lost to what went wrong after them.
+        # Hours of measuring are not lost to a failure after them.
         if rows:
-            document = finished(name, command, module, options, rows)
+            document = make_document(name, command, benchmark, options, rows)
             write(options.json, {**document, "incomplete": True})
         raise
-    document = finished(name, command, module, options, rows)
+    document = make_document(name, command, benchmark, options, rows)
     write(options.json, document)
     console = Console(stderr=options.json == "-", width=None if sys.stdout.isatty() else 150)
-    console.print(module.table(rows) if hasattr(module, "table") else table(rows, module.COLUMNS))
-    if figure is not None and picture is not None:
-        module.plot(with_device(document), figure)
+    console.print(benchmark.table(rows))
+    picture: str | None = options.plot
+    if benchmark.plot is not None and figure is not None and picture is not None:
+        benchmark.plot(rows_with_device(document), figure)
         figure.savefig(picture)
     return FAILED if any("error" in row for row in rows) else 0
 
 
-def parse(name: str, module: ModuleType, given: Sequence[str]) -> tuple[argparse.Namespace, str]:
-    """The options, and the command that gives the figures, wherever they are written to."""
+def parse(name: str, benchmark: Benchmark, given: Sequence[str]) -> tuple[argparse.Namespace, str]:
+    """The options, and the command that measures the same without writing files."""
     prog = f"python -m benchmarks {name}"
     outputs = _Parser(prog=prog, add_help=False, allow_abbrev=False)
+    outputs.set_defaults(plot=None)
     outputs.add_argument("--json", metavar="FILE", help="write the rows; - is the standard output")
-    if hasattr(module, "plot"):
+    if benchmark.plot is not None:
         outputs.add_argument("--plot", metavar="FILE", help="draw them, such as in rows.svg")
     parser = _Parser(
         prog=prog,
-        description=(module.__doc__ or "").replace("%", "%%"),
+        description=description(name).replace("%", "%%"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[outputs],
         allow_abbrev=False,
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
-    rounds = getattr(module, "ROUNDS", 15)
+    rounds = benchmark.rounds
     if rounds is not None:
         parser.add_argument(
             "--rounds", type=positive, metavar="N",
-            help=f"turns of each entrant; default: {rounds}, {min(rounds, 3)} with --quick",
+            help=f"turns of each contender; default: {rounds}, {min(rounds, 3)} with --quick",
         )  # fmt: skip
-    if hasattr(module, "add_options"):
-        module.add_options(parser)
+    benchmark.add_options(parser)
     options = parser.parse_args(given)
     if rounds is not None and options.rounds is None:
         options.rounds = min(rounds, 3) if options.quick else rounds
@@ -184,17 +175,14 @@ def positive(text: str) -> int:
     return number
 
 
-def finished(
-    name: str,
-    command: str,
-    module: ModuleType,
-    options: argparse.Namespace,
-    rows: list[dict[str, Any]],
+def make_document(
+    name: str, command: str, benchmark: Benchmark, options: argparse.Namespace, rows: list[Row]
 ) -> dict[str, Any]:
-    """The document. The device is asked for last: some benchmarks leave it to other processes."""
+    """The file's content. The device is asked for last: some benchmarks leave it to other
+    processes."""
     from rnnscale_kernels.testing import environment
 
-    about = module.about(options) if hasattr(module, "about") else {}
+    about = benchmark.about(options)
     return {"benchmark": name, "command": command, **environment(), **about, "rows": rows}
 
 
@@ -207,7 +195,7 @@ def write(file: str | None, document: dict[str, Any]) -> None:
 
 
 def check_file(option: str, file: str) -> None:
-    """That it can be written, before an hour is spent on what goes into it."""
+    """Checks that it can be written, before an hour is spent on its content."""
     folder = Path(file).absolute().parent
     if not folder.is_dir():
         raise ValueError(f"{option} {file}: there is no folder {folder}")
@@ -222,14 +210,12 @@ def check_picture(option: str, file: str, figure: Any) -> None:
         raise ValueError(f"{option} {file}: must end in one of .{', .'.join(sorted(kinds))}")
 
 
-def with_device(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows, each with its device: a picture can be of several."""
+def rows_with_device(document: dict[str, Any]) -> list[Row]:
+    """The rows, each with its device: a picture can show several."""
     return [{"device": document["device"], **row} for row in document["rows"]]
 
 
 def plot_results(given: Sequence[str]) -> int:
-    from ._plots import new_figure
-
     parser = _Parser(
         prog="python -m benchmarks plot",
         description="Draws what a benchmark wrote with --json, on one device or on several.",
@@ -243,14 +229,14 @@ def plot_results(given: Sequence[str]) -> int:
         figure = new_figure()
         check_picture("--out", options.out, figure)
     except (ValueError, ImportError) as error:
-        return wrong(str(error))
+        return report_wrong(str(error))
     names = sorted({document["benchmark"] for document in documents})
     if len(names) > 1:
-        return wrong(f"a picture is of one benchmark, the files are of {', '.join(names)}")
-    module = load(names[0])
-    if not hasattr(module, "plot"):
-        return wrong(f"{names[0]} has no picture")
-    module.plot([row for document in documents for row in with_device(document)], figure)
+        return report_wrong(f"a picture is of one benchmark, the files are of {', '.join(names)}")
+    draw = load(names[0]).plot
+    if draw is None:
+        return report_wrong(f"{names[0]} has no picture")
+    draw([row for document in documents for row in rows_with_device(document)], figure)
     figure.savefig(options.out)
     return 0
 
@@ -290,7 +276,7 @@ def run_all(given: Sequence[str]) -> int:
     parser.add_argument("--json", metavar="FOLDER", help="write NAME.json for each")
     options = parser.parse_args(given)
     if options.json is not None and not Path(options.json).is_dir():
-        return wrong(f"--json {options.json}: there is no such folder")
+        return report_wrong(f"--json {options.json}: there is no such folder")
     outcomes = Table("benchmark", "seconds", "outcome", box=None)
     worst = 0
     for name in BENCHMARKS:
@@ -313,7 +299,7 @@ def run_all(given: Sequence[str]) -> int:
     return worst
 
 
-def wrong(message: str) -> int:
+def report_wrong(message: str) -> int:
     print(f"benchmarks: error: {message}", file=sys.stderr)
     return WRONG
 

@@ -1,10 +1,10 @@
-"""One entrant's first train step in a process that has done nothing before, part by part.
+"""Times the parts of a contender's first train step, in a process that has done nothing before.
 
     python -m benchmarks._first_step LIBRARY LAYER BATCH TIME FEATURES UNITS
 
-`compile_time` and `start_up` run it for each entrant. It prints seconds as JSON: `import_s` of what
-a user imports, `make_s` until the device, the layer and the optimiser's state are there, `trace_s`
-and `compile_s` of the step, and `run_s`, the first one alone.
+`compile_time` and `start_up` run it for each contender. It prints seconds as JSON: `import_s` for
+what a user imports; `make_s` until the device, the layer and the optimiser's state exist; `trace_s`
+and `compile_s` for the step; and `run_s` for its first execution.
 """
 
 import importlib
@@ -55,7 +55,10 @@ def in_turns(
 ) -> list[Row]:
     """A row for each library, with the medians of its parts and `seconds`, the sum of those in
     `total`. One that fails has an `error` instead, and the others go on; ours must not."""
-    from ._harness import OURS, failure, orders, quartiles
+    from rnnscale_kernels.testing import failure, orders
+
+    from ._benchmark import OURS
+    from ._harness import compared
 
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in libraries}
     errors: dict[str, RuntimeError] = {}
@@ -73,16 +76,11 @@ def in_turns(
     rows = []
     for name in libraries:
         if name in errors:
-            rows.append({**case, "entrant": name, **failure(errors[name])})
+            rows.append({**case, "contender": name, **failure(errors[name])})
             continue
-        low, _, high = quartiles([a / b for a, b in zip(sums[name], sums[OURS], strict=True)])
-        seconds = statistics.median(sums[name])
-        row = {**case, "entrant": name, "seconds": seconds}
+        row = {**case, "contender": name, "seconds": statistics.median(sums[name])}
         row |= {p: statistics.median(each[p] for each in parts[name]) for p in parts[name][0]}
-        row |= {"ratio": seconds / statistics.median(sums[OURS]), "ratio_spread": [low, high]}
-        if name != OURS and row["ratio"] < 1:
-            row["ahead"] = True
-        rows.append(row)
+        rows.append(row | compared(name, sums))
     return rows
 
 
@@ -144,8 +142,8 @@ def with_jax(library: str, layer: str, size: tuple[int, int, int], units: int) -
     # The first that JAX is asked for: it looks for devices, which its user waits for too.
     xs, labels = jax.device_put((xs, labels))
     module = maker.make(layer, size[-1], units, jax.random.key(0))
-    entrant = _peers.Entrant(forms.get(library, maker.run), module)
-    step, state = start(entrant, xs)
+    contender = _peers.Contender(forms.get(library, maker.run), module)
+    step, state = start(contender, xs)
     jax.block_until_ready(state)
     figures = {"make_s": clock()}
     lowered = step.lower(state, xs, labels)

@@ -1,26 +1,27 @@
-"""The layers of other libraries, each made to do the job of one of ours.
+"""The layers of other libraries, each set up to do the same job as one of ours.
 
-`entrants(ours)` has, for a layer or cell of ours, the same by every library that is installed, with
-the same weights, behind one signature: `run(module, xs) -> ys` over a batch. Two forms in plain JAX
-stand beside them:
+`contenders(ours)` returns, for a layer or cell of ours, the same layer by every installed library,
+with the same weights and one signature: `run(module, xs) -> ys` over a batch. Two forms in plain
+JAX are compared as well:
 
-- `textbook`, of LRU and S5: B as one complex product, the decay repeated along time,
-    `jax.lax.associative_scan` over complex64, C as another product. It is how the public S5 and LRU
-    code in JAX is written.
-- `plain`: a whole step inside a `jax.lax.scan`. What a cell makes of its parameters once a call,
-    such as a matrix exponential, it has once a call here too.
+- `textbook`, for LRU and S5: B as one complex product, the decay repeated along time,
+    `jax.lax.associative_scan` over complex64, C as another product. The public S5 and LRU code in
+    JAX is written like this.
+- `plain`: the complete step inside a `jax.lax.scan`. What a cell computes from its parameters once
+    a call, such as a matrix exponential, is computed once a call here too.
 
-Outputs are compared before anything is timed, but for a layer whose `differs` begins with another
-equation. What else `differs` says is work that a library can't be asked to leave out.
+Outputs are compared before anything is timed, unless the library has another equation
+(`OtherEquation`). Any other difference is work that the library cannot be asked to leave out.
 
-Nothing of another library is imported before it is asked for, nor is rnnscale.
+Each library, rnnscale included, is imported only when it is used.
 """
 # pyright: reportMissingImports=false
 
+import argparse
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._harness import OURS
+from ._benchmark import OURS, Row
 
 DISTRIBUTIONS = ("equinox", "flax", "discretax", "rnn-jax", "memax", "torch", "mambapy")
 
@@ -45,27 +46,32 @@ def installed() -> dict[str, str]:
     return found
 
 
-def missing() -> dict[str, str]:
-    """Why the others are left out."""
+def versions_of_libraries(options: argparse.Namespace) -> Row:
+    """The versions of the libraries, to stand with the rows."""
+    return {"libraries": installed()}
+
+
+def log_missing() -> None:
+    """Logs which libraries are left out, in one line."""
     here = installed()
-    found = {name: "not installed" for name in DISTRIBUTIONS if name not in here}
-    if "discretax" in found and sys.version_info[:2] != (3, 12):
-        found["discretax"] = "its releases are for Python 3.12"
-    return found
+    reasons = {name: "not installed" for name in DISTRIBUTIONS if name not in here}
+    if "discretax" in reasons and sys.version_info[:2] != (3, 12):
+        reasons["discretax"] = "its releases are for Python 3.12"
+    if reasons:
+        listed = ", ".join(f"{name} ({reason})" for name, reason in reasons.items())
+        print(f"left out: {listed}; the extra peers has them", file=sys.stderr)
 
 
-def tell_missing() -> None:
-    """One line on who is left out, where anybody is."""
-    if left_out := missing():
-        reasons = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
-        print(f"left out: {reasons}; the extra peers has them", file=sys.stderr)
+class OtherEquation(str):
+    """In what a job differs, for a layer that computes something else than ours. Its outputs are
+    not compared with ours."""
 
 
 class Library(Protocol):
     """A library's layers for some of our classes, by the names of these.
 
-    `differs` says for each what is different in the job, or nothing. `hdim` is the units of a cell
-    and the complex states of an LRU or S5.
+    `differs` says for each how the job differs from ours; it is empty if the job is the same.
+    `hdim` is the number of units of a cell or of complex states of an LRU or S5.
     """
 
     @property
@@ -85,39 +91,39 @@ class Library(Protocol):
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """A layer that does the job: `run(module, xs) -> ys`. `differs`: in what the job differs."""
+class Contender:
+    """A layer that does the job: `run(module, xs) -> ys`. `differs`: how the job differs."""
 
     run: Callable[[Any, jax.Array], jax.Array]
     module: Any
     differs: str = ""
-    facts: dict[str, Any] = field(init=False)
 
-    def __post_init__(self):
-        object.__setattr__(self, "facts", {"note": self.differs} if self.differs else {})
+    @property
+    def facts(self) -> Row:
+        return {"note": self.differs} if self.differs else {}
 
     @property
     def same_equation(self) -> bool:
-        return not self.differs.startswith("another equation")
+        return not isinstance(self.differs, OtherEquation)
 
 
-def entrants(ours: Any, chosen: Collection[str] | None = None) -> dict[str, Entrant]:
-    """Ours, the forms in plain JAX, and all other libraries, or the chosen ones of all these."""
+def contenders(ours: Any, chosen: Collection[str] | None = None) -> dict[str, Contender]:
+    """Ours, the forms in plain JAX and all other libraries; or those of them that are chosen."""
     kind = type(ours).__name__
-    found = {OURS: Entrant(LIBRARIES[OURS].run, ours), "plain": Entrant(plain, ours)}
+    found = {OURS: Contender(LIBRARIES[OURS].run, ours), "plain": Contender(plain, ours)}
     if kind in ("LRU", "S5"):
-        found["textbook"] = Entrant(textbook, ours)
+        found["textbook"] = Contender(textbook, ours)
     for name in libraries_for(kind):
         if name != OURS and (chosen is None or name in chosen):
             library = LIBRARIES[name]
             module = library.make(kind, *sizes(ours), jax.random.key(0))
             module = library.with_weights(module, ours)
-            found[name] = Entrant(library.run, module, library.differs[kind])
+            found[name] = Contender(library.run, module, library.differs[kind])
     return {name: each for name, each in found.items() if chosen is None or name in chosen}
 
 
 def libraries_for(kind: str) -> list[str]:
-    """Ours and the libraries here that have such a layer or cell."""
+    """Ours and the installed libraries that have such a layer or cell."""
     here = (OURS, *installed())
     return [name for name, each in LIBRARIES.items() if name in here and kind in each.differs]
 
@@ -132,16 +138,16 @@ def sizes(ours: Any) -> tuple[int, int]:
     return ours.idim, ours.hdim
 
 
-def check_equal(found: Mapping[str, Entrant], xs: jax.Array, tolerance: float = 1e-3) -> None:
-    """**Raises:** `ValueError` where one's outputs are not ours. Then there is nothing to time."""
+def check_equal(found: Mapping[str, Contender], xs: jax.Array, tolerance: float = 1e-3) -> None:
+    """**Raises:** `ValueError` if the outputs of a contender are not ours."""
     expected = found[OURS].run(found[OURS].module, xs)
-    for name, entrant in found.items():
-        if entrant.same_equation:
-            check_close(name, entrant.run(entrant.module, xs), expected, tolerance)
+    for name, contender in found.items():
+        if contender.same_equation:
+            check_close(name, contender.run(contender.module, xs), expected, tolerance)
 
 
 def check_close(name: str, got: Any, expected: Any, tolerance: float = 1e-3) -> None:
-    """**Raises:** `ValueError` where one's outputs are not ours."""
+    """**Raises:** `ValueError` if an output is not ours."""
     got, expected = np.asarray(got), np.asarray(expected)
     error = np.max(np.abs(got - expected)) / np.max(np.abs(expected))
     if not error < tolerance:
@@ -201,7 +207,11 @@ class Rnnscale:
                 return rnnscale.LRU(idim, hdim, r_min=0.9, r_max=0.999, key=key)
             case "S5":
                 return rnnscale.S5(idim, 2 * hdim, key=key)
-        return getattr(rnnscale, kind)(idim, hdim, key=key)
+            case "LongShortTermMemoryCell":
+                return rnnscale.LongShortTermMemoryCell(idim, hdim, key=key)
+            case "GatedRecurrentUnitCell":
+                return rnnscale.GatedRecurrentUnitCell(idim, hdim, key=key)
+        raise ValueError(f"no such layer: {kind}")
 
     def with_weights(self, module, ours):
         return ours
@@ -286,7 +296,7 @@ class Discretax:
 
         if kind == "LRU":
             return LRUSequenceMixer(idim, key, state_dim=hdim, r_min=0.9, r_max=0.999)
-        # Of so many states it keeps one of each conjugate pair, as ours does.
+        # Like ours, it keeps one state of each conjugate pair.
         return S5SequenceMixer(idim, key, state_dim=2 * hdim, dt_max=0.1)
 
     def with_weights(self, module, ours):
@@ -320,8 +330,8 @@ class RnnJax:
     }
 
     def make(self, kind, idim, hdim, key):
-        # Importing `rnn_jax.layers` turns on `jax_debug_nans`, which has JAX look through every
-        # result of every entrant.
+        # Importing `rnn_jax.layers` turns on `jax_debug_nans`, which makes JAX check every result
+        # of every contender.
         debug_nans = jax.config.jax_debug_nans
         from rnn_jax import ssm
         from rnn_jax.cells import gated, vanilla
@@ -333,11 +343,11 @@ class RnnJax:
                 layer = ssm.LinearRecurrentUnit(
                     idim, hdim, idim, rho_min=0.9, rho_max=0.999, nonlinearity=identity, key=key
                 )
-                # It has its decays in NumPy arrays, which would be constants without a gradient.
+                # Its decays are NumPy arrays, which would be constants without a gradient.
                 numpy_leaf = eqx.is_inexact_array_like
                 return jax.tree.map(lambda x: jnp.asarray(x) if numpy_leaf(x) else x, layer)
             case "S5":
-                # It keeps both of each conjugate pair: a system of half the order, of as much work.
+                # It keeps both states of a conjugate pair: half the order at the same work.
                 return ssm.SimplifiedStateSpaceLayer(
                     idim, hdim, idim, nonlinearity=identity, key=key
                 )
@@ -345,10 +355,16 @@ class RnnJax:
                 return RNNEncoder(gated.GatedRecurrentUnit(idim, hdim, key=key))
             case "LongShortTermMemoryCell":
                 return RNNEncoder(gated.LongShortTermMemoryCell(idim, hdim, key=key))
-        options: dict[str, Any] = {} if kind == "IndRNNCell" else {"nonlinearity": jnp.tanh}
-        if kind == "LeakyElmanCell":
-            options["leak_rate"] = 0.5
-        return RNNEncoder(getattr(vanilla, kind)(idim, hdim, **options, key=key))
+            case "ElmanRNNCell":
+                cell = vanilla.ElmanRNNCell(idim, hdim, nonlinearity=jnp.tanh, key=key)
+                return RNNEncoder(cell)
+            case "LeakyElmanCell":
+                return RNNEncoder(
+                    vanilla.LeakyElmanCell(
+                        idim, hdim, nonlinearity=jnp.tanh, leak_rate=0.5, key=key
+                    )
+                )
+        return RNNEncoder(vanilla.IndRNNCell(idim, hdim, key=key))
 
     def with_weights(self, module, ours):
         match type(ours).__name__:
@@ -390,13 +406,15 @@ class RnnJax:
 
 
 class Memax:
-    """Its layers of a recurrence alone. They take a flag with each input, here always off."""
+    """Its recurrences alone. They take a reset flag with each input, which is off here."""
 
     _cell = "flags that reset; a step takes as many features as it has units, the rest zeros"
     differs = {
         "LRU": "flags that reset, and all decays multiplied up, as it gives all states back",
         "ElmanRNNCell": "flags that reset",
-        "LongShortTermMemoryCell": f"another equation: no tanh of the cell's state; {_cell}",
+        "LongShortTermMemoryCell": OtherEquation(
+            f"another equation: no tanh of the cell's state; {_cell}"
+        ),
         "ChoGatedRecurrentUnitCell": _cell,
     }
 
@@ -428,7 +446,7 @@ class Memax:
             case "LongShortTermMemoryCell":
                 gates, signs = "ifco", (1, 1, 1, 1)
             case _:
-                # Its update gate is how much is new, that of ours how much is kept.
+                # Its update gate says how much is new, ours how much is kept.
                 gates, signs = "rzh", (1, -1, 1)
         step = module.algebra.algebra
         inputs = jnp.pad(ours.input, ((0, 0), (0, 0), (0, ours.hdim - ours.idim)))
@@ -449,7 +467,7 @@ class Memax:
 
         def row(x):
             (states, _), ys = module(module.initialize_carry(), (x, flags))
-            # Its Elman layer has a readout, which nobody asks for and the compiler leaves out.
+            # The readout of its Elman layer is not used, so the compiler removes it.
             return states if name == "Elman" else ys
 
         with unchecked():
@@ -468,8 +486,8 @@ LIBRARIES: dict[str, Library] = {
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Without the checks of jaxtyping: the annotation of memax's LRU wants as many features as
-    states."""
+    """Turns off jaxtyping's checks: the annotations of memax's LRU are right only if there are as
+    many features as states."""
     from jaxtyping import config
 
     before = config.jaxtyping_disable
@@ -481,7 +499,7 @@ def unchecked() -> Iterator[None]:
 
 
 def replaced(module: Any, **new: Any) -> Any:
-    """The module with other values in some fields, of the same shapes where these are arrays."""
+    """The module with new values in some fields. Arrays must keep their shapes."""
     for name, value in new.items():
         old = getattr(module, name)
         if eqx.is_array(old) and old.ndim and old.shape != value.shape:
@@ -490,7 +508,7 @@ def replaced(module: Any, **new: Any) -> Any:
 
 
 def _minimal_lru(ours: Any) -> dict[str, jax.Array]:
-    """The names that the LRU of discretax and of memax have from the same origin."""
+    """The weights by the names that the LRUs of discretax and memax share."""
     return {
         "nu_log": ours.nu_log,
         "theta_log": ours.theta_log,

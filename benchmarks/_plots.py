@@ -1,15 +1,14 @@
-"""Lines that are told apart by colour, and without it by marker and dash."""
+"""Line plots whose lines differ by colour, and in grey by marker and dash."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ._harness import OURS, Row
+from ._benchmark import OURS, Figure, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# The palette of Okabe and Ito, told apart by colour-blind readers too; yellow is too pale here.
+# The palette of Okabe and Ito, for colour-blind readers too; its yellow is too pale here.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 _DASHES = ((0, ()), (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (9, 3)))
@@ -17,14 +16,14 @@ _DASHES = ((0, ()), (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (9, 3
 type Styles = dict[str, dict[str, Any]]
 
 
-def new_figure() -> "Figure":
-    """**Raises:** `ImportError` where matplotlib is not installed."""
+def new_figure() -> Figure:
+    """**Raises:** `ImportError` if matplotlib is not installed."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure
     except ImportError:
         message = "plots need matplotlib: python -m pip install 'rnnscale[plots]'"
         raise ImportError(message) from None
-    return Figure(layout="constrained")
+    return matplotlib.figure.Figure(layout="constrained")
 
 
 def styles(names: Iterable[str]) -> Styles:
@@ -43,7 +42,7 @@ def styles(names: Iterable[str]) -> Styles:
 
 
 def lines(
-    panel: "Axes", rows: Sequence[Row], x: str, y: str, chosen: Styles, by: str = "entrant"
+    panel: "Axes", rows: Sequence[Row], x: str, y: str, chosen: Styles, by: str = "contender"
 ) -> None:
     """A line for each name of `by`, over the rows that have both figures. Sizes that are powers
     of two get a logarithmic axis."""
@@ -67,7 +66,7 @@ def lines(
     panel.grid(color="0.9", linewidth=0.6)
 
 
-def legend(figure: "Figure", *, below: bool = False) -> None:
+def legend(figure: Figure, *, below: bool = False) -> None:
     """One for all panels."""
     found = {}
     for panel in figure.axes:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ._harness import OURS, Row
+from ._benchmark import OURS, Row
 from ._plots import styles
 
 if TYPE_CHECKING:
@@ -14,9 +14,9 @@ def draw_ratios(panel: "Axes", rows: Sequence[Row], job: Callable[[Row], str]) -
     """Left of the line of ones somebody is ahead of us."""
     rows = [row for row in rows if row.get("ratio") is not None]
     jobs = list(dict.fromkeys(map(job, rows)))
-    chosen = styles(row["entrant"] for row in rows)
+    chosen = styles(row["contender"] for row in rows)
     for name, style in chosen.items():
-        theirs = [row for row in rows if row["entrant"] == name]
+        theirs = [row for row in rows if row["contender"] == name]
         ratios = [row["ratio"] for row in theirs]
         places = [jobs.index(job(row)) for row in theirs]
         if name == OURS:

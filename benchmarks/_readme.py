@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._harness import OURS, Row
+from ._benchmark import OURS, Row
 
 RESULTS = Path(__file__).parent / "results"
 _BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n)(?s:.*?)(<!-- end -->)")
@@ -78,21 +78,21 @@ def beside(
     lines: list[tuple[str, str, str]] = []
     notes: dict[str, dict[str, None]] = {}
     for rows in jobs(filter(chosen, load(name)["rows"]), key).values():
-        (ours,) = [row for row in rows if row["entrant"] == OURS]
+        (ours,) = [row for row in rows if row["contender"] == OURS]
         others = []
         for row in rows:
             if row is ours:
                 continue
             if "note" in row:
-                told = notes.setdefault(f"{row['entrant']}: {row['note']}", {})
+                told = notes.setdefault(f"{row['contender']}: {row['note']}", {})
                 told[row["layer"].removesuffix("Cell")] = None
             if (ratio := row.get("ratio")) is None:
-                others.append(f"{row['entrant']}: {row.get('stopped') or row['error']}")
+                others.append(f"{row['contender']}: {row.get('stopped') or row['error']}")
             elif row.get("ahead"):
                 ahead = True
-                others.append(f"**{row['entrant']} {ratio:.2f}**")
+                others.append(f"**{row['contender']} {ratio:.2f}**")
             else:
-                others.append(f"{row['entrant']} {number(ratio)}")
+                others.append(f"{row['contender']} {number(ratio)}")
         lines.append((title(ours), f"{number(ours[figure])} {unit}", ", ".join(others)))
     if ahead and not why:
         raise ValueError(f"{name}: somebody is ahead, and nothing says why")

@@ -6,21 +6,12 @@ The step is that of `train_step`, whose time to compile is not that of its job b
 
 import argparse
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from ._benchmark import Benchmark, Figure, Row, columns
 from ._first_step import case_of, in_turns
-from ._harness import Row
-from ._peers import installed, libraries_for, tell_missing
+from ._peers import libraries_for, log_missing, versions_of_libraries
 from ._plots import legend, lines, styles
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLUMNS = (
-    *("layer", "batch", "time", "features", "units", "entrant"),
-    *("seconds", "trace_s", "compile_s", "ratio", "ratio_spread"),
-)
-ROUNDS = 3
 PARTS = ("trace_s", "compile_s")
 LSTM, GRU = "LongShortTermMemoryCell", "GatedRecurrentUnitCell"
 JOBS = (
@@ -32,12 +23,8 @@ JOBS = (
 QUICK = (("LRU", 1, 64, 8, 8),)
 
 
-def about(options: argparse.Namespace) -> Row:
-    return {"libraries": installed()}
-
-
 def run(options: argparse.Namespace) -> Iterator[Row]:
-    tell_missing()
+    log_missing()
     for job in QUICK if options.quick else JOBS:
         case = case_of(job)
         rounds = 1 if options.quick else options.rounds
@@ -46,12 +33,24 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         yield from in_turns(case, libraries_for(job[0]) + forms, rounds, PARTS)
 
 
-def plot(rows: Sequence[Row], figure: "Figure") -> None:
+def plot(rows: Sequence[Row], figure: Figure) -> None:
     layers = list(dict.fromkeys(row["layer"] for row in rows))
-    chosen = styles(row["entrant"] for row in rows)
+    chosen = styles(row["contender"] for row in rows)
     figure.set_size_inches(3.2 * len(layers) + 1.5, 3.4)
     for panel, layer in zip(figure.subplots(1, len(layers), squeeze=False)[0], layers, strict=True):
         lines(panel, [row for row in rows if row["layer"] == layer], "time", "seconds", chosen)
         panel.set_title(layer)
         panel.set_ylim(bottom=0)
     legend(figure)
+
+
+BENCHMARK = Benchmark(
+    run=run,
+    table=columns(
+        *("layer", "batch", "time", "features", "units", "contender"),
+        *("seconds", "trace_s", "compile_s", "ratio", "ratio_spread"),
+    ),
+    plot=plot,
+    about=versions_of_libraries,
+    rounds=3,
+)

@@ -39,10 +39,10 @@ from rich.console import Group
 from rich.table import Table
 
 from rnnscale import data, runs, tasks
+from rnnscale_kernels.testing import orders, quartiles
 
-from ._harness import Row, orders, quartiles
+from ._benchmark import Benchmark, Row
 
-ROUNDS = 11
 # So many records, because what Grain's shuffle takes for one grows below some ten thousand.
 BATCH, RECORDS, TIME, FEATURES = 32, 8192, 64, 8
 SHORTEST, LONGEST = 20, 200
@@ -500,7 +500,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
     yield from fill(quick=options.quick)
 
 
-def about(options: argparse.Namespace) -> dict[str, Any]:
+def about(options: argparse.Namespace) -> Row:
     return {"grain": grain.__version__, "load": os.getloadavg()[1]}
 
 
@@ -536,3 +536,6 @@ def table(rows: Sequence[Row]) -> Group:
             *overheads,
         )
     return Group(found, *below)
+
+
+BENCHMARK = Benchmark(run=run, table=table, about=about, rounds=11)

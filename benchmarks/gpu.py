@@ -31,7 +31,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import linear_scan
-from ._harness import Row, Unavailable, require, target
+from ._benchmark import Benchmark, Figure, Row, Unavailable, one_line
+from ._harness import require, target
 
 # No part takes longer than that, in seconds, nor starts with less than this left.
 LONGEST, SHORTEST = {"machine": 60, "check": 100}, 10
@@ -417,8 +418,7 @@ def table(rows: Sequence[Row]) -> Group:
     for row in rows:
         words = [row[key] for key in ("part", "operation", "name", "arguments") if key in row]
         if "error" in row:
-            reason = " ".join(row["error"].split())[-400:]
-            lines.append(f"[bold red]FAILED[/] {escape(' '.join(words))}: {escape(reason)}")
+            lines.append(f"[bold red]FAILED[/] {escape(' '.join(words))}: {one_line(row['error'])}")
         if "dropped" in row:
             lines.append(f"dropped, the budget is used up: {' '.join(words)} {row['dropped']}")
     tables = []
@@ -428,7 +428,7 @@ def table(rows: Sequence[Row]) -> Group:
     return Group(*lines, *tables)
 
 
-def plot(rows: Sequence[Row], figure: Any) -> None:
+def plot(rows: Sequence[Row], figure: Figure) -> None:
     linear_scan.plot([{"sweep": "cases", **row} for row in rows if "time_ms" in row], figure)
 
 
@@ -532,6 +532,9 @@ def compile_table(rows: Sequence[Row]) -> Table:
                 f"{row['compile_s']:.1f}",
             )
     return found
+
+
+BENCHMARK = Benchmark(run=run, table=table, plot=plot, add_options=add_options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How the time and memory of a gradient grow with length, width and batch, beside other libraries.
 
-An entrant goes on until a gradient takes more than 20 s, or until its program wants more than
+A contender goes on until a gradient takes more than 20 s, or until its program wants more than
 60 % of the machine's memory, which the compiler tells before it runs. Its row then says in
 `stopped` why it is not in the rows of larger sizes.
 
@@ -12,24 +12,18 @@ import argparse
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import jax
 
+from rnnscale_kernels.testing import Thunk
+
 from . import _torch
-from ._harness import Contest, Row, Thunk, compiled, measure
-from ._peers import entrants, installed, tell_missing
+from ._benchmark import Benchmark, Figure, Row, columns
+from ._harness import Contest, compiled, measure
+from ._peers import contenders, log_missing, versions_of_libraries
 from ._plots import legend, lines, styles
 from .layers import Shape, make_ours, torch_module
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLUMNS = (
-    *("sweep", "layer", "batch", "time", "features", "units", "entrant"),
-    *("median_ms", "ratio", "temp_bytes", "compile_s", "stopped"),
-)
-ROUNDS = 7
 LONGEST_S = 20
 MINUTE_MS = 60_000
 PART_OF_MEMORY = 0.6
@@ -60,11 +54,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def about(options: argparse.Namespace) -> Row:
-    return {"libraries": installed(), "memory_bytes": memory_bytes()}
+    return {**versions_of_libraries(options), "memory_bytes": memory_bytes()}
 
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
-    tell_missing()
+    log_missing()
     for sweep in options.sweep or SWEEPS:
         for layer, shapes in (QUICK if options.quick else SWEEPS)[sweep].items():
             if sweep == "length" and options.longest is not None:
@@ -82,7 +76,7 @@ def grow(sweep: str, layer: str, shapes: Sequence[Shape], rounds: int) -> Iterat
                 out.add(name)
                 del thunks[name]
                 wants = f"wants {bytes_ / 1e9:.0f} of {memory_bytes() / 1e9:.0f} GB"
-                yield {**case, "entrant": name, **facts.pop(name), "stopped": wants}
+                yield {**case, "contender": name, **facts.pop(name), "stopped": wants}
         once = {name: milliseconds(thunk) for name, thunk in thunks.items()}
         for name, ms in once.items():
             if ms > 1000 * LONGEST_S:
@@ -93,14 +87,14 @@ def grow(sweep: str, layer: str, shapes: Sequence[Shape], rounds: int) -> Iterat
 
 
 def gradients(layer: str, shape: Shape, out: set[str]) -> tuple[dict[str, Thunk], dict[str, Row]]:
-    """What does it for each entrant that is not out, and what is known of that."""
+    """What does it for each contender that is not out, and what is known of that."""
     ours = make_ours(layer, shape.features, shape.units, jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (shape.batch, shape.time, shape.features))
     thunks: dict[str, Thunk] = {}
     facts: dict[str, Row] = {}
-    for name, entrant in entrants(ours).items():
+    for name, contender in contenders(ours).items():
         if name not in out:
-            both, told = compiled(entrant.run, entrant.module, xs)
+            both, told = compiled(contender.run, contender.module, xs)
             thunks[name], facts[name] = both["gradient"], told["gradient"]
     if "torch" not in out and (module := torch_module(ours)) is not None:
         thunks["torch"], facts["torch"] = _torch.thunks(module, xs)["gradient"], {}
@@ -118,18 +112,18 @@ def memory_bytes() -> int:
 def milliseconds(thunk: Thunk) -> float:
     """Of the second run, since a first one also sets things up, or of a first one that is long."""
     start = time.perf_counter()
-    thunk()
+    jax.block_until_ready(thunk())
     first = 1e3 * (time.perf_counter() - start)
     if first > 1000:
         return first
     start = time.perf_counter()
-    thunk()
+    jax.block_until_ready(thunk())
     return 1e3 * (time.perf_counter() - start)
 
 
-def plot(rows: Sequence[Row], figure: "Figure") -> None:
+def plot(rows: Sequence[Row], figure: Figure) -> None:
     jobs = list(dict.fromkeys((row["sweep"], row["layer"]) for row in rows))
-    chosen = styles(row["entrant"] for row in rows)
+    chosen = styles(row["contender"] for row in rows)
     figure.set_size_inches(3.2 * len(jobs) + 1.5, 6)
     panels = figure.subplots(2, len(jobs), squeeze=False, sharex="col")
     for column, (sweep, layer) in enumerate(jobs):
@@ -143,3 +137,16 @@ def plot(rows: Sequence[Row], figure: "Figure") -> None:
             panel.set_yscale("log")
         panels[0, column].set_title(layer)
     legend(figure)
+
+
+BENCHMARK = Benchmark(
+    run=run,
+    table=columns(
+        *("sweep", "layer", "batch", "time", "features", "units", "contender"),
+        *("median_ms", "ratio", "temp_bytes", "compile_s", "stopped"),
+    ),
+    plot=plot,
+    add_options=add_options,
+    about=about,
+    rounds=7,
+)

@@ -15,7 +15,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -25,17 +25,9 @@ from rnnscale.sharding import make_mesh, sharded_init
 from rnnscale.tasks import Task, load_task
 from rnnscale.training import evaluate, make_eval_step
 
-from ._harness import Row
+from ._benchmark import Benchmark, Figure, Row, columns
 from ._plots import legend, lines, styles
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLUMNS = (
-    *("rule", "batch", "accumulation", "learning_rate", "steps", "tokens_per_second"),
-    *("bits_per_byte", "to_smallest", "steps_to_target", "tokens_to_target", "keeps"),
-)
-ROUNDS = None
 RULES = {"sqrt": 0.5, "linear": 1.0}
 BASE_RATE = 4e-3
 PART = 32
@@ -174,7 +166,7 @@ def train(
     return curve, seconds
 
 
-def plot(rows: Sequence[Row], figure: "Figure") -> None:
+def plot(rows: Sequence[Row], figure: Figure) -> None:
     # The smallest batch is where both rules begin.
     first = [row for row in rows if row["rule"] == "smallest"]
     rows = [{**row, "rule": rule} for rule in RULES for row in first] + [
@@ -189,3 +181,16 @@ def plot(rows: Sequence[Row], figure: "Figure") -> None:
     panels[1].set_yscale("log", base=2)
     panels[1].set_title("steps to the loss of the smallest batch at half its tokens")
     legend(figure)
+
+
+BENCHMARK = Benchmark(
+    run=run,
+    table=columns(
+        *("rule", "batch", "accumulation", "learning_rate", "steps", "tokens_per_second"),
+        *("bits_per_byte", "to_smallest", "steps_to_target", "tokens_to_target", "keeps"),
+    ),
+    plot=plot,
+    add_options=add_options,
+    about=about,
+    rounds=None,
+)

@@ -1,15 +1,15 @@
 """Microseconds from an input to its output, one step at a time.
 
-Each entrant runs a stream: it takes its own state from step to step and waits for every output. The
+Each contender runs a stream: it hands its state from step to step and waits for every output. The
 figures are quantiles over all steps of all turns; each turn is a piece of the stream.
 
-- `rnnscale`: the step that `rnnscale.interop.export_step` wrote, read back.
+- `rnnscale`: the step that `rnnscale.interop.export_step` wrote, loaded again.
 - `layer.step`: the layer's own step under `jax.jit`, with the weights as arguments.
 - `torch`: one call of `LSTMCell` or `GRUCell` with the same weights, without gradients.
-- `whole sequence`: the layer over all that came before, 1024 steps, for the sake of the last one:
-    as it is without a state to go on from.
+- `whole sequence`: the layer over all 1024 steps so far, to get the last output. This is what a
+    model without a step function has to do.
 
-A batch is of 1 row or of 64.
+A batch has 1 row or 64.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -28,18 +28,12 @@ import numpy as np
 from rnnscale import LRU, S5, GatedRecurrentUnitCell, LongShortTermMemoryCell, RNNEncoder
 from rnnscale.interop import export_step, load_step
 from rnnscale.models import LanguageModel
-from rnnscale_kernels.testing import failure
+from rnnscale_kernels.testing import Thunk, failure, take_turns
 
 from . import _torch
-from ._harness import OURS, Row, Thunk, Unavailable, quartiles, take_turns
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLUMNS = (
-    *("layer", "batch", "features", "units", "entrant", "p50_us", "p99_us"),
-    *("ratio", "ratio_spread", "compile_s", "file_bytes"),
-)
+from ._benchmark import OURS, Benchmark, Figure, Row, Unavailable, columns
+from ._harness import compared
+from ._ratios import draw_ratios
 
 BATCHES = (1, 64)
 STEPS, HISTORY = 200, 1024
@@ -144,24 +138,18 @@ def in_turns(
     thunks: dict[str, Thunk] = dict(streams)
     _, errors = take_turns(thunks, rounds)
     medians = {
-        name: [1e6 * float(np.median(turn)) for turn in stream.turns[1:]]
+        name: [float(np.median(turn)) for turn in stream.turns[1:]]
         for name, stream in streams.items()
         if name not in errors
     }
     rows = []
     for name, stream in streams.items():
-        row = {**case, "entrant": name}
+        row = {**case, "contender": name}
         if name in errors:
             row |= failure(errors[name])
         else:
             p50, p99 = 1e6 * np.quantile(np.concatenate(stream.turns[1:]), (0.5, 0.99))
-            row |= {"p50_us": float(p50), "p99_us": float(p99), "ratio": None}
-            if ours := medians.get(OURS):
-                ratios = [mine / our for mine, our in zip(medians[name], ours, strict=True)]
-                low, middle, high = quartiles(ratios)
-                row |= {"ratio": middle, "ratio_spread": [low, high]}
-                if name != OURS and middle < 1:
-                    row["ahead"] = True
+            row |= {"p50_us": float(p50), "p99_us": float(p99), **compared(name, medians)}
         rows.append({**row, **facts.get(name, {})})
     return rows
 
@@ -190,7 +178,15 @@ def check_equal(got: Any, expected: Any) -> None:
         raise SystemExit(f"two steps differ by {error:.1e}, relative to the largest output")
 
 
-def plot(rows: Sequence[Row], figure: "Figure") -> None:
-    from ._ratios import draw_ratios
-
+def plot(rows: Sequence[Row], figure: Figure) -> None:
     draw_ratios(figure.subplots(), rows, lambda row: f"{row['layer']}, batch {row['batch']}")
+
+
+BENCHMARK = Benchmark(
+    run=run,
+    table=columns(
+        *("layer", "batch", "features", "units", "contender", "p50_us", "p99_us"),
+        *("ratio", "ratio_spread", "compile_s", "file_bytes"),
+    ),
+    plot=plot,
+)

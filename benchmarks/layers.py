@@ -1,6 +1,6 @@
 """Every layer and cell beside the plain loop and other libraries: time, memory, compile time.
 
-Of each the forward pass and the gradient, by the input and all parameters. All entrants have the
+Of each the forward pass and the gradient, by the input and all parameters. All contenders have the
 same weights and give the same outputs, which is checked first, but for those whose `note` begins
 with another equation. `linear_scan` is the recurrence alone, real, with a decay for every step.
 """
@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,20 +17,22 @@ import jax.numpy as jnp
 
 from rnnscale import LRU, S5, cells
 from rnnscale_kernels import linear_scan
+from rnnscale_kernels.testing import MODES, Thunk
 
 from . import _torch
-from ._harness import MODES, OURS, Contest, Row, Thunk, compiled, measure
-from ._peers import check_close, check_equal, entrants, installed, over_time, tell_missing
+from ._benchmark import OURS, Benchmark, Figure, Row, columns
+from ._harness import Contest, compiled, measure
+from ._peers import (
+    check_close,
+    check_equal,
+    contenders,
+    installed,
+    log_missing,
+    over_time,
+    versions_of_libraries,
+)
 from ._plots import legend
 from ._ratios import draw_ratios
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLUMNS = (
-    *("layer", "batch", "time", "features", "units", "mode", "entrant"),
-    *("median_ms", "ratio", "temp_bytes", "compile_s", "note"),
-)
 
 CELLS: dict[str, Callable[..., cells.Cell]] = {
     **{
@@ -94,12 +96,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def about(options: argparse.Namespace) -> Row:
-    return {"libraries": installed()}
-
-
 def run(options: argparse.Namespace) -> Iterator[Row]:
-    tell_missing()
+    log_missing()
     for layer in options.layer or (QUICK if options.quick else LAYERS):
         for shape in shapes(layer, options.quick):
             make = scan_contests if layer == "linear_scan" else contests
@@ -126,14 +124,14 @@ def contests(layer: str, shape: Shape) -> list[Contest]:
     """One for the forward pass and one for the gradient."""
     ours = make_ours(layer, shape.features, shape.units, jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (shape.batch, shape.time, shape.features))
-    found = entrants(ours)
+    found = contenders(ours)
     few = xs[:1, :64]
     check_equal(found, few)
     thunks: dict[str, dict[str, Thunk]] = {}
     facts: dict[str, dict[str, Row]] = {}
-    for name, entrant in found.items():
-        thunks[name], facts[name] = compiled(entrant.run, entrant.module, xs)
-        facts[name] = {mode: {**each, **entrant.facts} for mode, each in facts[name].items()}
+    for name, contender in found.items():
+        thunks[name], facts[name] = compiled(contender.run, contender.module, xs)
+        facts[name] = {mode: {**each, **contender.facts} for mode, each in facts[name].items()}
     if (module := torch_module(ours)) is not None:
         check_close("torch", _torch.outputs(module, few), found[OURS].run(ours, few))
         thunks["torch"] = _torch.thunks(module, xs)
@@ -195,7 +193,7 @@ def _by_mode(
     ]
 
 
-def plot(rows: Sequence[Row], figure: "Figure") -> None:
+def plot(rows: Sequence[Row], figure: Figure) -> None:
     gradients = [row for row in rows if row["mode"] == "gradient"]
     figure.set_size_inches(9, 9)
     draw_ratios(figure.subplots(), gradients, lambda row: f"{row['layer']} {_shape(row)}")
@@ -205,3 +203,15 @@ def plot(rows: Sequence[Row], figure: "Figure") -> None:
 
 def _shape(row: Row) -> str:
     return f"{row['batch']}x{row['time']} {row['features']}→{row['units']}"
+
+
+BENCHMARK = Benchmark(
+    run=run,
+    table=columns(
+        *("layer", "batch", "time", "features", "units", "mode", "contender"),
+        *("median_ms", "ratio", "temp_bytes", "compile_s", "note"),
+    ),
+    plot=plot,
+    add_options=add_options,
+    about=versions_of_libraries,
+)

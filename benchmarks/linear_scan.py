@@ -8,7 +8,6 @@ textbook form that takes less time than that is `ahead`.
 
 import argparse
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from rnnscale_kernels import local_platform
 from rnnscale_kernels.testing import (
@@ -20,13 +19,9 @@ from rnnscale_kernels.testing import (
     usable_implementations,
 )
 
-from ._harness import Row
+from ._benchmark import Benchmark, Figure, Row, columns
 from ._plots import legend, lines, styles
 
-COLUMNS = (
-    "mode", "batch", "time", "channels", "dtype", "numbers", "decay",
-    "name", "time_ms", "spread", "ratio", "percent_of_copy", "peak_bytes", "compile_s",
-)  # fmt: skip
 SWEEPS = ("length", "channels", "numbers")
 
 
@@ -83,7 +78,7 @@ def case_name(row: Row) -> str:
     return f"{row['batch']}x{row['time']}x{row['channels']} {kind}"
 
 
-def plot(rows: Sequence[Row], figure: Any) -> None:
+def plot(rows: Sequence[Row], figure: Figure) -> None:
     """Per cent of the copy bandwidth, a column of panels for each sweep on each device."""
     timed = [{**row, "case": case_name(row)} for row in rows if "time_ms" in row]
     if not timed:
@@ -107,3 +102,14 @@ def plot(rows: Sequence[Row], figure: Any) -> None:
             if x == "case":
                 panel.tick_params(axis="x", labelrotation=90)
     legend(figure)
+
+
+BENCHMARK = Benchmark(
+    run=run,
+    table=columns(
+        *("mode", "batch", "time", "channels", "dtype", "numbers", "decay"),
+        *("name", "time_ms", "spread", "ratio", "percent_of_copy", "peak_bytes", "compile_s"),
+    ),
+    plot=plot,
+    add_options=add_options,
+)

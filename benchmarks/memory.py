@@ -8,7 +8,6 @@ plain loss, `chunks` the same in chunks of about the square root of the length.
 import argparse
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,12 +18,11 @@ from rich.table import Table
 from rnnscale import LRU, S5, LongShortTermMemoryCell, RNNEncoder
 from rnnscale.models import LanguageModel
 from rnnscale.training import cross_entropy, in_chunks
+from rnnscale_kernels.testing import compile_timed
 
-from ._harness import Row, compile_timed
+from ._benchmark import Benchmark, Figure, Row
 from ._plots import legend, lines, styles
 
-# Nothing is run, so nothing is repeated.
-ROUNDS = None
 DIM, DEPTH, VOCAB = 64, 2, 256
 LENGTHS = (2**14, 2**16, 2**18, 2**20)
 LAYERS = {
@@ -42,7 +40,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
                 yield compiled_gradient(name, length, chunk)
 
 
-def about(options: argparse.Namespace) -> dict[str, Any]:
+def about(options: argparse.Namespace) -> Row:
     return {"shape": {"batch": 1, "features": DIM, "blocks": DEPTH, "vocab": VOCAB}}
 
 
@@ -86,10 +84,14 @@ def table(rows: Sequence[Row]) -> Group:
     return Group("temporaries of the gradient, MB, over the length", found)
 
 
-def plot(rows: Sequence[Row], figure: Any) -> None:
+def plot(rows: Sequence[Row], figure: Figure) -> None:
     panel = figure.subplots()
     named = [{**row, "form": form(row), "MB": row["temp_bytes"] / 1e6} for row in rows]
     lines(panel, named, "length", "MB", styles(map(form, rows)), by="form")
     panel.set_yscale("log")
     panel.set_ylabel("temporaries of the gradient, MB")
     legend(figure)
+
+
+# Nothing is run, so nothing is repeated.
+BENCHMARK = Benchmark(run=run, table=table, plot=plot, about=about, rounds=None)

@@ -7,7 +7,6 @@ one without messages, whose loss stays at the variance of that mean.
 
 import argparse
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,12 +19,9 @@ from rnnscale import trainable
 from rnnscale.cells import GatedRecurrentUnitCell
 from rnnscale.layers import Linear, ModularRNN, RNNEncoder, SharedModules, SparseMessages
 
-from ._harness import Row
+from ._benchmark import Benchmark, Figure, Row, columns
 from ._plots import legend, lines, styles
 
-# A training of one seed, whose figures are losses.
-ROUNDS = None
-COLUMNS = ("network", "step", "loss", "chance")
 NODES, DEGREE = 32, 3
 BATCH, TIME = 16, 24
 HDIM, MESSAGE = 16, 8
@@ -101,8 +97,17 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         yield from train(NodeNetwork(messages, key=model_key), senders, steps, name)
 
 
-def plot(rows: Sequence[Row], figure: Any) -> None:
+def plot(rows: Sequence[Row], figure: Figure) -> None:
     panel = figure.subplots()
     lines(panel, rows, "step", "loss", styles(row["network"] for row in rows), by="network")
     panel.axhline(rows[0]["chance"], color="black", linewidth=0.8, linestyle=":")
     legend(figure)
+
+
+BENCHMARK = Benchmark(
+    run=run,
+    table=columns("network", "step", "loss", "chance"),
+    plot=plot,
+    add_options=add_options,
+    rounds=None,
+)

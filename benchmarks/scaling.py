@@ -26,7 +26,8 @@ from rnnscale.sharding import AXES, make_mesh, sharded_init
 from rnnscale.tasks import load_task
 from rnnscale_kernels.testing import Program, compile_for, target_devices
 
-from ._harness import Row, require, target
+from ._benchmark import Benchmark, Figure, Row
+from ._harness import require, target
 from ._plots import legend, lines, styles
 
 
@@ -162,7 +163,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         yield row
 
 
-def about(options: argparse.Namespace) -> dict[str, Any]:
+def about(options: argparse.Namespace) -> Row:
     return {"target": options.target or jax.devices()[0].device_kind}
 
 
@@ -193,7 +194,7 @@ def table(rows: Sequence[Row]) -> Table:
     return found
 
 
-def plot(rows: Sequence[Row], figure: Any) -> None:
+def plot(rows: Sequence[Row], figure: Figure) -> None:
     """Bytes exchanged in a step, over the devices and over the length."""
     named = [
         {
@@ -213,3 +214,6 @@ def plot(rows: Sequence[Row], figure: Any) -> None:
         panel.set_yscale("symlog", linthresh=1)
         panel.set_ylabel("kB exchanged by a device in a step")
     legend(figure)
+
+
+BENCHMARK = Benchmark(run=run, table=table, plot=plot, add_options=add_options, about=about)

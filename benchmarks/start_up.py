@@ -7,21 +7,15 @@ compiled and run once.
 
 import argparse
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from . import _torch
+from ._benchmark import Benchmark, Figure, Row, columns
 from ._first_step import case_of, in_turns
-from ._harness import Row
-from ._peers import installed, libraries_for, tell_missing
+from ._peers import libraries_for, log_missing, versions_of_libraries
 from ._plots import legend
 from ._ratios import draw_ratios
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 PARTS = ("import_s", "make_s", "trace_s", "compile_s", "run_s")
-COLUMNS = ("layer", "batch", "time", "features", "units", "entrant", "seconds", *PARTS, "ratio")
-ROUNDS = 3
 JOBS = (
     ("LRU", 8, 2048, 64, 256),
     ("S5", 8, 2048, 64, 256),
@@ -31,12 +25,8 @@ JOBS = (
 QUICK = (("LongShortTermMemoryCell", 1, 32, 8, 8),)
 
 
-def about(options: argparse.Namespace) -> Row:
-    return {"libraries": installed()}
-
-
 def run(options: argparse.Namespace) -> Iterator[Row]:
-    tell_missing()
+    log_missing()
     for job in QUICK if options.quick else JOBS:
         case = case_of(job)
         names = libraries_for(job[0])
@@ -45,8 +35,19 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         yield from in_turns(case, names, 1 if options.quick else options.rounds, PARTS)
 
 
-def plot(rows: Sequence[Row], figure: "Figure") -> None:
+def plot(rows: Sequence[Row], figure: Figure) -> None:
     figure.set_size_inches(9, 3.5)
     draw_ratios(figure.subplots(), rows, lambda row: row["layer"])
     legend(figure)
     figure.suptitle("Cold start to the first step, times as long as rnnscale")
+
+
+BENCHMARK = Benchmark(
+    run=run,
+    table=columns(
+        *("layer", "batch", "time", "features", "units", "contender", "seconds", *PARTS, "ratio")
+    ),
+    plot=plot,
+    about=versions_of_libraries,
+    rounds=3,
+)

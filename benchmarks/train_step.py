@@ -1,38 +1,35 @@
-"""A whole training step beside other libraries: loss, gradient, Adam, the state donated.
+"""A training step compared with other libraries: loss, gradient and Adam, with the state donated.
 
-The model is one layer and a linear readout of the mean over time, trained on ten classes. All have
-the same weights at first, and the loss of the first step is compared. The JAX entrants are trained
-by the same function, with optax.
+The model is one layer and a linear readout of the mean over time, trained on ten classes. All
+contenders start from the same weights, and their losses at the first step are compared. Those in
+JAX are trained by the same function, with optax.
 
-`units` are complex states of an LRU or S5. S5 has two jobs: 256 of them, one of each conjugate
-pair of a system of order 512, and 128, of order 256, which is what its paper and discretax call a
-`state_dim` of 256. rnn-jax keeps no conjugate pairs, so there as many states are of half the order.
+`units` are complex states of an LRU or S5. S5 has two jobs. One has 256 states, one of each
+conjugate pair of a system of order 512. The other has 128, of order 256, which its paper and
+discretax call a `state_dim` of 256. rnn-jax does not use conjugate pairs: its system with as many
+states has half the order.
 """
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 
+from rnnscale_kernels.testing import Thunk, compile_timed
+
 from . import _torch
-from ._harness import OURS, Contest, Row, Thunk, compile_timed, measure
-from ._peers import Entrant, check_close, entrants, installed, tell_missing
+from ._benchmark import OURS, Benchmark, Figure, Row, columns
+from ._harness import Contest, measure
+from ._peers import Contender, check_close, contenders, log_missing, versions_of_libraries
 from ._plots import legend
 from ._ratios import draw_ratios
 from ._torch import CLASSES
 from .layers import QUICK_SHAPE, Shape, make_ours, torch_module
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLUMNS = (
-    *("layer", "batch", "time", "features", "units", "entrant"),
-    *("median_ms", "ratio", "ratio_spread", "temp_bytes", "compile_s", "note"),
-)
 RATE = 1e-3
 JOBS = {
     "LRU": (Shape(8, 2048, 64, 256),),
@@ -50,12 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def about(options: argparse.Namespace) -> Row:
-    return {"libraries": installed()}
-
-
 def run(options: argparse.Namespace) -> Iterator[Row]:
-    tell_missing()
+    log_missing()
     for layer in options.layer or (QUICK if options.quick else JOBS):
         for shape in (QUICK_SHAPE,) if options.quick else JOBS[layer]:
             yield from measure(contest(layer, shape), options.rounds)
@@ -67,13 +60,13 @@ def contest(layer: str, shape: Shape) -> Contest:
     facts: dict[str, Row] = {}
     xs, labels = batch(shape)
     expected = None
-    for name, entrant in entrants(ours).items():
-        step, state = start(entrant, xs)
+    for name, contender in contenders(ours).items():
+        step, state = start(contender, xs)
         program, facts[name] = compile_timed(step, state, xs, labels)
-        facts[name] |= entrant.facts
+        facts[name] |= contender.facts
         state, loss = program(state, xs, labels)
         expected = loss if name == OURS else expected
-        if entrant.same_equation:
+        if contender.same_equation:
             check_close(name, loss, expected)
         thunks[name] = repeated(program, state, xs, labels)
     if (module := torch_module(ours)) is not None:
@@ -92,18 +85,18 @@ def readout_of(width: int) -> jax.Array:
     return jax.random.normal(jax.random.key(3), (CLASSES, width)) / width**0.5
 
 
-def start(entrant: Entrant, xs: jax.Array) -> tuple[Any, Any]:
+def start(contender: Contender, xs: jax.Array) -> tuple[Any, Any]:
     """The jitted `step(state, xs, labels) -> (state, loss)`, and the state before it."""
-    arrays, static = eqx.partition(entrant.module, eqx.is_inexact_array)
-    # The step uses its state up, and the weights are those of other entrants too.
+    arrays, static = eqx.partition(contender.module, eqx.is_inexact_array)
+    # The step uses its state up, and the weights are those of other contenders too.
     arrays = jax.tree.map(jnp.array, arrays)
-    width = eqx.filter_eval_shape(entrant.run, entrant.module, xs).shape[-1]
+    width = eqx.filter_eval_shape(contender.run, contender.module, xs).shape[-1]
     params = arrays, readout_of(width), jnp.zeros(CLASSES)
     optimiser = optax.adam(RATE)
 
     def loss(params, xs, labels):
         arrays, weight, bias = params
-        ys = entrant.run(eqx.combine(arrays, static), xs)
+        ys = contender.run(eqx.combine(arrays, static), xs)
         logits = ys.mean(1) @ weight.T + bias
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -123,13 +116,25 @@ def repeated(program: Callable, state: Any, xs: jax.Array, labels: jax.Array) ->
     def step():
         nonlocal state
         state, loss = program(state, xs, labels)
-        jax.block_until_ready((state, loss))
+        return state, loss
 
     return step
 
 
-def plot(rows: Sequence[Row], figure: "Figure") -> None:
+def plot(rows: Sequence[Row], figure: Figure) -> None:
     figure.set_size_inches(9, 3.5)
     draw_ratios(figure.subplots(), rows, lambda row: f"{row['layer']} {row['units']}")
     legend(figure)
     figure.suptitle("Training step, times as long as rnnscale")
+
+
+BENCHMARK = Benchmark(
+    run=run,
+    table=columns(
+        *("layer", "batch", "time", "features", "units", "contender"),
+        *("median_ms", "ratio", "ratio_spread", "temp_bytes", "compile_s", "note"),
+    ),
+    plot=plot,
+    add_options=add_options,
+    about=versions_of_libraries,
+)

@@ -9,8 +9,6 @@ nothing.
 import argparse
 import itertools
 import json
-import math
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,18 +18,15 @@ import jax.numpy as jnp
 
 from rnnscale_kernels._target import Target, local_platform
 from rnnscale_kernels.linear_scan import _triton
+from rnnscale_kernels.testing import take_turns
 
-from ._harness import Row, Unavailable
+from ._benchmark import Benchmark, Row, Unavailable, columns
 
-COLUMNS = ("kernel", "us", "rule_us", "config")
-ROUNDS = 5
 DTYPES, WIDTHS = ("float32", "bfloat16"), (4096, 8192, 32768)
 # Numbers in an array: more than the cache of any GPU holds.
 SIZE = 2**25
 # Shared memory that every GPU since Ampere gives a program.
 SHARED_MEMORY = 96 * 1024
-# In each round so many calls, one after another without waiting.
-CALLS = 10
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -126,15 +121,12 @@ def call_of(case: Case, target: Target):
 
 
 def microseconds(run, arguments, rounds: int) -> float:
-    """Of one call, by the configuration that the table has now."""
+    """The best time of one call, in the configuration that the table has now."""
     compiled = jax.jit(lambda *arguments: run(*arguments)).lower(*arguments).compile()
-    jax.block_until_ready(compiled(*arguments))
-    best = math.inf
-    for _ in range(rounds):
-        start = time.perf_counter()
-        jax.block_until_ready([compiled(*arguments) for _ in range(CALLS)])
-        best = min(best, time.perf_counter() - start)
-    return 1e6 * best / CALLS
+    times, errors = take_turns({"": lambda: compiled(*arguments)}, rounds, queue=True)
+    if errors:
+        raise errors[""]
+    return 1e6 * min(times[""])
 
 
 def write() -> None:
@@ -143,3 +135,11 @@ def write() -> None:
         for kind, cases in _triton.tuned_configs().items()
     }
     _triton.CONFIGS.write_text(json.dumps(devices, indent=1, sort_keys=True) + "\n")
+
+
+BENCHMARK = Benchmark(
+    run=run,
+    table=columns("kernel", "us", "rule_us", "config"),
+    add_options=add_options,
+    rounds=5,
+)

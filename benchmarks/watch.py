@@ -8,7 +8,6 @@ at the end come the series of the person who was left out, none of which chose a
 import argparse
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,11 +27,9 @@ from rnnscale.training import (
     make_train_step,
 )
 
-from ._harness import Row
+from ._benchmark import Benchmark, Figure, Row
 from ._plots import legend, lines, styles
 
-# A training of one seed for each person, whose figures are accuracies.
-ROUNDS = None
 BATCH, PIECE, DIM, DEPTH = 16, 512, 64, 2
 EVERY = 50
 
@@ -108,7 +105,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         yield {"person": person, **train(task, steps_of(options), options.seed)}
 
 
-def about(options: argparse.Namespace) -> dict[str, Any]:
+def about(options: argparse.Namespace) -> Row:
     sizes = {"batch": BATCH, "piece": PIECE, "dim": DIM, "depth": DEPTH}
     return {"steps": steps_of(options), "seed": options.seed, **sizes}
 
@@ -121,7 +118,7 @@ def table(rows: Sequence[Row]) -> Group:
     return Group(found, f"mean {statistics.mean(accuracies):.3f}, smallest {min(accuracies):.3f}")
 
 
-def plot(rows: Sequence[Row], figure: Any) -> None:
+def plot(rows: Sequence[Row], figure: Figure) -> None:
     panel = figure.subplots()
     curves = [
         {"person": f"person {row['person']}", **point} for row in rows for point in row["curve"]
@@ -129,3 +126,8 @@ def plot(rows: Sequence[Row], figure: Any) -> None:
     chosen = styles(point["person"] for point in curves)
     lines(panel, curves, "step", "validation_accuracy", chosen, by="person")
     legend(figure)
+
+
+BENCHMARK = Benchmark(
+    run=run, table=table, plot=plot, add_options=add_options, about=about, rounds=None
+)

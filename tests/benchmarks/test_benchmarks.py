@@ -1,4 +1,4 @@
-"""What the benchmarks measure, in small."""
+"""Runs the benchmarks at small sizes, and checks what each measures."""
 
 import argparse
 import dataclasses
@@ -17,6 +17,8 @@ from rich.console import Console
 
 import benchmarks.__main__ as command
 from benchmarks import data, gpu, linear_scan, message_passing, scaling, tune_triton
+from benchmarks._benchmark import Benchmark
+from benchmarks._plots import new_figure
 from rnnscale_kernels.testing import ScanArguments, missing
 
 BENCHMARKS = Path(command.__file__).parent
@@ -24,27 +26,21 @@ BENCHMARKS = Path(command.__file__).parent
 
 def run(name, *given):
     """The rows, which can be shown and drawn."""
-    module = command.load(name)
-    options, _ = command.parse(name, module, given)
-    rows = list(module.run(options))
-    shown(module, rows)
+    benchmark = command.load(name)
+    options, _ = command.parse(name, benchmark, given)
+    rows = list(benchmark.run(options))
+    shown(benchmark, rows)
     return rows
 
 
-def shown(module, rows):
-    """What is printed. The picture is drawn too."""
-    from benchmarks._harness import table
-
+def shown(benchmark, rows):
+    """What is printed. The plot is drawn too."""
     console = Console(width=200)
     with console.capture() as captured:
-        console.print(
-            module.table(rows) if hasattr(module, "table") else table(rows, module.COLUMNS)
-        )
-    if hasattr(module, "plot") and importlib.util.find_spec("matplotlib") is not None:
-        from benchmarks._plots import new_figure
-
+        console.print(benchmark.table(rows))
+    if benchmark.plot is not None and importlib.util.find_spec("matplotlib") is not None:
         figure = new_figure()
-        module.plot([{"device": "cpu", **row} for row in rows], figure)
+        benchmark.plot([{"device": "cpu", **row} for row in rows], figure)
         figure.canvas.draw()
         assert any(panel.get_lines() for panel in figure.axes) or figure.texts
     return captured.get()
@@ -255,7 +251,7 @@ def test_gpu_checks_and_times_in_processes_of_their_own():
     assert {(row["mode"], row["name"]) for row in times} >= {
         (mode, name) for mode in ("forward", "gradient") for name in ("sequential", "lax_scan")
     }
-    text = shown(gpu, [machine, *checks, *times])
+    text = shown(gpu.BENCHMARK, [machine, *checks, *times])
     assert "8x64x16 bf16" in text or "8x64x16 f32" in text
     assert "FAILED" not in text and "fwd %" in text
 
@@ -268,7 +264,7 @@ def test_gpu_compiles_for_what_is_not_here():
     (kernel,) = row["kernels"]
     assert kernel["spills"] == 0 and 0 < kernel["shared_memory"] < 233_472
     row |= {"part": "compile", "name": "mosaic_gpu", "mode": "forward", "arguments": "8x256x128"}
-    assert f"{kernel['shared_memory']:,}" in shown(gpu, [row])
+    assert f"{kernel['shared_memory']:,}" in shown(gpu.BENCHMARK, [row])
 
 
 @pytest.mark.parametrize(
@@ -295,7 +291,7 @@ def test_a_part_that_ends_badly_keeps_its_rows_and_is_a_failure(
     about = {"part": "check", "operation": "linear_scan", "name": "triton"}
     assert row == {**about, "figure": 1}
     assert end["ended"] == ended and says in end["error"] and end.items() >= about.items()
-    assert "FAILED" in shown(argparse.Namespace(table=gpu.table), [row | {"bound": 2}, end])
+    assert "FAILED" in shown(Benchmark(run=gpu.run, table=gpu.table), [row | {"bound": 2}, end])
 
 
 def test_a_part_without_time_is_dropped():

@@ -1,4 +1,4 @@
-"""How times are taken and compared, and how a benchmark is run, written down and drawn."""
+"""Checks how times are taken and compared, and how a benchmark is run, written and drawn."""
 
 import argparse
 import gc
@@ -19,7 +19,9 @@ from rich.console import Console
 
 import benchmarks.__main__ as command
 from benchmarks import _harness, _plots
-from benchmarks._harness import Contest, Unavailable, measure, orders
+from benchmarks._benchmark import Benchmark, Unavailable, columns
+from benchmarks._harness import Contest, measure
+from rnnscale_kernels.testing import _timing, compile_timed, orders
 
 ROOT = Path(command.__file__).parents[1]
 
@@ -49,7 +51,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(_harness, "time", clock)
+    monkeypatch.setattr(_timing, "time", clock)
     return clock
 
 
@@ -61,8 +63,8 @@ def test_figures_are_of_all_rounds_but_the_first_call(clock):
         {"peer": {"compile_s": 1.5}},
     )
     mine, peer = measure(contest, rounds=5)
-    assert list(mine)[:3] == ["layer", "batch", "entrant"]
-    assert (mine["layer"], mine["entrant"], peer["entrant"]) == ("LRU", "rnnscale", "peer")
+    assert list(mine)[:3] == ["layer", "batch", "contender"]
+    assert (mine["layer"], mine["contender"], peer["contender"]) == ("LRU", "rnnscale", "peer")
     for row, ms in ((mine, ours), (peer, theirs)):
         low, median, high = statistics.quantiles(ms, n=4, method="inclusive")
         assert row["median_ms"] == pytest.approx(median)
@@ -76,18 +78,18 @@ def test_figures_are_of_all_rounds_but_the_first_call(clock):
 
 
 def test_who_is_faster_than_ours_is_ahead(clock):
-    entrants = {"rnnscale": clock.takes(4), "slow": clock.takes(5), "fast": clock.takes(3)}
-    rows = {row["entrant"]: row for row in measure(Contest({}, entrants), rounds=3)}
+    contenders = {"rnnscale": clock.takes(4), "slow": clock.takes(5), "fast": clock.takes(3)}
+    rows = {row["contender"]: row for row in measure(Contest({}, contenders), rounds=3)}
     assert rows["fast"]["ahead"] is True and rows["fast"]["ratio"] == pytest.approx(0.75)
     assert "ahead" not in rows["slow"] and "ahead" not in rows["rnnscale"]
-    del entrants["rnnscale"]
-    for row in measure(Contest({}, entrants), rounds=1):
+    del contenders["rnnscale"]
+    for row in measure(Contest({}, contenders), rounds=1):
         assert row["ratio"] is None and row["ratio_spread"] is None and "ahead" not in row
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_everybody_is_first_as_often_and_follows_everybody_next_to_them(count):
-    names = [f"entrant {i}" for i in range(count)]
+    names = [f"contender {i}" for i in range(count)]
     rounds = list(orders(names, 2 * count))
     assert all(sorted(each) == names for each in rounds)
     places = Counter((place, name) for each in rounds for place, name in enumerate(each))
@@ -103,7 +105,7 @@ def test_everybody_is_first_as_often_and_follows_everybody_next_to_them(count):
 def test_each_takes_its_turn_in_every_round_while_no_garbage_is_collected():
     calls, collecting = [], []
 
-    def entrant(name):
+    def contender(name):
         def run():
             calls.append(name)
             collecting.append(gc.isenabled())
@@ -111,12 +113,12 @@ def test_each_takes_its_turn_in_every_round_while_no_garbage_is_collected():
         return run
 
     assert gc.isenabled()
-    measure(Contest({}, {name: entrant(name) for name in "abc"}), rounds=4)
+    measure(Contest({}, {name: contender(name) for name in "abc"}), rounds=4)
     assert Counter(calls) == {"a": 5, "b": 5, "c": 5}
     assert collecting[3:] == [False] * 12 and gc.isenabled()
     gc.disable()
     try:
-        measure(Contest({}, {"a": entrant("a")}), rounds=1)
+        measure(Contest({}, {"a": contender("a")}), rounds=1)
         assert not gc.isenabled()
     finally:
         gc.enable()
@@ -131,12 +133,12 @@ def test_who_fails_has_an_error_and_the_others_go_on(clock, fails_at):
         if len(calls) == fails_at:
             raise MemoryError("no room for 3 GB")
 
-    entrants = {"rnnscale": clock.takes(4), "large": fail, "peer": clock.takes(8)}
-    contest = Contest({"time": 64}, entrants, {"large": {"note": "keeps all states"}})
+    contenders = {"rnnscale": clock.takes(4), "large": fail, "peer": clock.takes(8)}
+    contest = Contest({"time": 64}, contenders, {"large": {"note": "keeps all states"}})
     mine, large, peer = measure(contest, rounds=4)
     assert len(calls) == fails_at
     assert large == {
-        "time": 64, "entrant": "large", "error": "MemoryError: no room for 3 GB",
+        "time": 64, "contender": "large", "error": "MemoryError: no room for 3 GB",
         "note": "keeps all states",
     }  # fmt: skip
     assert mine["median_ms"] == pytest.approx(4) and peer["ratio"] == pytest.approx(2)
@@ -155,7 +157,7 @@ def test_nobody_is_compared_with_ours_where_ours_fails(clock):
 def test_what_is_no_contest():
     with pytest.raises(ValueError, match="at least 1, got 0"):
         measure(Contest({}, {"rnnscale": list}), rounds=0)
-    with pytest.raises(ValueError, match=r"facts of \['per'\]; the entrants are \['peer'\]"):
+    with pytest.raises(ValueError, match=r"facts of \['per'\]; the contenders are \['peer'\]"):
         Contest({}, {"peer": list}, {"per": {}})
 
 
@@ -165,12 +167,15 @@ def test_programs_of_a_layer_and_what_they_took():
     assert list(thunks) == list(facts) == ["forward", "gradient"]
     for mode, thunk in thunks.items():
         thunk()
-        assert facts[mode].keys() == {"compile_s", "temp_bytes"} and facts[mode]["compile_s"] > 0
+        assert (
+            facts[mode].keys() == {"compile_s", "temp_bytes", "peak_bytes"}
+            and facts[mode]["compile_s"] > 0
+        )
 
 
 def test_temporaries_hold_what_is_between_argument_and_result():
     x = jnp.eye(64)
-    program, facts = _harness.compile_timed(jax.jit(lambda x: jnp.sin(x @ x) @ x), x)
+    program, facts = compile_timed(jax.jit(lambda x: jnp.sin(x @ x) @ x), x)
     np.testing.assert_allclose(program(x), np.sin(1) * np.eye(64), rtol=1e-6)
     # The sines are neither an argument nor a result.
     assert facts["temp_bytes"] == x.nbytes and facts["compile_s"] > 0
@@ -185,13 +190,13 @@ def printed(renderable):
 
 def test_the_table_marks_who_is_ahead_and_tells_who_failed():
     rows = [
-        {"time": 65536, "entrant": "rnnscale", "median_ms": 12.3456, "ratio": 1.0},
-        {"time": 65536, "entrant": "fast", "median_ms": 6.1728, "ratio": 0.5, "ahead": True},
-        {"time": 65536, "entrant": "large", "error": "MemoryError: [no] room"},
+        {"time": 65536, "contender": "rnnscale", "median_ms": 12.3456, "ratio": 1.0},
+        {"time": 65536, "contender": "fast", "median_ms": 6.1728, "ratio": 0.5, "ahead": True},
+        {"time": 65536, "contender": "large", "error": "MemoryError: [no] room"},
     ]
-    text = printed(_harness.table(rows, ("time", "entrant", "median_ms", "ratio")))
+    text = printed(columns("time", "contender", "median_ms", "ratio")(rows))
     head, ours, fast, large, failed = (" ".join(line.split()) for line in text.splitlines())
-    assert head == "time entrant median_ms ratio"
+    assert head == "time contender median_ms ratio"
     assert ours == "65,536 rnnscale 12.3 1"
     assert fast == "65,536 fast 6.17 0.5 ahead"
     assert large == "65,536 large"
@@ -206,14 +211,8 @@ def test_lines_keep_their_style_and_differ_without_colour():
     assert len(in_grey) == 33
 
 
-def fake(run, **others):
-    def add_options(parser):
-        parser.add_argument("--width", type=int, default=3)
-
-    return SimpleNamespace(
-        __doc__="A fake.\n\n50 % of one.", run=run, COLUMNS=("width", "ms"),
-        add_options=add_options, **others,
-    )  # fmt: skip
+def add_width(parser):
+    parser.add_argument("--width", type=int, default=3)
 
 
 def two_rows(options):
@@ -224,10 +223,11 @@ def two_rows(options):
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    """Puts a fake in the place of the benchmark `memory`."""
+    """Replaces the benchmark `memory` by another one."""
 
     def put(run, **others):
-        monkeypatch.setattr(command, "load", lambda name: fake(run, **others))
+        fake = Benchmark(run=run, table=columns("width", "ms"), add_options=add_width, **others)
+        monkeypatch.setattr(command, "load", lambda name: fake)
 
     return put
 
@@ -266,8 +266,8 @@ def test_rounds_are_15_or_3_or_as_the_benchmark_says(benchmark):
         return []
 
     for module, given in (
-        ({}, []), ({}, ["--quick"]), ({}, ["--quick", "--rounds", "7"]), ({"ROUNDS": 11}, []),
-        ({"ROUNDS": 2}, ["--quick"]), ({"ROUNDS": None}, []),
+        ({}, []), ({}, ["--quick"]), ({}, ["--quick", "--rounds", "7"]), ({"rounds": 11}, []),
+        ({"rounds": 2}, ["--quick"]), ({"rounds": None}, []),
     ):  # fmt: skip
         benchmark(run, **module)
         assert command.main(["memory", *given]) == 0
@@ -397,14 +397,18 @@ def test_every_benchmark_is_in_the_list():
 
 @pytest.mark.parametrize("name", command.BENCHMARKS)
 def test_every_benchmark_is_one(name, capsys):
-    module = command.load(name)
-    assert callable(module.run) and (hasattr(module, "COLUMNS") or callable(module.table))
+    benchmark = command.load(name)
+    assert isinstance(benchmark, Benchmark)
     with pytest.raises(SystemExit) as end:
         command.main([name, "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    assert "--quick" in text and "--json" in text and command.summary(name) in text
-    options, _ = command.parse(name, module, ["--quick"])
+    assert (
+        "--quick" in text
+        and "--json" in text
+        and command.description(name).partition("\n")[0] in text
+    )
+    options, _ = command.parse(name, benchmark, ["--quick"])
     assert isinstance(options, argparse.Namespace) and options.quick
 
 

@@ -41,7 +41,7 @@ PEERS = [
     (name, kind)
     for name, each in _peers.LIBRARIES.items()
     for kind, differs in each.differs.items()
-    if name != "rnnscale" and not differs.startswith("another equation")
+    if name != "rnnscale" and not isinstance(differs, _peers.OtherEquation)
 ]
 
 
@@ -81,7 +81,7 @@ def test_pytorch_is_trained_as_ours_is():
     kind = "LongShortTermMemoryCell"
     ours = layers.make_ours(kind, SMALL.features, SMALL.units, jax.random.key(0))
     xs, labels = train_step.batch(SMALL)
-    step, state = train_step.start(_peers.Entrant(_peers.LIBRARIES["rnnscale"].run, ours), xs)
+    step, state = train_step.start(_peers.Contender(_peers.LIBRARIES["rnnscale"].run, ours), xs)
     module = layers.torch_module(ours)
     # The second of its two biases, with which they learn twice as fast.
     module.bias_hh_l0.requires_grad_(False)
@@ -100,21 +100,20 @@ def test_who_is_installed_and_who_is_missing(monkeypatch, capsys):
 
     monkeypatch.setattr(_peers.metadata, "version", version)
     assert _peers.installed() == dict.fromkeys(set(_peers.DISTRIBUTIONS) - {"memax"}, "1.2")
-    assert _peers.missing() == {"memax": "not installed"}
     assert "memax" not in _peers.libraries_for("LRU") and "rnn-jax" in _peers.libraries_for("LRU")
-    _peers.tell_missing()
+    _peers.log_missing()
     (line,) = capsys.readouterr().err.splitlines()
     assert "memax (not installed)" in line and "the extra peers" in line
 
 
 def test_nothing_is_timed_whose_outputs_are_not_ours(key):
     ours, xs = ours_and_input("LRU", key)
-    same = _peers.Entrant(lambda layer, xs: layer(xs)[1], ours)
-    off = _peers.Entrant(lambda layer, xs: 1.01 * layer(xs)[1], ours)
+    same = _peers.Contender(lambda layer, xs: layer(xs)[1], ours)
+    off = _peers.Contender(lambda layer, xs: 1.01 * layer(xs)[1], ours)
     _peers.check_equal({"rnnscale": same, "peer": same}, xs)
     with pytest.raises(ValueError, match="peer differs from ours"):
         _peers.check_equal({"rnnscale": same, "peer": off}, xs)
-    told = _peers.Entrant(off.run, ours, "another equation: larger")
+    told = _peers.Contender(off.run, ours, _peers.OtherEquation("larger"))
     _peers.check_equal({"rnnscale": same, "peer": told}, xs)
 
 
@@ -140,12 +139,12 @@ def only_jax(monkeypatch):
 
 def test_a_train_step_learns_and_is_the_same_for_all_forms(only_jax):
     contest = train_step.contest("LRU", SMALL)
-    assert list(contest.entrants) == ["rnnscale", "plain", "textbook"]
+    assert list(contest.contenders) == ["rnnscale", "plain", "textbook"]
     xs, labels = train_step.batch(SMALL)
     ours = layers.make_ours("LRU", SMALL.features, SMALL.units, jax.random.key(0))
     losses = {}
-    for name, entrant in _peers.entrants(ours).items():
-        step, state = train_step.start(entrant, xs)
+    for name, contender in _peers.contenders(ours).items():
+        step, state = train_step.start(contender, xs)
         losses[name] = []
         for _ in range(30):
             state, loss = step(state, xs, labels)
@@ -158,7 +157,7 @@ def test_a_train_step_learns_and_is_the_same_for_all_forms(only_jax):
 def test_rows_of_layers_have_figures_of_both_modes(only_jax):
     forward, gradient = layers.contests("IndRNNCell", SMALL)
     rows = [row for contest in (forward, gradient) for row in measure(contest, 1)]
-    assert [(row["mode"], row["entrant"]) for row in rows] == [
+    assert [(row["mode"], row["contender"]) for row in rows] == [
         (mode, name) for mode in ("forward", "gradient") for name in ("rnnscale", "plain")
     ]
     assert all(row["temp_bytes"] > 0 and row["compile_s"] > 0 for row in rows)
@@ -181,7 +180,7 @@ def test_who_takes_too_long_or_too_much_is_in_no_larger_size(only_jax, monkeypat
     order = iter(["rnnscale", "greedy", "slow", "rnnscale", "slow", "rnnscale"])
     monkeypatch.setattr(growth, "milliseconds", lambda thunk: takes[next(order)]())
     rows = list(growth.grow("length", "LRU", shapes, rounds=1))
-    stopped = {(row["time"], row["entrant"]): row.get("stopped") for row in rows}
+    stopped = {(row["time"], row["contender"]): row.get("stopped") for row in rows}
     assert stopped == {
         (8, "rnnscale"): None, (8, "greedy"): None, (8, "slow"): None,
         (16, "greedy"): "wants 1 of 1 GB", (16, "rnnscale"): None,
@@ -196,7 +195,7 @@ def test_a_first_step_in_a_fresh_process_is_told_part_by_part():
 
     parts = first_step("rnnscale", "LRU", 1, 16, 2, 4)
     assert list(parts) == list(start_up.PARTS) and all(seconds > 0 for seconds in parts.values())
-    with pytest.raises(RuntimeError, match="nothing"):
+    with pytest.raises(RuntimeError, match="no such layer: nothing"):
         first_step("rnnscale", "nothing", 1, 16, 2, 4)
 
 
@@ -211,7 +210,7 @@ def test_a_peer_whose_first_step_fails_does_not_end_the_others(monkeypatch):
     monkeypatch.setattr(_first_step, "first_step", first_step)
     total = ("trace_s", "compile_s")
     rows = _first_step.in_turns({"layer": "LRU"}, ("broken", "rnnscale", "slow"), 2, total)
-    assert [row["entrant"] for row in rows] == ["broken", "rnnscale", "slow"]
+    assert [row["contender"] for row in rows] == ["broken", "rnnscale", "slow"]
     assert "no such layer" in rows[0]["error"] and "ratio" not in rows[0]
     assert rows[2]["seconds"] == 4 and rows[2]["ratio"] == 2
 

@@ -60,9 +60,9 @@ def test_results_of_experiments_are_those_of_the_presets():
 
 
 def test_who_is_ahead_and_what_differs_in_a_job_is_told(monkeypatch):
-    row = {"layer": "LongShortTermMemoryCell", "entrant": "rnnscale", "ms": 4.0, "ratio": 1.0}
-    slow = {**row, "entrant": "memax", "ratio": 2.0, "note": "more zeros"}
-    fast = {**row, "entrant": "flax", "ratio": 0.5, "ahead": True, "note": "no bias"}
+    row = {"layer": "LongShortTermMemoryCell", "contender": "rnnscale", "ms": 4.0, "ratio": 1.0}
+    slow = {**row, "contender": "memax", "ratio": 2.0, "note": "more zeros"}
+    fast = {**row, "contender": "flax", "ratio": 0.5, "ahead": True, "note": "no bias"}
     rows = [*(row, slow, fast), *({**each, "layer": "LRU"} for each in (row, slow))]
     monkeypatch.setattr(_readme, "load", lambda name: {"rows": rows})
     table = "any", lambda row: row["layer"], ("layer",), "ms", "ms"

@@ -11,10 +11,11 @@ from rnnscale_kernels.testing import (
     BASELINES,
     MODES,
     ScanArguments,
-    _benchmark,
+    _scan_timing,
     measure_scan,
     minimal_bytes,
     reference,
+    take_turns,
     usable_implementations,
 )
 
@@ -108,12 +109,11 @@ def test_a_competitor_that_fails_is_told_and_the_others_go_on(
 def test_calls_in_a_row_and_in_a_queue_as_on_an_accelerator(
     planar: bool, mode: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(_benchmark, "_calls", lambda *_: 3)
-    take_turns = _benchmark._take_turns
+    monkeypatch.setattr(_scan_timing, "_calls", lambda *_: 3)
     monkeypatch.setattr(
-        _benchmark,
-        "_take_turns",
-        lambda timed, rounds, seconds, queue: take_turns(timed, rounds, seconds, queue=True),
+        _scan_timing,
+        "take_turns",
+        lambda *given, seconds, queue: take_turns(*given, seconds=seconds, queue=True),
     )
     names = ["sequential", *BASELINES]
     rows = measure_scan(ScanArguments(planar=planar, time=16), mode, names, rounds=3)

@@ -2,18 +2,16 @@
 compiled for devices that are not here."""
 
 from . import _reference as reference
-from ._benchmark import (
+from ._gpu_kernels import Kernel as Kernel
+from ._hlo import Call as Call, Collective as Collective
+from ._program import Program as Program
+from ._scan_timing import (
     BASELINES as BASELINES,
     MODES as MODES,
-    environment as environment,
-    failure as failure,
     measure_scan as measure_scan,
     minimal_bytes as minimal_bytes,
     usable_implementations as usable_implementations,
 )
-from ._gpu_kernels import Kernel as Kernel
-from ._hlo import Call as Call, Collective as Collective
-from ._program import Program as Program
 from ._specs import (
     SCAN_ARGUMENTS as SCAN_ARGUMENTS,
     ScanArguments as ScanArguments,
@@ -29,6 +27,15 @@ from ._targets import (
     target_devices as target_devices,
     target_shape as target_shape,
 )
+from ._timing import (
+    Thunk as Thunk,
+    compile_timed as compile_timed,
+    environment as environment,
+    failure as failure,
+    orders as orders,
+    quartiles as quartiles,
+    take_turns as take_turns,
+)
 
 __all__ = [
     "BASELINES",
@@ -39,16 +46,21 @@ __all__ = [
     "Kernel",
     "Program",
     "ScanArguments",
+    "Thunk",
     "compile_for",
     "compile_on",
+    "compile_timed",
     "environment",
     "failure",
     "measure_scan",
     "minimal_bytes",
     "missing",
+    "orders",
+    "quartiles",
     "reference",
     "rounded",
     "shared_memory_limit",
+    "take_turns",
     "target_devices",
     "target_shape",
     "to_jax",
