@@ -50,6 +50,7 @@ from rnnscale.interop._exported_step import ExportedStep as ExportedStep, load_s
 from rnnscale.interop._frozen_batch_norm import FrozenBatchNorm as FrozenBatchNorm
 from rnnscale.interop._lindermanlab import (
     HalfGLU2 as HalfGLU2,
+    S5Options as S5Options,
     s5_classifier_from_lindermanlab as s5_classifier_from_lindermanlab,
     s5_from_lindermanlab as s5_from_lindermanlab,
     s5_layers_from_lindermanlab as s5_layers_from_lindermanlab,

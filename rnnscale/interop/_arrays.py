@@ -1,7 +1,7 @@
-"""Named arrays of another library, checked by name and shape."""
+"""The named arrays of another library, checked by name and shape: what all importers share."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -12,22 +12,35 @@ from numpy.typing import NDArray
 
 from rnnscale._errors import UserError
 
+
+@runtime_checkable
+class _TorchTensor(Protocol):
+    """What the importers use of a tensor of torch, which need not be installed."""
+
+    def detach(self) -> "_TorchTensor": ...
+    def cpu(self) -> "_TorchTensor": ...
+    def float(self) -> "_TorchTensor": ...
+    def is_floating_point(self) -> bool: ...
+
+
 type Arrays = dict[str, NDArray[np.float32]]
 
 
-def read_arrays(
-    owner: str, tree: Mapping[str, Any], shapes: Mapping[str, str], sizes: dict[str, int]
-) -> Arrays:
-    """The arrays of `tree`, which are those of `shapes` and no others.
+def read_arrays(owner: str, tree: Any, shapes: Mapping[str, str], sizes: dict[str, int]) -> Arrays:
+    """The arrays of `tree` as NumPy arrays of float32.
 
     **Arguments:**
 
-    - `owner`: what they are the weights of, for messages.
+    - `owner`: what the weights belong to, for error messages.
     - `tree`: arrays by name.
-    - `shapes`: for each name its axes, such as `"4*units inputs"` or `"states 2"`. A size has the
-        same value wherever it stands.
-    - `sizes`: those that are known. The others are added, from the first axis that has them.
+    - `shapes`: for each name the axes, such as `"4*units inputs"` or `"states 2"`. A size has the
+        same value wherever it occurs.
+    - `sizes`: the sizes known so far. Every other size is added, from the first axis that has it.
+
+    **Raises:** `UserError` if `tree` is not a mapping or has other names, or if an array has
+    another shape or does not hold real numbers.
     """
+    tree = check_mapping(owner, tree)
     missing = [name for name in shapes if name not in tree]
     unknown = [name for name in tree if name not in shapes]
     if missing or unknown:
@@ -39,11 +52,13 @@ def read_arrays(
                 if names
             )
         )
-    return {name: _checked(owner, name, tree[name], axes, sizes) for name, axes in shapes.items()}
+    return {
+        name: _read_array(owner, name, tree[name], axes, sizes) for name, axes in shapes.items()
+    }
 
 
 def check_mapping(owner: str, tree: Any) -> Mapping[str, Any]:
-    """The tree. Raises unless it has arrays or trees by name."""
+    """The tree itself. Raises `UserError` unless it is a mapping."""
     if not isinstance(tree, Mapping):
         raise UserError(
             f"{owner} must be a mapping from names to arrays, such as a state_dict or params; got "
@@ -52,8 +67,9 @@ def check_mapping(owner: str, tree: Any) -> Mapping[str, Any]:
     return tree
 
 
-def filled(make: Callable[[PRNGKeyArray], Any], **arrays: Any) -> Any:
-    """The module that `make(key)` makes, with these arrays for its own. Nothing is drawn."""
+def make_with(make: Callable[[PRNGKeyArray], Any], **arrays: Any) -> Any:
+    """The module that `make(key)` returns, with `arrays` as its parameters. No random numbers are
+    drawn."""
     module = eqx.filter_eval_shape(make, jax.random.key(0))
     return eqx.tree_at(
         lambda module: [getattr(module, name) for name in arrays],
@@ -62,12 +78,12 @@ def filled(make: Callable[[PRNGKeyArray], Any], **arrays: Any) -> Any:
     )
 
 
-def _checked(
+def _read_array(
     owner: str, name: str, value: Any, axes: str, sizes: dict[str, int]
 ) -> NDArray[np.float32]:
     array = _as_array(owner, name, value)
     wanted = axes.split()
-    # Not those that this array, which may be the wrong one, adds.
+    # Without the sizes that this array adds, because it may be the wrong one.
     known = [f"{size}={sizes[size]}" for size in sizes if size in axes]
     fits = array.ndim == len(wanted)
     if fits:
@@ -91,10 +107,10 @@ def _length(axis: str, sizes: Mapping[str, int]) -> int:
 
 
 def _as_array(owner: str, name: str, value: Any) -> NDArray[np.float32]:
-    # A tensor of torch. NumPy takes none that has a gradient, is on a device or is bfloat16.
-    if callable(getattr(value, "detach", None)):
+    if isinstance(value, _TorchTensor):
+        # NumPy accepts no tensor that has a gradient, is on a device or is bfloat16.
         value = value.detach().cpu()
-        # Integers, as of a quantised model, are refused below and not made into numbers.
+        # Integers, those of a quantised model, stay what they are and are refused below.
         value = value.float() if value.is_floating_point() else value
     if isinstance(value, Mapping):
         raise UserError(f"{owner}: {name} must be an array; got a mapping of {', '.join(value)}")

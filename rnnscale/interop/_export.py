@@ -1,10 +1,10 @@
-"""One step, written."""
+"""`export_step`: one step of a model as a file."""
 
 import importlib.util
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any, cast
@@ -15,15 +15,16 @@ import jax.numpy as jnp
 from jax import export
 from jaxtyping import DTypeLike
 
+from rnnscale._base import Stepwise
 from rnnscale._errors import MissingPackageError, UserError
-from rnnscale.interop._fold import folded
+from rnnscale.interop._fold import with_constants_folded
 from rnnscale.interop._stepwise import reads_tokens, stepwise
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 FORMAT = 1
 
-# flatbuffers, in which jax.export writes, has 32-bit offsets.
-_LARGEST = 2**31 - 1
+# In bytes: flatbuffers, the format of jax.export, has 32-bit offsets.
+_MOST_BYTES = 2**31 - 1
 
 
 def export_step(
@@ -33,73 +34,51 @@ def export_step(
     platforms: Sequence[str] = ("cpu",),
     dtype: DTypeLike | None = None,
 ) -> bytes:
-    """One step of a causal layer or model as a file: its program and its weights.
+    """Export one step of a causal layer or model as a file: its program and its weights.
 
-    The weights are part of the program, so that a file is all that there is to deploy, and what
-    depends on them only is computed here, once. `rnnscale.interop` says how the file is read, and
-    `load_step` reads it.
+    The weights are part of the program, so the file is all that a deployment needs, and whatever
+    depends on weights only is computed here, once. `load_step` reads the file; `rnnscale.interop`
+    describes its format.
 
-    What a step gives is what `model.step` gives: `(state, y)`, in inference. Models without a
-    `step` give at each one what they would for a sequence that ends there: a `SequenceClassifier`
-    the logits (of the mean up to now, for `pool="mean"`), an `RNN` the readout.
+    The step returns what `model.step` returns in inference, `(state, y)`. A model without a `step`
+    gives at each step what it would give for a sequence that ends there: a `SequenceClassifier` the
+    logits (of the mean up to there, for `pool="mean"`), an `RNN` the readout.
 
     **Arguments:**
 
     - `model`: a causal layer, a `LanguageModel`, an `AutoregressiveRNN`, a causal
-        `SequenceClassifier`, an `RNN` or `DeepRNN`, or any module with `step` and `init_state`
-        that take and give what a `CausalLayer`'s do.
+        `SequenceClassifier`, an `RNN` or `DeepRNN`, or any other causal `Stepwise`.
     - `batch_shape`: the leading axes of the input. A name stands for any size, and equal names for
-        equal ones; `()` is one sequence.
-    - `platforms`: what it can run on, of `"cpu"`, `"cuda"`, `"rocm"` and `"tpu"`. None of them has
-        to be here.
-    - `dtype`: of the input; integer for tokens. By default float32, or int32 for a model that
-        reads tokens only.
+        equal sizes; `()` is a single sequence.
+    - `platforms`: where the file can run, some of `"cpu"`, `"cuda"`, `"rocm"` and `"tpu"`. None of
+        them has to be present here.
+    - `dtype`: the dtype of the input, an integer one for tokens. By default float32, or int32 if
+        the model reads only tokens.
 
-    **Returns:** the file.
+    **Returns:** the contents of the file.
 
-    **Raises:** `TypeError` where `model` has no step; `ValueError` where it isn't causal, an axis
-    or a platform is none, an operation of it can't be written for a platform, its weights are above
-    2 GB, or inside `jax.set_mesh`; `ImportError` without flatbuffers.
+    **Raises:** `TypeError` if `model` has no step; `ImportError` without flatbuffers; `ValueError`
+    if the model is not causal, an axis or a platform is invalid, an operation can't be exported to
+    a platform, the weights take more than 2 GB, or it is called inside `jax.set_mesh`.
     """
-    _check(platforms)
-    module: Any = stepwise(model)
-    tokens = reads_tokens(model)
-    dtype = jnp.dtype((jnp.int32 if tokens else jnp.float32) if dtype is None else dtype)
-    if tokens and not jnp.issubdtype(dtype, jnp.integer):
-        raise UserError(
-            f"export_step: {type(model).__name__} reads tokens, so dtype must be an integer one; "
-            f"got {dtype}"
-        )
-    tokens = jnp.issubdtype(dtype, jnp.integer)
-    module = _on_one_device(module)
-    axes = (*_axes(batch_shape), *(() if tokens else (cast(Any, model).idim,)))
-    x = jax.ShapeDtypeStruct(axes, dtype)
-    # A model of tokens has a compute dtype of its own.
-    state_dtype = None if tokens else dtype
-
-    def init_state(x: Any) -> tuple[jax.Array, ...]:
-        batch = x.shape if tokens else x.shape[:-1]
-        return tuple(jax.tree.leaves(module.init_state(batch, state_dtype)))
-
-    # Of any batch: the structure is the same.
-    structure = jax.tree.structure(jax.eval_shape(lambda: module.init_state((), state_dtype)))
-
-    def step(x: Any, state: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], jax.Array]:
-        after, y = module.step(x, jax.tree.unflatten(structure, state))
-        return tuple(jax.tree.leaves(after)), y
-
+    _check_call(platforms)
+    module = stepwise(model)
+    dtype = _input_dtype(model, dtype)
+    features = () if jnp.issubdtype(dtype, jnp.integer) else (cast(Any, model).idim,)
+    x = jax.ShapeDtypeStruct((*_batch_axes(batch_shape), *features), dtype)
+    step, init_state = _flat_functions(_on_one_device(module), dtype)
     state = jax.eval_shape(init_state, x)
+    _, y = jax.eval_shape(step, x, state)
     try:
         with _no_tracebacks():
             programs = {
                 "init_state": _program(init_state, platforms, x),
-                "step": _program(folded(step, x, state), platforms, x, state),
+                "step": _program(with_constants_folded(step, x, state), platforms, x, state),
             }
-    except NotImplementedError as error:  # where a platform has no rule for an operation
+    except NotImplementedError as error:  # a platform has no rule for an operation
         raise UserError(
             f"export_step: {type(model).__name__} has no step for {', '.join(platforms)}: {error}"
         ) from error
-    (_, y) = jax.eval_shape(step, x, state)
     about = {
         "format": FORMAT,
         "model": type(model).__name__,
@@ -114,7 +93,7 @@ def export_step(
 
 
 def check_flatbuffers() -> None:
-    """Raises unless there is what `jax.export` writes and reads with."""
+    """Raises `MissingPackageError` without flatbuffers, which `jax.export` needs."""
     if importlib.util.find_spec("flatbuffers") is None:
         raise MissingPackageError(
             "jax.export writes and reads with flatbuffers, which isn't installed: install "
@@ -122,7 +101,7 @@ def check_flatbuffers() -> None:
         )
 
 
-def _check(platforms: Sequence[str]) -> None:
+def _check_call(platforms: Sequence[str]) -> None:
     if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
         raise UserError(
             f"export_step: platforms must be some of {', '.join(PLATFORMS)}; got {platforms!r}"
@@ -135,7 +114,40 @@ def _check(platforms: Sequence[str]) -> None:
     check_flatbuffers()
 
 
-def _axes(batch_shape: Sequence[int | str]) -> tuple[Any, ...]:
+def _input_dtype(model: Any, dtype: DTypeLike | None) -> jnp.dtype:
+    tokens = reads_tokens(model)
+    dtype = jnp.dtype((jnp.int32 if tokens else jnp.float32) if dtype is None else dtype)
+    if tokens and not jnp.issubdtype(dtype, jnp.integer):
+        raise UserError(
+            f"export_step: {type(model).__name__} reads tokens, so dtype must be an integer one; "
+            f"got {dtype}"
+        )
+    return dtype
+
+
+def _flat_functions(
+    module: Stepwise, dtype: jnp.dtype
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`step` and `init_state` of a module, for states that are tuples of arrays. The second takes
+    an input, from which it reads the batch axes only."""
+    tokens = jnp.issubdtype(dtype, jnp.integer)
+    # A model that reads tokens has its own compute dtype.
+    state_dtype = None if tokens else dtype
+    # It is the same for any batch.
+    structure = jax.tree.structure(jax.eval_shape(lambda: module.init_state((), state_dtype)))
+
+    def step(x: Any, state: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        after, y = module.step(x, jax.tree.unflatten(structure, state))
+        return tuple(jax.tree.leaves(after)), y
+
+    def init_state(x: Any) -> tuple[jax.Array, ...]:
+        batch_shape = x.shape if tokens else x.shape[:-1]
+        return tuple(jax.tree.leaves(module.init_state(batch_shape, state_dtype)))
+
+    return step, init_state
+
+
+def _batch_axes(batch_shape: Sequence[int | str]) -> tuple[Any, ...]:
     for axis in batch_shape:
         named = isinstance(axis, str) and axis.isidentifier()
         if isinstance(batch_shape, str) or not (named or (isinstance(axis, int) and axis >= 1)):
@@ -147,9 +159,9 @@ def _axes(batch_shape: Sequence[int | str]) -> tuple[Any, ...]:
 
 
 def _on_one_device(module: Any) -> Any:
-    """The module with its arrays whole, on the default device: they may lie on a mesh."""
+    """The module with its arrays on the default device. They may be split over a mesh."""
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(module, eqx.is_array)))
-    if size > _LARGEST:
+    if size > _MOST_BYTES:
         raise UserError(
             f"export_step: the weights take {size / 1e9:.1f} GB, and a file of jax.export holds "
             "at most 2.1 GB"
@@ -161,10 +173,10 @@ def _on_one_device(module: Any) -> Any:
 
 @contextmanager
 def _no_tracebacks() -> Iterator[None]:
-    """Programs made inside don't hold the files and lines that they come from: those are of this
-    machine and of the caller, so the same model would give another file elsewhere."""
+    """Leave the names of source files and lines out of the programs made inside. They depend on
+    the machine and the caller, and the same model must give the same file everywhere."""
     name = "jax_traceback_in_locations_limit"
-    before = getattr(jax.config, name)
+    before = jax.config.values[name]
     jax.config.update(name, 0)
     try:
         yield
@@ -185,6 +197,6 @@ def _archive(members: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for name, content in members.items():
-            # Of no date, so that the same model gives the same file.
+            # Without a date, so that the same model gives the same file.
             file.writestr(zipfile.ZipInfo(name), content)
     return buffer.getvalue()

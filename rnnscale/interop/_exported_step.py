@@ -1,4 +1,4 @@
-"""One step, read."""
+"""`load_step`: a step read back from its file, which checks its arguments."""
 
 import io
 import json
@@ -18,17 +18,17 @@ type _State = tuple[Array, ...]
 
 
 class ExportedStep:
-    """A step that `export_step` wrote.
+    """A step that was exported by `export_step`.
 
     ```
     state = step.init_state((8,))
     state, y = step(x, state)
     ```
 
-    It is compiled at its first call for each batch, and can be called inside `jax.jit` and
+    It is compiled at the first call for each batch shape, and can be called inside `jax.jit` and
     `jax.lax.scan`.
 
-    - `about`: what it takes and gives, as the file says.
+    - `about`: the description in the file: model, input, output, state, platforms, versions.
     """
 
     about: Mapping[str, Any]
@@ -36,9 +36,9 @@ class ExportedStep:
     def __init__(self, about: Mapping[str, Any], step: Any, init_state: Any):
         self.about = about
 
-        # The checks run where it is compiled, and not at every step.
+        # The checks run when it is compiled, not at every step.
         def run(x: Array, state: _State) -> tuple[_State, Array]:
-            _check("x", x, about["input"])
+            _check_array("x", x, about["input"])
             if not isinstance(state, tuple) or len(state) != len(about["state"]):
                 got = f"tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
                 raise UserError(
@@ -46,7 +46,7 @@ class ExportedStep:
                     f"gives it; got {got}"
                 )
             for i, (each, described) in enumerate(zip(state, about["state"], strict=True)):
-                _check(f"state[{i}]", each, described)
+                _check_array(f"state[{i}]", each, described)
             return step.call(x, state)
 
         self._step, self._init_state = jax.jit(run), jax.jit(init_state.call)
@@ -56,13 +56,13 @@ class ExportedStep:
 
         **Arguments:**
 
-        - `x`: the input, of the shape and dtype in `about`.
-        - `state`: as `init_state` or a step returned it.
+        - `x`: the input, with the shape and dtype in `about`.
+        - `state`: a state returned by `init_state` or by a step.
 
         **Returns:** `(state, y)`.
 
-        **Raises:** `ValueError` where one has another shape or dtype, or the device is of none of
-        the platforms that it was exported for.
+        **Raises:** `ValueError` if a shape or a dtype differs, or if the step was not exported for
+        the platform of the device.
         """
         return self._step(x, state)
 
@@ -71,26 +71,26 @@ class ExportedStep:
 
         **Arguments:**
 
-        - `batch_shape`: the leading axes, of any size where the file has a name.
+        - `batch_shape`: the leading axes. Where the file has a name, any size will do.
 
-        **Raises:** `ValueError` where there are others.
+        **Raises:** `ValueError` if the file has other axes.
         """
         axes = self.about["input"]["shape"]
         features = () if jnp.issubdtype(self.about["input"]["dtype"], jnp.integer) else axes[-1:]
         x = jnp.zeros((*batch_shape, *features), self.about["input"]["dtype"])
-        _check(f"batch_shape={batch_shape} makes an input that", x, self.about["input"])
+        _check_array(f"batch_shape={batch_shape} makes an input that", x, self.about["input"])
         return self._init_state(x)
 
 
 def load_step(file: bytes) -> ExportedStep:
-    """The step in a file of `export_step`, or of `rnnscale export`.
+    """Read a step from the contents of a file that `export_step` or `rnnscale export` wrote.
 
     ```
     step = load_step(Path("model.step").read_bytes())
     ```
 
-    **Raises:** `ValueError` where it is no such file, or one of a later version; `ImportError`
-    without flatbuffers.
+    **Raises:** `ValueError` if it is not such a file, or has another format version;
+    `ImportError` without flatbuffers.
     """
     check_flatbuffers()
     try:
@@ -114,7 +114,7 @@ def load_step(file: bytes) -> ExportedStep:
     return ExportedStep(about, *map(export.deserialize, programs))
 
 
-def _check(name: str, x: Any, described: Mapping[str, Any]) -> None:
+def _check_array(name: str, x: Any, described: Mapping[str, Any]) -> None:
     shape, axes = jnp.shape(x), described["shape"]
     fits = len(shape) == len(axes) and all(
         isinstance(axis, str) or axis == length for axis, length in zip(axes, shape, strict=True)

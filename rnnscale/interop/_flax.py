@@ -1,8 +1,8 @@
-"""Models of flax that are built as those of the S5 and LRU papers: a linear encoder, blocks of
-norm, layer and gate, pooling, a linear decoder."""
+"""Classifiers of flax as the S5 and LRU papers build them: a linear encoder, blocks of norm, layer
+and gate, pooling, a linear decoder. The two importers of those papers' code share this."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -10,32 +10,20 @@ import jax.numpy as jnp
 
 from rnnscale._base import SequenceLayer
 from rnnscale._errors import UserError
-from rnnscale.interop._arrays import check_mapping, filled, read_arrays
+from rnnscale.interop._arrays import check_mapping, make_with, read_arrays
 from rnnscale.interop._frozen_batch_norm import FrozenBatchNorm
 from rnnscale.layers import LayerNorm, Linear
 from rnnscale.models import Block, Identity, SequenceClassifier
 
 type Params = Mapping[str, Any]
-type Pool = Any  # as of SequenceClassifier, which checks it
+type Pool = Literal["last", "mean", "none"]
 
-# flax has another one for LayerNorm, which is ours.
+# The default of flax for BatchNorm. That for LayerNorm is the default of ours.
 _BATCH_NORM_EPSILON = 1e-5
 
 
-def read_dense(owner: str, params: Any, sizes: dict[str, int], axes: str) -> Linear:
-    """A `flax.linen.Dense` with `axes`, `"in out"`."""
-    inputs, outputs = axes.split()
-    shapes = {"kernel": axes, "bias": outputs}
-    arrays = read_arrays(owner, check_mapping(owner, params), shapes, sizes)
-    return filled(
-        lambda key: Linear(sizes[inputs], sizes[outputs], key=key),
-        weight=arrays["kernel"].T,
-        bias=arrays["bias"],
-    )
-
-
 def find_layers(params: Any, name: str) -> dict[str, Params]:
-    """The subtrees that hold `name`, by their path: `"encoder.layers_0.seq"`."""
+    """The subtrees that contain `name`, by their path, such as `"encoder.layers_0.seq"`."""
     check_mapping("params", params)
     found: dict[str, Params] = {}
 
@@ -62,45 +50,40 @@ def read_classifier(
     read_layer: Callable[[str, Params], SequenceLayer],
     pool: Pool,
 ) -> SequenceClassifier:
-    """A whole model, in inference: norms before layers, no dropout, logits.
+    """The classifier in inference: norms before layers, no dropout, logits.
 
     **Arguments:**
 
     - `variables`: `params`, and `batch_stats` if it has batch norms.
-    - `norm`: what a block calls its norm.
+    - `norm`: the name of the norm in a block.
     - `mixer`: makes our mixer, as for a `Block`.
-    - `maps`: what a block calls the linear maps of its mixer, and what ours calls them.
-    - `read_layer`: makes a layer of its path and its params.
-    - `pool`: as of `SequenceClassifier`.
+    - `maps`: for each linear map of a block's mixer, its name there and its name in our mixer.
+    - `read_layer`: makes a layer from its path and its parameters.
+    - `pool`: as for `SequenceClassifier`.
     """
     variables = check_mapping("variables", variables)
-    params = _inner("params", variables, "params")
+    params = _subtree("params", variables, "params")
     statistics = variables.get("batch_stats")
-    _check_keys(
-        "variables", variables, {"params", *(() if statistics is None else ["batch_stats"])}
-    )
+    _check_keys("variables", variables, {"params"} | ({"batch_stats"} & variables.keys()))
     _check_keys("params", params, {"encoder", "decoder"})
-    encoder = _inner("params.encoder", params, "encoder")
+    encoder = _subtree("params.encoder", params, "encoder")
     depth = sum(str(name).startswith("layers_") for name in encoder)
-    layers = [f"layers_{i}" for i in range(max(depth, 1))]
-    _check_keys("params.encoder", encoder, {"encoder", *layers})
+    names = [f"layers_{i}" for i in range(max(depth, 1))]
+    _check_keys("params.encoder", encoder, {"encoder", *names})
     sizes: dict[str, int] = {}
-    first = read_dense("params.encoder.encoder", encoder["encoder"], sizes, "inputs features")
-    head = read_dense("params.decoder", params["decoder"], sizes, "features classes")
+    first = _read_dense("params.encoder.encoder", encoder["encoder"], sizes, "inputs features")
+    head = _read_dense("params.decoder", params["decoder"], sizes, "features classes")
 
     def read_block(name: str) -> Block:
         path = f"params.encoder.{name}"
-        block = _inner(path, encoder, name)
+        block = _subtree(path, encoder, name)
         _check_keys(path, block, {"seq", norm, *maps})
-        found = None
-        if statistics is not None:
-            found = _at(statistics, ("encoder", name, norm), "batch_stats")
-        made_norm = _read_norm(f"{path}.{norm}", block[norm], found, sizes)
+        block_norm = _read_norm(f"{path}.{norm}", block[norm], statistics, (name, norm), sizes)
         linears = {
-            ours: read_dense(f"{path}.{theirs}", block[theirs], sizes, "features features")
+            ours: _read_dense(f"{path}.{theirs}", block[theirs], sizes, "features features")
             for theirs, ours in maps.items()
         }
-        layer = read_layer(f"{path}.seq", _inner(f"{path}.seq", block, "seq"))
+        layer = read_layer(f"{path}.seq", _subtree(f"{path}.seq", block, "seq"))
         if layer.idim != sizes["features"]:
             raise UserError(
                 f"{path}.seq takes {layer.idim} features, but params.encoder.encoder gives "
@@ -109,14 +92,20 @@ def read_classifier(
         return Block(
             layer,
             make_mixer=lambda dim, *, key: _with_parts(mixer(dim, key=key), linears),
-            make_norm=lambda dim: made_norm,
+            make_norm=lambda dim: block_norm,
             key=jax.random.key(0),
         )
 
-    blocks = [read_block(name) for name in layers]
-    for name, block in zip(layers, blocks, strict=True):
+    blocks = [read_block(name) for name in names]
+    for name, block in zip(names, blocks, strict=True):
         if _shapes(block) != _shapes(blocks[0]):
             raise UserError(f"params.encoder.{name} has other sizes than layers_0")
+    return _assemble(first, blocks, head, sizes, pool)
+
+
+def _assemble(
+    encoder: Linear, blocks: list[Block], head: Linear, sizes: Mapping[str, int], pool: Pool
+) -> SequenceClassifier:
     model = eqx.filter_eval_shape(
         lambda key: SequenceClassifier(
             sizes["inputs"],
@@ -130,23 +119,38 @@ def read_classifier(
         jax.random.key(0),
     )
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-    # No norm follows the last block there.
+    # Their models have no norm after the last block.
     return eqx.tree_at(
         lambda model: (model.encoder, model.stack.blocks, model.norm, model.head),
         model,
-        (first, stacked, Identity(), head),
+        (encoder, stacked, Identity(), head),
+    )
+
+
+def _read_dense(owner: str, params: Any, sizes: dict[str, int], axes: str) -> Linear:
+    """A `flax.linen.Dense` whose kernel has the axes `"in out"`."""
+    inputs, outputs = axes.split()
+    arrays = read_arrays(owner, params, {"kernel": axes, "bias": outputs}, sizes)
+    return make_with(
+        lambda key: Linear(sizes[inputs], sizes[outputs], key=key),
+        weight=arrays["kernel"].T,
+        bias=arrays["bias"],
     )
 
 
 def _read_norm(
-    owner: str, params: Any, statistics: Params | None, sizes: dict[str, int]
+    owner: str, params: Any, statistics: Any, keys: tuple[str, str], sizes: dict[str, int]
 ) -> LayerNorm | FrozenBatchNorm:
-    shapes = {"scale": "features", "bias": "features"}
-    arrays = read_arrays(owner, check_mapping(owner, params), shapes, sizes)
+    """The batch norm whose mean and variance are at `encoder` and `keys` in the statistics; or a
+    layer norm, if there are no statistics."""
+    arrays = read_arrays(owner, params, {"scale": "features", "bias": "features"}, sizes)
     if statistics is None:
-        return filled(lambda key: LayerNorm(sizes["features"]), **arrays)
-    shapes = {"mean": "features", "var": "features"}
-    seen = read_arrays(f"batch_stats of {owner}", statistics, shapes, sizes)
+        return make_with(lambda key: LayerNorm(sizes["features"]), **arrays)
+    path, tree = "batch_stats", check_mapping("batch_stats", statistics)
+    for key in ("encoder", *keys):
+        path = f"{path}.{key}"
+        tree = _subtree(path, tree, key)
+    seen = read_arrays(path, tree, {"mean": "features", "var": "features"}, sizes)
     return FrozenBatchNorm(
         mean=jnp.asarray(seen["mean"]),
         variance=jnp.asarray(seen["var"]),
@@ -162,15 +166,10 @@ def _with_parts(module: Any, parts: Mapping[str, Any]) -> Any:
     )
 
 
-def _at(tree: Any, keys: tuple[str, ...], path: str) -> Params:
-    for key in keys:
-        tree, path = _inner(f"{path}.{key}", check_mapping(path, tree), key), f"{path}.{key}"
-    return tree
-
-
-def _inner(path: str, tree: Params, key: str) -> Params:
+def _subtree(path: str, tree: Params, key: str) -> Params:
+    """`tree[key]`, which is called `path` in messages."""
     if key not in tree:
-        raise UserError(f"there is no {path}; beside it there are {', '.join(map(str, tree))}")
+        raise UserError(f"there is no {path}; there is {', '.join(map(str, tree))}")
     return check_mapping(path, tree[key])
 
 

@@ -1,4 +1,4 @@
-"""Batch normalisation after training."""
+"""Batch normalisation after training, for imported models; new models use layer norms."""
 
 import equinox as eqx
 import jax
@@ -9,11 +9,10 @@ from rnnscale._fields import parameter
 
 
 class FrozenBatchNorm(eqx.Module):
-    r"""$y = \frac{x - m}{\sqrt{v + \epsilon}} \odot s + b$ with a mean and a variance that stay.
+    r"""$y = \frac{x - m}{\sqrt{v + \epsilon}} \odot s + b$ with a fixed mean and variance.
 
-    It is what batch normalisation does once a model is trained, with the statistics that it was
-    trained to. Scale and bias go on being trained, the statistics don't: so nothing couples the
-    rows of a batch.
+    This is batch normalisation in inference, with the statistics found in training. Scale and bias
+    are trained further, the statistics are not, so the rows of a batch do not affect each other.
 
     Ioffe, Szegedy, *Batch Normalization*, ICML 2015.
     """

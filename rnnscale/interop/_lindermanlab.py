@@ -1,14 +1,14 @@
-"""The S5 code of its authors, lindermanlab/S5."""
+"""Importers for the S5 code of its authors, lindermanlab/S5."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, Unpack
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._errors import UserError
-from rnnscale.interop._arrays import check_mapping, filled, read_arrays
+from rnnscale.interop._arrays import check_mapping, make_with, read_arrays
 from rnnscale.interop._flax import Params, Pool, find_layers, read_classifier
 from rnnscale.layers import Linear
 from rnnscale.models import GLU, HalfGLU, Nonlinearity, SequenceClassifier
@@ -18,7 +18,7 @@ type Activation = Literal["full_glu", "half_glu1", "half_glu2", "gelu"]
 
 
 class HalfGLU2(eqx.Module):
-    r"""$y = x \odot \sigma(W \mathrm{gelu}(x) + b)$: `half_glu2` of the S5 code."""
+    r"""$y = x \odot \sigma(W \mathrm{gelu}(x) + b)$: the activation `half_glu2` of the S5 code."""
 
     gate: Linear
 
@@ -29,7 +29,7 @@ class HalfGLU2(eqx.Module):
         return x * jax.nn.sigmoid(self.gate(jax.nn.gelu(x)))
 
 
-# For each of their activations our mixer, and what both call its linear maps.
+# For each of their activations our mixer, and the names of its linear maps there and here.
 _MIXERS: Mapping[str, tuple[Any, Mapping[str, str]]] = {
     "full_glu": (GLU, {"out1": "value", "out2": "gate"}),
     "half_glu1": (HalfGLU, {"out2": "gate"}),
@@ -38,54 +38,53 @@ _MIXERS: Mapping[str, tuple[Any, Mapping[str, str]]] = {
 }
 
 
-def s5_from_lindermanlab(
-    params: Params,
-    *,
-    conj_sym: bool = True,
-    clip_eigenvalues: bool = False,
-    discretisation: Literal["zoh", "bilinear"] = "zoh",
-    step_rescale: float = 1.0,
-) -> S5 | BidirectionalS5:
-    r"""A layer `S5SSM`: what `seq` is in their models.
+class S5Options(TypedDict, total=False):
+    """Options with which a layer was trained and which its parameters do not show; see
+    `s5_from_lindermanlab`."""
 
-    Options are those that it was trained with, which its parameters don't tell. It computes what
-    theirs does, up to rounding and to what `S5` says of $|\bar\Lambda|$.
+    conj_sym: bool
+    clip_eigenvalues: bool
+    discretisation: Literal["zoh", "bilinear"]
+    step_rescale: float
+
+
+def s5_from_lindermanlab(params: Params, **options: Unpack[S5Options]) -> S5 | BidirectionalS5:
+    r"""A layer `S5SSM`, which their models call `seq`.
+
+    It computes the same as theirs, up to rounding and to what `S5` says about $|\bar\Lambda|$.
+    Options are those with which it was trained, which its parameters do not show.
 
     **Arguments:**
 
     - `params`: `Lambda_re`, `Lambda_im`, `B`, `D`, `log_step`, and `C`, or `C1` and `C2`.
-    - `conj_sym`: whether its states stand for conjugate pairs. Without, the layer here has as many
-        states, of a real system of twice the order: `state_dim` is twice their number.
-    - `clip_eigenvalues`: their `clip_eigs`.
-    - `discretisation`: their `discretization`.
-    - `step_rescale`: their `step_rescale`.
+    - `conj_sym`: whether each state stands for a conjugate pair, `True` by default. Without, the
+        layer here has the same number of states, of a real system of twice the order: its
+        `state_dim` is twice their number.
+    - `clip_eigenvalues`: their `clip_eigs`, `False` by default.
+    - `discretisation`: their `discretization`, `"zoh"` (the default) or `"bilinear"`.
+    - `step_rescale`: their `step_rescale`, 1 by default.
 
-    **Returns:** an `S5`, or a `BidirectionalS5` where there are two matrices C, or one of twice as
-    many columns as there are states.
+    **Returns:** an `S5`; a `BidirectionalS5` if there are two matrices C, or one with twice as many
+    columns as there are states.
 
-    **Raises:** `ValueError` for weights that are missing, unknown or of other shapes.
+    **Raises:** `ValueError` if a weight is missing, is unknown or has another shape.
     """
-    return _read_layer(
-        "S5SSM",
-        params,
-        conj_sym=conj_sym,
-        clip_eigenvalues=clip_eigenvalues,
-        discretisation=discretisation,
-        step_rescale=step_rescale,
-    )
+    return _read_layer("S5SSM", params, **options)
 
 
-def s5_layers_from_lindermanlab(params: Params, **options: Any) -> dict[str, S5 | BidirectionalS5]:
+def s5_layers_from_lindermanlab(
+    params: Params, **options: Unpack[S5Options]
+) -> dict[str, S5 | BidirectionalS5]:
     """All layers `S5SSM` of a model, whatever is around them.
 
     **Arguments:**
 
     - `params`: of the model.
-    - `options`: as of `s5_from_lindermanlab`.
+    - `options`: as for `s5_from_lindermanlab`.
 
     **Returns:** the layers by their path, such as `"encoder.layers_0.seq"`.
 
-    **Raises:** `ValueError` where there is none, and as `s5_from_lindermanlab`.
+    **Raises:** `ValueError` if there is none, or as for `s5_from_lindermanlab`.
     """
     found = find_layers(params, "Lambda_re")
     return {path: _read_layer(path, tree, **options) for path, tree in found.items()}
@@ -96,33 +95,27 @@ def s5_classifier_from_lindermanlab(
     *,
     activation: Activation = "half_glu1",
     pool: Pool = "mean",
-    **options: Any,
+    **options: Unpack[S5Options],
 ) -> SequenceClassifier:
-    """A whole `ClassificationModel`, with batch or layer norms, as it is after training.
+    """A full `ClassificationModel`, with batch or layer norms, as it is after training.
 
-    It gives the logits; theirs gives their `log_softmax`. Their `padded` lengths are `lengths`
-    here; only a bidirectional layer, which there runs through the padding, gives something else
-    then.
+    It returns logits; theirs returns their `log_softmax`. Their `padded` lengths are `lengths`
+    here; with those, only a bidirectional layer differs, because theirs runs through the padding.
+    Models with norms after the layers, `prenorm=False`, have the same weights but compute something
+    else, and no block here does that: import their layers by `s5_layers_from_lindermanlab`.
 
     **Arguments:**
 
     - `variables`: `params`, and `batch_stats` for batch norms, which become `FrozenBatchNorm`s.
     - `activation`: theirs, `"half_glu1"`, `"half_glu2"`, `"full_glu"` or `"gelu"`.
     - `pool`: `"mean"` for their mode `pool`, or `"last"`.
-    - `options`: as of `s5_from_lindermanlab`.
+    - `options`: as for `s5_from_lindermanlab`.
 
-    Models with norms behind the layers, `prenorm=False`, have the same weights, but there is no
-    block here that computes them: the numbers would be others. Take their layers, with
-    `s5_layers_from_lindermanlab`.
-
-    **Raises:** `ValueError` for another `activation`, and for weights that are missing, unknown or
-    of other shapes.
+    **Raises:** `ValueError` if `activation` is unknown, or a weight is missing, is unknown or has
+    another shape.
     """
     if activation not in _MIXERS:
-        raise UserError(
-            f"activation must be one of {', '.join(get_args(Activation.__value__))}; got "
-            f"{activation!r}"
-        )
+        raise UserError(f"activation must be one of {', '.join(_MIXERS)}; got {activation!r}")
     mixer, maps = _MIXERS[activation]
     return read_classifier(
         variables,
@@ -169,14 +162,14 @@ def _read_layer(
             f"{arrays['C'].shape}"
         )
     if not conj_sym:
-        # Ours gives twice the real part.
+        # Our layers return twice the real part.
         maps = [each / 2 for each in maps]
     options = {
         "discretisation": discretisation,
         "clip_eigenvalues": clip_eigenvalues,
         "step_rescale": step_rescale,
     }
-    forward = filled(
+    forward = make_with(
         lambda key: S5(features, 2 * states, key=key, **options),
         lambda_re=arrays["Lambda_re"],
         lambda_im=arrays["Lambda_im"],
@@ -190,7 +183,7 @@ def _read_layer(
     )
     if len(maps) == 1:
         return forward
-    layer = filled(
+    layer = make_with(
         lambda key: BidirectionalS5(features, 2 * states, key=key, **options),
         c_backward_re=maps[1][..., 0],
         c_backward_im=maps[1][..., 1],

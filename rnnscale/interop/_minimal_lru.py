@@ -1,6 +1,6 @@
-"""The LRU code of NicolasZucchet/minimal-LRU."""
+"""Importers for the LRU code of NicolasZucchet/minimal-LRU."""
 
-from rnnscale.interop._arrays import check_mapping, filled, read_arrays
+from rnnscale.interop._arrays import make_with, read_arrays
 from rnnscale.interop._flax import Params, Pool, find_layers, read_classifier
 from rnnscale.models import GLU, SequenceClassifier
 from rnnscale.ssm import LRU
@@ -18,15 +18,15 @@ _SHAPES = {
 
 
 def lru_from_minimal(params: Params) -> LRU:
-    r"""A layer `LRU`: what `seq` is in their models.
+    r"""A layer `LRU`, which their models call `seq`.
 
-    It computes what theirs does, up to rounding and to what `LRU` says of $|\lambda|$.
+    It computes the same as theirs, up to rounding and to what `LRU` says about $|\lambda|$.
 
     **Arguments:**
 
     - `params`: `nu_log`, `theta_log`, `gamma_log`, `B_re`, `B_im`, `C_re`, `C_im`, `D`.
 
-    **Raises:** `ValueError` for weights that are missing, unknown or of other shapes.
+    **Raises:** `ValueError` if a weight is missing, is unknown or has another shape.
     """
     return _read_layer("LRU", params)
 
@@ -34,27 +34,24 @@ def lru_from_minimal(params: Params) -> LRU:
 def lru_layers_from_minimal(params: Params) -> dict[str, LRU]:
     """All layers `LRU` of a model, by their path, such as `"encoder.layers_0.seq"`.
 
-    **Raises:** `ValueError` where there is none, and as `lru_from_minimal`.
+    **Raises:** `ValueError` if there is none, or as for `lru_from_minimal`.
     """
     return {path: _read_layer(path, tree) for path, tree in find_layers(params, "nu_log").items()}
 
 
 def lru_classifier_from_minimal(variables: Params, *, pool: Pool = "mean") -> SequenceClassifier:
-    """A whole `ClassificationModel`, with batch or layer norms, as it is after training.
+    """A full `ClassificationModel`, with batch or layer norms, as it is after training.
 
-    It gives the logits; theirs gives their `log_softmax`, for `multidim` above one in another
-    shape.
+    It returns logits; theirs returns their `log_softmax`, in another shape if `multidim` is above
+    one. Models with norms after the layers, `prenorm=False`, have the same weights but compute
+    something else, and no block here does that: import their layers by `lru_layers_from_minimal`.
 
     **Arguments:**
 
     - `variables`: `params`, and `batch_stats` for batch norms, which become `FrozenBatchNorm`s.
     - `pool`: their `pooling`, `"mean"`, `"last"` or `"none"`.
 
-    Models with norms behind the layers, `prenorm=False`, have the same weights, but there is no
-    block here that computes them: the numbers would be others. Take their layers, with
-    `lru_layers_from_minimal`.
-
-    **Raises:** `ValueError` for weights that are missing, unknown or of other shapes.
+    **Raises:** `ValueError` if a weight is missing, is unknown or has another shape.
     """
     return read_classifier(
         variables,
@@ -68,8 +65,8 @@ def lru_classifier_from_minimal(variables: Params, *, pool: Pool = "mean") -> Se
 
 def _read_layer(owner: str, params: Params) -> LRU:
     sizes: dict[str, int] = {}
-    arrays = read_arrays(owner, check_mapping(owner, params), _SHAPES, sizes)
-    return filled(
+    arrays = read_arrays(owner, params, _SHAPES, sizes)
+    return make_with(
         lambda key: LRU(sizes["features"], sizes["states"], key=key),
         **{name.lower(): array for name, array in arrays.items()},
     )

@@ -1,4 +1,4 @@
-"""The recurrent networks of PyTorch."""
+"""Importers for the recurrent networks and cells of PyTorch."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 
 from rnnscale._errors import UserError
 from rnnscale.cells import Cell, ElmanRNNCell, GatedRecurrentUnitCell, LongShortTermMemoryCell
-from rnnscale.interop._arrays import check_mapping, filled, read_arrays
+from rnnscale.interop._arrays import check_mapping, make_with, read_arrays
 from rnnscale.layers import BidirectionalRNNEncoder, DeepRNNEncoder, Encoder, RNNEncoder
 
 type _StateDict = Mapping[str, Any]
-type _MakeCell = Callable[["_Weights"], Cell]
+type _MakeCell = Callable[["_CellWeights"], Cell]
 
 _NAME = re.compile(r"(weight|bias)_(ih|hh)_l(\d+)(_reverse)?")
 
 
 def lstm_from_torch(state_dict: _StateDict, *, prefix: str = "") -> Encoder:
-    """A `torch.nn.LSTM`, of any number of layers, in one direction or both, with biases or without.
+    """A `torch.nn.LSTM` of any depth, in one direction or both, with or without biases.
 
-    It computes what torch does from a zero state, up to rounding. The two biases of torch, which
-    are only ever added, become one; without biases they start at zero and are trained.
+    It computes the same as torch from a zero state, up to rounding. The two biases of torch, which
+    are only ever added to each other, become one. Without biases, ours are zero and can be trained.
 
     ```
     encoder = lstm_from_torch(module.state_dict())
@@ -33,21 +33,21 @@ def lstm_from_torch(state_dict: _StateDict, *, prefix: str = "") -> Encoder:
 
     **Arguments:**
 
-    - `state_dict`: of the module, or of a model that has it.
-    - `prefix`: what the names of the module's weights begin with, such as `"encoder.lstm."`. All
-        other names are left out then.
+    - `state_dict`: the weights of the module, or of a model that contains it.
+    - `prefix`: the beginning of the names of the module's weights, such as `"encoder.lstm."`. Other
+        names are ignored.
 
     **Returns:** an `RNNEncoder` for one layer in one direction, a `BidirectionalRNNEncoder` for one
     in both, a `DeepRNNEncoder` of these for several.
 
-    **Raises:** `ValueError` for weights that are missing, unknown or of other shapes, and for those
-    of `proj_size`.
+    **Raises:** `ValueError` if a weight is missing, is unknown or has another shape, or if there is
+    a `proj_size`.
     """
     return _network("torch.nn.LSTM", 4, _lstm, state_dict, prefix)
 
 
 def gru_from_torch(state_dict: _StateDict, *, prefix: str = "") -> Encoder:
-    """A `torch.nn.GRU`. **Arguments**, **Returns**, **Raises:** as of `lstm_from_torch`."""
+    """A `torch.nn.GRU`. **Arguments**, **Returns**, **Raises:** as for `lstm_from_torch`."""
     return _network("torch.nn.GRU", 3, _gru, state_dict, prefix)
 
 
@@ -57,18 +57,20 @@ def elman_from_torch(
     nonlinearity: Callable[[Array], Array] = jnp.tanh,
     prefix: str = "",
 ) -> Encoder:
-    """A `torch.nn.RNN`, with `nonlinearity=jax.nn.relu` for torch's `"relu"`: the weights don't
-    tell. **Arguments**, **Returns**, **Raises:** besides, as of `lstm_from_torch`."""
+    """A `torch.nn.RNN`. The weights do not show its nonlinearity: pass `jax.nn.relu` for `"relu"`.
+
+    Other **Arguments**, **Returns**, **Raises:** as for `lstm_from_torch`.
+    """
     return _network("torch.nn.RNN", 1, _elman(nonlinearity), state_dict, prefix)
 
 
 def lstm_cell_from_torch(state_dict: _StateDict, *, prefix: str = "") -> LongShortTermMemoryCell:
-    """A `torch.nn.LSTMCell`. **Arguments**, **Raises:** as of `lstm_from_torch`."""
+    """A `torch.nn.LSTMCell`. **Arguments**, **Raises:** as for `lstm_from_torch`."""
     return _cell("torch.nn.LSTMCell", 4, _lstm, state_dict, prefix)
 
 
 def gru_cell_from_torch(state_dict: _StateDict, *, prefix: str = "") -> GatedRecurrentUnitCell:
-    """A `torch.nn.GRUCell`. **Arguments**, **Raises:** as of `lstm_from_torch`."""
+    """A `torch.nn.GRUCell`. **Arguments**, **Raises:** as for `lstm_from_torch`."""
     return _cell("torch.nn.GRUCell", 3, _gru, state_dict, prefix)
 
 
@@ -78,12 +80,12 @@ def elman_cell_from_torch(
     nonlinearity: Callable[[Array], Array] = jnp.tanh,
     prefix: str = "",
 ) -> ElmanRNNCell:
-    """A `torch.nn.RNNCell`. **Arguments**, **Raises:** as of `elman_from_torch`."""
+    """A `torch.nn.RNNCell`. **Arguments**, **Raises:** as for `elman_from_torch`."""
     return _cell("torch.nn.RNNCell", 1, _elman(nonlinearity), state_dict, prefix)
 
 
-class _Weights(NamedTuple):
-    """Of one cell: gates below one another, and biases of zero where there are none."""
+class _CellWeights(NamedTuple):
+    """The weights of one cell. Gates are stacked along the first axis; absent biases are zero."""
 
     hidden: NDArray[np.float32]
     input: NDArray[np.float32]
@@ -91,9 +93,9 @@ class _Weights(NamedTuple):
     input_bias: NDArray[np.float32]
 
 
-def _lstm(weights: _Weights) -> LongShortTermMemoryCell:
+def _lstm(weights: _CellWeights) -> LongShortTermMemoryCell:
     hdim, idim = weights.hidden.shape[1], weights.input.shape[1]
-    return filled(
+    return make_with(
         lambda key: LongShortTermMemoryCell(idim, hdim, key=key),
         recurrent=weights.hidden.reshape(4, hdim, hdim),
         input=weights.input.reshape(4, hdim, idim),
@@ -101,24 +103,25 @@ def _lstm(weights: _Weights) -> LongShortTermMemoryCell:
     )
 
 
-def _gru(weights: _Weights) -> GatedRecurrentUnitCell:
+def _gru(weights: _CellWeights) -> GatedRecurrentUnitCell:
     hdim, idim = weights.hidden.shape[1], weights.input.shape[1]
-    bias, candidate = weights.input_bias.reshape(3, hdim), weights.hidden_bias.reshape(3, hdim)
-    # That of the candidate stands beside its product with the state, which is gated.
-    beside_products = np.concatenate([candidate[:2], np.zeros((1, hdim), np.float32)])
-    return filled(
+    hidden = weights.hidden_bias.reshape(3, hdim)
+    # In the candidate, the reset gate multiplies the product with the state and its bias, so that
+    # bias can't be added to the input's.
+    ungated = np.concatenate([hidden[:2], np.zeros((1, hdim), np.float32)])
+    return make_with(
         lambda key: GatedRecurrentUnitCell(idim, hdim, key=key),
         recurrent=weights.hidden.reshape(3, hdim, hdim),
         input=weights.input.reshape(3, hdim, idim),
-        bias=bias + beside_products,
-        candidate_bias=candidate[2],
+        bias=weights.input_bias.reshape(3, hdim) + ungated,
+        candidate_bias=hidden[2],
     )
 
 
-def _elman(nonlinearity: Callable[[Array], Array]) -> Callable[[_Weights], ElmanRNNCell]:
-    def make(weights: _Weights) -> ElmanRNNCell:
+def _elman(nonlinearity: Callable[[Array], Array]) -> Callable[[_CellWeights], ElmanRNNCell]:
+    def make(weights: _CellWeights) -> ElmanRNNCell:
         hdim, idim = weights.hidden.shape[1], weights.input.shape[1]
-        return filled(
+        return make_with(
             lambda key: ElmanRNNCell(idim, hdim, nonlinearity=nonlinearity, key=key),
             recurrent=weights.hidden,
             input=weights.input,
@@ -131,7 +134,7 @@ def _elman(nonlinearity: Callable[[Array], Array]) -> Callable[[_Weights], Elman
 def _network(
     owner: str, gates: int, make: _MakeCell, state_dict: _StateDict, prefix: str
 ) -> Encoder:
-    tree = _below(owner, state_dict, prefix)
+    tree = _weights_below(owner, state_dict, prefix)
     names = [name for name in map(_NAME.fullmatch, tree) if name]
     depth = 1 + max((int(name[3]) for name in names), default=0)
     directions = ["", "_reverse"] if any(name[4] for name in names) else [""]
@@ -144,23 +147,23 @@ def _network(
     arrays = read_arrays(owner, tree, shapes, {})
     encoders: list[Encoder] = []
     for layer in range(depth):
-        cells = [make(_weights(arrays, f"_l{layer}{direction}")) for direction in directions]
+        cells = [make(_cell_weights(arrays, f"_l{layer}{direction}")) for direction in directions]
         one_way = len(cells) == 1
         encoders.append(RNNEncoder(*cells) if one_way else BidirectionalRNNEncoder(*cells))
     return encoders[0] if depth == 1 else DeepRNNEncoder(encoders)
 
 
 def _cell(
-    owner: str, gates: int, make: Callable[[_Weights], Any], state_dict: _StateDict, prefix: str
+    owner: str, gates: int, make: Callable[[_CellWeights], Any], state_dict: _StateDict, prefix: str
 ) -> Any:
-    tree = _below(owner, state_dict, prefix)
+    tree = _weights_below(owner, state_dict, prefix)
     has_bias = any(name.startswith("bias") for name in tree)
     arrays = read_arrays(owner, tree, _shapes(gates, "inputs", "", has_bias), {})
-    return make(_weights(arrays, ""))
+    return make(_cell_weights(arrays, ""))
 
 
-def _below(owner: str, state_dict: _StateDict, prefix: str) -> dict[str, Any]:
-    """The weights whose names begin with the prefix, by what follows it."""
+def _weights_below(owner: str, state_dict: _StateDict, prefix: str) -> dict[str, Any]:
+    """The weights whose names begin with the prefix, by the rest of their names."""
     owner = f"{owner}, below {prefix!r}," if prefix else owner
     names = check_mapping(owner, state_dict)
     tree = {name.removeprefix(prefix): names[name] for name in names if name.startswith(prefix)}
@@ -183,8 +186,8 @@ def _shapes(gates: int, inputs: str, suffix: str, has_bias: bool) -> dict[str, s
     return shapes | ({f"bias_hh{suffix}": rows, f"bias_ih{suffix}": rows} if has_bias else {})
 
 
-def _weights(arrays: Mapping[str, NDArray[np.float32]], suffix: str) -> _Weights:
+def _cell_weights(arrays: Mapping[str, NDArray[np.float32]], suffix: str) -> _CellWeights:
     hidden, inputs = arrays[f"weight_hh{suffix}"], arrays[f"weight_ih{suffix}"]
     zeros = np.zeros(hidden.shape[0], np.float32)
     biases = (arrays.get(f"bias_{each}{suffix}", zeros) for each in ("hh", "ih"))
-    return _Weights(hidden, inputs, *biases)
+    return _CellWeights(hidden, inputs, *biases)
