@@ -11,13 +11,16 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from rnnscale_kernels import Planar
 from rnnscale_kernels._target import Target, local_platform
-from rnnscale_kernels.linear_scan import _triton
+from rnnscale_kernels.linear_scan._kernels import Launch
+from rnnscale_kernels.linear_scan._triton import Triton
+from rnnscale_kernels.linear_scan._triton_config import CONFIGS, Case, Config, tuned_configs
 from rnnscale_kernels.testing import take_turns
 
 from ._benchmark import Benchmark, Row, Unavailable, columns
@@ -38,10 +41,10 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
     if local_platform() != "cuda":
         raise Unavailable("it needs an NVIDIA GPU")
     target = Target.of("cuda")
-    reason = _triton.unavailable(target)
+    reason = Triton().unavailable(target)
     if reason is not None:
         raise Unavailable(reason)
-    configs = _triton.tuned_configs().setdefault(str(target.device_kind), {})
+    configs = tuned_configs().setdefault(str(target.device_kind), {})
     dtypes, widths = (DTYPES[:1], WIDTHS[:1]) if options.quick else (DTYPES, WIDTHS)
     for case in cases(options.dtypes or dtypes, options.widths or widths):
         name = case.name
@@ -64,37 +67,22 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         }
 
 
-class Case(NamedTuple):
-    kernel: str
-    planar: bool
-    varying: bool
-    dtype: str
-    width: int
-
-    @property
-    def name(self) -> str:
-        return _triton.case_name(
-            self.kernel, self.planar, self.varying, (self.dtype, self.dtype), self.width
-        )
-
-
 def cases(dtypes: Sequence[str], widths: Sequence[int]) -> Iterator[Case]:
     for kernel in ("forward", "totals", "backward"):
         for planar, varying in ((False, True), (False, False), (True, True), (True, False)):
             for dtype in dtypes:
                 for width in widths:
-                    yield Case(kernel, planar, varying, dtype, width)
+                    yield Case(kernel, planar, varying, (dtype, dtype), width)
 
 
-def candidates(case: Case) -> Iterator[_triton.Config]:
+def candidates(case: Case) -> Iterator[Config]:
     """Configurations to try. What a program has on its way stays in its shared memory."""
-    arrays = (1 + case.planar) * (case.varying + (2 if case.kernel == "backward" else 1))
-    itemsize = jnp.dtype(case.dtype).itemsize
+    itemsize = jnp.dtype(case.dtypes[0]).itemsize
     for block, rows, stages, warps in itertools.product((32, 64, 128), (4, 8), (4, 6, 8), (1, 2)):
         # From 4 bytes a thread, which asynchronous copies need, to 4 channels a thread.
         fits = 4 // itemsize <= block / (32 * warps) <= 4
-        if fits and (stages - 1) * rows * arrays * block * itemsize <= SHARED_MEMORY:
-            yield _triton.Config(block, rows, stages, warps)
+        if fits and (stages - 1) * rows * case.arrays * block * itemsize <= SHARED_MEMORY:
+            yield Config(block, rows, stages, warps)
 
 
 def call_of(case: Case, target: Target):
@@ -102,21 +90,25 @@ def call_of(case: Case, target: Target):
     channels = min(case.width, 1024)
     batch, steps = case.width // channels, SIZE // case.width
 
-    def planes(time: int, dtype: Any, low: float = -1.0):
+    def number(time: int, dtype: Any, low: float = -1.0) -> Any:
         keys = jax.random.split(jax.random.key(0), 1 + case.planar)
         shape = (batch, time, channels)
-        return tuple(jax.random.uniform(k, shape, minval=low).astype(dtype) for k in keys)
+        planes = [jax.random.uniform(k, shape, minval=low).astype(dtype) for k in keys]
+        return Planar(*planes) if case.planar else planes[0]
 
+    decay_dtype, dtype = case.dtypes
     # Of a magnitude below one, so that no state overflows.
-    a = tuple(0.7 * x for x in planes(steps if case.varying else 1, case.dtype, low=0.0))
-    x, carry = planes(steps, case.dtype), planes(1, jnp.float32)
-    static = {"chunk": steps, "inner": 1, "reverse": False, "target": target}
+    a = number(steps if case.varying else 1, decay_dtype, low=0.0)
+    a = jax.tree.map(lambda x: 0.7 * x, a)
+    x, carry = number(steps, dtype), number(1, jnp.float32)
+    launch = Launch(steps, inner=1, descending=case.kernel == "backward", target=target)
+    kernels = Triton()
     if case.kernel == "forward":
-        return partial(_triton.forward, **static), (a, x, carry, None)
+        return partial(kernels.forward, launch=launch), (a, x, carry, None)
     if case.kernel == "totals":
-        return partial(_triton.forward_totals, **static), (a, x, None)
-    h0 = tuple(plane[:, 0] for plane in carry)
-    run = partial(_triton.backward, da_dtype=jnp.dtype(case.dtype), **static)
+        return partial(kernels.forward_totals, launch=launch), (a, x, None)
+    h0 = jax.tree.map(lambda plane: plane[:, 0], carry)
+    run = partial(kernels.backward, launch=launch, da_dtype=jnp.dtype(dtype))
     return run, (a, x, h0, None, x, carry)
 
 
@@ -132,9 +124,9 @@ def microseconds(run, arguments, rounds: int) -> float:
 def write() -> None:
     devices = {
         kind: {name: config._asdict() for name, config in sorted(cases.items())}
-        for kind, cases in _triton.tuned_configs().items()
+        for kind, cases in tuned_configs().items()
     }
-    _triton.CONFIGS.write_text(json.dumps(devices, indent=1, sort_keys=True) + "\n")
+    CONFIGS.write_text(json.dumps(devices, indent=1, sort_keys=True) + "\n")
 
 
 BENCHMARK = Benchmark(

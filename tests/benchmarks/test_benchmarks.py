@@ -304,7 +304,7 @@ def test_what_is_tuned_fits_every_gpu():
     for case in tune_triton.cases(tune_triton.DTYPES, tune_triton.WIDTHS):
         found = list(tune_triton.candidates(case))
         assert len(found) == len(set(found)) >= 4, case
-        itemsize = {"float32": 4, "bfloat16": 2}[case.dtype]
+        itemsize = {"float32": 4, "bfloat16": 2}[case.dtypes[0]]
         for each in found:
             # Asynchronous copies are of 4 bytes at least.
             assert each.block * itemsize >= 4 * 32 * each.warps

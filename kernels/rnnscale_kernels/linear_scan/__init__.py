@@ -7,8 +7,9 @@ from ._api import (
     scan_implementations as scan_implementations,
 )
 from ._backward import previous as previous
-from ._implementations import DISPATCH as DISPATCH, NARROW as NARROW, ScanSpec as ScanSpec
+from ._implementations import DISPATCH as DISPATCH, NARROW as NARROW
 from ._operation import (
     scan as scan,
     transpose as transpose,
 )
+from ._spec import ScanSpec as ScanSpec

@@ -1,52 +1,16 @@
 """The implementations of the recurrence, in one table."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
-
-import jax
 
 from .._dispatch import Dispatch, Implementation
-from .._planar import Planar
 from .._target import H100, TPU_V5E, Target
-from . import _kernels, _mosaic_gpu, _mosaic_tpu, _triton, _xla
+from . import _xla
 from ._backward import transpose_by_scan
-
-
-@dataclass(frozen=True)
-class ScanSpec:
-    """What the choice may depend on: the static properties of one call."""
-
-    batch: int
-    time: int
-    channels: int
-    dtype: str
-    planar: bool
-    varying: bool
-    cut: bool
-    reverse: bool
-    decay_dtype: str
-    state_dtype: str
-
-    @classmethod
-    def of(cls, primals, *, reverse: bool) -> "ScanSpec":
-        a, b, h0, cut = primals
-        *batch, time, channels = b.shape
-        return cls(
-            batch=math.prod(batch),
-            time=time,
-            channels=channels,
-            dtype=str(b.dtype),
-            planar=isinstance(b, Planar),
-            varying=a.shape[-2] > 1,
-            cut=cut is not None,
-            reverse=reverse,
-            decay_dtype=str(a.dtype),
-            state_dtype=str(h0.dtype),
-        )
-
+from ._mosaic_gpu import MosaicGPU
+from ._mosaic_tpu import MosaicTPU
+from ._spec import ScanSpec
+from ._split_time import by_kernels
+from ._triton import Triton
 
 # `chunked` wins on CPUs where one step is narrower than this and there are more steps than that;
 # measured on two CPU cores in single precision.
@@ -75,31 +39,10 @@ def _in_xla(name, scan, transpose, **reasons) -> Implementation:
     return Implementation(name, forward, backward, **reasons)
 
 
-def _by_hand(name: str, kernels: _kernels.Kernels) -> Implementation:
-    def adapted(run: Callable[..., Any]) -> Callable[..., Any]:
-        def adapt(primals, *others, reverse, target):
-            spec = ScanSpec.of(primals, reverse=reverse)
-            with jax.enable_x64(False):  # indices are of 32 bits
-                return run(kernels, primals, *others, reverse=reverse, target=target, spec=spec)
-
-        return adapt
-
-    return Implementation(
-        name,
-        adapted(_kernels.forward),
-        adapted(_kernels.transpose),
-        adapted(_kernels.totals),
-        adapted(_kernels.transpose_totals),
-        unavailable=kernels.unavailable,
-        unsupported=partial(_kernels.unsupported, kernels),
-        unsuited=kernels.unsuited,
-    )
-
-
 _ON_DEVICES = (
-    (_by_hand("mosaic_gpu", _mosaic_gpu), H100),
-    (_by_hand("triton", _triton), H100),
-    (_by_hand("mosaic_tpu", _mosaic_tpu), TPU_V5E),
+    (by_kernels("mosaic_gpu", MosaicGPU()), H100),
+    (by_kernels("triton", Triton()), H100),
+    (by_kernels("mosaic_tpu", MosaicTPU()), TPU_V5E),
 )
 
 DISPATCH = Dispatch(

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from .._operation import Operation, Reduction, mapped_size
 from .._planar import add, cast, multiply, product, where
 from ._backward import previous, transpose_by_scan
-from ._implementations import DISPATCH, ScanSpec
+from ._implementations import DISPATCH
+from ._spec import ScanSpec
 
 
 def _shapes(primals, **_):

@@ -12,7 +12,7 @@ import triton.language as tl
 from triton import knobs
 from triton.runtime.interpreter import GridExecutor, InterpretedFunction
 
-from ..linear_scan import _triton_source
+from . import _triton_source
 
 # The interpreter patches Triton's language and keeps the place in the grid in a global.
 _ALONE = threading.Lock()

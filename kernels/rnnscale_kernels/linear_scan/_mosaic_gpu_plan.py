@@ -1,0 +1,94 @@
+"""What is decided before a kernel of Mosaic GPU is lowered: chunks of time, programs and tiles."""
+
+from typing import NamedTuple
+
+import jax
+
+from .._sizes import power_of_two_within, round_up
+from .._target import Target
+from ._kernels import Launch
+from ._spec import ScanSpec
+
+CHANNELS = 128
+"""Channels of one program: one for each of its threads."""
+
+_MAX_ROWS = 64  # steps in a tile of time
+
+# Shorter chunks save less than it takes to launch the kernel for their totals.
+_MIN_CHUNK = 512
+
+# A tile of all inputs has at most this many bytes, and the ring of tiles at least this many: with
+# the outputs about 110 KB or less, so that two programs fit on a multiprocessor. Together the two
+# have twice the 30 to 50 KB on their way that hide the latency of the memory. A program that has a
+# multiprocessor to itself gets a ring of twice the size.
+_TILE_BYTES = 24 * 1024
+_RING_BYTES = 64 * 1024
+
+
+def chunk_steps(target: Target, spec: ScanSpec) -> int:
+    """Steps in a chunk.
+
+    By Little's law about half the multiprocessors, with one program each, have enough bytes on
+    their way for the full bandwidth of the memory. Chunks reach it with fewer rows and
+    channels, but the kernel for their totals reads the inputs once more: 5 arrays of the size
+    of the sequence go through memory instead of 3 (backward 7 instead of 5). So chunks pay if
+    programs are fewer than 3/5 of half the multiprocessors, which leaves each about 4 chunks or
+    more.
+    """
+    programs = spec.batch * -(-spec.channels // CHANNELS)
+    chunks = min(_cores(target) // programs, spec.time // _MIN_CHUNK)
+    return round_up(-(-spec.time // chunks), _MAX_ROWS) if chunks >= 4 else spec.time
+
+
+def _cores(target: Target) -> int:
+    """Multiprocessors of the target: those of an H100 if nothing says which GPU it is."""
+    return target.cores or 132
+
+
+class Plan(NamedTuple):
+    """How a sweep is divided among programs and tiles.
+
+    - `rows`, `steps`, `channels`: of the sequence; `decays`: rows of the decay.
+    - `varying`: whether the decay is streamed with the sequence.
+    - `chunks`, `blocks`: programs along time and along channels.
+    - `width`: channels of what TMA streams, padded: it takes rows of a multiple of 16 bytes.
+    - `block_width`: channels of what a thread reads by itself, padded to full blocks.
+    - `tile_rows`: steps in a tile; `stages`: tiles in the ring.
+    """
+
+    rows: int
+    steps: int
+    channels: int
+    decays: int
+    varying: bool
+    chunks: int
+    blocks: int
+    width: int
+    block_width: int
+    tile_rows: int
+    stages: int
+
+    @classmethod
+    def of(cls, a, sequences, launch: Launch) -> "Plan":
+        """The plan for the decay `a` and the sequences "B L D" that a sweep reads."""
+        (rows, steps, channels), (decays, decay_steps, _) = sequences[0].shape, a.shape
+        varying = decay_steps > 1
+        streamed = jax.tree.leaves((a if varying else None, sequences))
+        chunks, blocks = -(-steps // launch.chunk), -(-channels // CHANNELS)
+        row_bytes = sum(CHANNELS * x.dtype.itemsize for x in streamed)
+        tile_rows = min(_MAX_ROWS, max(8, power_of_two_within(_TILE_BYTES // row_bytes)))
+        shares_core = rows * chunks * blocks > _cores(launch.target)
+        ring_bytes = _RING_BYTES * (1 if shares_core else 2)
+        return cls(
+            rows=rows,
+            steps=steps,
+            channels=channels,
+            decays=decays,
+            varying=varying,
+            chunks=chunks,
+            blocks=blocks,
+            width=round_up(channels, 16 // min(x.dtype.itemsize for x in streamed)),
+            block_width=blocks * CHANNELS,
+            tile_rows=tile_rows,
+            stages=-(-ring_bytes // (tile_rows * row_bytes)),
+        )

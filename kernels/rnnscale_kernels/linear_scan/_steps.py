@@ -1,0 +1,122 @@
+"""One time step of every pass, and the four kernels of a toolchain as sweeps of these steps.
+
+The arithmetic of the recurrence is here once. A toolchain adds a *sweep*: a loop over time that
+brings the numbers of each step on chip, calls the step with them, and takes its results away.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from .._planar import Planar, add, multiply, multiply_conjugate, where
+from ._kernels import Kernels, Launch
+
+
+def keep(cut, x):
+    """`x`, or zero where it is cut. A product with zero would let infinities through."""
+    return x if cut is None else where(cut, 0.0, x)
+
+
+def advance(h, cut, a, b):
+    """The state h_t = a_t h_{t-1} + b_t, which forgets h_{t-1} where step t is cut."""
+    return add(keep(cut, multiply(a, h)), b)
+
+
+def advance_adjoint(c, cut, a, g):
+    """`(s, c)`: the cotangent of h_t, and the cotangent that it passes on to h_{t-1}."""
+    s = add(g, c)
+    return s, keep(cut, multiply_conjugate(a, s))
+
+
+class SweepKernels(Kernels):
+    """The four kernels of a toolchain that provides `sweep`."""
+
+    @abstractmethod
+    def sweep(
+        self, step: Callable, a, inputs: Sequence, entering, cut, launch: Launch,
+        *, name: str, outputs: Sequence = (), before: tuple | None = None,
+    ) -> tuple[list, Any]:  # fmt: skip
+        """Runs `carry, results = step(carry, t, cut_t, a_t, *inputs_t)` over every chunk.
+
+        **Arguments:**
+
+        - `step`: receives the carry and the numbers of step `t` in float32, on chip.
+        - `inputs`: sequences "B L D".
+        - `entering`: the tree of carries that enter the chunks, "B S D" in float32. A Python number
+            in it stands for an array that holds only this number.
+        - `outputs`: the dtypes of the results.
+        - `before`: the pair `(x, x0)`, "B L D" and "B D". If given, the step also receives `x` at
+            the step that this sweep takes after t, and `x0`. At the last step of the sweep there is
+            no such `x`: any value may stand there.
+        - `name`: the name of the kernel in profiles.
+
+        **Returns:**
+
+        The list of results, "B L D", and the carries that leave the chunks, "B S D".
+        """
+
+    def forward(self, a, b, h0, cut, launch):
+        def step(h, t, cut, a, b):
+            h = advance(h, cut, a, b)
+            return h, [h]
+
+        (h,), last = self.sweep(step, a, [b], h0, cut, launch, name="forward", outputs=[b.dtype])
+        return h, last
+
+    def forward_totals(self, a, b, cut, launch):
+        return self._totals(advance, a, b, cut, launch, name="forward_totals")
+
+    def backward(self, a, h, h0, cut, g, c, launch, *, da_dtype):
+        varying = _is_varying(a)
+        last = 0 if launch.descending else g.shape[1] - 1
+
+        def step(carry, t, cut, a, g, h_before, h0):
+            c, total = carry
+            s, c = advance_adjoint(c, cut, a, g)
+            # The state before the step that this sweep takes last is the one before the row.
+            da = keep(cut, multiply_conjugate(where(t == last, h0, h_before), s))
+            # The gradient of a time-invariant decay is a sum, which stays on chip.
+            return ((c, None), [s, da]) if varying else ((c, add(total, da)), [s])
+
+        outputs, (c_out, total) = self.sweep(
+            step, a, [g], (c, None if varying else _number(0.0, a)), cut, launch,
+            name="backward", outputs=[g.dtype, da_dtype][: 1 + varying], before=(h, h0),
+        )  # fmt: skip
+        db, da = outputs if varying else (*outputs, total)
+        return da, db, c_out
+
+    def backward_totals(self, a, g, cut, launch):
+        def advance_cotangent(c, cut, a, g):
+            _, c = advance_adjoint(c, cut, a, g)
+            return c
+
+        return self._totals(advance_cotangent, a, g, cut, launch, name="backward_totals")
+
+    def _totals(self, advance: Callable, a, x, cut, launch: Launch, *, name: str):
+        """`(product, end)` of each chunk, from `state = advance(state, cut_t, a_t, x_t)`."""
+        varying = _is_varying(a)
+
+        def step(carry, t, cut, a, x):
+            product, end = carry
+            return (multiply(a, product) if varying else None, advance(end, cut, a, x)), []
+
+        entering = _number(1.0, a) if varying else None, _number(0.0, a)
+        _, totals = self.sweep(step, a, [x], entering, cut, launch, name=name)
+        return totals
+
+
+def carries(entering, fill: Callable[[float], Any], read: Callable[[Any], Any]):
+    """The tree of carries, with `fill` in place of its numbers and `read` of its arrays."""
+    return jax.tree.map(lambda x: fill(x) if isinstance(x, float) else read(x), entering)
+
+
+def _is_varying(a) -> bool:
+    return a.shape[1] > 1
+
+
+def _number(value: Any, like) -> Any:
+    """A real number, as a pair of numbers if `like` is complex."""
+    zero: Any = 0.0
+    return Planar(value, zero) if isinstance(like, Planar) else value
