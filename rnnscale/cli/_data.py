@@ -1,5 +1,7 @@
+"""`rnnscale data`: pack sequences into files of rows, and check such files."""
+
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,18 +9,17 @@ from typing import TYPE_CHECKING
 from rnnscale._errors import UserError
 
 if TYPE_CHECKING:
-    from rnnscale.data import SequenceSource, StoredArray
+    from rnnscale.data import AbstractSequences
 
-# What files with a suffix hold, where it is clear.
-_KINDS = {
-    ".bin": "tokens",
-    ".csv": "csv",
-    ".md": "text",
-    ".npz": "npy",
-    ".parquet": "parquet",
-    ".py": "text",
-    ".ts": "ts",
-    ".txt": "text",
+# The kinds of sources, each with the suffixes that leave no doubt about it.
+_KINDS: Mapping[str, tuple[str, ...]] = {
+    "text": (".txt", ".md", ".py"),
+    "bytes": (),
+    "tokens": (".bin",),
+    "npy": (".npz",),
+    "parquet": (".parquet",),
+    "csv": (".csv",),
+    "ts": (".ts",),
 }
 
 
@@ -49,25 +50,28 @@ def _add_pack(actions: argparse._SubParsersAction) -> None:
     pack.add_argument("--steps", type=int, required=True, metavar="N", help="steps in a row")
     pack.add_argument(
         "--kind",
-        choices=list(_OPEN),
-        help="what SRC is: a folder of text files or of any files, shards of tokens (.npy or "
+        choices=list(_KINDS),
+        help="the kind of SRC: a folder of text files or of any files, shards of tokens (.npy or "
         ".bin), arrays in a .npz file or a folder of .npy files, Parquet files with lists, a "
-        "folder of CSV files with a step a line, or a .ts file; by default what the suffixes say",
+        "folder of CSV files with one step per line, or a .ts file; by default, the suffixes "
+        "decide",
     )
     pack.add_argument(
         "--end",
         type=int,
         metavar="TOKEN",
-        help="the token that follows each document, and in shards of tokens ends it; default: 0 "
-        "for text, else none",
+        help="a token to append to each document, which in shards of tokens already ends it; "
+        "default: 0 for text, otherwise none",
     )
-    pack.add_argument("--dtype", help="of the tokens in .bin files, such as uint16")
+    pack.add_argument("--dtype", help="dtype of the tokens in .bin files, such as uint16")
     pack.add_argument(
-        "--labels", nargs="+", default=[], metavar="COLUMN", help="of CSV files, that are labels"
+        "--labels", nargs="+", default=[], metavar="COLUMN", help="columns of CSV files with labels"
     )
     pack.add_argument("--rows-per-shard", type=int, metavar="N", help="default: 256 MiB of rows")
     pack.add_argument(
-        "--skip", action="store_true", help="leave out what can't be used, which else is an error"
+        "--skip",
+        action="store_true",
+        help="leave out files and records that can't be used, instead of ending with an error",
     )
 
 
@@ -75,8 +79,8 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
     check = actions.add_parser(
         "check",
         help="compare packed files with their checksums",
-        description="Reads all that `rnnscale data pack` wrote, and compares it with its "
-        "checksums.",
+        description="Reads all files that `rnnscale data pack` wrote, and compares them with "
+        "their checksums.",
         allow_abbrev=False,
     )
     check.set_defaults(command=_check)
@@ -84,31 +88,31 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from rnnscale.data import element_spec, next_token, write_packed
+    from rnnscale.data import next_token, write_packed
 
     source = Path(arguments.source)
     if not source.exists():
         raise UserError(f"there is no file or folder {source}")
     kind = arguments.kind or _kind(source)
-    sequences = _OPEN[kind](source, arguments)
-    skipped = getattr(sequences, "skipped", ())
-    if "tokens" in element_spec(sequences):
+    opened = _open(kind, source, arguments)
+    sequences = opened
+    if "tokens" in opened.element_spec:
         end = 0 if arguments.end is None and kind == "text" else arguments.end
-        sequences = next_token(sequences, end=end)
+        sequences = next_token(opened, end=end)
     with _progress("packing") as progress:
         packed = write_packed(
             sequences,
             arguments.folder,
             arguments.steps,
             rows_per_shard=arguments.rows_per_shard,
-            notes={"source": str(source), "kind": kind, "skipped": skipped},
+            notes={"source": str(source), "kind": kind, "skipped": opened.skipped},
             progress=progress,
         )
     size = sum(shard.bytes for shard in packed.shards)
     print(
         f"{len(sequences):,} sequences, {sequences.lengths.sum():,} steps in {len(packed):,} rows "
         f"of {arguments.steps:,}, {packed.notes['fill']:.1%} filled, {len(packed.shards)} shards, "
-        f"{size:,} bytes, {len(skipped)} left out"
+        f"{size:,} bytes, {len(opened.skipped)} left out"
     )
     return 0
 
@@ -121,15 +125,15 @@ def _check(arguments: argparse.Namespace) -> int:
         packed.verify(progress)
     size = sum(shard.bytes for shard in packed.shards)
     print(
-        f"{arguments.folder} is what was written: {len(packed):,} rows in {len(packed.shards)} "
-        f"shards, {size:,} bytes"
+        f"{arguments.folder} is unchanged: {len(packed):,} rows in {len(packed.shards)} shards, "
+        f"{size:,} bytes"
     )
     return 0
 
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, which is set to so much of so much."""
+    """A progress bar on a terminal, as a function of the amount done and the total."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -140,89 +144,68 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _kind(source: Path) -> str:
+    """The kind of a source, from the suffixes of its files."""
     from rnnscale.data import files_under
 
     files = files_under(source) if source.is_dir() else [source]
-    kinds = {_KINDS.get(file.suffix) for file in files}
+    kind_of = {suffix: kind for kind, suffixes in _KINDS.items() for suffix in suffixes}
+    kinds = {kind_of.get(file.suffix) for file in files}
     if len(kinds) != 1 or None in kinds:
         suffixes = ", ".join(sorted({file.suffix or "none" for file in files})) or "no files"
         raise UserError(
             f"the suffixes in {source} ({suffixes}) don't say what it is; give --kind, one of "
-            f"{', '.join(_OPEN)}"
+            f"{', '.join(_KINDS)}"
         )
     (kind,) = kinds
     return str(kind)
 
 
-def _open_text(source: Path, arguments: argparse.Namespace) -> "SequenceSource":
-    from rnnscale.data import TextFiles
+def _open(kind: str, source: Path, arguments: argparse.Namespace) -> "AbstractSequences":
+    from rnnscale import data
 
-    return TextFiles(source, skip=arguments.skip)
+    skip = arguments.skip
+    match kind:
+        case "text":
+            return data.TextFiles(source, skip=skip)
+        case "bytes":
+            return data.ByteFiles(source, skip=skip)
+        case "tokens":
+            shards = _files(source, ".npy", ".bin")
+            return data.TokenShards(shards, dtype=arguments.dtype, end=arguments.end, skip=skip)
+        case "npy":
+            return _open_arrays(source, skip)
+        case "parquet":
+            return data.ParquetSequences(_files(source, ".parquet"), skip=skip)
+        case "csv":
+            return data.CsvSeries(source, labels=arguments.labels, skip=skip)
+        case _:
+            return data.read_ts(source, skip=skip)
 
 
-def _open_bytes(source: Path, arguments: argparse.Namespace) -> "SequenceSource":
-    from rnnscale.data import ByteFiles
-
-    return ByteFiles(source, skip=arguments.skip)
-
-
-def _open_tokens(source: Path, arguments: argparse.Namespace) -> "SequenceSource":
-    from rnnscale.data import TokenShards
-
-    return TokenShards(
-        _files(source, (".npy", ".bin")),
-        dtype=arguments.dtype,
-        end=arguments.end,
-        skip=arguments.skip,
-    )
-
-
-def _open_npy(source: Path, arguments: argparse.Namespace) -> "SequenceSource":
+def _open_arrays(source: Path, skip: bool) -> "AbstractSequences":
     from rnnscale.data import SequenceFiles, open_npy, open_npz
 
     if source.suffix == ".npz":
         arrays = open_npz(source)
     else:
-        arrays = {path.stem: open_npy(path) for path in _files(source, (".npy",))}
+        arrays = {path.stem: open_npy(path) for path in _files(source, ".npy")}
     offsets = arrays.pop("offsets", None)
     if "inputs" not in arrays:
         raise UserError(
             f"{source} must have an array 'inputs' of shape (sequences, time, ...), or of shape "
             f"(steps, ...) with an array 'offsets'; it has {', '.join(arrays) or 'none'}"
         )
-    inputs = arrays["inputs"].shape
     leading = slice(2) if offsets is None else slice(1)
-
-    def is_over_time(array: "StoredArray") -> bool:
-        return array.shape[leading] == inputs[leading]
-
-    return SequenceFiles(
-        {name: array for name, array in arrays.items() if is_over_time(array)},
-        offsets,
-        {name: array for name, array in arrays.items() if not is_over_time(array)},
-        skip=arguments.skip,
-    )
+    over_time = {
+        name: array
+        for name, array in arrays.items()
+        if array.shape[leading] == arrays["inputs"].shape[leading]
+    }
+    per_sequence = {name: array for name, array in arrays.items() if name not in over_time}
+    return SequenceFiles(over_time, offsets, per_sequence, skip=skip)
 
 
-def _open_parquet(source: Path, arguments: argparse.Namespace) -> "SequenceSource":
-    from rnnscale.data import ParquetSequences
-
-    return ParquetSequences(_files(source, (".parquet",)), skip=arguments.skip)
-
-
-def _open_csv(source: Path, arguments: argparse.Namespace) -> "SequenceSource":
-    from rnnscale.data import CsvSeries
-
-    return CsvSeries(source, labels=arguments.labels, skip=arguments.skip)
-
-
-def _open_ts(source: Path, arguments: argparse.Namespace) -> "SequenceSource":
-    from rnnscale.data import read_ts
-
-    return read_ts(source, skip=arguments.skip)
-
-
-def _files(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
+def _files(source: Path, *suffixes: str) -> list[Path]:
     from rnnscale.data import files_under
 
     if source.is_file():
@@ -231,14 +214,3 @@ def _files(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if not files:
         raise UserError(f"{source} has no file that ends in {' or '.join(suffixes)}")
     return files
-
-
-_OPEN: dict[str, Callable[[Path, argparse.Namespace], "SequenceSource"]] = {
-    "text": _open_text,
-    "bytes": _open_bytes,
-    "tokens": _open_tokens,
-    "npy": _open_npy,
-    "parquet": _open_parquet,
-    "csv": _open_csv,
-    "ts": _open_ts,
-}

@@ -1,3 +1,5 @@
+"""`rnnscale tasks`: list the tasks."""
+
 import argparse
 
 
@@ -12,6 +14,6 @@ def _tasks(_: argparse.Namespace) -> int:
     width = max(map(len, TASKS))
     for name, info in TASKS.items():
         note = f" (not available: {info.unavailable})" if info.unavailable else ""
-        note += " (needs --folder)" if info.folder else ""
+        note += " (needs --folder)" if "folder" in info.arguments else ""
         print(f"{name:{width}}  {info.description}{note}")
     return 0

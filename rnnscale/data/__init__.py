@@ -1,4 +1,4 @@
-"""Sources of records, and pipelines that make streams of batches from them."""
+"""Sources of records, and pipelines from records to streams of batches."""
 
 from rnnscale.data.pipelines import (
     Batches as Batches,
@@ -19,6 +19,7 @@ from rnnscale.data.pipelines import (
     write_packed as write_packed,
 )
 from rnnscale.data.sources import (
+    AbstractSequences as AbstractSequences,
     ArrayFiles as ArrayFiles,
     ArrayRecordFiles as ArrayRecordFiles,
     ArraySource as ArraySource,
@@ -36,6 +37,7 @@ from rnnscale.data.sources import (
     ShardInfo as ShardInfo,
     Skipped as Skipped,
     Source as Source,
+    SpecifiedSource as SpecifiedSource,
     StoredArray as StoredArray,
     TextFiles as TextFiles,
     TokenShards as TokenShards,

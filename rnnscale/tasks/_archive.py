@@ -1,30 +1,29 @@
-"""Time series to classify, of the UCR and UEA archives, as far as they come with aeon."""
+"""Time series classification: data sets of the UCR and UEA archives that the package aeon has."""
 
-import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 
-from rnnscale._errors import UserError
 from rnnscale.data.sources import read_ts
+from rnnscale.tasks._names import check_name
+from rnnscale.tasks._packages import file_of_package
 from rnnscale.tasks._sequences import sequences_task
+from rnnscale.tasks._split import tenth_of_each_class
 from rnnscale.tasks._task import Task
-from rnnscale.tasks._wheels import file_of_package
 
 
 @dataclass(frozen=True)
 class ArchiveInfo:
-    """What one can say of a data set of the archives without reading it.
+    """What is known about a data set of the archives before its files are read.
 
     **Attributes:**
 
     - `file`: its name in the archives.
     - `description`: one line.
-    - `classes`: how many there are.
-    - `reference`: where it comes from.
+    - `classes`: number of classes.
+    - `reference`: who published it.
     """
 
     file: str
@@ -90,43 +89,39 @@ ARCHIVE: Mapping[str, ArchiveInfo] = MappingProxyType(
 def archive_task(name: str) -> Task:
     """Classification of a data set of the UCR and UEA archives.
 
-    Training and test records are those of the archives; every tenth record of each class of the
-    training part, rounded up, is for validation. Inputs are float32 of shape `(seq_len, channels)`,
-    each channel shifted and scaled by its mean and standard deviation in what remains for training,
-    and filled up with zeros to the longest sequence; `"lengths"` is where that begins. The label is
-    the class. `Task.sequences` has the sequences as long as they are.
+    The training and test records are those of the archives; a tenth of each class of the training
+    records, rounded up, becomes the validation split. Inputs are float32 of shape `(seq_len,
+    channels)`; each channel is normalised by its mean and standard deviation in the remaining
+    training records, and padded with zeros to the longest sequence, from step `"lengths"` on. The
+    label is the class. `Task.sequences` has the sequences without padding.
 
     **Arguments:**
 
-    - `name`: one of `ARCHIVE`.
+    - `name`: a key of `ARCHIVE`.
 
     **Returns:**
 
-    The task. Its `baseline` is the accuracy of the class that is most frequent in the test split.
+    The task. Its `baseline` is the accuracy of the most frequent class in the test split.
 
-    **Raises:** `ValueError` for an unknown name; `ImportError` if aeon, which holds the files, is
-    not installed.
+    **Raises:** `ValueError` if the name is unknown; `ImportError` if aeon, which contains the
+    files, is not installed.
 
     **Reference:** Dau et al., "The UCR time series archive", IEEE/CAA Journal of Automatica Sinica
     6 (2019), and Bagnall et al., "The UEA multivariate time series classification archive", 2018;
-    `ARCHIVE` says where each set comes from.
+    `ARCHIVE` names the origin of each data set.
 
     **Differs from the papers:** they have no validation split and train on all training records.
     """
-    if name not in ARCHIVE:
-        nearest = difflib.get_close_matches(name, ARCHIVE, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"unknown data set {name!r}; did you mean {nearest!r}? There are: {', '.join(ARCHIVE)}"
-        )
+    check_name(name, ARCHIVE, "data set")
     info = ARCHIVE[name]
-    training, test = (_read(info.file, part) for part in ("TRAIN", "TEST"))
-    held_out = _tenth(training[1])
+    (inputs, labels), test = (_read(info.file, part) for part in ("TRAIN", "TEST"))
+    held_out = tenth_of_each_class(labels)
+    kept = np.setdiff1d(np.arange(len(labels)), held_out)
     return sequences_task(
         name,
-        info.description,
         {
-            "train": _chosen(training, np.setdiff1d(np.arange(len(training[1])), held_out)),
-            "validation": _chosen(training, held_out),
+            "train": ([inputs[row] for row in kept], labels[kept]),
+            "validation": ([inputs[row] for row in held_out], labels[held_out]),
             "test": test,
         },
         info.classes,
@@ -134,27 +129,8 @@ def archive_task(name: str) -> Task:
     )
 
 
-type _Labelled = tuple[list[np.ndarray], np.ndarray]
-
-
-def _read(file: str, part: str) -> _Labelled:
+def _read(file: str, part: str) -> tuple[list[np.ndarray], np.ndarray]:
     path = file_of_package("aeon", f"aeon/datasets/data/{file}/{file}_{part}.ts")
     sequences = read_ts(path)
     records = [sequences[index] for index in range(len(sequences))]
     return [r["inputs"] for r in records], np.array([r["labels"] for r in records])
-
-
-def _chosen(records: _Labelled, rows: np.ndarray) -> _Labelled:
-    inputs, labels = records
-    return [inputs[row] for row in rows], labels[rows]
-
-
-def _tenth(labels: np.ndarray) -> np.ndarray:
-    """A tenth of each class, rounded up: sorted indices."""
-    # RandomState, because NumPy promises never to change its stream; Generator's may change.
-    random = np.random.RandomState(0)
-    held_out = []
-    for label in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == label))
-        held_out.append(members[: math.ceil(len(members) / 10)])
-    return np.sort(np.concatenate(held_out))

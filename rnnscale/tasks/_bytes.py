@@ -1,4 +1,4 @@
-"""Next-byte prediction over the text files of a folder."""
+"""Next-byte prediction on the text files of a folder."""
 
 import hashlib
 import sysconfig
@@ -13,44 +13,19 @@ from rnnscale.data.pipelines import next_token
 from rnnscale.data.sources import SequenceArrays, SequenceSource, files_under
 from rnnscale.tasks._ngram import count_model_bits_per_byte
 from rnnscale.tasks._task import Task
+from rnnscale.tasks._windows import Windows
 
-# Of the standard library: its own tests, what others installed there, and build leftovers.
+# Folders of the standard library that hold tests or are not part of it.
 _NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"}
-
-
-class Windows:
-    """The windows of a text, each of `seq_len` bytes and, as labels, the bytes that follow them.
-
-    Neighbours share one byte, so that every byte but the first is a label once; what is left over
-    at the end is dropped.
-
-    **Arguments:**
-
-    - `text`: uint8, shape `(bytes,)`.
-    - `seq_len`: steps in a window, at least 1.
-    """
-
-    def __init__(self, text: np.ndarray, seq_len: int):
-        self.text = text
-        self.seq_len = seq_len
-
-    def __len__(self) -> int:
-        return max(0, len(self.text) - 1) // self.seq_len
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        start = index * self.seq_len
-        window = self.text[start : start + self.seq_len + 1].astype(np.int32)
-        return {"inputs": window[:-1], "labels": window[1:]}
 
 
 def bytes_task(seq_len: int = 1024, text: str | PathLike[str] | None = None) -> Task:
     """Next-byte prediction; inputs and labels are int32 of shape `(seq_len,)` in `[0, 256)`.
 
     A file is text if it is valid UTF-8 without zero bytes. In each split the files are joined, in
-    the order of their paths, by one zero byte, and cut into windows of `seq_len` steps. A twentieth
-    of the files each, but at least one, is for validation and for test; a hash of a file's path
+    the order of their paths, by one zero byte, and cut into windows of `seq_len` steps that overlap
+    by one byte, so that every byte but the first is a label once. A twentieth of the files, at
+    least one, is the validation split, and as many are the test split; a hash of a file's path
     decides, so the split of a folder is always the same.
 
     **Arguments:**
@@ -62,12 +37,12 @@ def bytes_task(seq_len: int = 1024, text: str | PathLike[str] | None = None) -> 
 
     **Returns:**
 
-    The task. `notes` has the folder, the number of files and bytes, and the hash of all of it;
-    `baseline` computes the figure of an order-4 count model; `sequences` has the files one by one,
-    each between two zero bytes.
+    The task. `notes` has the folder, the number of files and bytes, and their hash; `baseline`
+    computes the bits per byte of an order-4 count model; `sequences` has the files one by one, each
+    between two zero bytes.
 
-    **Raises:** `ValueError` if `seq_len < 1`, the folder does not exist or holds no text file, or a
-    split is shorter than a window.
+    **Raises:** `ValueError` if `seq_len` is below 1, the folder does not exist or contains no text
+    file, or a split is shorter than a window.
     """
     if seq_len < 1:
         raise UserError(f"seq_len must be at least 1; got {seq_len}")
@@ -77,31 +52,34 @@ def bytes_task(seq_len: int = 1024, text: str | PathLike[str] | None = None) -> 
     else:
         folder = Path(text)
         if not folder.is_dir():
-            raise UserError(f"text must be a folder with text files; {str(folder)!r} is none")
+            raise UserError(f"text must be a folder with text files; got {str(folder)!r}")
         files = _read(folder)
     if not files:
         raise UserError(f"no text file (UTF-8, not empty, not hidden) in {str(folder)!r}")
 
-    names = _split(list(files))
-    train, validation, test = (Windows(_join(files, part), seq_len) for part in names)
-    for name, split in {"train": train, "validation": validation, "test": test}.items():
-        if len(split) == 0:
+    splits = _split(list(files))
+    texts = {split: _join(files, names) for split, names in splits.items()}
+    for split, joined in texts.items():
+        if len(joined) <= seq_len:
             raise UserError(
-                f"the {name} split of {str(folder)!r} ({len(files)} text files) has "
-                f"{len(split.text)} bytes, less than one window of seq_len + 1 = {seq_len + 1}; "
+                f"the {split} split of {str(folder)!r} ({len(files)} text files) has "
+                f"{len(joined)} bytes, less than one window of seq_len + 1 = {seq_len + 1}; "
                 "give a smaller seq_len or a folder with more text"
             )
+    train, validation, test = (
+        Windows(joined[:-1], joined[1:], seq_len, stride=seq_len, dtype=np.int32)
+        for joined in texts.values()
+    )
 
     def baseline() -> Mapping[str, float]:
-        bits = count_model_bits_per_byte(train.text, test.text, order=4)
+        bits = count_model_bits_per_byte(texts["train"], texts["test"], order=4)
         return {"count_model_bits_per_byte": bits}
 
     return Task(
-        name="bytes",
-        description=_description(seq_len),
-        train=train,
-        validation=validation,
-        test=test,
+        "bytes",
+        train,
+        validation,
+        test,
         inputs="tokens",
         idim=256,
         classes=256,
@@ -115,28 +93,20 @@ def bytes_task(seq_len: int = 1024, text: str | PathLike[str] | None = None) -> 
             "corpus_sha256": _digest(files),
         },
         baseline=baseline,
-        sequences={
-            split: _documents(files, part)
-            for split, part in zip(("train", "validation", "test"), names, strict=True)
-        },
+        sequences={split: _documents(files, names) for split, names in splits.items()},
     )
 
 
 def _documents(files: Mapping[str, bytes], names: list[str]) -> SequenceSource:
-    """The files as they are. Labels are those of the windows, the first byte, and what is left over
-    at the end of those: each file begins and ends with the zero byte."""
+    """The files, each between two zero bytes, so that every byte of a file is a label."""
     tokens = [np.frombuffer(files[name], np.uint8) for name in names]
     return next_token(SequenceArrays({"tokens": tokens}), start=0, end=0)
-
-
-def _description(seq_len: int) -> str:
-    return f"next byte of text, by default of Python's standard library: {seq_len} steps"
 
 
 def _read(
     folder: Path, suffix: str = "", left_out: set[str] | frozenset[str] = frozenset()
 ) -> dict[str, bytes]:
-    """The text files under a folder, by relative path, in the order of their paths."""
+    """The contents of the text files under a folder, by relative path, in the order of paths."""
     contents = {path: path.read_bytes() for path in files_under(folder, suffix, left_out)}
     return {
         path.relative_to(folder).as_posix(): content
@@ -153,12 +123,15 @@ def _is_text(content: bytes) -> bool:
     return b"\0" not in content
 
 
-def _split(names: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Sorted names for training, validation and test."""
+def _split(names: list[str]) -> dict[str, list[str]]:
+    """The sorted names of the files in each split."""
     shuffled = sorted(names, key=lambda name: hashlib.blake2b(name.encode()).digest())
     held_out = max(1, len(names) // 20)
-    test, validation = shuffled[:held_out], shuffled[held_out : 2 * held_out]
-    return sorted(shuffled[2 * held_out :]), sorted(validation), sorted(test)
+    return {
+        "train": sorted(shuffled[2 * held_out :]),
+        "validation": sorted(shuffled[held_out : 2 * held_out]),
+        "test": sorted(shuffled[:held_out]),
+    }
 
 
 def _join(files: Mapping[str, bytes], names: list[str]) -> np.ndarray:

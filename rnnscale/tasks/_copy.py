@@ -1,4 +1,4 @@
-"""The copy problem: ten symbols come first and are wanted at the end, after a long wait."""
+"""The copy problem: repeat ten symbols after a long wait."""
 
 import math
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ import numpy as np
 
 from rnnscale._errors import UserError
 from rnnscale.data.sources import Record
-from rnnscale.tasks._generated import GeneratedSource
+from rnnscale.tasks._generated import generated_splits
 from rnnscale.tasks._task import Task
 
 _SYMBOLS, _RECALLED = 8, 10
 _BLANK, _DELIMITER = _SYMBOLS, _SYMBOLS + 1
-# As many for training and test as in Arjovsky et al.
-_RECORDS = {"train": 100_000, "validation": 1_000, "test": 10_000}
+# Training, validation and test records; training and test as in Arjovsky et al.
+_RECORDS = (100_000, 1_000, 10_000)
 
 
 def copy_memory(seq_len: int = 120, *, seed: int = 0) -> Task:
@@ -23,21 +23,21 @@ def copy_memory(seq_len: int = 120, *, seed: int = 0) -> Task:
     Inputs are one-hot, float32 of shape `(seq_len, 10)`: ten symbols drawn from eight, $T - 1$
     blanks (8), one delimiter (9), ten blanks. Labels are int32 of shape `(seq_len,)`: $T + 10$
     blanks, then the ten symbols. `"scored"`, bool of shape `(seq_len,)`, is true at the last ten
-    steps: the accuracy is that of the recalled symbols, while the loss is the mean over all steps,
-    as in the paper. Records are made when they are asked for; each is a function of the seed, the
-    split and its index only.
+    steps: accuracy counts the recalled symbols only, while the loss is the mean over all steps, as
+    in the paper. Records are computed when they are read; each depends only on the seed, the split
+    and its index.
 
     **Arguments:**
 
     - `seq_len`: steps in a record, at least 21.
-    - `seed`: of the records, 0 to 2**32 - 1.
+    - `seed`: seed of the records, 0 to 2**32 - 1.
 
     **Returns:**
 
-    The task. Its `baseline` is what a model without memory can do: blanks where they are due, then
-    each symbol as likely as the others; a loss of $10 \ln 8 / (T + 20)$ and an accuracy of 1/8.
+    The task. Its `baseline` is the best that a model without memory can do: blanks at the blanks,
+    then each symbol with equal probability; a loss of $10 \ln 8 / (T + 20)$ and an accuracy of 1/8.
 
-    **Raises:** `ValueError` for a number out of range.
+    **Raises:** `ValueError` if a number is out of range.
 
     **Reference:** Arjovsky, Shah and Bengio, "Unitary evolution recurrent neural networks", ICML
     2016, section 5.1; after Hochreiter and Schmidhuber, "Long short-term memory", Neural
@@ -48,11 +48,6 @@ def copy_memory(seq_len: int = 120, *, seed: int = 0) -> Task:
             f"seq_len must be at least {2 * _RECALLED + 1}: {_RECALLED} symbols to read, "
             f"{_RECALLED} to recall, and a wait between them; got {seq_len}"
         )
-    make = partial(_record, seq_len)
-    train, validation, test = (
-        GeneratedSource(make, count, seed=seed, split=split)
-        for split, count in enumerate(_RECORDS.values())
-    )
 
     def baseline() -> Mapping[str, float]:
         return {
@@ -61,11 +56,8 @@ def copy_memory(seq_len: int = 120, *, seed: int = 0) -> Task:
         }
 
     return Task(
-        name="copy",
-        description=f"ten symbols again after a wait of {seq_len - 2 * _RECALLED}: {seq_len} steps",
-        train=train,
-        validation=validation,
-        test=test,
+        "copy",
+        *generated_splits(partial(_record, seq_len), _RECORDS, seed=seed),
         inputs="features",
         idim=_SYMBOLS + 2,
         classes=_SYMBOLS + 1,

@@ -1,4 +1,4 @@
-"""Data sets in a folder of the user's, as they were published."""
+"""Reading data sets from a user's folder: finding their files, and records that are lines."""
 
 from collections.abc import Callable
 from os import PathLike
@@ -10,58 +10,59 @@ from rnnscale._errors import UserError
 from rnnscale.data.sources import Record, UnchangedFile
 
 
-def file_of_folder(folder: str | PathLike[str], path: str, where_from: str) -> Path:
-    """A file that has to be in the folder.
+def file_of_folder(folder: str | PathLike[str], path: str, contents: str) -> Path:
+    """The path of a file in the folder.
 
     **Arguments:**
 
-    - `path`: in the folder.
-    - `where_from`: what to put there, as a sentence's end: `"the archive of ..., unpacked"`.
+    - `path`: relative to the folder.
+    - `contents`: what belongs in the folder, for the error: `"the archive ..., unpacked"`.
 
-    **Raises:** `ValueError` that says so where it is missing.
+    **Raises:** `ValueError` if there is no such file; it says what to put there.
     """
     found = Path(folder) / path
     if not found.is_file():
-        raise UserError(_missing(folder, found, "file", where_from))
+        raise UserError(_missing(folder, found, "file", contents))
     return found
 
 
 def files_of_folder(
-    folder: str | PathLike[str], path: str, suffix: str, where_from: str
+    folder: str | PathLike[str], path: str, suffix: str, contents: str
 ) -> list[Path]:
-    """The files of a subfolder by their names, of which there has to be one.
+    """The files in a subfolder, sorted by name; there must be at least one.
 
     **Arguments:**
 
-    - `suffix`: of the files' names.
+    - `suffix`: the end of the files' names.
+    - `path`, `contents`: see `file_of_folder`.
 
-    **Raises:** as `file_of_folder`.
+    **Raises:** see `file_of_folder`.
     """
     place = Path(folder) / path
     if not place.is_dir():
-        raise UserError(_missing(folder, place, "folder", where_from))
+        raise UserError(_missing(folder, place, "folder", contents))
     found = sorted(place.glob(f"*{suffix}"))
     if not found:
-        raise UserError(_missing(folder, place / f"*{suffix}", "file", where_from))
+        raise UserError(_missing(folder, place / f"*{suffix}", "file", contents))
     return found
 
 
-def _missing(folder: str | PathLike[str], found: Path, kind: str, where_from: str) -> str:
-    return f"there is no {kind} {str(found)!r}; put into {str(folder)!r} {where_from}"
+def _missing(folder: str | PathLike[str], found: Path, kind: str, contents: str) -> str:
+    return f"there is no {kind} {str(found)!r}; put into {str(folder)!r} {contents}"
 
 
 class LineRecords:
-    """Records that are the lines of a text file, each read when it is asked for.
+    """Records that are the lines of a text file. A line is read and parsed at each access.
 
     **Arguments:**
 
-    - `path`: of a file that has to stay as it is.
-    - `parse`: makes a record of a line without its end; raises `ValueError` where it is none. A
-        pipeline with workers pickles it.
-    - `header`: lines at the beginning that are no records.
+    - `path`: the file. It must not change.
+    - `parse`: converts a line, without its line break, to a record; raises `ValueError` if the line
+        is not a valid record. A pipeline with workers pickles it.
+    - `header`: number of lines at the beginning that are not records.
 
-    **Raises:** `ValueError` if there is no record, and for one that is read, with file and line, if
-    it can't be parsed or the file is not as it was.
+    **Raises:** `ValueError` if there is no record; and at an index, with file and line, if the line
+    can't be parsed or the file has changed.
     """
 
     def __init__(self, path: Path, parse: Callable[[bytes], Record], *, header: int = 0):
@@ -89,7 +90,7 @@ class LineRecords:
 
 
 def padded_tokens(tokens: np.ndarray, label: int, steps: int) -> Record:
-    """A record of tokens filled up with zeros, its class, and where the zeros begin."""
+    """A record of tokens and their class, padded with zeros to `steps`."""
     return {
         "inputs": np.pad(tokens.astype(np.int32), (0, steps - len(tokens))),
         "labels": np.asarray(label, np.int32),

@@ -1,4 +1,4 @@
-"""Records that are made when they are asked for, and stored nowhere."""
+"""Records computed from a seed when they are read, for the synthetic tasks."""
 
 from collections.abc import Callable
 
@@ -13,19 +13,19 @@ class GeneratedSource:
 
     **Arguments:**
 
-    - `make`: makes a record out of the random numbers it is given. A pipeline with workers pickles
-        it: a function of a module, or a `functools.partial` of one.
-    - `count`: number of records, at least 1.
+    - `make`: computes a record from a random number generator. A pipeline with workers pickles it,
+        so it must be a function of a module, or a `functools.partial` of one.
+    - `count`: number of records, 1 to 2**32.
     - `seed`, `split`: 0 to 2**32 - 1; another seed or split gives independent records.
 
-    **Raises:** `ValueError` for a number out of range.
+    **Raises:** `ValueError` if a number is out of range.
     """
 
     def __init__(
         self, make: Callable[[np.random.RandomState], Record], count: int, *, seed: int, split: int
     ):
         if not 1 <= count <= 2**32:
-            raise UserError(f"count must be 1 to 2**32; got {count}")
+            raise ValueError(f"count must be 1 to 2**32; got {count}")
         for name, value in {"seed": seed, "split": split}.items():
             if not 0 <= value < 2**32:
                 raise UserError(f"{name} must be 0 to 2**32 - 1; got {value}")
@@ -41,3 +41,16 @@ class GeneratedSource:
             raise IndexError(f"record {index} of {self.count}")
         # RandomState, because NumPy promises never to change its stream; Generator's may change.
         return self.make(np.random.RandomState([*self.key, index]))
+
+
+type Splits = tuple[GeneratedSource, GeneratedSource, GeneratedSource]
+
+
+def generated_splits(
+    make: Callable[[np.random.RandomState], Record], counts: tuple[int, int, int], *, seed: int
+) -> Splits:
+    """The training, validation and test splits, with the given numbers of records."""
+    train, validation, test = (
+        GeneratedSource(make, count, seed=seed, split=split) for split, count in enumerate(counts)
+    )
+    return train, validation, test

@@ -1,4 +1,4 @@
-"""The images of the Long Range Arena, pixel by pixel."""
+"""The image tasks of the Long Range Arena, read pixel by pixel: Image, Pathfinder and Path-X."""
 
 from importlib.util import find_spec
 from os import PathLike
@@ -8,44 +8,45 @@ import numpy as np
 
 from rnnscale._errors import MissingPackageError, UserError
 from rnnscale.data.sources import Record, UnchangedFile
+from rnnscale.tasks._baselines import labels_of, most_frequent
 from rnnscale.tasks._folder import file_of_folder, files_of_folder
-from rnnscale.tasks._most_frequent import most_frequent
 from rnnscale.tasks._task import Task
 
 _CIFAR = "cifar-10-binary.tar.gz, of www.cs.toronto.edu/~kriz/cifar.html, unpacked"
 _RELEASE = "what lra_release.gz, of github.com/google-research/long-range-arena, has in lra_release"
 
 _CIFAR_SIDE = 32
-# One for the class, then the red, green and blue pixels.
+# An image is one byte for the class, then the red, green and blue pixels.
 _CIFAR_BYTES = 1 + 3 * _CIFAR_SIDE**2
-# What red, green and blue count for, by ITU-R BT.601.
+# The weights of red, green and blue in the luminance of ITU-R BT.601.
 _GREY = np.array([0.299, 0.587, 0.114])
 
 
 def lra_image(folder: str | PathLike[str]) -> Task:
-    """Image of the Long Range Arena: CIFAR-10 in grey, pixel by pixel.
+    """Image of the Long Range Arena: greyscale CIFAR-10, pixel by pixel.
 
-    The test split is the published one of 10000 images; of the 50000 for training, the last tenth
-    in the order of the files is for validation. Inputs are float32 of shape `(1024, 1)`, row by
-    row, in `[0, 1]`; the label is one of ten classes. Images are read when they are asked for.
+    The test split is the published one of 10000 images; the last tenth of the 50000 training
+    images, in the order of the files, is the validation split. Inputs are float32 of shape
+    `(1024, 1)`, row by row, in `[0, 1]`; the label is one of ten classes. Each access reads an
+    image from its file.
 
     **Arguments:**
 
-    - `folder`: holds `cifar-10-batches-bin/data_batch_1.bin` to `data_batch_5.bin` and
+    - `folder`: contains `cifar-10-batches-bin/data_batch_1.bin` to `data_batch_5.bin` and
         `test_batch.bin`: the binary version of CIFAR-10.
 
     **Returns:**
 
-    The task. Its `baseline` is the accuracy of the class that is most frequent in the test split.
+    The task. Its `baseline` is the accuracy of the most frequent class in the test split.
 
-    **Raises:** `ValueError` for a file that is missing or no such file, and when an image is read,
-    if its file is not as it was.
+    **Raises:** `ValueError` if a file is missing or of another format; and at an index, if the file
+    has changed.
 
     **Reference:** Tay et al., "Long range arena: A benchmark for efficient transformers", ICLR
     2021; after Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
 
-    **Differs from the paper:** a pixel is a number, where it embeds one of 256 tokens; the
-    validation images are other ones.
+    **Differs from the paper:** a pixel is a number, where the paper embeds one of 256 tokens; the
+    validation split has other images.
     """
 
     def files(*names: str) -> list[UnchangedFile]:
@@ -57,11 +58,10 @@ def lra_image(folder: str | PathLike[str]) -> Task:
     kept = count - count // 10
     test = _CifarImages(files("test_batch"))
     return Task(
-        name="lra-image",
-        description="CIFAR-10 of the Long Range Arena, in grey: 1024 steps, 10 classes",
-        train=_CifarImages(training, range(kept)),
-        validation=_CifarImages(training, range(kept, count)),
-        test=test,
+        "lra-image",
+        _CifarImages(training, range(kept)),
+        _CifarImages(training, range(kept, count)),
+        test,
         inputs="features",
         idim=1,
         classes=10,
@@ -69,40 +69,38 @@ def lra_image(folder: str | PathLike[str]) -> Task:
         seq_len=_CIFAR_SIDE**2,
         metric="accuracy",
         notes={"folder": str(folder)},
-        baseline=lambda: most_frequent(
-            np.array([test[index]["labels"] for index in range(len(test))])
-        ),
+        baseline=lambda: most_frequent(labels_of(test)),
     )
 
 
 class _CifarImages:
-    """Images of several files in a row, all or some of them."""
+    """The images of several files, numbered from one file to the next, or a range of them."""
 
-    def __init__(self, files: list[UnchangedFile], chosen: range | None = None):
+    def __init__(self, files: list[UnchangedFile], selected: range | None = None):
         for file in files:
             if file.size == 0 or file.size % _CIFAR_BYTES:
                 raise UserError(
-                    f"{file.path} must have a multiple of {_CIFAR_BYTES} bytes, as the binary "
-                    f"version of CIFAR-10 has; it has {file.size}"
+                    f"{file.path} must be of the binary version of CIFAR-10, so its size must be a "
+                    f"multiple of {_CIFAR_BYTES} bytes; it has {file.size}"
                 )
         self._files = files
         self._ends = np.cumsum([file.size // _CIFAR_BYTES for file in files])
-        self._chosen = range(self._ends[-1]) if chosen is None else chosen
+        self._selected = range(self._ends[-1]) if selected is None else selected
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._selected)
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        image = self._chosen[index]
+        image = self._selected[index]
         number = int(np.searchsorted(self._ends, image, side="right"))
         file = self._files[number]
-        # As far from the end of the file as the image is from that of all files up to it.
+        # Counted from the end of the file, because `_ends` counts images up to there.
         start = file.size - (int(self._ends[number]) - image) * _CIFAR_BYTES
         content = file.read(start, start + _CIFAR_BYTES, index)
         if content[0] > 9:
-            raise UserError(f"{file.path}, record {index}: {content[0]} is no class of CIFAR-10")
+            raise UserError(f"{file.path}, record {index}: class {content[0]} must be 0 to 9")
         grey = _GREY @ content[1:].reshape(3, -1) / 255
         return {
             "inputs": grey.astype(np.float32)[:, None],
@@ -113,27 +111,28 @@ class _CifarImages:
 def lra_pathfinder(folder: str | PathLike[str]) -> Task:
     """Pathfinder of the Long Range Arena: whether a path of dashes joins two dots, pixel by pixel.
 
-    200000 images of 32 x 32, of which 80, 10 and 10 % are for training, validation and test, in a
-    fixed random order. Inputs are float32 of shape `(1024, 1)`, row by row, in `[0, 1]`; the label
-    is 1 where the dots are joined. Images are read when they are asked for, with Pillow.
+    200000 images of 32 x 32 pixels, split at random, the same every time, into 80, 10 and 10 % for
+    training, validation and test. Inputs are float32 of shape `(1024, 1)`, row by row, in `[0, 1]`;
+    the label is 1 if the dots are joined. Each access reads an image from its file, with Pillow.
 
     **Arguments:**
 
-    - `folder`: holds `pathfinder32/curv_contour_length_14/`, with its `metadata/*.npy` and `imgs`.
+    - `folder`: contains `pathfinder32/curv_contour_length_14/` with its `metadata/*.npy` and
+        `imgs`.
 
     **Returns:**
 
-    The task. Its `baseline` is the accuracy of the class that is most frequent in the test split.
+    The task. Its `baseline` is the accuracy of the most frequent class in the test split.
 
-    **Raises:** `ValueError` for a folder that is missing or has a list that is none, and when it is
-    read, for an image that is missing or none; `ImportError` if Pillow is not installed.
+    **Raises:** `ValueError` if a folder is missing or a list is malformed; and at an index, if the
+    image is missing or can't be decoded. `ImportError` if Pillow is not installed.
 
     **Reference:** Tay et al., "Long range arena: A benchmark for efficient transformers", ICLR
     2021; after Linsley et al., "Learning long-range spatial dependencies with horizontal gated
     recurrent units", NeurIPS 2018.
 
-    **Differs from the paper:** a pixel is a number, where it embeds one of 256 tokens; the shares
-    of the split are its, the images in them are not.
+    **Differs from the paper:** a pixel is a number, where the paper embeds one of 256 tokens; the
+    splits have the same sizes and other images.
     """
     return _pathfinder("lra-pathfinder", folder, 32)
 
@@ -143,7 +142,8 @@ def lra_pathx(folder: str | PathLike[str]) -> Task:
 
     **Arguments:**
 
-    - `folder`: holds `pathfinder128/curv_contour_length_14/`, with its `metadata/*.npy` and `imgs`.
+    - `folder`: contains `pathfinder128/curv_contour_length_14/` with its `metadata/*.npy` and
+        `imgs`.
     """
     return _pathfinder("lra-pathx", folder, 128)
 
@@ -156,14 +156,14 @@ def _pathfinder(name: str, folder: str | PathLike[str], side: int) -> Task:
         )
     place = f"pathfinder{side}/curv_contour_length_14"
     paths, labels = [], []
-    # Text, whatever their name says.
-    for listed in files_of_folder(folder, f"{place}/metadata", ".npy", _RELEASE):
-        for number, line in enumerate(listed.read_text().splitlines(), 1):
+    # These files are text, in spite of their suffix.
+    for image_list in files_of_folder(folder, f"{place}/metadata", ".npy", _RELEASE):
+        for number, line in enumerate(image_list.read_text().splitlines(), 1):
             columns = line.split()
             if len(columns) < 4 or columns[3] not in ("0", "1"):
                 raise UserError(
-                    f"{listed}, line {number}: must begin with a folder, a file, a number and 0 "
-                    f"or 1; it is {line[:80]!r}"
+                    f"{image_list}, line {number}: must begin with a folder, a file, a number and "
+                    f"0 or 1; it is {line[:80]!r}"
                 )
             paths.append(Path(folder, place, columns[0], columns[1]))
             labels.append(int(columns[3]))
@@ -176,11 +176,10 @@ def _pathfinder(name: str, folder: str | PathLike[str], side: int) -> Task:
         _Pictures([paths[row] for row in part], classes[part], side) for part in rows
     )
     return Task(
-        name=name,
-        description=f"Pathfinder of the Long Range Arena: {side**2} steps, 2 classes",
-        train=train,
-        validation=validation,
-        test=test,
+        name,
+        train,
+        validation,
+        test,
         inputs="features",
         idim=1,
         classes=2,
@@ -193,7 +192,7 @@ def _pathfinder(name: str, folder: str | PathLike[str], side: int) -> Task:
 
 
 class _Pictures:
-    """Square images in grey, each in a file, and their classes."""
+    """Square greyscale images, one per file, and their classes."""
 
     def __init__(self, paths: list[Path], classes: np.ndarray, side: int):
         self._paths = paths
@@ -206,7 +205,7 @@ class _Pictures:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        # Not at the top, for it is no dependency of the package.
+        # Imported here, because the package does not depend on it.
         from PIL import Image
 
         path = self._paths[index]

@@ -1,4 +1,4 @@
-"""The text of the Long Range Arena: operations on lists, reviews, pairs of papers."""
+"""The text tasks of the Long Range Arena: ListOps, Text and Retrieval."""
 
 from os import PathLike
 from pathlib import Path
@@ -7,10 +7,10 @@ import numpy as np
 
 from rnnscale._errors import UserError
 from rnnscale.data.pipelines import PaddedSource
-from rnnscale.data.sources import ArraySpec, ElementSpec, Record, Source, UnchangedFile
+from rnnscale.data.sources import AbstractSequences, ArraySpec, Record, UnchangedFile
+from rnnscale.tasks._baselines import labels_of, most_frequent
 from rnnscale.tasks._folder import LineRecords, file_of_folder, files_of_folder, padded_tokens
 from rnnscale.tasks._listops import LISTOPS_TOKENS
-from rnnscale.tasks._most_frequent import most_frequent
 from rnnscale.tasks._task import Task
 
 _RELEASE = "what lra_release.gz, of github.com/google-research/long-range-arena, has in lra_release"
@@ -24,22 +24,22 @@ def lra_listops(folder: str | PathLike[str]) -> Task:
     """ListOps of the Long Range Arena: the value of nested operations on lists of digits.
 
     The split is the published one of 96000, 2000 and 2000 records. Inputs are int32 of shape
-    `(2000,)` in `[0, 15)`, tokens of `LISTOPS_TOKENS` without the round brackets of the files,
-    filled up with 0; `"lengths"` is where that begins. The label is the value, a digit. Records are
-    read when they are asked for.
+    `(2000,)` in `[0, 15)`, indices into `LISTOPS_TOKENS` without the round brackets of the files,
+    padded with 0 from step `"lengths"` on. The label is the value, a digit. Each access reads a
+    record from its file.
 
     **Arguments:**
 
-    - `folder`: holds `listops-1000/basic_train.tsv`, `basic_val.tsv` and `basic_test.tsv`.
+    - `folder`: contains `listops-1000/basic_train.tsv`, `basic_val.tsv` and `basic_test.tsv`.
 
     **Returns:**
 
-    The task. Its `baseline` is the accuracy of the value that is most frequent in the test split.
+    The task. Its `baseline` is the accuracy of the most frequent value in the test split.
 
-    **Raises:** `ValueError` for a file that is missing, and for a record that is read and is none.
+    **Raises:** `ValueError` if a file is missing; and at an index, if the record is malformed.
 
     **Reference:** Tay et al., "Long range arena: A benchmark for efficient transformers", ICLR
-    2021; after Nangia and Bowman, NAACL 2018. `listops` makes such records.
+    2021; after Nangia and Bowman, NAACL 2018. `listops` generates such records.
     """
     train, validation, test = (
         LineRecords(
@@ -50,11 +50,10 @@ def lra_listops(folder: str | PathLike[str]) -> Task:
         for split in ("train", "val", "test")
     )
     return Task(
-        name="lra-listops",
-        description=f"ListOps of the Long Range Arena: {_LISTOPS_STEPS} steps, 10 classes",
-        train=train,
-        validation=validation,
-        test=test,
+        "lra-listops",
+        train,
+        validation,
+        test,
         inputs="tokens",
         idim=len(LISTOPS_TOKENS),
         classes=10,
@@ -62,7 +61,7 @@ def lra_listops(folder: str | PathLike[str]) -> Task:
         seq_len=_LISTOPS_STEPS,
         metric="accuracy",
         notes={"folder": str(folder)},
-        baseline=lambda: most_frequent(_labels(test)),
+        baseline=lambda: most_frequent(labels_of(test)),
     )
 
 
@@ -79,30 +78,30 @@ def _operations(line: bytes) -> Record:
 
 
 def lra_text(folder: str | PathLike[str]) -> Task:
-    """Text of the Long Range Arena: whether a film review of IMDB is favourable, byte by byte.
+    """Text of the Long Range Arena: whether a film review of IMDB is positive, byte by byte.
 
-    The test split is the published one of 25000 reviews; of those for training, every tenth of
-    each class is for validation: 22500 and 2500. Inputs are int32 bytes of shape `(4096,)`, cut off
-    there or filled up with 0; `"lengths"` is where that begins. The label is 1 for favourable.
-    Reviews are read when they are asked for; `Task.sequences` has them as long as they are, up to
+    The test split is the published one of 25000 reviews; every tenth training review of each class
+    is in the validation split: 22500 and 2500. Inputs are int32 bytes of shape `(4096,)`, cut off
+    at 4096 or padded with 0 from step `"lengths"` on. The label is 1 for a positive review. Each
+    access reads a review from its file. `Task.sequences` has the reviews without padding, up to
     4096 bytes.
 
     **Arguments:**
 
-    - `folder`: holds `aclImdb/train/pos/*.txt`, and so `neg` and `test`.
+    - `folder`: contains `aclImdb/train/pos/*.txt`, the same for `neg`, and both for `test`.
 
     **Returns:**
 
-    The task. Its `baseline` is the accuracy of the class that is most frequent in the test split.
+    The task. Its `baseline` is the accuracy of the most frequent class in the test split.
 
-    **Raises:** `ValueError` for a folder that is missing, an empty review, and when it is read, a
-    file that is not as it was.
+    **Raises:** `ValueError` if a folder is missing or a review is empty; and at an index, if the
+    file has changed.
 
     **Reference:** Tay et al., "Long range arena: A benchmark for efficient transformers", ICLR
     2021; after Maas et al., "Learning word vectors for sentiment analysis", ACL 2011.
 
-    **Differs from the paper:** it has no validation records of its own, where others take those for
-    test.
+    **Differs from the paper:** the paper has no validation split, and others validate on the test
+    split.
     """
     found = {
         split: [
@@ -123,11 +122,10 @@ def lra_text(folder: str | PathLike[str]) -> Task:
         for split in ("train", "validation", "test")
     )
     return Task(
-        name="lra-text",
-        description=f"film reviews of the Long Range Arena: {_REVIEW_STEPS} steps, 2 classes",
-        train=train,
-        validation=validation,
-        test=test,
+        "lra-text",
+        train,
+        validation,
+        test,
         sequences=sequences,
         inputs="tokens",
         idim=256,
@@ -140,33 +138,18 @@ def lra_text(folder: str | PathLike[str]) -> Task:
     )
 
 
-class _Reviews:
-    """Files by their class, each a sequence of its first bytes."""
+class _Reviews(AbstractSequences):
+    """The first bytes of text files; `files` has a list of files for each class."""
 
     def __init__(self, files: list[list[Path]]):
         self._files = [UnchangedFile.note(path) for each in files for path in each]
         self.classes = np.repeat(np.arange(len(files)), [len(each) for each in files])
-        self._lengths = np.array([min(f.size, _REVIEW_STEPS) for f in self._files], np.int64)
+        self.lengths = np.array([min(f.size, _REVIEW_STEPS) for f in self._files], np.int64)
+        int32 = np.dtype(np.int32)
+        self.element_spec = {"inputs": ArraySpec((None,), int32), "labels": ArraySpec((), int32)}
         for file in self._files:
             if file.size == 0:
                 raise UserError(f"{file.path} is empty")
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self._lengths
-
-    @property
-    def element_spec(self) -> ElementSpec:
-        number = np.dtype(np.int32)
-        return {"inputs": ArraySpec((None,), number), "labels": ArraySpec((), number)}
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(f"review {index} of {len(self)}")
-        return self.read(index, 0, int(self._lengths[index]))
 
     def read(self, index: int, start: int, stop: int) -> Record:
         return {
@@ -180,26 +163,26 @@ def lra_retrieval(folder: str | PathLike[str]) -> Task:
 
     The split is the published one of the ACL Anthology Network: 147086, 18090 and 17437 pairs.
     Inputs are int32 bytes of shape `(8001,)`: up to 4000 bytes of the first paper, 0, up to 4000 of
-    the second, filled up with 0; `"lengths"` is where that begins. The label is 1 where they are
-    related. Pairs are read when they are asked for.
+    the second, padded with 0 from step `"lengths"` on. The label is 1 if one cites the other. Each
+    access reads a pair from its file.
 
     **Arguments:**
 
-    - `folder`: holds `tsv_data/new_aan_pairs.train.tsv`, `new_aan_pairs.eval.tsv` and
+    - `folder`: contains `tsv_data/new_aan_pairs.train.tsv`, `new_aan_pairs.eval.tsv` and
         `new_aan_pairs.test.tsv`.
 
     **Returns:**
 
-    The task. Its `baseline` is the accuracy of the class that is most frequent in the test split.
+    The task. Its `baseline` is the accuracy of the most frequent class in the test split.
 
-    **Raises:** `ValueError` for a file that is missing, and for a record that is read and is none.
+    **Raises:** `ValueError` if a file is missing; and at an index, if the record is malformed.
 
     **Reference:** Tay et al., "Long range arena: A benchmark for efficient transformers", ICLR
     2021; after Radev et al., "The ACL anthology network corpus", 2009.
 
-    **Differs from the paper:** it runs a model over each paper alone and classifies the two last
-    states together; here one sequence holds both, so any model can learn it, and figures are not
-    to be compared.
+    **Differs from the paper:** there a model reads each paper on its own, and the two last states
+    are classified together. Here one sequence contains both papers, so that every model can be
+    trained on it, and accuracies can't be compared with the paper's.
     """
     train, validation, test = (
         LineRecords(file_of_folder(folder, f"tsv_data/new_aan_pairs.{split}.tsv", _RELEASE), _pair)
@@ -207,11 +190,10 @@ def lra_retrieval(folder: str | PathLike[str]) -> Task:
     )
     steps = 2 * _PAPER_STEPS + 1
     return Task(
-        name="lra-retrieval",
-        description=f"pairs of papers of the Long Range Arena: {steps} steps, 2 classes",
-        train=train,
-        validation=validation,
-        test=test,
+        "lra-retrieval",
+        train,
+        validation,
+        test,
         inputs="tokens",
         idim=256,
         classes=2,
@@ -219,7 +201,7 @@ def lra_retrieval(folder: str | PathLike[str]) -> Task:
         seq_len=steps,
         metric="accuracy",
         notes={"folder": str(folder)},
-        baseline=lambda: most_frequent(_labels(test)),
+        baseline=lambda: most_frequent(labels_of(test)),
     )
 
 
@@ -233,7 +215,3 @@ def _pair(line: bytes) -> Record:
     label, _, _, first, second = columns
     both = first[:_PAPER_STEPS] + b"\0" + second[:_PAPER_STEPS]
     return padded_tokens(np.frombuffer(both, np.uint8), int(float(label)), 2 * _PAPER_STEPS + 1)
-
-
-def _labels(source: Source) -> np.ndarray:
-    return np.array([source[index]["labels"] for index in range(len(source))])

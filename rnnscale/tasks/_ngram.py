@@ -1,24 +1,22 @@
-"""A count model of bytes, so that one sees what a figure in bits per byte is worth."""
+"""A count model of bytes: the baseline of the `bytes` task."""
 
 import numpy as np
 
-from rnnscale._errors import UserError
-
 
 def count_model_bits_per_byte(train: np.ndarray, test: np.ndarray, order: int = 4) -> float:
-    r"""Bits per byte of an interpolated count model, trained on one text, on another.
+    r"""Bits per byte of an interpolated count model, trained on one text and tested on another.
 
     The probability of byte $x$ after the context $c_k$ of its $k$ preceding bytes is
     $$p_k(x|c_k) = \frac{n(c_k x) + t(c_k) p_{k-1}(x|c_{k-1})}{n(c_k) + t(c_k)},
     \qquad p_{-1} = 1/256,$$
-    with $n$ the counts in the training text and $t(c_k)$ the number of distinct bytes seen there
-    after $c_k$; a context never seen leaves $p_k = p_{k-1}$. Both texts are taken to follow zero
-    bytes.
+    where $n$ counts occurrences in the training text and $t(c_k)$ is the number of distinct bytes
+    that follow $c_k$ there; for a context that does not occur, $p_k = p_{k-1}$. Both texts are
+    preceded by zero bytes.
 
     **Arguments:**
 
     - `train`, `test`: uint8, shape `(bytes,)`.
-    - `order`: length of the longest context, 0 to 6.
+    - `order`: length of the longest context in bytes, 0 to 6.
 
     **Returns:**
 
@@ -30,13 +28,13 @@ def count_model_bits_per_byte(train: np.ndarray, test: np.ndarray, order: int = 
     Theory 37 (1991), interpolation of their method C.
     """
     if not 0 <= order <= 6:
-        raise UserError(f"order must be 0 to 6 (a context and a byte fit 63 bits); got {order}")
+        raise ValueError(f"order must be 0 to 6 (a context and a byte fit 63 bits); got {order}")
     if len(train) == 0 or len(test) == 0:
-        raise UserError(f"texts must not be empty; got {len(train)} and {len(test)} bytes")
+        raise ValueError(f"texts must not be empty; got {len(train)} and {len(test)} bytes")
     probability = np.full(len(test), 1 / 256)
     for k in range(order + 1):
         grams, counts = np.unique(_grams(train, k + 1), return_counts=True)
-        # Grams are sorted, so those of one context are neighbours.
+        # Grams are sorted, so grams with the same context are neighbours.
         contexts, starts = np.unique(grams >> 8, return_index=True)
         totals = np.add.reduceat(counts, starts)
         distinct = np.diff(starts, append=len(grams))
@@ -61,6 +59,6 @@ def _grams(text: np.ndarray, length: int) -> np.ndarray:
 
 
 def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The value of each wanted key, zero where it is not among the sorted keys."""
+    """The value of each wanted key, or zero if it is not one of the sorted keys."""
     places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[places] == wanted, values[places], 0)

@@ -1,4 +1,4 @@
-"""A task whose sequences can be split evenly over devices."""
+"""Padding of a task's sequences, so that their time axis can be split evenly over devices."""
 
 from dataclasses import replace
 
@@ -6,30 +6,36 @@ from rnnscale.data.pipelines import PaddedSource
 from rnnscale.data.sources import Source
 from rnnscale.tasks._task import Task
 
-# The arrays of a record that have an axis of time, the leading one.
-_PER_STEP = ("inputs", "intervals")
-# And where labels are of steps.
-_OF_LABELS = ("labels", "scored", "weight")
+# The arrays of a record whose leading axis is time: always, and if there is a label per step.
+_OVER_TIME = ("inputs", "intervals")
+_OVER_LABELS = ("labels", "scored", "weight")
 
 
 def pad_time(task: Task, multiple_of: int) -> Task:
-    """The task with its sequences padded, as a mesh needs them that splits time over so many
-    devices; itself where they are such a multiple already.
+    """Pads the sequences of a task with zeros to a multiple of a number of steps.
+
+    A mesh that splits the time axis over `n` devices needs sequences of a multiple of `n` steps.
 
     ```python
-    from rnnscale.data import load_task, pad_time
+    from rnnscale.tasks import load_task, pad_time
 
     task = pad_time(load_task("adding", seq_len=500), multiple_of=8)
     record = task.train[0]      # inputs: (504, 2), lengths: 500
     ```
 
-    `seq_len` remains the number of steps that count. See `PaddedSource`.
+    **Arguments:**
 
-    **Raises:** `ValueError` where `multiple_of` is below 1.
+    - `task`: the task. Its `seq_len`, the number of steps before the padding, stays the same.
+    - `multiple_of`: at least 1.
+
+    **Returns:** the padded task, or `task` itself if its sequences need no padding. See
+    `PaddedSource` for what the padding contains.
+
+    **Raises:** `ValueError` if `multiple_of` is below 1.
     """
     if multiple_of > 0 and task.seq_len % multiple_of == 0:
         return task
-    per_step = _PER_STEP + (_OF_LABELS if task.labels == "step" else ())
+    per_step = _OVER_TIME + (_OVER_LABELS if task.labels == "step" else ())
 
     def padded(source: Source) -> Source:
         return PaddedSource(source, multiple_of, per_step=per_step)

@@ -1,4 +1,4 @@
-"""A pendulum in noisy images at irregular times: where it points."""
+"""The pendulum task: its angle, from noisy images taken at irregular times."""
 
 import math
 from collections.abc import Mapping
@@ -8,27 +8,30 @@ import numpy as np
 
 from rnnscale._errors import UserError
 from rnnscale.data.sources import Record
-from rnnscale.tasks._generated import GeneratedSource
+from rnnscale.tasks._baselines import labels_of
+from rnnscale.tasks._generated import generated_splits
 from rnnscale.tasks._task import Task
 
-_RECORDS = {"train": 2_000, "validation": 1_000, "test": 1_000}
+# Training, validation and test records.
+_RECORDS = (2_000, 1_000, 1_000)
 
-# The nominal steps of a trajectory, and their size in seconds.
+# The number of nominal steps in a trajectory, and their length in seconds.
 _STEPS, _STEP = 100, 0.01
 # In 1/s^2: the torque m g l over the inertia m l^2 / 3, with l = 1 m.
 _STIFFNESS = 3 * 9.81
 _FRICTION = 0.1
-# Of the random change of the angular velocity after each step, in 1/s.
+# Standard deviation of the random change of the angular velocity after each step, in 1/s.
 _KICK = 0.1
 
-# Images: pixels a side, and the rod in pixels.
+# The side of an image and the length and width of the rod, in pixels.
 _SIDE = 24
 _LENGTH, _WIDTH = 55 * _SIDE / 128, 8 * _SIDE / 128
+# Images at the first nominal steps have no noise.
 _CLEAN = 5
 
 
 def pendulum(seq_len: int = 50, *, seed: int = 0) -> Task:
-    r"""A swinging pendulum, filmed at irregular times through noise that comes and goes: its angle.
+    r"""The angle of a swinging pendulum, from noisy images taken at irregular times.
 
     The pendulum is released at rest at a uniform angle $\varphi$ from hanging and obeys
 
@@ -36,27 +39,27 @@ def pendulum(seq_len: int = 50, *, seed: int = 0) -> Task:
       \gamma = 0.1\,\mathrm{s}^{-1}$$
 
     with a normal kick of standard deviation 0.1/s to its velocity after each of 100 nominal steps
-    of 0.01 s. `seq_len` of these steps, drawn without replacement, are seen.
+    of 0.01 s. A record has images at `seq_len` of these steps, drawn without replacement.
 
     Inputs are float32 of shape `(seq_len, 576)`: images of 24 x 24 pixels in `[0, 1]`, row by row,
-    a bright rod on black, blended with uniform noise. How much of the image is left is a random
-    walk over the nominal steps, clipped to `[0, 1]`, with stretches that show nothing but noise;
-    the first five steps are clean. Labels are float32 of shape `(seq_len, 2)`: $\sin\varphi$ and
-    $\cos\varphi$. `"intervals"`, float32 of shape `(seq_len,)`, is the time since the image before
-    in nominal steps, for the first one since the release; their sums are the times, integers from 1
-    to 100. Records are made when they are asked for; each is a function of the seed, the split and
-    its index only.
+    a bright rod on black, blended with uniform noise. The share of the image in the blend is a
+    random walk over the nominal steps, clipped to `[0, 1]`, so some stretches show only noise; the
+    first five steps are clean. Labels are float32 of shape `(seq_len, 2)`: $\sin\varphi$ and
+    $\cos\varphi$. `"intervals"`, float32 of shape `(seq_len,)`, is the time since the previous
+    image in nominal steps, for the first image since the release; their running sums are the times,
+    integers from 1 to 100. Records are computed when they are read; each depends only on the seed,
+    the split and its index.
 
     **Arguments:**
 
     - `seq_len`: images in a record, 1 to 100.
-    - `seed`: of the records, 0 to 2**32 - 1.
+    - `seed`: seed of the records, 0 to 2**32 - 1.
 
     **Returns:**
 
-    The task. Its `baseline` is the error of the best constant answer.
+    The task. Its `baseline` is the mean squared error of the best constant answer.
 
-    **Raises:** `ValueError` for a number out of range.
+    **Raises:** `ValueError` if a number is out of range.
 
     **Reference:** Smith, Warrington and Linderman, "Simplified state space layers for sequence
     modeling", ICLR 2023, section 6.3; after Schirmer et al., "Modeling irregular time series with
@@ -64,29 +67,22 @@ def pendulum(seq_len: int = 50, *, seed: int = 0) -> Task:
     2019. The papers give the sizes; step, friction, kicks and noise are those of the generator
     published with the second one.
 
-    **Differs from the paper:** the equation is solved by Runge-Kutta steps of fourth order in place
-    of Euler steps; the rod is drawn by the distance of pixels from it, not scaled down from a
-    larger image, and not rounded to 256 values; the moment of the release is never seen. So the
-    numbers are other draws of nearly the same distribution.
+    **Differs from the paper:** the equation is solved by Runge-Kutta steps of fourth order instead
+    of Euler steps. The rod is drawn by the distance of pixels from it, not scaled down from a
+    larger image, and pixels are not rounded to 256 values. The moment of the release has no image.
+    So records differ, but their distribution is nearly the same.
     """
     if not 1 <= seq_len <= _STEPS:
         raise UserError(f"seq_len must be 1 to {_STEPS}, the nominal steps; got {seq_len}")
-    make = partial(_record, seq_len)
-    train, validation, test = (
-        GeneratedSource(make, count, seed=seed, split=split)
-        for split, count in enumerate(_RECORDS.values())
-    )
+    splits = generated_splits(partial(_record, seq_len), _RECORDS, seed=seed)
 
     def baseline() -> Mapping[str, float]:
-        labels = np.concatenate([test[index]["labels"] for index in range(len(test))])
+        labels = labels_of(splits[2]).reshape(-1, 2)
         return {"constant_mse": float(labels.astype(np.float64).var(axis=0).mean())}
 
     return Task(
-        name="pendulum",
-        description=f"where a pendulum points, in noisy images at {seq_len} irregular times",
-        train=train,
-        validation=validation,
-        test=test,
+        "pendulum",
+        *splits,
         inputs="features",
         idim=_SIDE**2,
         odim=2,
@@ -118,25 +114,25 @@ def trajectory(angle: float, kicks: np.ndarray, *, friction: float) -> np.ndarra
 
     **Arguments:**
 
-    - `angle`: at the release, in radians.
-    - `kicks`: what is added to the angular velocity after each step, in 1/s, shape `(steps,)`.
-    - `friction`: in 1/s.
+    - `angle`: angle at the release, in radians.
+    - `kicks`: changes of the angular velocity after each step, in 1/s, shape `(steps,)`.
+    - `friction`: friction coefficient, in 1/s.
 
     **Returns:** float64, shape `(steps,)`.
     """
 
-    def pull(angle: float, velocity: float) -> float:
+    def acceleration(angle: float, velocity: float) -> float:
         return -_STIFFNESS * math.sin(angle) - friction * velocity
 
     h, velocity, angles = _STEP, 0.0, []
     for kick in kicks.tolist():
-        v1, a1 = velocity, pull(angle, velocity)
+        v1, a1 = velocity, acceleration(angle, velocity)
         v2 = velocity + h / 2 * a1
-        a2 = pull(angle + h / 2 * v1, v2)
+        a2 = acceleration(angle + h / 2 * v1, v2)
         v3 = velocity + h / 2 * a2
-        a3 = pull(angle + h / 2 * v2, v3)
+        a3 = acceleration(angle + h / 2 * v2, v3)
         v4 = velocity + h * a3
-        a4 = pull(angle + h * v3, v4)
+        a4 = acceleration(angle + h * v3, v4)
         angle += h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
         velocity += h / 6 * (a1 + 2 * a2 + 2 * a3 + a4) + kick
         angles.append(angle)
@@ -144,19 +140,20 @@ def trajectory(angle: float, kicks: np.ndarray, *, friction: float) -> np.ndarra
 
 
 def images(angles: np.ndarray) -> np.ndarray:
-    """Images of rods that hang from the middle at the angles: float64, shape `(angles, pixels)`,
-    in `[0, 1]`."""
+    """Images of a rod that hangs from the centre at each angle: float64 in `[0, 1]`, shape
+    `(angles, pixels)`."""
     rows, columns = np.divmod(np.arange(_SIDE**2), _SIDE)
     right, down = columns + 0.5 - _SIDE / 2, rows + 0.5 - _SIDE / 2
     sin, cos = np.sin(angles)[:, None], np.cos(angles)[:, None]
     along = np.clip(right * sin + down * cos, 0, _LENGTH)
     distance = np.hypot(right - along * sin, down - along * cos)
-    # A pixel is as bright as the part of it that the rod covers, nearly.
+    # The brightness of a pixel is, nearly, the part of it that the rod covers.
     return np.clip(_WIDTH / 2 + 0.5 - distance, 0, 1)
 
 
 def visibility(random: np.random.RandomState) -> np.ndarray:
-    """How much of the image is left at each nominal step: shape `(steps,)`, in `[0, 1]`."""
+    """The share of the image in the blend with noise at each nominal step: shape `(steps,)`, in
+    `[0, 1]`."""
     level = random.random_sample()
     changes = random.uniform(-0.2, 0.2, _STEPS - 1).tolist()
     walk = [level]

@@ -1,4 +1,4 @@
-"""Multi-query associative recall: keys and their values come first, then keys alone."""
+"""Multi-query associative recall: keys with values, then keys whose values are wanted."""
 
 import math
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ import numpy as np
 
 from rnnscale._errors import UserError
 from rnnscale.data.sources import Record
-from rnnscale.tasks._generated import GeneratedSource
+from rnnscale.tasks._generated import generated_splits
 from rnnscale.tasks._task import Task
 
-# As many for training and test as in Arora et al.
-_RECORDS = {"train": 100_000, "validation": 1_000, "test": 3_000}
+# Training, validation and test records; training and test as in Arora et al.
+_RECORDS = (100_000, 1_000, 3_000)
 
 
 def recall(
@@ -23,40 +23,40 @@ def recall(
     power: float = 0.01,
     seed: int = 0,
 ) -> Task:
-    r"""Multi-query associative recall: at each key that comes again, the value that it had.
+    r"""Multi-query associative recall: at each repeated key, the value that came with it.
 
     Inputs are int32 tokens of shape `(seq_len,)`. The first `2 * pairs` are keys, each followed by
     its value: distinct keys from `[1, vocabulary // 2)`, distinct values from `[vocabulary // 2,
-    vocabulary)`. In what follows each key comes once more, at an even distance $2g$ from the end of
-    the pairs, with different $g$ drawn by a power law, $p(g) \propto (g + 1)^{a - 1}$, where $a$
-    is `power`; all other tokens are drawn uniformly from the vocabulary. Labels are int32 of shape
-    `(seq_len,)`: at these keys their values, 0 elsewhere. `"weight"`, float32 of shape
-    `(seq_len,)`, is 1 at these keys and 0 elsewhere. Records are made when they are asked for; each
-    is a function of the seed, the split and its index only.
+    vocabulary)`. After the pairs each key comes once more, at an even distance $2g$ from the end of
+    the pairs; the $g$ are distinct and follow a power law, $p(g) \propto (g + 1)^{a - 1}$, where
+    $a$ is `power`. All other tokens are uniform over the vocabulary. Labels are int32 of shape
+    `(seq_len,)`: at the repeated keys their values, 0 elsewhere. `"weight"`, float32 of shape
+    `(seq_len,)`, is 1 at the repeated keys and 0 elsewhere. Records are computed when they are
+    read; each depends only on the seed, the split and its index.
 
     **Arguments:**
 
     - `seq_len`: steps in a record, even and at least `4 * pairs`.
-    - `pairs`: of keys and values, at least 1. The paper has 4, 8, 16 and 64 for 64, 128, 256 and
-        512 steps.
-    - `vocabulary`: distinct tokens, enough for the keys: at least `2 * pairs + 2`.
-    - `power`: of the law of distances, positive: with 1 they are uniform, with less keys come again
-        soon.
-    - `seed`: of the records, 0 to 2**32 - 1.
+    - `pairs`: number of keys, at least 1. The paper has 4, 8, 16 and 64 for 64, 128, 256 and 512
+        steps.
+    - `vocabulary`: number of distinct tokens, at least `2 * pairs + 2`.
+    - `power`: exponent of the law of distances, positive. 1 makes all distances equally likely;
+        smaller values make keys come again sooner.
+    - `seed`: seed of the records, 0 to 2**32 - 1.
 
     **Returns:**
 
-    The task. Its `baseline` is a model that knows the values but not whose they are: a loss of
-    $\ln$ `pairs` and an accuracy of `1 / pairs`.
+    The task. Its `baseline` is a model that knows the values but not which key each belongs to: a
+    loss of $\ln$ `pairs` and an accuracy of `1 / pairs`.
 
-    **Raises:** `ValueError` for a number out of range.
+    **Raises:** `ValueError` if a number is out of range.
 
     **Reference:** Arora, Eyuboglu et al., "Zoology: Measuring and improving recall in efficient
     language models", ICLR 2024, and the generator published with it.
 
-    **Differs from the paper:** of 512 steps and more, ask for more pairs: 8 is the default
-    whatever the length. The other tokens are random, the default of the published generator; the
-    settings of the paper's figure 2 leave them 0.
+    **Differs from the paper:** `pairs` is 8 by default whatever the length; pass more for 512 steps
+    and longer. The other tokens are random, the default of the published generator; the settings
+    of the paper's figure 2 leave them 0.
     """
     if pairs < 1:
         raise UserError(f"pairs must be at least 1; got {pairs}")
@@ -73,20 +73,13 @@ def recall(
     if not power > 0:
         raise UserError(f"power must be positive; got {power}")
     make = partial(_record, seq_len, pairs, vocabulary, power)
-    train, validation, test = (
-        GeneratedSource(make, count, seed=seed, split=split)
-        for split, count in enumerate(_RECORDS.values())
-    )
 
     def baseline() -> Mapping[str, float]:
         return {"any_value_loss": math.log(pairs), "any_value_accuracy": 1 / pairs}
 
     return Task(
-        name="recall",
-        description=f"the values of {pairs} keys that come again: {seq_len} steps",
-        train=train,
-        validation=validation,
-        test=test,
+        "recall",
+        *generated_splits(make, _RECORDS, seed=seed),
         inputs="tokens",
         idim=vocabulary,
         classes=vocabulary,

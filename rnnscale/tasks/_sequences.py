@@ -1,4 +1,4 @@
-"""Tasks whose sequences are in memory, of many lengths, with one class for each."""
+"""Classification of sequences of different lengths that fit in memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,27 +7,28 @@ import numpy as np
 
 from rnnscale.data.pipelines import PaddedSource
 from rnnscale.data.sources import SequenceArrays
-from rnnscale.tasks._most_frequent import most_frequent
+from rnnscale.tasks._baselines import most_frequent
 from rnnscale.tasks._task import Task
 
 
 def sequences_task(
     name: str,
-    description: str,
     splits: Mapping[str, tuple[list[np.ndarray], np.ndarray]],
     classes: int,
     notes: Mapping[str, Any],
 ) -> Task:
-    """A task of sequences and their classes, normalised by the training part, padded to the
-    longest.
+    """A classification task of sequences that are normalised and padded to the longest.
+
+    Each channel is shifted and scaled by its mean and standard deviation in the training split.
 
     **Arguments:**
 
     - `splits`: for `"train"`, `"validation"` and `"test"` the sequences, of shape `(time,
         channels)`, and their classes.
+    - `classes`, `notes`: see `Task`.
     """
-    seen = np.concatenate(splits["train"][0], dtype=np.float64)
-    mean, std = seen.mean(axis=0), seen.std(axis=0)
+    training = np.concatenate(splits["train"][0], dtype=np.float64)
+    mean, std = training.mean(axis=0), training.std(axis=0)
     sequences = {
         split: SequenceArrays(
             {"inputs": [((x - mean) / std).astype(np.float32) for x in inputs]},
@@ -41,11 +42,10 @@ def sequences_task(
         for split in ("train", "validation", "test")
     )
     return Task(
-        name=name,
-        description=description,
-        train=train,
-        validation=validation,
-        test=test,
+        name,
+        train,
+        validation,
+        test,
         sequences=sequences,
         inputs="features",
         idim=len(mean),

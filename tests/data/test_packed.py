@@ -111,7 +111,7 @@ def test_no_flipped_byte_gives_a_wrong_row(whole: Path, tmp_path: Path):
         harmed[place] ^= 0x41
         (folder / FIRST).write_bytes(harmed)
         source = data.PackedSource(folder)
-        with pytest.raises(ValueError, match=f"1 of 2 shards are not what was .*: {FIRST}"):
+        with pytest.raises(ValueError, match=f"1 of 2 shards have changed since .*: {FIRST}"):
             source.verify()
         for index in range(16):
             try:

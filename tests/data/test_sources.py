@@ -476,11 +476,11 @@ def test_classes_are_counted_in_the_order_of_the_header(tmp_path: Path):
     [
         ("1,?:3,4:a", "the value of step 1 is missing"),
         ("1,2:3,NaN:a", "the value of step 1 is missing"),
-        ("1,x:3,4:a", "step 1: 'x' is no number"),
+        ("1,x:3,4:a", "step 1: 'x' is not a number"),
         ("1,inf:3,4:a", "infinite"),
         ("1,2:3:a", r"different lengths: \[2, 1\]"),
-        ("1,2:3,4:c", "its class 'c' is none of b, a"),
-        ("1,2:3,4", "its class '3,4' is none of b, a"),
+        ("1,2:3,4:c", "its class 'c' is not one of b, a"),
+        ("1,2:3,4", "its class '3,4' is not one of b, a"),
         ("1,2:a", "it has 1 channels, and the first has 2"),
         ("1,2,3:4,5,6:a", "it has 3 steps, and the first has 2"),
     ],
@@ -519,10 +519,10 @@ def test_bad_ts_files(tmp_path: Path, content, message):
     [
         ("", "no steps"),
         ("x,y\n", "no steps"),
-        ("1,2\n3,\n", "line 2: b'' is no number"),
-        ("1,2\n3,x\n", "line 2: b'x' is no number"),
-        ("1,2\n3,nan\n", "line 2: b'nan' is no finite float32"),
-        ("1,2\n3,1e39\n", "line 2: b'1e39' is no finite float32"),
+        ("1,2\n3,\n", "line 2: b'' is not a number"),
+        ("1,2\n3,x\n", "line 2: b'x' is not a number"),
+        ("1,2\n3,nan\n", "line 2: b'nan' is not a finite float32"),
+        ("1,2\n3,1e39\n", "line 2: b'1e39' is not a finite float32"),
         ("1,2\n3\n", "line 2 has 1 fields, and the first has 2"),
         ("1\n2\n", "other columns than"),
         ("x,y\n1,2\n", "other columns than"),
@@ -637,13 +637,13 @@ def bad_sources(folder: Path) -> list[tuple[Callable[[], object], str]]:
     saved(folder / "empty_doc.npy", np.array([0, 2, 2, 6]))
     return [
         (lambda: data.open_npy(folder / "no.npy"), "no file .*no.npy"),
-        (lambda: data.open_npy(folder / "empty.npy"), "empty.npy is no .npy file"),
-        (lambda: data.open_npz(npy), "x.npy is no .npz file"),
+        (lambda: data.open_npy(folder / "empty.npy"), "empty.npy is not a .npy file"),
+        (lambda: data.open_npz(npy), "x.npy is not a .npz file"),
         (lambda: data.open_npy(cut), "cut.npy is truncated: .*byte 176.* at 168"),
         (lambda: data.open_npz(folder / "small.npz"), "'x.npy' is compressed.*savez"),
         (
             lambda: data.open_npy(saved(folder / "o.npy", np.array([{}]), allow_pickle=True)),
-            "o.npy holds Python objects",
+            "o.npy has Python objects",
         ),
         (
             lambda: data.open_npy(saved(folder / "t.npy", np.array(["a"]))),
@@ -658,7 +658,7 @@ def bad_sources(folder: Path) -> list[tuple[Callable[[], object], str]]:
         (lambda: data.ArrayFiles(x=npy, y=folder / "short.npy"), "'y': 3"),
         (
             lambda: data.SequenceFiles({"x": npy}, folder / "falls.npy"),
-            "falls.npy: offsets must not fall; they do after record 1",
+            "falls.npy: offsets must not decrease; they do after record 1",
         ),
         (
             lambda: data.SequenceFiles({"x": npy}, folder / "late.npy"),
@@ -682,17 +682,17 @@ def bad_sources(folder: Path) -> list[tuple[Callable[[], object], str]]:
             "other.npy: shards must be of one dtype; it has int16, and .*x.npy has int64",
         ),
         (lambda: data.TokenShards([floats]), "must be integers; got float64"),
-        (lambda: data.TokenShards([folder / "raw.bin"]), "dtype must say"),
+        (lambda: data.TokenShards([folder / "raw.bin"]), "give the dtype"),
         (
             lambda: data.TokenShards([folder / "raw.bin"], dtype="uint16"),
-            "raw.bin: its 3 bytes are no whole number of tokens of uint16",
+            "raw.bin: its 3 bytes are not a multiple of the size of uint16",
         ),
         (lambda: data.TokenShards([npy], end=0, offsets=[npy]), "not both"),
         (
             lambda: data.ArrayRecordFiles([records], decode),
-            "x.arrayrecord is no ArrayRecord file, truncated or damaged",
+            "x.arrayrecord is not an ArrayRecord file, or is truncated",
         ),
-        (lambda: data.TextFiles(npy), "must be a folder"),
+        (lambda: data.TextFiles(npy), "there is no folder"),
         (lambda: data.ByteFiles(folder, ".csv"), "no file that ends in '.csv'"),
     ]
 
@@ -711,13 +711,13 @@ def test_parquet_files_are_of_one_kind(tmp_path: Path):
         ValueError, match=r"b.parquet has x float64\[\], and .*a.parquet has x int64"
     ):
         data.ParquetRows([a, b])
-    with pytest.raises(ValueError, match="no.parquet is no Parquet file"):
+    with pytest.raises(ValueError, match="no.parquet is not a Parquet file"):
         (tmp_path / "no.parquet").write_bytes(b"PAR1")
         data.ParquetRows([tmp_path / "no.parquet"])
     with pytest.raises(ValueError, match="no column 'y'; it has x"):
         data.ParquetRows([a], columns=["y"])
     text = write_parquet(tmp_path / "c.parquet", {"x": pa.array(["a"])})
-    with pytest.raises(ValueError, match="column 'x': columns must be of numbers.*got string"):
+    with pytest.raises(ValueError, match="column 'x': columns must have numbers.*got string"):
         data.ParquetRows([text])
     lists = write_parquet(tmp_path / "d.parquet", {"x": pa.array([[1]])})
     with pytest.raises(ValueError, match="there is ParquetSequences"):

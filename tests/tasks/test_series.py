@@ -221,7 +221,7 @@ TASKS = ["logistic-map", "narma", "lorenz", "santafe"]
 
 
 @pytest.fixture(scope="module")
-def tasks(datasets) -> dict[str, tuple[tasks.Task, tasks.Series]]:
+def loaded(datasets) -> dict[str, tuple[tasks.Task, tasks.Series]]:
     return {name: (tasks.load_task(name), tasks.load_series(name)) for name in TASKS}
 
 
@@ -233,8 +233,8 @@ def windows(source: data.Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_windows_are_the_series_scaled_by_its_training_part(tasks, name):
-    task, series = tasks[name]
+def test_windows_are_the_series_scaled_by_its_training_part(loaded, name):
+    task, series = loaded[name]
     total = len(series.inputs)
     train, validation = round(0.7 * total), round(0.8 * total)
     seen, aimed = series.inputs[:train], series.targets[: train - 1]
@@ -272,8 +272,8 @@ def test_no_value_is_in_two_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_baseline_is_the_error_of_a_model_that_repeats_its_input(tasks, name):
-    task, series = tasks[name]
+def test_the_baseline_is_the_error_of_a_model_that_repeats_its_input(loaded, name):
+    task, series = loaded[name]
     if series.driven:
         assert task.baseline is None
         return
@@ -306,7 +306,7 @@ def test_windows_too_short_and_too_long():
     with pytest.raises(ValueError, match="seq_len must be at least 1; got 0"):
         tasks.load_task("henon", seq_len=0)
     assert len(tasks.load_task("santafe", seq_len=1009).validation) == 1
-    with pytest.raises(ValueError, match="at most 1009, .* part of 'santafe'; got 1010"):
+    with pytest.raises(ValueError, match="at most 1009, .* split of 'santafe'; got 1010"):
         tasks.load_task("santafe", seq_len=1010)
 
 

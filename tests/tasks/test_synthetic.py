@@ -141,7 +141,7 @@ def test_batches_of_copy_carry_what_is_scored():
         (lambda: tasks.load_task("copy", seq_len=20), "seq_len must be at least 21.*got 20"),
         (lambda: tasks.adding(seed=-1), r"seed must be 0 to 2\*\*32 - 1; got -1"),
         (lambda: tasks.copy_memory(seed=2**32), "seed must be 0"),
-        (lambda: tasks.load_task("copy", text="."), "text is an argument of the task 'bytes'"),
+        (lambda: tasks.load_task("copy", text="."), "'copy' takes no text; tasks that do: bytes"),
         (lambda: tasks.GeneratedSource(dict, 0, seed=0, split=0), "count must be 1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""From records to batches, in functions that can be put together."""
+"""Functions from records to batches, which can be combined."""
 
 from rnnscale.data.pipelines._bucket import bucket as bucket
 from rnnscale.data.pipelines._lanes import lanes as lanes, lanes_once as lanes_once
@@ -7,8 +7,8 @@ from rnnscale.data.pipelines._order import augment as augment, repeat as repeat,
 from rnnscale.data.pipelines._pack import pack as pack
 from rnnscale.data.pipelines._packed import write_packed as write_packed
 from rnnscale.data.pipelines._pad import PaddedSource as PaddedSource, pad as pad
+from rnnscale.data.pipelines._prefetch import Batches as Batches
 from rnnscale.data.pipelines._stream import (
-    Batches as Batches,
     batches as batches,
     evaluation_batches as evaluation_batches,
     stream as stream,

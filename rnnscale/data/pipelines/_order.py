@@ -1,4 +1,4 @@
-"""In which order, how often, and how varied records come."""
+"""The order in which records come, how often, and random changes to them."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -9,61 +9,43 @@ import numpy as np
 from rnnscale._errors import UserError
 from rnnscale.data.sources import Record, Source
 
-_BATCH_SIZE = "_rnnscale_batch_size"
-# Grain shuffles 32-bit numbers.
+# Grain shuffles 32-bit indices.
 _MOST_SHUFFLED = 2**32
-# Grain finds the place of each record by itself, which takes 80 us where there are a few hundred
-# and 2 us where there are many. Up to here the order of an epoch is drawn as a whole, in at most
-# 1 ms.
-_DRAWN = 2**16
+# Up to this number of records, an epoch's order is drawn at once, which takes at most 1 ms. Grain
+# computes the place of each record on its own: in 80 us for a few hundred records, 2 us for many.
+_MOST_DRAWN = 2**16
 
 
-def dataset(source: Source | grain.MapDataset) -> grain.MapDataset:
-    """A source as Grain knows it; a `grain.MapDataset` as it is."""
+def as_dataset(source: Source | grain.MapDataset) -> grain.MapDataset:
+    """A source as a Grain dataset; a `grain.MapDataset` unchanged."""
     if isinstance(source, grain.MapDataset):
         return source
-    # MapDataset.source does the same, and to count bytes walks through every record, which takes
-    # longer than to read one in memory.
+    # MapDataset.source does the same, but walks through every record to count its bytes, which
+    # takes longer than reading a record in memory.
     return grain.MapDataset.range(len(source)).map(source.__getitem__)
 
 
-def in_batches(source: Source, batch_size: int) -> grain.MapDataset:
-    """A source whose rows belong together in batches of that size, and in no others."""
-    made = dataset(source)
-    setattr(made, _BATCH_SIZE, batch_size)
-    return made
-
-
-def check_batch_size(records: Source | grain.MapDataset, batch_size: int) -> None:
-    """**Raises:** `ValueError` where rows were made for batches of another size."""
-    wanted = getattr(records, _BATCH_SIZE, batch_size)
-    if wanted != batch_size:
-        raise UserError(
-            f"these rows were made for batch_size={wanted}, by lanes or bucket; got {batch_size}"
-        )
-    for parent in getattr(records, "parents", ()):
-        check_batch_size(parent, batch_size)
-
-
 def shuffle(source: Source | grain.MapDataset, *, seed: int) -> grain.MapDataset:
-    """The records in a random order over all of them; under `repeat`, a new one in each epoch.
+    """The records in a random order; under `repeat`, in a new order in each epoch.
 
     **Arguments:**
 
+    - `source`: the records.
     - `seed`: 0 to 2**32 - 1.
 
-    **Raises:** `ValueError` for a seed out of range, and for records without end.
+    **Raises:** `ValueError` if the seed is out of range or the records are endless.
     """
+    check_seed(seed)
     if len(source) > _MOST_SHUFFLED:
-        raise UserError("records without end can't be shuffled: repeat them after that")
-    records = dataset(source)
-    if len(records) <= _DRAWN:
-        return _Drawn(records, checked_seed(seed))
-    return records.seed(checked_seed(seed)).shuffle()
+        raise UserError("endless records can't be shuffled: call repeat after shuffle")
+    records = as_dataset(source)
+    if len(records) <= _MOST_DRAWN:
+        return _Shuffled(records, seed)
+    return records.seed(seed).shuffle()
 
 
-class _Drawn(grain.MapDataset):
-    """The records in an order drawn for each epoch."""
+class _Shuffled(grain.MapDataset):
+    """The records in an order that is drawn at once for each epoch."""
 
     def __init__(self, records: grain.MapDataset, seed: int):
         super().__init__(records)
@@ -77,26 +59,26 @@ class _Drawn(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         epoch, place = divmod(index, len(self))
-        order = _order(self._seed, epoch, len(self))
+        order = _epoch_order(self._seed, epoch, len(self))
         return self._records[epoch * len(self) + int(order[place])]
 
 
-# Of each of a few dozen sources that are mixed, this epoch's and the next one's.
+# Enough for this epoch and the next of a few dozen sources that are mixed.
 @lru_cache(maxsize=64)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     # RandomState, because NumPy promises never to change its stream; Generator's may change.
     words = [seed, epoch % 2**32, (epoch >> 32) % 2**32]
     return np.random.RandomState(words).permutation(count)
 
 
 def repeat(source: Source | grain.MapDataset) -> grain.MapDataset:
-    """The records again and again, without end.
+    """The records again and again, endlessly.
 
-    **Raises:** `ValueError` for a source without records.
+    **Raises:** `ValueError` if the source has no records.
     """
     if len(source) == 0:
         raise UserError("the source has no records")
-    return dataset(source).repeat(None)
+    return as_dataset(source).repeat(None)
 
 
 def augment(
@@ -105,23 +87,26 @@ def augment(
     *,
     seed: int,
 ) -> grain.MapDataset:
-    """Each record, changed at random: `change(record, random)`.
+    """The records with random changes: `change(record, random)`.
 
-    What is drawn for a record depends on the seed and on its index in `source` only, so it is the
-    same after a restart, in any process and worker. After `repeat` it is drawn anew in each epoch.
+    The random numbers of a record depend only on the seed and on its index in `source`, so they are
+    the same after a restart and in every process and worker. After `repeat`, they are new in each
+    epoch.
 
     **Arguments:**
 
-    - `change`: returns a new record of the same shapes and dtypes. With worker processes, a
-        function of a module, or what cloudpickle can pickle.
+    - `source`: the records.
+    - `change`: returns a new record of the same shapes and dtypes. For worker processes it must be
+        a function of a module, or something else that cloudpickle can pickle.
     - `seed`: 0 to 2**32 - 1.
 
-    **Raises:** `ValueError` for a seed out of range.
+    **Raises:** `ValueError` if the seed is out of range.
     """
-    return dataset(source).random_map(change, seed=checked_seed(seed))
+    check_seed(seed)
+    return as_dataset(source).random_map(change, seed=seed)
 
 
-def checked_seed(seed: int) -> int:
+def check_seed(seed: int) -> None:
+    """**Raises:** `ValueError` if the seed is out of range."""
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must be 0 to 2**32 - 1; got {seed}")
-    return seed

@@ -1,4 +1,4 @@
-"""Several sequences in one row."""
+"""Several sequences packed into one row."""
 
 import bisect
 
@@ -6,73 +6,63 @@ import grain
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data.pipelines._order import dataset
+from rnnscale.data.pipelines._order import as_dataset
 from rnnscale.data.pipelines._window import window
 from rnnscale.data.sources import (
     ArraySpec,
-    ElementSpec,
     Record,
     SequenceSource,
     arrays_over_time,
     element_spec,
-    zeros,
 )
 
 
 def pack(sequences: SequenceSource, steps: int) -> grain.MapDataset:
     """Rows of `steps` time steps, each with as many sequences as fit.
 
-    A record has the arrays over time, one sequence after another, and zeros at the end; `"reset"`,
-    bool, true at the first step of each sequence and of the zeros; and `"weight"`, float32, 1 where
-    there is a sequence and 0 at the zeros. What belongs to a whole sequence stands at its last
-    step; if its `"labels"` do, `"weight"` is 1 there alone. A `"reset"` and a `"weight"` that the
-    sequences have themselves hold too.
+    A row has the arrays over time, one sequence after another, padded with zeros; `"reset"`, bool,
+    true at the first step of each sequence and of the padding; and `"weight"`, float32, 1 for the
+    steps of sequences and 0 for the padding. An array with one value per sequence has it at the
+    sequence's last step; if `"labels"` are of this kind, `"weight"` is 1 only there. If sequences
+    have a `"reset"`, it is combined with this one by "or"; if they have a `"weight"`, it is
+    multiplied in.
 
-    A sequence that is longer than a row is cut, and each piece starts afresh: a model sees of it
-    what it would see of a window. (To go on with the state of the piece before, see `lanes`.)
+    A sequence that is longer than a row is cut, and each piece starts from a zero state, as the
+    windows of `window` do. (To carry the state from piece to piece, see `lanes`.)
 
-    Which sequences share a row is decided once, by best fit: the longest first, each into the row
-    that it fills best. Every step is in one row, and all is the same in every epoch and process.
+    Which sequences share a row is decided once, by best fit: sequences are placed from the longest
+    to the shortest, each in the row that it fills best. Every step is in exactly one row, and the
+    rows are the same in every epoch and process.
 
     **Arguments:**
 
-    - `sequences`: see `SequenceSource`. Those without steps are in no row.
-    - `steps`: at least 1; several times the usual length fills rows best.
+    - `sequences`: see `SequenceSource`. Sequences without steps are left out.
+    - `steps`: steps in a row, at least 1. Several times the usual length fills rows best.
 
-    **Raises:** `ValueError` where `steps` is below 1, there is no step at all, or a sequence with a
-    label of the whole is longer than a row.
+    **Raises:** `ValueError` if `steps` is below 1, there are no steps, or a sequence with a label
+    of its own is longer than a row.
     """
-    return dataset(_Packed(sequences, steps))
+    return as_dataset(_Packed(sequences, steps))
 
 
 class _Packed:
     def __init__(self, sequences: SequenceSource, steps: int):
         self._pieces = window(sequences, steps)
-        self._steps = steps
         self._order, self._borders = _best_fit(self._pieces.lengths, steps)
         if not len(self):
             raise UserError("there is nothing to pack: the sequences have no steps")
         spec = element_spec(self._pieces)
         self._over_time = arrays_over_time(spec)
-        # A weight is one a step in any case.
-        self._whole = [n for n in spec if n not in self._over_time and n != "weight"]
+        # A weight becomes one per step in any case.
+        self._per_piece = [n for n in spec if n not in self._over_time and n != "weight"]
         self._weighted = "weight" in spec
-        self._spec = {
-            **{
-                name: ArraySpec((steps, *spec[name].shape[1:]), spec[name].dtype)
-                for name in self._over_time
-            },
-            **{
-                name: ArraySpec((steps, *spec[name].shape), spec[name].dtype)
-                for name in self._whole
-            },
-            "reset": ArraySpec((steps,), np.dtype(bool)),
-            "weight": ArraySpec((steps,), np.dtype(np.float32)),
+        self._shapes: dict[str, tuple] = {
+            **{n: ((steps, *spec[n].shape[1:]), spec[n].dtype) for n in self._over_time},
+            **{n: ((steps, *spec[n].shape), spec[n].dtype) for n in self._per_piece},
+            "reset": ((steps,), np.dtype(bool)),
+            "weight": ((steps,), np.dtype(np.float32)),
         }
-
-    @property
-    def element_spec(self) -> ElementSpec:
-        return self._spec
+        self.element_spec = {name: ArraySpec(*shape) for name, shape in self._shapes.items()}
 
     def __len__(self) -> int:
         return len(self._borders) - 1
@@ -80,37 +70,38 @@ class _Packed:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        row = {name: zeros(spec) for name, spec in self._spec.items()}
+        row = {name: np.zeros(*shape) for name, shape in self._shapes.items()}
         pieces = self._order[self._borders[index] : self._borders[index + 1]]
-        parts, firsts, last_steps, filled = [], [], [], 0
-        for piece, time in zip(pieces.tolist(), self._pieces.lengths[pieces].tolist(), strict=True):
-            parts.append(self._pieces.read(piece, 0, time))
-            firsts.append(filled)
-            filled += time
-            last_steps.append(filled - 1)
+        times = self._pieces.lengths[pieces]
+        stops = np.cumsum(times)
+        parts = [
+            self._pieces.read(piece, 0, time)
+            for piece, time in zip(pieces.tolist(), times.tolist(), strict=True)
+        ]
+        filled, last_steps = int(stops[-1]), stops - 1
         for name in self._over_time:
             np.concatenate([part[name] for part in parts], out=row[name][:filled])
-        for name in self._whole:
+        for name in self._per_piece:
             row[name][last_steps] = [part[name] for part in parts]
-        for first in firsts:
-            row["reset"][first] = True
+        row["reset"][stops - times] = True
         row["reset"][filled : filled + 1] = True
-        # What counts: the last step where a label is of the whole, else all of them.
-        weight = zeros(self._spec["weight"])
-        weight[last_steps if "labels" in self._whole else slice(filled)] = 1
+        # Labels count at the last steps if there is one per sequence, otherwise at all steps.
+        weight = np.zeros(*self._shapes["weight"])
+        weight[last_steps if "labels" in self._per_piece else slice(filled)] = 1
         if self._weighted:
-            times = self._pieces.lengths[pieces].tolist()
-            pairs = zip(parts, times, strict=True)
-            given = [np.broadcast_to(part["weight"], time) for part, time in pairs]
-            weight[:filled] *= np.concatenate(given)
+            each = [
+                np.broadcast_to(part["weight"], time)
+                for part, time in zip(parts, times.tolist(), strict=True)
+            ]
+            weight[:filled] *= np.concatenate(each)
         row["weight"] = weight
         return row
 
 
 def _best_fit(lengths: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pieces in the order in which they fill rows, and where in it each row begins and ends."""
+    """The pieces in the order of the rows, and where in this order each row begins and ends."""
     rows: list[list[int]] = []
-    # Rows by the room that is left in them, and which kinds of room there are, in order.
+    # Rows by the number of steps left in them, and these numbers in increasing order.
     with_room: dict[int, list[int]] = {}
     rooms: list[int] = []
     for piece in np.argsort(-lengths, kind="stable").tolist():

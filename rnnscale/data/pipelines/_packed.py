@@ -1,4 +1,4 @@
-"""Packed rows in files."""
+"""Packed rows in files: `pack` and `write_rows` in one call."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -17,19 +17,20 @@ def write_packed(
     notes: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> PackedSource:
-    """Packs sequences into rows, as `pack` does, and writes the rows to files.
+    """Packs sequences into rows with `pack`, and writes the rows to files.
 
     **Arguments:**
 
-    - `sequences`: documents go through `next_token` first.
-    - `steps`: in a row, at least 1.
+    - `sequences`: the sequences; apply `next_token` to documents first.
     - `folder`, `rows_per_shard`, `progress`: see `write_rows`.
-    - `notes`: anything of JSON, which the index keeps beside the numbers of `sequences` and
-        `steps`, and `fill`, the fraction of the rows' steps that hold something.
+    - `steps`: steps in a row, at least 1.
+    - `notes`: values to keep in the index, which must be storable as JSON. The index also has
+        `sequences` and `steps`, the numbers of each, and `fill`, the fraction of the rows' steps
+        that are not padding.
 
-    **Returns:** the source that was written.
+    **Returns:** the written rows as a source.
 
-    **Raises:** `ValueError` as `pack` and `write_rows`.
+    **Raises:** `ValueError` see `pack` and `write_rows`.
     """
     rows = pack(sequences, steps)
     return write_rows(

@@ -1,10 +1,11 @@
-"""Sequences padded to a length that can be split evenly."""
+"""Sequences padded with zeros: to one length, or to a multiple of a number of steps."""
+
+from functools import partial
 
 import grain
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data.pipelines._order import dataset
 from rnnscale.data.sources import (
     Record,
     SequenceSource,
@@ -16,20 +17,20 @@ from rnnscale.data.sources import (
 
 
 class PaddedSource:
-    """A source whose sequences are padded to a multiple of a number of steps.
+    """A source whose records are padded to a multiple of a number of steps.
 
-    What is added is zero: features of zero, the token and the label 0, and false in `"scored"`.
-    `"lengths"`, int32, says where it begins; lengths that records have already stay as they are.
+    The padding is zero: zero features, token and label 0, and false in `"scored"`. `"lengths"`,
+    int32, is the number of steps before the padding, unless records already have it.
 
     **Arguments:**
 
     - `source`: the records.
     - `multiple_of`: at least 1.
-    - `per_step`: the arrays to pad, as far as a record has them. Time is their leading axis, and
-        they all have as many steps.
+    - `per_step`: names of the arrays to pad, if a record has them. Time is their leading axis, with
+        the same number of steps in all.
 
-    **Raises:** `ValueError` where `multiple_of` is below 1, and at an index where arrays differ in
-    their steps.
+    **Raises:** `ValueError` if `multiple_of` is below 1; and at an index, if arrays differ in their
+    number of steps.
     """
 
     def __init__(self, source: Source, multiple_of: int, *, per_step: tuple[str, ...]):
@@ -42,12 +43,12 @@ class PaddedSource:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Record:
         record = self.source[index]
         padded = {name: record[name] for name in self.per_step if name in record}
         steps = {name: len(array) for name, array in padded.items()}
         if len(set(steps.values())) != 1:
-            raise UserError(f"arrays over time must have as many steps; got {steps}")
+            raise UserError(f"arrays over time must have the same number of steps; got {steps}")
         (time,) = set(steps.values())
         added = -time % self.multiple_of
         return {
@@ -58,14 +59,14 @@ class PaddedSource:
 
 
 def pad(sequences: SequenceSource, steps: int | None = None) -> grain.MapDataset:
-    """The sequences, padded with zeros to one length; `"lengths"`, int32, says where they end.
+    """The sequences, padded with zeros to one length; `"lengths"`, int32, is their own length.
 
     **Arguments:**
 
     - `sequences`: see `SequenceSource`.
-    - `steps`: at least the longest sequence's, and that by default.
+    - `steps`: the length after padding; by default, the length of the longest sequence.
 
-    **Raises:** `ValueError` where a sequence is longer, or there is none.
+    **Raises:** `ValueError` if a sequence is longer, or there are no sequences.
     """
     check_sequences(sequences)
     if not len(sequences):
@@ -78,23 +79,13 @@ def pad(sequences: SequenceSource, steps: int | None = None) -> grain.MapDataset
             f"sequence {index} has {longest} steps, more than {steps=}: make that larger, or cut "
             "the sequences with window"
         )
-    return dataset(_Padded(sequences, steps))
+    return grain.MapDataset.range(len(sequences)).map(
+        partial(padded_record, sequences, steps=steps)
+    )
 
 
-class _Padded:
-    def __init__(self, sequences: SequenceSource, steps: int):
-        self._sequences = sequences
-        self._steps = steps
-
-    def __len__(self) -> int:
-        return len(self._sequences)
-
-    def __getitem__(self, index: int) -> Record:
-        return padded(self._sequences, index, self._steps)
-
-
-def padded(sequences: SequenceSource, index: int, steps: int) -> Record:
-    """A sequence with zeros up to `steps`, and `"lengths"`."""
+def padded_record(sequences: SequenceSource, index: int, steps: int) -> Record:
+    """A sequence padded with zeros to `steps`, and `"lengths"`."""
     record = sequences[index]
     time = int(sequences.lengths[index])
     longer = {
@@ -105,7 +96,7 @@ def padded(sequences: SequenceSource, index: int, steps: int) -> Record:
 
 
 def _with_zeros(array: np.ndarray, steps: int) -> np.ndarray:
-    # np.pad does the same and takes ten times as long on short arrays.
+    # np.pad does the same, but takes ten times as long for short arrays.
     longer = np.zeros((len(array) + steps, *array.shape[1:]), array.dtype)
     longer[: len(array)] = array
     return longer

@@ -1,4 +1,4 @@
-"""Records by their index: in memory and in files."""
+"""Random access to records in memory and in files."""
 
 from rnnscale.data.sources._array_files import (
     ArrayFiles as ArrayFiles,
@@ -25,16 +25,18 @@ from rnnscale.data.sources._parquet import (
     ParquetSequences as ParquetSequences,
 )
 from rnnscale.data.sources._source import (
+    AbstractSequences as AbstractSequences,
     ArraySpec as ArraySpec,
     ElementSpec as ElementSpec,
     Record as Record,
     SequenceSource as SequenceSource,
+    Skipped as Skipped,
     Source as Source,
+    SpecifiedSource as SpecifiedSource,
     arrays_over_time as arrays_over_time,
     check_sequences as check_sequences,
     element_spec as element_spec,
     record_spec as record_spec,
-    zeros as zeros,
 )
 from rnnscale.data.sources._stored import (
     StoredArray as StoredArray,
@@ -44,4 +46,3 @@ from rnnscale.data.sources._stored import (
 from rnnscale.data.sources._tokens import TokenShards as TokenShards
 from rnnscale.data.sources._ts import read_ts as read_ts
 from rnnscale.data.sources._unchanged import UnchangedFile as UnchangedFile
-from rnnscale.data.sources._unusable import Skipped as Skipped

@@ -1,4 +1,4 @@
-"""Records that are the rows of arrays in files."""
+"""Sources of arrays in `.npy` and `.npz` files: records, and sequences of different lengths."""
 
 import os
 from collections.abc import Mapping
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data.sources._source import ArraySpec, ElementSpec, Record
+from rnnscale.data.sources._source import AbstractSequences, ArraySpec, Record
 from rnnscale.data.sources._stored import StoredArray, open_npy
-from rnnscale.data.sources._unusable import Skipped, Unusable
+from rnnscale.data.sources._unusable import Unusable
 
 type ArrayFile = str | os.PathLike[str] | StoredArray
 
 
 class ArrayFiles:
-    """Records that are the rows of arrays in files, read when they are asked for.
+    """Records that are the rows of arrays in files. Each access reads its rows.
 
     ```
     ArrayFiles(inputs="inputs.npy", labels="labels.npy")
@@ -23,11 +23,11 @@ class ArrayFiles:
 
     **Arguments:**
 
-    - `arrays`: by name, `.npy` files, or arrays of `open_npz`, with one leading axis of the same
+    - `arrays`: by name, `.npy` files or arrays of `open_npz`, with one leading axis of the same
         size.
 
-    **Raises:** `ValueError` if there is no array, the leading axes differ, or a file can't be used
-    (see `open_npy`); and at an index, with file and record, if a file is not as it was.
+    **Raises:** `ValueError` if there is no array, the sizes of the leading axes differ, or a file
+    can't be used (see `open_npy`); and at an index, with file and record, if a file has changed.
     """
 
     def __init__(self, **arrays: ArrayFile):
@@ -36,10 +36,7 @@ class ArrayFiles:
         if len(set(counts.values())) != 1:
             raise UserError(f"arrays must have one leading axis of the same size; got {counts}")
         (self._count,) = set(counts.values())
-
-    @property
-    def element_spec(self) -> ElementSpec:
-        return {name: array.row for name, array in self._arrays.items()}
+        self.element_spec = {name: array.row for name, array in self._arrays.items()}
 
     def __len__(self) -> int:
         return self._count
@@ -53,8 +50,8 @@ class ArrayFiles:
         }
 
 
-class SequenceFiles:
-    """Sequences of many lengths in files, read when and as far as they are asked for.
+class SequenceFiles(AbstractSequences):
+    """Sequences of different lengths in files. Each access reads the steps that it needs.
 
     ```
     SequenceFiles({"inputs": "inputs.npy"}, "offsets.npy", {"labels": "labels.npy"})
@@ -62,35 +59,36 @@ class SequenceFiles:
 
     **Arguments:**
 
-    - `over_time`: by name, `.npy` files, or arrays of `open_npz`, in which the steps of all
-        sequences stand one after another, shape `(steps, ...)`.
+    - `over_time`: by name, `.npy` files or arrays of `open_npz` with the steps of all sequences,
+        one sequence after another, shape `(steps, ...)`.
     - `offsets`: where sequences begin and end, integers of shape `(sequences + 1,)`: sequence `i`
-        is the steps `offsets[i]` to `offsets[i + 1] - 1`. None: all are of one length, and the
-        arrays over time have the shape `(sequences, time, ...)`.
-    - `whole`: by name, arrays with one row for each sequence, such as its label.
-    - `skip`: leave out sequences without steps, which are an error otherwise. `skipped` lists them.
+        is the steps `offsets[i]` to `offsets[i + 1] - 1`. With None all sequences have the same
+        length, and the arrays over time have the shape `(sequences, time, ...)`.
+    - `per_sequence`: by name, arrays with one row for each sequence, such as its label.
+    - `skip`: whether to leave out sequences without steps, which are an error otherwise. `skipped`
+        lists them.
 
     **Raises:** `ValueError` if there is no array over time, numbers of steps or sequences differ,
-    offsets fall, or a file can't be used (see `open_npy`); and at an index, with file and record,
-    if a file is not as it was.
+    offsets decrease, or a file can't be used (see `open_npy`); and at an index, with file and
+    record, if a file has changed.
     """
 
     def __init__(
         self,
         over_time: Mapping[str, ArrayFile],
         offsets: ArrayFile | None = None,
-        whole: Mapping[str, ArrayFile] | None = None,
+        per_sequence: Mapping[str, ArrayFile] | None = None,
         *,
         skip: bool = False,
     ):
         steps = {name: _opened(array) for name, array in over_time.items()}
-        self._whole = {name: _opened(array) for name, array in (whole or {}).items()}
+        self._per_sequence = {name: _opened(x) for name, x in (per_sequence or {}).items()}
         if not steps:
             raise UserError("there must be at least one array over time")
         if offsets is None:
             bounds = _equal_lengths(steps)
             where = next(iter(steps.values())).file.path
-            steps = {name: _one_after_another(array) for name, array in steps.items()}
+            steps = {name: _flattened(array) for name, array in steps.items()}
         else:
             stored = _opened(offsets)
             where = stored.file.path
@@ -101,7 +99,7 @@ class SequenceFiles:
                     f"{array.file.path}: {name!r} has {len(array)} steps, and the offsets in "
                     f"{where} end at {bounds[-1]}"
                 )
-        for name, array in self._whole.items():
+        for name, array in self._per_sequence.items():
             if len(array) != len(bounds) - 1:
                 raise UserError(
                     f"{array.file.path}: {name!r} has {len(array)} rows for {len(bounds) - 1} "
@@ -112,31 +110,16 @@ class SequenceFiles:
         unusable = Unusable(skip)
         for empty in np.flatnonzero(lengths == 0):
             unusable.note(f"{where}, record {empty}", "the sequence is empty")
-        self.skipped: Skipped = unusable.all()
+        self.skipped = unusable.all()
         self._rows = np.flatnonzero(lengths)
-        self._starts, self._lengths = bounds[self._rows], lengths[self._rows]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self._lengths
-
-    @property
-    def element_spec(self) -> ElementSpec:
-        return {
+        self._starts, self.lengths = bounds[self._rows], lengths[self._rows]
+        self.element_spec = {
             **{
                 name: ArraySpec((None, *array.shape[1:]), array.native)
-                for name, array in self._steps.items()
+                for name, array in steps.items()
             },
-            **{name: array.row for name, array in self._whole.items()},
+            **{name: array.row for name, array in self._per_sequence.items()},
         }
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        return self.read(index, 0, int(self._lengths[index]))
 
     def read(self, index: int, start: int, stop: int) -> Record:
         first, row = int(self._starts[index]), int(self._rows[index])
@@ -145,14 +128,17 @@ class SequenceFiles:
                 name: array.read(first + start, first + stop, row)
                 for name, array in self._steps.items()
             },
-            **{name: array.read(row, row + 1, row)[0, ...] for name, array in self._whole.items()},
+            **{
+                name: array.read(row, row + 1, row)[0, ...]
+                for name, array in self._per_sequence.items()
+            },
         }
 
 
 def read_offsets(stored: StoredArray) -> np.ndarray:
     """Offsets as int64.
 
-    **Raises:** `ValueError` if they are no integers from 0 on that do not fall.
+    **Raises:** `ValueError` if they are not integers that begin with 0 and never decrease.
     """
     where = stored.file.path
     if stored.dtype.kind not in "iu" or len(stored.shape) != 1 or len(stored) == 0:
@@ -165,7 +151,7 @@ def read_offsets(stored: StoredArray) -> np.ndarray:
         raise UserError(f"{where}: offsets must begin with 0; got {offsets[0]}")
     falling = np.flatnonzero(np.diff(offsets) < 0)
     if falling.size:
-        raise UserError(f"{where}: offsets must not fall; they do after record {falling[0]}")
+        raise UserError(f"{where}: offsets must not decrease; they do after record {falling[0]}")
     return offsets
 
 
@@ -174,7 +160,7 @@ def _opened(array: ArrayFile) -> StoredArray:
 
 
 def _equal_lengths(arrays: Mapping[str, StoredArray]) -> np.ndarray:
-    """Offsets of sequences that are the rows of arrays."""
+    """The offsets of sequences of the same length."""
     axes = {name: array.shape[:2] for name, array in arrays.items()}
     if len(set(axes.values())) != 1 or len(next(iter(axes.values()))) != 2:
         raise UserError(
@@ -185,6 +171,7 @@ def _equal_lengths(arrays: Mapping[str, StoredArray]) -> np.ndarray:
     return np.arange(sequences + 1) * time
 
 
-def _one_after_another(array: StoredArray) -> StoredArray:
+def _flattened(array: StoredArray) -> StoredArray:
+    """The array with its two leading axes, sequences and time, as one."""
     sequences, time, *rest = array.shape
     return StoredArray(array.file, array.offset, (sequences * time, *rest), array.dtype)

@@ -1,4 +1,4 @@
-"""Records in ArrayRecord files."""
+"""Records in ArrayRecord files, with errors that name a damaged record."""
 
 import bisect
 import functools
@@ -14,35 +14,35 @@ import numpy as np
 from rnnscale._errors import UserError
 from rnnscale.data.sources._source import ElementSpec, Record, describe_spec, record_spec
 from rnnscale.data.sources._unchanged import UnchangedFile
-from rnnscale.data.sources._unusable import Skipped, Unusable
+from rnnscale.data.sources._unusable import Unusable
 
 
-class DamagedRecordError(ValueError):
+class DamagedRecordError(UserError):
     """A record that can't be used.
 
     **Attributes:**
 
-    - `where`: its file, and its number there.
+    - `name`: its file, and its number there.
     - `reason`: what is wrong with it.
     """
 
-    def __init__(self, where: str, reason: str):
-        super().__init__(f"{where}: {reason}")
-        self.where = where
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name}: {reason}")
+        self.name = name
         self.reason = reason
 
-    def __reduce__(self) -> tuple:  # as an exception it would be made of its message alone
-        return type(self), (self.where, self.reason)
+    def __reduce__(self) -> tuple:  # exceptions pickle the message as their only argument
+        return type(self), (self.name, self.reason)
 
 
 @dataclass(frozen=True)
 class RecordShard:
-    """An ArrayRecord file. It is opened at the first read in each process.
+    """An ArrayRecord file. Each process opens it at its first read.
 
     **Attributes:**
 
-    - `file`: which must stay as it is.
-    - `count`: the records in it.
+    - `file`: the file, which must not change.
+    - `count`: number of records in it.
     """
 
     file: UnchangedFile
@@ -50,25 +50,28 @@ class RecordShard:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """**Raises:** `ValueError` if there is no such file or it is no whole ArrayRecord file."""
+        """Opens a file.
+
+        **Raises:** `ValueError` if there is no such file, or it is not a complete ArrayRecord file.
+        """
         file = UnchangedFile.note(path)
         try:
             count = len(_reader(file))
         except RuntimeError as error:
             raise UserError(
-                f"{file.path} is no ArrayRecord file, truncated or damaged: {error}"
+                f"{file.path} is not an ArrayRecord file, or is truncated or damaged: {error}"
             ) from error
         return cls(file, count)
 
     def name(self, record: int) -> str:
-        """What an error calls a record."""
+        """The name of a record in messages."""
         return f"{self.file.path}, record {record}"
 
     def read(self, record: int) -> bytes:
         """Reads a record, and verifies its checksum.
 
         **Raises:** `DamagedRecordError` if it is damaged; `ValueError` with file and record if the
-        file is not as it was.
+        file has changed.
         """
         try:
             reader = _reader(self.file)
@@ -84,7 +87,7 @@ class RecordShard:
         return content
 
 
-# Of each process. There may be more shards than a process may open files.
+# One cache per process. It is bounded because a process may open only so many files.
 @functools.lru_cache(maxsize=128)
 def _reader(file: UnchangedFile) -> Any:
     return grain.sources.ArrayRecordDataSource([file.path])
@@ -96,15 +99,15 @@ class ArrayRecordFiles:
     **Arguments:**
 
     - `shards`: the files, in the order of the records.
-    - `decode`: from the bytes of a record to the record. For worker processes it must be a function
-        of a module, or what cloudpickle can pickle.
-    - `skip`: leave out records that are damaged, that can't be decoded, or that differ from the
-        first one in the names, shapes and dtypes of their arrays. To find them, each record is read
-        once when the source is made. `skipped` lists them.
+    - `decode`: converts the bytes of a record to the record. For worker processes it must be a
+        function of a module, or something else that cloudpickle can pickle.
+    - `skip`: whether to leave out records that are damaged, can't be decoded, or differ from the
+        first record in the names, shapes and dtypes of their arrays; otherwise reading them is an
+        error. To find them, the constructor reads every record once. `skipped` lists them.
 
-    **Raises:** `ValueError` if there is no record, or a file is no whole ArrayRecord file; and at
-    an index, with file and record, if the record can't be used, or the file is not as it was. A
-    record's number is the one in its file.
+    **Raises:** `ValueError` if there is no record, or a file is not a complete ArrayRecord file;
+    and at an index, with file and record, if the record can't be used or the file has changed.
+    Records are numbered within their file.
     """
 
     def __init__(
@@ -116,30 +119,26 @@ class ArrayRecordFiles:
     ):
         self._decode = decode
         self._shards = [RecordShard.open(path) for path in shards]
-        # The numbers of the shards' first records, counted over all shards.
+        # The index of each shard's first record, counted over all shards.
         self._firsts = [0, *accumulate(shard.count for shard in self._shards)]
         self._kept = np.arange(self._firsts[-1])
-        self._spec: ElementSpec = {}
+        self.element_spec: ElementSpec = {}
         unusable, kept = Unusable(skip), []
-        # Without `skip` the first record tells what all are like.
+        # Without `skip`, only the first record is read: it says what all must be like.
         for index in self._kept if skip else self._kept[:1]:
             shard, number = self._place(int(index))
             try:
                 record = self._decoded(shard, number)
             except DamagedRecordError as error:
-                unusable.note(error.where, error.reason)
+                unusable.note(error.name, error.reason)
                 continue
-            self._spec = self._spec or record_spec(record)
+            self.element_spec = self.element_spec or record_spec(record)
             kept.append(index)
         if skip:
             self._kept = np.array(kept, np.int64)
-        self.skipped: Skipped = unusable.all()
+        self.skipped = unusable.all()
         if not len(self):
             raise UserError(f"no record in {len(self._shards)} ArrayRecord files can be used")
-
-    @property
-    def element_spec(self) -> ElementSpec:
-        return self._spec
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -161,10 +160,10 @@ class ArrayRecordFiles:
             raise DamagedRecordError(
                 shard.name(number), f"it can't be decoded: {error!r}"
             ) from error
-        if self._spec and record_spec(record) != self._spec:
+        if self.element_spec and record_spec(record) != self.element_spec:
             raise DamagedRecordError(
                 shard.name(number),
                 f"it has {describe_spec(record_spec(record))}, and the first record "
-                f"{describe_spec(self._spec)}",
+                f"{describe_spec(self.element_spec)}",
             )
         return record

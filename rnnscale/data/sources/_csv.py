@@ -1,4 +1,4 @@
-"""Time series in files of comma-separated numbers."""
+"""Time series in files of comma-separated values."""
 
 import codecs
 import os
@@ -9,34 +9,34 @@ import numpy as np
 
 from rnnscale._errors import UserError
 from rnnscale.data.sources._documents import files_under
-from rnnscale.data.sources._source import ArraySpec, ElementSpec, Record
+from rnnscale.data.sources._source import AbstractSequences, ArraySpec, Record
 from rnnscale.data.sources._unchanged import UnchangedFile
-from rnnscale.data.sources._unusable import Skipped, Unusable
+from rnnscale.data.sources._unusable import Unusable
 
-# Lines between two whose place in the file is noted.
+# Steps between two whose positions in the file are kept.
 _LINES = 256
 
 
-class CsvSeries:
-    """The CSV files of a folder and its subfolders, each a sequence with one step a line, in the
-    order of their paths: `"inputs"`, float32, shape `(None, columns)`.
+class CsvSeries(AbstractSequences):
+    """The CSV files of a folder and its subfolders, in the order of their paths. Each is a sequence
+    with one step per line: `"inputs"`, float32, shape `(None, columns)`.
 
-    Each file is read once when the source is made, to see that all of it are numbers; only the
-    places of some lines are kept, so that a part can be read from near its first line on.
+    The constructor reads each file once, to check that it contains only numbers. It keeps the
+    positions of some lines, so that reading a part begins near the part's first line.
 
     **Arguments:**
 
-    - `folder`: where to look.
-    - `suffix`: what the names of the files end in.
-    - `labels`: names of columns that are not inputs but `"labels"`, float32, shape
-        `(None, labels)`. They stand in the header, the first line of each file. Without labels,
-        files may have a header or none.
-    - `delimiter`: between numbers.
-    - `skip`: leave out files with anything but finite numbers, without steps, or with other columns
-        than the first one, which are an error otherwise. `skipped` lists them.
+    - `folder`: the folder to search.
+    - `suffix`: the end of the files' names.
+    - `labels`: names of the columns that are `"labels"` instead of inputs, float32, shape
+        `(None, labels)`. The first line of each file must then be a header with these names;
+        without labels, a header is optional.
+    - `delimiter`: separator of two numbers.
+    - `skip`: whether to leave out files that contain anything but finite numbers, have no steps, or
+        have other columns than the first file; otherwise they are an error. `skipped` lists them.
 
-    **Raises:** `ValueError` if there is no such folder, or no file that can be used, or a label is
-    no column; and when it is read, with file and record, if a file is not as it was.
+    **Raises:** `ValueError` if there is no such folder, no file can be used, or a label is not a
+    column; and at an index, with file and record, if a file has changed.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class CsvSeries:
                 self._tables.append(table)
             else:
                 unusable.note(file.path, table)
-        self.skipped: Skipped = unusable.all()
+        self.skipped = unusable.all()
         if not self._tables:
             raise UserError(f"no file that ends in {suffix!r} in {str(folder)!r} can be used")
         first = self._tables[0]
@@ -70,42 +70,28 @@ class CsvSeries:
             if label not in first.header:
                 raise UserError(
                     f"{first.file.path} has no column {label!r}; its header has: "
-                    f"{', '.join(first.header) or 'nothing, there is none'}"
+                    f"{', '.join(first.header) or 'no names'}"
                 )
         self._labels = [first.header.index(label) for label in labels]
         self._inputs = [c for c in range(first.columns) if c not in self._labels]
         if not self._inputs:
             raise UserError(f"{first.file.path}: all columns are labels, none is an input")
-        self._lengths = np.array([table.steps for table in self._tables], np.int64)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self._lengths
-
-    @property
-    def element_spec(self) -> ElementSpec:
-        single = np.dtype(np.float32)
-        spec = {"inputs": ArraySpec((None, len(self._inputs)), single)}
-        if self._labels:
-            spec["labels"] = ArraySpec((None, len(self._labels)), single)
-        return spec
-
-    def __len__(self) -> int:
-        return len(self._tables)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        return self.read(index, 0, self._tables[index].steps)
+        self.lengths = np.array([table.steps for table in self._tables], np.int64)
+        columns = {"inputs": self._inputs, "labels": self._labels}
+        self.element_spec = {
+            name: ArraySpec((None, len(numbers)), np.dtype(np.float32))
+            for name, numbers in columns.items()
+            if numbers
+        }
 
     def read(self, index: int, start: int, stop: int) -> Record:
         table = self._tables[index]
         first, last = start // _LINES, -(-stop // _LINES)
-        content = table.file.read(table.places[first], table.places[max(first, last)], index)
+        content = table.file.read(table.positions[first], table.positions[max(first, last)], index)
         lines = [line for line in content.tobytes().splitlines() if line.strip()]
-        skipped = start - first * _LINES
-        wanted = lines[skipped : skipped + stop - start]
-        fields = self._delimiter.join(wanted).split(self._delimiter) if wanted else []
+        offset = start - first * _LINES
+        lines = lines[offset : offset + stop - start]
+        fields = self._delimiter.join(lines).split(self._delimiter) if lines else []
         values = np.fromiter(map(float, fields), np.float32, (stop - start) * table.columns)
         values = values.reshape(stop - start, table.columns)
         record = {"inputs": values[:, self._inputs]}
@@ -116,20 +102,21 @@ class CsvSeries:
 
 @dataclass(frozen=True)
 class _Table:
-    """What is known of a file: where every `_LINES`th line begins, and where the last one ends."""
+    """What the first pass over a file finds. `positions` are the bytes at which every `_LINES`th
+    step begins and the last one ends."""
 
     file: UnchangedFile
     header: tuple[str, ...]
     columns: int
     steps: int
-    places: list[int]
+    positions: list[int]
 
 
 def _scan(file: UnchangedFile, delimiter: bytes) -> _Table | str:
-    """What is known of a file, or why it can't be used."""
+    """What the first pass over a file finds, or why the file can't be used."""
     header: tuple[str, ...] = ()
     columns = steps = stop = 0
-    places = []
+    positions = []
     with open(file.path, "rb") as opened:
         for number, line in enumerate(opened, 1):
             start, stop = stop, stop + len(line)
@@ -148,16 +135,16 @@ def _scan(file: UnchangedFile, delimiter: bytes) -> _Table | str:
                 return f"line {number} has {len(fields)} fields, and the first has {columns}"
             for field in fields:
                 if not _is_number(field):
-                    return f"line {number}: {field.strip()!r} is no number"
+                    return f"line {number}: {field.strip()!r} is not a number"
                 if not abs(float(field)) <= _LARGEST:
-                    return f"line {number}: {field.strip()!r} is no finite float32"
+                    return f"line {number}: {field.strip()!r} is not a finite float32"
             if steps % _LINES == 0:
-                places.append(start)
+                positions.append(start)
             steps += 1
     if not steps:
         return "it has no steps"
     file.check(0)
-    return _Table(file, header, columns, steps, [*places, stop])
+    return _Table(file, header, columns, steps, [*positions, stop])
 
 
 _LARGEST = float(np.finfo(np.float32).max)

@@ -1,4 +1,4 @@
-"""The files of a folder, each a document."""
+"""Sources of documents: the text files, or all files, of a folder."""
 
 import abc
 import codecs
@@ -9,52 +9,37 @@ from pathlib import Path
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data.sources._source import ArraySpec, ElementSpec, Record
+from rnnscale.data.sources._source import AbstractSequences, ArraySpec, Record
 from rnnscale.data.sources._unchanged import UnchangedFile
-from rnnscale.data.sources._unusable import Skipped, Unusable
+from rnnscale.data.sources._unusable import Unusable
 
 _BLOCK = 1 << 20
 
 
-class _Documents(abc.ABC):
+class _Documents(AbstractSequences):
     """The files of a folder and its subfolders, each a document of bytes, in the order of their
-    paths."""
+    paths. A subclass decides which files can be used."""
 
     def __init__(self, folder: str | os.PathLike[str], suffix: str = "", *, skip: bool = False):
         self._files: list[UnchangedFile] = []
         unusable = Unusable(skip)
         for path in files_under(folder, suffix):
             file = UnchangedFile.note(path)
-            reason = self._why_not(file)
+            reason = self._reason_against(file)
             if reason is None:
                 self._files.append(file)
             else:
                 unusable.note(file.path, reason)
-        self.skipped: Skipped = unusable.all()
+        self.skipped = unusable.all()
         if not self._files:
             named = f" that ends in {suffix!r}" if suffix else ""
             raise UserError(f"no file{named} in {str(folder)!r} can be used")
-        self._lengths = np.array([file.size for file in self._files], np.int64)
+        self.lengths = np.array([file.size for file in self._files], np.int64)
+        self.element_spec = {"tokens": ArraySpec((None,), np.dtype(np.uint8))}
 
     @abc.abstractmethod
-    def _why_not(self, file: UnchangedFile) -> str | None:
+    def _reason_against(self, file: UnchangedFile) -> str | None:
         """Why a file can't be used, or None if it can."""
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self._lengths
-
-    @property
-    def element_spec(self) -> ElementSpec:
-        return {"tokens": ArraySpec((None,), np.dtype(np.uint8))}
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
-        return self.read(index, 0, self._files[index].size)
 
     def read(self, index: int, start: int, stop: int) -> Record:
         return {"tokens": self._files[index].read(start, stop, index)}
@@ -66,15 +51,15 @@ class ByteFiles(_Documents):
 
     **Arguments:**
 
-    - `folder`: where to look.
-    - `suffix`: what the names of the files end in, such as `".bin"`; by default, anything.
-    - `skip`: leave out empty files, which are an error otherwise. `skipped` lists them.
+    - `folder`: the folder to search.
+    - `suffix`: the end of the files' names, such as `".bin"`; by default, anything.
+    - `skip`: whether to leave out empty files, which are an error otherwise. `skipped` lists them.
 
-    **Raises:** `ValueError` if there is no such folder, or no file that can be used; and when it is
-    read, with file and record, if a file is not as it was.
+    **Raises:** `ValueError` if there is no such folder, or no file can be used; and at an index,
+    with file and record, if a file has changed.
     """
 
-    def _why_not(self, file: UnchangedFile) -> str | None:
+    def _reason_against(self, file: UnchangedFile) -> str | None:
         return None if file.size else "it is empty"
 
 
@@ -82,21 +67,21 @@ class TextFiles(_Documents):
     """The text files of a folder and its subfolders, each a document of bytes: `"tokens"`, uint8,
     shape `(None,)`. Hidden ones (`.git`) are left out.
 
-    A file is text if it is valid UTF-8 without zero bytes, so zero can stand for the end of a
-    document. To see that, each file is read once when the source is made.
+    A file is text if it is valid UTF-8 without zero bytes, so zero can mark the end of a document.
+    To check that, the constructor reads each file once.
 
     **Arguments:**
 
-    - `folder`: where to look.
-    - `suffix`: what the names of the files end in, such as `".txt"`; by default, anything.
-    - `skip`: leave out empty files and those that are not text, which are an error otherwise.
+    - `folder`: the folder to search.
+    - `suffix`: the end of the files' names, such as `".txt"`; by default, anything.
+    - `skip`: whether to leave out files that are empty or not text, which are an error otherwise.
         `skipped` lists them.
 
-    **Raises:** `ValueError` if there is no such folder, or no file that can be used; and when it is
-    read, with file and record, if a file is not as it was.
+    **Raises:** `ValueError` if there is no such folder, or no file can be used; and at an index,
+    with file and record, if a file has changed.
     """
 
-    def _why_not(self, file: UnchangedFile) -> str | None:
+    def _reason_against(self, file: UnchangedFile) -> str | None:
         if file.size == 0:
             return "it is empty"
         decoder = codecs.getincrementaldecoder("utf-8")()
@@ -119,14 +104,14 @@ def files_under(
 
     **Arguments:**
 
-    - `suffix`: of their names.
+    - `suffix`: the end of the files' names; by default, anything.
     - `left_out`: names of subfolders to leave out.
 
     **Raises:** `ValueError` if there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{str(folder)!r} must be a folder; it is none")
+        raise UserError(f"there is no folder {str(folder)!r}")
     return sorted(_walk(folder, suffix, left_out), key=lambda p: p.relative_to(folder).as_posix())
 
 
@@ -135,6 +120,6 @@ def _walk(folder: Path, suffix: str, left_out: Set[str]) -> Iterator[Path]:
         folders[:] = [f for f in folders if f not in left_out and not f.startswith(".")]
         for name in names:
             path = parent / name
-            # A file may also be a pipe, or a link to nowhere.
+            # A directory entry can also be a pipe, or a link to nowhere.
             if not name.startswith(".") and name.endswith(suffix) and path.is_file():
                 yield path

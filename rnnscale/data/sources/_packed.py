@@ -1,4 +1,4 @@
-"""Rows of one shape in ArrayRecord shards, with an index and a checksum for each shard."""
+"""Rows of one shape in ArrayRecord shards, with an index that has a checksum for each shard."""
 
 import bisect
 import hashlib
@@ -28,7 +28,7 @@ _SHARD_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What the index says of a shard: its file, the rows and bytes in it, and its SHA-256."""
+    """What the index says about a shard: its file, its numbers of rows and bytes, its SHA-256."""
 
     name: str
     rows: int
@@ -46,21 +46,21 @@ def write_rows(
 ) -> "PackedSource":
     """Writes the records of a source, all of one shape, for `PackedSource` to read.
 
-    All is written into a hidden folder beside `folder`, which gets its name when it is whole, so an
-    interrupted run leaves nothing that looks whole.
+    The files are written to a hidden folder next to `folder`, which is renamed when it is complete,
+    so that an interrupted run leaves no incomplete `folder`.
 
     **Arguments:**
 
-    - `rows`: the records. A record is written as the bytes of its arrays, one after another.
-    - `folder`: a new one, or an empty one.
-    - `rows_per_shard`: at least 1; by default what makes 256 MiB before compression.
-    - `notes`: anything of JSON, which the index keeps.
-    - `progress`: called after each row, with the number of rows that are written and of all.
+    - `rows`: the records. A record is stored as the bytes of its arrays, one after another.
+    - `folder`: a new or an empty folder.
+    - `rows_per_shard`: at least 1; by default, as many as take 256 MiB before compression.
+    - `notes`: values to keep in the index, which must be storable as JSON.
+    - `progress`: called after each row with the number of rows written and in total.
 
-    **Returns:** the source that was written.
+    **Returns:** the written rows as a source.
 
     **Raises:** `ValueError` if the folder is not empty, `rows_per_shard` is below 1, there are no
-    rows, or a row differs from the others in the names, shapes and dtypes of its arrays.
+    rows, or a row differs from the first in the names, shapes and dtypes of its arrays.
     """
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -73,7 +73,7 @@ def write_rows(
         rows_per_shard = max(1, _SHARD_BYTES // max(1, _layout(spec).itemsize))
     if rows_per_shard < 1:
         raise UserError(f"rows_per_shard must be at least 1; got {rows_per_shard}")
-    json.dumps(dict(notes or {}))  # what can't be stored is an error before the work
+    json.dumps(dict(notes or {}))  # notes that can't be stored are an error before the work
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     partial.mkdir()
@@ -113,35 +113,31 @@ class PackedSource:
 
     **Arguments:**
 
-    - `folder`: with the index and its shards.
+    - `folder`: the folder with the index and the shards.
 
     **Attributes:**
 
-    - `notes`: what the index says of where the rows come from.
-    - `shards`: what it says of each shard.
+    - `notes`: the notes that were given when the rows were written.
+    - `shards`: what the index says about each shard.
 
-    **Raises:** `ValueError` if there is no index, it is damaged, or of another version, or a shard
-    is missing or of another size; and at an index, with file and record, if the record is damaged
-    or the file is not as it was. A record's number is the one in its shard.
+    **Raises:** `ValueError` if the index is missing, damaged or of another version, or a shard is
+    missing or has another size; and at an index, with file and record, if the record is damaged or
+    the file has changed. Records are numbered within their shard.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
         self._folder = Path(folder).absolute()
         index = _read_index(self._folder / _INDEX)
         self.notes: Mapping[str, Any] = index["notes"]
-        self._spec = {
+        self.element_spec = {
             array["name"]: ArraySpec(tuple(array["shape"]), np.dtype(array["dtype"]))
             for array in index["arrays"]
         }
         self.shards = tuple(ShardInfo(**shard) for shard in index["shards"])
         self._shards = [_opened(self._folder, info) for info in self.shards]
-        # The numbers of the shards' first rows.
+        # The index of each shard's first row.
         self._firsts = [0, *accumulate(info.rows for info in self.shards)]
-        self._layout = _layout(self._spec)
-
-    @property
-    def element_spec(self) -> ElementSpec:
-        return self._spec
+        self._layout = _layout(self.element_spec)
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -158,17 +154,17 @@ class PackedSource:
                 f"it has {len(content)} bytes, and rows have {self._layout.itemsize}",
             )
         (values,) = np.frombuffer(content, self._layout)
-        # Copies, which are aligned and can be written.
-        return {name: np.array(values[name]) for name in self._spec}
+        # Copies, which are aligned and writable.
+        return {name: np.array(values[name]) for name in self.element_spec}
 
     def verify(self, progress: Callable[[int, int], object] = lambda done, total: None) -> None:
-        """Reads all of it, and compares the SHA-256 of each shard with the index.
+        """Reads all shards, and compares the SHA-256 of each with the index.
 
         **Arguments:**
 
-        - `progress`: called after each shard, with the number of bytes that were read and of all.
+        - `progress`: called after each shard with the number of bytes read and in total.
 
-        **Raises:** `ValueError` that names the shards that are not what was written.
+        **Raises:** `ValueError` with the names of the shards that have changed.
         """
         damaged = []
         sizes = [info.bytes for info in self.shards]
@@ -179,8 +175,8 @@ class PackedSource:
             progress(read, sum(sizes))
         if damaged:
             raise UserError(
-                f"{self._folder}: {len(damaged)} of {len(self.shards)} shards are not what was "
-                f"written: {', '.join(damaged)}"
+                f"{self._folder}: {len(damaged)} of {len(self.shards)} shards have changed since "
+                f"they were written: {', '.join(damaged)}"
             )
 
 
@@ -191,7 +187,7 @@ def _write_shard(
     spec: ElementSpec,
     progress: Callable[[int, int], object],
 ) -> ShardInfo:
-    # One record a chunk, so that reading one decompresses no other.
+    # One record per chunk, so that reading it decompresses no other.
     writer = ArrayRecordWriter(str(path), "group_size:1")
     try:
         for index in indices:
@@ -217,18 +213,16 @@ def _write_shard(
 
 def _read_index(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path.parent} has no {_INDEX}, so it holds no packed rows")
+        raise UserError(f"{path.parent} has no {_INDEX}, so it is not a folder of packed rows")
     try:
         index = json.loads(path.read_text())
         digest = index.pop("sha256")
     except (ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from error
     if digest != _digest(index):
-        raise UserError(f"{path} is damaged: it is not what was written")
+        raise UserError(f"{path} is damaged: its checksum does not match")
     if index["version"] != _VERSION:
-        raise UserError(
-            f"{path} is of version {index['version']} of the format; this is version {_VERSION}"
-        )
+        raise UserError(f"{path} has version {index['version']} of the format; expected {_VERSION}")
     return index
 
 
@@ -246,5 +240,5 @@ def _opened(folder: Path, info: ShardInfo) -> RecordShard:
 
 
 def _layout(spec: ElementSpec) -> np.dtype:
-    """A row: its arrays, one after another."""
+    """The bytes of a row: its arrays, one after another."""
     return np.dtype([(name, array.dtype, array.shape) for name, array in spec.items()])

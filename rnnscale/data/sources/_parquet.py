@@ -1,4 +1,4 @@
-"""Records in Parquet files."""
+"""Sources of Parquet files: rows of one shape, and sequences of different lengths."""
 
 import functools
 import os
@@ -11,6 +11,7 @@ import numpy as np
 
 from rnnscale._errors import MissingPackageError, UserError
 from rnnscale.data.sources._source import (
+    AbstractSequences,
     ArraySpec,
     ElementSpec,
     Record,
@@ -18,24 +19,24 @@ from rnnscale.data.sources._source import (
     describe_spec,
 )
 from rnnscale.data.sources._unchanged import UnchangedFile
-from rnnscale.data.sources._unusable import Skipped, Unusable
+from rnnscale.data.sources._unusable import Unusable
 
 
 class ParquetRows:
-    """The rows of Parquet files, with columns of numbers and of lists of a fixed size of numbers.
+    """The rows of Parquet files, with columns of numbers and of fixed-size lists of numbers.
 
-    Row groups are read whole, and each process keeps the last four, so random access is fast if
-    there are few groups, or groups of few rows.
+    An access reads a complete row group, and each process keeps the last four, so random access is
+    fast if there are few row groups, or groups of few rows.
 
     **Arguments:**
 
-    - `files`: in the order of the rows.
-    - `columns`: which to read, all by default; each is an array of a record.
+    - `files`: the files, in the order of the rows.
+    - `columns`: the columns to read, all by default; each is an array of a record.
 
     **Raises:** `ValueError` if there is no row, or a file can't be used or has other columns than
-    the first one; and at an index, with file and record, if the row has nulls, NaN or infinity, or
-    the file is damaged or not as it was. A record's number is the one in its file. `ImportError`
-    if pyarrow is not installed.
+    the first file; and at an index, with file and record, if the row has nulls, NaN or infinity, or
+    the file is damaged or has changed. Records are numbered within their file. `ImportError` if
+    pyarrow is not installed.
     """
 
     def __init__(
@@ -44,13 +45,10 @@ class ParquetRows:
         self._table = _Table.open(files, columns)
         for name in arrays_over_time(self._table.spec):
             raise UserError(
-                f"{self._table.files[0].path}: {name!r} has lists of many lengths, for which there "
-                "is ParquetSequences"
+                f"{self._table.files[0].path}: {name!r} has lists of different lengths, for which "
+                "there is ParquetSequences"
             )
-
-    @property
-    def element_spec(self) -> ElementSpec:
-        return self._table.spec
+        self.element_spec = self._table.spec
 
     def __len__(self) -> int:
         return len(self._table)
@@ -62,25 +60,25 @@ class ParquetRows:
         return {name: np.array(column.values[row]) for name, column in group.columns.items()}
 
 
-class ParquetSequences:
-    """The rows of Parquet files, of which some columns have lists of many lengths: the arrays over
-    time. The elements of a list are numbers, or lists of a fixed size of numbers.
+class ParquetSequences(AbstractSequences):
+    """The rows of Parquet files with columns of variable-size lists, which are the arrays over
+    time. The elements of a list are numbers, or fixed-size lists of numbers.
 
-    All is read once when the source is made, for the lengths. Row groups are read whole, and each
-    process keeps the last four, so random access is fast if there are few groups, or groups of few
-    rows.
+    The constructor reads the files once, for the lengths. An access reads a complete row group, and
+    each process keeps the last four, so random access is fast if there are few row groups, or
+    groups of few rows.
 
     **Arguments:**
 
-    - `files`: in the order of the rows.
-    - `columns`: which to read, all by default; each is an array of a record.
-    - `skip`: leave out rows that have nulls, NaN or infinity, empty lists, or lists of different
-        lengths, which are an error otherwise. `skipped` lists them.
+    - `files`: the files, in the order of the rows.
+    - `columns`: the columns to read, all by default; each is an array of a record.
+    - `skip`: whether to leave out rows that have nulls, NaN or infinity, empty lists, or lists of
+        different lengths; otherwise they are an error. `skipped` lists them.
 
-    **Raises:** `ValueError` if there is no row that can be used, no column has lists of many
-    lengths, or a file can't be used or has other columns than the first one; and when it is read,
-    with file and record, if the file is damaged or not as it was. A record's number is the one in
-    its file. `ImportError` if pyarrow is not installed.
+    **Raises:** `ValueError` if no row can be used, no column has variable-size lists, or a file
+    can't be used or has other columns than the first file; and at an index, with file and record,
+    if the file is damaged or has changed. Records are numbered within their file. `ImportError` if
+    pyarrow is not installed.
     """
 
     def __init__(
@@ -91,11 +89,11 @@ class ParquetSequences:
         skip: bool = False,
     ):
         self._table = _Table.open(files, columns)
-        self._over_time = arrays_over_time(self._table.spec)
-        if not self._over_time:
+        self.element_spec = self._table.spec
+        if not arrays_over_time(self.element_spec):
             raise UserError(
-                f"{self._table.files[0].path}: no column has lists of many lengths; for rows of "
-                "one shape there is ParquetRows"
+                f"{self._table.files[0].path}: no column has variable-size lists; for rows of one "
+                "shape there is ParquetRows"
             )
         unusable = Unusable(skip)
         lengths = np.zeros(len(self._table), np.int64)
@@ -105,27 +103,11 @@ class ParquetSequences:
             for row, reason in group.unusable.items():
                 unusable.note(self._table.name(number, row), reason)
                 lengths[first + row] = 0
-        self.skipped: Skipped = unusable.all()
+        self.skipped = unusable.all()
         self._rows = np.flatnonzero(lengths)
-        self._lengths = lengths[self._rows]
+        self.lengths = lengths[self._rows]
         if not len(self):
             raise UserError(f"no row of {len(files)} Parquet files can be used")
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self._lengths
-
-    @property
-    def element_spec(self) -> ElementSpec:
-        return self._table.spec
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        return self.read(index, 0, int(self._lengths[index]))
 
     def read(self, index: int, start: int, stop: int) -> Record:
         group, row = self._table.find(int(self._rows[index]))
@@ -141,7 +123,8 @@ class ParquetSequences:
 
 @dataclass(frozen=True)
 class _Column:
-    """The values of a row group, and where each row begins, if rows are lists of many lengths."""
+    """The values of a column in a row group. For variable-size lists, `offsets` says where each
+    row begins and the last one ends; otherwise it is None."""
 
     values: np.ndarray
     offsets: np.ndarray | None
@@ -149,8 +132,8 @@ class _Column:
 
 @dataclass(frozen=True)
 class _Group:
-    """A row group: its columns, the lengths of the lists in its rows, and which rows can't be used
-    and why."""
+    """A row group: its columns, the lengths of the lists in its rows, and for each row that can't
+    be used the reason."""
 
     columns: Mapping[str, _Column]
     lengths: np.ndarray
@@ -159,8 +142,11 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Table:
-    """The rows of some files, and their row groups: for each its file, its number there, its first
-    row there, and its first row counted over all files."""
+    """The rows of several files.
+
+    For each row group: `file` is its file, `number` its number there, `first_in_file` its first row
+    there, and `first` its first row counted over all files.
+    """
 
     files: tuple[UnchangedFile, ...]
     spec: ElementSpec
@@ -181,10 +167,8 @@ class _Table:
         for index, file in enumerate(files):
             with _opened(file) as opened:
                 found = _spec(file, opened.schema_arrow, columns)
-                sizes = [
-                    opened.metadata.row_group(number).num_rows
-                    for number in range(opened.num_row_groups)
-                ]
+                metadata = opened.metadata
+                sizes = [metadata.row_group(n).num_rows for n in range(opened.num_row_groups)]
             spec = spec or found
             if found != spec:
                 raise UserError(
@@ -202,24 +186,24 @@ class _Table:
         return int(self.first[-1])
 
     def name(self, group: int, row: int) -> str:
-        """What an error calls a row of a group."""
+        """The name in messages of a row of a group."""
         return f"{self.files[self.file[group]].path}, record {self.first_in_file[group] + row}"
 
     def group(self, group: int, row: int = 0) -> _Group:
-        """A group, for one of its rows."""
+        """Reads a group. `row` is the row that an error names."""
         file, names = self.files[self.file[group]], tuple(self.spec)
         record = int(self.first_in_file[group]) + row
         try:
             content = _read_group(file, int(self.number[group]), names)
         except (OSError, ValueError) as error:
-            # pyarrow's own are among them. What it can't read may be another file.
+            # Errors of pyarrow are among these. The cause may be that the file has changed.
             file.check(record)
             raise UserError(f"{self.name(group, row)}: it can't be read: {error}") from error
         file.check(record)
         return content
 
     def find(self, index: int) -> tuple[_Group, int]:
-        """The group of a row, and the row's number there."""
+        """The group of a row, and the number of the row there."""
         number = int(self.first.searchsorted(index, side="right")) - 1
         row = int(index - self.first[number])
         group = self.group(number, row)
@@ -252,7 +236,7 @@ def _read_group(file: UnchangedFile, number: int, columns: tuple[str, ...]) -> _
 
 
 def _column(chunks: Any) -> tuple[_Column, Mapping[str, np.ndarray]]:
-    """The values of a column, and what is wrong in which rows."""
+    """The values of a column, and for each possible defect the rows that have it."""
     import pyarrow as pa
 
     column = chunks.chunk(0) if chunks.num_chunks == 1 else pa.concat_arrays(chunks.chunks)
@@ -263,7 +247,7 @@ def _column(chunks: Any) -> tuple[_Column, Mapping[str, np.ndarray]]:
     values, null = _values(column.values)
 
     def rows(elements: np.ndarray) -> np.ndarray:
-        """The rows in which there is such an element."""
+        """Whether any of each row's elements has the property."""
         before = np.concatenate([[0], np.cumsum(elements)])
         return before[offsets[1:]] > before[offsets[:-1]]
 
@@ -273,7 +257,7 @@ def _column(chunks: Any) -> tuple[_Column, Mapping[str, np.ndarray]]:
 
 
 def _values(array: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The elements, with lists of a fixed size as further axes, and which of them are null."""
+    """The elements, with fixed-size lists as further axes, and which of them are null."""
     import pyarrow as pa
 
     null = array.is_null().to_numpy(zero_copy_only=False)
@@ -301,8 +285,8 @@ def _spec(file: UnchangedFile, schema: Any, columns: Sequence[str] | None) -> El
         element = _element_spec(kind.value_type if _is_list(kind) else kind)
         if element is None:
             raise UserError(
-                f"{file.path}, column {name!r}: columns must be of numbers, or of lists of numbers;"
-                f" got {kind}; choose others with columns="
+                f"{file.path}, column {name!r}: columns must have numbers or lists of numbers; got "
+                f"{kind}; choose others with columns="
             )
         if _is_list(kind):
             element = ArraySpec((None, *element.shape), element.dtype)
@@ -333,14 +317,16 @@ def _is_list(kind: Any) -> bool:
 def _opened(file: UnchangedFile) -> Any:
     parquet = _pyarrow_parquet()
     try:
-        # Checksums of pages are verified, where the file has them.
+        # This verifies the checksums of pages, if the file has them.
         return parquet.ParquetFile(file.path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file.path} is no Parquet file, truncated or damaged: {error}") from error
+        raise UserError(
+            f"{file.path} is not a Parquet file, or is truncated or damaged: {error}"
+        ) from error
 
 
 def _pyarrow_parquet() -> ModuleType:
-    # Here and not at the top: it is an extra.
+    # Imported here, because it is an optional package.
     try:
         import pyarrow.parquet
     except ImportError as error:

@@ -1,5 +1,6 @@
-"""What a source is: records by their index, and what is known of them before any is read."""
+"""What a source is: random access to records, and their shapes before any is read."""
 
+import abc
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -9,10 +10,15 @@ from rnnscale._errors import UserError
 
 type Record = dict[str, np.ndarray]
 
+# For each record that was left out: its name in messages, and the reason.
+type Skipped = tuple[tuple[str, str], ...]
+
 
 class ArraySpec(NamedTuple):
-    """The shape and dtype of an array of a record. An axis that differs from record to record is
-    None; if it is the leading one, it is time."""
+    """The shape and dtype of an array of a record.
+
+    An axis whose size differs between records is None; as the leading axis, it is time.
+    """
 
     shape: tuple[int | None, ...]
     dtype: np.dtype
@@ -24,15 +30,15 @@ type ElementSpec = Mapping[str, ArraySpec]
 class Source(Protocol):
     """Random access to records.
 
-    A record for training is a dict with `"inputs"` and `"labels"`, and, where it needs them:
+    A record for training is a dict with `"inputs"` and `"labels"`. It can also have:
 
-    - `"lengths"`: how many steps of a padded sequence count.
-    - `"reset"`: bool, true at the first step of each sequence, where a row holds several.
-    - `"weight"`: float32, what each label counts for, or all of them.
-    - `"scored"`: bool, one a label, where the accuracy is that of some labels only.
+    - `"lengths"`: the number of steps of a padded sequence that are not padding.
+    - `"reset"`: bool, true at the first step of each sequence of a row that holds several.
+    - `"weight"`: float32, the weight of each label, or of all of them.
+    - `"scored"`: bool, one per label: whether accuracy counts it.
     - `"intervals"`: float32, the time between each step and the one before.
 
-    An index that is out of range raises `IndexError`.
+    An index out of range raises `IndexError`.
     """
 
     def __len__(self) -> int: ...
@@ -41,65 +47,90 @@ class Source(Protocol):
 
 
 @runtime_checkable
-class SequenceSource(Source, Protocol):
-    """A source of sequences of many lengths, of which parts can be read.
+class SpecifiedSource(Source, Protocol):
+    """A source that knows the shapes and dtypes of its records without reading one."""
 
-    - `lengths`: int64, shape `(records,)`: the steps of each sequence.
-    - `element_spec`: the arrays over time are those whose leading axis is None.
+    @property
+    def element_spec(self) -> ElementSpec: ...
+
+
+@runtime_checkable
+class SequenceSource(SpecifiedSource, Protocol):
+    """A source of sequences of different lengths, parts of which can be read.
+
+    - `lengths`: the number of steps of each sequence, int64, shape `(records,)`.
+    - `element_spec`: the arrays whose leading axis is None are over time.
     - `read(index, start, stop)`: record `index` with steps `start` to `stop - 1` of its arrays over
         time, for `0 <= start <= stop <= lengths[index]`.
+
+    `AbstractSequences` implements the rest for a class that has these three.
     """
 
     @property
     def lengths(self) -> np.ndarray: ...
 
-    @property
-    def element_spec(self) -> ElementSpec: ...
-
     def read(self, index: int, start: int, stop: int) -> Record: ...
 
 
+class AbstractSequences(abc.ABC):
+    """A `SequenceSource` whose subclass has `lengths`, `element_spec` and `read`.
+
+    **Attributes:**
+
+    - `lengths`, `element_spec`: see `SequenceSource`.
+    - `skipped`: for each record that was left out because it can't be used, its name and the
+        reason.
+    """
+
+    lengths: np.ndarray
+    element_spec: ElementSpec
+    skipped: Skipped = ()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        return self.read(index, 0, int(self.lengths[index]))
+
+    @abc.abstractmethod
+    def read(self, index: int, start: int, stop: int) -> Record:
+        """Record `index` with steps `start` to `stop - 1` of its arrays over time."""
+
+
 def check_sequences(source: object) -> None:
-    """**Raises:** `TypeError` unless it is a `SequenceSource`."""
+    """**Raises:** `TypeError` if `source` is not a `SequenceSource`."""
     if not isinstance(source, SequenceSource):
         raise TypeError(
-            f"sequences of many lengths are needed here, with their `lengths` and a `read` (see "
+            "expected sequences of different lengths, with `lengths` and a method `read` (see "
             f"SequenceSource), such as SequenceArrays or TextFiles; got {type(source).__name__}"
         )
 
 
 def element_spec(source: Source) -> ElementSpec:
-    """The shapes and dtypes of a source's records: what it says of itself, or, where it says
-    nothing, those of its first record.
+    """The shapes and dtypes of a source's records; a source without a spec reads its first record.
 
-    **Raises:** `ValueError` for a source without records that says nothing.
+    **Raises:** `ValueError` if a source without a spec has no records.
     """
-    told = getattr(source, "element_spec", None)
-    if told is not None:
-        return told
+    if isinstance(source, SpecifiedSource):
+        return source.element_spec
     if len(source) == 0:
         raise UserError("the source has no records")
     return record_spec(source[0])
 
 
 def record_spec(record: Record) -> ElementSpec:
-    """The shapes of a record's arrays, and their dtypes in the byte order of this machine."""
+    """The shapes of a record's arrays, and their dtypes in this machine's byte order."""
     arrays = {name: np.asarray(array) for name, array in record.items()}
     return {name: ArraySpec(x.shape, x.dtype.newbyteorder("=")) for name, x in arrays.items()}
 
 
 def describe_spec(spec: ElementSpec) -> str:
-    """In words, for messages."""
+    """The spec in words, for messages."""
     return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in spec.items())
 
 
-def zeros(spec: ArraySpec, *varying: int) -> np.ndarray:
-    """An array of zeros, with these sizes for the axes that vary."""
-    sizes = iter(varying)
-    shape = tuple(next(sizes) if size is None else size for size in spec.shape)
-    return np.zeros(shape, spec.dtype)
-
-
 def arrays_over_time(spec: ElementSpec) -> tuple[str, ...]:
-    """The arrays of a record that have an axis of time that differs from record to record."""
+    """The names of the arrays whose leading axis is a time axis that differs between records."""
     return tuple(name for name, array in spec.items() if array.shape[:1] == (None,))

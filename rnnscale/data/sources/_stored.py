@@ -1,4 +1,4 @@
-"""Arrays in `.npy` and `.npz` files, of which rows are read when they are asked for."""
+"""Arrays in `.npy` and `.npz` files, whose rows are read one by one."""
 
 import functools
 import math
@@ -17,12 +17,12 @@ from rnnscale.data.sources._unchanged import UnchangedFile
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in C order that begins somewhere in a file.
+    """An array in C order inside a file.
 
     **Attributes:**
 
-    - `file`: which must stay as it is.
-    - `offset`: bytes before the array.
+    - `file`: the file, which must not change.
+    - `offset`: number of bytes before the array.
     - `shape`, `dtype`: as stored.
     """
 
@@ -33,7 +33,7 @@ class StoredArray:
 
     def __post_init__(self):
         if self.dtype.kind not in "biufc":
-            raise UserError(f"{self.file.path}: arrays must be of numbers; got {self.dtype}")
+            raise UserError(f"{self.file.path}: arrays must have numbers; got {self.dtype}")
         stop = self.offset + math.prod(self.shape) * self.dtype.itemsize
         if stop > self.file.size:
             raise UserError(
@@ -46,18 +46,18 @@ class StoredArray:
 
     @functools.cached_property
     def native(self) -> np.dtype:
-        """The dtype with which rows are given, in this machine's byte order."""
+        """The dtype in this machine's byte order, which rows have when they are read."""
         return self.dtype.newbyteorder("=")
 
     @property
     def row(self) -> ArraySpec:
-        """The spec of a row."""
+        """The shape and dtype of a row."""
         return ArraySpec(self.shape[1:], self.native)
 
     def read(self, start: int, stop: int, record: int) -> np.ndarray:
-        """The rows `start` to `stop - 1`; `record` is what an error says was read.
+        """The rows `start` to `stop - 1`. `record` is the number of the record in an error.
 
-        **Raises:** `ValueError` with the file and the record if the file is not as it was.
+        **Raises:** `ValueError` with file and record if the file has changed.
         """
         array = np.empty((stop - start, *self.shape[1:]), self.dtype)
         if array.size:
@@ -67,10 +67,12 @@ class StoredArray:
 
 
 def open_npy(path: str | os.PathLike[str]) -> StoredArray:
-    """The array of a `.npy` file.
+    """Opens a `.npy` file.
 
-    **Raises:** `ValueError` if there is no such file, it is no `.npy` file or a truncated one, or
-    the array is in Fortran order, of objects, or has no axis.
+    **Returns:** its array, for `ArrayFiles`, `SequenceFiles` and `TokenShards`.
+
+    **Raises:** `ValueError` if there is no such file, it is not a `.npy` file or is truncated, or
+    the array is in Fortran order, has objects, or has no axis.
     """
     file = UnchangedFile.note(path)
     with open(file.path, "rb") as opened:
@@ -78,9 +80,11 @@ def open_npy(path: str | os.PathLike[str]) -> StoredArray:
 
 
 def open_npz(path: str | os.PathLike[str]) -> dict[str, StoredArray]:
-    """The arrays of a `.npz` file by their names, for `ArrayFiles(**open_npz(path))`.
+    """Opens a `.npz` file.
 
-    **Raises:** `ValueError` as `open_npy`, and if an array is compressed.
+    **Returns:** its arrays by their names, for `ArrayFiles(**open_npz(path))`.
+
+    **Raises:** `ValueError` see `open_npy`; also if an array is compressed.
     """
     file = UnchangedFile.note(path)
     arrays = {}
@@ -88,7 +92,7 @@ def open_npz(path: str | os.PathLike[str]) -> dict[str, StoredArray]:
         with zipfile.ZipFile(file.path) as archive:
             members = archive.infolist()
     except zipfile.BadZipFile as error:
-        raise UserError(f"{file.path} is no .npz file, or truncated: {error}") from error
+        raise UserError(f"{file.path} is not a .npz file, or is truncated: {error}") from error
     with open(file.path, "rb") as opened:
         for member in members:
             where = f"{file.path}, array {member.filename!r}"
@@ -97,7 +101,8 @@ def open_npz(path: str | os.PathLike[str]) -> dict[str, StoredArray]:
                     f"{where} is compressed, so its rows can't be read one by one; save it with "
                     "np.savez, not np.savez_compressed"
                 )
-            # The lengths of what stands between this header and the content: name and extra field.
+            # The local header of 30 bytes ends with the lengths of the name and the extra field,
+            # which come between it and the content.
             opened.seek(member.header_offset + 26)
             lengths = opened.read(4)
             if len(lengths) != 4:
@@ -117,17 +122,17 @@ def _stored(file: UnchangedFile, opened: BinaryIO, where: str) -> StoredArray:
     try:
         version = np.lib.format.read_magic(opened)
         if version not in _READ_HEADER:
-            raise UserError(f"version {version} of the format is not known")
+            raise ValueError(f"version {version} of the format is not supported")
         shape, fortran_order, dtype = _READ_HEADER[version](opened)
     except ValueError as error:
-        raise UserError(f"{where} is no .npy file, or truncated: {error}") from error
+        raise UserError(f"{where} is not a .npy file, or is truncated: {error}") from error
     if dtype.hasobject:
-        raise UserError(f"{where} holds Python objects; save an array of numbers")
+        raise UserError(f"{where} has Python objects; save an array of numbers")
     if not shape:
         raise UserError(f"{where} must have an axis of records; it has no axis")
     if fortran_order and len(shape) > 1:
         raise UserError(
-            f"{where} is in Fortran order, so a record lies all over the file; save "
+            f"{where} is in Fortran order, which scatters a record over the file; save "
             "np.ascontiguousarray of it"
         )
     return StoredArray(file, opened.tell(), shape, dtype)

@@ -1,4 +1,4 @@
-"""Documents in long arrays of tokens."""
+"""Documents in long arrays of tokens, as tokenizers write them."""
 
 import os
 from collections.abc import Sequence
@@ -7,35 +7,35 @@ import numpy as np
 
 from rnnscale._errors import UserError
 from rnnscale.data.sources._array_files import read_offsets
-from rnnscale.data.sources._source import ArraySpec, ElementSpec, Record
+from rnnscale.data.sources._source import AbstractSequences, ArraySpec, Record
 from rnnscale.data.sources._stored import StoredArray, open_npy
 from rnnscale.data.sources._unchanged import UnchangedFile
-from rnnscale.data.sources._unusable import Skipped, Unusable
+from rnnscale.data.sources._unusable import Unusable
 
 _BLOCK = 1 << 22
 
 
-class TokenShards:
+class TokenShards(AbstractSequences):
     """Documents in shards, each of which is one long array of tokens: `"tokens"`, shape `(None,)`.
 
-    Tokens are read when and as far as they are asked for.
+    Each access reads the tokens that it needs.
 
     **Arguments:**
 
-    - `shards`: files: `.npy` of integers with one axis, or else nothing but the tokens, for which
-        `dtype` says what they are.
-    - `dtype`: of the tokens in files that are not `.npy`, such as `"uint16"`.
-    - `end`: the token at the end of each document. It is not part of the document. To find the
-        ends, each shard is read once when the source is made.
+    - `shards`: `.npy` files of integers with one axis, or files that contain only the tokens, whose
+        type is `dtype`.
+    - `dtype`: the dtype of tokens in files that are not `.npy`, such as `"uint16"`.
+    - `end`: the token that ends each document. It is not part of the document. To find the ends,
+        the constructor reads each shard once.
     - `offsets`: instead of `end`, one `.npy` file for each shard, with integers of shape
         `(documents + 1,)`: document `i` is the tokens `offsets[i]` to `offsets[i + 1] - 1`. With
-        neither of them, each shard is one document.
-    - `skip`: leave out empty documents, which are an error otherwise. `skipped` lists them.
+        neither `end` nor `offsets`, each shard is one document.
+    - `skip`: whether to leave out empty documents, which are an error otherwise. `skipped` lists
+        them.
 
-    **Raises:** `ValueError` if there is no shard or no document, `end` and `offsets` are both
-    given, dtypes differ, offsets do not fit their shard, or a file can't be used; and when it is
-    read, with file and record, if a file is not as it was. Such a record is the number of the
-    document in its shard.
+    **Raises:** `ValueError` if there is no shard or no document, both `end` and `offsets` are
+    given, dtypes differ, offsets do not fit their shard, or a file can't be used; and at an index,
+    with file and record, if a file has changed. Records are numbered within their shard.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TokenShards:
         if offsets is not None and end is not None:
             raise UserError("give either end or offsets, not both")
         if isinstance(shards, str | os.PathLike):
-            raise UserError(f"shards are a list of files; got {os.fspath(shards)!r}")
+            raise UserError(f"shards must be a list of files; got {os.fspath(shards)!r}")
         if offsets is not None and len(offsets) != len(shards):
             raise UserError(f"got {len(offsets)} files of offsets for {len(shards)} shards")
         self._shards = [_open(path, dtype) for path in shards]
@@ -64,7 +64,7 @@ class TokenShards:
                     f"{first.file.path} has {first.native}"
                 )
         unusable = Unusable(skip)
-        # For each document its shard, its number there, its first token and their number.
+        # For each document: shard, number in the shard, first token, number of tokens.
         table = []
         for number, shard in enumerate(self._shards):
             if offsets is not None:
@@ -79,26 +79,11 @@ class TokenShards:
                 unusable.note(f"{shard.file.path}, record {empty}", "the document is empty")
             (kept,) = np.nonzero(lengths)
             table.append(np.stack([np.full_like(kept, number), kept, starts[kept], lengths[kept]]))
-        self.skipped: Skipped = unusable.all()
-        self._shard, self._record, self._start, self._lengths = np.concatenate(table, axis=1)
-        if len(self._lengths) == 0:
+        self.skipped = unusable.all()
+        self._shard, self._record, self._start, self.lengths = np.concatenate(table, axis=1)
+        self.element_spec = {"tokens": ArraySpec((None,), first.native)}
+        if len(self) == 0:
             raise UserError(f"there is no document in {first.file.path} and the other shards")
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self._lengths
-
-    @property
-    def element_spec(self) -> ElementSpec:
-        return {"tokens": ArraySpec((None,), self._shards[0].native)}
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
-        return self.read(index, 0, int(self._lengths[index]))
 
     def read(self, index: int, start: int, stop: int) -> Record:
         shard, first = self._shards[self._shard[index]], int(self._start[index])
@@ -112,12 +97,12 @@ def _open(path: str | os.PathLike[str], dtype: np.typing.DTypeLike | None) -> St
             raise UserError(f"{shard.file.path}: tokens must have one axis; got {shard.shape}")
     else:
         if dtype is None:
-            raise UserError(f"{path} is no .npy file, so dtype must say what its tokens are")
+            raise UserError(f"{path} is not a .npy file, so give the dtype of its tokens")
         file, dtype = UnchangedFile.note(path), np.dtype(dtype)
         if file.size % dtype.itemsize:
             raise UserError(
-                f"{file.path}: its {file.size} bytes are no whole number of tokens of {dtype}; it "
-                "is truncated, or of another dtype"
+                f"{file.path}: its {file.size} bytes are not a multiple of the size of {dtype}; it "
+                "is truncated, or has another dtype"
             )
         shard = StoredArray(file, 0, (file.size // dtype.itemsize,), dtype)
     if shard.dtype.kind not in "iu":
@@ -138,7 +123,7 @@ def _bounds_in_file(shard: StoredArray, offsets: StoredArray) -> tuple[np.ndarra
 def _check_fits(end: int, dtype: np.dtype) -> None:
     limits = np.iinfo(dtype)
     if not limits.min <= end <= limits.max:
-        raise UserError(f"end={end} is no {dtype}, and so no token of these shards")
+        raise UserError(f"end={end} must be a token of these shards, but is not a {dtype}")
 
 
 def _bounds_by_end(shard: StoredArray, end: int) -> tuple[np.ndarray, np.ndarray]:

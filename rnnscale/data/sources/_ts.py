@@ -12,25 +12,25 @@ from rnnscale.data.sources._unusable import Unusable
 
 
 def read_ts(path: str | os.PathLike[str], *, skip: bool = False) -> SequenceArrays:
-    """Reads a `.ts` file into memory, the format of the archives at timeseriesclassification.com.
+    """Reads a `.ts` file, the format of the archives at timeseriesclassification.com, into memory.
 
-    After a header of `@` lines, each line is a series: its channels with `:` between them, each of
-    numbers with commas between them, and at the end, after a further `:`, the label.
+    After a header of `@` lines, each line is a series: channels separated by `:`, each with numbers
+    separated by commas, and after one more `:` the label.
 
     **Arguments:**
 
     - `path`: the file.
-    - `skip`: leave out series with missing values, without steps, or that are otherwise not what
-        the header says, which are an error otherwise. `skipped` lists them.
+    - `skip`: whether to leave out series that have missing values, have no steps, or contradict the
+        header; otherwise they are an error. `skipped` lists them.
 
     **Returns:**
 
-    Sequences with `"inputs"`, float32, shape `(None, channels)`, and as `"labels"` the number of
-    the class, int32, counted in the order of the line `@classLabel`, or for a regression the
-    target, float32; no labels where the file has none.
+    Sequences with `"inputs"`, float32, shape `(None, channels)`. Their `"labels"` are the index of
+    the class in the line `@classLabel`, int32, or for a regression the target, float32; a file
+    without labels gives none.
 
-    **Raises:** `ValueError`, with file and line, if there is no such file, it has time stamps, or
-    a series can't be used.
+    **Raises:** `ValueError` with file and line if there is no such file, it has time stamps, or a
+    series can't be used.
     """
     path = os.path.abspath(path)
     if not os.path.isfile(path):
@@ -50,15 +50,15 @@ def read_ts(path: str | os.PathLike[str], *, skip: bool = False) -> SequenceArra
                     inputs.append(series[0])
                     labels.append(series[1])
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no .ts file: it is not text ({error.reason})") from error
+        raise UserError(f"{path} is not a .ts file: it is not text ({error.reason})") from error
     if not inputs:
         raise UserError(f"{path} has no series that can be used")
-    whole = {}
+    per_sequence = {}
     if header.classes is not None:
-        whole["labels"] = np.array(labels, np.int32)
+        per_sequence["labels"] = np.array(labels, np.int32)
     elif header.is_regression:
-        whole["labels"] = np.array(labels, np.float32)
-    return SequenceArrays({"inputs": inputs}, whole, skipped=unusable.all())
+        per_sequence["labels"] = np.array(labels, np.float32)
+    return SequenceArrays({"inputs": inputs}, per_sequence, skipped=unusable.all())
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _read_header(path: str, file: TextIO) -> _Header:
         if key == "@data":
             break
     else:
-        raise UserError(f"{path} is no .ts file, or truncated: it has no line @data")
+        raise UserError(f"{path} is not a .ts file, or is truncated: it has no line @data")
 
     def says_true(key: str) -> bool:
         return [word.lower() for word in values.get(key, [])[:1]] == ["true"]
@@ -103,21 +103,23 @@ def _read_header(path: str, file: TextIO) -> _Header:
 def _read_series(
     line: str, header: _Header, first: tuple[int, ...] | None
 ) -> tuple[np.ndarray, float] | str:
-    """The steps and the label of a series, or why it can't be used. `first` is the shape of the
-    first series."""
+    """The steps and the label of a series, or why it can't be used.
+
+    `first` is the shape of the first series, which the others must match.
+    """
     channels = [channel.split(",") for channel in line.strip().split(":")]
     label = 0.0
     if header.classes is not None or header.is_regression:
         text = ",".join(channels.pop()).strip()
         if header.classes is not None:
             if text not in header.classes:
-                return f"its class {text!r} is none of {', '.join(header.classes)}"
+                return f"its class {text!r} is not one of {', '.join(header.classes)}"
             label = header.classes.index(text)
         else:
             try:
                 label = float(text)
             except ValueError:
-                return f"its target {text!r} is no number"
+                return f"its target {text!r} is not a number"
             if not np.isfinite(label):
                 return f"its target is {text}"
     if len({len(channel) for channel in channels}) != 1:
@@ -130,7 +132,7 @@ def _read_series(
             try:
                 column[step] = float(text)
             except ValueError:
-                return f"step {step}: {text!r} is no number"
+                return f"step {step}: {text!r} is not a number"
     if not np.isfinite(values).all():
         return "it has infinite values"
     if first is not None and values.shape[1] != first[1]:

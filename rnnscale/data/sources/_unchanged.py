@@ -1,7 +1,8 @@
-"""Files that have to stay as they are while records are read from them."""
+"""Files that must not change while records are read from them."""
 
 import functools
 import os
+import weakref
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,12 +13,11 @@ from rnnscale._errors import UserError
 
 @dataclass(frozen=True)
 class UnchangedFile:
-    """A file as it was when a source was made of it.
+    """A file in the state in which a source found it.
 
-    Every access looks whether it still is that file: by its size, the time of its last change and
-    its inode. A file is not mapped into memory, because a process that touches a mapped page of a
-    truncated file is killed. It is opened at the first read in each process, so that it can be
-    pickled.
+    Every access checks that the file has not changed, by its size, modification time and inode. It
+    is not mapped into memory, because a process that touches a mapped page of a truncated file is
+    killed. Each process opens it at its first read, so that this object can be pickled.
     """
 
     path: str
@@ -27,7 +27,10 @@ class UnchangedFile:
 
     @classmethod
     def note(cls, path: str | os.PathLike[str]) -> Self:
-        """**Raises:** `ValueError` if there is no such file."""
+        """Notes the present state of a file.
+
+        **Raises:** `ValueError` if there is no such file.
+        """
         path = os.path.abspath(path)
         if not os.path.isfile(path):
             raise UserError(f"there is no file {path}")
@@ -35,7 +38,7 @@ class UnchangedFile:
         return cls(path, found.st_size, found.st_mtime_ns, found.st_ino)
 
     def check(self, record: int) -> None:
-        """**Raises:** `ValueError` with the file and the record if it is another file now."""
+        """**Raises:** `ValueError` with file and record if the file has changed."""
         try:
             found = os.stat(self.path)
         except OSError as error:
@@ -48,17 +51,17 @@ class UnchangedFile:
     def read_into(self, array: np.ndarray, offset: int, record: int) -> None:
         """Fills an array in C order with the bytes from `offset` on.
 
-        **Raises:** as `check`.
+        **Raises:** see `check`.
         """
         left = array.reshape(-1).view(np.uint8)
         try:
             descriptor = _opened(self).number
-            # A call reads no more than 2 GiB.
+            # One call reads at most 2 GiB.
             while left.size and (read := os.preadv(descriptor, [left], offset)):
                 left, offset = left[read:], offset + read
         except OSError as error:
             raise self._changed(record, f"can't be read ({error.strerror})") from error
-        # Afterwards, so that no change while it was read is missed.
+        # After reading, so that a change during the read is noticed too.
         self.check(record)
         if left.size:
             raise self._changed(record, f"ends {left.size} bytes too early")
@@ -66,31 +69,28 @@ class UnchangedFile:
     def read(self, start: int, stop: int, record: int) -> np.ndarray:
         """The bytes `start` to `stop - 1`, uint8.
 
-        **Raises:** as `check`.
+        **Raises:** see `check`.
         """
         content = np.empty(stop - start, np.uint8)
         self.read_into(content, start, record)
         return content
 
-    def _changed(self, record: int, what: str) -> ValueError:
-        return ValueError(
-            f"{self.path}, record {record}: the file {what}; files must stay as they were when the "
-            "source was made"
+    def _changed(self, record: int, what: str) -> UserError:
+        return UserError(
+            f"{self.path}, record {record}: the file {what}; files must not change while a source "
+            "reads them"
         )
 
 
 class _Descriptor:
-    """An open file, closed when nothing refers to it any more."""
+    """An open file, closed when nothing refers to this object any more."""
 
     def __init__(self, path: str):
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self):
-        if hasattr(self, "number"):
-            os.close(self.number)
+        weakref.finalize(self, os.close, self.number)
 
 
-# Of each process. A folder may hold more files than a process may open.
+# One cache per process. It is bounded because a process may open only so many files.
 @functools.lru_cache(maxsize=128)
 def _opened(file: UnchangedFile) -> _Descriptor:
     return _Descriptor(file.path)

@@ -1,35 +1,37 @@
-"""Records that can't be used: an error, or left out and counted."""
+"""What a source does with records that can't be used: raise an error, or leave them out."""
 
 import logging
 
 from rnnscale._errors import UserError
-
-type Skipped = tuple[tuple[str, str], ...]
+from rnnscale.data.sources._source import Skipped
 
 _LOG = logging.getLogger(__name__)
 
 
 class Unusable:
-    """Collects what a source leaves out while it is made.
+    """Collects the records that a source leaves out while it is built.
 
     **Arguments:**
 
-    - `skip`: whether to leave it out; otherwise the first one is an error.
+    - `skip`: whether to leave them out; otherwise the first one is an error.
     """
 
     def __init__(self, skip: bool):
         self._skip = skip
         self._found: list[tuple[str, str]] = []
 
-    def note(self, where: str, reason: str) -> None:
-        """**Raises:** `ValueError` with both unless such records are to be left out."""
+    def note(self, name: str, reason: str) -> None:
+        """Notes a record, by its name in messages.
+
+        **Raises:** `ValueError` with name and reason, unless such records are left out.
+        """
         if not self._skip:
-            raise UserError(f"{where}: {reason}; correct it, or skip it")
-        self._found.append((where, reason))
+            raise UserError(f"{name}: {reason}; correct it, or skip it")
+        self._found.append((name, reason))
 
     def all(self) -> Skipped:
-        """All that was noted; says in the log how many, if any."""
+        """All noted records. Logs their number, if there are any."""
         if self._found:
-            where, reason = self._found[0]
-            _LOG.warning("left out %d, the first: %s: %s", len(self._found), where, reason)
+            name, reason = self._found[0]
+            _LOG.warning("left out %d, the first: %s: %s", len(self._found), name, reason)
         return tuple(self._found)
