@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -29,6 +29,7 @@ class Matrix(eqx.Module):
 type Map = Float[Array, "out in"] | Matrix | Callable[[Any], Any]
 
 
+@runtime_checkable
 class Affine(Protocol):
     """How a step is told to make a pre-activation: `plus + weight @ h`."""
 
@@ -145,13 +146,14 @@ def compute_weights(cell: Cell, dtype: DTypeLike) -> Weights:
     return jax.tree.map(cast, cell.weights())
 
 
-def linear(weight: Map, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
+def linear(weight: Map, x: Any) -> Any:
     """`weight @ x` over the last axis, at least float32.
 
     **Arguments:**
 
     - `weight`: a matrix `out in`, or a function that is linear in its argument.
-    - `x`: is cast to the dtype of a matrix.
+    - `x`: an array with the axes `*axes in`, which is cast to the dtype of a matrix; for a
+        function, any tree that it takes.
     """
     if isinstance(weight, Matrix):
         return _laid_out_product(x.astype(weight.forward.dtype), weight.forward, weight.backward)

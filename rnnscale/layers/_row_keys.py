@@ -4,7 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Integer, Key
 
 
 def row_keys(
@@ -40,7 +40,7 @@ def row_keys(
 
 
 def fold_keys(
-    keys: Key[Array, "*#batch"], data: Int[Array, "*#batch"] | int
+    keys: Key[Array, "*#batch"], data: Integer[Array, "*#batch"] | int
 ) -> Key[Array, "*batch"]:
     """`jax.random.fold_in` for keys and numbers of any shapes that broadcast."""
     return jnp.vectorize(jax.random.fold_in, signature="(),()->()")(keys, data)

@@ -73,7 +73,7 @@ def shift(
 
 def from_neighbour(
     ends: Shaped[Array, "*axes"],
-    edge: Shaped[Array, "*axes"],
+    edge: Shaped[Array, "..."],
     *,
     parts_axis: int,
     later: bool = False,

@@ -12,7 +12,7 @@ since an infinite decay times zero would be NaN.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ class Steps(NamedTuple):
     lengths: Any
 
 
+@runtime_checkable
 class Recurrence(Protocol):
     """A recurrence, as one device runs it.
 
@@ -66,9 +67,9 @@ class Recurrence(Protocol):
         self, steps: Steps, outputs: tuple, cotangents: tuple[Any, State]
     ) -> tuple[tuple, State]: ...
 
-    def decay(self, steps: Steps) -> State | None: ...
+    def decay(self, steps: Steps) -> State: ...
 
-    def totals(self, steps: Steps) -> tuple[State | None, State]: ...
+    def totals(self, steps: Steps) -> tuple[State, State]: ...
 
     def transpose_totals(self, steps: Steps, g_ys: Any) -> State: ...
 
@@ -153,8 +154,8 @@ def _drop(behind: Bool[Array, "*batch"] | None, leaving: State) -> State:
 
 
 def _gather(
-    axis: str, decay: State | None, end: State, cut: Bool[Array, "*batch"] | None
-) -> tuple[State | None, State, Bool[Array, "*batch device 1"] | None]:
+    axis: str, decay: State, end: State, cut: Bool[Array, "*batch"] | None
+) -> tuple[State, State, Bool[Array, "*batch device 1"] | None]:
     """The totals of all devices, "*batch device state", by one all-gather."""
     ends, structure = jax.tree.flatten(end)
     decays = [jnp.broadcast_to(x, ends[0].shape) for x in jax.tree.leaves(decay)]

@@ -24,7 +24,7 @@ def time_parts(time: int) -> int:
     return 1
 
 
-def split_time(x: Shaped[Array, "*axes"], parts: int, *, time_axis: int) -> Shaped[Array, "*axes"]:
+def split_time(x: Shaped[Array, "..."], parts: int, *, time_axis: int) -> Shaped[Array, "..."]:
     """From "*batch time ..." to "*batch parts steps ...". Parts are rows of their own then, and
     what is done within them needs no communication."""
     steps = x.shape[time_axis] // parts
@@ -32,7 +32,7 @@ def split_time(x: Shaped[Array, "*axes"], parts: int, *, time_axis: int) -> Shap
     return constrain_time(x.reshape(shape), time_axis=time_axis)
 
 
-def join_time(x: Shaped[Array, "*axes"], *, time_axis: int) -> Shaped[Array, "*axes"]:
+def join_time(x: Shaped[Array, "..."], *, time_axis: int) -> Shaped[Array, "..."]:
     """From "*batch parts steps ...", with the parts on `time_axis`, to "*batch time ..."."""
     shape = (*x.shape[:time_axis], -1, *x.shape[time_axis + 2 :])
     return constrain_time(x.reshape(shape), time_axis=time_axis)
