@@ -5,7 +5,7 @@ is said by the classes that it inherits from, and found out by `isinstance` only
 """
 
 from abc import abstractmethod
-from typing import Any, TypeGuard
+from typing import Any, TypeAliasType, TypeGuard, get_args
 
 import equinox as eqx
 import jax
@@ -180,6 +180,15 @@ def check_size(owner: type, **sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{owner.__name__}: {name} must be at least 1; got {size}.")
+
+
+def check_choice(owner: type, name: str, value: str, choices: TypeAliasType) -> None:
+    """Raises `ValueError` unless `value` is one of `choices`, an alias of a `Literal`."""
+    allowed = get_args(choices.__value__)
+    if value not in allowed:
+        raise ValueError(
+            f"{owner.__name__}: {name} must be one of {', '.join(allowed)}; got {value!r}."
+        )
 
 
 def checked_state(owner: Any, state: Any, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Any:

@@ -21,7 +21,7 @@ ROOTS = {name: _folder(name) for name in ("rnnscale_kernels", "rnnscale")}
 # Each part, and the parts that it may import. A new part of rnnscale needs a line here.
 _KERNELS = {"rnnscale_kernels", "_errors"}
 _SHARDING = _KERNELS | {"_fields", "sharding"}
-_CELLS = _SHARDING | {"_base"}
+_CELLS = _SHARDING | {"_base", "_over_time"}
 _LAYERS = _CELLS | {"cells", "ssm", "layers"}
 _MODELS = _LAYERS | {"models"}
 _DATA = {"_errors", "data"}
@@ -34,6 +34,7 @@ ALLOWED = {
     "_fields": set(),
     "sharding": _SHARDING,
     "_base": _SHARDING,
+    "_over_time": _SHARDING,
     "cells": _CELLS | {"cells"},
     "ssm": _CELLS | {"ssm"},
     "layers": _LAYERS,

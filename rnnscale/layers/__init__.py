@@ -1,6 +1,7 @@
 """Recurrent networks over time, and position-wise layers: annotated, so that they shard, and the
 same for any leading axes."""
 
+from rnnscale._over_time import over_time as over_time
 from rnnscale.layers._autoregressive import AutoregressiveRNN as AutoregressiveRNN
 from rnnscale.layers._bidirectional import BidirectionalRNNEncoder as BidirectionalRNNEncoder
 from rnnscale.layers._causal_conv import CausalConv as CausalConv
@@ -20,10 +21,6 @@ from rnnscale.layers._modular import (
     StackedModules as StackedModules,
 )
 from rnnscale.layers._norm import LayerNorm as LayerNorm, RMSNorm as RMSNorm
-from rnnscale.layers._over_time import (
-    check_time_is_whole as check_time_is_whole,
-    over_time as over_time,
-)
 from rnnscale.layers._reservoir import (
     Reservoir as Reservoir,
     ReservoirClassifier as ReservoirClassifier,

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
 from rnnscale._base import State, Stepwise, check_size, has_step
 from rnnscale.layers._bidirectional import check_parts
-from rnnscale.layers._encoder import Encoder, check_encoder, in_chunks
+from rnnscale.layers._encoder import Encoder, call_in_chunks, check_encoder
 
 
 class DeepRNNEncoder(Encoder, Stepwise):
@@ -75,9 +75,7 @@ class DeepRNNEncoder(Encoder, Stepwise):
     ) -> tuple[tuple[State, ...], Float[Array, "*batch time odim"]]:
         depth = len(self.encoders)
         before = None if state is None else check_parts(self, state, depth)
-        if self.chunk is None:
-            return self._run(xs, before, reset=reset, lengths=lengths)
-        return in_chunks(self, self._run, self.chunk, xs, before, reset, lengths)
+        return call_in_chunks(self, self._run, self.chunk, xs, before, reset, lengths)
 
     def _run(
         self,

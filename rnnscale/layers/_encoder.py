@@ -6,12 +6,11 @@ from functools import partial
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
 from rnnscale._base import CausalLayer, SequenceLayer, State, check_features, check_size
+from rnnscale._over_time import lengths_within, over_time
 from rnnscale.cells import Cell, time_loop
-from rnnscale.layers._over_time import over_time
 from rnnscale_kernels import checked_lengths
 
 
@@ -76,9 +75,7 @@ class RNNEncoder(Encoder, CausalLayer):
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time odim"]]:
         run = partial(time_loop, self.cell, remat=self.remat)
-        if self.chunk is None:
-            return run(xs, state, reset=reset, lengths=lengths)
-        return in_chunks(self, run, self.chunk, xs, state, reset, lengths)
+        return call_in_chunks(self, run, self.chunk, xs, state, reset, lengths)
 
     def step(
         self,
@@ -98,17 +95,19 @@ class RNNEncoder(Encoder, CausalLayer):
         return self.cell.output(state)
 
 
-def in_chunks(
+def call_in_chunks(
     encoder: Encoder,
     run: Callable[..., tuple[Any, Array]],
-    chunk: int,
+    chunk: int | None,
     xs: Float[Array, "*batch time idim"],
     state: State | None,
     reset: Bool[Array, "*batch time"] | None,
     lengths: Int[Array, "*batch"] | None,
 ) -> tuple[Any, Float[Array, "*batch time odim"]]:
-    """`run(xs, state, reset=reset, lengths=lengths)`, a causal encoder's call, `chunk` steps after
-    `chunk` steps."""
+    """`run(xs, state, reset=reset, lengths=lengths)`, which is the call of a causal encoder, on
+    `chunk` steps at a time; on all steps if `chunk` is `None`."""
+    if chunk is None:
+        return run(xs, state, reset=reset, lengths=lengths)
     check_features(encoder, xs, encoder.idim, rank=2)
     batch_shape, time = xs.shape[:-2], xs.shape[-2]
     lengths = None if lengths is None else checked_lengths(lengths, batch_shape, time)
@@ -117,8 +116,8 @@ def in_chunks(
 
     def body(state: State, piece: tuple, start: Int[Array, ""]) -> tuple[State, Array]:
         xs, reset = piece
-        inside = None if lengths is None else jnp.clip(lengths - start, 0, xs.shape[-2])
-        return run(xs, state, reset=reset, lengths=inside)
+        valid = None if lengths is None else lengths_within(lengths, start, xs.shape[-2])
+        return run(xs, state, reset=reset, lengths=valid)
 
     return over_time(body, state, (xs, reset), steps=chunk, axis=len(batch_shape))
 

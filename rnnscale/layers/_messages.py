@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._base import check_choice, check_size
 from rnnscale._fields import parameter
 from rnnscale.cells import linear
 
@@ -61,11 +61,7 @@ class Messages(eqx.Module):
     ):
         """`stacks` has the leading axes of the maps and those of the queries."""
         check_size(type(self), idim=idim, odim=odim)
-        if aggregation not in ("sum", "mean", "attention"):
-            raise ValueError(
-                f"{type(self).__name__}: aggregation must be 'sum', 'mean' or 'attention'; got "
-                f"{aggregation!r}."
-            )
+        check_choice(type(self), "aggregation", aggregation, Aggregation)
         maps_shape, query_shape = ((*axes, odim, idim) for axes in stacks)
         if maps is not None and jnp.shape(maps) != maps_shape:
             raise ValueError(

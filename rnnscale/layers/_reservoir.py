@@ -1,7 +1,7 @@
 """Reservoir computing: a cell that stays as it is, and a linear readout that is solved for."""
 
 from contextlib import AbstractContextManager
-from typing import Literal, Self, get_args
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -15,6 +15,7 @@ from rnnscale._base import (
     SequenceModel,
     State,
     at_least_float32,
+    check_choice,
     check_features,
     check_size,
     zero_padding,
@@ -26,7 +27,7 @@ from rnnscale.layers._feedback import feed_back
 from rnnscale.layers._linear import Linear
 from rnnscale.layers._ridge import RidgeSums, ridge_sums
 
-type Pool = Literal["last", "mean"]
+type _Pooling = Literal["last", "mean"]
 
 
 class Reservoir(SequenceModel):
@@ -78,7 +79,7 @@ class Reservoir(SequenceModel):
         with _full_precision():
             return self.readout(features)
 
-    def solve(self, sums: RidgeSums, *, ridge: float) -> Self:
+    def solve[R: "Reservoir"](self: R, sums: RidgeSums, *, ridge: float) -> R:
         """With the readout that fits the samples of `sums`.
 
         **Arguments:**
@@ -300,9 +301,9 @@ class ReservoirClassifier(Reservoir):
 
     cell: Cell = parameter(trainable=False)
     readout: Linear
-    pool: Pool = eqx.field(static=True)
+    pool: _Pooling = eqx.field(static=True)
 
-    def __init__(self, cell: Cell, odim: int, *, pool: Pool = "last", key: PRNGKeyArray):
+    def __init__(self, cell: Cell, odim: int, *, pool: _Pooling = "last", key: PRNGKeyArray):
         """**Arguments:**
 
         - `cell`: any cell. `as_reservoir` gives one the weights of an echo state network.
@@ -316,11 +317,7 @@ class ReservoirClassifier(Reservoir):
         """
         check_cell(ReservoirClassifier, cell)
         check_size(ReservoirClassifier, odim=odim)
-        if pool not in get_args(Pool.__value__):
-            raise ValueError(
-                "ReservoirClassifier: pool must be one of "
-                f"{', '.join(get_args(Pool.__value__))}; got {pool!r}."
-            )
+        check_choice(ReservoirClassifier, "pool", pool, _Pooling)
         self.cell, self.readout, self.pool = cell, Linear(cell.odim, odim, key=key), pool
 
     def __call__(

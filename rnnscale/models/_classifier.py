@@ -1,7 +1,8 @@
 """Labels for sequences, or for their steps."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -14,16 +15,18 @@ from rnnscale._base import (
     State,
     TakesIntervals,
     at_least_float32,
+    check_choice,
     check_features,
     check_size,
     zero_padding,
 )
-from rnnscale.layers import Embedding, LayerNorm, Linear, fold_keys, over_time, row_keys
+from rnnscale._over_time import lengths_within, over_time
+from rnnscale.layers import Embedding, LayerNorm, Linear, fold_keys, row_keys
 from rnnscale.models._mixers import HalfGLU, Pointwise
 from rnnscale.models._stack import BlockStack, check_width
 from rnnscale_kernels import checked_lengths
 
-type Pool = Literal["last", "mean", "none"]
+type Pooling = Literal["last", "mean", "none"]
 
 
 class SequenceClassifier(TakesIntervals):
@@ -48,7 +51,7 @@ class SequenceClassifier(TakesIntervals):
     head: Linear
     idim: int = eqx.field(static=True)
     classes: int = eqx.field(static=True)
-    pool: Pool = eqx.field(static=True)
+    pool: Pooling = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
     dtype: jnp.dtype = eqx.field(static=True)
 
@@ -64,7 +67,7 @@ class SequenceClassifier(TakesIntervals):
         make_mixer: Callable[..., Pointwise] = HalfGLU,
         make_norm: Callable[..., Pointwise] = LayerNorm,
         dropout: float = 0.0,
-        pool: Pool = "mean",
+        pool: Pooling = "mean",
         remat: bool = False,
         chunk: int | None = None,
         dtype: DTypeLike = jnp.float32,
@@ -94,11 +97,7 @@ class SequenceClassifier(TakesIntervals):
         of these, or there is a `chunk` and the layer isn't causal.
         """
         check_size(SequenceClassifier, idim=idim, classes=classes, dim=dim)
-        if pool not in get_args(Pool.__value__):
-            raise ValueError(
-                "SequenceClassifier: pool must be one of "
-                f"{', '.join(get_args(Pool.__value__))}; got {pool!r}."
-            )
+        check_choice(SequenceClassifier, "pool", pool, Pooling)
         encoder_key, stack_key, head_key = jax.random.split(key, 3)
         self.encoder = make_encoder(idim, dim, key=encoder_key)
         self.stack = BlockStack(
@@ -138,43 +137,44 @@ class SequenceClassifier(TakesIntervals):
         intervals: Float[Array, "*batch time"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch classes"] | Float[Array, "*batch time classes"]]:
-        """As a `Block`; the logits have no time axis unless `pool` is `"none"`.
+        """As a call of `Block`. The logits have no time axis unless `pool` is `"none"`.
 
         A row of length zero has the logits of a zero feature vector.
         """
-        *batch_shape, time = self._checked_axes(xs)
+        *batch_shape, time = self._batch_and_time(xs)
         batch_shape = tuple(batch_shape)
-        steps, keys = _Steps(xs, reset, intervals), row_keys(key, batch_shape)
-        lengths = None if lengths is None else checked_lengths(lengths, batch_shape, time)
-        if self.chunk is None:
-            state, features = self._features(steps, state, lengths, keys)
-            made = self._output(features, lengths, None if lengths is None else lengths - 1)
-        else:
-            if state is None:
-                state = self.init_state(batch_shape, self._dtype(xs))
-            state, made = self._in_chunks(steps, state, lengths, keys, self.chunk)
+        if lengths is not None:
+            lengths = checked_lengths(lengths, batch_shape, time)
+        run = self._at_once if self.chunk is None else partial(self._in_pieces, self.chunk)
+        keys = row_keys(key, batch_shape)
+        state, outputs = run((xs, reset, intervals), state, lengths, keys)
         if self.pool == "none":
-            return state, made
+            return state, outputs
         if self.pool == "mean":
-            count = jnp.asarray(time if lengths is None else lengths, made.dtype)
-            made = made / jnp.maximum(count, 1)[..., None]
-        return state, self.head(made.astype(self._dtype(xs)))
+            count = jnp.asarray(time if lengths is None else lengths, outputs.dtype)
+            outputs = outputs / jnp.maximum(count, 1)[..., None]
+        return state, self.head(outputs.astype(self._compute_dtype(xs)))
 
-    def _checked_axes(self, xs: Array) -> tuple[int, ...]:
-        """Of batch and time."""
-        if isinstance(self.encoder, Linear):
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the inputs are integer tokens, "*batch time", not features."""
+        return isinstance(self.encoder, Embedding)
+
+    def _batch_and_time(self, xs: Array) -> tuple[int, ...]:
+        """The shape of "*batch time". Raises if `xs` has another rank or number of features."""
+        if not self.reads_tokens:
             check_features(self, xs, self.idim, rank=2)
             return xs.shape[:-1]
         if jnp.ndim(xs) < 1:
             raise ValueError(
-                f"{type(self).__name__} takes tokens of shape (*batch, time); got {xs.shape}."
+                f"SequenceClassifier takes tokens of shape (*batch, time); got {xs.shape}."
             )
         return xs.shape
 
-    def _dtype(self, xs: Array) -> jnp.dtype:
-        return xs.dtype if isinstance(self.encoder, Linear) else self.dtype
+    def _compute_dtype(self, xs: Array) -> jnp.dtype:
+        return self.dtype if self.reads_tokens else xs.dtype
 
-    def _encoded(
+    def _encode(
         self, xs: Array, lengths: Int[Array, "*batch"] | None
     ) -> Float[Array, "*batch time dim"]:
         if isinstance(self.encoder, Linear):
@@ -183,77 +183,87 @@ class SequenceClassifier(TakesIntervals):
 
     def _features(
         self,
-        steps: "_Steps",
+        inputs: tuple[Array, Array | None, Array | None],
         state: State | None,
         lengths: Int[Array, "*batch"] | None,
         keys: Key[Array, "*batch"] | None,
     ) -> tuple[State, Float[Array, "*batch time dim"]]:
-        """What is pooled: zero beyond `lengths`."""
-        xs, reset, intervals = steps
-        xs = self._encoded(xs, lengths)
+        """What is pooled, zero beyond `lengths`. `inputs` are `(xs, reset, intervals)`."""
+        xs, reset, intervals = inputs
+        xs = self._encode(xs, lengths)
         state, xs = self.stack(
             xs, state, reset=reset, lengths=lengths, intervals=intervals, key=keys
         )
         return state, zero_padding(self.norm(xs), lengths)
 
-    def _output(
+    def _outputs(
         self,
         features: Float[Array, "*batch time dim"],
         lengths: Int[Array, "*batch"] | None,
         last: Int[Array, "*batch"] | None,
     ) -> Float[Array, "*batch time classes"] | Float[Array, "*batch dim"]:
-        """What some steps give to the output: their logits, or what they add to the pooled features
-        before these are divided. `last` is the index of each row's last step among these, or beyond
-        them; `None` if it is the last of these."""
+        """The logits of each step, or the sum over time that pooling divides by the steps.
+
+        `last` is the index of each row's last step, which may lie outside these `features`: such a
+        row adds zero. `None` means the last of these.
+        """
         if self.pool == "none":
             return zero_padding(self.head(features), lengths)
         if self.pool == "mean":
             # A sum over time in bfloat16 would lose the later steps.
             return jnp.sum(at_least_float32(features), axis=-2)
-        held = features.shape[-2]
+        steps = features.shape[-2]
         if last is None:
-            return at_least_float32(sharding.take_step(features, held - 1))
-        found = sharding.take_step(features, jnp.clip(last, 0, held - 1))
-        here = (last >= 0) & (last < held)
-        return jnp.where(here[..., None], at_least_float32(found), 0)
+            return at_least_float32(sharding.take_step(features, steps - 1))
+        found = sharding.take_step(features, jnp.clip(last, 0, steps - 1))
+        inside = (last >= 0) & (last < steps)
+        return jnp.where(inside[..., None], at_least_float32(found), 0)
 
-    def _in_chunks(
+    def _at_once(
         self,
-        steps: "_Steps",
-        state: State,
+        inputs: tuple[Array, Array | None, Array | None],
+        state: State | None,
         lengths: Int[Array, "*batch"] | None,
         keys: Key[Array, "*batch"] | None,
-        chunk: int,
     ) -> tuple[State, Float[Array, "*batch time classes"] | Float[Array, "*batch dim"]]:
-        *batch_shape, time = self._checked_axes(steps.xs)
+        """The last state and the `_outputs` of all steps."""
+        state, features = self._features(inputs, state, lengths, keys)
+        last = None if lengths is None else lengths - 1
+        return state, self._outputs(features, lengths, last)
+
+    def _in_pieces(
+        self,
+        chunk: int,
+        inputs: tuple[Array, Array | None, Array | None],
+        state: State | None,
+        lengths: Int[Array, "*batch"] | None,
+        keys: Key[Array, "*batch"] | None,
+    ) -> tuple[State, Float[Array, "*batch time classes"] | Float[Array, "*batch dim"]]:
+        """As `_at_once`, on `chunk` steps at a time."""
+        *batch_shape, time = self._batch_and_time(inputs[0])
+        dtype = self._compute_dtype(inputs[0])
+        if state is None:
+            state = self.init_state(tuple(batch_shape), dtype)
         ends = jnp.full(batch_shape, time) if lengths is None else lengths
 
-        def run(carry: tuple, steps: _Steps, start: Int[Array, ""]) -> tuple[tuple, Any]:
+        def run(carry: tuple, piece: tuple, start: Int[Array, ""]) -> tuple[tuple, Any]:
             state, pooled = carry
-            held = self._checked_axes(steps.xs)[-1]
-            inside = None if lengths is None else jnp.clip(lengths - start, 0, held)
-            chunk_keys = None if keys is None else fold_keys(keys, start // chunk)
-            state, features = self._features(steps, state, inside, chunk_keys)
-            made = self._output(features, inside, ends - 1 - start)
+            steps = self._batch_and_time(piece[0])[-1]
+            valid = None if lengths is None else lengths_within(lengths, start, steps)
+            piece_keys = None if keys is None else fold_keys(keys, start // chunk)
+            state, features = self._features(piece, state, valid, piece_keys)
+            outputs = self._outputs(features, valid, ends - 1 - start)
             if self.pool == "none":
-                return (state, pooled), made
-            return (state, pooled + made), None
+                return (state, pooled), outputs
+            return (state, pooled + outputs), None
 
-        wide = jnp.promote_types(self._dtype(steps.xs), jnp.float32)
-        pooled = jnp.zeros((*batch_shape, self.stack.odim), wide)
-        carry = state, pooled
-        (state, pooled), logits = over_time(run, carry, steps, steps=chunk, axis=len(batch_shape))
+        pooled = jnp.zeros((*batch_shape, self.stack.odim), jnp.promote_types(dtype, jnp.float32))
+        (state, pooled), logits = over_time(
+            run, (state, pooled), inputs, steps=chunk, axis=len(batch_shape)
+        )
         return state, logits if self.pool == "none" else pooled
 
     def init_state(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> State:
         return self.stack.init_state(batch_shape, dtype)
-
-
-class _Steps(NamedTuple):
-    """What a call has of each step."""
-
-    xs: Float[Array, "*batch time idim"] | Int[Array, "*batch time"]
-    reset: Bool[Array, "*batch time"] | None
-    intervals: Float[Array, "*batch time"] | None

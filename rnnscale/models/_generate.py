@@ -9,7 +9,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from rnnscale._base import State
-from rnnscale.layers import draw_tokens, over_time, row_keys
+from rnnscale._over_time import lengths_within, over_time
+from rnnscale.layers import draw_tokens, row_keys
 
 
 def generate(
@@ -97,11 +98,11 @@ def _read(
 
     def read(carry: tuple, piece: Array, start: Int[Array, ""]) -> tuple[tuple, None]:
         state, last = carry
-        held = jnp.clip(lengths - start, 0, piece.shape[-1])
-        state, logits = model(piece, state, lengths=held)
-        end = jnp.maximum(held - 1, 0)[..., None, None]
+        valid = lengths_within(lengths, start, piece.shape[-1])
+        state, logits = model(piece, state, lengths=valid)
+        end = jnp.maximum(valid - 1, 0)[..., None, None]
         ending = jnp.take_along_axis(logits, end, axis=-2)[..., 0, :]
-        return (state, jnp.where((held > 0)[..., None], ending, last)), None
+        return (state, jnp.where((valid > 0)[..., None], ending, last)), None
 
     if state is None:
         state = model.init_state(tokens.shape[:-1])

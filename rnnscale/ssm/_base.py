@@ -1,4 +1,7 @@
-"""The layer that every diagonal state-space model is."""
+"""What diagonal state-space models share: the scan, the step and the state for given coefficients.
+
+Its own file because every layer of `rnnscale.ssm` with a diagonal decay derives from it.
+"""
 
 from abc import abstractmethod
 from typing import cast
@@ -6,7 +9,7 @@ from typing import cast
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from rnnscale import sharding
 from rnnscale._base import CausalLayer, check_features, state_dtype, zero_padding
@@ -18,11 +21,12 @@ class DiagonalSSM(CausalLayer):
 
     $$h_t = \bar\lambda \odot h_{t-1} + \bar B u_t, \qquad y_t = \mathrm{Re}(C h_t) + d \odot u_t$$
 
-    A subclass gives the coefficients (`discretise` and `d`), this class everything else. The state
-    is `Planar(re, im)` with the axes `*batch state`, float32 under any compute dtype.
+    A subclass defines the coefficients (`discretise` and `d`), and its `__call__` and `step` use
+    `scan_steps` and `one_step`. The state is `Planar(re, im)` with the axes `*batch state`, float32
+    under any compute dtype.
 
     The recurrence is `rnnscale.sharding.diagonal_ssm`: it runs on the fastest kernel of the
-    platform, and is distributed over time where the ambient mesh says so.
+    platform, and is distributed over time if the ambient mesh splits time.
     """
 
     d: eqx.AbstractVar[Float[Array, "odim"] | None]
@@ -31,32 +35,29 @@ class DiagonalSSM(CausalLayer):
     def discretise(self) -> tuple[Planar, Planar, Planar]:
         r"""The discrete system `(decay, b, c)`, at least float32.
 
-        `decay` has the axes `state`, `b` `state idim` and `c` `odim state`. Where only one of
-        each conjugate pair of states is kept, `c` holds the factor 2.
+        `decay` has the axes `state`, `b` `state idim` and `c` `odim state`. If only one of each
+        conjugate pair of states is kept, `c` includes the factor 2.
         """
 
-    def __call__(
+    def scan_steps(
         self,
         xs: Float[Array, "*batch time idim"],
-        state: Planar | None = None,
+        state: Planar | None,
         *,
-        reset: Bool[Array, "*batch time"] | None = None,
-        lengths: Int[Array, "*batch"] | None = None,
-        key: Key[Array, "*#batch"] | None = None,
+        reset: Bool[Array, "*batch time"] | None,
+        lengths: Int[Array, "*batch"] | None,
     ) -> tuple[Planar, Float[Array, "*batch time odim"]]:
+        """All steps, as a call of a sequence layer."""
         check_features(self, xs, self.idim, rank=2)
         xs = zero_padding(xs, lengths)
         decay, b, c = self.discretise()
         ys, last = sharding.diagonal_ssm(xs, decay, b, c, state, reset=reset, lengths=lengths)
-        return cast(Planar, last), self._skip(xs, ys)
+        return cast(Planar, last), self.add_skip(xs, ys)
 
-    def step(
-        self,
-        x: Float[Array, "*batch idim"],
-        state: Planar,
-        *,
-        key: Key[Array, "*#batch"] | None = None,
+    def one_step(
+        self, x: Float[Array, "*batch idim"], state: Planar
     ) -> tuple[Planar, Float[Array, "*batch odim"]]:
+        """One step, as `step` of a sequence layer."""
         check_features(self, x, self.idim)
         decay, b, c = self.discretise()
         u = x.astype(state.dtype)
@@ -65,7 +66,7 @@ class DiagonalSSM(CausalLayer):
             decay.re * state.im + decay.im * state.re + u @ b.im.T,
         )
         y = state.re @ c.re.T - state.im @ c.im.T
-        return state, self._skip(x, y.astype(x.dtype))
+        return state, self.add_skip(x, y.astype(x.dtype))
 
     def init_state(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
@@ -75,7 +76,8 @@ class DiagonalSSM(CausalLayer):
         zeros = jnp.zeros((*batch_shape, *decay.shape), dtype)
         return Planar(zeros, zeros)
 
-    def _skip(
+    def add_skip(
         self, xs: Float[Array, "*axes idim"], ys: Float[Array, "*axes odim"]
     ) -> Float[Array, "*axes odim"]:
+        r"""$y + d \odot u$, or `ys` if there is no `d`."""
         return ys if self.d is None else ys + self.d.astype(xs.dtype) * xs

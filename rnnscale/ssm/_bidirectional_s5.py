@@ -10,7 +10,8 @@ from rnnscale import sharding
 from rnnscale._base import SequenceLayer, at_least_float32, check_features, zero_padding
 from rnnscale._fields import parameter
 from rnnscale.ssm._discretise import Discretisation, scale
-from rnnscale.ssm._s5 import S5, OutputInit, half_of_hippo, output_map
+from rnnscale.ssm._hippo import OutputInit, half_of_hippo, output_map
+from rnnscale.ssm._s5 import S5
 from rnnscale_kernels import Planar
 
 
@@ -88,7 +89,7 @@ class BidirectionalS5(SequenceLayer):
         before, after = (None, None) if state is None else state
         before, ys = self.forward(xs, before, reset=reset, lengths=lengths)
         ys_backward, after = sharding.diagonal_ssm(
-            xs, decay, b, scale(c_backward, 2), after, reverse=True, reset=reset, lengths=lengths
+            xs, decay, b, scale(c_backward, 2.0), after, reverse=True, reset=reset, lengths=lengths
         )
         return (before, cast(Planar, after)), ys + ys_backward
 

@@ -1,7 +1,17 @@
-"""The HiPPO-LegS system and its diagonal form, from which S5 starts."""
+"""The initial parameters of S5: the HiPPO-LegS system, its diagonal form, and maps in its basis."""
 
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
 from numpy.typing import NDArray
+
+type OutputInit = Literal["lecun", "complex_normal"]
+
+_EXACT = jax.lax.Precision.HIGHEST
 
 
 def hippo_legs(state_dim: int) -> NDArray[np.float64]:
@@ -39,3 +49,45 @@ def hippo_normal(
     skew = normal - np.diag(np.diagonal(normal))
     imaginary, vectors = np.linalg.eigh(-1j * skew)
     return (real + 1j * imaginary).astype(np.complex128), vectors.astype(np.complex128)
+
+
+def half_of_hippo(block_dim: int) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
+    """Eigenvalues of HiPPO-N with negative imaginary parts, and their vectors as columns."""
+    eigenvalues, vectors = hippo_normal(block_dim)
+    return eigenvalues[: block_dim // 2], vectors[:, : block_dim // 2]
+
+
+def input_map(
+    key: PRNGKeyArray, idim: int, state_dim: int, vectors: NDArray[np.complex128]
+) -> tuple[Float[Array, "state idim"], Float[Array, "state idim"]]:
+    """An initial B̃ = Vᴴ B, as two planes: B random real, V block-diagonal."""
+    b = jax.nn.initializers.lecun_normal()(key, (state_dim, idim), jnp.float32)
+    blocks = b.reshape(-1, vectors.shape[0], idim)
+
+    def times(v: NDArray[np.floating]) -> Float[Array, "state idim"]:
+        product = jnp.einsum("rs,bri->bsi", jnp.asarray(v, jnp.float32), blocks, precision=_EXACT)
+        return product.reshape(state_dim // 2, idim)
+
+    return times(vectors.real), times(-vectors.imag)
+
+
+def output_map(
+    key: PRNGKeyArray, odim: int, state_dim: int, vectors: NDArray[np.complex128], init: OutputInit
+) -> tuple[Float[Array, "odim state"], Float[Array, "odim state"]]:
+    """An initial C̃ = C V, as two planes: C random complex, V block-diagonal."""
+    if init == "complex_normal":
+        re, im = jax.random.normal(key, (2, odim, state_dim // 2), jnp.float32) * math.sqrt(0.5)
+        return re, im
+    # Lecun normal of each row: the variance is one over all of state_dim.
+    lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2, batch_axis=0)
+    re, im = lecun(key, (2, odim, state_dim), jnp.float32)
+
+    def times(c: Float[Array, "odim full"], v: NDArray[np.floating]) -> Float[Array, "odim state"]:
+        blocks = c.reshape(odim, -1, v.shape[0])
+        product = jnp.einsum("obr,rs->obs", blocks, jnp.asarray(v, jnp.float32), precision=_EXACT)
+        return product.reshape(odim, state_dim // 2)
+
+    return (
+        times(re, vectors.real) - times(im, vectors.imag),
+        times(re, vectors.imag) + times(im, vectors.real),
+    )

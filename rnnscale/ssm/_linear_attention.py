@@ -249,7 +249,7 @@ def _attend(carry: tuple[Array, Array], steps: _Steps) -> tuple[tuple[Array, Arr
     return (memory, last), total[..., :-1] / total[..., -1:]
 
 
-def _added(steps: _Steps) -> Float[Array, "*rows heads key value+1"]:
+def _added(steps: _Steps) -> Float[Array, "*rows heads key extended"]:
     """What the last segment of these steps adds to the memory."""
     kept = steps.valid & (steps.segment == steps.segment[..., -1:])
     key = jnp.where(kept[..., None, None], steps.key, 0)

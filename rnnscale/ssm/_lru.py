@@ -1,11 +1,11 @@
-"""The linear recurrent unit."""
+"""The linear recurrent unit (LRU)."""
 
 import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rnnscale._base import at_least_float32, check_size
 from rnnscale._fields import parameter
@@ -61,12 +61,12 @@ class LRU(DiagonalSSM):
 
         - `idim`: features of the input.
         - `state_dim`: complex states.
-        - `odim`: features of the output, `idim` by default.
+        - `odim`: features of the output. Default `idim`.
         - `r_min`, `r_max`: the ring of the initial decays, `0 <= r_min < r_max <= 1`.
         - `max_phase`: the largest initial phase in radians, in `(0, 2π]`.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size or range is none of these.
+        **Raises:** `ValueError` if a size is below 1 or a range is invalid.
         """
         odim = idim if odim is None else odim
         check_size(LRU, idim=idim, state_dim=state_dim, odim=odim)
@@ -93,6 +93,26 @@ class LRU(DiagonalSSM):
         self.c_re, self.c_im = c
         self.d = jax.random.normal(d_key, (odim,), jnp.float32) if odim == idim else None
         self.idim, self.odim, self.state_dim = idim, odim, state_dim
+
+    def __call__(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: Planar | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[Planar, Float[Array, "*batch time odim"]]:
+        return self.scan_steps(xs, state, reset=reset, lengths=lengths)
+
+    def step(
+        self,
+        x: Float[Array, "*batch idim"],
+        state: Planar,
+        *,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[Planar, Float[Array, "*batch odim"]]:
+        return self.one_step(x, state)
 
     def discretise(self) -> tuple[Planar, Planar, Planar]:
         nu_log, theta_log, gamma_log = map(

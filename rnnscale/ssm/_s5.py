@@ -1,27 +1,27 @@
 """The simplified state-space layer S5."""
 
 import math
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
-from numpy.typing import NDArray
 
 from rnnscale import sharding
 from rnnscale._base import (
     TakesIntervals,
     at_least_float32,
+    check_choice,
     check_features,
     check_size,
     checked_state,
     zero_padding,
 )
 from rnnscale._fields import parameter
+from rnnscale._over_time import mesh_axes_of_time, over_equal_pieces
 from rnnscale.ssm._base import DiagonalSSM
 from rnnscale.ssm._discretise import (
     Discretisation,
@@ -32,22 +32,13 @@ from rnnscale.ssm._discretise import (
     scale,
     zero_order_hold,
 )
-from rnnscale.ssm._hippo import hippo_normal
-from rnnscale_kernels import Planar, check_reset, checked_lengths, vary_alike
-
-type OutputInit = Literal["lecun", "complex_normal"]
+from rnnscale.ssm._hippo import OutputInit, half_of_hippo, input_map, output_map
+from rnnscale_kernels import Planar, check_reset, checked_lengths
 
 _LARGEST_REAL_PART = -1e-4
-_EXACT = jax.lax.Precision.HIGHEST
 
-# The fewest steps that share a decay array, where steps differ in length.
-_CHUNK = 256
-
-
-class _Steps(NamedTuple):
-    u: Float[Array, "*batch time idim"]
-    interval: Float[Array, "*batch time"]
-    reset: Bool[Array, "*batch time"] | None
+# The fewest steps whose decays are computed together, if steps differ in length.
+_FEWEST_STEPS = 256
 
 
 class S5(DiagonalSSM, TakesIntervals):
@@ -69,9 +60,9 @@ class S5(DiagonalSSM, TakesIntervals):
 
     **Differs from the paper** and its published code:
 
-    - Real parts of $\Lambda$ are held at or below $-10^{-4}$ by default (an option there), and
-      then $|\bar\Lambda|$ at or below $1 - 2^{-22}$, so that it stays below one in float32 for any
-      parameters.
+    - Real parts of $\Lambda$ are held at or below $-10^{-4}$ by default (an option in that code).
+      $|\bar\Lambda|$ is then held at or below $1 - 2^{-22}$, so that it stays below one in float32
+      for any parameters.
     - With `odim != idim` there is no skip term, and `d` is `None`.
     """
 
@@ -110,8 +101,8 @@ class S5(DiagonalSSM, TakesIntervals):
         - `idim`: features of the input.
         - `state_dim`: the paper's $P$, twice the number of complex states; `blocks` must divide it
             into even parts.
-        - `odim`: features of the output, `idim` by default.
-        - `blocks`: how many HiPPO-N matrices $\Lambda$ starts from.
+        - `odim`: features of the output. Default `idim`.
+        - `blocks`: the number of HiPPO-N matrices that $\Lambda$ starts from.
         - `dt_min`, `dt_max`: the steps start log-uniformly between them, `0 < dt_min <= dt_max`.
         - `discretisation`: `"zoh"` or `"bilinear"`.
         - `step_rescale`: multiplies every step, so that a trained layer runs on input sampled at
@@ -121,7 +112,7 @@ class S5(DiagonalSSM, TakesIntervals):
             $\tilde C$ drawn directly, of unit variance.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size or range is none of these.
+        **Raises:** `ValueError` if a size, range or choice is invalid.
         """
         odim = idim if odim is None else odim
         check_size(S5, idim=idim, state_dim=state_dim, odim=odim, blocks=blocks)
@@ -137,8 +128,8 @@ class S5(DiagonalSSM, TakesIntervals):
             )
         if not step_rescale > 0:
             raise ValueError(f"S5: step_rescale must be positive; got {step_rescale}.")
-        _check_choice("discretisation", discretisation, Discretisation)
-        _check_choice("c_init", c_init, OutputInit)
+        check_choice(S5, "discretisation", discretisation, Discretisation)
+        check_choice(S5, "c_init", c_init, OutputInit)
         step_key, b_key, c_key, d_key = jax.random.split(key, 4)
 
         eigenvalues, vectors = half_of_hippo(state_dim // blocks)
@@ -151,7 +142,7 @@ class S5(DiagonalSSM, TakesIntervals):
             minval=math.log(dt_min),
             maxval=math.log(dt_max),
         )
-        self.b_re, self.b_im = _input_map(b_key, idim, state_dim, vectors)
+        self.b_re, self.b_im = input_map(b_key, idim, state_dim, vectors)
         self.c_re, self.c_im = output_map(c_key, odim, state_dim, vectors, c_init)
         self.d = jax.random.normal(d_key, (odim,), jnp.float32) if odim == idim else None
         self.step_rescale = jnp.asarray(step_rescale, jnp.float32)
@@ -170,20 +161,20 @@ class S5(DiagonalSSM, TakesIntervals):
     ) -> tuple[Planar, Float[Array, "*batch time odim"]]:
         """**Arguments:** those of a sequence layer, and
 
-        - `intervals`: the time between each step's input and the one before, in units of the
-            layer's own step, at least 0. Ones are what `None` means; after zero the state is what
-            it was, whatever the input.
+        - `intervals`: the time between each step and the one before, in units of the layer's own
+            step, at least 0. `None` means ones. After an interval of zero the state is unchanged,
+            whatever the input.
 
-        Decays are made for about the square root of the length at a time, at least 256 steps, and
-        again in the backward pass. Over a mesh that splits time, they are made at once, each device
-        those of its own part; otherwise each of these pieces adds up outputs over `tensor`, and
-        gradients over the batch, on its own.
+        Decays are computed for about the square root of the length at a time, at least 256 steps,
+        and again in the backward pass. If the mesh splits time, each device computes those of its
+        own steps at once. If not, every piece sums outputs over `tensor`, and gradients over the
+        batch, on its own.
 
-        **Raises:** besides, `ValueError` or `TypeError` where `intervals` are not real numbers of
-        the shape of batch and time, or are known and negative.
+        **Raises:** in addition, `ValueError` or `TypeError` if `intervals` are not real numbers
+        with the shape of batch and time, or are known and negative.
         """
         if intervals is None:
-            return super().__call__(xs, state, reset=reset, lengths=lengths, key=key)
+            return self.scan_steps(xs, state, reset=reset, lengths=lengths)
         check_features(self, xs, self.idim, rank=2)
         batch_shape, time = xs.shape[:-2], xs.shape[-2]
         carried = self.init_state(batch_shape, xs.dtype) if state is None else state
@@ -195,15 +186,13 @@ class S5(DiagonalSSM, TakesIntervals):
         if lengths is not None:
             lengths = checked_lengths(lengths, batch_shape, time)
             valid = jnp.arange(time) < lengths[..., None]
-            # After no time the state is what it was.
+            # After an interval of zero the state is unchanged.
             intervals = jnp.where(valid, intervals, 0)
             reset = None if reset is None else reset & valid
         xs = zero_padding(xs, lengths)
-        mesh = jax.sharding.get_abstract_mesh()
-        time_is_split = sharding.automatic_axes(mesh).intersection(sharding.ACTIVATION_AXES["time"])
-        run = self._run if time_is_split else self._run_in_chunks
-        carried, ys = run(carried, _Steps(xs, _not_negative(intervals), reset))
-        return carried, zero_padding(self._skip(xs, ys), lengths)
+        run = self._scan_intervals if mesh_axes_of_time() else self._scan_intervals_in_pieces
+        carried, ys = run(carried, (xs, _not_negative(intervals), reset))
+        return carried, zero_padding(self.add_skip(xs, ys), lengths)
 
     def step(
         self,
@@ -213,24 +202,24 @@ class S5(DiagonalSSM, TakesIntervals):
         interval: Float[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[Planar, Float[Array, "*batch odim"]]:
-        """One step of time, after an `interval` as a call has them."""
+        """One step of time, `interval` after the one before; see `intervals` of a call."""
         if interval is None:
-            return super().step(x, state, key=key)
+            return self.one_step(x, state)
         check_features(self, x, self.idim)
         state = checked_state(self, state, x.shape[:-1], x.dtype)
         interval = _not_negative(_with_shape(interval, x.shape[:-1]))
-        decay, drive = self._drive(x, interval)
+        decay, drive = self._decay_and_drive(x, interval)
         state = Planar(*(h + u for h, u in zip(multiply(decay, state), drive, strict=True)))
-        return state, self._skip(x, self._output(state).astype(x.dtype))
+        return state, self.add_skip(x, self._read(state).astype(x.dtype))
 
     def discretise(self) -> tuple[Planar, Planar, Planar]:
-        decay, gain = self._discretise(jnp.ones((), jnp.float32))
+        decay, gain = self._decay_and_gain(jnp.ones((), jnp.float32))
         b = multiply(Planar(gain.re[:, None], gain.im[:, None]), Planar(self.b_re, self.b_im))
-        c = scale(Planar(at_least_float32(self.c_re), at_least_float32(self.c_im)), 2)
+        c = scale(Planar(at_least_float32(self.c_re), at_least_float32(self.c_im)), 2.0)
         return decay, b, c
 
-    def _discretise(self, interval: Float[Array, "*axes"]) -> tuple[Planar, Planar]:
-        """The decay and the gain, "*axes state", of a step after such an interval."""
+    def _decay_and_gain(self, interval: Float[Array, "*axes"]) -> tuple[Planar, Planar]:
+        """The decay and the gain of a step after `interval`, "*axes state"."""
         eigenvalue = Planar(at_least_float32(self.lambda_re), at_least_float32(self.lambda_im))
         if self.clip_eigenvalues:
             eigenvalue = eigenvalue._replace(re=jnp.minimum(eigenvalue.re, _LARGEST_REAL_PART))
@@ -241,87 +230,44 @@ class S5(DiagonalSSM, TakesIntervals):
             decay = limit_magnitude(decay)
         return decay, gain
 
-    def _drive(
+    def _decay_and_drive(
         self, u: Float[Array, "*axes idim"], interval: Float[Array, "*axes"]
     ) -> tuple[Planar, Planar]:
-        """The decay of a step, and what its input adds to the state."""
-        decay, gain = self._discretise(interval)
-        # The largest decay below one is for steps that take time.
+        """The decay of a step after `interval`, and what its input adds to the state."""
+        decay, gain = self._decay_and_gain(interval)
+        # `limit_magnitude` holds the decay below one, also for an interval of zero.
         moves = interval[..., None] > 0
         decay = Planar(jnp.where(moves, decay.re, 1), jnp.where(moves, decay.im, 0))
         u = u.astype(decay.dtype)
         return decay, multiply(gain, Planar(u @ self.b_re.T, u @ self.b_im.T))
 
-    def _output(self, h: Planar) -> Float[Array, "*axes odim"]:
+    def _read(self, h: Planar) -> Float[Array, "*axes odim"]:
         return 2 * (h.re @ self.c_re.T - h.im @ self.c_im.T)
 
-    def _run(self, state: Planar, steps: _Steps) -> tuple[Planar, Float[Array, "*batch time odim"]]:
-        decay, drive = self._drive(steps.u, steps.interval)
-        hs, last = sharding.linear_scan(decay, drive, state, reset=steps.reset)
-        return cast(Planar, last), self._output(cast(Planar, hs)).astype(steps.u.dtype)
-
-    def _run_in_chunks(
-        self, state: Planar, steps: _Steps
+    def _scan_intervals(
+        self, state: Planar, inputs: tuple[Array, Array, Array | None]
     ) -> tuple[Planar, Float[Array, "*batch time odim"]]:
-        *batch_shape, time = steps.interval.shape
-        rank, chunks = len(batch_shape), -(-time // max(_CHUNK, math.isqrt(time)))
-        chunk = -(-time // chunks)
-        missing = chunks * chunk - time
+        """All steps of `inputs`, which are `(xs, intervals, reset)`."""
+        xs, intervals, reset = inputs
+        decay, drive = self._decay_and_drive(xs, intervals)
+        hs, last = sharding.linear_scan(decay, drive, state, reset=reset)
+        return cast(Planar, last), self._read(cast(Planar, hs)).astype(xs.dtype)
 
-        def to_chunks(x: Array) -> Array:
-            # Filled up with intervals of zero, after which the state is what it was.
-            x = jnp.pad(x, [(0, missing) if axis == rank else (0, 0) for axis in range(x.ndim)])
-            x = x.reshape(*batch_shape, chunks, chunk, *x.shape[rank + 1 :])
-            return jnp.moveaxis(x, rank, 0)
-
-        state, steps = vary_alike((state, jax.tree.map(to_chunks, steps)))
-        # Inside a scan nothing can be merged with the recomputation, so no barrier is needed.
-        run = jax.checkpoint(lambda state, steps: self._run(state, steps), prevent_cse=False)
-        state, ys = lax.scan(run, state, steps)
-        ys = jnp.moveaxis(ys, 0, rank).reshape(*batch_shape, time + missing, self.odim)
+    def _scan_intervals_in_pieces(
+        self, state: Planar, inputs: tuple[Array, Array, Array | None]
+    ) -> tuple[Planar, Float[Array, "*batch time odim"]]:
+        """As `_scan_intervals`, without ever holding the decays of all steps."""
+        *batch_shape, time = inputs[1].shape
+        rank, pieces = len(batch_shape), -(-time // max(_FEWEST_STEPS, math.isqrt(time)))
+        steps = -(-time // pieces)
+        missing = pieces * steps - time
+        # Padded with intervals of zero, after which the state is unchanged.
+        inputs = jax.tree.map(
+            lambda x: jnp.pad(x, [(0, missing if axis == rank else 0) for axis in range(x.ndim)]),
+            inputs,
+        )
+        state, ys = over_equal_pieces(self._scan_intervals, state, inputs, steps=steps, axis=rank)
         return state, ys[..., :time, :]
-
-
-def output_map(
-    key: PRNGKeyArray, odim: int, state_dim: int, vectors: NDArray[np.complex128], init: OutputInit
-) -> tuple[Float[Array, "odim state"], Float[Array, "odim state"]]:
-    """An initial C̃ = C V, as two planes: C random complex, V block-diagonal."""
-    if init == "complex_normal":
-        re, im = jax.random.normal(key, (2, odim, state_dim // 2), jnp.float32) * math.sqrt(0.5)
-        return re, im
-    # Lecun normal of each row: the variance is one over all of state_dim.
-    lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2, batch_axis=0)
-    re, im = lecun(key, (2, odim, state_dim), jnp.float32)
-
-    def times(c: Float[Array, "odim full"], v: NDArray[np.floating]) -> Float[Array, "odim state"]:
-        blocks = c.reshape(odim, -1, v.shape[0])
-        product = jnp.einsum("obr,rs->obs", blocks, jnp.asarray(v, jnp.float32), precision=_EXACT)
-        return product.reshape(odim, state_dim // 2)
-
-    return (
-        times(re, vectors.real) - times(im, vectors.imag),
-        times(re, vectors.imag) + times(im, vectors.real),
-    )
-
-
-def half_of_hippo(block_dim: int) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
-    """Eigenvalues of HiPPO-N with negative imaginary parts, and their vectors as columns."""
-    eigenvalues, vectors = hippo_normal(block_dim)
-    return eigenvalues[: block_dim // 2], vectors[:, : block_dim // 2]
-
-
-def _input_map(
-    key: PRNGKeyArray, idim: int, state_dim: int, vectors: NDArray[np.complex128]
-) -> tuple[Float[Array, "state idim"], Float[Array, "state idim"]]:
-    """An initial B̃ = Vᴴ B, as two planes: B random real, V block-diagonal."""
-    b = jax.nn.initializers.lecun_normal()(key, (state_dim, idim), jnp.float32)
-    blocks = b.reshape(-1, vectors.shape[0], idim)
-
-    def times(v: NDArray[np.floating]) -> Float[Array, "state idim"]:
-        product = jnp.einsum("rs,bri->bsi", jnp.asarray(v, jnp.float32), blocks, precision=_EXACT)
-        return product.reshape(state_dim // 2, idim)
-
-    return times(vectors.real), times(-vectors.imag)
 
 
 def _with_shape(intervals: Any, shape: tuple[int, ...]) -> Float[Array, "*axes"]:
@@ -345,9 +291,3 @@ def _not_negative(intervals: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
             "sorted steps they are the differences."
         )
     return jnp.maximum(intervals, 0)
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    allowed = get_args(choices.__value__)
-    if value not in allowed:
-        raise ValueError(f"S5: {name} must be one of {', '.join(allowed)}; got {value!r}.")

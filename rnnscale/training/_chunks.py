@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
 from rnnscale._base import SequenceModel
-from rnnscale.layers import check_time_is_whole, fold_keys, over_time, row_keys
+from rnnscale._over_time import check_time_is_not_split, lengths_within, over_time
+from rnnscale.layers import fold_keys, row_keys
 from rnnscale.training._loss import Totals
 from rnnscale_kernels import checked_lengths
 
@@ -55,7 +56,7 @@ def in_chunks(loss: Callable[..., tuple[Any, Totals]], steps: int) -> Callable[.
         key: Key[Array, "*#batch"] | None,
         state: PyTree[Array] | None = None,
     ) -> tuple[PyTree[Array], Totals]:
-        check_time_is_whole("in_chunks")
+        check_time_is_not_split("in_chunks")
         batch = {name: jnp.asarray(array) for name, array in batch.items()}
         inputs = batch["inputs"]
         axes = inputs.shape[:2]
@@ -73,7 +74,7 @@ def in_chunks(loss: Callable[..., tuple[Any, Totals]], steps: int) -> Callable[.
             held = piece["inputs"].shape[1]
             chunk = {**same, **piece}
             if "lengths" in same:
-                chunk["lengths"] = jnp.clip(same["lengths"] - start, 0, held)
+                chunk["lengths"] = lengths_within(same["lengths"], start, held)
             return loss(model, chunk, _fold(keys, start // steps), state)
 
         def add(carry: tuple, piece: dict[str, Array], start: Int[Array, ""]) -> tuple:
