@@ -79,7 +79,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from rnnscale.distributed import agree, connect, on_first, process_index
+    from rnnscale.distributed import check_same, connect, on_process_0, process_index
     from rnnscale.runs import TrainConfig, run
 
     given = vars(arguments)
@@ -93,9 +93,9 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     if process_index() != 0:
         logging.getLogger("rnnscale").setLevel(logging.WARNING)
-    agree({**given, "resume": resume})
+    check_same({**given, "resume": resume})
     # What is in the folder decides, and one process may make it before another one looks.
-    config = TrainConfig(**on_first(lambda: asdict(_config(given, resume))))
+    config = TrainConfig(**on_process_0(lambda: asdict(_config(given, resume))))
     summary = run(config, resume=resume)
     if process_index() != 0:
         return 0

@@ -1,12 +1,11 @@
-"""Many processes that run one program: connecting, agreeing, stopping, and noticing a hang."""
+"""Many processes that run one program: connecting, collectives on the host, stop signals, and a
+watchdog for processes that hang."""
 
-from rnnscale.distributed._agree import (
-    agree as agree,
-    ask as ask,
-    decide as decide,
-    new_key as new_key,
-    on_first as on_first,
-    tell as tell,
+from rnnscale.distributed._collectives import (
+    all_reduce as all_reduce,
+    barrier as barrier,
+    check_same as check_same,
+    on_process_0 as on_process_0,
 )
 from rnnscale.distributed._connect import (
     connect as connect,

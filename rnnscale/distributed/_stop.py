@@ -1,3 +1,5 @@
+"""Signals that end a program between two steps instead of at once."""
+
 import logging
 import signal
 import threading
@@ -10,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """Inside the `with`, SIGINT (Ctrl-C) and SIGTERM ask for an end instead of forcing it:
+    """Inside the `with`, SIGINT (Ctrl-C) and SIGTERM request a stop instead of forcing it:
 
     ```python
     with StopSignals() as stop:
@@ -18,12 +20,12 @@ class StopSignals:
             ...
     ```
 
-    A signal to one of several processes ends all of them at the same call of `reached`, which they
-    therefore make equally often.
+    A signal to any process stops all of them at the same call of `reached`. Therefore all processes
+    must call it equally often.
 
-    The handlers from before are back after the first signal already, so a second one does what it
-    always did, and after the block. Python delivers signals to the main thread only; elsewhere
-    nothing is changed and no signal is seen.
+    The previous handlers are restored after the first signal, so that a second one has its usual
+    effect, and at the end of the block. Python delivers signals to the main thread only; in other
+    threads this changes nothing and sees no signal.
     """
 
     def __init__(self):
@@ -43,13 +45,13 @@ class StopSignals:
         self._event.close()
 
     def request(self) -> None:
-        """Asks for an end, as a signal does."""
+        """Requests a stop, as a signal does."""
         self._requested = True
-        self._event.ask()
+        self._event.request()
 
     def reached(self) -> bool:
-        """Whether to end here. Stays true."""
-        if not self._reached and self._event.has_come():
+        """Whether to stop here. Once true, it stays true."""
+        if not self._reached and self._event.has_occurred():
             self._reached = True
             if not self._requested:
                 _log.warning("another process was told to stop: stopping here too")

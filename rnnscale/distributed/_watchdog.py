@@ -1,3 +1,6 @@
+"""Ends a process that would hang for ever: in a step that does not finish, or in a collective whose
+other processes have failed. No exception reaches the main thread there, so a thread watches it."""
+
 import threading
 from collections.abc import Iterable, Iterator
 from time import monotonic
@@ -5,26 +8,25 @@ from time import monotonic
 import jax
 
 from rnnscale._errors import UserError
-from rnnscale.distributed._agree import ask, new_key, tell
 from rnnscale.distributed._connect import end, process_count, process_index
+from rnnscale.distributed._store import get, new_key, put
 
-# Compiling, restoring, evaluating and saving may take so many times as long as a step.
+# Compiling, restoring, evaluating and saving may take this many times as long as a step.
 _PATIENCE = 6
-# Long enough for a process to fail by itself in the same way, and to say so in its own words.
+# Long enough for a process that fails in the same way to print its own message.
 _GRACE_SECONDS = 5.0
 _SHUTDOWN_SECONDS = 20.0
 
 
 class Watchdog:
-    """Inside the `with`, ends the process with a message and exit code 1 where it would wait for
-    ever: when nothing happened for too long, or when another process has failed.
-
-    A step that doesn't finish hangs in a collective or a kernel, where no exception reaches it.
+    """Inside the `with`, ends the process with a message and exit code 1 when a step takes too
+    long, or when another process has failed.
 
     **Arguments:**
 
-    - `minutes`: how long a step may take, positive. Whatever else is going on may take six times
-        as long.
+    - `minutes`: how long a step may take, positive. Everything else may take six times as long.
+
+    **Raises:** `ValueError` if `minutes` is not positive.
     """
 
     def __init__(self, minutes: float):
@@ -46,39 +48,39 @@ class Watchdog:
         self._thread.join()
         if error is not None and process_count() > 1:
             text = " ".join(str(error).split())
-            tell(self._failures, {"error": f"process {process_index()} failed: {text}"})
+            put(self._failures, {"error": f"process {process_index()} failed: {text}"})
 
     def finished(self, step: int) -> None:
         """A step has finished, and another one may start."""
         self._step = step
-        self._waits("waiting for the next step", self._minutes)
+        self._expect("waiting for the next step", self._minutes)
 
-    def busy(self, what: str) -> None:
-        """Something else than a step has started."""
-        self._waits(what, _PATIENCE * self._minutes)
+    def busy(self, activity: str) -> None:
+        """Something other than a step has started, which the message calls `activity`."""
+        self._expect(activity, _PATIENCE * self._minutes)
 
-    def watched[T](self, what: str, items: Iterable[T]) -> Iterator[T]:
-        """The items; each is a sign of life."""
+    def watched[T](self, activity: str, items: Iterable[T]) -> Iterator[T]:
+        """The items. For each of them, `activity` may take its full time again."""
         for item in items:
-            self.busy(what)
+            self.busy(activity)
             yield item
 
-    def _waits(self, what: str, minutes: float) -> None:
-        self._now = what, minutes, monotonic() + 60 * minutes
+    def _expect(self, activity: str, minutes: float) -> None:
+        self._now = activity, minutes, monotonic() + 60 * minutes
 
     def _watch(self) -> None:
         while not self._closed.wait(1.0):
-            what, minutes, until = self._now
+            activity, minutes, until = self._now
             if monotonic() > until:
                 last = "none did yet" if self._step is None else f"the last was step {self._step}"
-                end(f"no step finished for {minutes:g} minutes, {last}; stuck while {what}", 1)
-            failure = ask(self._failures, 0) if process_count() > 1 else None
+                end(f"no step finished for {minutes:g} minutes, {last}; stuck while {activity}", 1)
+            failure = get(self._failures, 0) if process_count() > 1 else None
             if failure is not None and not self._closed.wait(_GRACE_SECONDS):
                 self._leave()
-                end(f"{failure['error']}; this is the end of process {process_index()} too", 1)
+                end(f"{failure['error']}; this ends process {process_index()} too", 1)
 
     def _leave(self) -> None:
-        """The one that failed can leave when the others say that they do."""
+        """Disconnects from the other processes: the one that failed waits for that when it ends."""
         leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         leaving.start()
         leaving.join(_SHUTDOWN_SECONDS)

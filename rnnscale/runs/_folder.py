@@ -1,7 +1,8 @@
+"""The folder of a run: which files it has, and when a run may use it."""
+
 import importlib.util
 import json
 import logging
-import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -11,17 +12,18 @@ from time import monotonic, sleep
 from typing import Any
 
 from rnnscale._errors import UserError
-from rnnscale.distributed import decide, on_first, process_count
-from rnnscale.training import saved_steps
+from rnnscale.distributed import all_reduce, on_process_0, process_count
+from rnnscale.runs._curves import draw_curves
+from rnnscale.training import MetricsFile, saved_steps
 
 _log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """The files of one training run. Where there are several processes, the first one writes them.
+    """The files of one training run. Where there are several processes, process 0 writes them.
 
     ```
-    config.json      the options, all of them
+    config.json      all options
     metrics.jsonl    one line per logged step
     summary.json     the figures at the end
     curves.png       loss and metrics over the steps
@@ -34,8 +36,8 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self.metrics = MetricsFile(self.path / "metrics.jsonl")
         self._config = self.path / "config.json"
-        self._metrics = self.path / "metrics.jsonl"
         self._summary = self.path / "summary.json"
         self._curves = self.path / "curves.png"
 
@@ -46,7 +48,7 @@ class RunFolder:
 
     def check(self, *, resume: bool) -> None:
         """**Raises:** `ValueError` if a run can't be written here: the path is a file; the folder
-        holds something else than a run; or, without `resume`, a run that has checkpoints."""
+        holds something other than a run; or, without `resume`, a run that has checkpoints."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out={self.path} is a file; name a folder")
         # A run that was killed while it wrote its config has not begun.
@@ -64,20 +66,21 @@ class RunFolder:
             )
 
     def check_shared(self, *, seconds: float = 30.0) -> None:
-        """To be called by all processes. Where there are several, makes the folder.
+        """Checks that all processes see the same folder. Where there are several, this makes the
+        folder. All processes call it.
 
         **Arguments:**
 
-        - `seconds`: how long a machine may take to see a new file of another one.
+        - `seconds`: how long it may take until a machine sees a new file of another one.
 
-        **Raises:** `ValueError` in all of them if one doesn't see what the first one writes here.
+        **Raises:** `ValueError` in all processes if one does not see what process 0 writes here.
         """
         if process_count() == 1:
             return
 
         def write() -> str:
             name = f".shared-{uuid.uuid4().hex}"
-            with self._written_to():
+            with self._errors_of_writing():
                 self.path.mkdir(parents=True, exist_ok=True)
                 (self.path / name).touch()
             return name
@@ -92,18 +95,18 @@ class RunFolder:
                     "disk that they share"
                 )
 
-        name = on_first(write)
+        name = on_process_0(write)
         until = monotonic() + seconds
         while not (sees := (self.path / name).exists()) and monotonic() < until:
             sleep(0.2)
-        decide(sees, compare)
+        all_reduce(sees, compare)
 
     def open(self, config: Mapping[str, Any]) -> None:
         """Makes the folder and writes the options.
 
         **Raises:** `ValueError` if the folder can't be written to.
         """
-        with self._written_to():
+        with self._errors_of_writing():
             self.path.mkdir(parents=True, exist_ok=True)
             _write(self._config, json.dumps(config, indent=2) + "\n")
 
@@ -119,44 +122,24 @@ class RunFolder:
                 f"{self._config} can't be read ({error}); start again in another folder"
             ) from error
 
-    def log(self, row: Mapping[str, float]) -> None:
-        """Appends a line to the metrics. Numbers that JSON lacks (NaN, infinity) become null.
-
-        The line has left this process when `log` returns: killing it loses nothing.
-        """
-        finite = {k: None if not math.isfinite(v) else v for k, v in row.items()}
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(finite) + "\n")
-
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of the metrics. A last line that was cut off while it was being written is not
-        among them."""
-        if not self._metrics.is_file():
-            return []
-        # What follows the last newline, if anything, is a torn line.
-        *lines, _ = self._metrics.read_text().split("\n")
-        return [json.loads(line) for line in lines]
-
-    def truncate(self, step: int) -> None:
-        """Drops the lines of steps after `step`, and a torn last line: a run that goes on from the
-        checkpoint of `step` will write them again."""
-        kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
-        _write(self._metrics, "".join(kept))
+        """The rows of the metrics."""
+        return self.metrics.rows()
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the figures at the end of the run."""
         _write(self._summary, json.dumps(summary, indent=2) + "\n")
 
     def summary(self) -> dict[str, Any] | None:
-        """The figures at the end of the run, None before it."""
+        """The figures at the end of the run; None before it has ended."""
         return json.loads(self._summary.read_bytes()) if self._summary.is_file() else None
 
     def plot(self) -> None:
-        """Draws the metrics over the steps. Without matplotlib, logs which extra has it."""
+        """Draws the metrics over the steps. Without matplotlib, logs which extra installs it."""
         if importlib.util.find_spec("matplotlib") is None:
             _log.warning("no %s without matplotlib: install rnnscale[plots]", self._curves.name)
             return
-        # Without pyplot, which would look for a display.
+        # Not through pyplot, which would look for a display.
         from matplotlib.figure import Figure
 
         figure = Figure(layout="constrained")
@@ -165,28 +148,11 @@ class RunFolder:
         figure.savefig(self._curves, dpi=150)
 
     def draw_curves(self, figure: Any) -> int:
-        """Draws the metrics over the steps onto a figure of matplotlib, a panel for each.
-
-        **Returns:** how many panels there are.
-        """
-        rows = self.rows()
-        told = {"step", "elapsed", "tokens_per_second", "learning_rate"}
-        names = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in told]
-        panels = [n for n in names if not n.startswith("validation_")]
-        for i, name in enumerate(panels):
-            axes = figure.add_subplot(1, len(panels), i + 1)
-            for curve, style in ((name, "-"), (f"validation_{name}", "--")):
-                points = [(r["step"], r[curve]) for r in rows if r.get(curve) is not None]
-                if points:
-                    # A lone point, such as a validation at the end only, is no line.
-                    mark = "o" if len(points) == 1 else None
-                    axes.plot(*zip(*points, strict=True), style, marker=mark, label=curve)
-            axes.set(xlabel="step", title=name.replace("_", " "))
-            axes.legend(fontsize="small")
-        return len(panels)
+        """Draws the metrics onto a figure of matplotlib and returns the number of panels."""
+        return draw_curves(self.rows(), figure)
 
     @contextmanager
-    def _written_to(self) -> Iterator[None]:
+    def _errors_of_writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -6,20 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from rnnscale._base import SequenceModel
 from rnnscale._errors import UserError
+from rnnscale.runs._build import make_model
 from rnnscale.runs._config import TrainConfig
 from rnnscale.runs._folder import RunFolder
-from rnnscale.runs._models import make_model
 from rnnscale.runs._rows import Split
-from rnnscale.runs._setup import set_up
-from rnnscale.sharding import AXES, make_mesh, shardings
-from rnnscale.tasks import Task, load_task
+from rnnscale.runs._setup import layout_of, load_task_of, make_run_mesh, set_up
+from rnnscale.tasks import Task
 from rnnscale.training import evaluate, make_eval_step, restore_part
 
 
@@ -27,10 +26,12 @@ from rnnscale.training import evaluate, make_eval_step, restore_part
 class SavedRun:
     """A trained model and what it was trained on; see `load_run`.
 
-    - `config`: the options of the run, but for those that were changed to load it.
-    - `task`: what it was trained on.
-    - `mesh`: on which the model is laid out.
-    - `step`: how many training steps the model has behind it.
+    **Attributes:**
+
+    - `config`: the options of the run, except for those that were changed to load it.
+    - `task`: the task it was trained on.
+    - `mesh`: the mesh on which the model is laid out.
+    - `step`: the number of training steps that led to the model.
     - `model`: the model.
     """
 
@@ -38,39 +39,40 @@ class SavedRun:
     task: Task
     mesh: Mesh
     step: int
-    model: eqx.Module
+    model: SequenceModel
 
     def evaluate(self, split: Split = "test", *, seq_len: int | None = None) -> dict[str, float]:
-        """The figures of the model on a split, as a run computes them at its end.
+        """The figures of the model on a split, computed as at the end of a run.
 
         **Arguments:**
 
         - `split`: `"validation"` or `"test"`.
-        - `seq_len`: time steps in a sequence, at least 1; by default those of the training. Each
-            sequence starts from a zero state, unless `config.rows` is `"lanes"`; then the state
-            goes through whole sequences, and it is only how many steps are done at once.
+        - `seq_len`: time steps in a sequence, at least 1; by default as in the training. Each
+            sequence starts from a zero state. If `config.rows` is `"lanes"`, the state is carried
+            through full sequences instead, and this is only how many steps are done at once.
 
-        **Returns:** `loss`, the metric of the task, and where that is of tokens, `perplexity`: the
-        exponential of the loss.
+        **Returns:** `loss`; the metric of the task; and for tokens with a label at each step,
+        `perplexity`, the exponential of the loss.
 
-        **Raises:** `ValueError` where the length or an option does not fit the task or the mesh.
+        **Raises:** `ValueError` if the length or an option does not fit the task or the mesh.
         """
-        # Packed rows and parts of a batch are for training.
+        # Packed rows and accumulation are for training.
         rows = "lanes" if self.config.rows == "lanes" else "records"
         config = replace(self.config, rows=rows, accumulation=1)
         task = self.task
         if seq_len is not None:
             config = replace(config, seq_len=seq_len)
-            task = _load_task(config)
-        parts = set_up(config, task, self.mesh)
-        with jax.set_mesh(self.mesh), parts.evaluation(split) as held_out:
-            figures: Any = evaluate(  # None only where it was stopped
-                make_eval_step(parts.loss),
+            task = load_task_of(config)
+        setup = set_up(config, task, self.mesh)
+        with jax.set_mesh(self.mesh), setup.evaluation(split) as batches:
+            figures = evaluate(
+                make_eval_step(setup.loss),
                 self.model,
-                held_out,
-                carry=parts.carry(self.model),
+                batches,
+                carry=setup.carry(self.model),
                 metric=task.metric,
             )
+        assert figures is not None  # nothing stops it
         if task.inputs == "tokens" and task.labels == "step":
             with np.errstate(over="ignore"):
                 figures["perplexity"] = float(np.exp(figures["loss"]))
@@ -82,10 +84,10 @@ def load_run(
     mesh: Mesh | Mapping[str, int] | None = None,
     **changed: Any,
 ) -> SavedRun:
-    """The trained model of a run, from its newest checkpoint that is whole.
+    """The trained model of a run, from its newest undamaged checkpoint.
 
-    The folder is only read, so the run may be going on. Of the checkpoint, only the model is put on
-    the devices, which need not be like those of the run.
+    The folder is only read, so the run may still be going on. Only the model is put on the devices,
+    which may be others than those of the run.
 
     ```
     saved = load_run("runs/bytes-s5-1", batch_size=8)
@@ -95,37 +97,36 @@ def load_run(
     **Arguments:**
 
     - `path`: the folder of the run.
-    - `mesh`: as of `make_mesh`, or the sizes of its axes; by default that of the run, where it has
-        as many devices as there are, and else all devices on `data`.
-    - `changed`: options that are to be others than in the run, see `TrainConfig`: `batch_size`,
-        `rows`, `chunk`, `text`, `folder`.
+    - `mesh`: a mesh from `make_mesh`, or the sizes of its axes. By default the mesh of the run if
+        there are as many devices, and otherwise all devices on `data`.
+    - `changed`: options that differ from those of the run, see `TrainConfig`: `batch_size`, `rows`,
+        `chunk`, `text`, `folder`.
 
     **Returns:** the model, with its options and its task.
 
-    **Raises:** `ValueError` where there is no run or no checkpoint, the checkpoint is of another
-    model than the options, or they do not fit the task or the devices.
+    **Raises:** `ValueError` if there is no run or no checkpoint, the checkpoint is of another model
+    than the options, or the options do not fit the task or the devices.
     """
-    run = _run_in(path)
-    config = replace(TrainConfig.resumed(run.config()), **changed)
-    if mesh is None:
-        devices = jax.device_count()
-        fits = math.prod((config.mesh or {}).values()) == devices
-        mesh = config.mesh if config.mesh is not None and fits else {"data": devices}
+    config = replace(TrainConfig.resumed(_run_in(path).config()), **changed)
+    if mesh is None and math.prod((config.mesh or {}).values()) == jax.device_count():
+        mesh = config.mesh
     if not isinstance(mesh, Mesh):
-        replace(config, mesh=dict(mesh))  # raises where an axis is none
-        mesh = make_mesh(*(mesh.get(axis, 1) for axis in AXES))
-    task = _load_task(config)
+        if mesh is not None:
+            replace(config, mesh=dict(mesh))  # checks its axes
+        mesh = make_run_mesh(mesh)
+    task = load_task_of(config)
     with jax.set_mesh(mesh):
         like = jax.eval_shape(lambda: make_model(config, task, jax.random.key(0)))
-        model, step = restore_model(path, like, shardings(like, mesh))
+        model, step = restore_model(path, like, layout_of(like, mesh))
     return SavedRun(config, task, mesh, step, model)
 
 
-def restore_model(path: str | Path, like: eqx.Module, placed: PyTree) -> tuple[eqx.Module, int]:
-    """The model of a run's newest checkpoint that is whole, as `restore_part` gives it, and the
-    step it was saved after.
+def restore_model(
+    path: str | Path, like: SequenceModel, placed: PyTree
+) -> tuple[SequenceModel, int]:
+    """The model of a run's newest undamaged checkpoint, see `restore_part`, and its step.
 
-    **Raises:** `ValueError` where there is no run or no checkpoint, or it is of another model.
+    **Raises:** `ValueError` if there is no run or no checkpoint, or it is of another model.
     """
     run = _run_in(path)
     found = restore_part(run.checkpoints, {"model": like}, {"model": placed})
@@ -143,7 +144,3 @@ def _run_in(path: str | Path) -> RunFolder:
             "train` wrote"
         )
     return run
-
-
-def _load_task(config: TrainConfig) -> Task:
-    return load_task(config.task, seq_len=config.seq_len, text=config.text, folder=config.folder)

@@ -1,4 +1,4 @@
-"""What the batches of a run are made of."""
+"""The rows of the batches of a run, for training and for evaluation."""
 
 from typing import Literal
 
@@ -19,11 +19,13 @@ from rnnscale.data import (
 from rnnscale.runs._config import TrainConfig
 from rnnscale.tasks import Task
 
+type Split = Literal["validation", "test"]
+
 
 def training_rows(config: TrainConfig, task: Task) -> grain.MapDataset:
-    """The rows of the batches for training, without end.
+    """The rows of the training batches, without end.
 
-    **Raises:** `ValueError` where the task has no such rows.
+    **Raises:** `ValueError` if the task has no such rows.
     """
     match config.rows:
         case "records":
@@ -36,14 +38,11 @@ def training_rows(config: TrainConfig, task: Task) -> grain.MapDataset:
             return lanes(sequences, config.batch_size, task.seq_len, seed=config.seed)
 
 
-type Split = Literal["validation", "test"]
-
-
 def evaluation_rows(config: TrainConfig, task: Task, split: Split) -> Source | grain.MapDataset:
-    """The rows of a split, each label once."""
+    """The rows of a split, with each label once."""
     if config.rows == "lanes":
         return lanes_once(_sequences(config, task, split), config.batch_size, task.seq_len)
-    return getattr(task, split)
+    return task.validation if split == "validation" else task.test
 
 
 def _sequences(config: TrainConfig, task: Task, split: str) -> SequenceSource:

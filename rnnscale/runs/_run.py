@@ -1,18 +1,22 @@
-import dataclasses
+"""What `rnnscale train` does: a run from its options to its summary."""
+
 import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import equinox as eqx
 import jax
 
+from rnnscale._base import SequenceModel
 from rnnscale._fields import parameters
 from rnnscale.data import stream
 from rnnscale.distributed import (
     StopSignals,
     Watchdog,
-    agree,
-    decide,
-    on_first,
+    barrier,
+    check_same,
+    on_process_0,
     process_count,
     use_cpu_devices,
 )
@@ -20,126 +24,187 @@ from rnnscale.runs._config import TrainConfig
 from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._load import restore_model
 from rnnscale.runs._rows import Split
-from rnnscale.runs._setup import Setup, set_up
-from rnnscale.sharding import AXES, make_mesh, sharded_init
-from rnnscale.tasks import load_task
-from rnnscale.training import Checkpointer, Clock, TrainState, evaluate, fit, make_eval_step
+from rnnscale.runs._setup import Setup, load_task_of, make_run_mesh, set_up
+from rnnscale.sharding import sharded_init
+from rnnscale.training import (
+    Callback,
+    Checkpointer,
+    Checkpoints,
+    Clock,
+    Evaluation,
+    Heartbeat,
+    Log,
+    ProgressBar,
+    SkippedSteps,
+    StopOnSignal,
+    TrainState,
+    evaluate,
+    fit,
+    make_eval_step,
+)
 
 _log = logging.getLogger(__name__)
+
+type _Evaluate = Callable[[SequenceModel, Split], dict[str, float] | None]
 
 
 def run(config: TrainConfig, *, resume: bool = False) -> dict[str, Any] | None:
     """Trains a model on a task, from the options to the summary: what `rnnscale train` does.
 
-    Where the program runs in several processes (see `connect`), all of them call this alike, and
-    the first one writes the files.
+    Where the program runs in several processes (see `connect`), all of them call this with the same
+    arguments, and process 0 writes the files.
 
     **Arguments:**
 
     - `config`: the options.
-    - `resume`: go on from the newest checkpoint in `config.out`, if there is one.
+    - `resume`: continue from the newest checkpoint in `config.out`, if there is one.
 
-    **Returns:**
-
-    What stands in `summary.json`; or None where SIGINT or SIGTERM stopped the run, which then left
-    a checkpoint to resume from.
+    **Returns:** the content of `summary.json`; or None if SIGINT or SIGTERM stopped the run, which
+    then left a checkpoint to resume from.
 
     **Raises:**
 
-    - `ValueError`: an option doesn't fit the task, the devices, or what is in the folder; or the
-        processes were started with different options or versions, or see different folders. Raised
-        before the first step.
-    - `FloatingPointError`: see `fit`.
-    - `TimeoutError`: a process did not come to the start or the end of the run.
+    - `ValueError` if an option does not fit the task, the devices, or what is in the folder; or if
+        the processes were started with different options or versions, or see different folders. It
+        is raised before the first step.
+    - `FloatingPointError` if the training diverges; see `SkippedSteps`.
+    - `TimeoutError` if a process does not come to the start or the end of the run.
     """
     if config.cpu_devices is not None:
         use_cpu_devices(config.cpu_devices)
     with StopSignals() as stop, Watchdog(config.stuck_minutes) as watchdog:
-        return _run(config, resume, stop, watchdog)
+        check_same({**asdict(config), "resume": resume})
+        folder = RunFolder(config.out)
+        on_process_0(lambda: folder.check(resume=resume))
+        folder.check_shared()
+        setup = set_up(config, load_task_of(config), make_run_mesh(config.mesh))
+        with jax.set_mesh(setup.mesh):
+            evaluated = _evaluation(setup, stop, watchdog)
+            state, clock = _train(setup, folder, evaluated, resume, stop, watchdog)
+            figures = None if stop.reached() else evaluated(state.model, "test")
+        if figures is None:
+            return None
+        summary = _summary(setup, state, clock, figures)
+        watchdog.busy("waiting for the other processes at the end")
+        barrier(minutes=config.stuck_minutes)
+
+        def write() -> None:
+            folder.write_summary(summary)
+            folder.plot()
+
+        on_process_0(write)
+        return summary
 
 
-def _run(
-    config: TrainConfig, resume: bool, stop: StopSignals, watchdog: Watchdog
-) -> dict[str, Any] | None:
-    options = dataclasses.asdict(config)
-    agree({**options, "resume": resume})
-    folder = RunFolder(config.out)
-    on_first(lambda: folder.check(resume=resume))
-    folder.check_shared()
-    sizes = config.mesh or {"data": jax.device_count()}
-    mesh = make_mesh(*(sizes.get(axis, 1) for axis in AXES))
-    task = load_task(config.task, seq_len=config.seq_len, text=config.text, folder=config.folder)
-    parts = set_up(config, task, mesh)
-    task = parts.task
-    eval_step = make_eval_step(parts.loss)
-
-    def evaluated(model: eqx.Module, split: Split) -> dict[str, float] | None:
-        with parts.evaluation(split) as held_out:
-            return evaluate(
-                eval_step,
-                model,
-                watchdog.watched("evaluating", held_out),
-                carry=parts.carry(model),
-                metric=task.metric,
-                stop=stop,
-            )
+def _train(
+    setup: Setup,
+    folder: RunFolder,
+    evaluated: _Evaluate,
+    resume: bool,
+    stop: StopSignals,
+    watchdog: Watchdog,
+) -> tuple[TrainState, Clock]:
+    """Trains to the last step, or until it is stopped; the time covers all sessions of the run."""
+    config, task = setup.config, setup.task
+    options = asdict(config)
+    like = setup.abstract_state()
 
     def begin() -> None:
         if not folder.is_run:
             folder.open(options)
 
-    def go_on(step: int) -> None:
+    def proceed() -> None:
         folder.open(options)
-        folder.truncate(step)
+        folder.metrics.truncate(step)
 
-    def written(summary: dict[str, Any]) -> dict[str, Any]:
-        folder.write_summary(summary)
-        folder.plot()
-        return summary
-
-    with jax.set_mesh(mesh):
-        like = parts.abstract_state()
-        placed = jax.tree.map(lambda x: x.sharding, like)
-        on_first(begin)
-        with Checkpointer(
-            folder.checkpoints, every=config.save_every, minutes=config.save_minutes
-        ) as checkpoints:
-            restored = checkpoints.restore(like, placed) if resume else None
-            if restored is not None:
-                state, clock = restored[0], Clock(**restored[1]["clock"])
-                _log.info("resuming after step %d", int(state.step))
-            else:
-                if resume:
-                    _log.warning("nothing to resume in %s: starting at step 0", folder.path)
-                state, clock = _first_state(parts, like, placed), Clock()
-            step = int(state.step)
-            # Only now: the folder of a run that can't be resumed like this stays as it was.
-            on_first(lambda: go_on(step))
-            with stream(
-                parts.rows, config.batch_size, start_step=step, shardings=parts.layout
-            ) as batches:
-                state = fit(
-                    state,
-                    parts.train_step,
-                    batches,
-                    steps=config.steps,
-                    folder=folder,
-                    checkpoints=checkpoints,
-                    tokens_per_step=config.batch_size * task.seq_len,
-                    metric=task.metric,
-                    log_every=config.log_every,
-                    evaluate=lambda model: evaluated(model, "validation"),
-                    evaluate_every=config.evaluate_every,
-                    clock=clock,
-                    stop=stop,
-                    watchdog=watchdog,
+    on_process_0(begin)
+    with Checkpointer(
+        folder.checkpoints, every=config.save_every, minutes=config.save_minutes
+    ) as checkpointer:
+        restored = _restored(checkpointer, like) if resume else None
+        if restored is None and resume:
+            _log.warning("nothing to resume in %s: starting at step 0", folder.path)
+        state, clock = restored or (_first_state(setup, like), Clock())
+        step = int(state.step)
+        # Only now: the folder of a run that can't be resumed with these options stays as it was.
+        on_process_0(proceed)
+        bar = ProgressBar()
+        callbacks: list[Callback] = [
+            StopOnSignal(stop),
+            Heartbeat(watchdog),
+            SkippedSteps(),
+            bar,
+            Log(
+                folder.metrics,
+                bar.show,
+                every=config.log_every,
+                tokens_per_step=config.batch_size * task.seq_len,
+                clock=clock,
+                metric=task.metric,
+            ),
+            Checkpoints(checkpointer, meta=lambda: {"clock": asdict(clock)}, watchdog=watchdog),
+        ]
+        if config.evaluate_every:
+            callbacks.append(
+                Evaluation(
+                    lambda state: evaluated(state.model, "validation"), every=config.evaluate_every
                 )
-        figures = None if stop.reached() else evaluated(state.model, "test")
-    if figures is None:
+            )
+        with stream(
+            setup.rows, config.batch_size, start_step=step, shardings=setup.layout
+        ) as batches:
+            state = fit(state, setup.train_step, batches, steps=config.steps, callbacks=callbacks)
+    return state, clock
+
+
+def _evaluation(setup: Setup, stop: StopSignals, watchdog: Watchdog) -> _Evaluate:
+    """A function that evaluates a model on a split; it gives None if a signal stopped it."""
+    eval_step = make_eval_step(setup.loss)
+
+    def evaluated(model: SequenceModel, split: Split) -> dict[str, float] | None:
+        with setup.evaluation(split) as batches:
+            return evaluate(
+                eval_step,
+                model,
+                watchdog.watched("evaluating", batches),
+                carry=setup.carry(model),
+                metric=setup.task.metric,
+                stop=stop,
+            )
+
+    return evaluated
+
+
+def _restored(checkpointer: Checkpointer, like: TrainState) -> tuple[TrainState, Clock] | None:
+    """State and time of the newest undamaged checkpoint; None if there is no checkpoint."""
+    restored = checkpointer.restore(like, jax.tree.map(lambda x: x.sharding, like))
+    if restored is None:
         return None
-    summary = {
+    state, meta = restored
+    _log.info("resuming after step %d", int(state.step))
+    return state, Clock(**meta["clock"])
+
+
+def _first_state(setup: Setup, like: TrainState) -> TrainState:
+    """The state before the first step, with the shapes and the layout of `like`. Its model is new,
+    or that of another run."""
+    state = sharded_init(setup.init, jax.random.key(setup.config.seed), setup.mesh)
+    start_from = setup.config.start_from
+    if start_from is None:
+        return state
+    placed = jax.tree.map(lambda x: x.sharding, like.model)
+    model, step = restore_model(start_from, like.model, placed)
+    _log.info("starting from %s after step %d", start_from, step)
+    return eqx.tree_at(lambda state: state.model, state, model)
+
+
+def _summary(
+    setup: Setup, state: TrainState, clock: Clock, figures: Mapping[str, float]
+) -> dict[str, Any]:
+    mesh, task = setup.mesh, setup.task
+    return {
         "task": task.name,
-        "model": config.model,
+        "model": setup.config.model,
         "parameters": sum(each.value.size for each in parameters(state.model)),
         "mesh": dict(mesh.shape),
         "devices": mesh.size,
@@ -153,16 +218,3 @@ def _run(
         **task.notes,
         **(task.baseline() if task.baseline is not None else {}),
     }
-    watchdog.busy("waiting for the other processes at the end")
-    return decide(None, lambda _: written(summary), minutes=config.stuck_minutes)
-
-
-def _first_state(parts: Setup, like: TrainState, placed: TrainState) -> TrainState:
-    """New, or with the model of another run; with the shapes of `like`, laid out as in `placed`."""
-    config = parts.config
-    state = sharded_init(parts.init, jax.random.key(config.seed), parts.mesh)
-    if config.start_from is None:
-        return state
-    model, step = restore_model(config.start_from, like.model, placed.model)
-    _log.info("starting from %s after step %d", config.start_from, step)
-    return eqx.tree_at(lambda state: state.model, state, model)

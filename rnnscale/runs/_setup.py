@@ -1,40 +1,45 @@
-"""From the options of a run to everything that its steps are made of."""
+"""From the options of a run to the parts that its steps need. No part holds an array yet, so this
+also serves `rnnscale plan`, which has no devices."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import equinox as eqx
 import grain
 import jax
 import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from rnnscale._base import State
-from rnnscale._errors import UserError
+from rnnscale._base import SequenceModel, State, TakesIntervals
+from rnnscale._errors import UserError, as_user_error
 from rnnscale.data import Batches, evaluation_batches
+from rnnscale.runs._build import constrain, make_loss, make_model
 from rnnscale.runs._config import TrainConfig
-from rnnscale.runs._models import constrain, make_loss, make_model
+from rnnscale.runs._models import MODELS
 from rnnscale.runs._rows import Split, evaluation_rows, training_rows
-from rnnscale.sharding import AXES, batch_sharding, shardings
-from rnnscale.tasks import Task, pad_time
+from rnnscale.sharding import AXES, batch_sharding, make_mesh, shardings
+from rnnscale.tasks import Task, load_task, pad_time
 from rnnscale.training import Carry, Totals, TrainState, make_optimiser, make_train_step
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The parts of a run on a mesh, none of which holds an array yet.
+    """The parts of a run on a mesh; see `set_up`.
 
-    It needs no device: the mesh may be one of devices that are not here, and `abstract_state` and
-    `abstract_batch` are then what `train_step` can be compiled with.
+    The mesh may be one of devices that are not here: `train_step` can then be compiled with
+    `abstract_state()` and `abstract_batch()`.
 
-    - `task`: as the mesh needs it: with sequences padded to a multiple of `seq`.
-    - `init`: the state before the first step, from a key.
-    - `rows`: of the training batches; see `rnnscale.data.stream`.
+    **Attributes:**
+
+    - `config`: the options of the run.
+    - `mesh`: the mesh, with all of the axes `rnnscale.sharding.AXES`.
+    - `task`: the task, with its sequences padded to a multiple of the mesh axis `seq`.
+    - `rows`: the rows of the training batches, for `rnnscale.data.stream`.
+    - `init`: makes the state before the first step, from a key.
     - `loss`, `optimiser`: see `make_train_step`.
-    - `train_step`: `(state, batch)` to `(state, metrics)`.
+    - `train_step`: the function returned by `make_train_step`.
     """
 
     config: TrainConfig
@@ -47,12 +52,13 @@ class Setup:
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
 
     def on(self, mesh: Mesh | AbstractMesh) -> "Setup":
-        """The same on another mesh, without tracing it anew; from one whose `seq` is 1."""
-        task, rows = _fed(self.config, self.task, mesh)
+        """The same parts on another mesh, without tracing anything again. The mesh axis `seq` must
+        be 1 in this one."""
+        task, rows = _data_on(mesh, self.config, self.task)
         return replace(self, mesh=mesh, task=task, rows=rows)
 
     def layout(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
-        """How an array of a batch lies on the mesh."""
+        """The sharding of an array of a batch."""
         with_time = {"inputs", "reset", "intervals"}
         if self.task.labels == "step":
             with_time |= {"labels", "scored", "weight"}
@@ -60,53 +66,53 @@ class Setup:
         return batch_sharding(self.mesh, len(shape), time_axis=1 if in_time else None)
 
     def evaluation(self, split: Split) -> Batches:
-        """The batches of a split, each label once."""
+        """The batches of a split, with each label once."""
         rows = evaluation_rows(self.config, self.task, split)
         return evaluation_batches(rows, self.config.batch_size, shardings=self.layout)
 
-    def carry(self, model: eqx.Module) -> Carry | None:
-        """The state before the first batch, laid out over the mesh; None where batches do not hand
-        it on."""
+    def carry(self, model: SequenceModel) -> Carry | None:
+        """The recurrent state before the first batch, laid out over the mesh; None if batches do
+        not carry one."""
         if self.config.rows != "lanes":
             return None
 
-        def zeros(model: eqx.Module) -> Carry:
+        def zeros(model: SequenceModel) -> Carry:
             return Carry.zeros(model, self.config.batch_size, self.config.dtype)
 
         placed = shardings(jax.eval_shape(zeros, model), self.mesh)
         return jax.jit(zeros, out_shardings=placed)(model)
 
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and layout of the state."""
+        """Shapes, dtypes and layout of the state.
+
+        **Raises:** `ValueError` if the size of a parameter does not divide its mesh axis.
+        """
         state = jax.eval_shape(lambda: self.init(jax.random.key(0)))
         return jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             state,
-            shardings(state, self.mesh),
+            layout_of(state, self.mesh),
         )
 
     def abstract_batch(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtypes and layout of a batch for training."""
+        """Shapes, dtypes and layout of a training batch."""
         first: Any = self.rows[0]
-        record = {name: np.asarray(x) for name, x in first.items()}
-        shapes = {name: (self.config.batch_size, *x.shape) for name, x in record.items()}
-        return {
-            name: jax.ShapeDtypeStruct(
-                shapes[name],
-                jax.dtypes.canonicalize_dtype(x.dtype),
-                sharding=self.layout(name, shapes[name]),
-            )
-            for name, x in record.items()
-        }
+        batch = {}
+        for name, x in first.items():
+            record = np.asarray(x)
+            shape = (self.config.batch_size, *record.shape)
+            dtype = jax.dtypes.canonicalize_dtype(record.dtype)
+            batch[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=self.layout(name, shape))
+        return batch
 
 
 def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
     """The parts of the run that the options describe.
 
-    **Raises:** `ValueError` where the options do not fit the task or the mesh.
+    **Raises:** `ValueError` if the options do not fit the task or the mesh.
     """
     check_fits(config, task, mesh)
-    task, rows = _fed(config, task, mesh)
+    task, rows = _data_on(mesh, config, task)
     with jax.set_mesh(mesh):
         model = jax.eval_shape(lambda: make_model(config, task, jax.random.key(0)))
         optimiser = constrain(config, task, _make_optimiser(config, model))
@@ -117,42 +123,48 @@ def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
         model = make_model(config, task, model_key)
         carry = None
         if config.rows == "lanes":
-            carry = Carry.zeros(model, config.batch_size, config.dtype)
+            with as_user_error():
+                carry = Carry.zeros(model, config.batch_size, config.dtype)
         return TrainState.create(model, optimiser, state_key, carry=carry)
 
     train_step = make_train_step(loss, optimiser, accumulation=config.accumulation)
     setup = Setup(config, mesh, task, rows, init, loss, optimiser, train_step)
-    if mesh.shape["seq"] > 1:
-        # A model that can't be split over time says so when it is traced, which is early here.
-        with jax.set_mesh(mesh):
+    if mesh.shape["seq"] > 1 or config.chunk is not None:
+        # A model that can't be split over time says so when it is traced. Here that is early.
+        with jax.set_mesh(mesh), as_user_error():
             jax.eval_shape(loss, model, setup.abstract_batch(), None)
     return setup
 
 
-def _fed(
-    config: TrainConfig, task: Task, mesh: Mesh | AbstractMesh
-) -> tuple[Task, grain.MapDataset]:
-    """The task as the mesh needs it, and the rows of its batches."""
-    if config.rows == "records":
-        task = pad_time(task, mesh.shape["seq"])
-    return task, training_rows(config, task)
+def load_task_of(config: TrainConfig) -> Task:
+    """The task that the options name."""
+    return load_task(config.task, seq_len=config.seq_len, text=config.text, folder=config.folder)
 
 
-def _make_optimiser(config: TrainConfig, model: Any) -> optax.GradientTransformation:
-    rate = config.learning_rate
-    return make_optimiser(
-        model,
-        learning_rate=rate,
-        recurrence_rate=rate / 4 if config.recurrence_rate is None else config.recurrence_rate,
-        weight_decay=config.weight_decay,
-        warmup=config.steps // 10 if config.warmup is None else config.warmup,
-        steps=config.steps,
-        clip=config.clip,
-    )
+def make_run_mesh(sizes: Mapping[str, int] | None) -> Mesh:
+    """The mesh with these sizes; by default, all devices on `data`.
+
+    **Raises:** `UserError` if there are not as many devices.
+    """
+    sizes = sizes or {"data": jax.device_count()}
+    with as_user_error():
+        return make_mesh(*(sizes.get(axis, 1) for axis in AXES))
+
+
+def layout_of(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
+    """The layout of a model or a state over the mesh.
+
+    **Raises:** `UserError` if the size of a parameter does not divide its mesh axis.
+    """
+    with as_user_error():
+        return shardings(tree, mesh)
 
 
 def check_fits(config: TrainConfig, task: Task, mesh: Mesh | AbstractMesh) -> None:
-    """**Raises:** `ValueError` where batch or sequences can't be split over the mesh."""
+    """Checks that batch and sequences can be split over the mesh.
+
+    **Raises:** `ValueError` if they can't.
+    """
     if set(mesh.axis_names) != set(AXES):
         raise UserError(
             f"the mesh has the axes {', '.join(mesh.axis_names)}, and a run needs "
@@ -165,10 +177,10 @@ def check_fits(config: TrainConfig, task: Task, mesh: Mesh | AbstractMesh) -> No
             f"{config.accumulation} parts over the devices of data={data}, fsdp={fsdp}; make it a "
             f"multiple of {config.accumulation * data * fsdp}"
         )
-    if "intervals" in task.train[0] and config.model != "s5":
+    if "intervals" in task.train[0] and config.model not in (able := _taking_intervals()):
         raise UserError(
-            f"the steps of {task.name} are not evenly spaced in time, which of the models only s5 "
-            f"takes; got model={config.model}"
+            f"the steps of {task.name} are not evenly spaced in time, which of the models only "
+            f"{', '.join(able)} takes; got model={config.model}"
         )
     if task.seq_len < seq:
         raise UserError(
@@ -179,4 +191,35 @@ def check_fits(config: TrainConfig, task: Task, mesh: Mesh | AbstractMesh) -> No
         raise UserError(
             f"rows={config.rows} have seq_len={task.seq_len} steps, which the devices of seq={seq} "
             "must share evenly; make seq_len a multiple of that"
+        )
+
+
+def _taking_intervals() -> list[str]:
+    """The names of the models that take the time between two steps."""
+    makers = ((name, entry.make) for name, entry in MODELS.items())
+    return [
+        name for name, make in makers if isinstance(make, type) and issubclass(make, TakesIntervals)
+    ]
+
+
+def _data_on(
+    mesh: Mesh | AbstractMesh, config: TrainConfig, task: Task
+) -> tuple[Task, grain.MapDataset]:
+    """The task with sequences that the mesh can split, and the rows of its training batches."""
+    if config.rows == "records":
+        task = pad_time(task, mesh.shape["seq"])
+    return task, training_rows(config, task)
+
+
+def _make_optimiser(config: TrainConfig, model: Any) -> optax.GradientTransformation:
+    rate = config.learning_rate
+    with as_user_error():
+        return make_optimiser(
+            model,
+            learning_rate=rate,
+            recurrence_rate=rate / 4 if config.recurrence_rate is None else config.recurrence_rate,
+            weight_decay=config.weight_decay,
+            warmup=config.steps // 10 if config.warmup is None else config.warmup,
+            steps=config.steps,
+            clip=config.clip,
         )

@@ -1,299 +1,120 @@
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+"""The training loop: it keeps the devices busy and tells callbacks what happens."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import jax
-import numpy as np
 
-from rnnscale._errors import DivergedError
-from rnnscale.distributed import StopSignals, Watchdog, process_index
-from rnnscale.training._carry import Carry
-from rnnscale.training._checkpoint import Checkpointer
-from rnnscale.training._loss import Metric, means, with_metric
-from rnnscale.training._progress import StepProgress
-
-if TYPE_CHECKING:
-    from rnnscale.runs import RunFolder
-
-_log = logging.getLogger(__name__)
-
-type Scalars = Mapping[str, jax.Array]
-
-_SKIPPED_AT_MOST = 5
+from rnnscale.training._callback import Callback, FinishedStep
 
 
-class Trained(Protocol):
-    """What the loop has to know of a state. `TrainState` is one; another has to be a PyTree of
-    arrays as well."""
-
-    @property
-    def model(self) -> Any: ...
+class HasStep(Protocol):
+    """All that `fit` needs to know about a state: the number of steps that led to it."""
 
     @property
     def step(self) -> Any: ...
 
 
-@dataclass
-class Clock:
-    """Time spent in a run, over all of its sessions; kept in the checkpoints.
-
-    **Attributes:**
-
-    - `elapsed`: seconds in `fit`.
-    - `tokens`, `seconds`: time steps of training data, and the time that took. The first step of a
-        session, which compiles, and evaluations are not among them.
-    - `waiting`: how many of these seconds were spent waiting for batches.
-    """
-
-    elapsed: float = 0.0
-    tokens: int = 0
-    seconds: float = 0.0
-    waiting: float = 0.0
-
-    @property
-    def input_stall(self) -> float:
-        """The part of the time in which the next batch was not there yet."""
-        return self.waiting / self.seconds if self.seconds else 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-
-def fit[State: Trained, Batch](
+def fit[State: HasStep, Batch](
     state: State,
-    train_step: Callable[[State, Batch], tuple[State, Scalars]],
+    train_step: Callable[[State, Batch], tuple[State, Mapping[str, jax.Array]]],
     batches: Iterator[Batch],
     *,
     steps: int,
-    folder: "RunFolder",
-    checkpoints: Checkpointer,
-    tokens_per_step: int,
-    metric: Metric = "accuracy",
-    log_every: int = 10,
-    evaluate: Callable[[Any], Mapping[str, float] | None] | None = None,
-    evaluate_every: int = 0,
-    clock: Clock | None = None,
-    stop: StopSignals | None = None,
-    watchdog: Watchdog | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> State:
-    """Trains until `steps` steps are done, counted from the start of the run, or `stop` is
-    reached; both leave a checkpoint of the last step.
+    """Trains until `steps` steps are done, counted from the start of the run, or until a callback
+    stops it.
 
-    The metrics of a step are fetched when the next step was dispatched. So the devices never wait
-    for the host, and never have more than one step before them.
-
-    Where there are several processes, all call this alike, and the first one logs.
-
-    A resumed run logs what an uninterrupted one would have logged: a line belongs to one step, and
-    is on disk before the checkpoint of that step or of a later one.
+    The metrics of a step are fetched after the next step was dispatched. So the devices never wait
+    for the host, and never have more than one step queued. The exception is a step after which a
+    callback needs the state: the next one is dispatched when it is finished.
 
     **Arguments:**
 
-    - `state`: where to start; its arrays are donated.
-    - `train_step`: as of `make_train_step`. Its metrics must have `loss`, `skipped` (whether the
-        step was left out because of a number that is not finite) and `skipped_in_a_row`; all others
-        are logged too.
-    - `batches`: the first one is that of step `state.step`.
-    - `steps`: number of steps of the whole run, at least 1.
-    - `folder`, `checkpoints`: where metrics and checkpoints go.
-    - `tokens_per_step`: time steps in a batch.
-    - `metric`: with `"bits_per_byte"`, the loss is logged in bits as well, with `"mse"` under that
-        name.
-    - `log_every`: log every so many steps, and the last one; at least 1.
-    - `evaluate`: figures of a model on held-out data, logged as `validation_...`.
-    - `evaluate_every`: evaluate every so many steps; 0 for never.
-    - `clock`: of the run so far, where this is not its beginning; counts on.
-    - `stop`: by default, nothing but the last step stops the training.
-    - `watchdog`: is told of each step that has finished.
+    - `state`: where to start, such as a `TrainState`; its arrays are donated.
+    - `train_step`: the function returned by `make_train_step`, or any `train_step(state, batch) ->
+        (state, metrics)`. All metrics are scalars.
+    - `batches`: the first one is the batch of step `state.step`.
+    - `steps`: number of steps of the run, at least 1. Where `state.step` is that already, nothing
+        is trained.
+    - `callbacks`: what to do besides; see `Callback`.
 
     **Returns:** the last state.
 
-    **Raises:**
-
-    - `ValueError`: a number out of range, or the batches came to an end.
-    - `FloatingPointError`: several steps in a row were skipped.
+    **Raises:** `ValueError` if `steps` is below 1 or the batches end too early; and whatever a
+    callback raises.
     """
-    for name, value, least in (
-        ("steps", steps, 1),
-        ("log_every", log_every, 1),
-        ("evaluate_every", evaluate_every, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
     step = int(state.step)
-    log = _Log(
-        folder,
-        Clock() if clock is None else clock,
-        StepProgress(step, steps),
-        is_logged=lambda step: step % log_every == 0 or step == steps,
-        tokens_per_step=tokens_per_step,
-        metric=metric,
-        watchdog=watchdog,
-    )
-    with log.progress:
-        while step < steps and not (stop is not None and stop.reached()):
-            asked = perf_counter()
-            batch = next(batches, None)
-            log.waited += perf_counter() - asked
+    queue = _Queue(callbacks)
+    with ExitStack() as stack:
+        for each in callbacks:
+            stack.callback(each.close)
+        for each in callbacks:
+            each.on_start(step, steps, state)
+        # A list: each callback is asked, whatever the others say.
+        while step < steps and not any([each.should_stop() for each in callbacks]):
+            batch = queue.next_batch(batches)
             if batch is None:
                 raise ValueError(f"the batches ended after step {step}; steps={steps} need more")
             state, metrics = train_step(state, batch)
-            log.finish()
+            queue.finish()  # the step before
             step += 1
-            log.unfinished = step, metrics
-            if evaluate is not None and evaluate_every and step % evaluate_every == 0:
-                log.finish(evaluate(state.model))
-            if checkpoints.due(step):
-                log.finish()
-                if watchdog is not None:
-                    watchdog.busy(f"saving the checkpoint of step {step}")
-                checkpoints.save(step, state, clock=asdict(log.clock))
-        log.finish()
-    if watchdog is not None:
-        watchdog.busy(f"saving the checkpoint of step {step}")
-    checkpoints.save(step, state, clock=asdict(log.clock))
-    checkpoints.wait()
+            queue.dispatched(step, state, metrics)
+            waiting = [each for each in callbacks if each.needs_state(step)]
+            if waiting and (finished := queue.finish()):
+                for each in waiting:
+                    each.on_state(finished, state)
+        queue.finish()
+        for each in callbacks:
+            each.on_end(step, state)
     return state
 
 
-class _Log:
-    """Waits for steps to finish and tells of them."""
+class _Queue:
+    """The step that was dispatched last, until its metrics have been fetched; and the time."""
 
-    def __init__(
-        self,
-        folder: "RunFolder",
-        clock: Clock,
-        progress: StepProgress,
-        *,
-        is_logged: Callable[[int], bool],
-        tokens_per_step: int,
-        metric: Metric,
-        watchdog: Watchdog | None,
-    ):
-        self.clock = clock
-        self.progress = progress
-        self.unfinished: tuple[int, Scalars] | None = None
-        self.waited = 0.0  # for batches, since the step before the last had finished
-        self._folder = folder
-        self._is_logged = is_logged
-        self._tokens = tokens_per_step
-        self._metric: Metric = metric
-        self._watchdog = watchdog
-        self._session = perf_counter()
-        self._before = clock.elapsed
+    def __init__(self, callbacks: Sequence[Callback]):
+        self._callbacks = callbacks
+        self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._finished: FinishedStep | None = None
         self._last: float | None = None  # when the step before this one had finished
-        self._window = Clock()  # since the last line
+        self._waiting = 0.0  # for batches, since then
 
-    def finish(self, validation: Mapping[str, float] | None = None) -> None:
-        """Waits for the step that was dispatched last, if it wasn't waited for yet."""
-        if self.unfinished is None:
-            return
-        step, metrics = self.unfinished
-        self.unfinished = None
+    def next_batch[Batch](self, batches: Iterator[Batch]) -> Batch | None:
+        start = perf_counter()
+        batch = next(batches, None)
+        self._waiting += perf_counter() - start
+        return batch
+
+    def dispatched(self, step: int, state: Any, metrics: Mapping[str, jax.Array]) -> None:
+        self._pending = step, metrics
+        measured = [each.on_dispatch(step, state) for each in self._callbacks]
+        figures = [each for each in measured if each is not None]
+        if figures:
+            self.finish({name: x for each in figures for name, x in each.items()})
+
+    def finish(self, figures: Mapping[str, float] | None = None) -> FinishedStep | None:
+        """Waits for the step that was dispatched last, unless that was done already. Returns it.
+
+        **Arguments:**
+
+        - `figures`: what callbacks measured between the dispatch and now, if they did.
+        """
+        if self._pending is None:
+            return self._finished
+        step, metrics = self._pending
+        self._pending = None
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         now = perf_counter()
-        if self._watchdog is not None:
-            self._watchdog.finished(step)
-        self.clock.elapsed = self._before + now - self._session
-        # An evaluation came between the dispatch and now.
-        if self._last is not None and validation is None:
-            for clock in (self.clock, self._window):
-                clock.tokens += self._tokens
-                clock.seconds += now - self._last
-                clock.waiting += self.waited
-        self._last, self.waited = now, 0.0
-        _check_skipped(step, values)
-        self.progress.advance(step)
-        if validation is not None or self._is_logged(step):
-            self._write(step, values, validation or {})
-
-    def _write(
-        self, step: int, values: Mapping[str, float], validation: Mapping[str, float]
-    ) -> None:
-        # The first step alone has no time but one with the compilation in it.
-        rate = self._window.tokens_per_second or self._tokens / (perf_counter() - self._session)
-        row = {
-            "step": step,
-            "loss": values["loss"],
-            **with_metric(values, self._metric),
-            "tokens_per_second": round(rate, 1),
-            "elapsed": round(self.clock.elapsed, 3),
-            **{f"validation_{name}": value for name, value in validation.items()},
-        }
-        self._window = Clock()
-        if process_index() == 0:
-            self._folder.log(row)
-            self.progress.show(row)
-
-
-def _check_skipped(step: int, values: dict[str, float]) -> None:
-    skipped, in_a_row = values.pop("skipped"), int(values.pop("skipped_in_a_row"))
-    if not skipped:
-        return
-    _log.warning(
-        "step %d was skipped: its loss or gradient is not finite (loss %s)", step, values["loss"]
-    )
-    if in_a_row >= _SKIPPED_AT_MOST:
-        raise DivergedError(
-            f"the loss or gradient was not finite in {in_a_row} steps in a row, the last one step "
-            f"{step}; lower the learning rate or clip the gradients more, and start again or resume"
-        )
-
-
-def evaluate[Model, Batch](
-    eval_step: Callable[[Model, Batch, Carry | None], tuple[Carry | None, Scalars]],
-    model: Model,
-    batches: Iterable[Batch],
-    *,
-    carry: Carry | None = None,
-    metric: Metric = "accuracy",
-    stop: StopSignals | None = None,
-) -> dict[str, float] | None:
-    """Means over all batches: `loss`, and `accuracy`, `bits_per_byte`, `mse` or `nrmse`.
-
-    Each is that of all labels together, however they are spread over batches.
-
-    **Arguments:**
-
-    - `eval_step`: as of `make_eval_step`: the carry, and sums over a batch, those that the metric
-        is made of (see `cross_entropy` and `squared_error`).
-    - `model`, `batches`: what to evaluate on what.
-    - `carry`: the state that the first batch starts from, and each other one from where the one
-        before it ended; None for each from zero.
-    - `metric`: which one. `nrmse` is not finite where the labels do not vary.
-    - `stop`: ends the evaluation early.
-
-    **Returns:** the means, or None if it was stopped.
-
-    **Raises:** `ValueError` if nothing was counted, or the sums are not those of the metric.
-    """
-    sums: dict[str, np.ndarray] = {}
-
-    def add(totals: Scalars) -> None:
-        fetched: Any = jax.device_get(dict(totals))
-        for name, total in fetched.items():
-            sums[name] = sums.get(name, np.float64(0)) + np.asarray(total, np.float64)
-
-    pending: Scalars | None = None
-    for batch in batches:
-        if stop is not None and stop.reached():
-            return None
-        carry, totals = eval_step(model, batch, carry)
-        if pending is not None:
-            add(pending)
-        pending = totals
-    if pending is not None:
-        add(pending)
-    if not sums or not sums["count"] or not sums.get("scored", True):
-        raise ValueError("nothing to evaluate: the batches hold no labels that count")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        figures = with_metric(means(sums), metric)
-    if metric not in figures:
-        raise ValueError(
-            f"metric {metric!r} can't be computed from the loss's sums, {', '.join(sums)}; "
-            "take the loss that goes with it"
-        )
-    return {"loss": float(figures["loss"]), metric: float(figures[metric])}
+        is_training = figures is None and self._last is not None
+        seconds = now - self._last if is_training and self._last is not None else None
+        self._finished = FinishedStep(step, values, figures or {}, seconds, self._waiting)
+        self._last, self._waiting = now, 0.0
+        for each in self._callbacks:
+            each.on_step(self._finished)
+        return self._finished

@@ -244,7 +244,7 @@ def nan_in_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = np.stack([task.train[i]["labels"] for i in range(16)])
     inputs[:, 5] = math.nan
     broken = replace(task, train=ArraySource(inputs=inputs, labels=labels))
-    monkeypatch.setattr("rnnscale.runs._run.load_task", lambda *_, **__: broken)
+    monkeypatch.setattr("rnnscale.runs._setup.load_task", lambda *_, **__: broken)
 
 
 BAD = {

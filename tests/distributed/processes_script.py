@@ -11,8 +11,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rnnscale.distributed import Watchdog, connect, process_count, process_index
-from rnnscale.distributed._agree import agree, ask, decide, on_first, tell
+from rnnscale.distributed._collectives import all_reduce, barrier, check_same, on_process_0
 from rnnscale.distributed._event import Event
+from rnnscale.distributed._store import get, put
 from rnnscale.runs import RunFolder, TrainConfig, run, set_up
 from rnnscale.sharding import make_mesh
 from rnnscale.tasks import load_task
@@ -26,16 +27,16 @@ def environment(_: str) -> None:
 
 
 def together(folder: str) -> None:
-    """All that processes do to agree, one thing after the other."""
+    """All collectives of the host, one after the other."""
     count, here = process_count(), process_index()
-    print("first:", on_first(lambda: [process_index()]))
-    print("sum:", decide(here, sum))
-    told("error", lambda: on_first(lambda: int("x")))
-    told("other error", lambda: on_first(lambda: 1 // 0))
-    tell(f"at once/{here}", {})
-    print("at once:", [ask(f"at once/{here}", 0.0) for _ in range(200)] == [{}] * 200)
-    agree({"batch_size": 8, "mesh": {"data": 2}})
-    told("options", lambda: agree({"batch_size": 8, "seed": min(here, 1), "depth": here}))
+    print("first:", on_process_0(lambda: [process_index()]))
+    print("sum:", all_reduce(here, sum))
+    told("error", lambda: on_process_0(lambda: RunFolder(__file__).check(resume=False)))
+    told("other error", lambda: on_process_0(lambda: 1 // 0))
+    put(f"at once/{here}", {})
+    print("at once:", [get(f"at once/{here}", 0.0) for _ in range(200)] == [{}] * 200)
+    check_same({"batch_size": 8, "mesh": {"data": 2}})
+    told("options", lambda: check_same({"batch_size": 8, "seed": min(here, 1), "depth": here}))
     RunFolder(folder).check_shared()
     told("folder", lambda: RunFolder(HERE).check_shared(seconds=0.5))
 
@@ -45,19 +46,19 @@ def together(folder: str) -> None:
     came = []
     for call in range(1, 5001):
         if (here == count - 1 and call == 30) or (here == count - 2 and came == [call - 10]):
-            something.ask()
-        if something.has_come():
+            something.request()
+        if something.has_occurred():
             came.append(call)
         if len(came) == 2 and call == came[1] + 50:
             break
         time.sleep(0.002 * (1 + here))
-    decide(None, lambda _: None)
+    barrier()
     something.close()
     print("came:", len(came), came)
 
     if here == 1:
         time.sleep(4)
-    told("late", lambda: decide(None, lambda _: None, minutes=0.03))
+    told("late", lambda: barrier(minutes=0.03))
 
 
 def told(what: str, action) -> None:
@@ -105,7 +106,7 @@ def stuck_in_training(out: str) -> None:
     def load(*_, **__):
         return dataclasses.replace(task, train=Slow())
 
-    sys.modules["rnnscale.runs._run"].load_task = load
+    sys.modules["rnnscale.runs._setup"].load_task = load
     options = {"dim": 8, "depth": 1, "batch_size": 8, "stuck_minutes": 0.05, "log_every": 1}
     run(TrainConfig.for_task("adding", model="indrnn", out=out, seq_len=8, **options))
 

@@ -3,7 +3,9 @@
 import inspect
 import json
 import math
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -15,8 +17,9 @@ from rnnscale.cells import Cell
 from rnnscale.cli import main
 from rnnscale.experiments import EXPERIMENTS, Entry, Experiment, Figure, Result
 from rnnscale.experiments._train import runs, train
-from rnnscale.runs import RunFolder, TrainConfig, run, set_up
-from rnnscale.runs._models import _CELLS, _LAYERS, _configured
+from rnnscale.runs import MODELS, RunFolder, TrainConfig, run, set_up
+from rnnscale.runs._build import make_sequence_layer
+from rnnscale.runs._models import CellEntry, LayerEntry
 from rnnscale.sharding import make_mesh
 from rnnscale.tasks import load_task
 
@@ -91,8 +94,9 @@ def test_presets_fit_their_tasks(preset):
         *before, config = runs(entry.options, 0, Path("unused"))
         assert {name: getattr(config, name) for name in options} == options
         if preset.folder:  # the data are elsewhere, the layer is here
-            make = _configured(config.model, _LAYERS[config.model], config.cell or {})
-            layer = jax.eval_shape(lambda key: make(config.dim, config.state_dim, key=key), KEY)  # noqa: B023
+            model = MODELS[config.model]
+            assert isinstance(model, LayerEntry)
+            layer: Any = jax.eval_shape(partial(make_sequence_layer, config, model), KEY)
             assert layer.forward.b_re.shape[1] == config.dim
             continue
         models = []
@@ -110,10 +114,11 @@ def test_presets_fit_their_tasks(preset):
 def test_the_pixels_are_read_by_every_cell():
     classes = {c for c in vars(cells).values() if inspect.isclass(c) and issubclass(c, Cell)}
     concrete = {each for each in classes if not inspect.isabstract(each)}
-    made = {*_CELLS.values(), cells.RGLRUCell}
+    entries = {name: entry for name, entry in MODELS.items() if isinstance(entry, CellEntry)}
+    made = {*(entry.make for entry in entries.values()), cells.RGLRUCell}
     assert made == concrete
     for name in ("digits", "digits-permuted", "mnist5k", "mnist5k-permuted"):
-        assert {*_CELLS, "rglru", "s5", "lru", "linear-attention"} == {
+        assert {*entries, "rglru", "s5", "lru", "linear-attention"} == {
             entry.name for entry in EXPERIMENTS[name].entries
         }
 

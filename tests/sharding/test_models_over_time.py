@@ -20,7 +20,7 @@ from rnnscale.layers import (
 )
 from rnnscale.models import LanguageModel, SequenceClassifier
 from rnnscale.runs import TrainConfig, set_up
-from rnnscale.runs._models import make_model
+from rnnscale.runs._build import make_model
 from rnnscale.sharding import batch_sharding, make_mesh, shardings
 from rnnscale.ssm import LinearAttention
 from rnnscale.tasks import Task

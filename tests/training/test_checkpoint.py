@@ -103,7 +103,7 @@ def test_due_by_steps_and_by_the_time_since_the_last_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     now = 1000.0
-    monkeypatch.setattr("rnnscale.training._checkpoint.monotonic", lambda: now)
+    monkeypatch.setattr("rnnscale.training._checkpointer.monotonic", lambda: now)
     with Checkpointer(tmp_path, every=100, minutes=2) as checkpoints:
         due = []
         for step in range(1, 201):

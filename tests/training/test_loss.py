@@ -10,10 +10,9 @@ import optax
 import pytest
 
 from rnnscale.layers import Linear
-from rnnscale.runs import RunFolder
 from rnnscale.sharding import batch_sharding, make_mesh
 from rnnscale.training import (
-    Checkpointer,
+    Log,
     TrainState,
     cross_entropy,
     evaluate,
@@ -190,23 +189,16 @@ def test_the_accuracy_is_of_scored_labels_and_the_loss_of_all(key):
     assert "scored" not in metrics
 
 
-def test_the_mse_stands_in_the_log(key, tmp_path):
+def test_the_mse_stands_in_the_log(key):
     mse, nrmse = figures_by_hand(readout(key), [regression_batch(0)])
-    optimiser, folder = optax.sgd(0.1), RunFolder(tmp_path)
-    folder.open({})
-    with Checkpointer(folder.checkpoints, every=100) as checkpoints:
-        fit(
-            TrainState.create(readout(key), optimiser, key),
-            make_train_step(squared_error, optimiser),
-            map(regression_batch, itertools.count()),
-            steps=2,
-            folder=folder,
-            checkpoints=checkpoints,
-            tokens_per_step=ROWS * TIME,
-            metric="mse",
-            log_every=1,
-        )
-    rows = folder.rows()
+    optimiser, rows = optax.sgd(0.1), []
+    fit(
+        TrainState.create(readout(key), optimiser, key),
+        make_train_step(squared_error, optimiser),
+        map(regression_batch, itertools.count()),
+        steps=2,
+        callbacks=[Log(rows.append, every=1, metric="mse")],
+    )
     assert [row["mse"] for row in rows] == [row["loss"] for row in rows]
     assert (rows[0]["mse"], rows[0]["nrmse"]) == pytest.approx((mse, nrmse), rel=1e-5)
 

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from rnnscale._errors import UserError
-from rnnscale.distributed import Event, on_first, process_count, process_index
+from rnnscale.distributed import Event, on_process_0, process_count, process_index
 
 _log = logging.getLogger(__name__)
 
@@ -101,8 +101,8 @@ class Checkpointer:
         """Whether to save after `step`. To be called after every step."""
         if self.minutes is not None and process_index() == 0:
             if monotonic() - self._last >= 60 * self.minutes:
-                self._late.ask()
-        return self._late.has_come() or step % self.every == 0
+                self._late.request()
+        return self._late.has_occurred() or step % self.every == 0
 
     def save(self, step: int, state: PyTree[jax.Array], **meta: Any) -> None:
         """Starts to save. Returns when the arrays have left the devices, so that the next step may
@@ -159,7 +159,7 @@ class Checkpointer:
         """
         self._manager.wait_until_finished()
         # Reads all of it.
-        step, damaged = on_first(lambda: _newest_whole(self.folder, self._unfinished))
+        step, damaged = on_process_0(lambda: _newest_whole(self.folder, self._unfinished))
         if step is None:
             return None
         # Read by hand: the manager knows only what it believes to be whole.
@@ -171,7 +171,7 @@ class Checkpointer:
                 f"checkpoint {step} in {self.folder} is of another model: {difference}. Resume "
                 "with the options the run was started with, or start again in another folder"
             )
-        on_first(lambda: self._set_aside(damaged))
+        on_process_0(lambda: self._set_aside(damaged))
         self._manager.reload()
         placed = _placed(wanted, shardings)
         target = _target(wanted, placed)
@@ -252,7 +252,7 @@ def restore_part(
     **Raises:** as `Checkpointer.restore`.
     """
     folder = Path(folder).absolute()
-    step, _ = on_first(lambda: _newest_whole(folder))
+    step, _ = on_process_0(lambda: _newest_whole(folder))
     if step is None:
         return None
     wanted = _named(like)

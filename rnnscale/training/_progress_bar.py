@@ -1,24 +1,35 @@
+"""How far training has come: a bar on a terminal, lines in a log elsewhere."""
+
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rnnscale.distributed import process_index
+from rnnscale.training._callback import Callback, FinishedStep
 
 _log = logging.getLogger(__name__)
 
-# What fits beside the bar in 80 columns.
+# The figures for which there is room next to the bar in 80 columns.
 _IN_BAR = ("loss", "accuracy", "bits_per_byte", "tokens_per_second")
 
 
-class StepProgress:
-    """Shows how far training is: a bar on a terminal, a log line per logged step elsewhere. Where
-    there are several processes, the first one has the bar."""
+class ProgressBar(Callback):
+    """Shows a progress bar on a terminal, in process 0. Where stderr is not a terminal, there is no
+    bar, and rows are logged as lines.
 
-    def __init__(self, step: int, steps: int):
+    `show` is a writer for `Log`, which gives it the figures:
+
+    ```python
+    bar = ProgressBar()
+    callbacks = [bar, Log(bar.show)]
+    ```
+    """
+
+    def __init__(self):
         console = Console(stderr=True)
-        self._steps = steps
         self._bar = Progress(
             MofNCompleteColumn(),
             BarColumn(bar_width=16),
@@ -27,19 +38,20 @@ class StepProgress:
             console=console,
             disable=not console.is_terminal or process_index() != 0,
         )
+
+    def on_start(self, step: int, steps: int, state: Any) -> None:
+        self._steps = steps
         self._task = self._bar.add_task("compiling the step", total=steps, completed=step)
-
-    def __enter__(self) -> "StepProgress":
         self._bar.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def on_step(self, finished: FinishedStep) -> None:
+        self._bar.update(self._task, completed=finished.step)
+
+    def close(self) -> None:
         self._bar.stop()
 
-    def advance(self, step: int) -> None:
-        self._bar.update(self._task, completed=step)
-
     def show(self, row: Mapping[str, float]) -> None:
+        """Shows the figures of a row."""
         if self._bar.disable:
             figures = {k: x for k, x in row.items() if k not in ("step", "elapsed")}
             _log.info("step %d/%d  %s", row["step"], self._steps, _text(figures))

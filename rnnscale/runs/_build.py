@@ -1,0 +1,132 @@
+"""The model of a run and what belongs to it, its loss and its constraint, from the options."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key, PRNGKeyArray
+
+from rnnscale._base import SequenceLayer, SequenceModel, State
+from rnnscale.cells import Cell
+from rnnscale.layers import DeepRNN, Embedding, RNNEncoder
+from rnnscale.models import LanguageModel, SequenceClassifier
+from rnnscale.runs._config import TrainConfig
+from rnnscale.runs._models import MODELS, CellEntry, LayerEntry, construct
+from rnnscale.tasks import Task
+from rnnscale.training import Totals, cross_entropy, in_chunks, indrnn_constraint, squared_error
+
+
+def make_model(config: TrainConfig, task: Task, key: PRNGKeyArray) -> SequenceModel:
+    """The model of a run.
+
+    Layers become a `SequenceClassifier` or, for tokens with a label at each step, a
+    `LanguageModel`; so do cells that read tokens. Cells that read features become a `DeepRNN`.
+    """
+    entry = MODELS[config.model]
+    if isinstance(entry, CellEntry) and task.inputs == "features":
+        return _make_deep_rnn(config, task, entry, key)
+
+    def make_layer(key: PRNGKeyArray) -> SequenceLayer:
+        if isinstance(entry, CellEntry):
+            return RNNEncoder(_make_cell(config, task, entry, config.dim, 0, key))
+        return make_sequence_layer(config, entry, key)
+
+    shared = {
+        "make_layer": make_layer,
+        "dim": config.dim,
+        "depth": config.depth,
+        "dropout": config.dropout,
+        "remat": config.remat,
+        "key": key,
+    }
+    if task.inputs == "tokens" and task.labels == "step" and task.idim == _output_size(task):
+        return LanguageModel(task.idim, dtype=config.dtype, **shared)
+    if task.inputs == "tokens":
+        shared |= {"make_encoder": Embedding, "dtype": config.dtype}
+    pool = "mean" if task.labels == "sequence" else "none"
+    chunk = _model_chunk(config, task)
+    return SequenceClassifier(task.idim, _output_size(task), pool=pool, chunk=chunk, **shared)
+
+
+def make_sequence_layer(config: TrainConfig, entry: LayerEntry, key: PRNGKeyArray) -> SequenceLayer:
+    """One layer of the model."""
+    options = config.cell or {}
+    return construct(entry, config.dim, config.state_dim, options=options, key=key)
+
+
+def make_loss(config: TrainConfig, task: Task) -> Callable[..., tuple[State, Totals]]:
+    """Cross-entropy for classes, squared error for real labels.
+
+    A model computes in the dtype of its inputs. Where these are tokens, the model got its dtype
+    when it was made.
+    """
+    total = squared_error if task.classes is None else cross_entropy
+
+    def loss(
+        model: Any,
+        batch: Mapping[str, jax.Array],
+        key: Key[Array, "*#batch"] | None,
+        state: State | None = None,
+    ) -> tuple[State, Totals]:
+        inputs = batch["inputs"]
+        if jnp.issubdtype(inputs.dtype, jnp.floating):
+            inputs = inputs.astype(config.dtype)
+        return total(model, {**batch, "inputs": inputs}, key, state)
+
+    if config.chunk is None or task.labels == "sequence":
+        return loss
+    return in_chunks(loss, config.chunk)
+
+
+def constrain(
+    config: TrainConfig, task: Task, optimiser: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The optimiser, followed by the constraint on the parameters if the model has one."""
+    limit = _recurrent_limit(MODELS[config.model], task)
+    return optimiser if limit is None else optax.chain(optimiser, indrnn_constraint(limit))
+
+
+def _make_deep_rnn(config: TrainConfig, task: Task, entry: CellEntry, key: PRNGKeyArray) -> DeepRNN:
+    *keys, readout_key = jax.random.split(key, config.depth + 1)
+    stack: list[Cell] = []
+    for level, cell_key in enumerate(keys):
+        idim = stack[-1].odim if stack else task.idim
+        stack.append(_make_cell(config, task, entry, idim, level, cell_key))
+    return DeepRNN(
+        stack,
+        _output_size(task),
+        remat=config.remat,
+        chunk=_model_chunk(config, task),
+        key=readout_key,
+    )
+
+
+def _make_cell(
+    config: TrainConfig, task: Task, entry: CellEntry, idim: int, level: int, key: PRNGKeyArray
+) -> Cell:
+    options = dict(config.cell or {})
+    limit = _recurrent_limit(entry, task)
+    if limit is not None:
+        # As its authors have it, the last layer starts with units that remember all of a sequence.
+        last = level == config.depth - 1
+        options.setdefault("recurrent_range", (1 / limit if last else 0.0, limit))
+    return construct(entry, idim, config.dim, options=options, key=key)
+
+
+def _recurrent_limit(entry: CellEntry | LayerEntry, task: Task) -> float | None:
+    """The largest absolute value of a recurrent weight, for a cell that is to be constrained."""
+    if not isinstance(entry, CellEntry) or entry.gain is None:
+        return None
+    return entry.gain ** (1 / task.seq_len)
+
+
+def _model_chunk(config: TrainConfig, task: Task) -> int | None:
+    """The chunk for the model itself. Where there is a label at each step, the loss is cut into
+    chunks instead."""
+    return config.chunk if task.labels == "sequence" else None
+
+
+def _output_size(task: Task) -> int:
+    return task.classes or task.odim or 0  # a task has one of them

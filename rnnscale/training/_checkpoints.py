@@ -1,0 +1,48 @@
+"""Checkpoints as a callback of `fit`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rnnscale.distributed import Watchdog
+from rnnscale.training._callback import Callback, FinishedStep
+from rnnscale.training._checkpointer import Checkpointer
+
+
+class Checkpoints(Callback):
+    """Saves the state whenever the checkpointer says that a save is due, and after the last step.
+
+    Since `fit` shows every callback the metrics of a step before its state, the row of a step is on
+    disk before the checkpoint of that step or of a later one.
+
+    **Arguments:**
+
+    - `checkpointer`: what saves. It is not closed.
+    - `meta`: called at each save, for what is to be stored with the state: anything JSON can hold.
+    - `watchdog`: is told of each save, since it may take longer than a step.
+    """
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        *,
+        meta: Callable[[], Mapping[str, Any]] = dict,
+        watchdog: Watchdog | None = None,
+    ):
+        self._checkpointer = checkpointer
+        self._meta = meta
+        self._watchdog = watchdog
+
+    def needs_state(self, step: int) -> bool:
+        return self._checkpointer.due(step)
+
+    def on_state(self, finished: FinishedStep, state: Any) -> None:
+        self._save(finished.step, state)
+
+    def on_end(self, step: int, state: Any) -> None:
+        self._save(step, state)
+        self._checkpointer.wait()
+
+    def _save(self, step: int, state: Any) -> None:
+        if self._watchdog is not None:
+            self._watchdog.busy(f"saving the checkpoint of step {step}")
+        self._checkpointer.save(step, state, **self._meta())

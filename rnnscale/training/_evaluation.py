@@ -1,0 +1,105 @@
+"""Figures of a model on held-out data: the means over an evaluation, and evaluations during
+training as a callback of `fit`."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from rnnscale.distributed import StopSignals
+from rnnscale.training._callback import Callback
+from rnnscale.training._carry import Carry
+from rnnscale.training._loss import Metric, means, with_metric
+
+type Scalars = Mapping[str, jax.Array]
+
+
+class Evaluation(Callback):
+    """Evaluates every few steps. The figures stand in the row of the step, as `validation_loss` and
+    so on.
+
+    **Arguments:**
+
+    - `evaluate`: the figures of a state, for example by `evaluate`; None if it was stopped.
+    - `every`: steps between two evaluations, at least 1.
+    - `name`: what the names of the figures begin with.
+
+    **Raises:** `ValueError` if `every` is below 1.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[Any], Mapping[str, float] | None],
+        *,
+        every: int,
+        name: str = "validation",
+    ):
+        if every < 1:
+            raise ValueError(f"every must be at least 1 step, got {every}")
+        self._evaluate = evaluate
+        self._every = every
+        self._name = name
+
+    def on_dispatch(self, step: int, state: Any) -> Mapping[str, float] | None:
+        figures = self._evaluate(state) if step % self._every == 0 else None
+        if figures is None:
+            return None
+        return {f"{self._name}_{name}": value for name, value in figures.items()}
+
+
+def evaluate[Model, Batch](
+    eval_step: Callable[[Model, Batch, Carry | None], tuple[Carry | None, Scalars]],
+    model: Model,
+    batches: Iterable[Batch],
+    *,
+    carry: Carry | None = None,
+    metric: Metric = "accuracy",
+    stop: StopSignals | None = None,
+) -> dict[str, float] | None:
+    """Means over all labels of an evaluation: `loss`, and `accuracy`, `bits_per_byte`, `mse` or
+    `nrmse`. How the labels are spread over batches makes no difference.
+
+    **Arguments:**
+
+    - `eval_step`: the function returned by `make_eval_step`. Its sums must be those that the metric
+        is computed from; see `cross_entropy` and `squared_error`.
+    - `model`: the model to evaluate.
+    - `batches`: the data to evaluate it on.
+    - `carry`: the state that the first batch starts from; each other batch then starts from where
+        the one before ended. None to start every batch from zero.
+    - `metric`: the name of the second figure. `nrmse` is not finite where the labels do not vary.
+    - `stop`: ends the evaluation early.
+
+    **Returns:** the means, or None if it was stopped.
+
+    **Raises:** `ValueError` if no label counts, or the metric can't be computed from the sums.
+    """
+    sums: dict[str, np.ndarray] = {}
+
+    def add(totals: Scalars) -> None:
+        fetched: Any = jax.device_get(dict(totals))
+        for name, total in fetched.items():
+            sums[name] = sums.get(name, np.float64(0)) + np.asarray(total, np.float64)
+
+    # As in `fit`, the sums of a batch are fetched after the next batch was dispatched.
+    pending: Scalars | None = None
+    for batch in batches:
+        if stop is not None and stop.reached():
+            return None
+        carry, totals = eval_step(model, batch, carry)
+        if pending is not None:
+            add(pending)
+        pending = totals
+    if pending is not None:
+        add(pending)
+    if not sums or not sums["count"] or not sums.get("scored", True):
+        raise ValueError("nothing to evaluate: the batches hold no labels that count")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        figures = with_metric(means(sums), metric)
+    if metric not in figures:
+        raise ValueError(
+            f"metric {metric!r} can't be computed from the loss's sums, {', '.join(sums)}; "
+            "take the loss that goes with it"
+        )
+    return {"loss": float(figures["loss"]), metric: float(figures[metric])}
