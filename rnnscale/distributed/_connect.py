@@ -1,3 +1,6 @@
+"""Connecting the processes of a program, from arguments or from what the environment says, with
+errors in one line where jax alone would wait for long or abort."""
+
 import os
 import socket
 import sys
@@ -7,15 +10,19 @@ from typing import NoReturn
 
 import jax
 
-# Not public, but there is no public way to ask for any of this.
+# Not public, but jax has no public way to ask for any of this.
 from jax._src import distributed, xla_bridge
 from jax._src.clusters import ClusterEnv, K8sCluster
 
 from rnnscale._errors import UserError
 
-# jax ends all processes when one of them was not heard of for so long.
+# jax ends all processes when one of them has not reported for this long.
 _HEARTBEAT_SECONDS = 20
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+# The coordinator's address, the number of processes, and the number of this one.
+type _Place = tuple[str | None, int | None, int | None]
+_NOWHERE: _Place = (None, None, None)
 
 
 def connect(
@@ -28,49 +35,71 @@ def connect(
     """Makes this process one of several that run the same program on the devices of them all.
 
     Call it at the beginning of a program, before anything uses a device. Without arguments, the
-    environment says what this process is part of:
+    environment decides:
 
     - the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, which are
         the three arguments;
-    - else what jax finds: SLURM (`srun`), Open MPI (`mpirun`; from version 5 on with `mpi4py`
+    - otherwise what jax finds: SLURM (`srun`), Open MPI (`mpirun`; from version 5 on with `mpi4py`
         installed), TPU pods, and indexed jobs of Kubernetes with `kubernetes` installed.
 
-    Where the environment says nothing of the kind, or that there is one process, nothing happens.
-    Nor does it on a second call.
+    If the environment names no other process, this does nothing. Nor does a second call.
 
     **Arguments:**
 
     - `coordinator`: `HOST:PORT` at which process 0 can be reached from all others. It listens
         there.
-    - `processes`: how many there are, at least 1. With 1, the environment is not looked at.
-    - `process`: which one this is, 0 to `processes - 1`.
-    - `minutes`: how long to wait for the others.
+    - `processes`: number of processes, at least 1. With 1, the environment is ignored.
+    - `process`: the number of this process, 0 to `processes - 1`.
+    - `minutes`: how long to wait for the other processes.
 
-    **Raises:** `ValueError` where arguments or variables are incomplete or out of range, where jax
-    is running already, and where nothing answers at the coordinator's address in time. Where it
-    does answer, but not all processes come, the process ends with a message and exit code 2: jax
-    can't be called back from waiting for them.
+    **Raises:** `ValueError` if arguments or variables are incomplete or out of range, if jax is
+    running already, or if nothing answers at the coordinator's address in time. If the coordinator
+    answers, but not all processes come, this process ends with a message and exit code 2, since
+    nothing can interrupt jax while it waits for them.
     """
     if jax.distributed.is_initialized() or (processes == 1 and coordinator is None):
         return
-    if (coordinator, processes, process) == (None, None, None):
-        coordinator, processes, process = _from_variables()
+    place = coordinator, processes, process
+    if place == _NOWHERE:
+        place = _from_variables()
     detection = "deactivate"
-    if (coordinator, processes, process) == (None, None, None):
-        coordinator, processes, process = _detected(minutes)
+    if place == _NOWHERE:
+        place = _from_cluster(minutes)
         detection = None  # SLURM and MPI start a process for each GPU, and jax gives it that one
-    if (coordinator, processes, process) == (None, None, None):
+    if place == _NOWHERE:
         return
-    coordinator, processes, process = _checked(coordinator, processes, process)
-    if processes == 1:
-        return
+    coordinator, processes, process = _complete(*place)
+    if processes > 1:
+        _initialize(coordinator, processes, process, minutes, detection)
+
+
+def process_count() -> int:
+    """The number of processes that run this program. Unlike jax's own function, this starts no
+    devices."""
+    return distributed.global_state.num_processes
+
+
+def process_index() -> int:
+    """The number of this process, from 0. Unlike jax's own function, this starts no devices."""
+    return distributed.global_state.process_id
+
+
+def end(message: str, code: int) -> NoReturn:
+    """Ends the process from a thread, while the main thread waits for what will not come."""
+    print(f"rnnscale: error: {message}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def _initialize(
+    coordinator: str, processes: int, process: int, minutes: float, detection: str | None
+) -> None:
     if xla_bridge.backends_are_initialized():
         raise UserError(
             "connect comes too late: jax is running already; call it before anything uses a device"
         )
     start = monotonic()
     if process:
-        _reach(coordinator, 60 * minutes)
+        _wait_for(coordinator, 60 * minutes)
     missing = threading.Timer(
         60 * minutes - (monotonic() - start),
         end,
@@ -88,7 +117,7 @@ def connect(
             processes,
             process,
             cluster_detection_method=detection,
-            # Never before our own limit: it ends the process with a stack of C++ calls.
+            # Longer than our own limit, since jax's ends the process with a stack of C++ calls.
             initialization_timeout=int(60 * minutes) + 60,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
@@ -100,26 +129,10 @@ def connect(
         missing.cancel()
 
 
-def process_count() -> int:
-    """How many processes run this program. Unlike jax's own, starts no devices."""
-    return distributed.global_state.num_processes
-
-
-def process_index() -> int:
-    """Which of them this is. Unlike jax's own, starts no devices."""
-    return distributed.global_state.process_id
-
-
-def end(message: str, code: int) -> NoReturn:
-    """Ends the process from a thread, where the main thread waits for what will not come."""
-    print(f"rnnscale: error: {message}", file=sys.stderr, flush=True)
-    os._exit(code)
-
-
-def _from_variables() -> tuple[str | None, int | None, int | None]:
+def _from_variables() -> _Place:
     values = [os.environ.get(name) for name in _VARIABLES]
     if values == [None, None, None]:
-        return None, None, None
+        return _NOWHERE
     address, processes, process = values
     if processes is None or process is None or not (processes + process).isdecimal():
         given = ", ".join(f"{n}={v}" for n, v in zip(_VARIABLES, values, strict=True))
@@ -127,12 +140,12 @@ def _from_variables() -> tuple[str | None, int | None, int | None]:
     return address, int(processes), int(process)
 
 
-def _detected(minutes: float) -> tuple[str | None, int | None, int | None]:
-    """What jax finds in the environment."""
+def _from_cluster(minutes: float) -> _Place:
+    """What jax finds out from the cluster that this process runs on."""
     for cluster in ClusterEnv._cluster_types:
         if cluster.opt_in_only_method:
             continue
-        # All pods are in Kubernetes, and most of them are alone.
+        # Every pod is in Kubernetes, but only those of an indexed job belong together.
         if cluster is K8sCluster and "JOB_COMPLETION_INDEX" not in os.environ:
             continue
         if not cluster.is_env_present():
@@ -140,7 +153,7 @@ def _detected(minutes: float) -> tuple[str | None, int | None, int | None]:
         try:
             processes = cluster.get_process_count()
             if processes == 1:
-                return None, None, None
+                return _NOWHERE
             address = cluster.get_coordinator_address(
                 timeout_secs=int(60 * minutes),
                 override_coordinator_port=os.environ.get("JAX_COORDINATOR_PORT"),
@@ -151,10 +164,10 @@ def _detected(minutes: float) -> tuple[str | None, int | None, int | None]:
                 f"this process seems to be part of a cluster, but jax can't say which part: {error}"
                 " Give coordinator, processes and process, or processes=1 for this one alone"
             ) from error
-    return None, None, None
+    return _NOWHERE
 
 
-def _checked(
+def _complete(
     coordinator: str | None, processes: int | None, process: int | None
 ) -> tuple[str, int, int]:
     if coordinator is None or processes is None or process is None:
@@ -172,8 +185,8 @@ def _checked(
     return coordinator, processes, process
 
 
-def _reach(coordinator: str, seconds: float) -> None:
-    """Waits until something answers there. jax's own attempt would end in an abort."""
+def _wait_for(coordinator: str, seconds: float) -> None:
+    """Waits until something answers at the address. jax's own attempt would end in an abort."""
     host, _, port = coordinator.rpartition(":")
     until = monotonic() + seconds
     while True:

@@ -6,7 +6,6 @@ from rnnscale.training._carry import Carry as Carry
 from rnnscale.training._checkpointer import (
     Checkpointer as Checkpointer,
     restore_part as restore_part,
-    saved_steps as saved_steps,
 )
 from rnnscale.training._checkpoints import Checkpoints as Checkpoints
 from rnnscale.training._chunks import in_chunks as in_chunks
@@ -21,6 +20,7 @@ from rnnscale.training._loss import (
     cross_entropy as cross_entropy,
     squared_error as squared_error,
 )
+from rnnscale.training._manifest import saved_steps as saved_steps
 from rnnscale.training._metrics_file import MetricsFile as MetricsFile
 from rnnscale.training._optimiser import make_optimiser as make_optimiser
 from rnnscale.training._progress_bar import ProgressBar as ProgressBar

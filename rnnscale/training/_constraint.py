@@ -15,8 +15,8 @@ from rnnscale.cells import IndRNNCell
 def indrnn_constraint(limit: float) -> optax.GradientTransformation:
     r"""Keeps $|u| \le$ `limit` in every `IndRNNCell` of a model, exactly, after each update.
 
-    Where `limit` is $2^{1/T}$, no gradient of a relu grows beyond twice itself over T steps. It
-    stands last in a chain, since it looks at the parameters that the update leads to:
+    With `limit` $2^{1/T}$, a gradient through T steps of a relu grows by a factor of at most two.
+    Put it last in a chain, since it depends on the parameters that the update leads to:
 
     ```python
     import optax
@@ -35,8 +35,8 @@ def indrnn_constraint(limit: float) -> optax.GradientTransformation:
 
     **Returns:** a transformation without a state, which needs `params` in its update.
 
-    **Raises:** `ValueError` where `limit` is not positive; in `init`, where the parameters have no
-    `IndRNNCell`; in the update, where it gets no parameters.
+    **Raises:** `ValueError` if `limit` is not positive; in `init`, if the parameters have no
+    `IndRNNCell`; in the update, if it gets no parameters.
     """
     if not limit > 0:
         raise ValueError(f"indrnn_constraint: limit must be positive; got {limit}.")
@@ -60,7 +60,7 @@ def indrnn_constraint(limit: float) -> optax.GradientTransformation:
         def constrain(param: PyTree, update: PyTree) -> PyTree:
             if not _is_indrnn(param):
                 return update
-            # One of the two trees of a partition holds None here.
+            # In one of the two trees of `eqx.partition` the weights are None.
             recurrent = jax.tree.map(partial(_within, limit), param.recurrent, update.recurrent)
             return eqx.tree_at(_recurrent, update, recurrent, is_leaf=lambda x: x is None)
 
@@ -83,11 +83,12 @@ def _within(
     """The update that leads to the nearest value within the limit."""
     bound = _rounded_down(limit, param.dtype)
     target = jnp.clip(param + update, -bound, bound)
-    # In a fusion the compiler may compute in more digits than the update will have.
+    # In a fusion the compiler may compute with a higher precision than that of the update.
     info = jnp.finfo(update.dtype)
     step = jax.lax.reduce_precision((target - param).astype(update.dtype), info.nexp, info.nmant)
-    # The sum with the parameter is rounded as well. If that takes it beyond the bound, the next
-    # smaller step does not: the exact sum is then within, and rounding keeps the order.
+    # The sum with the parameter is rounded as well. If rounding takes it beyond the bound, the next
+    # smaller step is taken: its exact sum is within the bound, and so is the rounded one, since
+    # rounding keeps the order and the bound is a number of the dtype.
     inwards = jnp.copysign(jnp.array(jnp.inf, step.dtype), -target)
     return jnp.where(jnp.abs(param + step) > bound, jnp.nextafter(step, inwards), step)
 

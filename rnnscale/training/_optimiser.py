@@ -1,4 +1,4 @@
-"""AdamW, with a rate of its own and no weight decay for the parameters of a recurrence."""
+"""AdamW by groups of parameters: those of a recurrence have their own rate and no weight decay."""
 
 import optax
 from jaxtyping import PyTree
@@ -28,14 +28,16 @@ def make_optimiser(
 
     **Arguments:**
 
-    - `model`: the one to be trained; it is only looked at.
-    - `learning_rate`, `recurrence_rate`: at the end of the warm-up.
-    - `weight_decay`: as in AdamW, times the rate.
-    - `warmup`: number of steps until then, below `steps`.
-    - `steps`: number of steps until the rate is zero.
+    - `model`: the model to train, or its shapes; only its fields are read.
+    - `learning_rate`, `recurrence_rate`: the rates at the end of the warm-up, positive.
+    - `weight_decay`: as in AdamW, multiplied by the rate.
+    - `warmup`: number of steps in which the rates rise from zero, at least 0 and below `steps`.
+    - `steps`: number of steps until the rates are zero.
     - `clip`: the largest global norm of the gradient.
 
-    **Raises:** `ValueError` where `warmup` is not below `steps`.
+    **Returns:** the optimiser. The rates follow one schedule each.
+
+    **Raises:** `ValueError` if `warmup` is out of range.
     """
     if not 0 <= warmup < steps:
         raise ValueError(f"warmup must be at least 0 and below steps={steps}, got {warmup}")

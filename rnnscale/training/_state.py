@@ -10,14 +10,16 @@ from rnnscale.training._carry import Carry
 
 
 class TrainState(eqx.Module):
-    """The whole of a run: together with the data, it fixes all that follows.
+    """The state of a run. Together with the data, it determines all further steps.
+
+    **Attributes:**
 
     - `model`: any module whose arrays are annotated.
-    - `opt_state`: of the optimiser, over the trainable arrays of the model.
+    - `opt_state`: the state of the optimiser, over the trainable arrays of the model.
     - `key`: never split or replaced; the randomness of a step is `fold_in(key, step)`.
-    - `step`: how many steps are done.
-    - `carry`: the recurrent state that the next batch starts from; None where every batch starts
-        from zero.
+    - `step`: the number of steps that led to it.
+    - `carry`: the recurrent state that the next batch starts from; None if every batch starts from
+        zero.
     """
 
     model: PyTree
@@ -38,19 +40,25 @@ class TrainState(eqx.Module):
         """The state before the first step. Call it in `rnnscale.sharding.sharded_init` to build a
         model and its optimiser state laid out over a mesh.
 
-        With `carry=Carry.zeros(model, batch_size)`, each row of a batch starts from the state in
-        which that row ended in the batch before: truncated backpropagation through time, on the
-        batches of `rnnscale.data.lanes`.
+        It holds the arrays of `model` and `key` themselves, and a train step donates them.
 
-        It holds the arrays of `model` and `key` themselves, which a train step then uses up.
+        **Arguments:**
+
+        - `model`: the model to train.
+        - `optimiser`: the one that `make_train_step` is given.
+        - `key`: for the random numbers of all steps.
+        - `carry`: with `Carry.zeros(model, batch_size)`, each row of a batch starts from the state
+            in which that row ended in the batch before: truncated backpropagation through time, on
+            the batches of `rnnscale.data.lanes`.
         """
         opt_state = skip_non_finite(optimiser).init(eqx.filter(model, trainable(model)))
         return cls(model, opt_state, key, jnp.zeros((), jnp.int32), carry)
 
 
 def skip_non_finite(optimiser: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimiser, but a step whose gradient is not finite changes nothing but a count.
+    """The optimiser, except that a step whose gradient is not finite changes nothing but a count.
 
-    However many such steps follow one another: whoever watches the count decides when to stop.
+    It does so for any number of steps in a row: `SkippedSteps` watches the count and decides when
+    to stop.
     """
     return optax.apply_if_finite(optimiser, max_consecutive_errors=2**31 - 1)

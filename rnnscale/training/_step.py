@@ -1,4 +1,4 @@
-"""One step of training as a plain jitted function."""
+"""A training step and an evaluation step as plain jitted functions, for anybody's loop."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,30 +25,30 @@ type Loss = Callable[[Any, Batch, Key[Array, "*#batch"] | None, State | None], t
 def make_train_step(
     loss: Loss, optimiser: optax.GradientTransformation, *, accumulation: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """`train_step(state, batch) -> (state, metrics)`, jitted, for any loop.
+    """Makes `train_step(state, batch) -> (state, metrics)`, a jitted function for any loop.
 
-    It runs on whatever mesh `jax.set_mesh` has set, or none, with the same numbers. The arrays of
-    the state given are donated. A step whose gradient is not finite leaves the model as it was, and
-    what it carries too. Where the state has a `carry`, the batch starts from it, and no gradient
-    goes back into the batch before.
+    It runs on the mesh that `jax.set_mesh` has set, or on none, with the same numbers. The arrays
+    of `state` are donated. If the gradient is not finite, the model, the optimiser state and the
+    carry stay as they were. If the state has a `carry`, the batch starts from it, and no gradient
+    flows into the batch before.
 
     **Arguments:**
 
-    - `loss`: `loss(model, batch, keys, state)` gives the model's last state, and sums over the
-        batch, among them `loss` and `count`; what is minimised is their quotient. `keys` has a key
-        for each row of the batch, so that randomness belongs to the row, whatever device has it.
+    - `loss`: `loss(model, batch, keys, state) -> (state, totals)`: the model's last state, and sums
+        over the batch, among them `loss` and `count`, whose quotient is minimised. `keys` has one
+        key for each row of the batch, so that a row draws the same random numbers on any device.
         See `cross_entropy` and `squared_error`.
-    - `optimiser`: the one `TrainState.create` was given.
-    - `accumulation`: do the batch in so many parts, one after another, to save memory. Each
-        device goes through its own rows, and gradients are added up over devices once, at the end;
-        parameters that `fsdp` splits are gathered once, at the start.
+    - `optimiser`: the one that `TrainState.create` was given.
+    - `accumulation`: number of parts in which the batch is processed, one after another, to save
+        memory; at least 1. Each device goes through its own rows. Gradients are added up over
+        devices once, at the end, and parameters that `fsdp` splits are gathered once, at the start.
 
-    **Returns:** the function. `batch` is a dictionary of arrays whose leading axis is the batch;
-    `metrics` holds the means of the sums (with `accuracy` or `nrmse` for those that it is made of),
-    `grad_norm`, `skipped` (0 or 1) and `skipped_in_a_row`.
+    **Returns:** the function. `batch` is a dictionary of arrays whose leading axis is the batch.
+    `metrics` holds the sums over `count` (and `accuracy` or `nrmse`, see `cross_entropy` and
+    `squared_error`), `grad_norm`, `skipped` (0 or 1) and `skipped_in_a_row`.
 
-    **Raises:** `ValueError` where `accumulation` is below 1, and, when the step is traced, where it
-    does not divide the rows of a device.
+    **Raises:** `ValueError` if `accumulation` is below 1, or, when the step is traced, does not
+    divide the rows of a device.
     """
     if accumulation < 1:
         raise ValueError(f"accumulation must be at least 1, got {accumulation}")
@@ -69,8 +69,8 @@ def make_train_step(
         rows = jax.tree.leaves(batch)[0].shape[0]
         if state.carry is not None and state.carry.arrays[0].shape[0] != rows:
             raise ValueError(
-                f"the state that is carried on has {state.carry.arrays[0].shape[0]} rows, and the "
-                f"batch has {rows}: they must be as many"
+                f"the carry of the state has {state.carry.arrays[0].shape[0]} rows and the batch "
+                f"has {rows}; make the carry with Carry.zeros(model, {rows})"
             )
         keys = row_keys(jax.random.fold_in(state.key, state.step), (rows,))
         run = (
@@ -95,8 +95,15 @@ def make_train_step(
 
 
 def make_eval_step(loss: Loss) -> Callable[..., tuple[Carry | None, Totals]]:
-    """`eval_step(model, batch, carry=None) -> (carry, totals)`, jitted: the loss's sums without
-    dropout, from zero or from a state that is carried from batch to batch."""
+    """Makes `eval_step(model, batch, carry=None) -> (carry, totals)`, a jitted function.
+
+    **Arguments:**
+
+    - `loss`: as for `make_train_step`. It is called without keys, so there is no dropout.
+
+    **Returns:** the function. It returns the sums of the loss over a batch, and the carry for the
+    next batch; None if it was given none, and then every batch starts from zero.
+    """
 
     def eval_step(
         model: PyTree, batch: Batch, carry: Carry | None = None
@@ -110,15 +117,15 @@ def make_eval_step(loss: Loss) -> Callable[..., tuple[Carry | None, Totals]]:
 def _accumulate(differentiate, parts: int, params, batch, keys, carry):
     """Sums of gradients and totals over `parts` parts of the batch, and the carry of all rows.
 
-    Left to itself the compiler would add up over devices after every part, and may gather the
-    batch to cut it. So each device is handed its own rows and its own copy of the parameters.
+    The compiler alone would add up over devices after every part, and may gather the batch to cut
+    it. So `shard_map` gives each device its own rows and its own copy of the parameters.
     """
     mesh = jax.sharding.get_abstract_mesh()
     automatic = automatic_axes(mesh)
     axes = tuple(axis for axis in ACTIVATION_AXES["batch"] if axis in automatic)
 
     def on_one_device(params, batch, keys, carry):
-        def part(x):
+        def split(x):
             if x.shape[0] % parts:
                 raise ValueError(
                     f"accumulation={parts} must divide the {x.shape[0]} rows that each device has"
@@ -129,8 +136,9 @@ def _accumulate(differentiate, parts: int, params, batch, keys, carry):
             more, carry = differentiate(params, *inputs)
             return jax.tree.map(jnp.add, sums, more), carry
 
+        # Parameters that vary over devices have gradients that do, which are not added up yet.
         params = _vary(params, axes)
-        inputs = jax.tree.map(part, (batch, keys, carry))
+        inputs = jax.tree.map(split, (batch, keys, carry))
         first = jax.tree.map(lambda x: x[0], inputs)
         shapes, _ = jax.eval_shape(differentiate, params, *first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -155,7 +163,7 @@ def _vary(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
 
 
 def _keep_layout(tree: PyTree) -> PyTree:
-    """The layout that parameters have by their annotations, on the ambient mesh."""
+    """The tree, with the layout on the ambient mesh that its annotations say."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tree

@@ -489,7 +489,7 @@ def detected(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], **giv
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     started = []
-    monkeypatch.setattr(_connect, "_reach", lambda *_: None)
+    monkeypatch.setattr(_connect, "_wait_for", lambda *_: None)
     monkeypatch.setattr(_connect.xla_bridge, "backends_are_initialized", lambda: False)
     monkeypatch.setattr("jax.distributed.initialize", lambda *args, **_: started.append(args))
     connect(**given)
