@@ -5,7 +5,7 @@
     python -m benchmarks NAME [--quick] [--rounds N] [--json FILE] [--plot FILE] [its own options]
     python -m benchmarks all [--quick] [--json FOLDER]
     python -m benchmarks plot RESULT.json ... --out FILE
-    python -m benchmarks readme               makes the tables of the README anew, of `results/`
+    python -m benchmarks readme               updates the tables of the pages from `results/`
 
 A benchmark is a module of this folder, with a `BENCHMARK` (`_benchmark.py`). The first line of its
 docstring is what the list shows.
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.name == "plot":
         return plot_results(given[1:])
     if options.name == "readme":
-        return write_readme(given[1:])
+        return update_pages(given[1:])
     return run_one(options.name, given[1:])
 
 
@@ -241,17 +241,17 @@ def plot_results(given: Sequence[str]) -> int:
     return 0
 
 
-def write_readme(given: Sequence[str]) -> int:
-    from ._readme import written
+def update_pages(given: Sequence[str]) -> int:
+    from ._tables import pages, updated
 
     parser = _Parser(
         prog="python -m benchmarks readme",
-        description="Makes the tables of the README anew, of the files in results/.",
+        description="Updates the tables of the README and the guides from the files in results/.",
         allow_abbrev=False,
     )
     parser.parse_args(given)
-    file = FOLDER.parent / "README.md"
-    file.write_text(written(file.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in pages():
+        page.write_text(updated(page.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 

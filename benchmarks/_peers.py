@@ -263,7 +263,7 @@ class Flax:
     differs = {
         "ElmanRNNCell": "",
         "LongShortTermMemoryCell": "",
-        "GatedRecurrentUnitCell": "no bias of the candidate's product",
+        "GatedRecurrentUnitCell": "no recurrent bias in the candidate",
     }
 
     def make(self, kind, idim, hdim, key):
@@ -318,15 +318,15 @@ class Discretax:
 
 
 class RnnJax:
-    _ssm = "its skip is a matrix: one more product of features by features a step"
+    _ssm = "its skip connection is a full matrix: one more product per step"
     differs = {
         "LRU": _ssm,
         "S5": _ssm,
         "ElmanRNNCell": "",
-        "LeakyElmanCell": "its leak is a constant of the program",
+        "LeakyElmanCell": "its leak is a compile-time constant",
         "IndRNNCell": "",
-        "LongShortTermMemoryCell": "eight products with a vector a step",
-        "GatedRecurrentUnitCell": "the cell of Equinox in its loop",
+        "LongShortTermMemoryCell": "eight matrix-vector products per step",
+        "GatedRecurrentUnitCell": "runs Equinox's cell",
     }
 
     def make(self, kind, idim, hdim, key):
@@ -408,12 +408,12 @@ class RnnJax:
 class Memax:
     """Its recurrences alone. They take a reset flag with each input, which is off here."""
 
-    _cell = "flags that reset; a step takes as many features as it has units, the rest zeros"
+    _cell = "takes reset flags; its input is padded with zeros to the number of units"
     differs = {
-        "LRU": "flags that reset, and all decays multiplied up, as it gives all states back",
-        "ElmanRNNCell": "flags that reset",
+        "LRU": "takes reset flags, and computes the products of all decays too",
+        "ElmanRNNCell": "takes reset flags",
         "LongShortTermMemoryCell": OtherEquation(
-            f"another equation: no tanh of the cell's state; {_cell}"
+            f"another equation: no tanh of the cell state; {_cell}"
         ),
         "ChoGatedRecurrentUnitCell": _cell,
     }

@@ -130,7 +130,7 @@ def check_command(command: str) -> None:
         case "python":
             assert (ROOT / arguments[0]).is_file(), f"no such script: {command}"
         case "pip":
-            assert arguments[0] == "install" and re.match(r"rnnscale\b", arguments[1]), command
+            assert arguments[0] == "install" and re.match(r"rnnscale\b|\.$", arguments[1]), command
         case _:
             raise AssertionError(f"nothing here knows how to check: {command}")
 
@@ -198,6 +198,24 @@ def test_every_block_is_of_a_kind_that_is_checked(page: str):
             assert all(each["kind"] for each in yaml.safe_load_all(block.code))
 
 
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 300
+    assert len(README.split()) <= 2500
+
+
+def test_the_readme_names_every_class():
+    # Tables of figures have names in code too.
+    written = re.sub(r"<!-- figures: .*? -->.*?<!-- end -->", "", README, flags=re.DOTALL)
+    named = re.findall(r"^\| `(\w+)` \|", written, re.MULTILINE)
+    # By their own names: `GatedRecurrentUnit` is one more of a class.
+    classes = {
+        value.__name__
+        for value in vars(rnnscale).values()
+        if inspect.isclass(value) and not inspect.isabstract(value)
+    }
+    assert sorted(named) == sorted(classes)
+
+
 def links(page: str) -> Iterator[tuple[str, str]]:
     """The relative links of a page: the target's path from the root, and the heading's anchor."""
     prose = re.sub(r"^```.*\n(?s:.*?)^```$", "", PAGES[page], flags=re.MULTILINE)
@@ -224,6 +242,16 @@ def test_links_lead_somewhere(page: str):
         assert (ROOT / path).exists(), f"{page} links to {path}, which does not exist"
         if anchor:
             assert anchor in anchors(PAGES[path]), f"{path} has no heading #{anchor}"
+
+
+@needs_checkout
+def test_every_page_is_reached_from_the_readme():
+    found, left = {"README.md"}, ["README.md"]
+    while left:
+        new = {path for path, _ in links(left.pop()) if path in PAGES} - found
+        found |= new
+        left += new
+    assert PAGES.keys() - found == set()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""The tables of the README, made of the results: no figure in them is typed by hand.
+"""The tables of figures in the README and the guides, generated from the files in `results/`.
 
-Between `<!-- figures: NAME -->` and `<!-- end -->` stands what `TABLES[NAME]` makes of the files in
-`results/`. `python -m benchmarks readme` writes them anew, and a test compares.
+A page has the output of `TABLES[NAME]` between `<!-- figures: NAME -->` and `<!-- end -->`.
+`python -m benchmarks readme` writes the tables into the pages, and a test compares, so that no
+figure is typed by hand.
 """
 
 import json
@@ -18,14 +19,25 @@ RESULTS = Path(__file__).parent / "results"
 _BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n)(?s:.*?)(<!-- end -->)")
 
 
-def written(text: str) -> str:
-    """The text with all its tables made anew.
+def pages() -> list[Path]:
+    """The README and the guides, which may have tables."""
+    root = RESULTS.parents[1]
+    guides = (root / folder for folder in ("benchmarks", "kernels", "rnnscale"))
+    return [root / "README.md", *(page for each in guides for page in each.rglob("README.md"))]
 
-    **Raises:** `ValueError` for a block whose table nothing makes, and where a table has no block.
+
+def blocks(text: str) -> list[str]:
+    """The names of the tables in a page."""
+    return [name for _, name, _ in _BLOCK.findall(text)]
+
+
+def updated(text: str) -> str:
+    """The page with all its tables generated again.
+
+    **Raises:** `ValueError` if a block has a name that is not in `TABLES`.
     """
-    blocks = [name for _, name, _ in _BLOCK.findall(text)]
-    if sorted(blocks) != sorted(TABLES):
-        raise ValueError(f"the blocks are {sorted(blocks)}, the tables are {sorted(TABLES)}")
+    if unknown := set(blocks(text)) - TABLES.keys():
+        raise ValueError(f"no tables are called {sorted(unknown)}; there are {sorted(TABLES)}")
     return _BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
 
 
@@ -39,7 +51,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, and no exponent where none is needed."""
+    """Three digits, and an exponent only for small values."""
     if value == 0:
         return "0"
     order = math.floor(math.log10(abs(value)))
@@ -53,14 +65,14 @@ def with_spread(row: Row, digits: int) -> str:
 
 
 def jobs(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows of the same job together."""
+    """The rows by job: by their values of `names`."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[name] for name in names), []).append(row)
     return found
 
 
-def beside(
+def compared(
     name: str,
     title: Callable[[Row], str],
     key: Sequence[str],
@@ -69,10 +81,10 @@ def beside(
     why: str = "",
     chosen: Callable[[Row], bool] = lambda row: True,
 ) -> str:
-    """Ours, and how many times as much the others take; in bold who takes less, and below the table
-    why they do, and whose job is not quite ours.
+    """A line for each job: our figure, and the ratios of the others to it, in bold if below one.
+    Below the table stand the reason `why` they take less, and how their jobs differ from ours.
 
-    **Raises:** `ValueError` where somebody takes less and there is no reason.
+    **Raises:** `ValueError` if somebody takes less and there is no reason.
     """
     ahead = False
     lines: list[tuple[str, str, str]] = []
@@ -84,8 +96,8 @@ def beside(
             if row is ours:
                 continue
             if "note" in row:
-                told = notes.setdefault(f"{row['contender']}: {row['note']}", {})
-                told[row["layer"].removesuffix("Cell")] = None
+                layers = notes.setdefault(f"{row['contender']}: {row['note']}", {})
+                layers[row["layer"].removesuffix("Cell")] = None
             if (ratio := row.get("ratio")) is None:
                 others.append(f"{row['contender']}: {row.get('stopped') or row['error']}")
             elif row.get("ahead"):
@@ -95,18 +107,18 @@ def beside(
                 others.append(f"{row['contender']} {number(ratio)}")
         lines.append((title(ours), f"{number(ours[figure])} {unit}", ", ".join(others)))
     if ahead and not why:
-        raise ValueError(f"{name}: somebody is ahead, and nothing says why")
-    table = markdown(("job", "rnnscale", "the others take so many times as long"), lines)
+        raise ValueError(f"{name}: a contender is ahead, and there is no reason")
+    table = markdown(("job", "rnnscale", "time of the others, as a multiple of ours"), lines)
     if ahead:
         table += f"\nWhere others are ahead: {why}\n"
-    told = (f"- {note} ({', '.join(layers)})\n" for note, layers in notes.items())
-    return table + ("\nIn what the jobs differ:\n\n" + "".join(told) if notes else "")
+    listed = (f"- {note} ({', '.join(layers)})\n" for note, layers in notes.items())
+    return table + ("\nHow the jobs differ:\n\n" + "".join(listed) if notes else "")
 
 
-_WRITTEN_OUT = (
-    "the loop of a cell is written out for eight steps, forward and backward, which takes longer "
-    "to compile and less time to run; the plain loop of an LRU or S5 is the smallest program "
-    "there is, and the slowest."
+_UNROLLED = (
+    "our loop over a cell is unrolled by eight steps, forward and backward, which takes longer to "
+    "compile and less time to run. The plain loop of an LRU or S5 is the smallest program, and "
+    "the slowest to run."
 )
 _SHAPE = ("layer", "batch", "time", "features", "units")
 
@@ -117,51 +129,50 @@ def shape(row: Row) -> str:
 
 
 def train_step() -> str:
-    return beside("train_step_cpu", shape, _SHAPE, "median_ms", "ms")
+    return compared("train_step_cpu", shape, _SHAPE, "median_ms", "ms")
 
 
-_OF_LAYERS = {
+_LAYERS_AHEAD = {
     "forward": (
-        "PyTorch's LSTM is oneDNN's, product and gates in one; MinGRU makes the gates of all steps "
-        "before the recurrence, which takes more memory than a step at a time in the plain loop; "
-        "why Wilson-Cowan is behind is not known: alone in a process the two loops are alike; "
-        "Elman and IndRNN are within what the rounds differ by."
+        "PyTorch's LSTM is oneDNN's, with product and gates in one kernel. MinGRU computes the "
+        "gates of all steps before the recurrence, which takes more memory than the plain loop. "
+        "We do not know why Wilson-Cowan is behind: alone in a process the two loops take the same "
+        "time. Elman and IndRNN are within the spread of the rounds."
     ),
     "gradient": (
-        "the backward pass of an IndRNN makes the pre-activations again, which takes less memory; "
-        "rnn-jax's leak is a constant of the program, ours a parameter; Elman is within what the "
-        "rounds differ by."
+        "the backward pass of IndRNN recomputes the pre-activations, which saves memory. The leak "
+        "of rnn-jax is a compile-time constant, ours a parameter. Elman is within the spread of "
+        "the rounds."
     ),
 }
 
 
 def layers(mode: str) -> str:
-    return beside(
+    return compared(
         "layers_cpu",
         shape,
         _SHAPE,
         "median_ms",
         "ms",
-        _OF_LAYERS[mode],
+        _LAYERS_AHEAD[mode],
         chosen=lambda row: row["mode"] == mode,
     )
 
 
 def growth() -> str:
     why = (
-        "PyTorch's LSTM is oneDNN's, whose products of few rows are faster, as for a single step. "
-        "One row of 1,024 steps is in two sweeps: its two lines show what few rounds of a short "
-        "job differ by."
+        "PyTorch's LSTM is oneDNN's, whose products of a few rows are faster. One row of 1,024 "
+        "steps appears in two sweeps: its two lines show the spread of a short job in few rounds."
     )
-    return beside("growth_cpu", shape, ("sweep", *_SHAPE), "median_ms", "ms", why)
+    return compared("growth_cpu", shape, ("sweep", *_SHAPE), "median_ms", "ms", why)
 
 
 def compile_time() -> str:
-    return beside("compile_time_cpu", shape, _SHAPE, "seconds", "s", _WRITTEN_OUT)
+    return compared("compile_time_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED)
 
 
 def start_up() -> str:
-    return beside("start_up_cpu", shape, _SHAPE, "seconds", "s", _WRITTEN_OUT)
+    return compared("start_up_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED)
 
 
 def latency() -> str:
@@ -170,12 +181,12 @@ def latency() -> str:
         return f"{row['layer']}, {rows}, {row['features']} to {row['units']}"
 
     why = (
-        "most of a step is its matrix product. PyTorch's is faster for one row; for 64 rows the "
-        "two are alike on one core, and PyTorch makes more of two. `layer.step` is within what "
-        "the rounds differ by."
+        "most of a step is its matrix product. PyTorch's is faster for one row. For 64 rows the "
+        "two are equal on one core, and PyTorch gains more from two. `layer.step` is within the "
+        "spread of the rounds."
     )
     key = ("layer", "batch", "features", "units")
-    return beside("latency_cpu", title, key, "p50_us", "us", why)
+    return compared("latency_cpu", title, key, "p50_us", "us", why)
 
 
 def large_batch() -> str:
@@ -192,7 +203,11 @@ def large_batch() -> str:
         for row in load("large_batch_cpu")["rows"]
     ]
     return markdown(
-        ("rate grows", "batch", "parts", "steps", "bits per byte", "bytes to target", "pays"), rows
+        (
+            *("learning rate", "batch", "accumulation", "steps"),
+            *("bits per byte", "bytes to target", "keeps up"),
+        ),
+        rows,
     )
 
 
@@ -202,12 +217,12 @@ def memory() -> str:
     lengths = sorted({length for _, length in found})
     rows = []
     for layer in layers:
-        whole, chunked = [], []
+        full, chunked = [], []
         for length in lengths:
             for row in found[layer, length]:
-                into = whole if row["chunk"] is None else chunked
+                into = full if row["chunk"] is None else chunked
                 into.append(f"{row['temp_bytes'] / 1e6:,.1f}")
-        rows += [(layer, "whole", *whole), ("", "in chunks", *chunked)]
+        rows += [(layer, "full sequence", *full), ("", "in chunks", *chunked)]
     return markdown(("layer", "", *(f"{length:,} steps" for length in lengths)), rows)
 
 
@@ -225,7 +240,7 @@ def pixels() -> str:
 
 
 def others() -> str:
-    """Experiments of few entries."""
+    """The experiments that have few entries."""
     rows = []
     for name, digits in (
         ("adding-500", 5), ("adding-1000", 5), ("adding-5000", 5), ("copy", 4),
@@ -278,7 +293,7 @@ def streams() -> str:
     )
 
 
-def exchanged() -> str:
+def collectives() -> str:
     rows = []
     for row in load("scaling_cpu")["rows"]:
         if row["experiment"] != "length":
@@ -294,7 +309,9 @@ def exchanged() -> str:
                 ", ".join(f"{counts[kind]} {kind}, {moved[kind]:,} bytes" for kind in moved),
             )
         )
-    return markdown(("steps over eight devices", "a device exchanges in a training step"), rows)
+    return markdown(
+        ("time steps over eight devices", "collectives of a device in a training step"), rows
+    )
 
 
 def loading() -> str:
@@ -304,8 +321,8 @@ def loading() -> str:
             continue
         low, median, high = (100 * each for each in row["overhead"])
         rows.append((row["kind"], row["name"], f"{median:+.0f} %", f"{low:+.0f} to {high:+.0f} %"))
-    header = "processor time beside Grain alone; with workers, time that passed"
-    return markdown(("what", "of", header, "quartiles"), rows)
+    header = "processor time over plain Grain's; with workers, wall time"
+    return markdown(("kind", "name", header, "quartiles"), rows)
 
 
 def language() -> str:
@@ -324,7 +341,41 @@ def language() -> str:
     )
 
 
+def headline() -> str:
+    """Three figures for the README: time, memory, and what sharding costs."""
+    steps = [row for row in load("train_step_cpu")["rows"] if row["layer"] == "LRU"]
+    (ours,) = (row for row in steps if row["contender"] == OURS)
+    others = sorted((row["ratio"], row["contender"]) for row in steps if row["contender"] != OURS)
+    job = f"training step of an LRU, {ours['batch']} sequences of {ours['time']:,} steps"
+    ratios = ", ".join(f"{name} {ratio:.1f}" for ratio, name in others)
+    sizes = [row for row in load("memory_cpu")["rows"] if row["layer"] == "S5"]
+    length = max(row["length"] for row in sizes)
+    full, chunked = (row["temp_bytes"] / 1e6 for row in sizes if row["length"] == length)
+    moved = [row for row in load("scaling_cpu")["rows"] if row["experiment"] == "length"]
+    first, last = (
+        (f"{row['work']['length']:,}", sum(each["bytes"] for each in row["collectives"]) / 1e6)
+        for row in (moved[0], moved[-1])
+    )
+    return markdown(
+        ("figure", "rnnscale", "compared with"),
+        [
+            (job, f"{ours['median_ms']:.0f} ms", f"as a multiple of ours: {ratios}"),
+            (
+                f"memory for the gradient of an S5 language model, {length:,} steps",
+                f"{chunked:.1f} MB, in chunks of time",
+                f"{full:,.0f} MB without chunks",
+            ),
+            (
+                "bytes that a device exchanges in a training step, time split over eight",
+                f"{last[1]:.2f} MB for {last[0]} steps",
+                f"{first[1]:.2f} MB for {first[0]} steps",
+            ),
+        ],
+    )
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
+    "headline": headline,
     "train-step": train_step,
     "layers-gradient": lambda: layers("gradient"),
     "layers-forward": lambda: layers("forward"),
@@ -339,6 +390,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "bytes": language,
     "watch": watch,
     "streams": streams,
-    "exchanged": exchanged,
+    "collectives": collectives,
     "loading": loading,
 }
