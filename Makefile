@@ -16,7 +16,7 @@ LOCK = $(UV) pip compile pyproject.toml --group dev --extra datasets --extra par
 
 export JAX_PLATFORMS := cpu
 
-.PHONY: setup setup-aot demo test test-all check lock newest-jax clean
+.PHONY: setup setup-aot demo test test-all check docs lock newest-jax clean
 
 setup: $(INSTALLED)
 
@@ -54,6 +54,10 @@ check: setup
 	$(BIN)/ruff check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The API reference, in site/: an equation needs a network only when it is read.
+docs: setup
+	$(BIN)/python .ci/reference.py
+
 # Pins every package anew, with no address in the file: any index will do.
 lock: $(PRIVATE_UV)
 	echo 'jax==$(JAX)' | $(LOCK) --upgrade --output-file requirements.txt -
@@ -65,4 +69,4 @@ newest-jax: setup
 	$(UV) pip list --python $(BIN)/python | grep '^jax'
 
 clean:
-	rm -rf .venv .uv build dist .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .uv build dist site .hypothesis .pytest_cache .ruff_cache
