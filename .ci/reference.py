@@ -1,4 +1,4 @@
-"""Builds the API reference in `site/`: a page for each package, with its guide, and what it exports.
+"""Builds the API reference in `site/`: a page for each package, with its guide and its exports.
 
 `make docs` runs it. pdoc does the work; this file collects the pages, turns links between Markdown
 files into links between pages, and keeps Markdown away from equations. Any warning is an error.
@@ -90,8 +90,7 @@ def main() -> None:
     shutil.rmtree(SITE, ignore_errors=True)
     SITE.mkdir()
     modules = packages()
-    for name, file in LOOSE.items():
-        modules[name] = ModuleType(name)
+    modules |= {name: ModuleType(name) for name in LOOSE}
     pages = {name: LOOSE.get(name) or guide_of(name) for name in modules}
     addresses = {name: name.replace(".", "/") + ".html" for name in modules}
     targets = {file: addresses[name] for name, file in pages.items()}
@@ -102,7 +101,8 @@ def main() -> None:
             module.__doc__ = f"{module.__doc__ or ''}\n\n{guide}".strip()
     to_html = render.env.filters["to_html"]
     render.env.filters["to_html"] = lambda text: to_html(protect_equations(text))
-    render.configure(docformat="markdown", math=True, show_source=False)
+    version = f"rnnscale {modules['rnnscale'].__version__}"
+    render.configure(docformat="markdown", math=True, show_source=False, footer_text=version)
     documented = {name: doc.Module(module) for name, module in modules.items()}
     for name, module in documented.items():
         file = SITE / addresses[name]

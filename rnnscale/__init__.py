@@ -1,5 +1,7 @@
 """Recurrent networks and state-space models at scale, in JAX and Equinox."""
 
+from typing import TYPE_CHECKING
+
 from rnnscale._base import (
     CausalLayer as CausalLayer,
     SequenceLayer as SequenceLayer,
@@ -51,3 +53,15 @@ from rnnscale.ssm import (
     BidirectionalS5 as BidirectionalS5,
     LinearAttention as LinearAttention,
 )
+
+__version__: str
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> str:
+        # Looked up when it is asked for: finding the metadata would be a part of every import.
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("rnnscale")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

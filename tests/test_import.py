@@ -1,8 +1,16 @@
-"""What `import rnnscale` costs and touches, each seen from a fresh interpreter."""
+"""Checks what `import rnnscale` costs and changes, in fresh interpreters; and the version."""
 
+import json
 import statistics
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rnnscale
 
 HEAVY = {
     "optax",
@@ -24,30 +32,12 @@ def _python(code: str) -> str:
     return run.stdout
 
 
-def test_import_is_fast() -> None:
-    # In processor time, beside jax's own: machines differ, and tests run side by side.
-    code = """
-import time
-start = time.process_time()
-import equinox, jax
-others = time.process_time()
-import rnnscale
-print((time.process_time() - others) / (others - start))
-"""
-    _python(code)  # writes the bytecode
-    ratio = statistics.median(float(_python(code)) for _ in range(5))
-    assert ratio <= 0.15, f"import rnnscale takes {ratio:.0%} of the time of jax and equinox"
-
-
-def test_import_loads_nothing_heavy() -> None:
-    code = "import equinox, jax, sys; before = set(sys.modules)"
-    loaded = _python(f"{code}; import rnnscale; print(*(set(sys.modules) - before))").split()
-    assert not (HEAVY | KERNEL_BACKENDS).intersection(loaded)
-
-
-def test_import_changes_no_setting() -> None:
-    _python("""
-import logging, os, sys, warnings
+@pytest.fixture(scope="module")
+def imported() -> dict[str, Any]:
+    """What one import changed in a fresh interpreter. It also writes the bytecode."""
+    return json.loads(
+        _python("""
+import json, logging, os, sys, warnings
 import equinox, jax, numpy
 
 def settings():
@@ -60,20 +50,48 @@ def settings():
         "logging": (logging.root.level, list(logging.root.handlers)),
     }
 
-before = settings()
+modules, before = set(sys.modules), settings()
 import rnnscale
 after = settings()
-# An import may declare new options of jax, which is no change to those that are there.
-changed = {name: (value, after[name]) for name, value in before.items() if after[name] != value}
-assert not changed, changed
-""")
-
-
-def test_import_starts_no_backend() -> None:
-    # jax refuses this setting once it has started.
-    _python("""
-import rnnscale, jax
+# An import may declare new options of jax. That changes no option that exists.
+changed = [name for name, value in before.items() if after[name] != value]
+loaded = sorted(set(sys.modules) - modules)
+# jax refuses these settings once it has started a backend.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 3)
-assert jax.device_count() == 3
+print(json.dumps({"loaded": loaded, "changed": changed, "devices": jax.device_count()}))
 """)
+    )
+
+
+def test_import_loads_nothing_heavy(imported: dict[str, Any]) -> None:
+    assert not (HEAVY | KERNEL_BACKENDS).intersection(imported["loaded"])
+
+
+def test_import_changes_no_setting(imported: dict[str, Any]) -> None:
+    assert imported["changed"] == []
+
+
+def test_import_starts_no_backend(imported: dict[str, Any]) -> None:
+    assert imported["devices"] == 3
+
+
+def test_import_is_fast(imported: dict[str, Any]) -> None:
+    # In processor time, relative to jax's own: machines differ, and tests run side by side.
+    code = """
+import time
+start = time.process_time()
+import equinox, jax
+others = time.process_time()
+import rnnscale
+print((time.process_time() - others) / (others - start))
+"""
+    ratio = statistics.median(float(_python(code)) for _ in range(3))
+    assert ratio <= 0.15, f"import rnnscale takes {ratio:.0%} of the time of jax and equinox"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    assert rnnscale.__version__ == tomllib.loads(project.read_text())["project"]["version"]
+    with pytest.raises(AttributeError, match="has no attribute 'versions'"):
+        _ = rnnscale.versions  # pyright: ignore[reportAttributeAccessIssue]
