@@ -1,8 +1,9 @@
 """Times `linear_scan`: every implementation and the textbook forms, in turns.
 
-The programs are compiled before they are timed. On an accelerator the arguments of a program exceed
-the largest cache: if one set of arguments is smaller, the program makes several calls, each with its
-own set. Each call starts from the state in which the one before ended, so that calls cannot overlap.
+The programs are compiled before they are timed. On an accelerator the arguments of a program
+exceed the largest cache: if one set of arguments is smaller, the program makes several calls, each
+with its own set. Each call starts from the state in which the one before ended, so that calls
+cannot overlap.
 
 Bandwidths count the fewest bytes that have to be moved, whatever was really moved, and are compared
 with an elementwise copy that takes its turn among the contenders.
