@@ -1,19 +1,14 @@
 """Laws, invariants and oracles that show cells and layers to be what they say, on any machine.
 
-Every check returns a `Check` or several. `SUITES` has those of every class, which `rnnscale verify`
-prints and the test suite runs.
+Every check returns a `Check` or several. `SUITES` has the checks of every class, which
+`rnnscale verify` prints and the test suite runs.
 """
 
-from rnnscale.verify._cells import (
-    CellSubject as CellSubject,
-    cell_gradient_matches_oracle as cell_gradient_matches_oracle,
-    cell_matches_oracle as cell_matches_oracle,
-)
 from rnnscale.verify._check import Check as Check, relative_error as relative_error
 from rnnscale.verify._laws import (
     batching_agrees as batching_agrees,
     bfloat16_keeps_dtypes as bfloat16_keeps_dtypes,
-    cut_equals_whole as cut_equals_whole,
+    chunks_equal_one_call as chunks_equal_one_call,
     flip_law as flip_law,
     gradient_reaches_parameters as gradient_reaches_parameters,
     padding_is_inert as padding_is_inert,
@@ -22,11 +17,14 @@ from rnnscale.verify._laws import (
     state_is_stable as state_is_stable,
     step_equals_call as step_equals_call,
 )
-from rnnscale.verify._oracles import lru_oracle as lru_oracle, s5_oracle as s5_oracle
+from rnnscale.verify._s5 import hippo_diagonalised as hippo_diagonalised
 from rnnscale.verify._ssm import (
     gradient_matches_oracle as gradient_matches_oracle,
-    hippo_diagonalised as hippo_diagonalised,
     matches_oracle as matches_oracle,
+)
+from rnnscale.verify._subject import (
+    CellSubject as CellSubject,
+    cell_matches_oracle as cell_matches_oracle,
 )
 from rnnscale.verify._subjects import (
     CAUSAL_LAYERS as CAUSAL_LAYERS,
@@ -37,4 +35,9 @@ from rnnscale.verify._subjects import (
     Builder as Builder,
     sample_inputs as sample_inputs,
 )
-from rnnscale.verify._suites import SUITES as SUITES, Suite as Suite, laws as laws
+from rnnscale.verify._suites import (
+    SUITES as SUITES,
+    Suite as Suite,
+    cell_laws as cell_laws,
+    laws as laws,
+)

@@ -1,30 +1,31 @@
-"""What a causal convolution promises beyond the laws."""
+"""The causal convolution, compared with the one of NumPy."""
 
-import equinox as eqx
+from typing import Any
+
 import numpy as np
-from jaxtyping import Array, Float
-from numpy.typing import NDArray
+from jaxtyping import PRNGKeyArray
 
-from rnnscale.layers import CausalConv
 from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._double import to_double
+from rnnscale.verify._laws import call_layer
+from rnnscale.verify._probe import draw, with_arrays
 
 
-def causal_conv_matches_oracle(
-    layer: CausalConv,
-    xs: Float[Array, "time idim"],
-    reset: NDArray[np.bool_],
-    bound: float = 1e-6,
-) -> Check:
-    """Outputs of one sequence against `numpy.convolve` in double precision, each feature and each
-    segment on its own."""
-    _, ys = eqx.filter_jit(lambda layer, xs, reset: layer(xs, reset=reset))(layer, xs, reset)
-    weight, bias = (np.asarray(p, np.float64) for p in (layer.weight, layer.bias))
-    segments = np.split(np.asarray(xs, np.float64), np.flatnonzero(reset))
+def invariants(layer: Any, key: PRNGKeyArray) -> list[Check]:
+    """Compares the outputs of one sequence with `numpy.convolve` in double precision, for each
+    feature and each segment on its own."""
+    layer = with_arrays(layer, bias=np.arange(1.0, 1.0 + layer.idim))
+    (xs,) = draw(key, (30, layer.idim))
+    reset = np.zeros(30, bool)
+    reset[[0, 4, 5, 29]] = True
+    _, ys = call_layer(layer, xs, reset=reset)
+    layer, xs = to_double((layer, xs))
     outputs = [
-        np.stack([np.convolve(x, w)[: len(x)] for x, w in zip(each.T, weight, strict=True)], -1)
-        for each in segments
+        np.stack(
+            [np.convolve(x, w)[: len(x)] for x, w in zip(each.T, layer.weight, strict=True)], -1
+        )
+        for each in np.split(xs, np.flatnonzero(reset))
         if len(each)
     ]
-    return Check(
-        "CausalConv matches oracle", relative_error(ys, np.concatenate(outputs) + bias), bound
-    )
+    error = relative_error(ys, np.concatenate(outputs) + layer.bias)
+    return [Check("CausalConv matches oracle", error, 1e-6)]

@@ -1,4 +1,4 @@
-"""What is promised of reservoirs: their spectral radius, their memory, and how a readout is fitted.
+"""What reservoirs promise: their spectral radius, their memory, and how a readout is fitted.
 
 Oracles are eigenvalues and least squares of NumPy, in double precision.
 """
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from rnnscale.cells import ElmanRNNCell, LeakyElmanCell, LongShortTermMemoryCell
 from rnnscale.layers import ReservoirComputer, as_reservoir, spectral_radius
-from rnnscale.tasks import load_series
 from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._probe import draw, generator
 
 
-def radius_is_as_asked(key: PRNGKeyArray, radius: float = 0.7) -> list[Check]:
-    """Of small matrices, of those of gates, and of one that is large enough for ARPACK."""
+def radius_is_as_given(key: PRNGKeyArray, radius: float = 0.7) -> list[Check]:
+    """The spectral radius of small matrices, of those of gates, and of a matrix large enough for
+    ARPACK."""
     small, gates, large = (
         as_reservoir(cell, spectral_radius=radius, density=0.3, key=key)
         for cell in (
@@ -41,7 +42,7 @@ def radius_is_as_asked(key: PRNGKeyArray, radius: float = 0.7) -> list[Check]:
 
 def radius_matches_eigenvalues(key: PRNGKeyArray, size: int = 300) -> list[Check]:
     """`spectral_radius` of sparse and dense matrices against all of their eigenvalues."""
-    random = _random(key)
+    random = generator(key)
     dense = random.standard_normal((size, size))
     sparse = dense * (random.random((size, size)) < 0.1)
     return [
@@ -77,28 +78,28 @@ def fit_matches_least_squares(
     ]
 
 
-def batches_equal_whole(key: PRNGKeyArray, ridge: float = 1e-3) -> list[Check]:
-    """Sums over batches, and over pieces of sequences, give the readout of all data at once."""
+def sums_add_up(key: PRNGKeyArray, ridge: float = 1e-3) -> list[Check]:
+    """Sums over batches, and over chunks of sequences, give the readout of all data at once."""
     reservoir, xs, ys = _problem(key)
     washout, cut = 10, 25
-    whole = reservoir.fit(xs, ys, ridge=ridge, washout=washout)
+    at_once = reservoir.fit(xs, ys, ridge=ridge, washout=washout)
     _, first = reservoir.accumulate(xs[:1], ys[:1], washout=washout)
     _, others = reservoir.accumulate(xs[1:], ys[1:], washout=washout)
     state, before = reservoir.accumulate(xs[:, :cut], ys[:, :cut], washout=washout)
     _, after = reservoir.accumulate(xs[:, cut:], ys[:, cut:], state)
     return [
         Check(
-            f"{name} equal whole",
-            relative_error(reservoir.solve(sums, ridge=ridge).readout, whole.readout),
+            f"{name} equal all data at once",
+            relative_error(reservoir.solve(sums, ridge=ridge).readout, at_once.readout),
             1e-5,
         )
-        for name, sums in (("batches", first + others), ("pieces", before + after))
+        for name, sums in (("batches", first + others), ("chunks", before + after))
     ]
 
 
 def offset_is_harmless(key: PRNGKeyArray, ridge: float = 1e-3) -> Check:
-    """Targets that lie a million standard deviations from zero are fitted like those at zero: the
-    sums are not shifted before they are centred, and need not be."""
+    """Targets a million standard deviations from zero are fitted like targets at zero: the sums are
+    not shifted before they are centred, and need not be."""
     reservoir, xs, ys = _problem(key)
     _, near = reservoir.accumulate(xs, ys)
     _, far = reservoir.accumulate(xs, ys + 1e6)
@@ -107,8 +108,8 @@ def offset_is_harmless(key: PRNGKeyArray, ridge: float = 1e-3) -> Check:
 
 
 def double_precision_pays(key: PRNGKeyArray, ridge: float = 1e-8) -> list[Check]:
-    """What float64 is for: the error of one-step predictions, on steps that follow those that were
-    fitted, over that of the same normal equations formed and solved in float32.
+    """Why the readout is fitted in float64: the error of one-step predictions after the fitted
+    steps, compared with that of the same normal equations formed and solved in float32.
 
     The series is that of Mackey and Glass in Euler steps of one, and the ridge a usual one. In
     single precision the error is 0.01 to 0.1.
@@ -129,7 +130,7 @@ def double_precision_pays(key: PRNGKeyArray, ridge: float = 1e-8) -> list[Check]
     double, single = (_nrmse(each, ys[2000:]) for each in (double, single))
     return [
         Check("NRMSE in double precision", double, 1e-3),
-        Check("that over the one in single precision", double / single, 0.1),
+        Check("ratio to the NRMSE in single precision", double / single, 0.1),
     ]
 
 
@@ -138,19 +139,20 @@ def forgets_its_start(key: PRNGKeyArray, steps: int = 400) -> Check:
     keys = jax.random.split(key, 3)
     cell = as_reservoir(LeakyElmanCell(1, 100, key=keys[0]), spectral_radius=0.9, key=keys[0])
     reservoir = ReservoirComputer(cell, 1, key=keys[0])
-    starts = jax.random.uniform(keys[1], (2, 100), jnp.float32, -1, 1)
-    xs = jnp.broadcast_to(jax.random.normal(keys[2], (steps, 1), jnp.float32), (2, steps, 1))
+    starts = generator(keys[1]).uniform(-1, 1, (2, 100)).astype(np.float32)
+    xs = jnp.asarray(np.broadcast_to(draw(keys[2], (steps, 1))[0], (2, steps, 1)))
     (one, other), _ = eqx.filter_jit(reservoir)(xs, starts)
     return Check("forgets its start", relative_error(one, other), 1e-5)
 
 
-def mackey_glass_error(key: PRNGKeyArray) -> Check:
-    """One-step prediction of the Mackey-Glass series, delay 17, with 300 units, on steps that
-    follow those that were fitted. ReservoirPy, which makes the series, must be installed.
+def mackey_glass_error(
+    key: PRNGKeyArray, inputs: NDArray[np.float64], targets: NDArray[np.float64]
+) -> Check:
+    """One-step prediction of the Mackey-Glass series, delay 17, with 300 units, on the steps after
+    the 2000 that were fitted. `inputs` and `targets` have the shape `(time, 1)`.
     """
-    series = load_series("mackey-glass", steps=3000)
-    mean, std = series.inputs[:2000].mean(), series.inputs[:2000].std()
-    xs, ys = jnp.asarray((series.inputs - mean) / std, jnp.float32), (series.targets - mean) / std
+    mean, std = inputs[:2000].mean(), inputs[:2000].std()
+    xs, ys = jnp.asarray((inputs - mean) / std, jnp.float32), (targets - mean) / std
     reservoir = _mackey_glass_reservoir(key)
     reservoir = reservoir.fit(xs[:2000], ys[:2000], ridge=1e-8, washout=100)
     predictions = np.asarray(eqx.filter_jit(reservoir)(xs)[1], np.float64)
@@ -193,8 +195,8 @@ def _problem(key: PRNGKeyArray) -> tuple[ReservoirComputer, Any, NDArray[np.floa
         key=keys[0],
     )
     reservoir = ReservoirComputer(cell, 3, key=keys[1])
-    xs = jax.random.normal(keys[2], (3, 60, 2), jnp.float32)
-    return reservoir, xs, _random(keys[2]).standard_normal((3, 60, 3)) + 0.3
+    (xs,) = draw(keys[2], (3, 60, 2))
+    return reservoir, xs, generator(keys[2]).standard_normal((3, 60, 3)) + 0.3
 
 
 def _features(reservoir: ReservoirComputer, xs: Any) -> NDArray[np.float64]:
@@ -202,9 +204,15 @@ def _features(reservoir: ReservoirComputer, xs: Any) -> NDArray[np.float64]:
     return np.asarray(states(reservoir, xs), np.float64)
 
 
+def invariants(layer: Any, key: PRNGKeyArray) -> list[Check]:
+    """What is promised of every reservoir; `layer` itself plays no part."""
+    return [
+        *radius_is_as_given(key),
+        *radius_matches_eigenvalues(key),
+        *sums_add_up(key),
+        forgets_its_start(key),
+    ]
+
+
 def _eigenvalue_radius(matrix: Any) -> float:
     return float(np.max(np.abs(np.linalg.eigvals(np.asarray(matrix, np.float64)))))
-
-
-def _random(key: PRNGKeyArray) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)))

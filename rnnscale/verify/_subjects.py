@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
@@ -45,11 +44,26 @@ from rnnscale.models import (
     SequenceClassifier,
 )
 from rnnscale.ssm import LRU, S5, BidirectionalS5, LinearAttention
-from rnnscale.verify._cells import CellSubject
-from rnnscale.verify._dense_cells import DENSE_CELLS
-from rnnscale.verify._linear_cells import LINEAR_CELLS
-from rnnscale.verify._orthogonal_cells import ORTHOGONAL_CELLS
-from rnnscale.verify._oscillator_cells import OSCILLATOR_CELLS
+from rnnscale.verify import (
+    _antisymmetric,
+    _clockwork,
+    _cornn,
+    _elman,
+    _exprnn,
+    _gru,
+    _indrnn,
+    _leaky_elman,
+    _lipschitz,
+    _lstm,
+    _minimal,
+    _nnrnn,
+    _rglru,
+    _ron,
+    _unitary,
+    _wilson_cowan,
+)
+from rnnscale.verify._probe import generator
+from rnnscale.verify._subject import CellSubject
 
 type Builder = Callable[[PRNGKeyArray], eqx.Module]
 
@@ -101,7 +115,28 @@ def _modular(key: PRNGKeyArray) -> RNNEncoder:
     return RNNEncoder(network)
 
 
-CELLS: list[CellSubject] = [*DENSE_CELLS, *ORTHOGONAL_CELLS, *OSCILLATOR_CELLS, *LINEAR_CELLS]
+CELLS: list[CellSubject] = [
+    subject
+    for paper in (
+        _elman,
+        _leaky_elman,
+        _wilson_cowan,
+        _indrnn,
+        _lstm,
+        _gru,
+        _antisymmetric,
+        _clockwork,
+        _lipschitz,
+        _unitary,
+        _exprnn,
+        _nnrnn,
+        _cornn,
+        _ron,
+        _minimal,
+        _rglru,
+    )
+    for subject in paper.SUBJECTS
+]
 
 CAUSAL_LAYERS: list[tuple[str, Builder]] = [
     ("LRU", _lru),
@@ -209,9 +244,10 @@ NETWORKS: list[tuple[str, Callable[[PRNGKeyArray], RecurrentNetwork]]] = [
 
 
 def sample_inputs(layer: Any, axes: tuple[int, ...], key: PRNGKeyArray) -> Array:
-    """Random inputs of `layer` with the axes `*batch time`: tokens for a language model."""
+    """Returns random inputs of `layer` with the axes `*batch time`: features, or tokens."""
+    random = generator(key)
     if isinstance(layer, LanguageModel):
-        return jax.random.randint(key, axes, 0, layer.vocab)
-    if isinstance(getattr(layer, "encoder", None), Embedding):
-        return jax.random.randint(key, axes, 0, layer.idim)
-    return jax.random.normal(key, (*axes, layer.idim), jnp.float32)
+        return jnp.asarray(random.integers(layer.vocab, size=axes), jnp.int32)
+    if isinstance(layer, SequenceClassifier) and isinstance(layer.encoder, Embedding):
+        return jnp.asarray(random.integers(layer.idim, size=axes), jnp.int32)
+    return jnp.asarray(random.standard_normal((*axes, layer.idim)), jnp.float32)

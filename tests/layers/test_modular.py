@@ -247,7 +247,7 @@ def test_laws(name, key):
     xs = verify.sample_inputs(layer, (3, 5), key)
     for check in (
         verify.step_equals_call(layer, xs),
-        verify.cut_equals_whole(layer, xs, 2),
+        verify.chunks_equal_one_call(layer, xs, 2),
         verify.reset_equals_fresh(layer, xs, 2),
         verify.padding_is_inert(layer, xs, [5, 2, 0]),
         verify.padding_spares_gradient(layer, xs, [5, 2, 0]),

@@ -48,7 +48,7 @@ def test_laws(getkey):
     xs = jax.random.normal(getkey(), (3, 9, 4))
     for check in (
         verify.step_equals_call(irregular, xs),
-        verify.cut_equals_whole(irregular, xs, 4),
+        verify.chunks_equal_one_call(irregular, xs, 4),
         verify.reset_equals_fresh(irregular, xs, 4),
         verify.padding_is_inert(irregular, xs, [9, 0, 4]),
         verify.padding_spares_gradient(irregular, xs, [9, 0, 4]),

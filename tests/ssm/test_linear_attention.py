@@ -6,7 +6,7 @@ import pytest
 
 from rnnscale import verify
 from rnnscale.ssm import LinearAttention
-from rnnscale.verify._linear_cells import linear_attention_matches_oracle
+from rnnscale.verify._linear_attention import linear_attention_matches_oracle
 
 # Two chunks of 64 steps and a part of one.
 TIME = 150
@@ -65,8 +65,8 @@ def test_laws_over_several_chunks(layer, getkey):
     xs = jax.random.normal(getkey(), (3, TIME, 5))
     checks = [
         verify.step_equals_call(layer, xs),
-        verify.cut_equals_whole(layer, xs, 64),
-        verify.cut_equals_whole(layer, xs, 97),
+        verify.chunks_equal_one_call(layer, xs, 64),
+        verify.chunks_equal_one_call(layer, xs, 97),
         verify.reset_equals_fresh(layer, xs, 64),
         verify.reset_equals_fresh(layer, xs, 97),
         verify.padding_is_inert(layer, xs, [0, 64, 101]),

@@ -1,4 +1,4 @@
-"""Every check of every class, as `rnnscale verify` runs them."""
+"""Runs every check of every class, as `rnnscale verify` does, and checks their trained leaves."""
 
 import equinox as eqx
 import jax
@@ -9,25 +9,38 @@ from rnnscale import verify
 from rnnscale._fields import parameters
 
 CELLS = {subject.name for subject in verify.CELLS}
-SUITES = [
-    pytest.param(suite, id=suite.name, marks=[pytest.mark.slow] if suite.name in CELLS else [])
-    for suite in verify.SUITES
-]
+OTHERS = [suite for suite in verify.SUITES if suite.name not in CELLS]
+over_cells = pytest.mark.parametrize("subject", verify.CELLS, ids=lambda subject: subject.name)
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_suite(suite):
-    checks = list(suite.run(jax.random.key(1)))
+def passed(checks):
+    checks = list(checks)
     assert checks
     failed = [str(check) for check in checks if not check.passed]
     assert not failed, "\n".join(failed)
 
 
-@pytest.mark.parametrize("subject", verify.CELLS, ids=lambda subject: subject.name)
+def test_every_cell_has_a_suite():
+    assert {suite.name for suite in verify.SUITES} >= CELLS
+
+
+@pytest.mark.parametrize("suite", OTHERS, ids=lambda suite: suite.name)
+def test_suite(suite):
+    passed(suite.run(jax.random.key(1)))
+
+
+# The suite of a cell in two tests, the second of which only `make test-all` runs.
+
+
+@over_cells
 def test_cell_equals_its_oracle(subject):
-    """Of the suite of a cell, which is slow, what every `make test` checks."""
-    for check in verify.cell_matches_oracle(subject, jax.random.key(1)):
-        assert check.passed, check
+    passed(verify.cell_matches_oracle(subject, jax.random.key(1)))
+
+
+@pytest.mark.slow
+@over_cells
+def test_cell_keeps_the_laws(subject):
+    passed(verify.cell_laws(subject, jax.random.key(1)))
 
 
 BUILDERS = [
@@ -51,9 +64,9 @@ def test_trained_leaves_are_real_float32_arrays(name, build):
     ("name", "build"), verify.CAUSAL_LAYERS, ids=[name for name, _ in verify.CAUSAL_LAYERS]
 )
 def test_causal(name, build):
-    """What comes later has no influence: NaN there stays there.
+    """Later steps have no influence: NaN there stays there.
 
-    But in a chunk of linear attention pairs of steps are multiplied by zero.
+    Linear attention multiplies pairs of steps in a chunk by zero, so there it is a large number.
     """
     layer = jax.jit(build)(jax.random.key(1))
     xs = verify.sample_inputs(layer, (4, 10), jax.random.key(2))

@@ -1,0 +1,95 @@
+"""The coupled oscillatory network: its equations in NumPy, and what must hold of it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+from numpy.typing import NDArray
+
+from rnnscale.cells import CoupledOscillatoryRNNCell
+from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._double import Doubles, fold, to_double
+from rnnscale.verify._probe import build, run_steps, with_arrays
+from rnnscale.verify._subject import CellSubject
+
+# Step, square of the frequency, damping and, to three digits, the spectral radius of the map.
+_PUBLISHED = {
+    "sMNIST": (0.042, 2.7, 4.7, 0.973),
+    "psMNIST": (0.076, 0.4, 8.0, 0.996),
+    "noisy CIFAR-10": (0.034, 1.3, 12.7, 0.997),
+    "adding": (0.06, 66.0, 15.0, 0.724),
+}
+
+
+def _build(key: PRNGKeyArray) -> CoupledOscillatoryRNNCell:
+    # A step long enough that a few of them show every term.
+    return CoupledOscillatoryRNNCell(3, 7, dt=0.3, gamma=1.7, epsilon=2.3, key=key)
+
+
+def _oracle(cell: Any, xs: Doubles, state: Any) -> tuple[Any, Doubles]:
+    r"""Rusch and Mishra 2021, as in the authors' code; state (y, z), output y.
+
+    $z' = z + \Delta t (\tanh(W y + \mathcal{W} z + V u + b) - \gamma y - \epsilon z)$, then
+    $y' = y + \Delta t z'$. W_z is the paper's $\mathcal{W}$.
+    """
+    W, W_z = cell.recurrent
+
+    def step(state, u):
+        y, z = state
+        force = np.tanh(W @ y + W_z @ z + cell.input @ u + cell.bias)
+        z = z + cell.dt * (force - cell.gamma * y - cell.epsilon * z)
+        return y + cell.dt * z, z
+
+    return fold(step, state, xs, lambda state: state[0])
+
+
+def _invariants(key: PRNGKeyArray) -> list[Check]:
+    checks = []
+    cell = build(lambda key: CoupledOscillatoryRNNCell(2, 3, key=key), key)
+    for name, (dt, gamma, epsilon, radius) in _PUBLISHED.items():
+        cell = with_arrays(cell, dt=dt, gamma=gamma, epsilon=epsilon)
+        unit, *others = _undriven_maps(cell)
+        found = np.max(np.abs(np.linalg.eigvals(unit)))
+        checks += [
+            *units_are_oscillators(name, cell),
+            Check(f"{name}: units alike", max(relative_error(x, unit) for x in others), 0.0),
+            Check(f"{name}: spectral radius", float(abs(found - radius)), 5e-4),
+        ]
+    return checks
+
+
+def units_are_oscillators(name: str, cell: Any) -> list[Check]:
+    r"""Without weights a unit has the map $((1 - \Delta t^2 \gamma, \Delta t (1 - \Delta t
+    \epsilon)), (-\Delta t \gamma, 1 - \Delta t \epsilon))$, of determinant $1 - \Delta t \epsilon$.
+    """
+    dt = np.float64(cell.dt)
+    gamma, epsilon = (
+        np.broadcast_to(np.asarray(x, np.float64), cell.hdim) for x in (cell.gamma, cell.epsilon)
+    )
+    expected = np.array(
+        [[1 - dt**2 * gamma, dt * (1 - dt * epsilon)], [-dt * gamma, 1 - dt * epsilon]]
+    )
+    maps = _undriven_maps(cell)
+    determinants = relative_error(np.linalg.det(maps), 1 - dt * epsilon)
+    return [
+        Check(f"{name}: undriven map", relative_error(maps, np.moveaxis(expected, -1, 0)), 1e-14),
+        Check(f"{name}: determinant = 1 - Δt ε", determinants, 1e-13),
+    ]
+
+
+def _undriven_maps(cell: Any) -> NDArray[np.float64]:
+    """The matrix `(y, z) -> (y, z)` of every unit without weights, in double precision."""
+    cell = to_double(cell)
+    names = ("recurrent", "input", "bias")
+    cell = with_arrays(cell, **{name: np.zeros_like(getattr(cell, name)) for name in names})
+    ones, zeros = np.ones((1, cell.hdim)), np.zeros((1, cell.hdim))
+    start = np.concatenate([ones, zeros]), np.concatenate([zeros, ones])
+    with jax.enable_x64(True):
+        (y, z), _ = run_steps(cell, np.zeros((1, 2, cell.idim)), start)
+    return np.stack([y, z]).transpose(2, 0, 1)
+
+
+SUBJECTS = [
+    CellSubject("CoupledOscillatoryRNNCell", "Rusch and Mishra 2021", _build, _oracle, _invariants)
+]
