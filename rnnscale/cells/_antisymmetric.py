@@ -10,19 +10,20 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._affine import AffineInputCell
+from rnnscale.cells._base import Affine, Units
 from rnnscale.cells._init import normal
 from rnnscale.cells._warn import warn_caller
 
 
-class _Weights(NamedTuple):
+class _AntiSymmetricWeights(NamedTuple):
     recurrent: Float[Array, "hdim hdim"]
     input: Float[Array, "gates idim"]
     bias: Float[Array, "gates"]
     epsilon: Float[Array, ""]
 
 
-class AntiSymmetricRNNCell(Cell):
+class AntiSymmetricRNNCell(AffineInputCell):
     r"""$$h_t = h_{t-1} + \epsilon \tanh(M h_{t-1} + V x_t + b), \qquad M = W - W^T - \gamma I$$
 
     A step by Euler's method of an ordinary differential equation at the edge of stability: the
@@ -78,24 +79,17 @@ class AntiSymmetricRNNCell(Cell):
         self.gamma = jnp.asarray(gamma, jnp.float32)
         self.idim, self.hdim = idim, hdim
 
-    def weights(self) -> _Weights:
+    def weights(self) -> _AntiSymmetricWeights:
         matrix = _antisymmetric(self.recurrent, self.gamma)
-        return _Weights(matrix, self.input, self.bias, self.epsilon)
-
-    def drive(self, weights: _Weights, x: Float[Array, "*axes idim"]) -> Float[Array, "*axes hdim"]:
-        return linear(weights.input, x) + weights.bias
+        return _AntiSymmetricWeights(matrix, self.input, self.bias, self.epsilon)
 
     def advance(
-        self,
-        weights: _Weights,
-        drive: Float[Array, "*axes hdim"],
-        state: Float[Array, "*axes hdim"],
-        affine: Affine,
-    ) -> Float[Array, "*axes hdim"]:
+        self, weights: _AntiSymmetricWeights, drive: Units, state: Units, affine: Affine
+    ) -> Units:
         return state + weights.epsilon * jnp.tanh(affine(drive, weights.recurrent, state))
 
 
-class GatedAntiSymmetricRNNCell(Cell):
+class GatedAntiSymmetricRNNCell(AffineInputCell):
     r"""$$h_t = h_{t-1} + \epsilon\, z \odot \tanh(M h_{t-1} + V x_t + b), \qquad
       z = \mathrm{sigmoid}(M h_{t-1} + V_z x_t + b_z)$$
 
@@ -149,26 +143,21 @@ class GatedAntiSymmetricRNNCell(Cell):
         self.gamma = jnp.asarray(gamma, jnp.float32)
         self.idim, self.hdim = idim, hdim
 
-    def weights(self) -> _Weights:
-        return _Weights(
+    def weights(self) -> _AntiSymmetricWeights:
+        return _AntiSymmetricWeights(
             _antisymmetric(self.recurrent, self.gamma),
             self.input.reshape(-1, self.idim),
             self.bias.reshape(-1),
             self.epsilon,
         )
 
-    def drive(
-        self, weights: _Weights, x: Float[Array, "*axes idim"]
-    ) -> Float[Array, "*axes gates"]:
-        return linear(weights.input, x) + weights.bias
-
     def advance(
         self,
-        weights: _Weights,
+        weights: _AntiSymmetricWeights,
         drive: Float[Array, "*axes gates"],
-        state: Float[Array, "*axes hdim"],
+        state: Units,
         affine: Affine,
-    ) -> Float[Array, "*axes hdim"]:
+    ) -> Units:
         beside_candidate, beside_gate = jnp.split(drive, 2, axis=-1)
         product = affine(jnp.zeros_like(beside_gate), weights.recurrent, state)
         gate = jax.nn.sigmoid(product + beside_gate)

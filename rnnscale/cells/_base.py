@@ -1,4 +1,4 @@
-"""What every cell is: one step of time, in the stages that a loop over time can tell apart."""
+"""The contract of a cell: one time step, in stages that a loop over time can run separately."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -14,6 +14,9 @@ from rnnscale._base import State, check_features, checked_state, state_dtype
 
 type Weights = PyTree
 """What the equations of a cell use, computed from its parameters once a call."""
+
+type Units = Float[Array, "*axes hdim"]
+"""One number for each unit of a cell: its state, its output, or a part of its drive."""
 
 type Drive = PyTree[Array]
 """The part of a step that does not depend on the state."""

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,21 +12,16 @@ from numpy.typing import NDArray
 
 from rnnscale._base import check_size, state_dtype
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._affine import AffineInputCell, DenseWeights
+from rnnscale.cells._base import Affine, Units
 from rnnscale.cells._init import normal
 
-type ClockWorkState = tuple[Float[Array, "*axes hdim"], Int[Array, "*axes"]]
+type ClockWorkState = tuple[Units, Int[Array, "*axes"]]
 
 _LARGEST_CLOCK = 2**31 - 1
 
 
-class _Weights(NamedTuple):
-    recurrent: Float[Array, "hdim hdim"]
-    input: Float[Array, "hdim idim"]
-    bias: Float[Array, "hdim"]
-
-
-class ClockWorkRNNCell(Cell):
+class ClockWorkRNNCell(AffineInputCell):
     r"""Units are in equal groups, one a period, from the fastest to the slowest. At step t those
     with $t \bmod T_i = 0$ are active, and hear the groups that are at least as slow:
 
@@ -103,27 +97,20 @@ class ClockWorkRNNCell(Cell):
         """The period of every unit."""
         return np.repeat(np.array(self.periods, np.int32), self.hdim // len(self.periods))
 
-    def weights(self) -> _Weights:
+    def weights(self) -> DenseWeights:
         periods = self.unit_periods
         hears = periods[None, :] >= periods[:, None]
-        return _Weights(jnp.where(hears, self.recurrent, 0), self.input, self.bias)
-
-    def drive(self, weights: _Weights, x: Float[Array, "*axes idim"]) -> Float[Array, "*axes hdim"]:
-        return linear(weights.input, x) + weights.bias
+        return DenseWeights(jnp.where(hears, self.recurrent, 0), self.input, self.bias)
 
     def advance(
-        self,
-        weights: _Weights,
-        drive: Float[Array, "*axes hdim"],
-        state: ClockWorkState,
-        affine: Affine,
+        self, weights: DenseWeights, drive: Units, state: ClockWorkState, affine: Affine
     ) -> ClockWorkState:
         h, t = state
         active = t[..., None] % self.unit_periods == 0
         h = jnp.where(active, self.nonlinearity(affine(drive, weights.recurrent, h)), h)
         return h, (t + 1) % math.lcm(*self.periods)
 
-    def output(self, state: ClockWorkState) -> Float[Array, "*axes hdim"]:
+    def output(self, state: ClockWorkState) -> Units:
         return state[0]
 
     def init_state(

@@ -6,19 +6,21 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size, state_dtype
+from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._base import Affine, Units
 from rnnscale.cells._init import uniform
-from rnnscale.cells._warn import warn_caller
+from rnnscale.cells._oscillators import (
+    OscillatorCell,
+    Oscillators,
+    check_oscillators,
+    swing,
+)
 
-type Oscillators = tuple[Float[Array, "*axes hdim"], Float[Array, "*axes hdim"]]
-"""Positions and velocities."""
 
-
-class _Weights(NamedTuple):
+class _OscillatorWeights(NamedTuple):
     recurrent: Float[Array, "hdim both"]  # W beside that of the velocities
     input: Float[Array, "hdim idim"]
     bias: Float[Array, "hdim"]
@@ -27,7 +29,7 @@ class _Weights(NamedTuple):
     epsilon: Float[Array, ""]
 
 
-class CoupledOscillatoryRNNCell(Cell):
+class CoupledOscillatoryRNNCell(OscillatorCell):
     r"""$$z_t = z_{t-1} + \Delta t \left(\tanh(W y_{t-1} + \mathcal{W} z_{t-1} + V u_t + b)
       - \gamma y_{t-1} - \epsilon z_{t-1}\right), \qquad y_t = y_{t-1} + \Delta t \, z_t$$
 
@@ -89,65 +91,15 @@ class CoupledOscillatoryRNNCell(Cell):
         self.epsilon = jnp.asarray(epsilon, jnp.float32)
         self.idim, self.hdim = idim, hdim
 
-    def weights(self) -> _Weights:
+    def weights(self) -> _OscillatorWeights:
         recurrent = jnp.concatenate(list(self.recurrent), axis=1)
-        return _Weights(recurrent, self.input, self.bias, self.dt, self.gamma, self.epsilon)
-
-    def drive(self, weights: _Weights, x: Float[Array, "*axes idim"]) -> Float[Array, "*axes hdim"]:
-        return linear(weights.input, x) + weights.bias
+        return _OscillatorWeights(
+            recurrent, self.input, self.bias, self.dt, self.gamma, self.epsilon
+        )
 
     def advance(
-        self,
-        weights: _Weights,
-        drive: Float[Array, "*axes hdim"],
-        state: Oscillators,
-        affine: Affine,
+        self, weights: _OscillatorWeights, drive: Units, state: Oscillators, affine: Affine
     ) -> Oscillators:
         both = jnp.concatenate(state, axis=-1)
         force = jnp.tanh(affine(drive, weights.recurrent, both))
         return swing(state, force, weights.dt, weights.gamma, weights.epsilon)
-
-    def output(self, state: Oscillators) -> Float[Array, "*axes hdim"]:
-        return state[0]
-
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Oscillators:
-        zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
-        return zeros, zeros
-
-
-def swing(
-    state: Oscillators,
-    force: Float[Array, "*axes hdim"],
-    dt: Float[Array, ""],
-    gamma: Float[Array, "*#hdim"],
-    epsilon: Float[Array, "*#hdim"],
-) -> Oscillators:
-    """A step of time under a force: first the velocities, then with them the positions."""
-    y, z = state
-    z = z + dt * (force - gamma * y - epsilon * z)
-    return y + dt * z, z
-
-
-def check_oscillators(owner: type, dt: float, gamma: float, epsilon: float) -> None:
-    r"""Raises unless `dt` is positive and the others at least 0; warns of an unstable step.
-
-    The undriven map has the determinant $1 - \Delta t \epsilon$ and the trace
-    $2 - \Delta t \epsilon - \Delta t^2 \gamma$. Both eigenvalues are within the unit circle where
-    the determinant is at most one and the trace at most one plus the determinant in size. For
-    numbers that are not negative, what that leaves is the bound below.
-    """
-    name = owner.__name__
-    # As `not ... >= 0`, so that NaN is among them.
-    if not 0 < dt < math.inf:
-        raise ValueError(f"{name}: dt must be positive and finite; got {dt}.")
-    for what, value in (("gamma", gamma), ("epsilon", epsilon)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name}: {what} must be at least 0 and finite; got {value}.")
-    bound = dt**2 * gamma + 2 * dt * epsilon
-    if bound > 4:
-        warn_caller(
-            f"{name}: undriven units grow without bound. dt² gamma + 2 dt epsilon must be at most "
-            f"4; got {bound:.3g} from dt={dt}, gamma={gamma}, epsilon={epsilon}. Lower dt."
-        )

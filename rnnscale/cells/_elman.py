@@ -10,11 +10,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._affine import AffineInputCell
+from rnnscale.cells._base import Affine, Units
 from rnnscale.cells._init import uniform
 
 
-class ElmanRNNCell(Cell):
+class ElmanRNNCell(AffineInputCell):
     r"""$$h_t = \sigma(W h_{t-1} + V x_t + b)$$
 
     Every parameter starts uniform in $\pm 1 / \sqrt{n}$, for `n = hdim`.
@@ -54,16 +55,5 @@ class ElmanRNNCell(Cell):
         self.bias = uniform(bias_key, (hdim,), limit)
         self.idim, self.hdim, self.nonlinearity = idim, hdim, nonlinearity
 
-    def drive(
-        self, weights: "ElmanRNNCell", x: Float[Array, "*axes idim"]
-    ) -> Float[Array, "*axes hdim"]:
-        return linear(weights.input, x) + weights.bias
-
-    def advance(
-        self,
-        weights: "ElmanRNNCell",
-        drive: Float[Array, "*axes hdim"],
-        state: Float[Array, "*axes hdim"],
-        affine: Affine,
-    ) -> Float[Array, "*axes hdim"]:
+    def advance(self, weights: "ElmanRNNCell", drive: Units, state: Units, affine: Affine) -> Units:
         return self.nonlinearity(affine(drive, weights.recurrent, state))

@@ -1,7 +1,6 @@
 """The recurrent network with an orthogonal matrix, by the exponential map."""
 
 import math
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,7 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._affine import DenseWeights
+from rnnscale.cells._base import Affine, Cell, Units, linear
 from rnnscale.cells._init import normal, uniform
 from rnnscale.cells._modrelu import modrelu
 from rnnscale.cells._orthogonal import (
@@ -18,12 +18,6 @@ from rnnscale.cells._orthogonal import (
     initial_log,
     orthogonal,
 )
-
-
-class _Weights(NamedTuple):
-    recurrent: Float[Array, "hdim hdim"]
-    input: Float[Array, "hdim idim"]
-    bias: Float[Array, "hdim"]
 
 
 class ExpRNNCell(Cell):
@@ -67,17 +61,11 @@ class ExpRNNCell(Cell):
         self.bias = uniform(bias_key, (hdim,), 0.01)
         self.idim, self.hdim = idim, hdim
 
-    def weights(self) -> _Weights:
-        return _Weights(orthogonal(self.log_orthogonal), self.input, self.bias)
+    def weights(self) -> DenseWeights:
+        return DenseWeights(orthogonal(self.log_orthogonal), self.input, self.bias)
 
-    def drive(self, weights: _Weights, x: Float[Array, "*axes idim"]) -> Float[Array, "*axes hdim"]:
+    def drive(self, weights: DenseWeights, x: Float[Array, "*axes idim"]) -> Units:
         return linear(weights.input, x)
 
-    def advance(
-        self,
-        weights: _Weights,
-        drive: Float[Array, "*axes hdim"],
-        state: Float[Array, "*axes hdim"],
-        affine: Affine,
-    ) -> Float[Array, "*axes hdim"]:
+    def advance(self, weights: DenseWeights, drive: Units, state: Units, affine: Affine) -> Units:
         return modrelu(affine(drive, weights.recurrent, state), weights.bias)

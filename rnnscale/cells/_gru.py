@@ -10,14 +10,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, identity, linear
+from rnnscale.cells._base import Affine, Cell, Units, identity, linear
 from rnnscale.cells._init import normal, uniform
 
-type GRUDrive = tuple[Float[Array, "*axes gates"], Float[Array, "*axes hdim"]]
+type GRUDrive = tuple[Float[Array, "*axes gates"], Units]
 """What is added to the products with the state, and to the candidate."""
 
 
-class _Weights(NamedTuple):
+class _GRUWeights(NamedTuple):
     """The gates below one another."""
 
     recurrent: Float[Array, "gates hdim"]
@@ -70,27 +70,21 @@ class GatedRecurrentUnitCell(Cell):
         self.candidate_bias = uniform(candidate_key, (hdim,), limit)
         self.idim, self.hdim = idim, hdim
 
-    def weights(self) -> _Weights:
-        return _Weights(
+    def weights(self) -> _GRUWeights:
+        return _GRUWeights(
             self.recurrent.reshape(-1, self.hdim),
             self.input.reshape(-1, self.idim),
             self.bias.reshape(-1),
             self.candidate_bias,
         )
 
-    def drive(self, weights: _Weights, x: Float[Array, "*axes idim"]) -> GRUDrive:
+    def drive(self, weights: _GRUWeights, x: Float[Array, "*axes idim"]) -> GRUDrive:
         inputs = linear(weights.input, x) + weights.bias
         gates, candidate = jnp.split(inputs, [2 * self.hdim], axis=-1)
         candidate_bias = jnp.broadcast_to(weights.candidate_bias, candidate.shape)
         return jnp.concatenate([gates, candidate_bias], axis=-1), candidate
 
-    def advance(
-        self,
-        weights: _Weights,
-        drive: GRUDrive,
-        state: Float[Array, "*axes hdim"],
-        affine: Affine,
-    ) -> Float[Array, "*axes hdim"]:
+    def advance(self, weights: _GRUWeights, drive: GRUDrive, state: Units, affine: Affine) -> Units:
         beside_products, beside_candidate = drive
         r, z, product = jnp.split(affine(beside_products, weights.recurrent, state), 3, axis=-1)
         n = jnp.tanh(affine(beside_candidate, identity, jax.nn.sigmoid(r) * product))
@@ -101,7 +95,7 @@ class GatedRecurrentUnitCell(Cell):
 GatedRecurrentUnit = GatedRecurrentUnitCell
 
 
-class _ChoWeights(NamedTuple):
+class _ChoGRUWeights(NamedTuple):
     """The two gates below one another, and the candidate."""
 
     gates: Float[Array, "gates hdim"]
@@ -150,27 +144,23 @@ class ChoGatedRecurrentUnitCell(Cell):
         self.bias = jnp.zeros((3, hdim), jnp.float32)
         self.idim, self.hdim = idim, hdim
 
-    def weights(self) -> _ChoWeights:
-        return _ChoWeights(
+    def weights(self) -> _ChoGRUWeights:
+        return _ChoGRUWeights(
             self.recurrent[:2].reshape(-1, self.hdim),
             self.recurrent[2],
             self.input.reshape(-1, self.idim),
             self.bias.reshape(-1),
         )
 
-    def drive(self, weights: _ChoWeights, x: Float[Array, "*axes idim"]) -> GRUDrive:
+    def drive(self, weights: _ChoGRUWeights, x: Float[Array, "*axes idim"]) -> GRUDrive:
         gates, candidate = jnp.split(
             linear(weights.input, x) + weights.bias, [2 * self.hdim], axis=-1
         )
         return gates, candidate
 
     def advance(
-        self,
-        weights: _ChoWeights,
-        drive: GRUDrive,
-        state: Float[Array, "*axes hdim"],
-        affine: Affine,
-    ) -> Float[Array, "*axes hdim"]:
+        self, weights: _ChoGRUWeights, drive: GRUDrive, state: Units, affine: Affine
+    ) -> Units:
         beside_gates, beside_candidate = drive
         r, z = jnp.split(jax.nn.sigmoid(affine(beside_gates, weights.gates, state)), 2, axis=-1)
         n = jnp.tanh(affine(beside_candidate, weights.candidate, r * state))

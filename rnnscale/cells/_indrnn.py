@@ -10,11 +10,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._affine import AffineInputCell
+from rnnscale.cells._base import Affine, Units
 from rnnscale.cells._init import normal
 
 
-class IndRNNCell(Cell):
+class IndRNNCell(AffineInputCell):
     r"""$$h_t = \sigma(u \odot h_{t-1} + W x_t + b)$$
 
     A unit sees no other unit's past, so a mesh may split the units over its axis `tensor`. Over T
@@ -77,17 +78,6 @@ class IndRNNCell(Cell):
         self.bias = jnp.zeros((hdim,), jnp.float32)
         self.idim, self.hdim, self.nonlinearity = idim, hdim, nonlinearity
 
-    def drive(
-        self, weights: "IndRNNCell", x: Float[Array, "*axes idim"]
-    ) -> Float[Array, "*axes hdim"]:
-        return linear(weights.input, x) + weights.bias
-
-    def advance(
-        self,
-        weights: "IndRNNCell",
-        drive: Float[Array, "*axes hdim"],
-        state: Float[Array, "*axes hdim"],
-        affine: Affine,
-    ) -> Float[Array, "*axes hdim"]:
+    def advance(self, weights: "IndRNNCell", drive: Units, state: Units, affine: Affine) -> Units:
         # Not through `affine`: to keep the pre-activation costs more than to make it again.
         return self.nonlinearity(drive + weights.recurrent * state)

@@ -10,11 +10,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._affine import AffineInputCell
+from rnnscale.cells._base import Affine, Units
 from rnnscale.cells._init import uniform
 
 
-class LeakyElmanCell(Cell):
+class LeakyElmanCell(AffineInputCell):
     r"""$$h_t = (1 - \alpha)\, h_{t-1} + \alpha\, \sigma(W h_{t-1} + V x_t + b)$$
 
     Every parameter starts uniform in $\pm 1 / \sqrt{n}$, for `n = hdim`. `leak` is an array that is
@@ -66,17 +67,8 @@ class LeakyElmanCell(Cell):
         self.leak = jnp.asarray(leak, jnp.float32)
         self.idim, self.hdim, self.nonlinearity = idim, hdim, nonlinearity
 
-    def drive(
-        self, weights: "LeakyElmanCell", x: Float[Array, "*axes idim"]
-    ) -> Float[Array, "*axes hdim"]:
-        return linear(weights.input, x) + weights.bias
-
     def advance(
-        self,
-        weights: "LeakyElmanCell",
-        drive: Float[Array, "*axes hdim"],
-        state: Float[Array, "*axes hdim"],
-        affine: Affine,
-    ) -> Float[Array, "*axes hdim"]:
+        self, weights: "LeakyElmanCell", drive: Units, state: Units, affine: Affine
+    ) -> Units:
         target = self.nonlinearity(affine(drive, weights.recurrent, state))
         return (1 - weights.leak) * state + weights.leak * target

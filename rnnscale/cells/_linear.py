@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from rnnscale._base import state_dtype
-from rnnscale.cells._base import Affine, Cell
+from rnnscale.cells._base import Affine, Cell, Units
 
-type Coefficients = tuple[Float[Array, "*axes hdim"], Float[Array, "*axes hdim"]]
+type Coefficients = tuple[Units, Units]
 """The decay and what is added: `a` and `b` of `h_t = a_t * h_{t-1} + b_t`."""
 
 
@@ -28,12 +28,8 @@ class LinearCell(Cell):
 
     @final
     def advance(
-        self,
-        weights: "LinearCell",
-        drive: Coefficients,
-        state: Float[Array, "*axes hdim"],
-        affine: Affine,
-    ) -> Float[Array, "*axes hdim"]:
+        self, weights: "LinearCell", drive: Coefficients, state: Units, affine: Affine
+    ) -> Units:
         a, b = drive
         return a * state + b
 

@@ -10,16 +10,17 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._affine import AffineInputCell
+from rnnscale.cells._base import Affine, Units
 from rnnscale.cells._init import normal, xavier_normal
 from rnnscale.cells._warn import warn_caller
 
 type Method = Literal["euler", "rk2"]
 type Pair = float | tuple[float, float]
-type Slope = Callable[[Float[Array, "*axes hdim"]], Float[Array, "*axes hdim"]]
+type Slope = Callable[[Units], Units]
 
 
-class _Weights(NamedTuple):
+class _LipschitzWeights(NamedTuple):
     """A above W, and the inputs of tanh above those of the gate."""
 
     recurrent: Float[Array, "both hdim"]
@@ -28,7 +29,7 @@ class _Weights(NamedTuple):
     epsilon: Float[Array, ""]
 
 
-class LipschitzRNNCell(Cell):
+class LipschitzRNNCell(AffineInputCell):
     r"""$$\dot h = A h + \tanh(W h + U x_t + b)$$
 
     over a time $\epsilon$ from $h_{t-1}$ to $h_t$, in one step of Euler's method or of the midpoint
@@ -99,28 +100,21 @@ class LipschitzRNNCell(Cell):
         self.gamma = jnp.asarray(_pair(gamma), jnp.float32)
         self.idim, self.hdim, self.method = idim, hdim, method
 
-    def weights(self) -> _Weights:
+    def weights(self) -> _LipschitzWeights:
         matrices = _matrices(self.recurrent, self.beta, self.gamma)
-        return _Weights(matrices, self.input, self.bias, self.epsilon)
-
-    def drive(self, weights: _Weights, x: Float[Array, "*axes idim"]) -> Float[Array, "*axes hdim"]:
-        return linear(weights.input, x) + weights.bias
+        return _LipschitzWeights(matrices, self.input, self.bias, self.epsilon)
 
     def advance(
-        self,
-        weights: _Weights,
-        drive: Float[Array, "*axes hdim"],
-        state: Float[Array, "*axes hdim"],
-        affine: Affine,
-    ) -> Float[Array, "*axes hdim"]:
-        def slope(h: Float[Array, "*axes hdim"]) -> Float[Array, "*axes hdim"]:
+        self, weights: _LipschitzWeights, drive: Units, state: Units, affine: Affine
+    ) -> Units:
+        def slope(h: Units) -> Units:
             linear_part, recurrent = _products(affine, weights, h)
             return linear_part + jnp.tanh(recurrent + drive)
 
         return _integrate(self.method, slope, state, weights.epsilon)
 
 
-class GatedLipschitzRNNCell(Cell):
+class GatedLipschitzRNNCell(AffineInputCell):
     r"""$$\dot h = \mathrm{sigmoid}(W h + U_z x_t + b_z) \odot (A h + \tanh(W h + U x_t + b))$$
 
     and otherwise as `LipschitzRNNCell`. The gate shares $W$ and scales the linear term too.
@@ -182,29 +176,24 @@ class GatedLipschitzRNNCell(Cell):
         self.gamma = jnp.asarray(_pair(gamma), jnp.float32)
         self.idim, self.hdim, self.method = idim, hdim, method
 
-    def weights(self) -> _Weights:
-        return _Weights(
+    def weights(self) -> _LipschitzWeights:
+        return _LipschitzWeights(
             _matrices(self.recurrent, self.beta, self.gamma),
             self.input.reshape(-1, self.idim),
             self.bias.reshape(-1),
             self.epsilon,
         )
 
-    def drive(
-        self, weights: _Weights, x: Float[Array, "*axes idim"]
-    ) -> Float[Array, "*axes gates"]:
-        return linear(weights.input, x) + weights.bias
-
     def advance(
         self,
-        weights: _Weights,
+        weights: _LipschitzWeights,
         drive: Float[Array, "*axes gates"],
-        state: Float[Array, "*axes hdim"],
+        state: Units,
         affine: Affine,
-    ) -> Float[Array, "*axes hdim"]:
+    ) -> Units:
         beside_candidate, beside_gate = jnp.split(drive, 2, axis=-1)
 
-        def slope(h: Float[Array, "*axes hdim"]) -> Float[Array, "*axes hdim"]:
+        def slope(h: Units) -> Units:
             linear_part, recurrent = _products(affine, weights, h)
             gate = jax.nn.sigmoid(recurrent + beside_gate)
             return gate * (linear_part + jnp.tanh(recurrent + beside_candidate))
@@ -223,17 +212,13 @@ def _matrices(
     return both.reshape(-1, m.shape[-1])
 
 
-def _products(
-    affine: Affine, weights: _Weights, h: Float[Array, "*axes hdim"]
-) -> list[Float[Array, "*axes hdim"]]:
+def _products(affine: Affine, weights: _LipschitzWeights, h: Units) -> list[Units]:
     """A h and W h."""
     zeros = jnp.zeros((*h.shape[:-1], 2 * h.shape[-1]), h.dtype)
     return jnp.split(affine(zeros, weights.recurrent, h), 2, axis=-1)
 
 
-def _integrate(
-    method: Method, slope: Slope, h: Float[Array, "*axes hdim"], epsilon: Float[Array, ""]
-) -> Float[Array, "*axes hdim"]:
+def _integrate(method: Method, slope: Slope, h: Units, epsilon: Float[Array, ""]) -> Units:
     middle = h if method == "euler" else h + epsilon / 2 * slope(h)
     return h + epsilon * slope(middle)
 

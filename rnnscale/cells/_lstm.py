@@ -1,7 +1,6 @@
 """The long short-term memory."""
 
 import math
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,21 +9,14 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from rnnscale._base import check_size, state_dtype
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._affine import AffineInputCell, DenseWeights
+from rnnscale.cells._base import Affine, Units
 from rnnscale.cells._init import uniform
 
-type LSTMState = tuple[Float[Array, "*axes hdim"], Float[Array, "*axes hdim"]]
+type LSTMState = tuple[Units, Units]
 
 
-class _Weights(NamedTuple):
-    """The gates below one another."""
-
-    recurrent: Float[Array, "gates hdim"]
-    input: Float[Array, "gates idim"]
-    bias: Float[Array, "gates"]
-
-
-class LongShortTermMemoryCell(Cell):
+class LongShortTermMemoryCell(AffineInputCell):
     r"""$$i, f, o = \mathrm{sigmoid}(W h_{t-1} + V x_t + b), \qquad
       g = \tanh(W_g h_{t-1} + V_g x_t + b_g)$$
     $$c_t = f \odot c_{t-1} + i \odot g, \qquad h_t = o \odot \tanh(c_t)$$
@@ -61,21 +53,16 @@ class LongShortTermMemoryCell(Cell):
         self.bias = uniform(bias_key, (4, hdim), limit).at[1].set(1.0)
         self.idim, self.hdim = idim, hdim
 
-    def weights(self) -> _Weights:
-        return _Weights(
+    def weights(self) -> DenseWeights:
+        return DenseWeights(
             self.recurrent.reshape(-1, self.hdim),
             self.input.reshape(-1, self.idim),
             self.bias.reshape(-1),
         )
 
-    def drive(
-        self, weights: _Weights, x: Float[Array, "*axes idim"]
-    ) -> Float[Array, "*axes gates"]:
-        return linear(weights.input, x) + weights.bias
-
     def advance(
         self,
-        weights: _Weights,
+        weights: DenseWeights,
         drive: Float[Array, "*axes gates"],
         state: LSTMState,
         affine: Affine,
@@ -85,7 +72,7 @@ class LongShortTermMemoryCell(Cell):
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
-    def output(self, state: LSTMState) -> Float[Array, "*axes hdim"]:
+    def output(self, state: LSTMState) -> Units:
         return state[0]
 
     def init_state(

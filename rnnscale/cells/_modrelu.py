@@ -4,15 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rnnscale.cells._base import Units
 from rnnscale_kernels import Planar
 
 # The square of the smallest length that has a phase. Below it the gradient would overflow.
 _SMALLEST_SQUARE = 1e-30
 
 
-def modrelu(
-    z: Float[Array, "*axes hdim"], bias: Float[Array, "hdim"]
-) -> Float[Array, "*axes hdim"]:
+def modrelu(z: Units, bias: Float[Array, "hdim"]) -> Units:
     r"""$\mathrm{sign}(z) \, \mathrm{relu}(|z| + b)$, zero at zero."""
     return jnp.sign(z) * jax.nn.relu(jnp.abs(z) + bias)
 

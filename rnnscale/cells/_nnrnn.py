@@ -1,7 +1,6 @@
 """The non-normal recurrent network."""
 
 import math
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,7 +9,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._affine import DenseWeights
+from rnnscale.cells._base import Affine, Cell, Units, linear
 from rnnscale.cells._init import normal, uniform
 from rnnscale.cells._modrelu import modrelu
 from rnnscale.cells._orthogonal import (
@@ -20,12 +20,6 @@ from rnnscale.cells._orthogonal import (
     orthogonal,
     pair_diagonal,
 )
-
-
-class _Weights(NamedTuple):
-    recurrent: Float[Array, "hdim hdim"]
-    input: Float[Array, "hdim idim"]
-    bias: Float[Array, "hdim"]
 
 
 class NonNormalRNNCell(Cell):
@@ -86,7 +80,7 @@ class NonNormalRNNCell(Cell):
         r"""$\|\gamma - 1\|^2$, which the paper adds to the loss, times its $\delta$."""
         return jnp.sum((self.gamma - 1) ** 2)
 
-    def weights(self) -> _Weights:
+    def weights(self) -> DenseWeights:
         pair = jnp.arange(self.hdim) // 2
         above = jnp.where(pair[:, None] < pair, self.upper, 0)
         cos = jnp.diag(jnp.repeat(self.gamma * jnp.cos(self.theta), 2))
@@ -94,16 +88,10 @@ class NonNormalRNNCell(Cell):
         p = orthogonal(self.log_orthogonal)
         with jax.default_matmul_precision("highest"):
             recurrent = p @ (cos - sin + sin.T + above) @ p.T
-        return _Weights(recurrent, self.input, self.bias)
+        return DenseWeights(recurrent, self.input, self.bias)
 
-    def drive(self, weights: _Weights, x: Float[Array, "*axes idim"]) -> Float[Array, "*axes hdim"]:
+    def drive(self, weights: DenseWeights, x: Float[Array, "*axes idim"]) -> Units:
         return linear(weights.input, x)
 
-    def advance(
-        self,
-        weights: _Weights,
-        drive: Float[Array, "*axes hdim"],
-        state: Float[Array, "*axes hdim"],
-        affine: Affine,
-    ) -> Float[Array, "*axes hdim"]:
+    def advance(self, weights: DenseWeights, drive: Units, state: Units, affine: Affine) -> Units:
         return modrelu(affine(drive, weights.recurrent, state), weights.bias)

@@ -3,20 +3,25 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size, state_dtype
+from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, linear
-from rnnscale.cells._cornn import Oscillators, check_oscillators, swing
+from rnnscale.cells._base import Affine, Units
 from rnnscale.cells._init import uniform
+from rnnscale.cells._oscillators import (
+    OscillatorCell,
+    Oscillators,
+    check_oscillators,
+    swing,
+)
 
 # After k squarings of a matrix the logarithm of its radius is off by that of the condition of its
 # eigenvectors over 2^k: below the rounding of float32.
 _SQUARINGS = 30
 
 
-class RandomOscillatorsCell(Cell):
+class RandomOscillatorsCell(OscillatorCell):
     r"""$$z_t = z_{t-1} + \Delta t \left(\tanh(W y_{t-1} + V u_t + b) - \gamma \odot y_{t-1}
       - \epsilon \odot z_{t-1}\right), \qquad y_t = y_{t-1} + \Delta t \, z_t$$
 
@@ -84,29 +89,11 @@ class RandomOscillatorsCell(Cell):
         self.epsilon = jax.random.uniform(keys[4], (hdim,), jnp.float32, *epsilon)
         self.idim, self.hdim = idim, hdim
 
-    def drive(
-        self, weights: "RandomOscillatorsCell", x: Float[Array, "*axes idim"]
-    ) -> Float[Array, "*axes hdim"]:
-        return linear(weights.input, x) + weights.bias
-
     def advance(
-        self,
-        weights: "RandomOscillatorsCell",
-        drive: Float[Array, "*axes hdim"],
-        state: Oscillators,
-        affine: Affine,
+        self, weights: "RandomOscillatorsCell", drive: Units, state: Oscillators, affine: Affine
     ) -> Oscillators:
         force = jnp.tanh(affine(drive, weights.recurrent, state[0]))
         return swing(state, force, weights.dt, weights.gamma, weights.epsilon)
-
-    def output(self, state: Oscillators) -> Float[Array, "*axes hdim"]:
-        return state[0]
-
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Oscillators:
-        zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
-        return zeros, zeros
 
 
 def _check_range(name: str, limits: tuple[float, float]) -> None:

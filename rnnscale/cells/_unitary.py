@@ -17,7 +17,7 @@ from rnnscale.cells._modrelu import complex_modrelu
 from rnnscale_kernels import Planar
 
 
-class _Weights(NamedTuple):
+class _UnitaryWeights(NamedTuple):
     rotations: tuple[Planar, ...]  # the diagonals of D_1, D_2, D_3
     reflections: tuple[Planar, ...]  # unit normals of R_1, R_2
     permutation: Int[Array, "hdim"]
@@ -85,10 +85,10 @@ class UnitaryEvolutionRNNCell(Cell):
     def odim(self) -> int:
         return 2 * self.hdim
 
-    def weights(self) -> _Weights:
+    def weights(self) -> _UnitaryWeights:
         square = jnp.sum(self.reflection_re**2 + self.reflection_im**2, axis=1, keepdims=True)
         length = jnp.sqrt(square)
-        return _Weights(
+        return _UnitaryWeights(
             tuple(map(Planar, jnp.cos(self.theta), jnp.sin(self.theta))),
             tuple(map(Planar, self.reflection_re / length, self.reflection_im / length)),
             self.permutation,
@@ -96,10 +96,12 @@ class UnitaryEvolutionRNNCell(Cell):
             self.bias,
         )
 
-    def drive(self, weights: _Weights, x: Float[Array, "*axes idim"]) -> Planar:
+    def drive(self, weights: _UnitaryWeights, x: Float[Array, "*axes idim"]) -> Planar:
         return Planar(*jnp.split(linear(weights.input, x), 2, axis=-1))
 
-    def advance(self, weights: _Weights, drive: Planar, state: Planar, affine: Affine) -> Planar:
+    def advance(
+        self, weights: _UnitaryWeights, drive: Planar, state: Planar, affine: Affine
+    ) -> Planar:
         return complex_modrelu(affine(drive, partial(_evolve, weights), state), weights.bias)
 
     def output(self, state: Planar) -> Float[Array, "*axes odim"]:
@@ -113,7 +115,7 @@ class UnitaryEvolutionRNNCell(Cell):
         return Planar(*(jnp.broadcast_to(plane.astype(dtype), shape) for plane in planes))
 
 
-def _evolve(weights: _Weights, h: Planar) -> Planar:
+def _evolve(weights: _UnitaryWeights, h: Planar) -> Planar:
     """`W h`. Planes become complex numbers in here only."""
     rotations = [jax.lax.complex(*each) for each in weights.rotations]
     reflections = [jax.lax.complex(*each) for each in weights.reflections]

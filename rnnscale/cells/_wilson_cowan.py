@@ -10,11 +10,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, linear
+from rnnscale.cells._affine import AffineInputCell
+from rnnscale.cells._base import Affine, Units
 from rnnscale.cells._init import uniform
 
 
-class WilsonCowanCell(Cell):
+class WilsonCowanCell(AffineInputCell):
     r"""$$h_t = (1 - \alpha)\, h_{t-1} + \alpha\, (W \sigma(h_{t-1}) + V x_t + b)$$
 
     The state and output $h$ are membrane potentials, and $\sigma(h)$ the rates at which units fire.
@@ -70,17 +71,8 @@ class WilsonCowanCell(Cell):
         self.rate = jnp.asarray(rate, jnp.float32)
         self.idim, self.hdim, self.nonlinearity = idim, hdim, nonlinearity
 
-    def drive(
-        self, weights: "WilsonCowanCell", x: Float[Array, "*axes idim"]
-    ) -> Float[Array, "*axes hdim"]:
-        return linear(weights.input, x) + weights.bias
-
     def advance(
-        self,
-        weights: "WilsonCowanCell",
-        drive: Float[Array, "*axes hdim"],
-        state: Float[Array, "*axes hdim"],
-        affine: Affine,
-    ) -> Float[Array, "*axes hdim"]:
+        self, weights: "WilsonCowanCell", drive: Units, state: Units, affine: Affine
+    ) -> Units:
         target = affine(drive, weights.recurrent, self.nonlinearity(state))
         return (1 - weights.rate) * state + weights.rate * target

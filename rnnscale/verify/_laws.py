@@ -48,13 +48,14 @@ def chunks_equal_one_call(layer: Any, xs: Any, at: int, bound: float = 1e-5) -> 
 def reset_equals_fresh(layer: Any, xs: Any, at: int, bound: float = 1e-5) -> Check:
     """A reset at `at` equals running both segments on their own, for a layer in any direction.
 
-    A causal layer starts from a state of NaN, with a reset at the first step too, which keeps it
-    out; its returned state is that of the second segment.
+    A causal layer starts from a state of NaN, or of other integers, with a reset at the first step
+    too, which keeps it out; its returned state is that of the second segment.
     """
     xs = np.asarray(xs)
     initial = state = _initial_state(layer, xs)
     if layer.causal:
-        state = jax.tree.map(lambda x: np.full_like(x, np.nan), state)
+        spoiled = lambda x: x * np.nan if eqx.is_inexact_array(x) else x + 1  # noqa: E731
+        state = jax.tree.map(spoiled, state)
     reset = np.zeros(_axes(xs), bool)
     reset[..., [0, at]] = True
     state, ys = call_layer(layer, xs, state, reset=reset)

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
@@ -62,7 +63,6 @@ from rnnscale.verify import (
     _unitary,
     _wilson_cowan,
 )
-from rnnscale.verify._probe import generator
 from rnnscale.verify._subject import CellSubject
 
 type Builder = Callable[[PRNGKeyArray], eqx.Module]
@@ -245,9 +245,8 @@ NETWORKS: list[tuple[str, Callable[[PRNGKeyArray], RecurrentNetwork]]] = [
 
 def sample_inputs(layer: Any, axes: tuple[int, ...], key: PRNGKeyArray) -> Array:
     """Returns random inputs of `layer` with the axes `*batch time`: features, or tokens."""
-    random = generator(key)
     if isinstance(layer, LanguageModel):
-        return jnp.asarray(random.integers(layer.vocab, size=axes), jnp.int32)
+        return jax.random.randint(key, axes, 0, layer.vocab)
     if isinstance(layer, SequenceClassifier) and isinstance(layer.encoder, Embedding):
-        return jnp.asarray(random.integers(layer.idim, size=axes), jnp.int32)
-    return jnp.asarray(random.standard_normal((*axes, layer.idim)), jnp.float32)
+        return jax.random.randint(key, axes, 0, layer.idim)
+    return jax.random.normal(key, (*axes, layer.idim), jnp.float32)
