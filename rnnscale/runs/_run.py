@@ -188,13 +188,13 @@ def _restored(checkpointer: Checkpointer, like: TrainState) -> tuple[TrainState,
 def _first_state(setup: Setup, like: TrainState) -> TrainState:
     """The state before the first step, with the shapes and the layout of `like`. Its model is new,
     or that of another run."""
-    state = sharded_init(setup.init, jax.random.key(setup.config.seed), setup.mesh)
-    start_from = setup.config.start_from
+    key, start_from = jax.random.key(setup.config.seed), setup.config.start_from
     if start_from is None:
-        return state
+        return sharded_init(setup.init, key, setup.mesh)
     placed = jax.tree.map(lambda x: x.sharding, like.model)
     model, step = restore_model(start_from, like.model, placed)
     _log.info("starting from %s after step %d", start_from, step)
+    state = sharded_init(setup.init, key, setup.mesh)
     return eqx.tree_at(lambda state: state.model, state, model)
 
 

@@ -3,6 +3,8 @@
 import base64
 import json
 import shutil
+import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,14 +14,14 @@ from rnnscale.cli import main
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
 
-# The same everywhere, so that what one test compiled another one has.
+# The same in all tests, so that they share compiled programs.
 STEPS = ("--steps", "12")
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Page(HTMLParser):
-    """The text of a page by tags. Raises where tags do not close."""
+    """The text of a page by tags. Raises if a tag is not closed."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -32,7 +34,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         if tag == "img":
-            found = dict(attrs)
+            found = {name: str(value) for name, value in attrs}
             kind, data = found["src"].split(",")
             assert kind == "data:image/png;base64"
             self.pictures.append((found["alt"], base64.b64decode(data, validate=True)))
@@ -52,7 +54,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In a folder whose name would break a page that it is put into as it is."""
+    """In a folder whose name would break a page if it were not escaped."""
     out = tmp_path_factory.mktemp("runs") / 'a <b> & "c"'
     options = "--model elman --dim 6 --depth 1 --steps 4 --log-every 2 --batch-size 8"
     assert main(["train", "digits", *options.split(), "--out", str(out)]) == 0
@@ -63,13 +65,13 @@ def files(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def inspected(capsys: pytest.CaptureFixture, *arguments: str) -> Path:
+def inspected(capsys: pytest.CaptureFixture[str], *arguments: str) -> Path:
     capsys.readouterr()
     assert main(["inspect", *arguments]) == 0
     return Path(capsys.readouterr().out.removeprefix("wrote ").strip())
 
 
-def test_the_page(run: Path, tmp_path: Path, capsys):
+def test_the_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     before = files(run)
     file = inspected(capsys, str(run), *STEPS, "--mesh", "tensor=2,fsdp=3")
     assert file == run / "inspect.html"
@@ -107,41 +109,37 @@ def test_the_page(run: Path, tmp_path: Path, capsys):
     assert again.read_text(encoding="utf-8") == text
 
 
-def test_the_picture_of_a_run_that_goes_on(run: Path, tmp_path: Path, capsys):
+def test_the_picture_of_an_unfinished_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     going = shutil.copytree(run, tmp_path / "going")
     config = json.loads((going / "config.json").read_text())
     (going / "config.json").write_text(json.dumps({**config, "steps": 100}))
     page = Page(inspected(capsys, str(going), *STEPS).read_text(encoding="utf-8"))
     assert page.all("p")[0].startswith("4 of 100 steps done; still training, or stopped")
-    assert "test_loss" not in page.all("td")  # of an earlier end
+    assert "test_loss" not in page.all("td")  # of an earlier run
     picture = tmp_path / "report.png"
     assert inspected(capsys, str(going), *STEPS, "--out", str(picture)) == picture
     assert picture.read_bytes().startswith(PNG)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["{run}", "--out", "x.pdf"], ["x.pdf", ".html or .png"]),
-        (["{run}", "--out", "{tmp}/none/x.html"], ["{tmp}/none", "no folder"]),
-        (["{run}", "--steps", "1"], ["--steps", "at least 2", "1"]),
-        (["{run}", "--mesh", "rows=2"], ["rows", "data, fsdp, tensor, seq"]),
-        (["{run}", "--mesh", "tensor=0"], ["tensor", "at least 1"]),
-        (["{tmp}"], ["{tmp}", "holds no run"]),
-    ],
-)
-def test_bad_input_is_one_line(arguments, words, run: Path, tmp_path: Path, capsys):
-    capsys.readouterr()
-    filled = [each.format(run=run, tmp=tmp_path) for each in arguments]
-    assert main(["inspect", *filled]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("rnnscale: error: ")
-    assert all(word.format(tmp=tmp_path) in line for word in words)
+def test_bad_input_is_one_line(bytes_run: Path, tmp_path: Path, error_line: Callable[..., str]):
+    def error(*options: str) -> str:
+        return error_line("inspect", str(bytes_run), *options)
+
+    line = error("--out", "x.pdf")
+    assert "x.pdf" in line and ".html or .png" in line
+    assert f"there is no folder {tmp_path}/none" in error("--out", f"{tmp_path}/none/x.html")
+    assert "--steps must be at least 2, got 1" in error("--steps", "1")
+    line = error("--mesh", "rows=2")
+    assert "rows" in line and "data, fsdp, tensor, seq" in line
+    assert "tensor" in (line := error("--mesh", "tensor=0")) and "at least 1" in line
+    assert "stack.blocks.layer" in (line := error("--mesh", "tensor=3")) and "tensor=3" in line
+    assert "holds no run" in error_line("inspect", str(tmp_path))
 
 
-def test_without_matplotlib_the_extra_is_named(run: Path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    capsys.readouterr()
-    assert main(["inspect", str(run)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "pip install 'rnnscale[plots]'" in line
+def test_without_matplotlib_the_extra_is_named(
+    bytes_run: Path, monkeypatch: pytest.MonkeyPatch, error_line: Callable[..., str]
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pip install 'rnnscale[plots]'" in error_line("inspect", str(bytes_run))

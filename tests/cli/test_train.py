@@ -1,3 +1,5 @@
+"""`rnnscale train`: a run, stopped and resumed in every way, and every mistake in its options."""
+
 import json
 import math
 import os
@@ -11,12 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from rnnscale.cli import main
-from rnnscale.data import ArraySource
-from rnnscale.runs import RunFolder
+from rnnscale.cli._main import _parser
+from rnnscale.data import ArraySource, stream
+from rnnscale.runs import RunFolder, TrainConfig, set_up
+from rnnscale.sharding import make_mesh, sharded_init
 from rnnscale.tasks import load_task
 
 TINY = "--dim 8 --state-dim 16 --depth 1 --batch-size 8 --log-every 1 --save-every 5".split()
@@ -28,21 +33,18 @@ def train(*arguments: str) -> int:
     return main(["train", *arguments])
 
 
-def start(out: Path, *arguments: str) -> subprocess.Popen:
-    """`rnnscale train digits` in a process of its own, on 8 CPU devices."""
+def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`rnnscale train digits` in a process of its own, on eight CPU devices."""
     command = [sys.executable, "-m", "rnnscale", "train", "digits", *TINY, *MESH]
     command += ["--cpu-devices", "8", "--out", str(out), *arguments]
+    # It finds the packages where this process found them.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
 
 
-def environment() -> dict[str, str]:
-    # A child finds the packages where this process found them.
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-
-
-def wait_for_rows(process: subprocess.Popen, out: Path, count: int) -> None:
+def wait_for_rows(process: subprocess.Popen[str], out: Path, count: int) -> None:
     deadline = time.monotonic() + 120
     while len(RunFolder(out).rows()) < count:
         assert process.poll() is None, process.communicate()
@@ -55,40 +57,38 @@ def losses(out: Path) -> list[tuple[int, float]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without any incident."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
     assert train("digits", *TINY, *MESH, "--steps", str(STEPS), "--out", str(out)) == 0
     return out
 
 
 @pytest.fixture
-def copy(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "copy")
+def copy(digits_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(digits_run, tmp_path / "copy")
 
 
-def test_a_run_leaves_its_files(whole: Path):
-    names = {path.name for path in whole.iterdir()}
+def test_a_run_leaves_its_files(digits_run: Path):
+    names = {path.name for path in digits_run.iterdir()}
     assert names >= {"config.json", "metrics.jsonl", "summary.json", "checkpoints"}
-    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["50", "55", "60"]
-    rows = RunFolder(whole).rows()
+    assert sorted(p.name for p in (digits_run / "checkpoints").iterdir()) == ["50", "55", "60"]
+    rows = RunFolder(digits_run).rows()
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert all({"loss", "tokens_per_second", "elapsed", "accuracy"} <= row.keys() for row in rows)
-    summary = json.loads((whole / "summary.json").read_text())
+    summary = json.loads((digits_run / "summary.json").read_text())
     assert summary["task"] == "digits" and summary["model"] == "s5"
     assert summary["mesh"] == {"data": 4, "fsdp": 1, "tensor": 2, "seq": 1}
     assert summary["devices"] == 8 and summary["steps"] == STEPS and summary["processes"] == 1
     assert summary["parameters"] == 499
     assert summary["seconds"] > 0 and summary["tokens_per_second"] > 0
     assert 0 <= summary["test_accuracy"] <= 1 and summary["test_loss"] > 0
-    assert json.loads((whole / "config.json").read_text())["mesh"] == {"data": 4, "tensor": 2}
+    assert json.loads((digits_run / "config.json").read_text())["mesh"] == {"data": 4, "tensor": 2}
 
 
-def test_trains_lru_on_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    text = tmp_path / "text"
-    text.mkdir()
-    for i in range(20):
-        (text / f"{i}.txt").write_text(f"file {i}\n" + "the quick brown fox jumps over it\n" * 200)
+def test_trains_a_language_model_in_bfloat16(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     out = tmp_path / "run"
     arguments = ["--model", "lru", "--text", str(text), "--seq-len", "32", "--steps", "3"]
     assert train("bytes", *TINY, *arguments, "--dtype", "bfloat16", "--out", str(out)) == 0
@@ -109,16 +109,27 @@ def test_trains_lru_on_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "henon --model lstm --seq-len 12",
     ],
 )
-def test_cells_train_alike_on_any_mesh(arguments: str, tmp_path: Path):
+def test_cells_train_the_same_on_any_mesh(arguments: str):
     if "henon" in arguments:
         pytest.importorskip("reservoirpy", reason="needs rnnscale[datasets]")
+    words = ["train", *arguments.split(), "--dim", "8", "--batch-size", "8", "--out", "unused"]
+    options = vars(_parser().parse_args(words))
+    del options["command"], options["resume"]
+    config = TrainConfig.for_task(**options)
+    task = load_task(config.task, seq_len=config.seq_len)
     found = []
-    for mesh in ("data=2,fsdp=2,tensor=2", "data=8"):
-        out = tmp_path / mesh
-        given = [*arguments.split(), *TINY[:2], *TINY[6:], "--steps", "3", "--mesh", mesh]
-        assert train(*given, "--out", str(out)) == 0
-        found.append([loss for _, loss in losses(out)])
-    assert len(found[0]) == 3
+    for mesh in (make_mesh(data=2, fsdp=2, tensor=2), make_mesh(data=8)):
+        parts = set_up(config, task, mesh)
+        with (
+            jax.set_mesh(mesh),
+            stream(parts.rows, config.batch_size, shardings=parts.layout) as batches,
+        ):
+            state = sharded_init(parts.init, jax.random.key(config.seed), mesh)
+            losses = []
+            for _, batch in zip(range(3), batches, strict=False):
+                state, metrics = parts.train_step(state, batch)
+                losses.append(float(metrics["loss"]))
+        found.append(losses)
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
@@ -128,41 +139,33 @@ def test_a_run_that_is_done_is_resumed_to_nothing(copy: Path):
     assert losses(copy) == before
 
 
-def test_stopped_in_any_way_and_resumed_it_ends_the_same(whole: Path, tmp_path: Path):
-    """Killed before the first checkpoint, stopped by each signal, and resumed on two meshes."""
+def test_stopped_in_any_way_and_resumed_it_ends_the_same(digits_run: Path, tmp_path: Path):
+    """Killed before the first checkpoint, then stopped by each signal."""
     out = tmp_path / "stopped"
     for number, rows in ((signal.SIGKILL, 1), (signal.SIGTERM, 12), (signal.SIGINT, 23)):
         process = start(out, "--steps", str(STEPS), "--resume")
         wait_for_rows(process, out, rows)
         process.send_signal(number)
-        said, told = process.communicate(timeout=240)
+        stdout, stderr = process.communicate(timeout=240)
         assert not (out / "summary.json").exists()
         if number == signal.SIGKILL:
             assert process.returncode == -number
-            assert f"nothing to resume in {out}" in told
+            assert f"nothing to resume in {out}" in stderr
             continue
-        assert process.returncode == 0, told
-        assert f"rnnscale train --resume --out {out}" in said
-        assert number.name in told and "Traceback" not in told
+        assert process.returncode == 0, stderr
+        assert f"rnnscale train --resume --out {out}" in stdout
+        assert number.name in stderr and "Traceback" not in stderr
         assert (out / "checkpoints" / str(losses(out)[-1][0])).is_dir()
-    elsewhere = shutil.copytree(out, tmp_path / "elsewhere")
-
     assert train("--resume", "--out", str(out)) == 0
-    assert losses(out) == losses(whole)
-
-    assert train("--resume", "--out", str(elsewhere), "--mesh", "data=2,fsdp=2,tensor=2") == 0
-    steps, values = zip(*losses(elsewhere), strict=True)
-    expected_steps, expected = zip(*losses(whole), strict=True)
-    assert steps == expected_steps
-    np.testing.assert_allclose(values, expected, rtol=1e-4)
+    assert losses(out) == losses(digits_run)
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(whole: Path, tmp_path: Path):
+def test_killed_again_and_again(digits_run: Path, tmp_path: Path):
     """At any moment: while it starts, compiles, restores, trains or saves."""
     out = tmp_path / "killed"
     rng = np.random.default_rng(0)
-    for kill in range(5):
+    for kill in range(3):
         process = start(out, "--steps", str(STEPS), "--resume")
         if kill % 2:
             time.sleep(rng.uniform(0, 12))
@@ -171,47 +174,51 @@ def test_killed_again_and_again(whole: Path, tmp_path: Path):
             time.sleep(rng.uniform(0, 0.1))
         process.kill()
         process.communicate()
-    process = start(out, "--steps", str(STEPS), "--resume")
-    _, told = process.communicate()
-    assert process.returncode == 0, told
-    assert losses(out) == losses(whole)
+    # It may have been killed before it wrote its options.
+    assert train("digits", *TINY, *MESH, "--steps", str(STEPS), "--resume", "--out", str(out)) == 0
+    assert losses(out) == losses(digits_run)
 
 
 def test_falls_back_from_a_truncated_checkpoint(
-    whole: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+    digits_run: Path, copy: Path, capsys: pytest.CaptureFixture[str]
 ):
     for file in (copy / "checkpoints" / str(STEPS)).rglob("d/*"):
         os.truncate(file, file.stat().st_size // 2)
     assert train("--resume", "--out", str(copy)) == 0
-    told = capsys.readouterr().err
-    assert f"checkpoint {STEPS}" in told and "damaged" in told
-    assert "falling back to checkpoint 55" in told
-    assert losses(copy) == losses(whole)
+    stderr = capsys.readouterr().err
+    assert f"checkpoint {STEPS}" in stderr and "damaged" in stderr
+    assert "falling back to checkpoint 55" in stderr
+    assert losses(copy) == losses(digits_run)
 
 
-def test_resume_takes_what_is_not_given_from_the_run(
-    copy: Path, capsys: pytest.CaptureFixture[str]
+def test_resume_takes_options_that_are_left_out_from_the_run(
+    digits_run: Path, copy: Path, capsys: pytest.CaptureFixture[str]
 ):
+    """Resumed on another mesh, it ends the same up to rounding."""
     shutil.rmtree(copy / "checkpoints" / str(STEPS))
-    arguments = ["--log-every", "2", "--learning-rate", "1e-4", "--mesh", "data=8"]
-    assert train("--resume", "--out", str(copy), *arguments) == 0
-    told = capsys.readouterr().err
-    assert "learning_rate was 0.0" in told and "is now 0.0001: no longer the same run" in told
-    assert "log_every was" not in told and "mesh was" not in told
+    # Digits have 64 steps anyway.
+    changed = ["--log-every", "2", "--seq-len", "64", "--mesh", "data=2,fsdp=2,tensor=2"]
+    assert train("--resume", "--out", str(copy), *changed) == 0
+    stderr = capsys.readouterr().err
+    assert "seq_len was None and is now 64: no longer the same run" in stderr
+    assert "log_every was" not in stderr and "mesh was" not in stderr
     config = json.loads((copy / "config.json").read_text())
-    assert config["learning_rate"] == 1e-4 and config["batch_size"] == 8
-    assert [step for step, _ in losses(copy)][-4:] == [55, 56, 58, 60]
+    assert config["seq_len"] == 64 and config["batch_size"] == 8
+    found, expected = dict(losses(copy)), dict(losses(digits_run))
+    assert list(found)[-4:] == [55, 56, 58, 60]
+    for step in (56, 58, 60):
+        assert found[step] == pytest.approx(expected[step], rel=1e-4)
 
 
 def test_starts_from_the_model_of_another_run_on_another_mesh(copy: Path, tmp_path: Path):
     out = tmp_path / "next"
     arguments = [*TINY, "--start-from", str(copy), "--steps", "2", "--seed", "7"]
-    still = ["--learning-rate", "1e-30", "--weight-decay", "0"]
-    assert train("digits", *arguments, *still, "--mesh", "data=8", "--out", str(out)) == 0
+    frozen = ["--learning-rate", "1e-30", "--weight-decay", "0"]
+    assert train("digits", *arguments, *frozen, "--mesh", "data=8", "--out", str(out)) == 0
     first, then = (RunFolder(folder).summary() for folder in (copy, out))
     assert first is not None and then is not None and then["steps"] == 2
     np.testing.assert_allclose(then["test_loss"], first["test_loss"], rtol=1e-6)
-    # What goes on is this run, and not from where it started.
+    # To resume it needs its own checkpoints only.
     shutil.rmtree(copy)
     assert train("--resume", "--out", str(out), "--steps", "3", "--learning-rate", "0.1") == 0
     assert [step for step, _ in losses(out)] == [1, 2, 3]
@@ -285,12 +292,12 @@ BAD = {
     "cpu devices too late": ("digits --cpu-devices 3", ["cpu_devices=3", "too late"]),
     "start from no run": ("digits --start-from {tmp}", ["{tmp}", "holds no run"]),
     "start from another model": (
-        "digits --start-from {whole}",
+        "digits --start-from {run}",
         ["model.encoder.weight is float32[8, 1] there and float32[64, 1] here"],
     ),
     "start from an emptied run": ("digits --start-from {emptied}", ["no checkpoint in {emptied}"]),
-    "another run": ("digits --out {whole}", ["{whole}", "step 60", "--resume"]),
-    "no run": ("digits --out {whole}/checkpoints", ["holds no run", "choose"]),
+    "another run": ("digits --out {run}", ["{run}", "step 60", "--resume"]),
+    "no run": ("digits --out {run}/checkpoints", ["holds no run", "choose"]),
     "another model": (
         "--resume --out {copy} --dim 24",
         ["{copy}", "model.encoder.weight is float32[8, 1] there and float32[24, 1] here"],
@@ -299,7 +306,10 @@ BAD = {
         "--resume --out {copy} --model lru",
         ["only in the model: model.stack.blocks.layer", "only in the checkpoint: model.stack"],
     ),
-    "no whole checkpoint": ("--resume --out {emptied}", ["no checkpoint in", "steps 50, 55, 60"]),
+    "no full checkpoint": (
+        "--resume --out {emptied}",
+        ["no checkpoint in", "steps 50, 55, 60"],
+    ),
     "NaN in the data": ("digits --batch-size 8", ["NaN", "batch of step 0"]),
 }
 
@@ -307,47 +317,33 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line(
     name: str,
-    whole: Path,
+    digits_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    error_line: Callable[..., str],
 ):
+    """And changes nothing in the folders that it names."""
     monkeypatch.chdir(tmp_path)
-    places: dict[str, Path] = {"whole": whole, "tmp": tmp_path / "empty"}
-    for place in ("tmp", "copy", "emptied"):
-        places[place] = tmp_path / place
+    command, parts = BAD[name]
+    places = {
+        "run": digits_run,
+        **{place: tmp_path / place for place in ("tmp", "copy", "emptied")},
+    }
     places["tmp"].mkdir()
-    if "{copy}" in BAD[name][0]:
-        shutil.copytree(whole, places["copy"])
-    if "{emptied}" in BAD[name][0]:
-        shutil.copytree(whole, places["emptied"])
-        for manifest in places["emptied"].glob("checkpoints/*/manifest.json"):
-            manifest.unlink()
+    for place in ("copy", "emptied"):
+        if f"{{{place}}}" in command:
+            shutil.copytree(digits_run, places[place])
+    for manifest in places["emptied"].glob("checkpoints/*/manifest.json"):
+        manifest.unlink()
     if name == "NaN in the data":
         nan_in_the_data(monkeypatch)
     else:
         monkeypatch.setattr("rnnscale.runs._run.fit", lambda *_, **__: pytest.fail("trains"))
-    before = files(whole), files(places["copy"])
-
-    code = exit_code(lambda: train(*BAD[name][0].format(**places).split()))
-
-    said = capsys.readouterr().err.splitlines()
-    assert code == 2
-    assert said[-1].startswith("rnnscale: error: ")
-    assert not [line for line in said[:-1] if not line.startswith("rnnscale: warning: ")]
-    for part in BAD[name][1]:
-        assert part.format(**places) in said[-1]
-    assert (files(whole), files(places["copy"])) == before
+    before = files(digits_run), files(places["copy"])
+    line = error_line("train", *command.format(**places).split())
+    assert all(part.format(**places) in line for part in parts), line
+    assert (files(digits_run), files(places["copy"])) == before
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def exit_code(command: Callable[[], int]) -> int:
-    """argparse leaves with SystemExit, everything else returns."""
-    try:
-        return command()
-    except SystemExit as left:
-        assert isinstance(left.code, int)
-        return left.code
