@@ -1,1 +1,1 @@
-"""What is measured, and against whom: `python -m benchmarks`."""
+"""The benchmarks: `python -m benchmarks` lists them."""

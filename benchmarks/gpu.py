@@ -1,16 +1,16 @@
 """Checks and times every kernel on this machine's accelerator, in less than eight minutes.
 
-First come the checks of values and gradients against the float64 reference, for each implementation
-of `linear_scan` and then of `diagonal_ssm`, the ones tried by default first. They take half of the
-budget at most. Then come the times, in the order of `timed_cases`. What does not fit into the
-budget is dropped from the end of the two orders, and named. To be slower than a target is no
-failure.
+The checks come first. They compare values and gradients with the float64 reference, for each
+implementation of `linear_scan` and then of `diagonal_ssm`, in the order in which they are chosen by
+default. They take at most half of the budget. The times follow, in the order of `timed_cases`.
+Cases at the end of each list that do not fit into the budget are dropped, and the output names
+them. A kernel that is slower than its target does not fail.
 
-Where there is no accelerator, `--target h100` compiles the kernels for one and tells what they take
-of it; `--target cpu` has the checks and times of what runs on the CPU, to try them.
+Without an accelerator, `--target h100` compiles the kernels for one and reports the registers and
+the memory that they use. `--target cpu` checks and times the implementations for CPUs.
 
-Every part runs in a process of its own: a kernel that hangs or takes its process down fails its
-part and is not timed, and the others go on.
+Every part runs in its own process. If a kernel hangs or kills its process, its part fails and it is
+not timed; the other parts go on.
 """
 
 import argparse
@@ -34,21 +34,21 @@ from . import linear_scan
 from ._benchmark import Benchmark, Figure, Row, Unavailable, one_line
 from ._harness import require, target
 
-# No part takes longer than that, in seconds, nor starts with less than this left.
+# The most seconds that a part may take, and the fewest that must be left to start one.
 LONGEST, SHORTEST = {"machine": 60, "check": 100}, 10
-# How a part is started, in the folder that this package is in.
+# The command that runs a part, and the folder to run it in.
 PART, ROOT = (sys.executable, "-m", "benchmarks.gpu"), Path(__file__).parents[1]
 # The largest error in float32 and bfloat16, relative to the largest value.
 SINGLE, HALF = 1e-6, 1e-2
-# Times of loops over time say little on an accelerator: they are taken in one case.
+# Loops over time are of little interest on an accelerator, so they are timed in one case only.
 LOOPS = ("sequential", "chunked", "lax_scan")
-# Per cent of the copy bandwidth in each pass; and times as fast as `associative_scan` when that is
-# differentiated by JAX, forward and for the gradient.
+# Targets: percent of the copy bandwidth in each pass, and the speed-up over `associative_scan` with
+# JAX's own differentiation.
 BANDWIDTH = {"forward": 90, "backward": 85}
 SPEED_UP = {"forward": 3, "gradient": 6}
 
 
-# The implementations that are kernels of the device's own.
+# The implementations that are hand-written kernels, by platform.
 KERNELS = {"cuda": ("mosaic_gpu", "triton"), "tpu": ("mosaic_tpu",)}
 
 
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def run_in_a_process(part: Sequence[str], options: argparse.Namespace, left: float) -> list[Row]:
-    """The rows of one part; one more, with an `error`, where its process came to a bad end."""
+    """The rows of one part, and if its process failed, one more with an `error`."""
     kind, *what = part
     about = {"part": kind}
     if kind == "check":
@@ -99,7 +99,7 @@ def run_in_a_process(part: Sequence[str], options: argparse.Namespace, left: flo
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
-        # It stops by itself where it can, before it is stopped.
+        # The process gets a shorter budget, so that it can stop by itself before it is killed.
         budget = str(seconds - SHORTEST / 2)
         command = [*PART, *part, "--out", folder, "--budget", budget]
         command += ["--rounds", str(options.rounds), *(["--quick"] if options.quick else [])]
@@ -122,7 +122,7 @@ def run_in_a_process(part: Sequence[str], options: argparse.Namespace, left: flo
 
 
 def run_part() -> None:
-    """What the process of a part does: each row becomes a line at once."""
+    """Runs one part, in its own process. Each row is written as a line at once."""
     parser = argparse.ArgumentParser(description="One part of `python -m benchmarks gpu`.")
     parser.add_argument("part", nargs="+")
     parser.add_argument("--out", type=Path, required=True)
@@ -133,23 +133,23 @@ def run_part() -> None:
     deadline = time.monotonic() + options.budget
     kind, *what = options.part
     if kind == "machine":
-        rows = machine()
+        rows = [machine()]
     elif kind == "check":
         operation, name = what
         checks = {"linear_scan": scan_checks, "diagonal_ssm": ssm_checks}[operation]
-        rows = checked(checks(name, options.quick), deadline)
+        rows = run_checks(checks(name, options.quick), deadline)
     elif kind == "compile":
         (device,) = what
-        rows = compiled(device, options.quick, deadline)
+        rows = compile_kernels(device, options.quick, deadline)
     else:
-        rows = timed(what, options.quick, options.rounds, deadline)
+        rows = time_cases(what, options.quick, options.rounds, deadline)
     with (options.out / "lines").open("w") as file:
         for row in rows:
             print(json.dumps(row), file=file, flush=True)
 
 
 def read_rows(folder: Path) -> Iterator[Row]:
-    """The lines that were written whole."""
+    """The rows of the lines that were written to their end."""
     file = folder / "lines"
     if file.exists():
         for line in file.read_text().splitlines(keepends=True):
@@ -157,7 +157,7 @@ def read_rows(folder: Path) -> Iterator[Row]:
                 yield json.loads(line)
 
 
-def machine() -> Iterator[Row]:
+def machine() -> Row:
     from rnnscale_kernels import scan_implementations, ssm_implementations
     from rnnscale_kernels.testing import environment
 
@@ -171,15 +171,15 @@ def machine() -> Iterator[Row]:
             for name, usable, _ in implementations(here["platform"])
             if usable and not name.endswith("_interpreted")
         ]
-    yield here
+    return here
 
 
-# A check: its arguments in words, its bound, and what gives the error, relative to the largest
-# value of each result.
 type Check = tuple[str, float, Callable[[], float]]
+"""A description of the arguments, the bound of the error, and a function that measures the error,
+relative to the largest value of each result."""
 
 
-def checked(checks: Iterator[Check], deadline: float) -> Iterator[Row]:
+def run_checks(checks: Iterator[Check], deadline: float) -> Iterator[Row]:
     from rnnscale_kernels.testing import failure
 
     for arguments, bound, measure in checks:
@@ -189,7 +189,7 @@ def checked(checks: Iterator[Check], deadline: float) -> Iterator[Row]:
             continue
         try:
             figure = measure()
-        except Exception as error:  # It is told in the row; the other checks go on.
+        except Exception as error:  # Reported in the row; the other checks go on.
             row |= failure(error)
         else:
             row["figure"] = figure
@@ -219,14 +219,15 @@ def scan_checks(name: str, quick: bool) -> Iterator[Check]:
         spec = ScanArguments((1,), 2048 if quick else 65536, 64, varying=varying, planar=planar)
         arrays = spec.arrays()
         slowest = slow_down(arrays, spec)
-        # A rounding error of 2^-24 lasts for 1 / (1 - |a|) steps, and so many errors make a random
-        # walk. Ten times its length: five are seen where decays are multiplied in a tree.
+        # A rounding error of 2^-24 lasts for 1 / (1 - |a|) steps. The errors of that many steps add
+        # up to a random walk. The bound is ten times its length; a tree of products reaches five.
         bound = 10 * 2.0**-24 * slowest**-0.5
         yield f"{spec}-slow", bound, partial(scan_error, name, spec, arrays)
 
 
 def slow_down(arrays: dict[str, Any], spec: Any) -> float:
-    """Gives the decays magnitudes up to 1 - 1e-5; the smallest distance from one."""
+    """Replaces the decays by ones of magnitude up to 1 - 1e-5, and returns the smallest distance
+    from one."""
     from rnnscale_kernels.testing import rounded
 
     a = arrays["a"]
@@ -237,7 +238,7 @@ def slow_down(arrays: dict[str, Any], spec: Any) -> float:
 
 
 def scan_error(name: str, spec: Any, arrays: dict[str, Any]) -> float:
-    """Of states, last state, and the gradients of a, b and h0."""
+    """The error of the states, the last state and the gradients of a, b and h0."""
     import jax
     import jax.numpy as jnp
 
@@ -273,7 +274,7 @@ def ssm_checks(name: str, quick: bool) -> Iterator[Check]:
 
 
 def ssm_error(name: str, dtype: str, steps: int, reverse: bool, ragged: bool) -> float:
-    """Of output, last state, and all gradients, for planar states."""
+    """The error of the output, the last state and all gradients, for planar states."""
     import jax
     import jax.numpy as jnp
 
@@ -312,7 +313,7 @@ def ssm_error(name: str, dtype: str, steps: int, reverse: bool, ragged: bool) ->
             ((g_y, g_last), (dtype, "float32")),
         )
     )
-    # Products of float32 are not in float32 on a GPU by default.
+    # By default a GPU does not compute float32 products in float32.
     with jax.default_matmul_precision("highest"):
         got = run(*arguments)
     expected = reference.diagonal_ssm(*given, reverse=reverse, **options)
@@ -340,7 +341,7 @@ def timed_cases(quick: bool) -> list[Any]:
     return cases[:2] if quick else cases
 
 
-def timed(names: Sequence[str], quick: bool, rounds: int, deadline: float) -> Iterator[Row]:
+def time_cases(names: Sequence[str], quick: bool, rounds: int, deadline: float) -> Iterator[Row]:
     from rnnscale_kernels.testing import MODES, failure, measure_scan
 
     longest = 0.0
@@ -354,13 +355,13 @@ def timed(names: Sequence[str], quick: bool, rounds: int, deadline: float) -> It
             try:
                 rows = measure_scan(arguments, mode, chosen, rounds=rounds, seconds=1.0)
                 yield from linear_scan.with_ratios(rows)
-            except Exception as error:  # It is told in the row; the other cases go on.
+            except Exception as error:  # Reported in the row; the other cases go on.
                 yield {"name": "all", "arguments": f"{mode} {arguments}", **failure(error)}
             longest = max(longest, time.monotonic() - begin) if number else 0.0
 
 
-def compiled(device: str, quick: bool, deadline: float) -> Iterator[Row]:
-    """What the kernels of the timed cases take of a device that is not here."""
+def compile_kernels(device: str, quick: bool, deadline: float) -> Iterator[Row]:
+    """Compiles the kernels of the timed cases for a device that is not here."""
     from rnnscale_kernels.testing import MODES, failure, target_devices
 
     names = KERNELS["tpu" if target_devices(device)[0].platform == "tpu" else "cuda"]
@@ -372,13 +373,13 @@ def compiled(device: str, quick: bool, deadline: float) -> Iterator[Row]:
                     yield {**row, "dropped": ""}
                     continue
                 try:
-                    row |= compiled_scan(arguments, mode, name, device)
-                except Exception as error:  # It is told in the row; the others go on.
+                    row |= compile_scan(arguments, mode, name, device)
+                except Exception as error:  # Reported in the row; the others go on.
                     row |= failure(error)
                 yield row
 
 
-def compiled_scan(arguments: Any, mode: str, name: str, device: str) -> Row:
+def compile_scan(arguments: Any, mode: str, name: str, device: str) -> Row:
     import jax
 
     from rnnscale_kernels import Planar, linear_scan
@@ -413,7 +414,7 @@ def compiled_scan(arguments: Any, mode: str, name: str, device: str) -> Row:
 
 
 def table(rows: Sequence[Row]) -> Group:
-    """What failed, what was dropped, and the short tables."""
+    """Failures, dropped cases, and a table for each kind of part."""
     lines = []
     for row in rows:
         words = [row[key] for key in ("part", "operation", "name", "arguments") if key in row]
@@ -458,8 +459,8 @@ def time_table(rows: Sequence[Row]) -> Table:
     from rnnscale_kernels.testing import BASELINES
 
     table = Table(
-        title="times; %: of the copy bandwidth, backward is gradient less forward; times: as fast "
-        "as associative_scan with autodiff; after a slash the target, * where it is met",
+        title="times; %: of the copy bandwidth, backward is gradient minus forward; speed-up: over "
+        "associative_scan with autodiff; after a slash the target, * if it is met",
         box=None,
     )
     for column in ("case", "by"):
@@ -467,10 +468,10 @@ def time_table(rows: Sequence[Row]) -> Table:
     for column in (
         "fwd ms",
         f"fwd % / {BANDWIDTH['forward']}",
-        f"times / {SPEED_UP['forward']}",
+        f"speed-up / {SPEED_UP['forward']}",
         "grad ms",
         f"bwd % / {BANDWIDTH['backward']}",
-        f"times / {SPEED_UP['gradient']}",
+        f"speed-up / {SPEED_UP['gradient']}",
     ):
         table.add_column(column, justify="right")
     cases: dict[str, dict[str, dict[str, Row]]] = {}
@@ -491,21 +492,21 @@ def time_table(rows: Sequence[Row]) -> Table:
                 bandwidth = BANDWIDTH["forward" if mode == "forward" else "backward"]
                 cells += [
                     f"{row['time_ms']:.4g}",
-                    judged(percent, bandwidth, ".0f"),
-                    judged(row["speed_up"], SPEED_UP[mode], ".1f"),
+                    with_verdict(percent, bandwidth, ".0f"),
+                    with_verdict(row["speed_up"], SPEED_UP[mode], ".1f"),
                 ]
             table.add_row(*cells)
     return table
 
 
-def judged(figure: float | None, aim: float, form: str) -> str:
+def with_verdict(figure: float | None, aim: float, form: str) -> str:
     if figure is None:
         return ""
     return f"{figure:{form}}{'*' if figure >= aim else ' '}"
 
 
 def backward(modes: dict[str, Row]) -> float | None:
-    """Per cent of the copy bandwidth in the backward pass alone, where that can be told."""
+    """Percent of the copy bandwidth in the backward pass alone, if it can be computed."""
     if "forward" not in modes:
         return None
     forward, gradient = modes["forward"], modes["gradient"]

@@ -1,10 +1,10 @@
-"""How the time and memory of a gradient grow with length, width and batch, beside other libraries.
+"""How the time and memory of a gradient grow with length, width and batch, in all libraries.
 
-A contender goes on until a gradient takes more than 20 s, or until its program wants more than
-60 % of the machine's memory, which the compiler tells before it runs. Its row then says in
-`stopped` why it is not in the rows of larger sizes.
+A contender takes part until a gradient takes more than 20 s, or until its program needs more than
+60 % of the machine's memory, according to the compiler. `stopped` in its last row says why it has
+no rows of larger sizes.
 
-`units` are complex states of an LRU or S5. The rounds are fewer where they would take more than a
+`units` are complex states of an LRU or S5. There are fewer rounds if they would take more than a
 minute.
 """
 
@@ -87,7 +87,7 @@ def grow(sweep: str, layer: str, shapes: Sequence[Shape], rounds: int) -> Iterat
 
 
 def gradients(layer: str, shape: Shape, out: set[str]) -> tuple[dict[str, Thunk], dict[str, Row]]:
-    """What does it for each contender that is not out, and what is known of that."""
+    """The gradients of the contenders that are not out, and the facts known about them."""
     ours = make_ours(layer, shape.features, shape.units, jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (shape.batch, shape.time, shape.features))
     thunks: dict[str, Thunk] = {}
@@ -102,7 +102,7 @@ def gradients(layer: str, shape: Shape, out: set[str]) -> tuple[dict[str, Thunk]
 
 
 def memory_bytes() -> int:
-    """Of the device, or of the machine where the device is its processor."""
+    """The memory of the device, or of the machine if the device is a CPU."""
     device = jax.devices()[0]
     if device.platform == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -110,7 +110,8 @@ def memory_bytes() -> int:
 
 
 def milliseconds(thunk: Thunk) -> float:
-    """Of the second run, since a first one also sets things up, or of a first one that is long."""
+    """The time of the second run, since the first one also sets things up; or of the first one if
+    that takes more than a second."""
     start = time.perf_counter()
     jax.block_until_ready(thunk())
     first = 1e3 * (time.perf_counter() - start)

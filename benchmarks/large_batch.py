@@ -1,4 +1,4 @@
-"""Batches twice as large and twice again at equal tokens: up to where it pays, at which rates.
+"""Batches that double at an equal number of tokens: how far it pays, and at which learning rates.
 
 A language model of two S5 blocks on the bytes of Python's standard library. Every run has the same
 tokens, the warm-up and the decay of its rate over all its steps, and larger batches are done in
@@ -137,7 +137,7 @@ def train(
         learning_rate=rate,
         seed=seed,
     )
-    # Of one device, so that a step is as good as its batch and no better for the machine.
+    # One device, so that the result depends on the batch and not on the machine.
     mesh = make_mesh(devices=jax.devices()[:1])
     setup = set_up(config, task, mesh)
     eval_step = make_eval_step(setup.loss)

@@ -42,7 +42,7 @@ class Work:
     depth: int = 2
 
     def over(self, axis: str, devices: int) -> "Work":
-        """So many times the work, in the direction that the axis splits."""
+        """The work multiplied by the number of devices, in the dimension that the axis splits."""
         name = {"seq": "length", "tensor": "states"}.get(axis, "batch")
         return dataclasses.replace(self, **{name: getattr(self, name) * devices})
 
@@ -83,7 +83,7 @@ def cases(axes: Sequence[str], count: int, *, quick: bool) -> Iterator[tuple[str
 def measured(
     axis: str, work: Work, devices: Sequence[Any], *, absent: bool, rounds: int
 ) -> dict[str, Any]:
-    """What a step takes on these devices."""
+    """The collectives, the memory and, on real devices, the time of a step."""
     setup = work.set_up({axis: len(devices)}, devices)
     arguments = setup.abstract_state(), setup.abstract_batch()
     with jax.set_mesh(setup.mesh):
@@ -103,7 +103,7 @@ def measured(
 
 
 def collectives(program: Program) -> list[dict[str, Any]]:
-    """How often each kind runs over which axes, and the bytes of all of them on one device."""
+    """The number and the bytes, on one device, of each kind of collective over each set of axes."""
     count, size = Counter(), Counter()
     for each in program.collectives:
         if each.axes:

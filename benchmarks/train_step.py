@@ -103,7 +103,7 @@ def start(contender: Contender, xs: jax.Array) -> tuple[Any, Any]:
     def step(state, xs, labels):
         params, opt_state = state
         value, grads = jax.value_and_grad(loss)(params, xs, labels)
-        # Of a complex array jax gives the conjugate of the direction of ascent.
+        # For a complex array jax returns the conjugate of the direction of ascent.
         updates, opt_state = optimiser.update(jax.tree.map(jnp.conj, grads), opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), value
 

@@ -1,9 +1,9 @@
-"""Measures launch configurations of the Triton kernels on this machine's GPU; keeps the fastest.
+"""Measures launch configurations of the Triton kernels on this machine's GPU, and keeps the
+fastest.
 
-They go to `_triton_configs.json` beside the kernels, under this kind of device. A width is the
-number of channels of all rows together, a power of two. Compiling takes most of the time: a second
-or so for each candidate, of which every case has a dozen. `--quick` takes few cases and keeps
-nothing.
+They are written to `_triton_configs.json` in the folder of the kernels, under this kind of device.
+A width is the number of channels of all rows together, a power of two. Every case has about twelve
+candidates, and compiling one takes about a second. `--quick` measures few cases and writes nothing.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def cases(dtypes: Sequence[str], widths: Sequence[int]) -> Iterator[Case]:
 
 
 def candidates(case: Case) -> Iterator[Config]:
-    """Configurations to try. What a program has on its way stays in its shared memory."""
+    """Configurations to try: those whose pipeline fits into the shared memory of a program."""
     itemsize = jnp.dtype(case.dtypes[0]).itemsize
     for block, rows, stages, warps in itertools.product((32, 64, 128), (4, 8), (4, 6, 8), (1, 2)):
         # From 4 bytes a thread, which asynchronous copies need, to 4 channels a thread.
@@ -97,7 +97,7 @@ def call_of(case: Case, target: Target):
         return Planar(*planes) if case.planar else planes[0]
 
     decay_dtype, dtype = case.dtypes
-    # Of a magnitude below one, so that no state overflows.
+    # Magnitudes below one, so that no state overflows.
     a = number(steps if case.varying else 1, decay_dtype, low=0.0)
     a = jax.tree.map(lambda x: 0.7 * x, a)
     x, carry = number(steps, dtype), number(1, jnp.float32)

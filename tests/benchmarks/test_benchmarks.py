@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 import benchmarks.__main__ as command
-from benchmarks import data, gpu, linear_scan, message_passing, scaling, tune_triton
+from benchmarks import _loading, gpu, linear_scan, message_passing, scaling, tune_triton
 from benchmarks._benchmark import Benchmark
 from benchmarks._plots import new_figure
 from rnnscale_kernels.testing import ScanArguments, missing
@@ -151,7 +151,7 @@ def test_sweeps_change_one_thing_at_a_constant_number_of_tokens(sweep):
 
 
 def test_loading_is_timed_from_every_source_and_pipeline(monkeypatch):
-    monkeypatch.setattr(data, "RECORDS", 256)
+    monkeypatch.setattr(_loading, "RECORDS", 256)
     rows = run("data", "--quick", "--rounds", "1")
     kinds = [row["kind"] for row in rows]
     assert [kinds.count(kind) for kind in ("source", "pipeline", "stall", "fill")] == [9, 6, 1, 1]
@@ -166,7 +166,7 @@ def test_loading_is_timed_from_every_source_and_pipeline(monkeypatch):
 
 def test_first_fit_fills_rows():
     lengths = np.random.default_rng(0).integers(20, 201, 200)
-    rows = data.first_fit(lengths, 512)
+    rows = _loading.first_fit(lengths, 512)
     assert sorted(each for row in rows for each in row) == list(range(200))
     sums = [lengths[row].sum() for row in rows]
     assert max(sums) <= 512 and sum(sums) > 0.9 * 512 * (len(rows) - 1)
@@ -208,12 +208,12 @@ def test_a_check_fails_where_a_figure_is_above_its_bound_and_goes_on():
 
     checks = [("a", 1e-3, lambda: 2e-3), ("b", 1e-3, broken), ("c", 1e-3, lambda: np.nan),
               ("d", 1e-3, lambda: 5e-4)]  # fmt: skip
-    off, raised, missing_number, good = gpu.checked(iter(checks), time.monotonic() + 60)
+    off, raised, missing_number, good = gpu.run_checks(iter(checks), time.monotonic() + 60)
     assert "is off by 0.002, more than 0.001" in off["error"]
     assert raised["error"] == "ValueError: no such kernel" and "figure" not in raised
     assert "error" in missing_number
     assert good == {"arguments": "d", "bound": 1e-3, "figure": 5e-4}
-    (late,) = gpu.checked(iter(checks[:1]), time.monotonic() - 1)
+    (late,) = gpu.run_checks(iter(checks[:1]), time.monotonic() - 1)
     assert late["dropped"] == "a"
 
 
@@ -261,7 +261,7 @@ def test_gpu_checks_and_times_in_processes_of_their_own():
 def test_gpu_compiles_for_what_is_not_here():
     if (reason := missing("h100")) is not None:
         pytest.skip(reason)
-    row = gpu.compiled_scan(ScanArguments((8,), 256, 128), "forward", "mosaic_gpu", "h100")
+    row = gpu.compile_scan(ScanArguments((8,), 256, 128), "forward", "mosaic_gpu", "h100")
     (kernel,) = row["kernels"]
     assert kernel["spills"] == 0 and 0 < kernel["shared_memory"] < 233_472
     row |= {"part": "compile", "name": "mosaic_gpu", "mode": "forward", "arguments": "8x256x128"}
