@@ -1,5 +1,6 @@
 """Recurrent cells, and the loop that runs them over time."""
 
+from rnnscale.cells._affine import AffineInputCell as AffineInputCell
 from rnnscale.cells._antisymmetric import (
     AntiSymmetricRNNCell as AntiSymmetricRNNCell,
     GatedAntiSymmetricRNNCell as GatedAntiSymmetricRNNCell,
