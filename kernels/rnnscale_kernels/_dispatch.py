@@ -85,6 +85,7 @@ class Dispatch:
     """
 
     operation: str
+    spec: Callable[..., Hashable]
     implementations: tuple[Implementation, ...]
     order: Mapping[str, tuple[str, ...]]
     _logged: set[Hashable] = field(default_factory=set, compare=False)
@@ -105,6 +106,15 @@ class Dispatch:
         others = [x for x in self.implementations if x not in by_default]
         reasons = [(x.name, x.unavailable(target)) for x in by_default + others]
         return [(name, reason is None, reason or "") for name, reason in reasons]
+
+    def run(self, stage: Callable[[Implementation], Callable[..., Any]]) -> Callable[..., Any]:
+        """The code of a stage, to be lowered: `stage(chosen)` for the implementation chosen."""
+
+        def run_chosen(primals, *others, target: Target, implementation: str | None, **static):
+            chosen = self.choose(target, self.spec(primals, **static), implementation)
+            return stage(chosen)(primals, *others, target=target, **static)
+
+        return run_chosen
 
     def choose(self, target: Target, spec: Hashable, named: str | None) -> Implementation:
         """The named implementation, or the fastest that takes arguments such as `spec`.

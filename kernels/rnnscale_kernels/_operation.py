@@ -101,15 +101,22 @@ class Operation:
 
     def forward(self, primals: Tree, **static) -> Tree:
         """The outputs: the pair of public results and residuals."""
-        return self._bind("forward", (primals,), static)
+        return self.bind("forward", primals, **static)
 
     def tangent(self, primals: Tree, outputs: Tree, tangents: Tree, **static) -> Tree:
         """The tangents of the public outputs."""
-        return self._bind("tangent", (primals, outputs, tangents), static)
+        return self.bind("tangent", primals, outputs, tangents, **static)
 
     def transpose(self, primals: Tree, outputs: Tree, cotangents: Tree, **static) -> Tree:
         """The cotangents of the primals: the backward pass."""
-        return self._bind("transpose", (primals, outputs, cotangents), static)
+        return self.bind("transpose", primals, outputs, cotangents, **static)
+
+    def bind(self, stage: str, *arguments: Tree, **static) -> Tree:
+        """The results of the stage of this name."""
+        leaves, tree = jax.tree.flatten(arguments)
+        results = self._primitives[stage].bind(*leaves, tree=tree, **static)
+        structure = jax.tree.structure(self._result_shapes(stage, arguments, static))
+        return jax.tree.unflatten(structure, results)
 
     def lower(self, forward: Callable[..., Tree], transpose: Callable[..., Tree]) -> None:
         """Sets the code of the two stages; it gets its `target` as a keyword."""
@@ -123,12 +130,6 @@ class Operation:
             return self._shapes(*arguments, **static)
         primals, (public, _), _ = arguments
         return public if stage == "tangent" else differentiable(primals)
-
-    def _bind(self, stage: str, arguments: tuple[Tree, ...], static: dict) -> Tree:
-        leaves, tree = jax.tree.flatten(arguments)
-        results = self._primitives[stage].bind(*leaves, tree=tree, **static)
-        structure = jax.tree.structure(self._result_shapes(stage, arguments, static))
-        return jax.tree.unflatten(structure, results)
 
     def _abstract_eval(self, stage: str, *leaves, tree, **static):
         arguments = jax.tree.unflatten(tree, leaves)
@@ -160,7 +161,7 @@ class Operation:
         cotangents = jax.tree.unflatten(
             jax.tree.structure(like), map(ad.instantiate_zeros, cotangents)
         )
-        results = self._bind(other, (primals, outputs, cotangents), static)
+        results = self.bind(other, primals, outputs, cotangents, **static)
         results = jax.tree.leaves(results)
         known, linear = leaves[: -len(results)], leaves[-len(results) :]
         return [None] * len(known) + [

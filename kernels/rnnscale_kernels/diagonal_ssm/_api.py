@@ -14,7 +14,8 @@ from .._operation import vary_alike
 from .._planar import Planar, cast, power, powers
 from .._recurrent_op import OpArguments, RecurrentOp
 from ..linear_scan import SCAN, cuts
-from ._operation import DISPATCH, operation, totals, transpose_totals
+from ._implementations import DISPATCH
+from ._operation import operation, totals, transpose_totals
 
 # A chunk's states take about this many bytes: they stay in a CPU's cache, and the turns of the loop
 # over chunks stay few (measured by `python -m benchmarks layers`).

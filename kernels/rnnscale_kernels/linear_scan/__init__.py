@@ -13,3 +13,4 @@ from ._operation import (
     transpose as transpose,
 )
 from ._spec import ScanSpec as ScanSpec
+from ._steps import advance as advance, keep as keep

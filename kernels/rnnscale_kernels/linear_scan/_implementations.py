@@ -47,6 +47,7 @@ _ON_DEVICES = (
 
 DISPATCH = Dispatch(
     "linear_scan",
+    ScanSpec.of,
     (
         _in_xla("sequential", _xla.sequential, _xla.sequential_transpose),
         _in_xla(

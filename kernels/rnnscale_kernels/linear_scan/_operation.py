@@ -18,7 +18,6 @@ from .._operation import Operation, Reduction, mapped_size
 from .._planar import add, cast, multiply, product, where
 from ._backward import previous, transpose_by_scan
 from ._implementations import DISPATCH
-from ._spec import ScanSpec
 
 
 def _shapes(primals, **_):
@@ -45,25 +44,20 @@ def transpose(a, h, h0, cut, g, g_last, *, reverse, implementation=None):
     return gradients[:3]
 
 
-def _totals(primals, *, reverse, implementation):
+def _totals(primals, *, reverse, implementation, target=None):
     a, b, h0, cut = primals
     empty = jax.tree.map(jnp.zeros_like, h0)
     _, end = scan(a, b, empty, cut, reverse=reverse, implementation=implementation)
-    return _decay_product(a, h0), end
+    # A time-invariant decay has one step, whose power the caller knows.
+    return None if a.shape[-2] == 1 else product(cast(a, h0.dtype)), end
 
 
-def _transpose_totals(primals, *, reverse, implementation):
+def _transpose_totals(primals, *, reverse, implementation, target=None):
     # The gradient of h0 depends on no state.
     a, g, h0, cut = primals
     empty = jax.tree.map(jnp.zeros_like, h0)
     run = {"reverse": reverse, "implementation": implementation}
     return transpose(a, g, empty, cut, g, empty, **run)[2]
-
-
-def _decay_product(a, h0):
-    if a.shape[-2] == 1:
-        return None
-    return product(cast(a, h0.dtype))
 
 
 def _tangent(primals, outputs, tangents, *, reverse, implementation):
@@ -102,51 +96,23 @@ def _batch(stage, arguments, mapped, **static):
         for i in with_decay:
             decay = jax.tree.map(lambda x: x[None], arguments[i][0])
             spread_arguments[i] = (decay, *spread_arguments[i][1:])
-    return getattr(operation, stage)(*spread_arguments, **static)
-
-
-def _run_forward(primals, *, target, reverse, implementation):
-    chosen = DISPATCH.choose(target, ScanSpec.of(primals, reverse=reverse), implementation)
-    return chosen.forward(primals, reverse=reverse, target=target)
-
-
-def _run_transpose(primals, outputs, cotangents, *, target, reverse, implementation):
-    chosen = DISPATCH.choose(target, ScanSpec.of(primals, reverse=reverse), implementation)
-    return chosen.transpose(primals, outputs, cotangents, reverse=reverse, target=target)
+    return operation.bind(stage, *spread_arguments, **static)
 
 
 operation = Operation(
     "linear_scan", shapes=_shapes, tangent=_tangent, transpose=_transpose, batch=_batch
 )
-operation.lower(_run_forward, _run_transpose)
+operation.lower(DISPATCH.run(lambda x: x.forward), DISPATCH.run(lambda x: x.transpose))
 
 
-def _run_totals(primals, *, target, reverse, implementation):
-    a, b, h0, cut = primals
-    chosen = DISPATCH.choose(target, ScanSpec.of(primals, reverse=reverse), implementation)
-    if chosen.totals is not None:
-        return chosen.totals(primals, reverse=reverse, target=target)
-    primals = a, b, jax.tree.map(jnp.zeros_like, h0), cut
-    (_, end), _ = chosen.forward(primals, reverse=reverse, target=target)
-    return _decay_product(a, h0), end
-
-
-def _run_transpose_totals(primals, *, target, reverse, implementation):
-    _, g, h0, _ = primals
-    chosen = DISPATCH.choose(target, ScanSpec.of(primals, reverse=reverse), implementation)
-    if chosen.transpose_totals is not None:
-        return chosen.transpose_totals(primals, reverse=reverse, target=target)
-    empty = jax.tree.map(jnp.zeros_like, h0)
-    outputs = (g, empty), ()
-    return chosen.transpose(primals, outputs, (g, empty), reverse=reverse, target=target)[2]
-
-
-# What the steps make of a state that enters them, `decay * state + end`: `totals` gives
-# (decay, end), with `None` for the decay of a time-invariant `a`. The decay is the product of all,
-# whatever is cut; the end is what leaves the steps if zero enters them. `transpose_totals` gives
-# the end of the backward pass, the gradient of `h0`; there the cotangents of the states stand in
-# the place of `b`. `h0` is there for its shape.
+# What the steps make of a state that enters them is `decay * state + end`: `totals` gives
+# `(decay, end)`, with `None` for the decay of a time-invariant `a`. The decay is the product over
+# all steps, wherever they are cut; the end is what leaves the steps when zero enters them.
+# `transpose_totals` gives the end of the backward pass, the gradient of `h0`. There the cotangents
+# of the states stand in the place of `b`. In both, `h0` only gives its shape.
 totals = Reduction("linear_scan_totals", _totals)
-totals.lower(_run_totals)
+totals.lower(DISPATCH.run(lambda x: x.totals or partial(_totals, implementation=x.name)))
 transpose_totals = Reduction("linear_scan_transpose_totals", _transpose_totals)
-transpose_totals.lower(_run_transpose_totals)
+transpose_totals.lower(
+    DISPATCH.run(lambda x: x.transpose_totals or partial(_transpose_totals, implementation=x.name))
+)

@@ -1,0 +1,61 @@
+"""The implementations of the state-space layer's linear part, in one table."""
+
+from .._dispatch import Dispatch, Implementation
+from .._target import H100, Target
+from ..linear_scan import DISPATCH as SCAN_DISPATCH, ScanSpec
+from . import _mosaic_gpu, _unfused, _xla
+from ._spec import SSMSpec
+
+
+def _unfused_unsuited(target: Target, spec: SSMSpec) -> str | None:
+    recurrence = ScanSpec(
+        batch=spec.batch,
+        time=spec.time,
+        channels=spec.state,
+        dtype=spec.state_dtype,
+        planar=spec.planar,
+        varying=False,
+        cut=spec.cut,
+        reverse=False,
+        decay_dtype=spec.state_dtype,
+        state_dtype=spec.state_dtype,
+    )
+    if not SCAN_DISPATCH.has_kernel(target, recurrence):
+        return "there is no kernel for the recurrence, and chunks need less memory"
+    return None
+
+
+_FUSED = Implementation(
+    "mosaic_gpu",
+    _mosaic_gpu.forward,
+    _mosaic_gpu.transpose,
+    _unfused.totals,
+    _unfused.transpose_totals,
+    unavailable=_mosaic_gpu.unavailable,
+    unsupported=_mosaic_gpu.unsupported,
+    unsuited=_mosaic_gpu.unsuited,
+)
+
+DISPATCH = Dispatch(
+    "diagonal_ssm",
+    SSMSpec.of,
+    (
+        Implementation("chunked", _xla.chunked, _xla.chunked_transpose),
+        Implementation(
+            "unfused",
+            _unfused.forward,
+            _unfused.transpose,
+            _unfused.totals,
+            _unfused.transpose_totals,
+            unsuited=_unfused_unsuited,
+        ),
+        _FUSED,
+        _FUSED.interpreted(H100),
+    ),
+    order={
+        "cpu": ("chunked",),
+        "cuda": ("mosaic_gpu", "unfused", "chunked"),
+        "rocm": ("unfused", "chunked"),
+        "tpu": ("unfused", "chunked"),
+    },
+)

@@ -1,0 +1,195 @@
+"""What is decided before the fused kernel is lowered: segments of time, programs, shared memory."""
+
+import math
+from typing import NamedTuple
+
+import jax
+
+from .._sizes import round_up
+from .._target import Target
+from ._spec import SSMSpec
+
+TILE = 64
+"""Steps in a tile: the rows of a tensor core's product."""
+
+LANES = 128
+"""Threads in a warpgroup, which hold one state each."""
+
+WIDTH = 64
+"""Numbers of 16 bits in one row of what tensor cores read from shared memory."""
+
+SHARED_BYTES = 226 * 1024
+"""Shared memory of a program: all 227 KB but for the barriers."""
+
+# Tiles on their way, if there is room for them. If this number divided the segments of a program,
+# each segment would have a slot of its own, and the compiler would keep all addresses in registers.
+_STAGES = 3
+
+_PAD = 4  # float32 after each row, so that the rows of a product are not all in the same banks
+_CORES = 132  # multiprocessors of an H100, if nothing says which GPU it is
+
+
+class Plan(NamedTuple):
+    """How time and states are divided among programs.
+
+    Time is split into segments. A program takes `group` consecutive segments at a time, side by
+    side, and of each of them one block of the states, or one block after another.
+
+    - `rows`, `steps`: of the sequence.
+    - `segments`: segments of a row; `length`: steps in a segment.
+    - `chunk`: steps from one border to the next, where the operation keeps the state.
+    - `planes`: 2 for complex states; `states`: their number, padded.
+    - `group`: segments of a program.
+    - `descending`: the sweep goes from the last step to the first.
+    - `interpret`: the kernel runs in the interpreter.
+    """
+
+    rows: int
+    steps: int
+    segments: int
+    length: int
+    chunk: int
+    planes: int
+    states: int
+    group: int
+    descending: bool
+    interpret: bool
+
+    @classmethod
+    def of(cls, u, decay, chunk: int, target: Target) -> "Plan":
+        """The plan for the input `u` and a decay of the operation."""
+        *batch, steps, _ = u.shape
+        rows, states = math.prod(batch), _padded_states(decay.shape[-1])
+        chunk = chunk if chunk < steps else round_up(steps, TILE)
+        if chunk % TILE:
+            raise ValueError(f"chunks must have a multiple of {TILE} steps, got {chunk}")
+        chunks = -(-steps // chunk)
+        group, planes = LANES // min(states, LANES), len(jax.tree.leaves(decay))
+        # As few segments as fill the device, since every program reads the weights once.
+        together = max(1, rows * chunks // (group * (target.cores or _CORES)))
+        most = max(group, weight_group(planes))
+        segments = round_up(-(-chunks // together), most // math.gcd(rows, most))
+        return cls(
+            rows=rows,
+            steps=steps,
+            segments=segments,
+            length=-(-chunks // segments) * chunk,
+            chunk=chunk,
+            planes=planes,
+            states=states,
+            group=group,
+            descending=False,
+            interpret=target.interpret,
+        )
+
+    @property
+    def block(self) -> int:
+        """States of each segment that a program takes at a time."""
+        return LANES // self.group
+
+    @property
+    def blocks(self) -> int:
+        return self.states // self.block
+
+    @property
+    def programs(self) -> int:
+        return self.rows * self.segments // self.group
+
+    @property
+    def tiles(self) -> int:
+        """Tiles in a segment."""
+        return self.length // TILE
+
+    def tile(self, i):
+        """The tile that a sweep takes as number `i` of a segment."""
+        return self.tiles - 1 - i if self.descending else i
+
+
+def too_large(spec: SSMSpec) -> str | None:
+    """Why the matrices and their tiles do not fit in shared memory, or `None`."""
+    planes, states = 1 + spec.planar, _padded_states(spec.state)
+    group = LANES // min(states, LANES)
+    widths = round_up(spec.idim, WIDTH), round_up(spec.odim, WIDTH)
+    needed = 0
+    # The adjoint system, which the backward pass runs too, has inputs and outputs exchanged.
+    for inputs, outputs in (widths, widths[::-1]):
+        mapping = buffers(planes, states, group, inputs, outputs=outputs)
+        summing = buffers(
+            planes, states, weight_group(planes), inputs,
+            others=columns_at_once(outputs), feedback=True,
+        )  # fmt: skip
+        needed = max(needed, _shared_bytes(mapping), _shared_bytes(summing))
+    if needed > SHARED_BYTES:
+        return f"B, C and their tiles take {needed >> 10} KB of {SHARED_BYTES >> 10} on chip"
+    return None
+
+
+def buffers(
+    planes: int, states: int, group: int, inputs: int,
+    *, outputs: int = 0, others: int = 0, feedback: bool = False, stages: int = 1,
+) -> dict[str, tuple[int, ...]]:  # fmt: skip
+    """The shapes of a sweep's buffers in shared memory: `rows` in float32, all others in 16 bits.
+
+    - `rows`: the drive of a tile, then its states; `narrow`: states in 16 bits.
+    - `x`, `other`: rings of `stages` tiles of the sequences that are read.
+    - `into`, `out`, `feedback`: matrices.
+    - `y`: a tile of the output, if `narrow` is too wide to serve for it.
+    """
+    block = LANES // group
+    blocks = states // block if outputs else 1
+    shapes: dict[str, tuple[int, ...]] = {
+        "rows": (planes, TILE, LANES + _PAD),
+        "x": (stages, TILE, inputs),
+        "into": (blocks, inputs, planes * block),
+    }
+    if outputs:
+        shapes["out"] = (blocks, planes * block, outputs)
+    if outputs or others:
+        shapes["narrow"] = (TILE, max(block, outputs) if outputs else planes * block)
+    if 0 < outputs < block:
+        shapes["y"] = (TILE, outputs)
+    if others:
+        shapes["other"] = (stages, TILE, others)
+    if feedback:
+        shapes["feedback"] = (others, planes * block)
+    return shapes
+
+
+def buffers_with_stages(*sizes: int, **options) -> dict[str, tuple[int, ...]]:
+    """`buffers` with as many stages as there is room for."""
+    shapes = buffers(*sizes, stages=_STAGES, **options)
+    return shapes if _shared_bytes(shapes) <= SHARED_BYTES else buffers(*sizes, **options)
+
+
+def _shared_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
+    return sum(
+        round_up(math.prod(shape) * (4 if name == "rows" else 2), 1024)
+        for name, shape in shapes.items()
+    )
+
+
+def columns_at_once(width: int) -> int:
+    """Columns of a weight gradient, out of `width`, that a program has registers for."""
+    return width if width <= LANES else math.gcd(width, LANES)
+
+
+def weight_group(planes: int) -> int:
+    """Segments of a program that sums the gradient of a matrix.
+
+    More segments side by side leave fewer states of each, so that the sums fit in registers.
+    """
+    return planes * LANES // WIDTH
+
+
+def padded_width(width: int) -> int:
+    """The next width of rows that TMA can take in tiles."""
+    return round_up(width, 8 if width <= WIDTH // 2 else WIDTH)
+
+
+def padded_time(steps: int) -> int:
+    """The next number of steps that TMA can take in tiles."""
+    return steps if steps < 8 else round_up(steps, 8)
+
+
+def _padded_states(states: int) -> int:
+    return LANES // 2 if states <= LANES // 2 else round_up(states, LANES)
