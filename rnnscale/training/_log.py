@@ -52,7 +52,9 @@ class Log(Callback):
     time, and the figures that callbacks measured. Only process 0 writes.
 
     ```python
-    fit(state, train_step, batches, steps=100, callbacks=[Log(print, every=50)])
+    from rnnscale.training import Log
+
+    callbacks = [Log(print, every=50)]
     ```
 
     **Arguments:**

@@ -12,6 +12,8 @@ class MetricsFile:
     """A file with one line of JSON per row; a writer for `Log`.
 
     ```python
+    from rnnscale.training import Log, MetricsFile
+
     callbacks = [Log(MetricsFile("metrics.jsonl"))]
     ```
 

@@ -23,6 +23,8 @@ class ProgressBar(Callback):
     `show` is a writer for `Log`, which gives it the figures:
 
     ```python
+    from rnnscale.training import Log, ProgressBar
+
     bar = ProgressBar()
     callbacks = [bar, Log(bar.show)]
     ```
