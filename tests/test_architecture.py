@@ -1,6 +1,7 @@
 """The arrows between the packages, read from the sources: everything imports downwards only."""
 
 import ast
+import graphlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -111,6 +112,18 @@ def test_imports_point_down(root: str) -> None:
             if target.split(".")[0] in ROOTS and _part(target) not in ALLOWED[part]:
                 wrong.append(f"{_where(path, line)}: {part} imports {target}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """There is no import circle, whether its imports stand at the top or inside functions."""
+    imports = {
+        _module(root, path): {name for _, name in _imports(root, path)}
+        for root in ROOTS
+        for path in _files(root)
+    }
+    # In `TopologicalSorter` a circle is an error that names its modules.
+    graph = {module: found & imports.keys() - {module} for module, found in imports.items()}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("root", ROOTS)
