@@ -1,11 +1,10 @@
+"""`rnnscale eval`: the figures of a trained model on a split, at any length."""
+
 import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnnscale._errors import UserError
-from rnnscale.cli._step_options import mesh_sizes
+from rnnscale.cli._options import add_data_options, add_mesh_option, check_folder_of, write_json
 
 if TYPE_CHECKING:
     from rnnscale.runs import SavedRun
@@ -17,8 +16,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "eval",
         help="evaluate the trained model of a run",
-        description="Evaluates the trained model of a run, from its newest checkpoint; at lengths "
-        "beyond the one it was trained on, too. Options that are left out are those of the run.",
+        description="Evaluates the trained model of a run, from its newest checkpoint, also at "
+        "sequence lengths beyond that of its training. Options default to those of the run.",
         allow_abbrev=False,
     )
     parser.set_defaults(command=_eval)
@@ -27,27 +26,31 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "--split", choices=["test", "validation"], default="test", help="default: test"
     )
     parser.add_argument(
-        "--seq-len", type=int, nargs="+", metavar="L", help="time steps in a sequence"
+        "--seq-len",
+        type=int,
+        nargs="+",
+        metavar="L",
+        help="time steps in a sequence; several lengths are evaluated one by one",
     )
     parser.add_argument("--batch-size", type=int, metavar="B", help="sequences at once")
     parser.add_argument(
         "--rows",
         choices=["records", "lanes"],
-        help="sequences that start from a zero state, or whole ones through which it is carried",
+        help="records: each sequence starts from a zero state; lanes: the state is carried through "
+        "full sequences",
     )
     parser.add_argument(
-        "--chunk", type=int, metavar="N", help="time steps to do at once, to save memory; 0 for all"
+        "--chunk",
+        type=int,
+        metavar="N",
+        help="time steps computed at once, to save memory; 0 for all",
     )
-    parser.add_argument("--text", metavar="DIR", help="folder with the text for `bytes`")
-    parser.add_argument("--folder", metavar="DIR", help="folder with the data of the task")
-    parser.add_argument("--json", metavar="FILE", help="write the figures; - is the output")
+    add_data_options(parser)
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the figures; - for the standard output"
+    )
     devices = parser.add_argument_group("devices")
-    devices.add_argument(
-        "--mesh",
-        type=mesh_sizes,
-        metavar="AXIS=N,...",
-        help="such as data=2,seq=4; default: that of the run, or else data",
-    )
+    add_mesh_option(devices, "default: that of the run if it fits, or else data")
     devices.add_argument(
         "--cpu-devices", type=int, metavar="N", help="use N virtual devices of the CPU"
     )
@@ -60,8 +63,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from rnnscale.runs import load_run
 
     file = arguments.json
-    if file not in (None, "-") and not Path(file).absolute().parent.is_dir():
-        raise UserError(f"--json {file}: there is no folder {Path(file).absolute().parent}")
+    check_folder_of("--json", file)
     if arguments.cpu_devices is not None:
         use_cpu_devices(arguments.cpu_devices)
     given = {name: getattr(arguments, name) for name in _OPTIONS}
@@ -76,16 +78,14 @@ def _eval(arguments: argparse.Namespace) -> int:
             figures = saved.evaluate(arguments.split, seq_len=seq_len)
         rows.append({"seq_len": seq_len, **figures})
     console.print(_table(saved, arguments.split, rows))
-    if file is not None:
-        text = json.dumps(_as_json(saved, arguments, rows), indent=2)
-        print(text) if file == "-" else Path(file).write_text(text + "\n")
+    write_json(file, _as_json(saved, arguments, rows))
     return 0
 
 
 def _table(saved: "SavedRun", split: str, rows: Sequence[dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    start = "state carried on" if saved.config.rows == "lanes" else "each from a zero state"
+    start = "state carried over" if saved.config.rows == "lanes" else "each from a zero state"
     title = f"{saved.task.name}, {saved.config.model}, step {saved.step}, {split} split, {start}"
     table = Table(title=title, title_justify="left")
     table.add_column("steps", justify="right")

@@ -1,12 +1,14 @@
+"""`rnnscale experiment`: runs the entries of an experiment and prints a table of them."""
+
 import argparse
 import difflib
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnscale._errors import UserError
+from rnnscale.cli._options import add_data_options, check_folder_of, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,22 +19,25 @@ if TYPE_CHECKING:
 def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "experiment",
-        help="run an experiment of the papers, and put their figures beside ours",
-        description="Runs an experiment of the papers and prints a table: our figure, its spread "
-        "over seeds, and the published one. What has run before is not run again, and what was "
-        "stopped goes on. Without a name, lists the experiments.",
+        help="run an experiment of a paper and compare the figures",
+        description="Runs an experiment of a paper and prints a table: our figure, its spread over "
+        "seeds, and the published figure. Finished runs are kept and not repeated; a run that "
+        "was stopped continues. Without a name, lists the experiments.",
         allow_abbrev=False,
     )
     parser.set_defaults(command=_experiment)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="left out: lists the experiments")
-    parser.add_argument("--only", nargs="+", metavar="ENTRY", help="these lines of the table only")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="S", help="instead of the preset's")
-    parser.add_argument("--steps", type=int, metavar="N", help="training steps, not the preset's")
-    parser.add_argument("--folder", metavar="DIR", help="folder with the data, where it needs one")
-    parser.add_argument("--text", metavar="DIR", help="folder with the text for `bytes`")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="without it, experiments are listed"
+    )
+    parser.add_argument("--only", nargs="+", metavar="ENTRY", help="run only these entries")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="S", help="default: those of the experiment"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps")
+    add_data_options(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/experiments/NAME")
     parser.add_argument(
-        "--json", metavar="FILE", help="write the rows when all are there; - is the standard output"
+        "--json", metavar="FILE", help="write the rows at the end; - for the standard output"
     )
 
 
@@ -56,15 +61,14 @@ def _experiment(arguments: argparse.Namespace) -> int:
     experiment = EXPERIMENTS[arguments.name]
     if experiment.folder and arguments.folder is None:
         raise UserError(f"{experiment.name} reads its data from a folder: give it as --folder")
-    if arguments.json not in (None, "-") and not Path(arguments.json).resolve().parent.is_dir():
-        raise UserError(f"--json={arguments.json}: there is no such folder to write to")
+    check_folder_of("--json", arguments.json)
     given = {
         name: value
         for name in ("steps", "folder", "text")
         if (value := getattr(arguments, name)) is not None
     }
     out = arguments.out or Path("runs", "experiments", experiment.name)
-    # The seeds of an entry have the same programs.
+    # The seeds of an entry share their compiled programs.
     jax.config.update("jax_compilation_cache_dir", str((out / "programs").resolve()))
     rows = list(experiment.run(out, seeds=arguments.seeds, only=arguments.only, **given))
     stopped = None in rows
@@ -72,9 +76,9 @@ def _experiment(arguments: argparse.Namespace) -> int:
     console.print(_table(experiment, done))
     console.print(f"Differs from the papers: {experiment.differs}", highlight=False)
     if stopped:
-        # No file either: one that is there may be whole.
-        console.print("stopped; the same command goes on")
-    elif arguments.json is not None:
+        # The file is left alone: it may hold all rows of an earlier call.
+        console.print("stopped; repeat the command to continue")
+    else:
         document = {
             "experiment": experiment.name,
             "command": _command(arguments),
@@ -83,16 +87,12 @@ def _experiment(arguments: argparse.Namespace) -> int:
             **environment(),
             "rows": done,
         }
-        text = json.dumps(document, indent=1)
-        if arguments.json == "-":
-            print(text)
-        else:
-            Path(arguments.json).write_text(text + "\n")
+        write_json(arguments.json, document, indent=1)
     return 0
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    """What gives the figures, wherever they are written to."""
+    """The command that gives these figures, without the options that say where they are kept."""
     words = ["rnnscale", "experiment", arguments.name]
     for name in ("only", "seeds", "steps", "folder", "text"):
         value = getattr(arguments, name)

@@ -1,3 +1,5 @@
+"""`rnnscale export`: one step of a trained model as a file."""
+
 import argparse
 import json
 import os
@@ -12,25 +14,25 @@ _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "export",
-        help="write one step of the trained model of a run into a file",
-        description="Writes one step of the model of a run, from its newest checkpoint, into a "
-        "file, weights included, that jax alone can run, in constant time and memory a step. "
-        "`rnnscale.interop.load_step` reads it; its docstring says what the file contains.",
+        help="write one step of the trained model of a run to a file",
+        description="Writes one step of the model of a run, from its newest checkpoint, to a file "
+        "that contains the weights. It needs only jax to run, and constant time and memory per "
+        "step. `rnnscale.interop.load_step` reads it; `rnnscale.interop` describes the format.",
         allow_abbrev=False,
     )
     parser.set_defaults(command=_export)
     parser.add_argument("run", metavar="RUN", help="folder of the run")
-    parser.add_argument("--out", required=True, metavar="FILE", help="what to write")
+    parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
     parser.add_argument(
         "--platforms",
         nargs="+",
         default=["cpu"],
         choices=_PLATFORMS,
         metavar="PLATFORM",
-        help=f"what it can run on, some of {', '.join(_PLATFORMS)}, here or not; default: cpu",
+        help=f"where it can run, some of {', '.join(_PLATFORMS)}, default: cpu",
     )
     parser.add_argument(
-        "--batch-size", type=int, metavar="B", help="rows at once; default: any number"
+        "--batch-size", type=int, metavar="B", help="rows per call; default: any number"
     )
     parser.add_argument("--folder", metavar="DIR", help="folder with the data of the task")
 
@@ -49,7 +51,7 @@ def _export(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out {out} is a folder; name a file")
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {arguments.batch_size}")
-    # The text that it was trained on may be gone, and any other makes the same model.
+    # The model does not depend on the text, which may be gone.
     changed = {"text": None, "seq_len": None}
     if arguments.folder is not None:
         changed["folder"] = arguments.folder
@@ -61,7 +63,7 @@ def _export(arguments: argparse.Namespace) -> int:
         dtype=None if saved.task.inputs == "tokens" else saved.config.dtype,
     )
     try:
-        # All or nothing.
+        # Written under another name first, so that there is never half a file.
         partial = out.with_name(out.name + ".partial")
         try:
             partial.write_bytes(file)

@@ -13,9 +13,9 @@ from rnnscale._errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-# Tokens that are drawn between two looks at them.
+# Tokens drawn by one call of the compiled program.
 _BLOCK = 32
-# Before and after each file that a model of bytes was trained on.
+# The byte before and after each file in the training of a model of bytes.
 _END = 0
 
 
@@ -23,10 +23,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "generate",
         help="write text with the trained model of a run",
-        description="Writes text with the model of a run on bytes, from its newest checkpoint. A "
-        "prompt is read as the beginning of a file, whatever its length, in constant memory. The "
-        "text ends where the model ends the file, or after --steps bytes. Several prompts are one "
-        "batch; what one of them gives does not depend on the others.",
+        description="Writes text with the model of a run on `bytes`, from its newest checkpoint. A "
+        "prompt of any length is read in constant memory, as the beginning of a file. The text "
+        "ends where the model ends the file, or after --steps bytes. Several prompts form a batch; "
+        "the text of each does not depend on the others.",
         allow_abbrev=False,
     )
     parser.set_defaults(command=_generate)
@@ -36,29 +36,31 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="may be given several times; default: an empty one",
+        help="beginning of the text; can be repeated; default: empty",
     )
     parser.add_argument(
         "--prompt-file",
         action="append",
         default=[],
         metavar="FILE",
-        help="a file that is a prompt; may be given several times",
+        help="a file with the beginning of the text; can be repeated",
     )
     parser.add_argument(
-        "--steps", type=int, default=256, metavar="N", help="at most so many bytes; default: 256"
+        "--steps", type=int, default=256, metavar="N", help="largest number of bytes; default: 256"
     )
     parser.add_argument(
         "--temperature",
         type=float,
         default=1.0,
         metavar="X",
-        help="0 takes the likeliest byte, 1 draws as the model says; default: 1",
+        help="0 takes the likeliest byte, 1 samples from the model; default: 1",
     )
     parser.add_argument(
-        "--top-k", type=int, metavar="K", help="draw from the K likeliest bytes only"
+        "--top-k", type=int, metavar="K", help="sample from the K likeliest bytes only"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws; default: 0")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="seed of the sampling; default: 0"
+    )
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -68,11 +70,11 @@ def _generate(arguments: argparse.Namespace) -> int:
     from rnnscale.sharding import make_mesh
 
     _check_options(arguments)
-    # As bytes, those that are no UTF-8 too.
+    # As bytes, including those that are not UTF-8.
     prompts = [text.encode("utf-8", "surrogateescape") for text in arguments.prompt]
     prompts += [_read(file) for file in arguments.prompt_file]
     prompts = prompts or [b""]
-    # The text that it was trained on may be gone, and any other makes the same task here.
+    # The model does not depend on the text, which may be gone.
     saved = load_run(arguments.run, make_mesh(devices=jax.devices()[:1]), text=None, seq_len=None)
     if saved.task.name != "bytes":
         raise UserError(
@@ -109,8 +111,8 @@ def _read(file: str) -> bytes:
 def _blocks(
     model: Any, prompts: Sequence[bytes], arguments: argparse.Namespace
 ) -> Iterator[list[bytes]]:
-    """What follows each prompt, a block after another, until all have ended; what comes after the
-    end of one is empty."""
+    """The text after each prompt, block by block, until all texts have ended. Blocks after the end
+    of a text are empty."""
     import equinox as eqx
     import jax
     import jax.numpy as jnp

@@ -1,3 +1,5 @@
+"""`rnnscale info`: versions, devices and kernels of this machine."""
+
 import argparse
 import platform
 from importlib import metadata
@@ -9,8 +11,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "info",
         help="show devices, versions, and which kernels can be used here",
-        description="Shows devices, versions, and for every implementation of the recurrences "
-        "whether it can be used here and if not, why.",
+        description="Shows versions, devices, and for every implementation of the recurrences "
+        "whether it can be used here, or why not.",
     )
     parser.set_defaults(command=_info)
 
@@ -25,7 +27,7 @@ def _info(_: argparse.Namespace) -> int:
     print("devices")
     try:
         devices = jax.devices()
-    except RuntimeError as error:  # JAX_PLATFORMS asks for what isn't there
+    except RuntimeError as error:  # JAX_PLATFORMS names a platform that is not present
         print(f"  none: {' '.join(str(error).split())}")
         return 0
     kinds: dict[tuple[str, str], int] = {}
@@ -35,10 +37,10 @@ def _info(_: argparse.Namespace) -> int:
     _table([(name, f"{count} x {kind}") for (name, kind), count in kinds.items()])
     plugins = _accelerator_plugins()
     if plugins and all(device.platform == "cpu" for device in devices):
-        asked = jax.config.jax_platforms
+        platforms = jax.config.jax_platforms
         reason = (
-            f"it was not looked for, because JAX_PLATFORMS is {asked!r}"
-            if asked
+            f"it was not looked for, because JAX_PLATFORMS is {platforms!r}"
+            if platforms
             else "jax found no such device, or no driver for it"
         )
         print(f"  {', '.join(plugins)} is installed, but its device is not in use: {reason}")
@@ -47,7 +49,7 @@ def _info(_: argparse.Namespace) -> int:
         ("linear_scan", rnnscale_kernels.scan_implementations(here)),
         ("diagonal_ssm", rnnscale_kernels.ssm_implementations(here)),
     ):
-        print(f"implementations of {operation} on {here}, the ones tried by default first")
+        print(f"implementations of {operation} on {here}, in the order in which they are tried")
         _table(
             [
                 (name, "usable" if usable else f"not usable: {reason}")
@@ -71,13 +73,13 @@ def _version(package: str) -> str:
 
 
 def _accelerator_plugins() -> list[str]:
-    """The installed packages that bring jax to an accelerator."""
+    """The installed packages with which jax can use an accelerator."""
     names = {
         entry.dist.name
         for entry in metadata.entry_points(group="jax_plugins")
         if entry.dist is not None
     }
-    # The TPU's is built into jax and only needs its library.
+    # Support for TPUs is built into jax and needs only its library.
     if _version("libtpu") != "not installed":
         names.add("libtpu")
     return sorted(names)

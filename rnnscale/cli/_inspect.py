@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnscale._errors import UserError, as_user_error
-from rnnscale.cli._step_options import mesh_sizes
+from rnnscale.cli._options import add_data_options, add_mesh_option
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,33 +20,27 @@ _ROWS, _CANDIDATES = 8, 64
 def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "inspect",
-        help="report what a run's layers have learned to remember",
+        help="report what the layers of a run have learned to remember",
         description="Writes a report of a run, from its newest checkpoint, as one file: options, "
-        "figures and curves; of every recurrent layer the eigenvalues, time scales, gradients "
-        "against lag and Lyapunov exponents on test sequences; and how parameters lie on the "
-        "mesh. The run may be going on.",
+        "figures and curves; the eigenvalues, time scales, gradients against lag and Lyapunov "
+        "exponents of every recurrent layer on test sequences; and the layout of the parameters "
+        "on the mesh. The run may still be training.",
         allow_abbrev=False,
     )
     parser.set_defaults(command=_inspect)
     parser.add_argument("run", metavar="RUN", help="folder of the run")
     parser.add_argument(
-        "--out", metavar="FILE", help="to write, .html or .png; default: inspect.html in the folder"
+        "--out", metavar="FILE", help="report, .html or .png; default: RUN/inspect.html"
     )
     parser.add_argument(
         "--steps",
         type=int,
         default=1000,
         metavar="N",
-        help="time steps of the sequences to look at, where they have so many; default: 1000",
+        help="largest number of time steps in the test sequences; default: 1000",
     )
-    parser.add_argument("--text", metavar="DIR", help="folder with the text for `bytes`")
-    parser.add_argument("--folder", metavar="DIR", help="folder with the data of the task")
-    parser.add_argument(
-        "--mesh",
-        type=mesh_sizes,
-        metavar="AXIS=N,...",
-        help="of the table of parameters, such as data=2,fsdp=4; default: that of the run",
-    )
+    add_data_options(parser)
+    add_mesh_option(parser, "for the table of parameters; default: that of the run")
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -1,14 +1,16 @@
+"""`rnnscale plan`: the needs of a train step on devices that are not here. A search compiles each
+mesh in a process of its own, so that each starts with all memory free."""
+
 import argparse
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rnnscale._errors import UserError
-from rnnscale.cli._step_options import add_step_options
+from rnnscale.cli._options import add_step_options, check_folder_of, write_json
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -17,7 +19,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="say what a train step needs on devices that are not here",
         description="Compiles the train step for devices that are not here and says what it needs: "
         "memory, collectives, and the least time that it can take.",
-        argument_default=argparse.SUPPRESS,  # what is in the namespace was given
+        argument_default=argparse.SUPPRESS,  # the namespace holds only the options given
         allow_abbrev=False,
     )
     parser.set_defaults(command=_plan)
@@ -55,8 +57,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     search, file = given.pop("search"), given.pop("json")
     if search and "mesh" in given:
         raise UserError("--search tries all meshes: leave out --mesh")
-    if file not in (None, "-") and not Path(file).parent.is_dir():
-        raise UserError(f"--json {file}: there is no folder {Path(file).parent}")
+    check_folder_of("--json", file)
     topology = Topology.named(given.pop("target"))
     config = TrainConfig.for_task(**given, out="")
     task = load_task(config.task, seq_len=config.seq_len, text=config.text, folder=config.folder)
@@ -67,10 +68,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     else:
         result = Report.of(planner, config.mesh or {"data": topology.count})
     result.show(console)
-    if file == "-":
-        print(json.dumps(result.as_json(), indent=2))
-    elif file is not None:
-        Path(file).write_text(json.dumps(result.as_json(), indent=2) + "\n")
+    write_json(file, result.as_json())
     return 0
 
 

@@ -1,3 +1,5 @@
+"""`rnnscale train`: a run, from its options to the line with its results."""
+
 import argparse
 import logging
 from collections.abc import Mapping
@@ -7,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnscale._errors import UserError
-from rnnscale.cli._step_options import add_step_options
+from rnnscale.cli._options import add_step_options
 
 if TYPE_CHECKING:
     from rnnscale.runs import TrainConfig
@@ -17,64 +19,66 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "train",
         help="train a model on a task",
-        description="Trains a model on a task. Options that are left out are set to what suits the "
-        "task, or with --resume to what the run was started with.",
-        argument_default=argparse.SUPPRESS,  # what is in the namespace was given
+        description="Trains a model on a task. Options default to values that suit the task, or, "
+        "with --resume, to those with which the run was started.",
+        argument_default=argparse.SUPPRESS,  # the namespace holds only the options given
         allow_abbrev=False,
     )
     parser.set_defaults(command=_train)
-    parser.add_argument("task", nargs="?", help="see `rnnscale tasks`; may be left out to resume")
+    parser.add_argument("task", nargs="?", help="see `rnnscale tasks`; not needed with --resume")
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run; default: a new one in runs/"
     )
     parser.add_argument(
-        "--resume", action="store_true", default=False, help="go on with the run in --out"
+        "--resume", action="store_true", default=False, help="continue the run in --out"
     )
     parser.add_argument(
         "--start-from", metavar="DIR", help="folder of a run whose trained model to start with"
     )
     parser.add_argument("--steps", type=int, metavar="N", help="number of training steps")
     parser.add_argument(
-        "--seed", type=int, metavar="S", help="of parameters, dropout and data order"
+        "--seed", type=int, metavar="S", help="seed of parameters, dropout and data order"
     )
     add_step_options(parser)
     devices = parser.add_argument_group("devices")
     devices.add_argument(
-        "--cpu-devices", type=int, metavar="N", help="use N virtual devices of the CPU, per process"
+        "--cpu-devices", type=int, metavar="N", help="use N virtual CPU devices in each process"
     )
     processes = parser.add_argument_group(
         "processes",
-        "Of a program that runs in several processes. SLURM, Open MPI, TPU pods and the variables "
-        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are found without these.",
+        "For a run of several processes. They are not needed under SLURM, Open MPI or on TPU pods, "
+        "or if JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.",
+    )
+    processes.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    processes.add_argument(
+        "--processes", type=int, metavar="N", help="number of processes; 1 for this one alone"
     )
     processes.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="where process 0 is to be found by the others"
+        "--process", type=int, metavar="I", help="number of this process, from 0"
     )
     processes.add_argument(
-        "--processes", type=int, metavar="N", help="how many; 1 for this one, wherever it runs"
-    )
-    processes.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
-    processes.add_argument(
-        "--connect-minutes", type=float, metavar="X", help="wait so long for the others; default: 5"
+        "--connect-minutes", type=float, metavar="X", help="largest wait for the others; default: 5"
     )
     optimiser = parser.add_argument_group("optimiser")
-    optimiser.add_argument("--learning-rate", type=float, metavar="X", help="of the weights")
-    optimiser.add_argument("--recurrence-rate", type=float, metavar="X", help="of the recurrence")
-    optimiser.add_argument("--weight-decay", type=float, metavar="X", help="of the weights")
-    optimiser.add_argument("--warmup", type=int, metavar="N", help="steps of warm-up")
+    optimiser.add_argument("--learning-rate", type=float, metavar="X", help="rate of the weights")
+    optimiser.add_argument(
+        "--recurrence-rate", type=float, metavar="X", help="rate of the recurrence"
+    )
+    optimiser.add_argument("--weight-decay", type=float, metavar="X", help="decay of the weights")
+    optimiser.add_argument("--warmup", type=int, metavar="N", help="warm-up steps")
     optimiser.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient")
     log = parser.add_argument_group("log")
-    log.add_argument("--log-every", type=int, metavar="N", help="steps between two lines")
-    log.add_argument("--save-every", type=int, metavar="N", help="steps between two checkpoints")
+    log.add_argument("--log-every", type=int, metavar="N", help="steps between lines of the log")
+    log.add_argument("--save-every", type=int, metavar="N", help="steps between checkpoints")
     log.add_argument(
-        "--save-minutes", type=float, metavar="X", help="save as well when so long has passed"
+        "--save-minutes", type=float, metavar="X", help="largest time between checkpoints"
     )
-    log.add_argument("--evaluate-every", type=int, metavar="N", help="steps; 0 for at the end only")
+    log.add_argument("--evaluate-every", type=int, metavar="N", help="0: only at the end")
     log.add_argument(
         "--stuck-minutes",
         type=float,
         metavar="X",
-        help="end a process in which a step takes longer; default: 10",
+        help="end the process if a step takes longer; default: 10",
     )
 
 
@@ -94,16 +98,17 @@ def _train(arguments: argparse.Namespace) -> int:
     if process_index() != 0:
         logging.getLogger("rnnscale").setLevel(logging.WARNING)
     check_same({**given, "resume": resume})
-    # What is in the folder decides, and one process may make it before another one looks.
+    # The options depend on the contents of the folder, which one process may create before another
+    # looks; so process 0 decides for all.
     config = TrainConfig(**on_process_0(lambda: asdict(_config(given, resume))))
     summary = run(config, resume=resume)
     if process_index() != 0:
         return 0
     if summary is None:
-        print(f"stopped and saved; go on with: rnnscale train --resume --out {config.out}")
+        print(f"stopped and saved; continue with: rnnscale train --resume --out {config.out}")
     else:
-        print(_figures(summary))
-        print(f"everything else is in {config.out}")
+        print(_results(summary))
+        print(f"all files are in {config.out}")
     return 0
 
 
@@ -111,7 +116,7 @@ def _config(given: Mapping[str, Any], resume: bool) -> "TrainConfig":
     from rnnscale.runs import RunFolder, TrainConfig, default_model
 
     if resume and "out" not in given:
-        raise UserError("--resume needs --out, the folder of the run to go on with")
+        raise UserError("--resume needs --out, the folder of the run to continue")
     if resume and RunFolder(given["out"]).is_run:
         return TrainConfig.resumed(RunFolder(given["out"]).config(), **given)
     if "task" not in given:
@@ -121,7 +126,7 @@ def _config(given: Mapping[str, Any], resume: bool) -> "TrainConfig":
     return TrainConfig.for_task(**{**given, "out": out})
 
 
-def _figures(summary: Mapping[str, Any]) -> str:
+def _results(summary: Mapping[str, Any]) -> str:
     tested = [
         f"test {name.removeprefix('test_').replace('_', ' ')} {value:.4g}"
         for name, value in summary.items()
@@ -131,8 +136,8 @@ def _figures(summary: Mapping[str, Any]) -> str:
     text += ", ".join(tested)
     baselines = {
         "count_model_bits_per_byte": "an order-4 count model has",
-        "constant_mse": "always answering the mean has",
-        "memoryless_accuracy": "without a memory it is",
+        "constant_mse": "always predicting the mean has",
+        "memoryless_accuracy": "without memory",
     }
     for name, words in baselines.items():
         if name in summary:

@@ -184,7 +184,7 @@ def test_sigterm_to_one_saves_in_all_at_one_step(stopped):
     told, other = processes.output(0), processes.output(1)
     assert "SIGTERM: stopping after this step" in other and "SIGTERM" not in told
     assert "another process was told to stop" in told
-    assert f"go on with: rnnscale train --resume --out {out.with_name('run')}" in told
+    assert f"continue with: rnnscale train --resume --out {out.with_name('run')}" in told
     # The first process alone says what goes on.
     assert f"step {last}/{STEPS}" in told
     assert "step " not in other.replace("this step", "") and "go on" not in other

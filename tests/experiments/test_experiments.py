@@ -212,7 +212,7 @@ def test_all_experiments_are_listed(capsys):
     [
         (["digit"], "did you mean 'digits'"),
         (["lra-text"], "give it as --folder"),
-        (["digits", "--json", "nowhere/rows.json"], "no such folder"),
+        (["digits", "--json", "nowhere/rows.json"], "there is no folder nowhere"),
         (["digits", "--only", "s6"], "digits has no entry s6"),
         (["reservoirs", "--steps", "3"], "a reservoir is fitted, not trained; it has no steps"),
     ],

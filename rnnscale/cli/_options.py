@@ -1,0 +1,104 @@
+"""Options that several commands have, how their values are read, and how JSON is written."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rnnscale._errors import UserError
+
+
+def add_step_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `train` and `plan` that define a train step."""
+    parser.add_argument(
+        "--model", help="a layer such as s5 or lru, or a cell such as lstm or cornn; default: s5"
+    )
+    parser.add_argument(
+        "--cell",
+        type=named_values,
+        metavar="NAME=VALUE,...",
+        help="options of the cell or layer, such as dt=0.06,gamma=66",
+    )
+    parser.add_argument("--batch-size", type=int, metavar="B", help="sequences per step")
+    parser.add_argument(
+        "--accumulation", type=int, metavar="N", help="parts of a batch, computed one by one"
+    )
+    parser.add_argument("--seq-len", type=int, metavar="L", help="time steps in a sequence")
+    add_data_options(parser)
+    parser.add_argument(
+        "--rows", help="rows of a batch: records, packed, or lanes, which carry the state over"
+    )
+    add_mesh_option(parser, "default: all devices on data")
+    model = parser.add_argument_group("model")
+    model.add_argument("--dim", type=int, metavar="N", help="width")
+    model.add_argument("--depth", type=int, metavar="N", help="number of blocks")
+    model.add_argument("--state-dim", type=int, metavar="N", help="states in each block")
+    model.add_argument("--dropout", type=float, metavar="P", help="probability of dropping")
+    model.add_argument("--dtype", help="dtype of the activations: float32 or bfloat16")
+    model.add_argument(
+        "--remat",
+        action=argparse.BooleanOptionalAction,
+        help="recompute the blocks in the backward pass, to save memory",
+    )
+    model.add_argument(
+        "--chunk", type=int, metavar="N", help="time steps computed at once, to save memory"
+    )
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", metavar="DIR", help="folder with the text files for `bytes`")
+    parser.add_argument(
+        "--folder", metavar="DIR", help="folder with the data for lra-* and speech-commands"
+    )
+
+
+def add_mesh_option(parser: argparse._ActionsContainer, default: str) -> None:
+    parser.add_argument(
+        "--mesh",
+        type=mesh_sizes,
+        metavar="AXIS=N,...",
+        help=f"mesh axes and sizes, such as data=2,seq=4; {default}",
+    )
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    mesh = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if not size.strip().isdecimal():
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a mesh; write axes and sizes like data=4,tensor=2"
+            )
+        if axis.strip() in mesh:
+            raise argparse.ArgumentTypeError(f"{text!r} names the axis {axis.strip()} twice")
+        mesh[axis.strip()] = int(size)
+    return mesh
+
+
+def named_values(text: str) -> dict[str, int | float | str]:
+    options: dict[str, int | float | str] = {}
+    for part in text.split(","):
+        name, equals, value = (each.strip() for each in part.partition("="))
+        if not (name and equals and value):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} has no names and values; write them like dt=0.06,gamma=66"
+            )
+        try:
+            options[name] = int(value) if value.lstrip("+-").isdecimal() else float(value)
+        except ValueError:
+            options[name] = value  # a word, such as init=henaff
+    return options
+
+
+def check_folder_of(option: str, file: str | None) -> None:
+    """Raises `UserError` if the folder of a file to be written does not exist."""
+    if file not in (None, "-") and not Path(file).absolute().parent.is_dir():
+        raise UserError(f"{option} {file}: there is no folder {Path(file).parent}")
+
+
+def write_json(file: str | None, value: Any, *, indent: int = 2) -> None:
+    """Write to a file, to the standard output for `-`, or nowhere for `None`."""
+    if file == "-":
+        print(json.dumps(value, indent=indent))
+    elif file is not None:
+        Path(file).write_text(json.dumps(value, indent=indent) + "\n")
