@@ -24,14 +24,16 @@ class _AntiSymmetricWeights(NamedTuple):
 
 
 class AntiSymmetricRNNCell(AffineInputCell):
-    r"""$$h_t = h_{t-1} + \epsilon \tanh(M h_{t-1} + V x_t + b), \qquad M = W - W^T - \gamma I$$
+    r"""A network with an antisymmetric matrix, at the edge of stability.
+
+    $$h_t = h_{t-1} + \epsilon \tanh(M h_{t-1} + V x_t + b), \qquad M = W - W^T - \gamma I$$
 
     A step by Euler's method of an ordinary differential equation at the edge of stability: the
     eigenvalues of $M$ have the real part $-\gamma$, whatever $W$.
 
     $W$ starts normal with the standard deviation `recurrent_std` / $\sqrt{n}$ for `n = hdim`, $V$
     with $1 / \sqrt{m}$ for `m = idim`, and $b$ at zero. `epsilon` and `gamma` are arrays that are
-    not trained: they can be changed, or mapped over, without compiling anew.
+    not trained: they can be changed or mapped over without compiling again.
 
     Chang, Chen, Haber, Chi, *AntisymmetricRNN: A Dynamical System View on Recurrent Neural
     Networks*, ICLR 2019.
@@ -57,17 +59,19 @@ class AntiSymmetricRNNCell(AffineInputCell):
     ):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `epsilon`: the step $\epsilon$, positive. The paper searches 0.01, 0.1, and 1.
         - `gamma`: the diffusion $\gamma$, small.
         - `recurrent_std`: times $1 / \sqrt{n}$, the initial standard deviation of $W$. The paper
             searches 0, 1, 2, 4, 8, and 16.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1, or `epsilon` or `recurrent_std` outside
-        its range. It warns where $\gamma$ is outside $[0, 2 / \epsilon]$: small states then grow,
-        whatever $W$ is.
+        **Raises:** `ValueError` if a size is below 1, or `epsilon` or `recurrent_std` is outside
+        its range.
+
+        **Warns:** if $\gamma$ is outside $[0, 2 / \epsilon]$: small states then grow, whatever $W$
+        is.
         """
         check_size(AntiSymmetricRNNCell, idim=idim, hdim=hdim)
         _check(AntiSymmetricRNNCell, epsilon, gamma, recurrent_std)
@@ -90,7 +94,9 @@ class AntiSymmetricRNNCell(AffineInputCell):
 
 
 class GatedAntiSymmetricRNNCell(AffineInputCell):
-    r"""$$h_t = h_{t-1} + \epsilon\, z \odot \tanh(M h_{t-1} + V x_t + b), \qquad
+    r"""A network with an antisymmetric matrix and a gate.
+
+    $$h_t = h_{t-1} + \epsilon\, z \odot \tanh(M h_{t-1} + V x_t + b), \qquad
       z = \mathrm{sigmoid}(M h_{t-1} + V_z x_t + b_z)$$
 
     with $M = W - W^T - \gamma I$, which the gate shares.
@@ -122,16 +128,18 @@ class GatedAntiSymmetricRNNCell(AffineInputCell):
     ):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `epsilon`: the step $\epsilon$, positive.
         - `gamma`: the diffusion $\gamma$, small.
         - `recurrent_std`: times $1 / \sqrt{n}$, the initial standard deviation of $W$.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1, or `epsilon` or `recurrent_std` outside
-        its range. It warns where $\gamma$ is outside $[0, 2 / \epsilon]$: small states then grow,
-        whatever $W$ is.
+        **Raises:** `ValueError` if a size is below 1, or `epsilon` or `recurrent_std` is outside
+        its range.
+
+        **Warns:** if $\gamma$ is outside $[0, 2 / \epsilon]$: small states then grow, whatever $W$
+        is.
         """
         check_size(GatedAntiSymmetricRNNCell, idim=idim, hdim=hdim)
         _check(GatedAntiSymmetricRNNCell, epsilon, gamma, recurrent_std)
@@ -158,10 +166,10 @@ class GatedAntiSymmetricRNNCell(AffineInputCell):
         state: Units,
         affine: Affine,
     ) -> Units:
-        beside_candidate, beside_gate = jnp.split(drive, 2, axis=-1)
-        product = affine(jnp.zeros_like(beside_gate), weights.recurrent, state)
-        gate = jax.nn.sigmoid(product + beside_gate)
-        return state + weights.epsilon * gate * jnp.tanh(product + beside_candidate)
+        candidate_drive, gate_drive = jnp.split(drive, 2, axis=-1)
+        product = affine(jnp.zeros_like(gate_drive), weights.recurrent, state)
+        gate = jax.nn.sigmoid(product + gate_drive)
+        return state + weights.epsilon * gate * jnp.tanh(product + candidate_drive)
 
 
 def _antisymmetric(

@@ -23,18 +23,19 @@ type Drive = PyTree[Array]
 
 
 class Matrix(eqx.Module):
-    """A weight laid out for both directions, so that no loop over time transposes it again."""
+    """A matrix in both layouts, so that no step of a loop over time transposes it."""
 
     forward: Float[Array, "in out"]
     backward: Float[Array, "out in"]
 
 
 type Map = Float[Array, "out in"] | Matrix | Callable[[Any], Any]
+"""What `linear` and `affine` apply: a matrix, or a function that is linear in its argument."""
 
 
 @runtime_checkable
 class Affine(Protocol):
-    """How a step is told to make a pre-activation: `plus + weight @ h`."""
+    """A function that computes a pre-activation: `plus + weight @ h`."""
 
     def __call__(self, plus: Any, weight: Map, h: Any) -> Any: ...
 
@@ -47,33 +48,37 @@ class Cell(eqx.Module):
     state, output = cell(xs[:, 0], state)
     ```
 
-    A subclass gives the step in stages, and the loop over time (`rnnscale.cells.time_loop`) makes
-    the most of each:
+    A subclass defines the step in stages, so that the loop over time (`rnnscale.cells.time_loop`)
+    can run each of them where it costs least:
 
-    1. `weights()`: the matrices of the equations, made of the parameters **once a call**: gates put
-       side by side, a matrix exponential. Its floating leaves with two axes are matrices `out in`,
-       are cast to the compute dtype, and are used in `linear` and `affine` only.
-    2. `drive(weights, x)`: whatever does not depend on the state, such as $V x + b$, for any
-       leading axes, which all of its leaves have. It is computed for many steps at once.
-    3. `advance(weights, drive, state, affine)`: the rest. What it makes with the `affine` that it
-       is given, its pre-activations, is kept for the backward pass; all else is computed again. It
-       calls `affine` as often at every step, in the same order, and not inside a loop or a map.
-    4. `output(state)`.
+    1. `weights()`: the matrices of the equations, computed from the parameters **once in a call**:
+       gates put one below the other, a matrix exponential. Its floating leaves with two axes are
+       matrices `out in`. They are cast to the compute dtype, and may be used in `linear` and
+       `affine` only.
+    2. `drive(weights, x)`: whatever does not depend on the state, such as $V x + b$. It works for
+       any leading axes, and all of its leaves have them. It is computed for many steps at once.
+    3. `advance(weights, drive, state, affine)`: the rest. It computes its pre-activations with the
+       `affine` that it is given: they are kept for the backward pass, and everything else is
+       computed again. It calls `affine` in the same order at every step, and not inside a loop or
+       a map.
+    4. `output(state)`: the output after a step.
 
-    Of these only `weights` and `init_state` use the arrays of `self`; the others use those that
-    they are given. On a mesh every array has an annotation with its axes.
+    Only `weights` and `init_state` may use the arrays of `self`; the others use those that they are
+    given. On a mesh, every array needs an annotation with its axes.
 
-    States are opaque PyTrees with the leading axes `*batch`, at least float32. A cell has no random
-    numbers; `key` is taken for the contract's sake.
+    States are opaque PyTrees with the leading axes `*batch`, at least float32. A cell draws no
+    random numbers; it takes `key` because every layer does.
     """
 
     idim: eqx.AbstractVar[int]
     hdim: eqx.AbstractVar[int]
 
     unit_axis: ClassVar[str] = "hdim"
-    """The logical name of the last axis of drive, state and output. `"state"` says that units do
-    not see one another, so that a mesh may split them; all arrays of `weights()` then have
-    annotations, in which that axis is called `state` too."""
+    """The logical name of the last axis of drive, state and output.
+
+    `"state"` means that units do not see one another, so that a mesh may split them. All arrays of
+    `weights()` then need annotations in which that axis is called `state` too.
+    """
 
     @property
     def odim(self) -> int:
@@ -111,18 +116,18 @@ class Cell(eqx.Module):
         *,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch odim"]]:
-        """One step of time.
+        """Runs one time step.
 
         **Arguments:**
 
         - `x`: the input.
-        - `state`: as `init_state` or a step returned it.
-        - `key`: taken and not used.
+        - `state`: as returned by `init_state` or by a step.
+        - `key`: not used.
 
         **Returns:** `(state, output)`; the output has the dtype of `x`.
 
-        **Raises:** `ValueError` where `x` has not `idim` features or the state is of another
-        structure or shape, `TypeError` where one is of another kind.
+        **Raises:** `ValueError` if `x` does not have `idim` features, or if the state has another
+        structure or shape than `init_state`; `TypeError` if one has another kind of numbers.
         """
         x = jnp.asarray(x)
         check_features(self, x, self.idim)
@@ -133,13 +138,16 @@ class Cell(eqx.Module):
 
 
 def compute_weights(cell: Cell, dtype: DTypeLike) -> Weights:
-    """`cell.weights()`, matrices in the compute dtype and everything else at least float32."""
+    """Returns `cell.weights()` with matrices in the compute dtype, the rest at least float32.
+
+    **Raises:** `TypeError` if a leaf is not an array.
+    """
 
     def cast(leaf):
         if not isinstance(leaf, jax.Array | np.ndarray):
             raise TypeError(
-                f"{type(cell).__name__}.weights() holds {leaf!r}, which is no array. Make it an "
-                "array, or a static field of the cell."
+                f"{type(cell).__name__}.weights() holds {leaf!r}, which is not an array. Make it "
+                "an array, or a static field of the cell."
             )
         leaf = jnp.asarray(leaf)
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -165,7 +173,7 @@ def linear(weight: Map, x: Any) -> Any:
     if not callable(weight):
         raise TypeError(
             f"a product takes a matrix or a linear function; got {type(weight).__name__}. In the "
-            "loop over time a cell has the arrays of `weights` only, none of `self`."
+            "loop over time a cell can use the arrays of `weights` only, not those of `self`."
         )
     return weight(x)
 
@@ -176,13 +184,12 @@ def identity(h: Any) -> Any:
 
 
 def affine(plus: Any, weight: Map, h: Any) -> Any:
-    """`plus + weight @ h`: a pre-activation.
+    """A pre-activation: `plus + weight @ h`.
 
     **Arguments:**
 
-    - `plus`: what is added, of a shape that broadcasts to that of the product.
-    - `weight`: as in `linear`.
-    - `h`: what it is applied to, an array or a tree of them.
+    - `plus`: an array, or a tree of them, that broadcasts to the product.
+    - `weight`, `h`: as in `linear`.
     """
     return jax.tree.map(jnp.add, plus, linear(weight, h))
 
@@ -197,7 +204,7 @@ def _laid_out_product(x: Array, forward: Array, backward: Array) -> Array:
     return _product(x, forward)
 
 
-def _pull_product(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array, None]:
+def _product_transpose(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array, None]:
     x, backward = saved
     g = g.astype(x.dtype)
     rows, cotangents = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
@@ -206,5 +213,5 @@ def _pull_product(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array, N
 
 
 _laid_out_product.defvjp(
-    lambda x, forward, backward: (_product(x, forward), (x, backward)), _pull_product
+    lambda x, forward, backward: (_product(x, forward), (x, backward)), _product_transpose
 )

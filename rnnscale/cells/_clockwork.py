@@ -22,15 +22,17 @@ _LARGEST_CLOCK = 2**31 - 1
 
 
 class ClockWorkRNNCell(AffineInputCell):
-    r"""Units are in equal groups, one a period, from the fastest to the slowest. At step t those
-    with $t \bmod T_i = 0$ are active, and hear the groups that are at least as slow:
+    r"""The clockwork network.
+
+    Units form equal groups, one for each period, from the fastest to the slowest. At step t
+    those with $t \bmod T_i = 0$ are active, and hear the groups that are at least as slow:
 
     $$h_{t,i} = \begin{cases}
         \sigma(\sum_{j : T_j \ge T_i} W_{ij} h_{t-1,j} + V_i x_t + b_i) & t \bmod T_i = 0 \\
         h_{t-1,i} & \text{otherwise}
       \end{cases}$$
 
-    An inactive group is copied as it is. The state is `(h, t)`, where t counts the steps from zero,
+    An inactive group is copied. The state is `(h, t)`, where t counts the steps from zero,
     modulo the least common multiple of the periods: at a sequence's first step all groups are
     active. What `recurrent` holds in the other blocks is not read.
 
@@ -38,7 +40,7 @@ class ClockWorkRNNCell(AffineInputCell):
 
     Koutník, Greff, Gomez, Schmidhuber, *A Clockwork RNN*, ICML 2014.
 
-    **Differs from the paper:** the products of inactive groups are made and not used, so that slow
+    **Differs from the paper:** the products of inactive groups are computed and not used, so slow
     groups save no time.
     """
 
@@ -61,14 +63,14 @@ class ClockWorkRNNCell(AffineInputCell):
     ):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units, a multiple of the number of periods.
-        - `periods`: the period of each group in steps, in any order. The paper has powers of two.
+        - `idim`: number of input features.
+        - `hdim`: number of units, a multiple of the number of periods.
+        - `periods`: the period of each group in steps, in any order. The paper uses powers of two.
         - `nonlinearity`: $\sigma$, elementwise.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size or a period is below 1, a period is no integer, the
-        groups are not equal, or the least common multiple of the periods is no 32-bit integer.
+        **Raises:** `ValueError` if a size or a period is below 1, a period is not an integer, the
+        groups are not equal, or the least common multiple of the periods is not a 32-bit integer.
         """
         check_size(ClockWorkRNNCell, idim=idim, hdim=hdim)
         if not periods or any(period != int(period) or period < 1 for period in periods):

@@ -21,7 +21,7 @@ from rnnscale.cells._oscillators import (
 
 
 class _OscillatorWeights(NamedTuple):
-    recurrent: Float[Array, "hdim both"]  # W beside that of the velocities
+    recurrent: Float[Array, "hdim both"]  # W left of the matrix of the velocities
     input: Float[Array, "hdim idim"]
     bias: Float[Array, "hdim"]
     dt: Float[Array, ""]
@@ -30,7 +30,9 @@ class _OscillatorWeights(NamedTuple):
 
 
 class CoupledOscillatoryRNNCell(OscillatorCell):
-    r"""$$z_t = z_{t-1} + \Delta t \left(\tanh(W y_{t-1} + \mathcal{W} z_{t-1} + V u_t + b)
+    r"""The coupled oscillatory network, coRNN.
+
+    $$z_t = z_{t-1} + \Delta t \left(\tanh(W y_{t-1} + \mathcal{W} z_{t-1} + V u_t + b)
       - \gamma y_{t-1} - \epsilon z_{t-1}\right), \qquad y_t = y_{t-1} + \Delta t \, z_t$$
 
     Oscillators of frequency $\sqrt\gamma$ and damping $\epsilon$. The paper lets the damping take
@@ -68,16 +70,16 @@ class CoupledOscillatoryRNNCell(OscillatorCell):
     ):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: oscillators.
+        - `idim`: number of input features.
+        - `hdim`: number of oscillators.
         - `dt`: $\Delta t$, the step of time, positive.
         - `gamma`: $\gamma$, the square of the frequency, at least 0.
         - `epsilon`: $\epsilon$, the damping, at least 0.
         - `key`: for the initial parameters.
 
-        **Warns:** where an undriven unit is not stable.
+        **Warns:** if an undriven unit is not stable.
 
-        **Raises:** `ValueError` where a size is below 1 or a number out of its range.
+        **Raises:** `ValueError` if a size is below 1 or a number is out of its range.
         """
         check_size(CoupledOscillatoryRNNCell, idim=idim, hdim=hdim)
         check_oscillators(CoupledOscillatoryRNNCell, dt, gamma, epsilon)

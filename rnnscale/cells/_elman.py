@@ -16,7 +16,9 @@ from rnnscale.cells._init import uniform
 
 
 class ElmanRNNCell(AffineInputCell):
-    r"""$$h_t = \sigma(W h_{t-1} + V x_t + b)$$
+    r"""Elman's simple recurrent network.
+
+    $$h_t = \sigma(W h_{t-1} + V x_t + b)$$
 
     Every parameter starts uniform in $\pm 1 / \sqrt{n}$, for `n = hdim`.
 
@@ -40,12 +42,12 @@ class ElmanRNNCell(AffineInputCell):
     ):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `nonlinearity`: $\sigma$, elementwise.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1.
+        **Raises:** `ValueError` if a size is below 1.
         """
         check_size(ElmanRNNCell, idim=idim, hdim=hdim)
         recurrent_key, input_key, bias_key = jax.random.split(key, 3)

@@ -21,13 +21,15 @@ from rnnscale.cells._orthogonal import (
 
 
 class ExpRNNCell(Cell):
-    r"""$$h_t = \mathrm{modReLU}(e^A h_{t-1} + V x_t), \qquad
+    r"""A network with an orthogonal matrix, by the exponential map.
+
+    $$h_t = \mathrm{modReLU}(e^A h_{t-1} + V x_t), \qquad
       A = \mathrm{triu}(L, 1) - \mathrm{triu}(L, 1)^T$$
     $$\mathrm{modReLU}(z) = \mathrm{sign}(z) \, \mathrm{relu}(|z| + b)$$
 
-    $e^A$ is orthogonal whatever $L$, the parameter `log_orthogonal`, and is computed once a call.
-    The authors train $L$ at a tenth of the learning rate of the rest. $V$ starts Kaiming-normal, of
-    variance `2 / idim`, and $b$ uniform in $\pm 0.01$.
+    $e^A$ is orthogonal whatever $L$, the parameter `log_orthogonal`, and is computed once in a
+    call. The authors train $L$ at a tenth of the learning rate of the rest. $V$ starts
+    Kaiming-normal, of variance `2 / idim`, and $b$ uniform in $\pm 0.01$.
 
     In bfloat16 the matrix is orthogonal up to the rounding of its entries only.
 
@@ -44,14 +46,14 @@ class ExpRNNCell(Cell):
     def __init__(self, idim: int, hdim: int, *, init: OrthogonalInit = "cayley", key: PRNGKeyArray):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `init`: how $e^A$ starts, as rotations in planes of two units: by angles uniform in
             $\pm \pi$ (`"henaff"`) or, in the mean, nearer to the identity (`"cayley"`, which
             has $-\tan(u / 2)$ for $u$ uniform in $[0, \pi / 2)$).
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1 or `init` is another word.
+        **Raises:** `ValueError` if a size is below 1 or `init` is not one of the two.
         """
         check_size(ExpRNNCell, idim=idim, hdim=hdim)
         check_orthogonal_init(ExpRNNCell, init)

@@ -14,11 +14,11 @@ from rnnscale.cells._base import Affine, Cell, Units, identity, linear
 from rnnscale.cells._init import normal, uniform
 
 type GRUDrive = tuple[Float[Array, "*axes gates"], Units]
-"""What is added to the products with the state, and to the candidate."""
+"""What is added to the products with the state, and what is added to the candidate."""
 
 
 class _GRUWeights(NamedTuple):
-    """The gates below one another."""
+    """The gates, one below the other."""
 
     recurrent: Float[Array, "gates hdim"]
     input: Float[Array, "gates idim"]
@@ -27,7 +27,9 @@ class _GRUWeights(NamedTuple):
 
 
 class GatedRecurrentUnitCell(Cell):
-    r"""The reset gate acts on the product with the state, so that a step has one product only:
+    r"""The gated recurrent unit, in the form of cuDNN.
+
+    The reset gate acts on the product with the state, so that a step has one product only:
 
     $$r, z = \mathrm{sigmoid}(W h_{t-1} + V x_t + b), \qquad
       n = \tanh(V_n x_t + b_n + r \odot (W_n h_{t-1} + c))$$
@@ -55,11 +57,11 @@ class GatedRecurrentUnitCell(Cell):
     def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
         """**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1.
+        **Raises:** `ValueError` if a size is below 1.
         """
         check_size(GatedRecurrentUnitCell, idim=idim, hdim=hdim)
         recurrent_key, input_key, bias_key, candidate_key = jax.random.split(key, 4)
@@ -85,9 +87,9 @@ class GatedRecurrentUnitCell(Cell):
         return jnp.concatenate([gates, candidate_bias], axis=-1), candidate
 
     def advance(self, weights: _GRUWeights, drive: GRUDrive, state: Units, affine: Affine) -> Units:
-        beside_products, beside_candidate = drive
-        r, z, product = jnp.split(affine(beside_products, weights.recurrent, state), 3, axis=-1)
-        n = jnp.tanh(affine(beside_candidate, identity, jax.nn.sigmoid(r) * product))
+        product_drive, candidate_drive = drive
+        r, z, product = jnp.split(affine(product_drive, weights.recurrent, state), 3, axis=-1)
+        n = jnp.tanh(affine(candidate_drive, identity, jax.nn.sigmoid(r) * product))
         z = jax.nn.sigmoid(z)
         return (1 - z) * n + z * state
 
@@ -96,7 +98,7 @@ GatedRecurrentUnit = GatedRecurrentUnitCell
 
 
 class _ChoGRUWeights(NamedTuple):
-    """The two gates below one another, and the candidate."""
+    """The two gates, one below the other, and the candidate."""
 
     gates: Float[Array, "gates hdim"]
     candidate: Float[Array, "hdim hdim"]
@@ -105,7 +107,9 @@ class _ChoGRUWeights(NamedTuple):
 
 
 class ChoGatedRecurrentUnitCell(Cell):
-    r"""The reset gate acts on the state:
+    r"""The gated recurrent unit, in the form of its paper.
+
+    The reset gate acts on the state:
 
     $$r, z = \mathrm{sigmoid}(W h_{t-1} + V x_t + b), \qquad
       n = \tanh(W_n (r \odot h_{t-1}) + V_n x_t + b_n)$$
@@ -131,11 +135,11 @@ class ChoGatedRecurrentUnitCell(Cell):
     def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
         """**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1.
+        **Raises:** `ValueError` if a size is below 1.
         """
         check_size(ChoGatedRecurrentUnitCell, idim=idim, hdim=hdim)
         recurrent_key, input_key = jax.random.split(key)
@@ -161,7 +165,7 @@ class ChoGatedRecurrentUnitCell(Cell):
     def advance(
         self, weights: _ChoGRUWeights, drive: GRUDrive, state: Units, affine: Affine
     ) -> Units:
-        beside_gates, beside_candidate = drive
-        r, z = jnp.split(jax.nn.sigmoid(affine(beside_gates, weights.gates, state)), 2, axis=-1)
-        n = jnp.tanh(affine(beside_candidate, weights.candidate, r * state))
+        gate_drive, candidate_drive = drive
+        r, z = jnp.split(jax.nn.sigmoid(affine(gate_drive, weights.gates, state)), 2, axis=-1)
+        n = jnp.tanh(affine(candidate_drive, weights.candidate, r * state))
         return z * state + (1 - z) * n

@@ -16,10 +16,12 @@ from rnnscale.cells._init import normal
 
 
 class IndRNNCell(AffineInputCell):
-    r"""$$h_t = \sigma(u \odot h_{t-1} + W x_t + b)$$
+    r"""The independently recurrent network.
 
-    A unit sees no other unit's past, so a mesh may split the units over its axis `tensor`. Over T
-    steps of a relu the gradient $\partial h_T / \partial h_0$ stays below two where
+    $$h_t = \sigma(u \odot h_{t-1} + W x_t + b)$$
+
+    A unit does not see the past of another, so a mesh may split the units over its axis `tensor`.
+    Over T steps of a relu the gradient $\partial h_T / \partial h_0$ stays below two if
     $|u| \le 2^{1/T}$, and `rnnscale.training.indrnn_constraint` keeps it there.
 
     $u$ starts uniform in `recurrent_range`, $W$ normal with a standard deviation of 0.001, and $b$
@@ -50,18 +52,18 @@ class IndRNNCell(AffineInputCell):
     ):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `recurrent_range`: the least and the largest initial $u$. For sequences of T steps the
             paper has `(0, 2 ** (1 / T))`, and in the last layer of a model that is read at its last
-            step `(2 ** (-1 / T), 2 ** (1 / T))`, where every unit remembers the whole sequence.
+            step `(2 ** (-1 / T), 2 ** (1 / T))`, where every unit remembers the entire sequence.
         - `input_std`: the initial standard deviation of $W$, positive. The paper's is for the
-            adding problem; where nothing normalises the input, a larger one keeps units from
+            adding problem; if nothing normalises the input, a larger one keeps units from
             falling silent in the first steps of training.
         - `nonlinearity`: $\sigma$, elementwise.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1, the range is empty, or `input_std` is not
+        **Raises:** `ValueError` if a size is below 1, the range is empty, or `input_std` is not
             positive.
         """
         check_size(IndRNNCell, idim=idim, hdim=hdim)
@@ -79,5 +81,5 @@ class IndRNNCell(AffineInputCell):
         self.idim, self.hdim, self.nonlinearity = idim, hdim, nonlinearity
 
     def advance(self, weights: "IndRNNCell", drive: Units, state: Units, affine: Affine) -> Units:
-        # Not through `affine`: to keep the pre-activation costs more than to make it again.
+        # Not through `affine`: keeping the pre-activation costs more than computing it again.
         return self.nonlinearity(drive + weights.recurrent * state)

@@ -16,10 +16,12 @@ from rnnscale.cells._init import uniform
 
 
 class LeakyElmanCell(AffineInputCell):
-    r"""$$h_t = (1 - \alpha)\, h_{t-1} + \alpha\, \sigma(W h_{t-1} + V x_t + b)$$
+    r"""Elman's network with leaky units, as echo state networks have them.
+
+    $$h_t = (1 - \alpha)\, h_{t-1} + \alpha\, \sigma(W h_{t-1} + V x_t + b)$$
 
     Every parameter starts uniform in $\pm 1 / \sqrt{n}$, for `n = hdim`. `leak` is an array that is
-    not trained: it can be changed, or mapped over, without compiling anew.
+    not trained: it can be changed or mapped over without compiling again.
 
     Jaeger, Lukoševičius, Popovici, Siewert, *Optimization and Applications of Echo State Networks
     with Leaky-Integrator Neurons*, Neural Networks 2007, with a leaking rate of one and the gain
@@ -48,13 +50,13 @@ class LeakyElmanCell(AffineInputCell):
     ):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `leak`: $\alpha$, in `(0, 1]`. With one, the cell is `ElmanRNNCell`.
         - `nonlinearity`: $\sigma$, elementwise.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1 or `leak` outside its range.
+        **Raises:** `ValueError` if a size is below 1 or `leak` is outside its range.
         """
         check_size(LeakyElmanCell, idim=idim, hdim=hdim)
         if not 0 < leak <= 1:

@@ -1,4 +1,4 @@
-"""What cells with a linear recurrence of independent units have in common."""
+"""What the cells share whose recurrence is linear, with units that do not see one another."""
 
 from abc import abstractmethod
 from typing import ClassVar, final
@@ -10,15 +10,17 @@ from rnnscale._base import state_dtype
 from rnnscale.cells._base import Affine, Cell, Units
 
 type Coefficients = tuple[Units, Units]
-"""The decay and what is added: `a` and `b` of `h_t = a_t * h_{t-1} + b_t`."""
+"""`(a, b)` of `h_t = a_t * h_{t-1} + b_t`: the decay and the drive."""
 
 
 class LinearCell(Cell):
-    r"""$$h_t = a_t \odot h_{t-1} + b_t$$
+    r"""A cell that is linear in its state, with units that do not see one another.
 
-    A subclass gives `drive`, which is `(a, b)`. Both depend on the input alone, so that all steps
+    $$h_t = a_t \odot h_{t-1} + b_t$$
+
+    A subclass defines `drive`, which returns `(a, b)`. Both depend on the input only, so all steps
     can be computed in parallel, by `rnnscale.sharding.linear_scan`. They are at least float32. The
-    step and the initial state, which is zero, are the same for all subclasses.
+    initial state is zero.
     """
 
     unit_axis: ClassVar[str] = "state"
@@ -43,7 +45,7 @@ class LinearCell(Cell):
 def gate_products(
     weight: Float[Array, "gates state idim"], x: Float[Array, "*axes idim"]
 ) -> Float[Array, "gates *axes state"]:
-    """`weight[gate] @ x` of every gate in one product, in the dtype of `x`, at least float32."""
+    """`weight[gate] @ x` for every gate in one product, at least float32."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     weight = weight.astype(x.dtype)
     products = jnp.einsum("...i,gsi->...gs", x, weight, preferred_element_type=wide)

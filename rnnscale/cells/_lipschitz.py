@@ -21,7 +21,7 @@ type Slope = Callable[[Units], Units]
 
 
 class _LipschitzWeights(NamedTuple):
-    """A above W, and the inputs of tanh above those of the gate."""
+    """A above W, and the input to the candidate above that to the gate."""
 
     recurrent: Float[Array, "both hdim"]
     input: Float[Array, "gates idim"]
@@ -30,7 +30,9 @@ class _LipschitzWeights(NamedTuple):
 
 
 class LipschitzRNNCell(AffineInputCell):
-    r"""$$\dot h = A h + \tanh(W h + U x_t + b)$$
+    r"""The Lipschitz network, a step of a differential equation.
+
+    $$\dot h = A h + \tanh(W h + U x_t + b)$$
 
     over a time $\epsilon$ from $h_{t-1}$ to $h_t$, in one step of Euler's method or of the midpoint
     rule, with $x_t$ held. The matrices are
@@ -38,12 +40,12 @@ class LipschitzRNNCell(AffineInputCell):
     $$A = (1 - \beta_A) (M_A + M_A^T) + \beta_A (M_A - M_A^T) - \gamma_A I$$
 
     and $W$ likewise: $\beta$ goes from a symmetric matrix to an antisymmetric one, and $\gamma$
-    moves the eigenvalues to the left.
+    moves the eigenvalues to the left in the complex plane.
 
     `recurrent`, `beta` and `gamma` have a leading axis of A and W. $M$ starts normal with the
     standard deviation `init_std` / n for `n = hdim`, $U$ normal of the variance $2 / (m + n)$ for
     `m = idim`, and $b$ at zero. `epsilon`, `beta` and `gamma` are arrays that are
-    not trained: they can be changed, or mapped over, without compiling anew. The defaults are those
+    not trained: they can be changed or mapped over without compiling again. The defaults are those
     of the authors' pixel-by-pixel MNIST, which has 128 units.
 
     Erichson, Azencot, Queiruga, Hodgkinson, Mahoney, *Lipschitz Recurrent Neural Networks*,
@@ -74,20 +76,22 @@ class LipschitzRNNCell(AffineInputCell):
     ):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `epsilon`: the time $\epsilon$ of a step, positive.
-        - `beta`: $\beta_A$ and $\beta_W$ in `[0, 1]`, or one number for both. The authors' permuted
-            MNIST has 0.8.
+        - `beta`: $\beta_A$ and $\beta_W$ in `[0, 1]`, or one number for both. The authors
+            use 0.8 for permuted MNIST.
         - `gamma`: $\gamma_A$ and $\gamma_W$, or one number for both.
         - `init_std`: divided by n, the initial standard deviation of $M$.
-        - `method`: `"euler"`, or `"rk2"` for the midpoint rule, which has two products with the
-            state a step in place of one.
+        - `method`: `"euler"`, or `"rk2"` for the midpoint rule, which computes two products with
+            the state at each step instead of one.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1, the method is another, or `epsilon`,
-        `beta` or `init_std` is outside its range. It warns where $\gamma_A$ is outside
-        $[0, 2 / \epsilon]$: states then grow through $A$ unless $M_A$ prevents it.
+        **Raises:** `ValueError` if a size is below 1, `method` is not one of the two, or `epsilon`,
+        `beta` or `init_std` is outside its range.
+
+        **Warns:** if $\gamma_A$ is outside $[0, 2 / \epsilon]$: states then grow through $A$ unless
+        $M_A$ prevents it.
         """
         check_size(LipschitzRNNCell, idim=idim, hdim=hdim)
         _check(LipschitzRNNCell, epsilon, beta, gamma, init_std, method)
@@ -115,7 +119,9 @@ class LipschitzRNNCell(AffineInputCell):
 
 
 class GatedLipschitzRNNCell(AffineInputCell):
-    r"""$$\dot h = \mathrm{sigmoid}(W h + U_z x_t + b_z) \odot (A h + \tanh(W h + U x_t + b))$$
+    r"""The Lipschitz network with a gate.
+
+    $$\dot h = \mathrm{sigmoid}(W h + U_z x_t + b_z) \odot (A h + \tanh(W h + U x_t + b))$$
 
     and otherwise as `LipschitzRNNCell`. The gate shares $W$ and scales the linear term too.
 
@@ -152,8 +158,8 @@ class GatedLipschitzRNNCell(AffineInputCell):
     ):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `epsilon`: the time $\epsilon$ of a step, positive.
         - `beta`: $\beta_A$ and $\beta_W$ in `[0, 1]`, or one number for both.
         - `gamma`: $\gamma_A$ and $\gamma_W$, or one number for both.
@@ -161,9 +167,11 @@ class GatedLipschitzRNNCell(AffineInputCell):
         - `method`: `"euler"` or `"rk2"`, as in `LipschitzRNNCell`.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1, the method is another, or `epsilon`,
-        `beta` or `init_std` is outside its range. It warns where $\gamma_A$ is outside
-        $[0, 2 / \epsilon]$: states then grow through $A$ unless $M_A$ prevents it.
+        **Raises:** `ValueError` if a size is below 1, `method` is not one of the two, or `epsilon`,
+        `beta` or `init_std` is outside its range.
+
+        **Warns:** if $\gamma_A$ is outside $[0, 2 / \epsilon]$: states then grow through $A$ unless
+        $M_A$ prevents it.
         """
         check_size(GatedLipschitzRNNCell, idim=idim, hdim=hdim)
         _check(GatedLipschitzRNNCell, epsilon, beta, gamma, init_std, method)
@@ -191,12 +199,12 @@ class GatedLipschitzRNNCell(AffineInputCell):
         state: Units,
         affine: Affine,
     ) -> Units:
-        beside_candidate, beside_gate = jnp.split(drive, 2, axis=-1)
+        candidate_drive, gate_drive = jnp.split(drive, 2, axis=-1)
 
         def slope(h: Units) -> Units:
             linear_part, recurrent = _products(affine, weights, h)
-            gate = jax.nn.sigmoid(recurrent + beside_gate)
-            return gate * (linear_part + jnp.tanh(recurrent + beside_candidate))
+            gate = jax.nn.sigmoid(recurrent + gate_drive)
+            return gate * (linear_part + jnp.tanh(recurrent + candidate_drive))
 
         return _integrate(self.method, slope, state, weights.epsilon)
 
@@ -224,7 +232,7 @@ def _integrate(method: Method, slope: Slope, h: Units, epsilon: Float[Array, ""]
 
 
 def _pair(value: Pair) -> tuple[float, float]:
-    """Of A and of W."""
+    """One value each for A and W."""
     return value if isinstance(value, tuple) else (value, value)
 
 

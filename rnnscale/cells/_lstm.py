@@ -17,7 +17,9 @@ type LSTMState = tuple[Units, Units]
 
 
 class LongShortTermMemoryCell(AffineInputCell):
-    r"""$$i, f, o = \mathrm{sigmoid}(W h_{t-1} + V x_t + b), \qquad
+    r"""The long short-term memory.
+
+    $$i, f, o = \mathrm{sigmoid}(W h_{t-1} + V x_t + b), \qquad
       g = \tanh(W_g h_{t-1} + V_g x_t + b_g)$$
     $$c_t = f \odot c_{t-1} + i \odot g, \qquad h_t = o \odot \tanh(c_t)$$
 
@@ -39,11 +41,11 @@ class LongShortTermMemoryCell(AffineInputCell):
     def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
         """**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1.
+        **Raises:** `ValueError` if a size is below 1.
         """
         check_size(LongShortTermMemoryCell, idim=idim, hdim=hdim)
         recurrent_key, input_key, bias_key = jax.random.split(key, 3)

@@ -13,7 +13,9 @@ from rnnscale.cells._linear import Coefficients, LinearCell, gate_products
 
 
 class MinGRUCell(LinearCell):
-    r"""$$z_t = \mathrm{sigmoid}(W_z x_t + b_z), \qquad \tilde h_t = W_h x_t + b_h, \qquad
+    r"""The minimal gated recurrent unit.
+
+    $$z_t = \mathrm{sigmoid}(W_z x_t + b_z), \qquad \tilde h_t = W_h x_t + b_h, \qquad
       h_t = (1 - z_t) \odot h_{t-1} + z_t \odot \tilde h_t$$
 
     The vanilla form, whose candidate may have either sign. The state is a weighted mean of the
@@ -33,11 +35,11 @@ class MinGRUCell(LinearCell):
     def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
         """**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1.
+        **Raises:** `ValueError` if a size is below 1.
         """
         check_size(MinGRUCell, idim=idim, hdim=hdim)
         input_key, bias_key = jax.random.split(key)
@@ -50,5 +52,5 @@ class MinGRUCell(LinearCell):
         z, candidate = gate_products(weights.input, x)
         z_bias, candidate_bias = weights.bias
         z = z + z_bias
-        # As a sigmoid of its own 1 - z keeps its digits near zero.
+        # 1 - z as its own sigmoid keeps its digits near zero.
         return jax.nn.sigmoid(-z), jax.nn.sigmoid(z) * (candidate + candidate_bias)

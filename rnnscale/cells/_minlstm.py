@@ -13,7 +13,9 @@ from rnnscale.cells._linear import Coefficients, LinearCell, gate_products
 
 
 class MinLSTMCell(LinearCell):
-    r"""$$f_t = \mathrm{sigmoid}(W_f x_t + b_f), \qquad i_t = \mathrm{sigmoid}(W_i x_t + b_i),
+    r"""The minimal long short-term memory.
+
+    $$f_t = \mathrm{sigmoid}(W_f x_t + b_f), \qquad i_t = \mathrm{sigmoid}(W_i x_t + b_i),
       \qquad \tilde h_t = W_h x_t + b_h$$
     $$h_t = \frac{f_t}{f_t + i_t} \odot h_{t-1} + \frac{i_t}{f_t + i_t} \odot \tilde h_t$$
 
@@ -33,11 +35,11 @@ class MinLSTMCell(LinearCell):
     def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
         """**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1.
+        **Raises:** `ValueError` if a size is below 1.
         """
         check_size(MinLSTMCell, idim=idim, hdim=hdim)
         input_key, bias_key = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""The nonlinearity of unitary networks, which changes lengths and keeps phases."""
+"""modReLU, the nonlinearity of unitary networks: it changes lengths and keeps phases."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from rnnscale.cells._base import Units
 from rnnscale_kernels import Planar
 
-# The square of the smallest length that has a phase. Below it the gradient would overflow.
+# The square of the smallest length that has a phase. Below it, the gradient would overflow.
 _SMALLEST_SQUARE = 1e-30
 
 

@@ -23,13 +23,15 @@ from rnnscale.cells._orthogonal import (
 
 
 class NonNormalRNNCell(Cell):
-    r"""$$h_t = \mathrm{modReLU}(V h_{t-1} + U x_t), \qquad V = P \Theta P^T$$
+    r"""The non-normal network, with a matrix in Schur form.
+
+    $$h_t = \mathrm{modReLU}(V h_{t-1} + U x_t), \qquad V = P \Theta P^T$$
     $$\mathrm{modReLU}(z) = \mathrm{sign}(z) \, \mathrm{relu}(|z| + b)$$
 
     The Schur form of $V$: $P$ is orthogonal, as in `ExpRNNCell`; $\Theta$ has the blocks
     $\gamma_j R(\theta_j)$, rotations by $\theta_j$, on its diagonal, and above them a free
     $T$, which makes $V$ non-normal and leaves the moduli of its eigenvalues at $|\gamma_j|$. $V$ is
-    computed once a call.
+    computed once in a call.
 
     At the start $\gamma = 1$, $T = 0$ and $\theta$ is uniform in $[0, 2 \pi)$, so that $V$ is
     orthogonal; $U$ is Kaiming-normal, of variance `2 / idim`, and $b$ uniform in $\pm 0.01$.
@@ -54,18 +56,18 @@ class NonNormalRNNCell(Cell):
     def __init__(self, idim: int, hdim: int, *, init: OrthogonalInit = "cayley", key: PRNGKeyArray):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units, an even number.
+        - `idim`: number of input features.
+        - `hdim`: number of units, even.
         - `init`: how $P$ starts, as in `ExpRNNCell`.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1, `hdim` is odd, or `init` is another word.
+        **Raises:** `ValueError` if a size is below 1, `hdim` is odd, or `init` is another word.
         """
         check_size(NonNormalRNNCell, idim=idim, hdim=hdim)
         check_orthogonal_init(NonNormalRNNCell, init)
         if hdim % 2:
             raise ValueError(
-                f"NonNormalRNNCell: hdim must be even, for eigenvalues come in pairs; got {hdim}."
+                f"NonNormalRNNCell: hdim must be even, as eigenvalues come in pairs; got {hdim}."
             )
         log_key, theta_key, input_key, bias_key = jax.random.split(key, 4)
         self.log_orthogonal = initial_log(log_key, hdim, init)

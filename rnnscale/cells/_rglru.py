@@ -14,19 +14,21 @@ from rnnscale.cells._linear import Coefficients, LinearCell
 
 _SHARPNESS = 8.0  # The paper's c.
 
-# The slowest decay of a step. It keeps a below one in float32, and the root out of the point where
+# The slowest decay of a step. It keeps a below one in float32, and the root away from zero, where
 # its slope is infinite.
 _SLOWEST = -(2.0**-22)
 
 
 class RGLRUCell(LinearCell):
-    r"""$$r_t = \mathrm{sigmoid}(W_a x_t + b_a), \qquad i_t = \mathrm{sigmoid}(W_x x_t + b_x),
+    r"""The real-gated linear recurrent unit of Griffin.
+
+    $$r_t = \mathrm{sigmoid}(W_a x_t + b_a), \qquad i_t = \mathrm{sigmoid}(W_x x_t + b_x),
       \qquad \log a_t = -8 \, \mathrm{softplus}(\Lambda) \odot r_t$$
     $$h_t = a_t \odot h_{t-1} + \sqrt{1 - a_t^2} \odot (i_t \odot x_t)$$
 
-    It has as many units as features, and $W_a, W_x$ are block-diagonal. $\Lambda$ starts such that
-    $e^{-8 \, \mathrm{softplus}(\Lambda)}$, the decay with an open gate, is uniform between 0.9 and
-    0.999; the gates start Lecun-normal, of variance `blocks / idim`, without bias. Gates have a
+    There are as many units as features, and $W_a, W_x$ are block-diagonal. $\Lambda$ starts such
+    that $e^{-8 \, \mathrm{softplus}(\Lambda)}$, the decay with an open gate, is uniform between 0.9
+    and 0.999; the gates start Lecun-normal, of variance `blocks / idim`, without bias. Gates have a
     leading axis, in the order `r, i`.
 
     De et al., *Griffin: Mixing Gated Linear Recurrences with Local Attention for Efficient Language
@@ -36,7 +38,7 @@ class RGLRUCell(LinearCell):
 
     - $\log a_t$ is at most $-2^{-22}$ (a memory of four million steps), so that $a_t$ stays below
       one in float32 and the root has a finite gradient, which is zero there.
-    - The root stands at the first step of a sequence too, where the authors' code has one.
+    - The root is applied at the first step of a sequence too, where the authors' code has 1.
     """
 
     gates: Float[Array, "2 blocks out in"] = parameter()
@@ -48,11 +50,11 @@ class RGLRUCell(LinearCell):
     def __init__(self, idim: int, *, blocks: int = 1, key: PRNGKeyArray):
         r"""**Arguments:**
 
-        - `idim`: features of the input, and units.
+        - `idim`: number of input features, and of units.
         - `blocks`: blocks of $W_a$ and of $W_x$, a divisor of `idim`.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1 or `blocks` does not divide `idim`.
+        **Raises:** `ValueError` if a size is below 1 or `blocks` does not divide `idim`.
         """
         check_size(RGLRUCell, idim=idim, blocks=blocks)
         if idim % blocks:

@@ -16,17 +16,19 @@ from rnnscale.cells._oscillators import (
     swing,
 )
 
-# After k squarings of a matrix the logarithm of its radius is off by that of the condition of its
-# eigenvectors over 2^k: below the rounding of float32.
+# After k squarings, the error of the log radius is the log of the condition number of the
+# eigenvectors, divided by 2^k: below the rounding of float32.
 _SQUARINGS = 30
 
 
 class RandomOscillatorsCell(OscillatorCell):
-    r"""$$z_t = z_{t-1} + \Delta t \left(\tanh(W y_{t-1} + V u_t + b) - \gamma \odot y_{t-1}
+    r"""The randomly coupled oscillators, a reservoir.
+
+    $$z_t = z_{t-1} + \Delta t \left(\tanh(W y_{t-1} + V u_t + b) - \gamma \odot y_{t-1}
       - \epsilon \odot z_{t-1}\right), \qquad y_t = y_{t-1} + \Delta t \, z_t$$
 
-    The heterogeneous form, with a frequency and a damping of each unit. The state is `(y, z)`, the
-    output $y$. Nothing is trained: it is a reservoir for a linear readout.
+    The heterogeneous form, in which each unit has its own frequency and damping. The state is
+    `(y, z)`, the output $y$. Nothing is trained: the cell is a reservoir for a linear readout.
 
     $W$ is uniform and rescaled to the spectral radius; $V$ is uniform in `[0, input_scaling)` and
     $b$ in `±input_scaling`, as in the authors' code; $\gamma$ and $\epsilon$ are uniform in their
@@ -59,18 +61,18 @@ class RandomOscillatorsCell(OscillatorCell):
     ):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: oscillators.
+        - `idim`: number of input features.
+        - `hdim`: number of oscillators.
         - `dt`: $\Delta t$, the step of time, positive.
         - `gamma`: the range of $\gamma$, the squares of the frequencies, at least 0.
         - `epsilon`: the range of $\epsilon$, the damping, at least 0.
-        - `spectral_radius`: that of $W$, at least 0.
+        - `spectral_radius`: the spectral radius of $W$, at least 0.
         - `input_scaling`: the largest entry of $V$ and of $b$, at least 0.
-        - `key`: for the random numbers.
+        - `key`: for all arrays.
 
-        **Warns:** where an undriven unit in these ranges is not stable.
+        **Warns:** if an undriven unit in these ranges is not stable.
 
-        **Raises:** `ValueError` where a size is below 1 or a number out of its range.
+        **Raises:** `ValueError` if a size is below 1 or a number is out of its range.
         """
         check_size(RandomOscillatorsCell, idim=idim, hdim=hdim)
         _check_range("gamma", gamma)
@@ -106,9 +108,9 @@ def _check_range(name: str, limits: tuple[float, float]) -> None:
 
 
 def _spectral_radius(matrix: Float[Array, "n n"]) -> Float[Array, ""]:
-    r"""$\lim_k \|M^{2^k}\|^{2^{-k}}$, by squaring. Unlike eigenvalues it is computed on any device.
+    r"""$\lim_k \|M^{2^k}\|^{2^{-k}}$, by squaring, which works on any device.
 
-    The entries of `matrix` are random, so that no power is zero.
+    The entries of `matrix` are random, so no power is zero.
     """
 
     def square(carry, exponent):

@@ -123,8 +123,8 @@ def _check_time_is_unsplit(cell: Cell) -> None:
     for axis in sharding.automatic_axes(mesh).intersection(sharding.ACTIVATION_AXES["time"]):
         raise ValueError(
             f"the mesh splits time over {axis}={mesh.shape[axis]}, but {type(cell).__name__} takes "
-            f"its steps one after another: make {axis}=1, with those devices on data or fsdp, or "
-            "use what is linear in its state: S5, LRU, LinearAttention, or RNNEncoder of "
+            f"its steps one after another. Set {axis}=1 and put those devices on data or fsdp, or "
+            "use a layer that is linear in its state: S5, LRU, LinearAttention, or RNNEncoder of "
             "MinGRUCell, MinLSTMCell or RGLRUCell"
         )
 
@@ -133,7 +133,7 @@ def _check_drive(cell: Cell, weights: Any, xs: Array) -> None:
     for leaf in jax.tree.leaves(jax.eval_shape(cell.drive, weights, xs)):
         if leaf.shape[: xs.ndim - 1] != xs.shape[:-1]:
             raise ValueError(
-                f"{type(cell).__name__}.drive must give arrays with the leading axes of its input, "
-                f"{xs.shape[:-1]}; got shape {leaf.shape}. What is the same at all steps belongs "
-                "to `weights`."
+                f"{type(cell).__name__}.drive must return arrays with the leading axes of its "
+                f"input, {xs.shape[:-1]}; got shape {leaf.shape}. What is the same at all steps "
+                "belongs to `weights`."
             )

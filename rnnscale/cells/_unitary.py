@@ -26,11 +26,13 @@ class _UnitaryWeights(NamedTuple):
 
 
 class UnitaryEvolutionRNNCell(Cell):
-    r"""$$h_t = \mathrm{modReLU}(W h_{t-1} + V x_t), \qquad
+    r"""The unitary evolution network.
+
+    $$h_t = \mathrm{modReLU}(W h_{t-1} + V x_t), \qquad
       W = D_3 R_2 F^{-1} D_2 \Pi R_1 F D_1$$
     $$\mathrm{modReLU}(z) = \mathrm{relu}(|z| + b) \, z / |z|$$
 
-    with a complex state and a unitary $W$: $D = \mathrm{diag}(e^{i \theta})$ are rotations,
+    with a complex state and a unitary $W$. $D = \mathrm{diag}(e^{i \theta})$ are rotations,
     $R = 1 - 2 v v^H / \|v\|^2$ reflections, $F$ is the Fourier transform and $\Pi$ a fixed random
     permutation. A step takes of the order of `hdim * log(hdim)` operations. modReLU is zero at
     zero.
@@ -62,11 +64,11 @@ class UnitaryEvolutionRNNCell(Cell):
     def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: complex units.
+        - `idim`: number of input features.
+        - `hdim`: number of complex units.
         - `key`: for the initial parameters and $\Pi$.
 
-        **Raises:** `ValueError` where a size is below 1.
+        **Raises:** `ValueError` if a size is below 1.
         """
         check_size(UnitaryEvolutionRNNCell, idim=idim, hdim=hdim)
         keys = jax.random.split(key, 6)
@@ -116,11 +118,11 @@ class UnitaryEvolutionRNNCell(Cell):
 
 
 def _evolve(weights: _UnitaryWeights, h: Planar) -> Planar:
-    """`W h`. Planes become complex numbers in here only."""
+    """`W h`. The planes are complex numbers only inside this function."""
     rotations = [jax.lax.complex(*each) for each in weights.rotations]
     reflections = [jax.lax.complex(*each) for each in weights.reflections]
     z = jax.lax.complex(*h) * rotations[0]
-    # The factors of the unitary transforms cancel, and so they add no rounding to the norm.
+    # The factors that make the transforms unitary cancel. Left out, they add no rounding.
     z = _reflect(reflections[0], jnp.fft.fft(z))
     z = jnp.fft.ifft(z[..., weights.permutation] * rotations[1])
     z = _reflect(reflections[1], z) * rotations[2]

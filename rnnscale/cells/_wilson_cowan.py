@@ -16,21 +16,24 @@ from rnnscale.cells._init import uniform
 
 
 class WilsonCowanCell(AffineInputCell):
-    r"""$$h_t = (1 - \alpha)\, h_{t-1} + \alpha\, (W \sigma(h_{t-1}) + V x_t + b)$$
+    r"""The rate model of Wilson and Cowan.
+
+    $$h_t = (1 - \alpha)\, h_{t-1} + \alpha\, (W \sigma(h_{t-1}) + V x_t + b)$$
 
     The state and output $h$ are membrane potentials, and $\sigma(h)$ the rates at which units fire.
     This is $\tau \dot h = -h + W \sigma(h) + V x + b$ by Euler's method with
-    $\alpha = \Delta t / \tau$. Input and bias are outside the nonlinearity; with $\alpha = 1$ the
+    $\alpha = \Delta t / \tau$. Input and bias are not inside the nonlinearity; with $\alpha = 1$ the
     rates are the states of `ElmanRNNCell`.
 
     Every parameter starts uniform in $\pm 1 / \sqrt{n}$, for `n = hdim`. `rate` is an array that is
-    not trained: it can be changed, or mapped over, without compiling anew.
+    not trained: it can be changed or mapped over without compiling again.
 
     Wilson, Cowan, *Excitatory and Inhibitory Interactions in Localized Populations of Model
     Neurons*, Biophysical Journal 1972.
 
-    **Differs from the paper:** potentials in place of rates, units without a refractory period, and
-    one $W$ of any sign in place of an excitatory and an inhibitory population.
+    **Differs from the paper:** the state holds potentials instead of rates, units have no
+    refractory period, and $W$ may have any sign, instead of an excitatory and an inhibitory
+    population.
     """
 
     recurrent: Float[Array, "hdim hdim"] = parameter()
@@ -52,13 +55,13 @@ class WilsonCowanCell(AffineInputCell):
     ):
         r"""**Arguments:**
 
-        - `idim`: features of the input.
-        - `hdim`: units.
+        - `idim`: number of input features.
+        - `hdim`: number of units.
         - `rate`: $\alpha$, the step in units of the membrane's time constant, in `(0, 1]`.
         - `nonlinearity`: $\sigma$, elementwise.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1 or `rate` outside its range.
+        **Raises:** `ValueError` if a size is below 1 or `rate` is outside its range.
         """
         check_size(WilsonCowanCell, idim=idim, hdim=hdim)
         if not 0 < rate <= 1:

@@ -350,10 +350,10 @@ def test_own_cells(how, getkey):
 @pytest.mark.parametrize(
     ("how", "error", "message"),
     [
-        ("array of self", TypeError, "none of `self`"),
+        ("array of self", TypeError, "not those of `self`"),
         ("row of a matrix", TypeError, "not subscriptable"),
         ("constant in drive", ValueError, "leading axes of its input"),
-        ("number in weights", TypeError, "holds 0.5, which is no array"),
+        ("number in weights", TypeError, "holds 0.5, which is not an array"),
     ],
 )
 def test_cells_that_the_loop_could_not_run_rightly_are_refused(how, error, message, getkey):
