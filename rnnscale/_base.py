@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PyTree
 
+from rnnscale_kernels import check_reset, checked_lengths
+
 type State = PyTree[Array]
 
 
@@ -149,10 +151,10 @@ class CausalLayer(SequenceLayer, Stepwise):
 def zero_padding(
     xs: Float[Array, "*batch time dim"], lengths: Int[Array, "*batch"] | None
 ) -> Float[Array, "*batch time dim"]:
-    """`xs` with zeros at `t >= lengths`; `xs` itself where there are no lengths.
+    """`xs` with zeros at `t >= lengths`; `xs` itself if `lengths` is `None`.
 
-    A `where`, not a product, so that NaN in the padding stays there. Masking the *input* of an
-    operation also keeps that NaN out of its gradient; masking only its output doesn't.
+    A `where`, not a product, so that NaN in the padding does not spread. Masking the *input* of an
+    operation also keeps NaN out of its gradient; masking only its output does not.
     """
     if lengths is None:
         return xs
@@ -161,7 +163,7 @@ def zero_padding(
 
 
 def check_features(owner: eqx.Module, x: Array, size: int, rank: int = 1) -> None:
-    """Raises unless `x` is floating, has at least `rank` axes, and `size` features in the last."""
+    """Raises unless `x` is floating and has at least `rank` axes, the last with `size` features."""
     name = type(owner).__name__
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
@@ -191,10 +193,31 @@ def check_choice(owner: type, name: str, value: str, choices: TypeAliasType) -> 
         )
 
 
-def checked_state(owner: Any, state: Any, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-    """The state, in the dtypes of `owner.init_state(batch_shape, dtype)`.
+def check_call(
+    layer: SequenceLayer,
+    xs: Float[Array, "*batch time idim"],
+    state: State | None,
+    reset: Bool[Array, "*batch time"] | None,
+    lengths: Int[Array, "*batch"] | None,
+) -> tuple[Any, Int[Array, "*batch"] | None]:
+    """The state to start from and the lengths, for arguments of a call that fit one another.
 
-    Raises unless it has the structure, the shapes and the kinds of numbers of that.
+    Raises `ValueError` or `TypeError` for others.
+    """
+    check_features(layer, xs, layer.idim, rank=2)
+    batch_shape, time = xs.shape[:-2], xs.shape[-2]
+    if state is None:
+        state = layer.init_state(batch_shape, xs.dtype)
+    check_reset(reset, (*batch_shape, time))
+    if lengths is not None:
+        lengths = checked_lengths(lengths, batch_shape, time)
+    return checked_state(layer, state, batch_shape, xs.dtype), lengths
+
+
+def checked_state(owner: Any, state: Any, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    """The state, cast to the dtypes of `owner.init_state(batch_shape, dtype)`.
+
+    Raises unless it has the same structure, shapes and kinds of numbers.
     """
     expected = jax.eval_shape(lambda: owner.init_state(batch_shape, dtype))
     name = type(owner).__name__
@@ -225,7 +248,7 @@ def _shapes(tree: Any) -> str:
 
 
 def at_least_float32(x: Array) -> Array:
-    """Coefficients of a recurrence are never of lower precision than float32."""
+    """`x` in float32 if its precision is lower, as coefficients of a recurrence have to be."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

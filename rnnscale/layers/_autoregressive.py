@@ -1,4 +1,4 @@
-"""A recurrent network that goes on from its own output."""
+"""`AutoregressiveRNN`, which continues sequences from its own output."""
 
 from typing import Any, cast
 
@@ -21,15 +21,15 @@ from rnnscale.layers._row_keys import row_keys
 
 
 class AutoregressiveRNN(Stepwise):
-    """Predicts the next input at every step, and goes on from its own predictions.
+    """Predicts the next input at every step, and continues from its own predictions.
 
-    Inputs are vectors of `idim` features, whose successors the readout gives; or integer tokens
-    below `idim`, read one-hot, and the readout gives the logits of the next. Any other integer is
-    read as zeros.
+    Inputs are vectors of `idim` features, and the readout predicts the next vector; or they are
+    integer tokens below `idim`, encoded one-hot, and the readout gives the logits of the next
+    token. Any other integer is encoded as zeros.
 
     ```python
     model = AutoregressiveRNN(RNNEncoder(cell), key=key)
-    state, predictions = model(xs)                         # of xs[..., t + 1, :] at t
+    state, predictions = model(xs)                         # at t, those for xs[..., t + 1, :]
     state, following = model.forecast(xs, steps=20)        # after xs, from its own outputs
     state, more = model.generate(tokens, steps=20, temperature=0.8, key=key)
     ```
@@ -41,10 +41,10 @@ class AutoregressiveRNN(Stepwise):
     def __init__(self, encoder: Encoder, *, key: PRNGKeyArray):
         """**Arguments:**
 
-        - `encoder`: causal: an `RNNEncoder`, or a `DeepRNNEncoder` of those.
+        - `encoder`: a causal encoder, for example `RNNEncoder` or a `DeepRNNEncoder` of those.
         - `key`: for the readout.
 
-        **Raises:** `TypeError` if it is no encoder, `ValueError` if it is not causal.
+        **Raises:** `TypeError` if it is not an `Encoder`, `ValueError` if it is not causal.
         """
         check_encoder(AutoregressiveRNN, encoder)
         if not (isinstance(encoder, Stepwise) and encoder.causal):
@@ -57,12 +57,12 @@ class AutoregressiveRNN(Stepwise):
 
     @property
     def idim(self) -> int:
-        """Features of the input, or distinct tokens."""
+        """Features of the input, or the number of distinct tokens."""
         return self.encoder.idim
 
     @property
     def odim(self) -> int:
-        """Features of the prediction: `idim`."""
+        """Features of the prediction, as many as `idim`."""
         return self.encoder.idim
 
     @property
@@ -78,7 +78,7 @@ class AutoregressiveRNN(Stepwise):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time idim"]]:
-        """Teacher-forced: `(state, predictions)` as a sequence layer, zero beyond `lengths`."""
+        """Teacher forcing: `(state, predictions)`, as a call of a sequence layer."""
         xs = self._vectors(xs)
         state, hs = self.encoder(xs, state, reset=reset, lengths=lengths)
         return state, zero_padding(self.readout(hs), lengths)
@@ -90,7 +90,6 @@ class AutoregressiveRNN(Stepwise):
         *,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch idim"]]:
-        """One step of time: `(state, prediction)`."""
         encoder = cast(Stepwise, self.encoder)  # which `__init__` has checked
         state, h = encoder.step(self._vectors(x), state)
         return state, self.readout(h)
@@ -112,15 +111,16 @@ class AutoregressiveRNN(Stepwise):
 
         **Arguments:**
 
-        - `xs`: what is known, at least one step.
-        - `state`: the state before it.
-        - `steps`: how many values, at least 1.
-        - `lengths`: the number of known steps of each row. Of none, it goes on from `state`.
+        - `xs`: the known values, at least one step.
+        - `state`: the state before them. Default zero.
+        - `steps`: the number of values to predict, at least 1.
+        - `lengths`: the number of known steps of each row. A row of length zero continues from
+            `state`.
 
         **Returns:** `(state, ys)`: the state after all but the last value were read, and the
         values.
 
-        **Raises:** `ValueError` where `steps` is below 1 or `xs` has no step, and as a call.
+        **Raises:** `ValueError` if `steps` is below 1 or `xs` has no step, and what a call raises.
         """
         check_features(self, xs, self.idim, rank=2)
         state, y = self._read(xs, state, steps, lengths)
@@ -143,21 +143,21 @@ class AutoregressiveRNN(Stepwise):
         **Arguments:**
 
         - `tokens`: the prompt, at least one step.
-        - `state`: the state before it.
-        - `steps`: how many tokens, at least 1.
-        - `temperature`: logits are divided by it; towards 0 the likeliest token is taken, and at 0
-            exactly that one. At least 0.
-        - `top_k`: draw from the `top_k` likeliest tokens only, 1 to `idim`; None for all of them.
-        - `lengths`: the number of tokens in each row's prompt. Of none, it goes on from `state`.
-        - `drawn`: how many tokens were drawn with these keys before. With it, going on from
+        - `state`: the state before it. Default zero.
+        - `steps`: the number of tokens to draw, at least 1.
+        - `temperature`: logits are divided by it, at least 0. At 0 the likeliest token is taken.
+        - `top_k`: draw from the `top_k` likeliest tokens only, 1 to `idim`. `None` means all.
+        - `lengths`: the number of tokens in each row's prompt. A row of length zero continues from
+            `state`.
+        - `drawn`: the number of tokens drawn with these keys before. With it, continuing from
             `(state, tokens[..., -1:])` gives what one call would have given.
-        - `key`: one key, or one for each row; a row's draws depend on its own key only.
+        - `key`: one key, or one for each row. A row's draws depend on its own key only.
 
         **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
         tokens.
 
-        **Raises:** `TypeError` for tokens that are no integers, `ValueError` where `steps` is below
-        1, the temperature negative, `top_k` out of range, or there is no prompt.
+        **Raises:** `TypeError` if tokens are not integers; `ValueError` if `steps` is below 1, the
+        temperature is negative, `top_k` is out of range, or there is no prompt.
         """
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"tokens must be integers; got {tokens.dtype}. See also `forecast`.")
@@ -181,7 +181,7 @@ class AutoregressiveRNN(Stepwise):
         steps: int,
         lengths: Int[Array, "*batch"] | None,
     ) -> tuple[State, Float[Array, "*batch idim"]]:
-        """The state after `xs`, and what it predicts."""
+        """The state after `xs`, and the prediction that follows."""
         check_size(AutoregressiveRNN, steps=steps)
         if xs.shape[-2] == 0:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Two cells, in both directions of time."""
+"""`BidirectionalRNNEncoder`, two cells in opposite directions of time."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ from rnnscale.layers._encoder import Encoder, check_cell
 
 
 class BidirectionalRNNEncoder(Encoder):
-    """The hidden states of one cell forwards and of another backwards, side by side.
+    """The hidden states of one cell forwards in time and of another backwards, concatenated.
 
-    Backwards goes each sequence from its own last step. The state is the pair `(forward,
+    The backward cell starts from each sequence's own last step. The state is the pair `(forward,
     backward)`: the first after a sequence's last step, the second after its first. The cells may be
     of different kinds and sizes.
 
@@ -22,16 +22,17 @@ class BidirectionalRNNEncoder(Encoder):
 
     forward: Cell
     backward: Cell
+    idim: int = eqx.field(static=True)
+    odim: int = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
 
     def __init__(self, forward: Cell, backward: Cell, *, remat: bool = False):
         """**Arguments:**
 
-        - `forward`, `backward`: cells that take the same input.
+        - `forward`, `backward`: cells with the same `idim`.
         - `remat`: see `RNNEncoder`.
 
-        **Raises:** `TypeError` if one is no cell, `ValueError` if they take inputs of different
-        sizes.
+        **Raises:** `TypeError` if either is not a `Cell`, `ValueError` if their `idim` differs.
         """
         check_cell(BidirectionalRNNEncoder, forward)
         check_cell(BidirectionalRNNEncoder, backward)
@@ -41,20 +42,11 @@ class BidirectionalRNNEncoder(Encoder):
                 f"idim={forward.idim} and backward idim={backward.idim}."
             )
         self.forward, self.backward, self.remat = forward, backward, remat
+        self.idim, self.odim = forward.idim, forward.odim + backward.odim
 
     @property
     def causal(self) -> bool:
         return False
-
-    @property
-    def idim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Features of the input."""
-        return self.forward.idim
-
-    @property
-    def odim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Features of the output."""
-        return self.forward.odim + self.backward.odim
 
     def __call__(
         self,
@@ -83,14 +75,13 @@ class BidirectionalRNNEncoder(Encoder):
         )
 
     def output(self, state: tuple[State, State]) -> Float[Array, "*batch odim"]:
-        """The forward cell's output at the last step beside the backward cell's at the first."""
-        return jnp.concatenate(
-            [self.forward.output(state[0]), self.backward.output(state[1])], axis=-1
-        )
+        """The forward cell's output at the last step and the backward cell's at the first."""
+        outputs = self.forward.output(state[0]), self.backward.output(state[1])
+        return jnp.concatenate(outputs, axis=-1)
 
 
 def check_parts(owner: eqx.Module, state: State, count: int) -> tuple[State, ...]:
-    """The state; raises unless it is a tuple of `count` states."""
+    """The state. Raises `ValueError` unless it is a tuple of `count` states."""
     if not isinstance(state, tuple) or len(state) != count:
         raise ValueError(
             f"{type(owner).__name__} takes a state like init_state(), a tuple of {count} states; "

@@ -1,4 +1,4 @@
-"""A short convolution over time."""
+"""`CausalConv`, a short convolution over time, also over a mesh that splits time."""
 
 import math
 
@@ -11,6 +11,7 @@ from rnnscale import sharding
 from rnnscale._base import (
     CausalLayer,
     at_least_float32,
+    check_call,
     check_features,
     check_size,
     checked_state,
@@ -18,20 +19,19 @@ from rnnscale._base import (
     zero_padding,
 )
 from rnnscale._fields import parameter
-from rnnscale_kernels import check_reset, checked_lengths
 
 
 class CausalConv(CausalLayer):
-    r"""Each feature a weighted sum of its last `width` values,
+    r"""A weighted sum of the last `width` values of each feature:
 
-    $$y_t = \sum_{j=0}^{w-1} W_j \odot x_{t-j} + b,$$
+    $$y_t = \sum_{j=0}^{w-1} W_j \odot x_{t-j} + b$$
 
-    as H3, Hyena, Griffin and Mamba have one before the recurrence. Values from before a reset count
-    as zero. The state is the last `width - 1` inputs, at least float32.
+    H3, Hyena, Griffin and Mamba have such a layer before the recurrence. Values before a reset
+    count as zero. The state is the last `width - 1` inputs, at least float32.
 
-    Over a mesh that splits time, each device sends its last `width - 1` inputs to the next: one
-    collective-permute, however long the sequence is. Where `seq` does not divide the sequence,
-    every device has all of it.
+    Over a mesh that splits time, each device sends its last `width - 1` inputs to the next, in one
+    collective-permute for sequences of any length. If `seq` does not divide the length, every
+    device computes all steps.
 
     The weights start uniform within $\pm 1 / \sqrt{w}$, the bias at zero.
     """
@@ -46,11 +46,11 @@ class CausalConv(CausalLayer):
         """**Arguments:**
 
         - `idim`: features of the input, and of the output.
-        - `width`: steps that an output depends on, its own one included; at least 2. Time and
-            memory grow with it.
+        - `width`: the number of steps that an output depends on, including its own; at least 2.
+            Time and memory grow with it.
         - `key`: for the initial weights.
 
-        **Raises:** `ValueError` where `idim` is below 1 or `width` below 2.
+        **Raises:** `ValueError` if `idim` is below 1 or `width` below 2.
         """
         check_size(CausalConv, idim=idim)
         if width < 2:
@@ -73,14 +73,9 @@ class CausalConv(CausalLayer):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[Float[Array, "*batch past idim"], Float[Array, "*batch time idim"]]:
-        check_features(self, xs, self.idim, rank=2)
+        past, lengths = check_call(self, xs, state, reset, lengths)
         batch_shape, time = xs.shape[:-2], xs.shape[-2]
-        past = self.init_state(batch_shape, xs.dtype) if state is None else state
-        past = checked_state(self, past, batch_shape, xs.dtype)
-        check_reset(reset, (*batch_shape, time))
-        if lengths is not None:
-            lengths = checked_lengths(lengths, batch_shape, time)
-            xs = zero_padding(xs, lengths)
+        xs = zero_padding(xs, lengths)
         if time == 0:
             return past, xs
         rank, size = len(batch_shape), self.width - 1
@@ -90,17 +85,17 @@ class CausalConv(CausalLayer):
         if reset is None:
             reset = jnp.zeros((*batch_shape, time), bool)
         xs = sharding.split_time(xs, parts, time_axis=rank)
-        # What came before a part is of its segment 0.
+        # Steps before a part belong to the part's segment 0.
         segments = jnp.cumsum(sharding.split_time(reset, parts, time_axis=rank), axis=-1)
         segments = jnp.pad(segments, [(0, 0)] * (rank + 1) + [(size, 0)])
 
-        # The next part is after every reset of this one.
+        # For the next part, only steps after this part's last reset count.
         ends = _of_last_segment(xs[..., -size:, :], segments[..., -size:])
         before = sharding.from_neighbour(ends, past.astype(xs.dtype), parts_axis=rank)
         xs = jnp.concatenate([before, xs], axis=-2)
 
-        whole = sharding.gathered(self)
-        ys = jax.checkpoint(_convolve)(whole.weight, whole.bias, xs, segments)
+        gathered = sharding.gathered(self)
+        ys = jax.checkpoint(_convolve)(gathered.weight, gathered.bias, xs, segments)
         last = _at_ends(xs, segments, size, lengths)
         ys = zero_padding(sharding.join_time(ys, time_axis=rank), lengths)
         return last.astype(past.dtype), ys
@@ -115,7 +110,7 @@ class CausalConv(CausalLayer):
         check_features(self, x, self.idim)
         state = checked_state(self, state, x.shape[:-1], x.dtype)
         xs = jnp.concatenate([state, x[..., None, :].astype(state.dtype)], axis=-2)
-        y = _weighed_sum(self.weight, self.bias, list(jnp.moveaxis(xs.astype(x.dtype), -2, 0)))
+        y = _weighted_sum(self.weight, self.bias, list(jnp.moveaxis(xs.astype(x.dtype), -2, 0)))
         return xs[..., 1:, :], y
 
     def init_state(
@@ -134,20 +129,20 @@ def _convolve(
     time = xs.shape[-2] - (width - 1)
     own = segments[..., width - 1 :]
 
-    def seen(start: int) -> Array:
-        # Not a product: what a reset cuts off need not be finite.
+    def shifted(start: int) -> Array:
+        # A `where`, not a product: values before a reset may be NaN.
         same = segments[..., start : start + time] == own
         return jnp.where(same[..., None], xs[..., start : start + time, :], 0)
 
-    return _weighed_sum(weight, bias, [seen(start) for start in range(width)])
+    return _weighted_sum(weight, bias, [shifted(start) for start in range(width)])
 
 
-def _weighed_sum(
+def _weighted_sum(
     weight: Float[Array, "idim width"],
     bias: Float[Array, "idim"],
     values: list[Float[Array, "*axes idim"]],
 ) -> Float[Array, "*axes idim"]:
-    """Of the values from the oldest to the newest; the last column of weights is the oldest's."""
+    """The sum of `values`, oldest first; the last column of `weight` belongs to the oldest."""
     dtype = values[0].dtype
     columns = at_least_float32(weight.astype(dtype)).T[::-1]
     total = at_least_float32(bias.astype(dtype))
@@ -168,7 +163,7 @@ def _at_ends(
     size: int,
     lengths: Int[Array, "*batch"] | None,
 ) -> Float[Array, "*batch past idim"]:
-    """The `size` steps before each row's end, as far as they are of its last segment."""
+    """The `size` steps before each row's end, with zeros for steps of earlier segments."""
     *batch_shape, parts, steps, idim = xs.shape
     time = steps - size
     part: Array | int = parts - 1
@@ -176,7 +171,7 @@ def _at_ends(
         xs, segments = xs[..., -size:, :], segments[..., -size:]
     else:
         part = jnp.maximum(lengths - 1, 0) // time
-        # In any other part these steps are none of the row's last.
+        # `take_step` reads them from that part only.
         steps = (lengths - part * time)[..., None, None] + jnp.arange(size)
         segments = jnp.take_along_axis(segments, steps, axis=-1)
         xs = jnp.take_along_axis(xs, steps[..., None], axis=-2)

@@ -1,4 +1,4 @@
-"""Encoders on top of one another."""
+"""`DeepRNNEncoder`, encoders on top of one another."""
 
 from collections.abc import Sequence
 
@@ -11,25 +11,27 @@ from rnnscale.layers._encoder import Encoder, call_in_chunks, check_encoder
 
 
 class DeepRNNEncoder(Encoder, Stepwise):
-    """Encoders in a row, of any kinds and sizes that meet. The state is the tuple of theirs.
+    """Encoders in a row, each on the outputs of the one before. The state is a tuple of theirs.
 
-    It has a `step` if all of them are causal.
+    The encoders may be of different kinds and sizes. It is causal if all of them are.
     """
 
     encoders: tuple[Encoder, ...]
+    idim: int = eqx.field(static=True)
+    odim: int = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
 
     def __init__(self, encoders: Sequence[Encoder], *, chunk: int | None = None):
         """**Arguments:**
 
         - `encoders`: from the input to the output, at least one.
-        - `chunk`: run all of them on so many steps after so many, see `RNNEncoder`. Under
-            `jax.jit`, where only the state is used, there are never outputs of any of them for more
-            than one chunk. For causal encoders.
+        - `chunk`: run all of them on this many steps at a time; see `RNNEncoder`. Under `jax.jit`,
+            if only the state is used, the outputs of more than one chunk never exist together. For
+            causal encoders.
 
-        **Raises:** `TypeError` if one is no encoder, `ValueError` if there is none, one takes
-        inputs of another size than the one before it gives, or there is a `chunk` that is below 1
-        or that an encoder looks beyond.
+        **Raises:** `TypeError` if one is not an `Encoder`; `ValueError` if there is none, if one
+        takes another number of features than the one before it gives, or if `chunk` is below 1 or
+        given for encoders that are not causal.
         """
         if not encoders:
             raise ValueError("DeepRNNEncoder: got no encoder; give at least one.")
@@ -42,6 +44,7 @@ class DeepRNNEncoder(Encoder, Stepwise):
                     f"takes idim={above.idim}."
                 )
         self.encoders, self.chunk = tuple(encoders), chunk
+        self.idim, self.odim = encoders[0].idim, encoders[-1].odim
         if chunk is not None:
             check_size(DeepRNNEncoder, chunk=chunk)
             if not self.causal:
@@ -54,16 +57,6 @@ class DeepRNNEncoder(Encoder, Stepwise):
     def causal(self) -> bool:
         return all(encoder.causal for encoder in self.encoders)
 
-    @property
-    def idim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Features of the input."""
-        return self.encoders[0].idim
-
-    @property
-    def odim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Features of the output."""
-        return self.encoders[-1].odim
-
     def __call__(
         self,
         xs: Float[Array, "*batch time idim"],
@@ -73,8 +66,7 @@ class DeepRNNEncoder(Encoder, Stepwise):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[tuple[State, ...], Float[Array, "*batch time odim"]]:
-        depth = len(self.encoders)
-        before = None if state is None else check_parts(self, state, depth)
+        before = None if state is None else check_parts(self, state, len(self.encoders))
         return call_in_chunks(self, self._run, self.chunk, xs, before, reset, lengths)
 
     def _run(
@@ -100,8 +92,7 @@ class DeepRNNEncoder(Encoder, Stepwise):
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[tuple[State, ...], Float[Array, "*batch odim"]]:
         """One step of time. **Raises** `TypeError` if an encoder is not causal."""
-        after = []
-        parts = check_parts(self, state, len(self.encoders))
+        parts, after = check_parts(self, state, len(self.encoders)), []
         for encoder, start in zip(self.encoders, parts, strict=True):
             if not has_step(encoder):
                 raise TypeError(

@@ -1,4 +1,4 @@
-"""Tokens drawn from logits, each the next input."""
+"""`draw_tokens`, the loop of text generation: draw a token and read it as the next input."""
 
 import math
 from collections.abc import Callable
@@ -23,25 +23,24 @@ def draw_tokens(
     keys: Key[Array, "*batch"],
     drawn: int | Int[Array, ""] = 0,
 ) -> tuple[State, Int[Array, "*batch steps"]]:
-    """Tokens that follow, each drawn given the ones before it: `(state, tokens)`.
+    """Tokens, each drawn given the ones before it.
 
     The memory is that of one state and of the tokens.
 
     **Arguments:**
 
-    - `step`: `(token, state)` to `(state, logits)`.
-    - `state`, `logits`: the state after what is known, and the logits of the first token to draw.
-    - `steps`: how many tokens, at least 1.
-    - `temperature`: logits are divided by it; towards 0 the likeliest token is taken, and at 0
-        exactly that one. At least 0.
-    - `top_k`: draw from the `top_k` likeliest tokens only, 1 to `vocab`; None for all of them.
-    - `keys`: one for each row. The draw of number `i` takes `jax.random.fold_in(key, i)`.
+    - `step`: from `(token, state)` to `(state, logits)`.
+    - `state`, `logits`: the state after the prompt, and the logits of the first token to draw.
+    - `steps`: the number of tokens to draw, at least 1.
+    - `temperature`: logits are divided by it, at least 0. At 0 the likeliest token is taken.
+    - `top_k`: draw from the `top_k` likeliest tokens only, 1 to `vocab`. `None` means all.
+    - `keys`: one for each row. Draw number `i` uses `jax.random.fold_in(key, i)`.
     - `drawn`: the number of the first draw.
 
     **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
     tokens.
 
-    **Raises:** `ValueError` for a number out of range.
+    **Raises:** `ValueError` if a number is out of range.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}.")
@@ -53,7 +52,7 @@ def draw_tokens(
 
     def draw(logits: Array, number: Int[Array, ""]) -> Int[Array, "*batch"]:
         logits = logits.astype(jnp.float32)
-        # The largest of logits plus this noise is a draw of the softmax.
+        # The index of the largest sum of logit and Gumbel noise is a draw from the softmax.
         noise = temperature * _gumbel(fold_keys(keys, number), vocab)
         if top_k is None:
             return jnp.argmax(logits + noise, axis=-1)

@@ -1,4 +1,4 @@
-"""Dropout with masks that depend on the row, the step and the channel, and on nothing else."""
+"""Dropout with masks that depend on the row, the step and the channel only."""
 
 import equinox as eqx
 import jax
@@ -12,8 +12,8 @@ from rnnscale.layers._row_keys import fold_keys, row_keys
 class Dropout(eqx.Module):
     """Sets entries to zero with probability `rate` and divides the others by `1 - rate`.
 
-    The mask of the step `t` of a row is drawn from `fold_in(row_key, t)`, so it is the same on any
-    mesh, in any batch and for any length of the sequence. `rate` is an array leaf that isn't
+    The mask of step `t` of a row is drawn from `fold_in(row_key, t)`, so it is the same on any
+    mesh, in any batch and for any length of the sequence. `rate` is an array leaf that is not
     trained: it can be swept without compiling again.
 
     Srivastava et al., *Dropout*, JMLR 2014.
@@ -22,6 +22,7 @@ class Dropout(eqx.Module):
     rate: Float[Array, ""] = parameter(trainable=False)
 
     def __init__(self, rate: float):
+        """`rate` is in `[0, 1)`. **Raises** `ValueError` otherwise."""
         if not 0 <= rate < 1:
             raise ValueError(f"Dropout: rate must be in [0, 1); got {rate}.")
         self.rate = jnp.asarray(rate, jnp.float32)
@@ -32,7 +33,7 @@ class Dropout(eqx.Module):
         """**Arguments:**
 
         - `xs`: sequences.
-        - `key`: one key, or one for each row. `None` gives `xs` back: inference.
+        - `key`: one key, or one for each row. `None` means inference and returns `xs`.
         """
         keys = row_keys(key, xs.shape[:-2])
         if keys is None:

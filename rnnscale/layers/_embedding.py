@@ -1,4 +1,4 @@
-"""Vectors for tokens."""
+"""`Embedding`, a trained vector for each token."""
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ from rnnscale._fields import parameter
 class Embedding(eqx.Module):
     """A trained vector for each of `vocab` tokens, drawn from N(0, 1).
 
-    A token outside `0 <= token < vocab` gives NaN, so that it is seen.
+    A token outside `0 <= token < vocab` gives NaN, so that the mistake shows.
     """
 
     weight: Float[Array, "vocab dim"] = parameter()
@@ -30,7 +30,8 @@ class Embedding(eqx.Module):
     ) -> Float[Array, "*axes dim"]:
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"Embedding takes integer tokens; got {tokens.dtype}.")
-        # The table, once: left to itself the compiler adds up over `fsdp` what was looked up.
+        # Gather the table once. Otherwise the compiler looks up in each part of the table that
+        # `fsdp` splits, and sums over devices.
         weight = sharding.gathered(self).weight.astype(dtype)
         # Negative indices would count from the end.
         tokens = jnp.where(tokens < 0, self.vocab, tokens.astype(jnp.int32))

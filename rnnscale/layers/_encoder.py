@@ -1,4 +1,4 @@
-"""A cell, lifted over time."""
+"""`RNNEncoder`, which runs a cell over time, and what all encoders share."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class Encoder(SequenceLayer):
 
     @abstractmethod
     def output(self, state: State) -> Float[Array, "*batch odim"]:
-        """The output at the step that `state` came from, in the dtype of the state."""
+        """The output of the step after which the state is `state`, in the dtype of the state."""
 
 
 class RNNEncoder(Encoder, CausalLayer):
@@ -35,6 +35,8 @@ class RNNEncoder(Encoder, CausalLayer):
     """
 
     cell: Cell
+    idim: int = eqx.field(static=True)
+    odim: int = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
 
@@ -42,28 +44,20 @@ class RNNEncoder(Encoder, CausalLayer):
         """**Arguments:**
 
         - `cell`: any cell.
-        - `remat`: in the backward pass, compute again what happens between every so many steps:
-            memory grows with the square root of the length, for about a third more arithmetic.
-        - `chunk`: run so many steps after so many, and in the backward pass run each of these
-            chunks again. Under `jax.jit`, where only the state is used, there are never outputs of
-            more than one; about the square root of the length takes the least memory.
+        - `remat`: keep the state only at the borders of blocks of time, and compute the rest again
+            in the backward pass: memory grows with the square root of the length, for about a third
+            more arithmetic.
+        - `chunk`: run on this many steps at a time, and run each of these chunks again in the
+            backward pass. Under `jax.jit`, if only the state is used, the outputs of more than one
+            chunk never exist together; about the square root of the length takes the least memory.
 
-        **Raises:** `TypeError` if `cell` is none, `ValueError` where `chunk` is below 1.
+        **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `chunk` is below 1.
         """
         check_cell(RNNEncoder, cell)
         if chunk is not None:
             check_size(RNNEncoder, chunk=chunk)
         self.cell, self.remat, self.chunk = cell, remat, chunk
-
-    @property
-    def idim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Features of the input."""
-        return self.cell.idim
-
-    @property
-    def odim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Features of the output."""
-        return self.cell.odim
+        self.idim, self.odim = cell.idim, cell.odim
 
     def __call__(
         self,
@@ -123,13 +117,13 @@ def call_in_chunks(
 
 
 def check_cell(owner: type, cell: Any) -> None:
-    """Raises unless `cell` is one."""
+    """Raises `TypeError` unless `cell` is a `Cell`."""
     if not isinstance(cell, Cell):
         raise TypeError(f"{owner.__name__} takes a rnnscale.cells.Cell; got {type(cell).__name__}.")
 
 
 def check_encoder(owner: type, encoder: Any) -> None:
-    """Raises unless `encoder` is one."""
+    """Raises `TypeError` unless `encoder` is an `Encoder`."""
     if not isinstance(encoder, Encoder):
         raise TypeError(
             f"{owner.__name__} takes encoders, such as RNNEncoder(cell); got "

@@ -1,4 +1,4 @@
-"""A layer that reads what it wrote."""
+"""`feed_back`, the loop of forecasts, which networks and reservoirs share."""
 
 from collections.abc import Callable
 
@@ -15,13 +15,13 @@ def feed_back(
     y: Float[Array, "*batch dim"],
     steps: int,
 ) -> tuple[State, Float[Array, "*batch steps dim"]]:
-    """`y`, and the outputs that follow if each is the next input: `(state, ys)`.
+    """`y` and the outputs that follow if each is the next input: `(state, ys)`.
 
     **Arguments:**
 
-    - `step`: `(input, state)` to `(state, output)`.
-    - `state`: the one that gave `y`.
-    - `steps`: how many outputs with `y`, at least 1.
+    - `step`: from `(input, state)` to `(state, output)`.
+    - `state`: the state after the step whose output was `y`.
+    - `steps`: the number of outputs, including `y`, at least 1.
     """
 
     def advance(carry: tuple, _: None) -> tuple[tuple, Array]:

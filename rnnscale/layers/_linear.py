@@ -1,4 +1,4 @@
-"""The affine map."""
+"""`Linear`, an affine map for any leading axes, which `eqx.nn.Linear` is not."""
 
 import equinox as eqx
 import jax

@@ -1,4 +1,4 @@
-"""What the modules of a network send one another along the edges of a graph."""
+"""The messages between the modules of `ModularRNN`, along the edges of a graph."""
 
 import math
 from abc import abstractmethod
@@ -20,7 +20,7 @@ type Aggregation = Literal["sum", "mean", "attention"]
 
 class Messages(eqx.Module):
     r"""Module $j$ sends $m_{ij} = M_{ij} h_j$ along an edge to module $i$, where $h_j$ is its last
-    output, and $i$ hears
+    output, and module $i$ receives
 
     $$a_i = \sum_{j \to i} w_{ij} m_{ij}, \qquad w_{ij} = \begin{cases}
         1 & \text{sum} \\
@@ -28,15 +28,16 @@ class Messages(eqx.Module):
         \mathrm{softmax}_{j \to i}\left((Q_i h_i) \cdot m_{ij} / \sqrt{d}\right) & \text{attention}
       \end{cases}$$
 
-    for messages of $d$ features and $n_i$ edges to $i$. A module that nobody sends to hears zero.
+    for messages of $d$ features and $n_i$ edges to $i$. A module without incoming edges receives
+    zero.
 
     The maps $M$ are learned, or fixed if they are given; the queries $Q$ are always learned. Both
-    start normal with the variance `1 / idim`.
+    start from a normal distribution with variance `1 / idim`.
 
     Attention: Vaswani et al., *Attention Is All You Need*, NeurIPS 2017; over the edges of a graph:
     Veličković et al., *Graph Attention Networks*, ICLR 2018.
 
-    **Differs from the papers:** there is one head, a message is key and value in one, and the score
+    **Differs from the papers:** there is one head, a message is both key and value, and the score
     is the product of the first paper, not the layer of the second.
     """
 
@@ -59,7 +60,7 @@ class Messages(eqx.Module):
         stacks: tuple[tuple[int, ...], tuple[int, ...]],
         key: PRNGKeyArray,
     ):
-        """`stacks` has the leading axes of the maps and those of the queries."""
+        """`stacks` are the leading axes of the maps and of the queries."""
         check_size(type(self), idim=idim, odim=odim)
         check_choice(type(self), "aggregation", aggregation, Aggregation)
         maps_shape, query_shape = ((*axes, odim, idim) for axes in stacks)
@@ -86,17 +87,17 @@ class Messages(eqx.Module):
 
     @abstractmethod
     def weights(self) -> Any:
-        """What `aggregate` uses, made of the parameters once a call, as in `Cell.weights`."""
+        """The arrays for `aggregate`, computed once a call, as in `Cell.weights`."""
 
     @abstractmethod
     def aggregate(
         self, weights: Any, outputs: Float[Array, "*axes modules idim"]
     ) -> Float[Array, "*axes modules odim"]:
-        """What every module hears. It uses no arrays but `weights`."""
+        """The aggregate that each module receives. It uses no arrays of `self`, only `weights`."""
 
 
 class _Pairs(NamedTuple):
-    """What attention uses; the maps are zero for pairs that are not connected."""
+    """The weights for attention. The maps of pairs that are not connected are zero."""
 
     maps: Float[Array, "modules modules odim idim"]
     query: Float[Array, "modules odim idim"]
@@ -106,8 +107,8 @@ class _Pairs(NamedTuple):
 class DenseMessages(Messages):
     """A map for every pair of modules, and a mask that says which pairs are connected.
 
-    For few modules or many edges: sums and means are one product with a block matrix. What the maps
-    hold for pairs that are not connected is not read.
+    For few modules or many edges: sums and means are one product with a block matrix. The maps of
+    pairs that are not connected are not used.
     """
 
     mask: Bool[Array, "modules modules"] = parameter(trainable=False)
@@ -125,14 +126,14 @@ class DenseMessages(Messages):
         """**Arguments:**
 
         - `mask`: 1 at `[i, j]` where module `j` sends to module `i`, and 0 elsewhere.
-        - `idim`: features of a module's output; where modules differ, the most of any.
+        - `idim`: features of a module's output; if modules differ, the largest.
         - `odim`: features of a message.
         - `aggregation`: `"sum"`, `"mean"` or `"attention"`.
-        - `maps`: fixed maps, at `[i, j]` the one from `j` to `i`. Default: learned ones.
+        - `maps`: fixed maps, at `[i, j]` the one from `j` to `i`. Default learned maps.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1, the mask is not square or not of 0 and 1,
-        maps have another shape, or there is no such aggregation.
+        **Raises:** `ValueError` if a size is below 1, the mask is not square or has other values
+        than 0 and 1, maps have another shape, or `aggregation` is invalid.
         """
         entries = np.asarray(mask)
         if entries.ndim != 2 or entries.shape[0] != entries.shape[1] or not entries.size:
@@ -142,8 +143,8 @@ class DenseMessages(Messages):
             )
         if not np.isin(entries, (0, 1)).all():
             raise ValueError(
-                "DenseMessages: mask must be of 0 and 1, and the strength of an edge is part of "
-                f"its map; got {np.setdiff1d(entries, (0, 1))[0]}."
+                "DenseMessages: mask must have entries 0 and 1 only, since the strength of an edge "
+                f"is part of its map; got {np.setdiff1d(entries, (0, 1))[0]}."
             )
         modules = len(entries)
         stacks = (modules, modules), (modules,)
@@ -163,18 +164,20 @@ class DenseMessages(Messages):
     ) -> Float[Array, "*axes modules odim"]:
         if self.aggregation != "attention":
             axes = outputs.shape[:-2]
-            heard = linear(weights, outputs.reshape(*axes, -1))
-            return heard.reshape(*axes, self.modules, self.odim)
+            received = linear(weights, outputs.reshape(*axes, -1))
+            return received.reshape(*axes, self.modules, self.odim)
         maps, query, mask = weights
         messages = jnp.einsum("ijmk,...jk->...ijm", maps, outputs)
         queries = jnp.einsum("imk,...ik->...im", query, outputs)
         scores = jnp.einsum("...im,...ijm->...ij", queries, messages) / math.sqrt(self.odim)
-        # Not minus infinity: the softmax of a module that nobody sends to would be NaN.
+        # Not minus infinity, with which the softmax of a module without incoming edges is NaN.
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
         return jnp.einsum("...ij,...ijm->...im", jax.nn.softmax(scores, axis=-1), messages)
 
 
 class _Edges(NamedTuple):
+    """The weights and ends of all edges."""
+
     maps: Any
     query: Any
     senders: Int[Array, "edges"]
@@ -184,7 +187,7 @@ class _Edges(NamedTuple):
 class SparseMessages(Messages):
     """A list of edges, each with a map of its own, or all with the same one.
 
-    For many modules. Two modules may have several edges.
+    For many modules. Several edges may connect the same two modules.
     """
 
     senders: Int[Array, "edges"] = parameter(trainable=False)
@@ -207,16 +210,16 @@ class SparseMessages(Messages):
     ):
         """**Arguments:**
 
-        - `senders`, `receivers`: the module that each edge comes from and the one that it goes to,
-            from 0 to `modules - 1`.
-        - `modules`: how many there are.
+        - `senders`, `receivers`: the modules at the start and at the end of each edge, numbers from
+            0 to `modules - 1`.
+        - `modules`: the number of modules.
         - `maps`: `"own"` learns a map for every edge and a query map for every module, `"shared"`
-            one of each for all. An array has fixed maps, one an edge or one for all.
+            one of each for all. An array has fixed maps, one for each edge or one for all.
         - `idim`, `odim`, `aggregation`, `key`: see `DenseMessages`.
 
-        **Raises:** `ValueError` where a size is below 1, there are not as many senders as receivers
-        or none at all, a module does not exist, maps have another shape, or there is no such choice
-        of maps or aggregation.
+        **Raises:** `ValueError` if a size is below 1, there is no edge, the numbers of senders and
+        receivers differ, a module does not exist, maps have another shape, or `maps` or
+        `aggregation` is invalid.
         """
         self.senders, self.receivers = _checked_edges(senders, receivers, modules)
         fixed = None if isinstance(maps, str) else maps
@@ -236,7 +239,7 @@ class SparseMessages(Messages):
     ) -> Float[Array, "*axes modules odim"]:
         maps, query, senders, receivers = weights
 
-        def add_up(values: Float[Array, "edges ..."]) -> Float[Array, "modules ..."]:
+        def sum_edges(values: Float[Array, "edges ..."]) -> Float[Array, "modules ..."]:
             return jax.ops.segment_sum(values, receivers, self.modules)
 
         if self.shared:
@@ -252,12 +255,13 @@ class SparseMessages(Messages):
             queries = jnp.moveaxis(queries, -2, 0)[receivers]
             scores = jnp.sum(queries * messages, axis=-1) / math.sqrt(self.odim)
             top = jax.ops.segment_max(jax.lax.stop_gradient(scores), receivers, self.modules)
-            shares = jnp.exp(scores - top[receivers])
-            messages *= (shares / add_up(shares)[receivers])[..., None]
-        heard = jnp.moveaxis(add_up(messages), 0, -2)
+            exponentials = jnp.exp(scores - top[receivers])
+            messages *= (exponentials / sum_edges(exponentials)[receivers])[..., None]
+        received = jnp.moveaxis(sum_edges(messages), 0, -2)
         if self.aggregation == "mean":
-            heard /= jnp.maximum(add_up(jnp.ones(receivers.shape, heard.dtype)), 1)[:, None]
-        return heard
+            edges = sum_edges(jnp.ones(receivers.shape, received.dtype))
+            received /= jnp.maximum(edges, 1)[:, None]
+        return received
 
 
 def _checked_edges(

@@ -1,4 +1,4 @@
-"""A directed graph of cells that exchange messages."""
+"""`ModularRNN`, a directed graph of cells that send one another messages."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from rnnscale.layers._messages import Messages
 
 
 class Modules(eqx.Module):
-    """Modules of one kind and size. Their axis follows those of the batch."""
+    """Modules of one kind and size, on an axis after those of the batch."""
 
     cell: eqx.AbstractVar[Cell]
     count: eqx.AbstractVar[int]
@@ -30,7 +30,7 @@ class Modules(eqx.Module):
     def advance(
         self, weights: Any, x: Float[Array, "*axes modules idim"], state: Any, affine: Affine
     ) -> State:
-        """One step of all of them. It uses no arrays but those that it is given."""
+        """One step of all modules. It uses arrays of its arguments only, not of `self`."""
 
     @abstractmethod
     def init_state(self, batch_shape: tuple[int, ...], dtype: DTypeLike | None) -> State:
@@ -47,9 +47,9 @@ class SharedModules(Modules):
         """**Arguments:**
 
         - `cell`: any cell.
-        - `count`: how many modules.
+        - `count`: the number of modules.
 
-        **Raises:** `TypeError` if `cell` is none, `ValueError` if `count` is below 1.
+        **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `count` is below 1.
         """
         check_cell(SharedModules, cell)
         check_size(SharedModules, count=count)
@@ -80,9 +80,10 @@ class StackedModules(Modules):
     def __init__(self, cells: Sequence[Cell]):
         """**Arguments:**
 
-        - `cells`: one a module, alike in all but the values of their parameters.
+        - `cells`: one for each module, equal in all but the values of their parameters.
 
-        **Raises:** `TypeError` if one is no cell, `ValueError` if there are none or they differ.
+        **Raises:** `TypeError` if one is not a `Cell`, `ValueError` if there is none or if kinds or
+        sizes differ.
         """
         for cell in cells:
             check_cell(StackedModules, cell)
@@ -99,13 +100,14 @@ class StackedModules(Modules):
 
     def weights(self) -> Any:
         weights = eqx.filter_vmap(lambda cell: cell.weights())(self.cell)
-        # The loop over time takes arrays of two axes for matrices. A stack of vectors is none.
+        # The loop over time treats every array of two axes as a matrix, which a stack of vectors
+        # is not.
         return jax.tree.map(lambda leaf: leaf[:, None, None], weights)
 
     def advance(
         self, weights: Any, x: Float[Array, "*axes modules idim"], state: Any, affine: Affine
     ) -> State:
-        # What is made under vmap must not leave it, so the loop's `affine` cannot keep it.
+        # The loop's `affine` would store values of the vmap outside it, so use the plain one.
         def advance(weights, x, state):
             weights = jax.tree.map(lambda leaf: leaf[0, 0], weights)
             return self.cell.advance(weights, self.cell.drive(weights, x), state, plain_affine)
@@ -118,16 +120,17 @@ class StackedModules(Modules):
 
 
 class ModularRNN(Cell):
-    r"""A directed graph of cells. At every step each module gets its part of the input and what the
-    others sent it after the last step, and then all of them step at once:
+    r"""A directed graph of cells. At every step, each module receives its part of the input and the
+    messages that the others sent after the last step, and then all modules step at once:
 
     $$s_{i,t}, h_{i,t} = \mathrm{cell}_i\left([x_{i,t}, a_{i,t-1}],\; s_{i,t-1}\right)$$
 
-    $a_i$ is the aggregate of the messages to module $i$, which are made of the outputs $h_j$ (see
-    `Messages`); before the first step, of those of the initial state. Modules are numbered through
-    the groups. The input has the parts of all modules one after the other: a module takes the
-    features that messages leave free, `cell.idim - messages.odim`, possibly none. The output has
-    those of all modules in the same order. The state is a tuple of the groups' states.
+    $a_i$ is the aggregate of the messages to module $i$, which depend on the outputs $h_j$ (see
+    `Messages`); before the first step, on the outputs of the initial state. Modules are numbered
+    consecutively through the groups. The input is the concatenation of the inputs of all modules: a
+    module takes `cell.idim - messages.odim` features, possibly none. The output is the
+    concatenation of the outputs of all modules, in the same order. The state is a tuple of the
+    groups' states.
 
     ```python
     from rnnscale.cells import ElmanRNNCell, LongShortTermMemoryCell
@@ -144,20 +147,8 @@ class ModularRNN(Cell):
     state, hs = RNNEncoder(network)(jnp.zeros((16, 100, 2)))  # hs: (16, 100, 22)
     ```
 
-    A **message-passing network** has one cell on all nodes of a graph, and one map on its edges:
-
-    ```python
-    from rnnscale.cells import GatedRecurrentUnitCell
-    from rnnscale.layers import ModularRNN, RNNEncoder, SharedModules, SparseMessages
-
-    cell_key, map_key = jax.random.split(key)
-    nodes = jnp.arange(10)
-    network = ModularRNN(
-        [SharedModules(GatedRecurrentUnitCell(idim=1 + 4, hdim=8, key=cell_key), count=10)],
-        SparseMessages(nodes, (nodes + 1) % 10, 10, idim=8, odim=4, maps="shared", key=map_key),
-    )
-    state, hs = RNNEncoder(network)(jnp.zeros((16, 100, 10)))  # hs: (16, 100, 80)
-    ```
+    With `SharedModules`, and `maps="shared"` in the messages, it is a message-passing network: one
+    cell on all nodes of a graph, one map on all edges. The guide of `rnnscale.layers` shows one.
 
     Message passing on graphs: Gilmer et al., *Neural Message Passing for Quantum Chemistry*, ICML
     2017; with recurrent cells on the nodes: Li et al., *Gated Graph Sequence Neural Networks*, ICLR
@@ -175,13 +166,14 @@ class ModularRNN(Cell):
     def __init__(self, groups: Sequence[Modules], messages: Messages):
         """**Arguments:**
 
-        - `groups`: the modules, those of one kind and size together: `StackedModules` with
-            parameters of their own, `SharedModules` with the same ones.
-        - `messages`: what they send one another: `DenseMessages` or `SparseMessages`.
+        - `groups`: the modules, grouped by kind and size: `StackedModules` with parameters of their
+            own, `SharedModules` with common parameters.
+        - `messages`: `DenseMessages` or `SparseMessages`. Their `idim` is the largest output of a
+            module.
 
-        **Raises:** `TypeError` where a group or the messages are of another kind, `ValueError`
-        where the messages are for another number of modules, or for outputs of another size than
-        the largest, or larger than the input of a cell.
+        **Raises:** `TypeError` if a group or the messages are of another kind; `ValueError` if the
+        messages are for another number of modules or another size of outputs, or have more features
+        than a cell's input.
         """
         for group in groups:
             if not isinstance(group, Modules):
@@ -219,7 +211,7 @@ class ModularRNN(Cell):
 
     @property
     def _external_sizes(self) -> list[int]:
-        """How much of the input each group takes."""
+        """The features of the input that each group takes."""
         return [group.count * (group.cell.idim - self.messages.odim) for group in self.groups]
 
     def weights(self) -> Any:
@@ -237,13 +229,13 @@ class ModularRNN(Cell):
     ) -> tuple[State, ...]:
         group_weights, message_weights = weights
         outputs = [self._padded(h) for h in self._outputs(state)]
-        heard = self.messages.aggregate(message_weights, jnp.concatenate(outputs, axis=-2))
+        received = self.messages.aggregate(message_weights, jnp.concatenate(outputs, axis=-2))
         counts = [group.count for group in self.groups]
-        heard = jnp.split(heard, np.cumsum(counts)[:-1], axis=-2)
+        received = jnp.split(received, np.cumsum(counts)[:-1], axis=-2)
         external = jnp.split(drive, np.cumsum(self._external_sizes)[:-1], axis=-1)
         after = []
         for group, weights, x, message, before in zip(
-            self.groups, group_weights, external, heard, state, strict=True
+            self.groups, group_weights, external, received, state, strict=True
         ):
             x = x.reshape(*x.shape[:-1], group.count, group.cell.idim - self.messages.odim)
             inputs = jnp.concatenate([x, message], axis=-1)
@@ -264,7 +256,7 @@ class ModularRNN(Cell):
         return [group.cell.output(s) for group, s in zip(self.groups, state, strict=True)]
 
     def _padded(self, h: Float[Array, "*axes modules odim"]) -> Array:
-        """Zeros after the outputs of modules that are smaller than the largest."""
+        """`h`, padded with zeros to the size of the largest output of a module."""
         missing = self.messages.idim - h.shape[-1]
         return jnp.pad(h, [(0, 0)] * (h.ndim - 1) + [(0, missing)])
 

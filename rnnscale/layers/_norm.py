@@ -1,4 +1,4 @@
-"""Normalisation over the features. The arithmetic is at least float32, the result has x's dtype."""
+"""Norms over the features, computed in at least float32 and returned in the dtype of the input."""
 
 import equinox as eqx
 import jax

@@ -1,4 +1,4 @@
-"""Reservoir computing: a cell that stays as it is, and a linear readout that is solved for."""
+"""Reservoir computing: a fixed cell and a linear readout that is fitted by ridge regression."""
 
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -31,15 +31,19 @@ type _Pooling = Literal["last", "mean"]
 
 
 class Reservoir(SequenceModel):
-    """What all of them are: a cell that is not trained, and a readout that is solved for.
+    """A cell that is not trained, and a readout that is fitted in closed form.
 
-    The cell has no gradient, by its field, which the optimisers of this package read, and by
-    `jax.lax.stop_gradient`, for all others. The gradients of the input and of the readout are as
-    always. On every device the products of float32 are of full precision.
+    The cell's field says that it is not trained, which the optimisers of this package read; for
+    other optimisers, `jax.lax.stop_gradient` makes its gradient zero. The gradients of the input
+    and of the readout are the usual ones. Products of float32 have full precision on every device.
     """
 
     cell: eqx.AbstractVar[Cell]
     readout: eqx.AbstractVar[Linear]
+
+    @property
+    def causal(self) -> bool:
+        return True
 
     @property
     def idim(self) -> int:
@@ -59,7 +63,6 @@ class Reservoir(SequenceModel):
     def init_state(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> State:
-        """The state before the first step: see `SequenceLayer.init_state`."""
         return self.frozen.init_state(batch_shape, dtype)
 
     def states(
@@ -75,22 +78,22 @@ class Reservoir(SequenceModel):
             return time_loop(self.frozen, xs, state, reset=reset, lengths=lengths)
 
     def read(self, features: Float[Array, "*axes hdim"]) -> Float[Array, "*axes odim"]:
-        """The readout of states of the cell."""
+        """The readout of the cell's outputs."""
         with _full_precision():
             return self.readout(features)
 
     def solve[R: "Reservoir"](self: R, sums: RidgeSums, *, ridge: float) -> R:
-        """With the readout that fits the samples of `sums`.
+        """A reservoir with the readout that fits the samples of `sums`.
 
         **Arguments:**
 
-        - `sums`: of this reservoir's features, from `accumulate`.
+        - `sums`: the result of `accumulate`, possibly summed over batches.
         - `ridge`: the factor of the squared weights, at least 0; see `RidgeSums.solve`.
 
-        **Returns:** a new reservoir. The readout is solved for in float64 and then rounded to the
-        dtype that it has.
+        **Returns:** a new reservoir. The readout is computed in float64 and then rounded to the
+        dtype of the present one.
 
-        **Raises:** `ValueError` where the sums are of other sizes, and as `RidgeSums.solve`.
+        **Raises:** `ValueError` if `sums` has other sizes, and what `RidgeSums.solve` raises.
         """
         weight, bias = sums.solve(ridge)
         if weight.shape != self.readout.weight.shape:
@@ -107,15 +110,14 @@ class Reservoir(SequenceModel):
 
 
 class ReservoirComputer(Reservoir, CausalLayer):
-    r"""A cell that stays as it is, and a linear readout of its output at every step, fitted by
-    ridge regression:
+    r"""A fixed cell and a linear readout of its output at every step, fitted by ridge regression:
 
     $$y_t = W h_t + b, \qquad
     (W, b) = \arg\min \sum_t |W h_t + b - \hat y_t|^2 + \mathrm{ridge} \, |W|^2$$
 
     ```python
     from rnnscale.cells import LeakyElmanCell
-    from rnnscale.layers import ReservoirComputer, RidgeSums, as_reservoir
+    from rnnscale.layers import ReservoirComputer, as_reservoir
 
     cell = as_reservoir(LeakyElmanCell(1, 100, key=key), spectral_radius=0.9, key=key)
     reservoir = ReservoirComputer(cell, odim=1, key=key)
@@ -125,27 +127,14 @@ class ReservoirComputer(Reservoir, CausalLayer):
     state, following = reservoir.forecast(series, steps=20)
     ```
 
-    Data that do not fit into memory, or come over time, are fitted batch by batch:
-
-    ```python
-    from rnnscale.cells import ElmanRNNCell
-    from rnnscale.layers import ReservoirComputer, RidgeSums
-
-    reservoir = ReservoirComputer(ElmanRNNCell(1, 8, key=key), odim=1, key=key)
-    sums = RidgeSums.zeros(features=8, targets=1)
-    for batch in (xs[:1], xs[1:]):
-        _, more = reservoir.accumulate(batch, batch, washout=2)
-        sums = sums + more
-    reservoir = reservoir.solve(sums, ridge=1e-6)
-    ```
-
-    Until it is fitted its readout is random, as that of an `RNN`; gradients train it too.
+    Data that do not fit into memory are fitted batch by batch: sum the results of `accumulate`, and
+    `solve`. Before it is fitted, the readout is random, as in an `RNN`; gradients train it too.
 
     Jaeger, *The "Echo State" Approach to Analysing and Training Recurrent Neural Networks*, GMD
     Report 148, 2001; Lukoševičius, *A Practical Guide to Applying Echo State Networks*, 2012.
 
-    **Differs from the papers:** the readout does not see the input and is not fed back but in
-    `forecast`, and its bias is not penalised.
+    **Differs from the papers:** the readout does not see the input, and is fed back in `forecast`
+    only. Its bias is not penalised.
     """
 
     cell: Cell = parameter(trainable=False)
@@ -158,7 +147,7 @@ class ReservoirComputer(Reservoir, CausalLayer):
         - `odim`: features of the readout.
         - `key`: for the readout before it is fitted.
 
-        **Raises:** `TypeError` if `cell` is none, `ValueError` where `odim` is below 1.
+        **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `odim` is below 1.
         """
         check_cell(ReservoirComputer, cell)
         check_size(ReservoirComputer, odim=odim)
@@ -197,7 +186,7 @@ class ReservoirComputer(Reservoir, CausalLayer):
         reset: Bool[Array, "*batch time"] | None = None,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> "ReservoirComputer":
-        """With the readout that fits these sequences: `accumulate`, and then `solve`."""
+        """A reservoir with the readout that fits these sequences: `accumulate`, then `solve`."""
         _, sums = self.accumulate(xs, targets, washout=washout, reset=reset, lengths=lengths)
         return self.solve(sums, ridge=ridge)
 
@@ -211,23 +200,23 @@ class ReservoirComputer(Reservoir, CausalLayer):
         reset: Bool[Array, "*batch time"] | None = None,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> tuple[State, RidgeSums]:
-        """The sums that a readout of these sequences is solved from. Not for use inside `jax.jit`:
-        see `ridge_sums`.
+        """The sums from which a readout of these sequences is computed. Not for use inside
+        `jax.jit`: see `ridge_sums`.
 
         **Arguments:**
 
         - `xs`, `reset`, `lengths`: as in a call.
-        - `targets`: of every step, or integers below `odim`, which are fitted one-hot.
-            NumPy arrays of float64 stay so.
-        - `state`: the state before the first step. The next piece of a sequence goes on from the
+        - `targets`: a target for every step, or an integer below `odim`, which is fitted one-hot.
+            NumPy arrays of float64 keep their precision.
+        - `state`: the state before the first step. The next piece of a sequence continues from the
             state that this one returned, without a washout.
-        - `washout`: how many steps of each sequence, and after each reset, do not count: at least
-            0 and below the number of steps.
+        - `washout`: the number of steps of each sequence, and after each reset, that do not count:
+            at least 0 and below the number of steps.
 
         **Returns:** `(state, sums)`: the state after the last step, and sums to add to others.
 
-        **Raises:** `ValueError` where shapes do not meet, `washout` is out of range, or a label
-        that counts is.
+        **Raises:** `ValueError` if shapes do not match, or if `washout` or a label that counts is
+        out of range.
         """
         xs = jnp.asarray(xs)
         check_features(self, xs, self.idim, rank=2)
@@ -250,20 +239,12 @@ class ReservoirComputer(Reservoir, CausalLayer):
         lengths: Int[Array, "*batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch steps idim"]]:
         """The values that follow `xs`, each predicted from the ones before it, by a reservoir that
-        is fitted to the next value.
+        is fitted to predict the next value.
 
-        **Arguments:**
+        **Arguments and returns:** those of `AutoregressiveRNN.forecast`.
 
-        - `xs`: what is known, at least one step.
-        - `state`: the state before it.
-        - `steps`: how many values, at least 1.
-        - `lengths`: the number of known steps of each row. Of none, it goes on from `state`.
-
-        **Returns:** `(state, ys)`: the state after all but the last value were read, and the
-        values.
-
-        **Raises:** `ValueError` where `odim` is not `idim`, `steps` is below 1 or `xs` has no step,
-        and as a call.
+        **Raises:** `ValueError` if `odim` is not `idim`, `steps` is below 1 or `xs` has no step,
+        and what a call raises.
         """
         if self.odim != self.idim:
             raise ValueError(
@@ -282,8 +263,7 @@ class ReservoirComputer(Reservoir, CausalLayer):
 
 
 class ReservoirClassifier(Reservoir):
-    """A cell that stays as it is, and a linear readout of each sequence as a whole, fitted by ridge
-    regression.
+    """A fixed cell and one linear readout for each sequence, fitted by ridge regression.
 
     ```python
     from rnnscale.cells import LeakyElmanCell
@@ -296,7 +276,8 @@ class ReservoirClassifier(Reservoir):
     state, scores = model(rows)         # scores: (20, 2)
     ```
 
-    Labels are fitted one-hot, so that the largest score is the label. It takes real targets too.
+    Labels are fitted one-hot, and the largest score is the predicted label. Real targets are
+    fitted as they are.
     """
 
     cell: Cell = parameter(trainable=False)
@@ -307,13 +288,13 @@ class ReservoirClassifier(Reservoir):
         """**Arguments:**
 
         - `cell`: any cell. `as_reservoir` gives one the weights of an echo state network.
-        - `odim`: how many labels, or features of a real target.
+        - `odim`: the number of labels, or of features of a real target.
         - `pool`: the readout sees the output of the cell at the `"last"` valid step, or its
             `"mean"` over the valid steps.
         - `key`: for the readout before it is fitted.
 
-        **Raises:** `TypeError` if `cell` is none, `ValueError` where `odim` is below 1 or `pool` is
-        neither.
+        **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `odim` is below 1 or
+        `pool` is invalid.
         """
         check_cell(ReservoirClassifier, cell)
         check_size(ReservoirClassifier, odim=odim)
@@ -329,10 +310,10 @@ class ReservoirClassifier(Reservoir):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch odim"]]:
-        """As a sequence layer, with one output a sequence, whatever resets there are in it.
+        """As a call of a sequence layer, with one output for each sequence, also if it has resets.
 
-        A row of length zero has the readout of the state that it started from, or of a mean of
-        zero.
+        The output for a row of length zero is the readout of the state it started from, or of a
+        mean of zero.
         """
         state, features = self.pooled(xs, state, reset=reset, lengths=lengths)
         return state, self.read(features)
@@ -345,7 +326,7 @@ class ReservoirClassifier(Reservoir):
         reset: Bool[Array, "*batch time"] | None = None,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch hdim"]]:
-        """The last state of the cell, and what the readout sees."""
+        """The last state of the cell, and the features that the readout sees."""
         state, hs = self.states(xs, state, reset=reset, lengths=lengths)
         if self.pool == "last":
             return state, self.frozen.output(state).astype(xs.dtype)
@@ -362,7 +343,7 @@ class ReservoirClassifier(Reservoir):
         ridge: float,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> "ReservoirClassifier":
-        """With the readout that fits these sequences: `accumulate`, and then `solve`."""
+        """A reservoir with the readout that fits these sequences: `accumulate`, then `solve`."""
         return self.solve(self.accumulate(xs, targets, lengths=lengths), ridge=ridge)
 
     def accumulate(
@@ -372,15 +353,16 @@ class ReservoirClassifier(Reservoir):
         *,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> RidgeSums:
-        """The sums that a readout of these sequences is solved from. Not for use inside `jax.jit`:
-        see `ridge_sums`.
+        """The sums from which a readout of these sequences is computed. Not for use inside
+        `jax.jit`: see `ridge_sums`.
 
         **Arguments:**
 
         - `xs`, `lengths`: as in a call. Sequences without a step do not count.
-        - `targets`: of each sequence, or integers below `odim`, which are fitted one-hot.
+        - `targets`: a target for each sequence, or an integer below `odim`, which is fitted
+            one-hot.
 
-        **Raises:** `ValueError` where shapes do not meet or a label is out of range.
+        **Raises:** `ValueError` if shapes do not match or a label is out of range.
         """
         xs = jnp.asarray(xs)
         check_features(self, xs, self.idim, rank=2)
@@ -393,8 +375,8 @@ class ReservoirClassifier(Reservoir):
 
 
 def _full_precision() -> AbstractContextManager:
-    """Weights that are solved for are large and cancel, which would not survive the products of
-    fewer digits that GPUs and TPUs take by default."""
+    """Fitted weights are large and cancel, so they need more digits than GPUs and TPUs use by
+    default in products."""
     return jax.default_matmul_precision("highest")
 
 
@@ -413,7 +395,7 @@ def _pooled(reservoir: ReservoirClassifier, xs: Array, lengths: Array | None) ->
 def _counted(
     steps: tuple[int, ...], reset: Array | None, lengths: Array | None, washout: int
 ) -> Bool[Array, "*batch time"]:
-    """Whether a step is valid and behind the washout of its segment."""
+    """Whether a step is valid and after the washout of its segment."""
     time = jnp.arange(steps[-1])
     start = jnp.zeros_like(time)
     if reset is not None:

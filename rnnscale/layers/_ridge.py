@@ -1,4 +1,4 @@
-"""Ridge regression from sums, in double precision."""
+"""Ridge regression in double precision, from sums that add up over batches and devices."""
 
 import logging
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _PLATFORMS_WITHOUT_FLOAT64 = {"tpu"}
 
 @dataclass(frozen=True, eq=False)
 class RidgeSums:
-    r"""What a ridge regression needs to know of its data: sums, which add up over batches.
+    r"""The sums over data from which a ridge regression is solved. They add up over batches.
 
     Samples are pairs of features $h$ and targets $y$. With $a = (1, h, y)$ all sums are in
     $\sum a a^T$: the number of samples, their means, $H^T H$ and $H^T Y$.
@@ -33,15 +33,15 @@ class RidgeSums:
     weight, bias = sums.solve(ridge=1e-6)
     ```
 
-    The sums are NumPy arrays, because outside `jax.enable_x64` JAX rounds to float32 what it is
-    given. In float32 they would be worthless: the usual ridges are below its rounding.
+    The sums are NumPy arrays, because JAX rounds its arrays to float32 outside `jax.enable_x64`. In
+    float32 they would be useless: the usual ridges are below its rounding.
 
     **Attributes:**
 
     - `moments`: $\sum a a^T$, float64.
-    - `features`: how many there are.
+    - `features`: the number of features.
 
-    **Raises:** `TypeError` for sums that are not float64.
+    **Raises:** `TypeError` if the sums are not float64.
     """
 
     moments: NDArray[np.float64]
@@ -49,7 +49,7 @@ class RidgeSums:
 
     def __post_init__(self):
         if not isinstance(self.moments, np.ndarray) or self.moments.dtype != np.float64:
-            kind = getattr(self.moments, "dtype", type(self.moments).__name__)
+            kind = np.asarray(self.moments).dtype
             raise TypeError(
                 "RidgeSums are NumPy arrays of float64, because a regression on sums of lower "
                 f"precision is dominated by rounding; got {kind}. Make them by ridge_sums."
@@ -57,17 +57,17 @@ class RidgeSums:
 
     @classmethod
     def zeros(cls, features: int, targets: int) -> "RidgeSums":
-        """The sums of no sample."""
+        """The sums over no samples."""
         size = 1 + features + targets
         return cls(np.zeros((size, size)), features)
 
     @property
     def count(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return int(self.moments[0, 0])
 
     def __add__(self, other: "RidgeSums") -> "RidgeSums":
-        """The sums of the samples of both."""
+        """The sums over the samples of both."""
         if self.moments.shape != other.moments.shape or self.features != other.features:
             raise ValueError(f"RidgeSums of {self._sizes()} and of {other._sizes()} do not add up.")
         return RidgeSums(self.moments + other.moments, self.features)
@@ -78,15 +78,15 @@ class RidgeSums:
 
         **Arguments:**
 
-        - `ridge`: at least 0. It is not multiplied by the number of samples, so with more of them
-            it weighs less.
+        - `ridge`: at least 0. It is not multiplied by the number of samples, so with more samples
+            it has less influence.
 
         **Returns:** `(weight, bias)`, of shapes `(targets, features)` and `(targets,)`.
 
-        **Raises:** `ValueError` where `ridge` is negative, there is no sample, or the sums are not
+        **Raises:** `ValueError` if `ridge` is negative, there is no sample, or the sums are not
         finite or, with that ridge, singular in float64.
         """
-        # Not with `import rnnscale`: it takes as long as all the rest of that.
+        # Not imported with `rnnscale`, because it takes as long as all the rest.
         import scipy.linalg
 
         if not 0 <= ridge < np.inf:
@@ -98,7 +98,7 @@ class RidgeSums:
         if not np.isfinite(self.moments).all():
             raise ValueError("RidgeSums.solve: features or targets that count are not finite.")
         means = self.moments[0, 1:] / self.count
-        # Centred, so that the ridge leaves the bias alone.
+        # Centred, so that the ridge does not penalise the bias.
         centred = self.moments[1:, 1:] - self.count * np.outer(means, means)
         n = self.features
         system = centred[:n, :n] + ridge * np.eye(n)
@@ -107,7 +107,7 @@ class RidgeSums:
             smallest = np.min(np.diag(factor[0])) ** 2
         except scipy.linalg.LinAlgError:
             smallest = 0.0
-        # What the sums and the factors are off by.
+        # The rounding error of the sums and the factors.
         rounding = n * np.finfo(np.float64).eps * np.max(np.diag(self.moments)[1 : n + 1])
         if smallest <= rounding:
             raise ValueError(
@@ -126,21 +126,21 @@ def ridge_sums(
     targets: Float[Array, "*axes targets"] | NDArray[np.floating],
     counted: Bool[Array, "*axes"] | None = None,
 ) -> RidgeSums:
-    """The sums of a batch, multiplied and added in float64.
+    """The sums over a batch, multiplied and added in float64.
 
-    It takes arrays with values, not those of a trace: it sets the precision of JAX for itself.
-    Over the mesh that `jax.set_mesh` has set each device adds up its own rows, and one all-reduce
-    adds up the devices.
+    It takes concrete arrays, not traced ones, because it switches JAX to double precision. Over the
+    mesh that `jax.set_mesh` has set, each device sums its own rows, and one all-reduce sums over
+    devices.
 
-    A TPU has no float64. Features that lie on one are brought to the host and multiplied there,
-    which a warning says once.
+    A TPU has no float64. Features on a TPU are copied to the host and multiplied there, with one
+    warning.
 
     **Arguments:**
 
-    - `features`, `targets`: for any leading axes. NumPy targets of float64 stay so.
-    - `counted`: which samples count, all if `None`. The others may be anything, NaN included.
+    - `features`, `targets`: any leading axes. NumPy targets of float64 keep their precision.
+    - `counted`: which samples count. Default all. The others may hold anything, including NaN.
 
-    **Raises:** `ValueError` where the leading axes differ.
+    **Raises:** `ValueError` if the leading axes differ.
     """
     axes = features.shape[:-1]
     counted = jnp.ones(axes, bool) if counted is None else counted
@@ -173,7 +173,7 @@ def _moments(
 
 
 def _rows(np_or_jnp, features, targets, counted):
-    """`(1, h, y)` in float64, and zero for what does not count."""
+    """`(1, h, y)` in float64, zero for samples that do not count."""
     ones = np_or_jnp.ones((*features.shape[:-1], 1))
     parts = (each.astype(np.float64) for each in (ones, features, targets))
     rows = np_or_jnp.concatenate(list(parts), axis=-1)

@@ -1,4 +1,4 @@
-"""Recurrent networks: an encoder and a linear readout."""
+"""Recurrent networks, which are an encoder and a linear readout."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ from rnnscale.layers._linear import Linear
 
 
 class RecurrentNetwork(SequenceModel):
-    """What all of them are.
+    """An encoder and a linear readout of its last state.
 
     ```python
     rnn = RNN(cell, odim=3, key=key)
-    y, hs = rnn(xs)                  # one output a sequence, and all hidden states
-    ys = rnn.readout(hs)             # an output a step
-    state, hs = rnn.encoder(xs)      # with the state to go on from
+    y, hs = rnn(xs)                  # one output for each sequence, and all hidden states
+    ys = rnn.readout(hs)             # an output for each step
+    state, hs = rnn.encoder(xs)      # with the state to continue from
     ```
     """
 
@@ -39,7 +39,7 @@ class RecurrentNetwork(SequenceModel):
         """**Arguments:** those of a sequence layer.
 
         **Returns:** `(y, hs)`: the readout of each row's last state, and the outputs of the
-        encoder. A row of length zero has the readout of the state that it started from.
+        encoder. For a row of length zero, `y` is the readout of the state it started from.
         """
         state, hs = self.encoder(xs, state, reset=reset, lengths=lengths, key=key)
         return self._read_last(state, xs.dtype), hs
@@ -70,7 +70,6 @@ class RecurrentNetwork(SequenceModel):
 
     @property
     def causal(self) -> bool:
-        """Whether the encoder's output at a step depends on no later one."""
         return self.encoder.causal
 
     @property
@@ -80,13 +79,12 @@ class RecurrentNetwork(SequenceModel):
 
     @property
     def odim(self) -> int:
-        """Features of the readout."""
+        """Features of the output."""
         return self.readout.odim
 
     def init_state(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> State:
-        """The state before the first step: see `SequenceLayer.init_state`."""
         return self.encoder.init_state(batch_shape, dtype)
 
 
@@ -118,15 +116,15 @@ class RNN(RecurrentNetwork):
         - `remat`, `chunk`: see `RNNEncoder`.
         - `key`: for the readout.
 
-        **Raises:** `TypeError` if `cell` is none, `ValueError` where `odim` or `chunk` is below 1.
+        **Raises:** see `RNNEncoder`, and `ValueError` if `odim` is below 1.
         """
         self.encoder = RNNEncoder(cell, remat=remat, chunk=chunk)
         self.readout = Linear(self.encoder.odim, odim, key=key)
 
 
 class BidirectionalRNN(RecurrentNetwork):
-    """Two cells in both directions of time, and a linear readout of their last states: that of the
-    forward cell after a sequence's last step, and that of the backward cell after its first."""
+    """Two cells in opposite directions of time, and a linear readout of their last states: the
+    forward cell's after a sequence's last step, and the backward cell's after its first."""
 
     encoder: BidirectionalRNNEncoder
     readout: Linear
@@ -136,10 +134,10 @@ class BidirectionalRNN(RecurrentNetwork):
     ):
         """**Arguments:**
 
-        - `forward`, `backward`: cells that take the same input.
+        - `forward`, `backward`: cells with the same `idim`.
         - `odim`, `remat`, `key`: see `RNN`.
 
-        **Raises:** see `BidirectionalRNNEncoder`, and `ValueError` where `odim` is below 1.
+        **Raises:** see `BidirectionalRNNEncoder`, and `ValueError` if `odim` is below 1.
         """
         self.encoder = BidirectionalRNNEncoder(forward, backward, remat=remat)
         self.readout = Linear(self.encoder.odim, odim, key=key)
@@ -147,7 +145,7 @@ class BidirectionalRNN(RecurrentNetwork):
 
 class DeepRNN(RecurrentNetwork):
     """Cells on top of one another, each on the outputs of the one below, and a linear readout of
-    the last state of the topmost. The cells may be of different kinds."""
+    the topmost one's last state. The cells may be of different kinds."""
 
     encoder: DeepRNNEncoder
     readout: Linear
@@ -163,11 +161,11 @@ class DeepRNN(RecurrentNetwork):
     ):
         """**Arguments:**
 
-        - `cells`: from the input to the output, each taking what the one below gives.
+        - `cells`: from the input to the output, each with the `idim` that the one below gives.
         - `odim`, `remat`, `key`: see `RNN`.
         - `chunk`: see `DeepRNNEncoder`.
 
-        **Raises:** see `DeepRNNEncoder`, and `ValueError` where `odim` is below 1.
+        **Raises:** see `DeepRNNEncoder`, and `ValueError` if `odim` is below 1.
         """
         encoders = [RNNEncoder(cell, remat=remat) for cell in cells]
         self.encoder = DeepRNNEncoder(encoders, chunk=chunk)
@@ -195,7 +193,7 @@ class DeepBidirectionalRNN(RecurrentNetwork):
             pair below gives: `forward.odim + backward.odim` features.
         - `odim`, `remat`, `key`: see `RNN`.
 
-        **Raises:** see `DeepRNNEncoder`, and `ValueError` where `odim` is below 1.
+        **Raises:** see `DeepRNNEncoder`, and `ValueError` if `odim` is below 1.
         """
         self.encoder = DeepRNNEncoder(
             [BidirectionalRNNEncoder(*pair, remat=remat) for pair in cells]

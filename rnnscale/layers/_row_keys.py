@@ -1,4 +1,4 @@
-"""Random numbers that belong to a row of the batch, not to where the row is computed."""
+"""Random keys of the rows of a batch, which do not depend on the device that computes a row."""
 
 import math
 
@@ -14,15 +14,13 @@ def row_keys(
 
     **Arguments:**
 
-    - `key`: keys of shape `batch_shape`, which are the row keys already; or one key, and the row
-        with the flattened index `r` gets `jax.random.fold_in(key, r)`; or `None`.
+    - `key`: row keys of shape `batch_shape`; or one key, in which case the row with the flattened
+        index `r` gets `jax.random.fold_in(key, r)`; or `None`.
     - `batch_shape`: the shape of the batch.
 
-    **Returns:**
+    **Returns:** keys of shape `batch_shape`, or `None` if `key` is `None`.
 
-    Keys of shape `batch_shape`, or `None` where `key` is.
-
-    **Raises:** `ValueError` where `key` has any other shape.
+    **Raises:** `ValueError` if `key` has any other shape.
     """
     if key is None:
         return None
@@ -42,5 +40,5 @@ def row_keys(
 def fold_keys(
     keys: Key[Array, "*#batch"], data: Integer[Array, "*#batch"] | int
 ) -> Key[Array, "*batch"]:
-    """`jax.random.fold_in` for keys and numbers of any shapes that broadcast."""
+    """`jax.random.fold_in` for keys and numbers whose shapes broadcast."""
     return jnp.vectorize(jax.random.fold_in, signature="(),()->()")(keys, data)

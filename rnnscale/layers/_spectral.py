@@ -1,4 +1,4 @@
-"""The spectral radius of a matrix, and cells whose weights are those of a reservoir."""
+"""Reservoir weights: cells with random matrices that have a given spectral radius."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from rnnscale._fields import Parameter, map_parameters
 from rnnscale.cells import Cell
 
-# Up to this size all eigenvalues take less time than ARPACK.
+# Up to this size, computing all eigenvalues is faster than ARPACK.
 _DENSE = 200
 
-# The eigenvalues of a random matrix are crowded at the rim. Asked for one of them, ARPACK often
-# returns another that is up to a percent smaller, without an error; among this many the largest is
-# found, and the basis must be some times larger.
+# The largest eigenvalues of a random matrix are close to one another. If ARPACK computes only one,
+# it often returns another that is up to a percent smaller, without an error. Among this many, the
+# largest is found; the basis has to be several times as large.
 _EIGENVALUES, _BASIS = 8, 96
 
 
@@ -28,48 +28,44 @@ def as_reservoir[Reservoir: Cell](
     input_density: float = 0.1,
     key: PRNGKeyArray,
 ) -> Reservoir:
-    r"""The cell with weights of an echo state network.
+    r"""The cell with the random weights of an echo state network.
 
-    - Recurrent matrices, of the axes `hdim hdim`, have normal entries, scaled so that the largest
+    - Recurrent matrices, with the axes `hdim hdim`, get normal entries, scaled so that the largest
       magnitude of an eigenvalue is the spectral radius. Parameters of the group `recurrence`, which
-      are no matrices but stand for one, stay as they are.
-    - Input matrices, `hdim idim`, have the entries `±input_scale`, with equal odds.
-    - Biases, `hdim` of the group `bias`, have the entries `±bias_scale`.
+      represent a matrix in another form, do not change.
+    - Input matrices, `hdim idim`, get the entries `±input_scale`, with equal probability.
+    - Biases, `hdim` of the group `bias`, get the entries `±bias_scale`.
 
-    Entries of the matrices are zero but for a random fraction, the density. Of several matrices in
-    one array, such as those of gates, each is drawn and scaled on its own. The radius is that of
-    the matrices that the cell holds; a cell that makes others of them, such as
+    Only a random fraction of the entries of a matrix, its density, is not zero. If one array holds
+    several matrices, such as those of gates, each is drawn and scaled on its own. The radius is
+    that of the stored matrices; a cell that computes its recurrent matrix from them, such as
     `AntiSymmetricRNNCell`, has another one.
 
-    It runs on the host, not inside `jax.jit`. The eigenvalues of large matrices are those of
-    ARPACK, which multiplies by the matrix and never decomposes it.
+    It runs on the host, not inside `jax.jit`. The eigenvalues of large matrices are computed by
+    ARPACK, which only multiplies by the matrix.
 
     **Arguments:**
 
     - `cell`: any cell that has a recurrent matrix.
-    - `spectral_radius`: positive. Below one, or a little above where inputs are large, the state
-        forgets where it started.
+    - `spectral_radius`: positive. Below one, or slightly above if inputs are large, the state
+        forgets its initial value.
     - `input_scale`, `bias_scale`: at least 0.
-    - `density`, `input_density`: of the recurrent and of the input matrices, in `(0, 1]`.
+    - `density`, `input_density`: those of the recurrent and of the input matrices, in `(0, 1]`.
     - `key`: for the entries.
 
-    **Returns:** a cell with float32 weights, else the same.
+    **Returns:** the cell with new float32 weights.
 
-    **Raises:** `TypeError` if `cell` is none; `ValueError` where a number is out of its range, the
+    **Raises:** `TypeError` if `cell` is not a `Cell`; `ValueError` if a number is out of range, the
     cell has no recurrent matrix, or so few entries were drawn that a matrix cannot be scaled or no
-    input gets in; `RuntimeError` if ARPACK does not converge.
+    input reaches the cell; `RuntimeError` if ARPACK does not converge.
 
     Jaeger, *The "Echo State" Approach to Analysing and Training Recurrent Neural Networks*, GMD
     Report 148, 2001; Lukoševičius, *A Practical Guide to Applying Echo State Networks*, 2012.
     """
     if not isinstance(cell, Cell):
         raise TypeError(f"as_reservoir takes a rnnscale.cells.Cell; got {type(cell).__name__}.")
-    for name, value in (("input_scale", input_scale), ("bias_scale", bias_scale)):
-        if not 0 <= value < np.inf:
-            raise ValueError(f"as_reservoir: {name} must be at least 0; got {value}.")
-    for name, value in (("density", density), ("input_density", input_density)):
-        if not 0 < value <= 1:
-            raise ValueError(f"as_reservoir: {name} must be in (0, 1]; got {value}.")
+    _check_scales(input_scale=input_scale, bias_scale=bias_scale)
+    _check_densities(density=density, input_density=input_density)
     if not 0 < spectral_radius < np.inf:
         raise ValueError(f"as_reservoir: spectral_radius must be positive; got {spectral_radius}.")
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
@@ -108,9 +104,9 @@ def as_reservoir[Reservoir: Cell](
 def spectral_radius(matrix: Float[Array, "n n"] | NDArray[np.floating]) -> float:
     """The largest magnitude of an eigenvalue, in float64.
 
-    It runs on the host. Of large matrices it is found by ARPACK, from a fixed start, and with zeros
-    left out where most entries are zero; in rare cases that is the second largest, smaller by less
-    than a percent.
+    It runs on the host. For large matrices it is computed by ARPACK, from a fixed start, with a
+    sparse matrix if most entries are zero; in rare cases ARPACK finds the second largest magnitude,
+    which is smaller by less than a percent.
 
     **Arguments:**
 
@@ -124,7 +120,7 @@ def spectral_radius(matrix: Float[Array, "n n"] | NDArray[np.floating]) -> float
     size = len(matrix)
     if size <= _DENSE:
         return float(np.max(np.abs(np.linalg.eigvals(matrix))))
-    # Not with `import rnnscale`: it takes as long as all the rest of that.
+    # Not imported with `rnnscale`, because it takes as long as all the rest.
     import scipy.sparse
     import scipy.sparse.linalg
 
@@ -146,13 +142,25 @@ def spectral_radius(matrix: Float[Array, "n n"] | NDArray[np.floating]) -> float
     ) from failure
 
 
+def _check_scales(**scales: float) -> None:
+    for name, value in scales.items():
+        if not 0 <= value < np.inf:
+            raise ValueError(f"as_reservoir: {name} must be at least 0; got {value}.")
+
+
+def _check_densities(**densities: float) -> None:
+    for name, value in densities.items():
+        if not 0 < value <= 1:
+            raise ValueError(f"as_reservoir: {name} must be in (0, 1]; got {value}.")
+
+
 def _is_recurrent(each: Parameter) -> bool:
     return each.axes[-2:] == ("hdim", "hdim") and each.group == "weight"
 
 
 def _scaled(matrix: NDArray[np.float64], radius: float, path: str) -> NDArray[np.float64]:
     found = spectral_radius(matrix)
-    # Rounding gives nilpotent matrices eigenvalues that are not quite zero.
+    # Because of rounding, the computed eigenvalues of nilpotent matrices are not exactly zero.
     if found <= 1e-3 * np.max(np.abs(matrix)):
         raise ValueError(
             f"as_reservoir: a matrix of {path}, {matrix.shape}, has no eigenvalue but zero: so few "

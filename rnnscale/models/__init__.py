@@ -1,4 +1,4 @@
-"""Blocks around a sequence layer, stacks of them, and the models made of a stack."""
+"""Blocks around a sequence layer, stacks of blocks, and models with a stack inside."""
 
 from rnnscale.models._block import Block as Block
 from rnnscale.models._classifier import SequenceClassifier as SequenceClassifier

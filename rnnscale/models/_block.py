@@ -1,4 +1,4 @@
-"""A sequence layer with what makes it stackable: norm, mixer, dropout, residual."""
+"""`Block`: a sequence layer with norm, mixer, dropout and residual, so that it can be stacked."""
 
 from collections.abc import Callable
 
@@ -17,18 +17,18 @@ from rnnscale._base import (
 from rnnscale.layers import Dropout, LayerNorm, fold_keys, row_keys
 from rnnscale.models._mixers import HalfGLU, Pointwise
 
-# Which numbers of a row's key the parts of a block draw from.
+# The numbers that are folded into a row's key for the parts of a block.
 _LAYER, _DROPOUT = 0, 1
 
 
 class Block(SequenceLayer, Stepwise, TakesIntervals):
     r"""$$y = x + \mathrm{dropout}(\mathrm{mixer}(\mathrm{layer}(\mathrm{norm}(x))))$$
 
-    Causal, with a `step`, where its sequence layer is.
+    It is causal, and its `step` works, if its sequence layer is causal.
 
     **Differs from the papers:** S5 and LRU use batch normalisation, which couples the rows of a
-    batch and the steps of a row; here a norm sees one step of one row. They share dropout masks
-    over time, and drop before the gate too; here there is one mask, of its own at each step.
+    batch and the steps of a row; here a norm sees one step of one row. They use the same dropout
+    mask at all steps, and also drop before the gate; here each step has one mask of its own.
     """
 
     norm: Pointwise
@@ -55,7 +55,7 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
         - `dropout`: the rate, in `[0, 1)`. Dropout acts where a call is given a `key`.
         - `key`: for the mixer.
 
-        **Raises:** `ValueError` where the layer's sizes differ.
+        **Raises:** `ValueError` if the layer's `idim` and `odim` differ.
         """
         if layer.idim != layer.odim:
             raise ValueError(
@@ -82,13 +82,6 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
         intervals: Float[Array, "*batch time"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time dim"]]:
-        """As a sequence layer, and with
-
-        - `intervals`: the time between each step and the one before, for a layer that takes them,
-            such as `S5`.
-
-        **Raises:** `TypeError` where they are given and the layer takes none.
-        """
         check_features(self, xs, self.idim, rank=2)
         options = self._timing(intervals=intervals)
         layer_key, dropout_key = _split(key, xs.shape[:-2])
@@ -109,8 +102,8 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
         interval: Float[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch dim"]]:
-        """One step of time, for causal layers. **Raises** `TypeError` for others, and where the
-        layer takes no `interval` and one is given."""
+        """One step of time. **Raises** `TypeError` if the layer is not causal, or does not take an
+        `interval` that is given."""
         if not has_step(self.layer):
             raise TypeError(
                 f"{type(self.layer).__name__} is not causal: it needs the whole sequence and has "

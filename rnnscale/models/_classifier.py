@@ -1,4 +1,4 @@
-"""Labels for sequences, or for their steps."""
+"""`SequenceClassifier`, which labels sequences or their steps."""
 
 from collections.abc import Callable
 from functools import partial
@@ -39,7 +39,7 @@ class SequenceClassifier(TakesIntervals):
     state, logits = model(xs)         # xs: (batch, time, 1), logits: (batch, 10)
     ```
 
-    With `make_encoder=Embedding` it takes integer tokens, of shape `(batch, time)`.
+    With `make_encoder=Embedding` it takes integer tokens of shape `(batch, time)`.
 
     **Differs from the S5 and LRU code:** a norm follows the last block, because the residual
     stream grows with depth.
@@ -75,26 +75,26 @@ class SequenceClassifier(TakesIntervals):
     ):
         """**Arguments:**
 
-        - `idim`: features of the input, or number of tokens.
-        - `classes`: number of labels.
-        - `make_layer`: makes a sequence layer of `dim` features in and out from a key.
-        - `dim`: the width of the blocks.
-        - `depth`: how many blocks.
+        - `idim`: features of the input, or the number of tokens.
+        - `classes`: the number of labels.
+        - `make_layer`: from a key to a sequence layer with `dim` features in and out.
+        - `dim`: features of the blocks.
+        - `depth`: the number of blocks.
         - `make_encoder`: `Linear` for features, `Embedding` for tokens.
-        - `make_mixer`, `make_norm`, `dropout`: see `rnnscale.models.Block`; `make_norm` makes the
-            last norm too.
-        - `pool`: `"mean"` over the valid steps, the `"last"` valid one, or `"none"`: a label for
-            each step.
+        - `make_mixer`, `make_norm`, `dropout`: see `rnnscale.models.Block`; the last norm is also
+            made by `make_norm`.
+        - `pool`: the `"mean"` over the valid steps, the `"last"` valid step, or `"none"`, which
+            gives a label for each step.
         - `remat`: see `BlockStack`.
-        - `chunk`: run so many steps after so many, up to the pooling, with the state handed on.
-            For the gradient each chunk is computed again, so that activations are never those of
-            more than one; about the square root of the length takes the least memory. The same
-            numbers, but other dropout masks. For causal layers, where no mesh splits time.
-        - `dtype`: the compute dtype for tokens; that of features is their own.
+        - `chunk`: run up to the pooling on this many steps at a time, handing the state on. The
+            backward pass computes each chunk again, so only the activations of one chunk exist at a
+            time; about the square root of the length takes the least memory. Dropout masks differ
+            from those without chunks. For causal layers, on a mesh that does not split time.
+        - `dtype`: the compute dtype for tokens. Features are computed in their own.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is none, the layer isn't `dim` wide, `pool` is none
-        of these, or there is a `chunk` and the layer isn't causal.
+        **Raises:** `ValueError` if a size is below 1, the layer does not have `dim` features,
+        `pool` is invalid, or a `chunk` is given for a layer that is not causal.
         """
         check_size(SequenceClassifier, idim=idim, classes=classes, dim=dim)
         check_choice(SequenceClassifier, "pool", pool, Pooling)
@@ -137,9 +137,10 @@ class SequenceClassifier(TakesIntervals):
         intervals: Float[Array, "*batch time"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch classes"] | Float[Array, "*batch time classes"]]:
-        """As a call of `Block`. The logits have no time axis unless `pool` is `"none"`.
+        """**Arguments:** those of `TakesIntervals`, with `xs` of features or tokens.
 
-        A row of length zero has the logits of a zero feature vector.
+        **Returns:** `(state, logits)`. The logits have no time axis unless `pool` is `"none"`. For
+        a row of length zero, they are those of a zero feature vector.
         """
         *batch_shape, time = self._batch_and_time(xs)
         batch_shape = tuple(batch_shape)

@@ -1,4 +1,4 @@
-"""What a language model writes."""
+"""`generate`, text from a language model."""
 
 from typing import Any
 
@@ -28,13 +28,13 @@ def generate(
 ) -> tuple[State, Int[Array, "*batch steps"]]:
     """Tokens that follow `tokens`, each drawn given the ones before it.
 
-    Only the state goes from token to token, so that memory grows with neither the prompt nor
-    `steps`, but for the tokens themselves.
+    Only the state is handed from token to token, so memory does not grow with the prompt or with
+    `steps`, except for the tokens themselves.
 
     ```python
     state, more = generate(model, tokens, steps=100, temperature=0.8, top_k=40, key=key)
     text = jnp.concatenate([tokens, more], axis=-1)
-    # 100 more, as if there had been one call of 200.
+    # 100 more, the same as from one call with steps=200.
     state, more = generate(
         model, more[..., -1:], state, steps=100, temperature=0.8, top_k=40, drawn=100, key=key
     )
@@ -42,25 +42,22 @@ def generate(
 
     **Arguments:**
 
-    - `model`: a `LanguageModel`, or anything that is called, has a `step` and an `init_state` like
-        it.
+    - `model`: a `LanguageModel`, or another model with the same call, `step` and `init_state`.
     - `tokens`: the prompts, at least one token each.
-    - `state`: the state before them; zero by default.
-    - `steps`: how many tokens, at least 1.
-    - `temperature`: logits are divided by it; towards 0 the likeliest token is taken, and at 0
-        exactly that one. At least 0.
-    - `top_k`: draw from the `top_k` likeliest tokens only, at least 1 and at most all of them; None
-        for all of them.
-    - `lengths`: the number of tokens in each row's prompt, at least 1; by default all.
-    - `chunk`: the prompts are read so many tokens after so many, at least 1.
-    - `drawn`: how many tokens were drawn with these keys before.
-    - `key`: one key, or one for each row; a row's draws depend on its own key only.
+    - `state`: the state before them. Default zero.
+    - `steps`: the number of tokens to draw, at least 1.
+    - `temperature`: logits are divided by it, at least 0. At 0 the likeliest token is taken.
+    - `top_k`: draw from the `top_k` likeliest tokens only, at least 1. `None` means all.
+    - `lengths`: the number of tokens in each row's prompt, at least 1. Default all.
+    - `chunk`: read the prompts this many tokens at a time, at least 1.
+    - `drawn`: the number of tokens drawn with these keys before.
+    - `key`: one key, or one for each row. A row's draws depend on its own key only.
 
     **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
     tokens.
 
-    **Raises:** `TypeError` for tokens that are no integers, `ValueError` for a number out of range
-    and an empty prompt.
+    **Raises:** `TypeError` if tokens are not integers, `ValueError` if a number is out of range or
+    a prompt is empty.
     """
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(f"tokens must be integers; got {tokens.dtype}.")
@@ -107,7 +104,7 @@ def _read(
     if state is None:
         state = model.init_state(tokens.shape[:-1])
     if tokens.shape[-1] == 1:
-        # So that going on gives to the bit what one call would have given.
+        # So that continuing gives bit for bit what one call would have given.
         return model.step(tokens[..., 0], state)
     _, first = jax.eval_shape(lambda: model.step(tokens[..., 0], state))
     last = jnp.zeros(first.shape, first.dtype)

@@ -1,4 +1,4 @@
-"""The next token, given those before it."""
+"""`LanguageModel`, which predicts the next token from those before it."""
 
 from collections.abc import Callable
 
@@ -55,18 +55,18 @@ class LanguageModel(Stepwise, TakesIntervals):
     ):
         """**Arguments:**
 
-        - `vocab`: number of tokens.
-        - `make_layer`: makes a causal layer of `dim` features in and out from a key.
-        - `dim`: the width of the blocks.
-        - `depth`: how many blocks.
-        - `make_mixer`, `make_norm`, `dropout`: see `rnnscale.models.Block`; `make_norm` makes the
-            last norm too.
+        - `vocab`: the number of tokens.
+        - `make_layer`: from a key to a causal layer with `dim` features in and out.
+        - `dim`: features of the blocks.
+        - `depth`: the number of blocks.
+        - `make_mixer`, `make_norm`, `dropout`: see `rnnscale.models.Block`; the last norm is also
+            made by `make_norm`.
         - `remat`: see `BlockStack`.
-        - `dtype`: the compute dtype, which tokens cannot tell.
+        - `dtype`: the compute dtype.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is none or the layer isn't `dim` wide; `TypeError`
-        where it isn't causal, since it would be shown the token it is to predict.
+        **Raises:** `ValueError` if a size is below 1 or the layer does not have `dim` features;
+        `TypeError` if it is not causal, since it would see the token that it has to predict.
         """
         check_size(LanguageModel, vocab=vocab, dim=dim)
         embedding_key, stack_key, head_key = jax.random.split(key, 3)
@@ -104,7 +104,6 @@ class LanguageModel(Stepwise, TakesIntervals):
         intervals: Float[Array, "*batch time"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time vocab"]]:
-        """As a `Block`, from tokens to logits."""
         if jnp.ndim(tokens) < 1:
             raise ValueError(
                 f"LanguageModel takes tokens of shape (*batch, time); got shape {tokens.shape}. "
@@ -124,7 +123,6 @@ class LanguageModel(Stepwise, TakesIntervals):
         interval: Float[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch vocab"]]:
-        """One token: `(state, logits)`."""
         x = self.embedding(token, self.dtype)
         state, x = self.stack.step(x, state, interval=interval, key=key)
         return state, self.head(self.norm(x))

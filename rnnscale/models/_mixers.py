@@ -1,7 +1,7 @@
-"""What mixes the channels after a sequence layer, at every step on its own.
+"""Mixers, which mix the channels after a sequence layer at each step independently.
 
-A mixer is made by `Mixer(dim, key=key)` and maps "*axes dim" to "*axes dim". Any callable of that
-signature will do, for example `functools.partial(FFN, hidden=512)`.
+`make_mixer(dim, key=key)` makes a mixer, which maps "*axes dim" to "*axes dim". Any function with
+that signature can be one, for example `functools.partial(FFN, hidden=512)`.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from rnnscale._base import check_features, check_size
 from rnnscale._fields import parameter
 from rnnscale.layers import Linear
 
-# A norm or mixer: a module that is called on "*axes dim" and returns the same.
+# A norm or mixer, from "*axes dim" to "*axes dim".
 type Pointwise = Callable[[Array], Array]
 
 
@@ -53,7 +53,7 @@ class HalfGLU(eqx.Module):
 
 
 class FFN(eqx.Module):
-    r"""$y = W_2\, \phi(W_1 x + b_1) + b_2$, `hidden` wide inside."""
+    r"""$y = W_2\, \phi(W_1 x + b_1) + b_2$, with `hidden` features between."""
 
     w_in: Float[Array, "mlp idim"] = parameter()
     b_in: Float[Array, "mlp"] = parameter(group="bias")
@@ -72,8 +72,8 @@ class FFN(eqx.Module):
         """**Arguments:**
 
         - `dim`: features in and out.
-        - `hidden`: features between, `4 * dim` by default.
-        - `activation`: the elementwise function between.
+        - `hidden`: features between the two maps. Default `4 * dim`.
+        - `activation`: the elementwise function between them.
         - `key`: for the initial weights, Lecun-normal; the biases start at zero.
         """
         hidden = 4 * dim if hidden is None else hidden
@@ -93,7 +93,7 @@ class FFN(eqx.Module):
 
 
 class Nonlinearity(eqx.Module):
-    r"""$y = \phi(x)$, no parameters."""
+    r"""$y = \phi(x)$, without parameters."""
 
     activation: Callable[[Array], Array] = eqx.field(static=True)
 
@@ -104,7 +104,7 @@ class Nonlinearity(eqx.Module):
         activation: Callable[[Array], Array] = jax.nn.gelu,
         key: PRNGKeyArray | None = None,
     ):
-        """`dim` and `key` are taken and not used, so that mixers are made alike."""
+        """`dim` and `key` are not used. They are arguments of every mixer."""
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes dim"]:
@@ -112,10 +112,10 @@ class Nonlinearity(eqx.Module):
 
 
 class Identity(eqx.Module):
-    """$y = x$, no parameters: a purely linear block where the sequence layer is linear."""
+    """$y = x$, without parameters. With a linear sequence layer the block is linear."""
 
     def __init__(self, dim: int | None = None, *, key: PRNGKeyArray | None = None):
-        """`dim` and `key` are taken and not used, so that mixers are made alike."""
+        """`dim` and `key` are not used. They are arguments of every mixer."""
 
     def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes dim"]:
         return x

@@ -1,4 +1,4 @@
-"""Equal blocks, run by one loop over depth."""
+"""`BlockStack`: equal blocks, run by one loop over depth so that compile time does not grow."""
 
 from collections.abc import Callable
 
@@ -24,9 +24,9 @@ from rnnscale.models._mixers import HalfGLU, Pointwise
 class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
     """`depth` blocks in a row, compiled as one.
 
-    Every array of `blocks` has a leading axis of `depth`, and `jax.lax.scan` runs over it, so
-    neither the program nor its compile time grows with depth. The state is that of a block with
-    a leading axis of `depth` too.
+    Every array of `blocks` has a leading axis of size `depth`, and `jax.lax.scan` runs over it, so
+    neither the program nor its compile time grows with depth. The state is that of a block, with a
+    leading axis of size `depth`.
     """
 
     blocks: Block
@@ -50,11 +50,11 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
 
         - `make_layer`: makes the sequence layer of one block from a key, for example
             `lambda key: S5(64, 64, key=key)`. It is traced once, for all depths.
-        - `depth`: how many blocks.
+        - `depth`: the number of blocks.
         - `make_mixer`, `make_norm`, `dropout`: see `Block`.
-        - `remat`: keep the inputs of blocks only and compute their insides again in the backward
+        - `remat`: keep only the inputs of the blocks, and compute the rest again in the backward
             pass: less memory for about a third more arithmetic.
-        - `key`: split over the blocks.
+        - `key`: for the initial parameters.
         """
         check_size(BlockStack, depth=depth)
 
@@ -86,7 +86,6 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         intervals: Float[Array, "*batch time"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time dim"]]:
-        """As a `Block`."""
         check_features(self, xs, self.idim, rank=2)
         batch_shape = xs.shape[:-2]
         keys = row_keys(key, batch_shape)
@@ -109,7 +108,6 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         interval: Float[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch dim"]]:
-        """One step of time, as of a `Block`."""
         check_features(self, x, self.idim)
 
         def run(block: Block, x: Array, state: State, keys: Array | None) -> tuple[Array, State]:
@@ -145,13 +143,13 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
 
 
 def _constrain(xs: Float[Array, "*batch time dim"]) -> Float[Array, "*batch time dim"]:
-    """Batch and time over their mesh axes: the leading axis is the one that is sharded."""
+    """`xs` with its leading axis over the mesh axes of the batch, and time over those of time."""
     leading = ("batch", *(None,) * (xs.ndim - 3)) if xs.ndim > 2 else ()
     return sharding.constrain(xs, *leading, "time", None)
 
 
 def check_width(owner: type, dim: int, stack: BlockStack) -> None:
-    """Raises unless the blocks have `dim` features."""
+    """Raises `ValueError` unless the blocks have `dim` features."""
     if stack.idim != dim:
         raise ValueError(
             f"{owner.__name__}: make_layer must make layers of dim={dim} features in and out; "

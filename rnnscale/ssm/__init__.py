@@ -1,4 +1,4 @@
-"""State-space models: linear recurrences with a diagonal complex decay."""
+"""State-space models and other layers that are linear in their state."""
 
 from rnnscale.ssm._base import DiagonalSSM as DiagonalSSM
 from rnnscale.ssm._bidirectional_s5 import BidirectionalS5 as BidirectionalS5

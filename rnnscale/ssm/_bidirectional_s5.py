@@ -1,4 +1,4 @@
-"""S5 in both directions of time."""
+"""`BidirectionalS5`, S5 in both directions of time."""
 
 from typing import cast
 
@@ -16,14 +16,14 @@ from rnnscale_kernels import Planar
 
 
 class BidirectionalS5(SequenceLayer):
-    r"""S5 with a second output matrix on the scan that runs backwards in time:
+    r"""S5 with a second output matrix for the scan that runs backwards in time:
 
     $$y = 2\,\mathrm{Re}(\tilde C_1 \overrightarrow{x} + \tilde C_2 \overleftarrow{x}) + d \odot u$$
 
-    Both scans share $\Lambda$, $\tilde B$ and the steps, so the layer costs one output matrix more
-    than `S5`. It isn't causal and has no `step`. The state is `(forward, backward)`, each as that
-    of `S5`: the forward one is that of the last step of the sequence, the backward one that of the
-    first. Arguments, paper and departures are those of `S5`.
+    Both scans share $\Lambda$, $\tilde B$ and the steps, so the layer has one more output matrix
+    than `S5`. It is not causal and has no `step`. The state is `(forward, backward)`, two states of
+    `S5`: the forward one after the last step of the sequence, the backward one after the first.
+    Arguments, paper and differences from it are those of `S5`.
     """
 
     forward: S5

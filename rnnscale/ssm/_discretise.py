@@ -2,9 +2,8 @@ r"""Coefficients of discrete diagonal systems, as two real planes.
 
 Everything here is elementwise. A continuous system $\dot x = \lambda x + b u$ with step $\Delta$
 becomes $x_{k+1} = \bar\lambda x_k + g b u_k$; the functions return the decay $\bar\lambda$ and the
-gain $g$. Complex arithmetic is written out, because parameters are real and because the obvious
-forms lose their digits where it matters: $\lambda\Delta$ is small, and $e^{\lambda\Delta} - 1$
-computed as a difference has few left.
+gain $g$. Complex arithmetic is written out, because parameters are real, and because the usual
+formulas are inaccurate: $\lambda\Delta$ is small, so $e^{\lambda\Delta} - 1$ loses digits.
 """
 
 from typing import Literal
@@ -21,8 +20,8 @@ type Discretisation = Literal["zoh", "bilinear"]
 # rounding in the sine, the cosine and the products cannot carry |decay| back to one.
 MAX_MAGNITUDE = 1 - 2**-22
 
-# Parameters may drift anywhere, so nothing below may overflow: an infinity would meet a zero in
-# the gradient, or be the argument of a cosine. Decays have long underflowed at these values.
+# Training may move parameters anywhere, so nothing below may overflow: an infinity times a zero in
+# the gradient, or the cosine of an infinity, is NaN. At these values decays have underflowed.
 _LARGEST_LOG = 80.0
 _LARGEST = 1e18
 
@@ -51,7 +50,7 @@ def reciprocal(x: Planar) -> Planar:
 
 def limit_magnitude(x: Planar) -> Planar:
     """Shortens the entries of `x` that are longer than `MAX_MAGNITUDE` to that length."""
-    # The compiler may compute x anew, and round it otherwise, for the test and for the product.
+    # Without it the compiler may compute x twice, with different rounding, for test and product.
     x = jax.lax.optimization_barrier(x)
     square = x.re**2 + x.im**2
     limit = MAX_MAGNITUDE**2
@@ -75,7 +74,7 @@ def bilinear(eigenvalue: Planar, step: Float[Array, "*n"]) -> tuple[Planar, Plan
     $g = \Delta / (1 - \lambda\Delta/2)$."""
     product = _bounded_product(eigenvalue, step)
     inverse = reciprocal(Planar(1 - product.re / 2, -product.im / 2))
-    # As 1 + λΔ / (1 - λΔ/2) the decay, which is near one, is rounded there only once.
+    # Written as 1 + λΔ / (1 - λΔ/2), the decay, which is near one, is rounded near one only once.
     growth = multiply(product, inverse)
     return Planar(1 + growth.re, growth.im), scale(inverse, step)
 

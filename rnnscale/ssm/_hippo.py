@@ -33,13 +33,11 @@ def hippo_normal(
 
     $A_N = A + p p^\top$ with $p_n = \sqrt{n + 1/2}$ is $-\tfrac12 I$ plus a skew-symmetric $S$,
     so $-iS$ is Hermitian: its eigenproblem is well conditioned and gives a unitary $V$ with
-    $A_N = V \Lambda V^H$. Solving for the eigenvalues of $A$ itself fails from some 30 states on.
+    $A_N = V \Lambda V^H$. Computing the eigenvalues of $A$ itself fails from about 30 states on.
 
-    **Returns:**
-
-    `(eigenvalues, vectors)` of shapes (state,) and (state, state) in double precision, by ascending
-    imaginary part: the first half is the one with negative imaginary parts, its conjugates follow
-    in reverse order.
+    **Returns:** `(eigenvalues, vectors)` of shapes (state,) and (state, state) in double precision,
+    by ascending imaginary part: the first half has negative imaginary parts, and its conjugates
+    follow in reverse order.
 
     Gu et al., *On the Parameterization and Initialization of Diagonal State Space Models*, 2022.
     """
@@ -60,7 +58,7 @@ def half_of_hippo(block_dim: int) -> tuple[NDArray[np.complex128], NDArray[np.co
 def input_map(
     key: PRNGKeyArray, idim: int, state_dim: int, vectors: NDArray[np.complex128]
 ) -> tuple[Float[Array, "state idim"], Float[Array, "state idim"]]:
-    """An initial B̃ = Vᴴ B, as two planes: B random real, V block-diagonal."""
+    """An initial B̃ = Vᴴ B, as two planes, with random real B and block-diagonal V."""
     b = jax.nn.initializers.lecun_normal()(key, (state_dim, idim), jnp.float32)
     blocks = b.reshape(-1, vectors.shape[0], idim)
 
@@ -74,7 +72,7 @@ def input_map(
 def output_map(
     key: PRNGKeyArray, odim: int, state_dim: int, vectors: NDArray[np.complex128], init: OutputInit
 ) -> tuple[Float[Array, "odim state"], Float[Array, "odim state"]]:
-    """An initial C̃ = C V, as two planes: C random complex, V block-diagonal."""
+    """An initial C̃ = C V, as two planes, with random complex C and block-diagonal V."""
     if init == "complex_normal":
         re, im = jax.random.normal(key, (2, odim, state_dim // 2), jnp.float32) * math.sqrt(0.5)
         return re, im

@@ -1,4 +1,4 @@
-"""Causal linear attention, a recurrence with a matrix for a state."""
+"""Causal linear attention, a recurrence whose state is a matrix."""
 
 import math
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 from rnnscale import sharding
 from rnnscale._base import (
     CausalLayer,
+    check_call,
     check_features,
     check_size,
     checked_state,
@@ -19,13 +20,13 @@ from rnnscale._base import (
     zero_padding,
 )
 from rnnscale._fields import parameter
-from rnnscale_kernels import check_reset, checked_lengths, vary_alike
+from rnnscale_kernels import vary_alike
 
-# Steps in a chunk: pairs of them are compared directly.
+# Steps in a chunk, within which attention is computed between all pairs of steps.
 _CHUNK = 64
 
-# The feature map is at least e to this. Products of two, and the square of their inverse in the
-# gradient of a quotient, are then within float32.
+# The feature map is at least e to this power. A product of two, and the square of its inverse in
+# the gradient of a quotient, are then within the range of float32.
 _LOWEST = -20.0
 
 
@@ -36,7 +37,9 @@ class AttentionState(NamedTuple):
     normaliser: Float[Array, "*batch heads key"]
 
 
-class _Steps(NamedTuple):
+class _Chunk(NamedTuple):
+    """The inputs of consecutive steps: projections, and the segment and validity of each step."""
+
     query: Float[Array, "*batch time heads key"]
     key: Float[Array, "*batch time heads key"]
     value: Float[Array, "*batch time heads value"]
@@ -52,10 +55,10 @@ class LinearAttention(CausalLayer):
 
     and the output is linear in the $y$ of all heads. The state is `(S, z)`, at least float32.
 
-    A sequence is computed in chunks of 64 steps: pairs of steps within a chunk at once, and the
-    state from chunk to chunk, so that the time taken is linear in the length. For the backward pass
-    it keeps $q, k, v$ and a state every 64 steps, and computes the pairs again. A NaN in the input
-    reaches every step of its chunk, earlier ones and those of other segments too.
+    A sequence is computed in chunks of 64 steps: attention between all pairs of steps in a chunk,
+    and the state from chunk to chunk, so the time is linear in the length. The backward pass keeps
+    $q, k, v$ and a state every 64 steps, and computes the pairs again. A NaN in the input reaches
+    every step of its chunk, including earlier steps and other segments.
 
     All weights start Lecun-normal.
 
@@ -89,13 +92,13 @@ class LinearAttention(CausalLayer):
         """**Arguments:**
 
         - `idim`: features of the input.
-        - `heads`: heads.
-        - `odim`: features of the output, `idim` by default.
-        - `key_dim`: features of queries and keys in a head, `idim / heads` by default.
-        - `value_dim`: features of values in a head, `key_dim` by default.
+        - `heads`: the number of heads.
+        - `odim`: features of the output. Default `idim`.
+        - `key_dim`: features of queries and keys in a head. Default `idim / heads`.
+        - `value_dim`: features of values in a head. Default `key_dim`.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` where a size is below 1, or `heads` does not divide `idim` and
+        **Raises:** `ValueError` if a size is below 1, or if `heads` does not divide `idim` and
         there is no `key_dim`.
         """
         check_size(LinearAttention, idim=idim, heads=heads)
@@ -128,42 +131,38 @@ class LinearAttention(CausalLayer):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[AttentionState, Float[Array, "*batch time odim"]]:
-        check_features(self, xs, self.idim, rank=2)
+        carried, lengths = check_call(self, xs, state, reset, lengths)
         batch_shape, time = xs.shape[:-2], xs.shape[-2]
-        carried = self.init_state(batch_shape, xs.dtype) if state is None else state
-        carried = checked_state(self, carried, batch_shape, xs.dtype)
-        check_reset(reset, (*batch_shape, time))
         if time == 0:
             return carried, jnp.zeros((*batch_shape, 0, self.odim), xs.dtype)
-        ends = jnp.array(time)
-        if lengths is not None:
-            lengths = checked_lengths(lengths, batch_shape, time)
-            ends = lengths[..., None]
+        ends = jnp.array(time) if lengths is None else lengths[..., None]
         valid = jnp.broadcast_to(jnp.arange(time) < ends, (*batch_shape, time))
         start = jnp.zeros_like(valid) if reset is None else valid & reset
 
-        # To "*batch part step ...": a device's part of time is computed as a row of its own.
+        # 1. To "*batch part step ...": each device computes its part of time as a row of its own,
+        # padded to a multiple of the chunk.
         rank, parts = len(batch_shape), sharding.time_parts(time)
-        held = time // parts
-        chunk = min(held, _CHUNK)
-        whole = held + -held % chunk
+        steps_of_part = time // parts
+        chunk = min(steps_of_part, _CHUNK)
+        padded = steps_of_part + -steps_of_part % chunk
 
         def in_parts(x: Array) -> Array:
-            return _padded(sharding.split_time(x, parts, time_axis=rank), whole, axis=rank + 1)
+            return _padded(sharding.split_time(x, parts, time_axis=rank), padded, axis=rank + 1)
 
         query, key_, value = self._project(in_parts(zero_padding(xs, lengths)))
         segment = jnp.cumsum(in_parts(start), axis=-1)
-        steps = _Steps(query, key_, value, segment, in_parts(valid))
+        steps = _Chunk(query, key_, value, segment, in_parts(valid))
 
-        # The normaliser is what a further feature of the values, always one, would give.
+        # 2. The memory that enters each part. The normaliser is its last column, which belongs to a
+        # further feature of the values that is always one.
         memory = jnp.concatenate([carried.memory, carried.normaliser[..., None]], axis=-1)
-        # The carry of the loops below varies over the axes of a `shard_map` as the steps do.
+        # Inside a `shard_map`, the carry of the loops below has to vary over the axes of the steps.
         memory, steps = vary_alike((memory, steps))
         entering = jnp.expand_dims(memory, rank)
         if parts > 1:
             memory, entering = _between_parts(memory, steps, rank)
 
-        # To "chunk *batch part step ...".
+        # 3. To "chunk *batch part step ...", and the chunks of all parts one after another.
         chunks = jax.tree.map(
             lambda x: jnp.moveaxis(
                 x.reshape(*batch_shape, parts, -1, chunk, *x.shape[rank + 2 :]), rank + 1, 0
@@ -175,8 +174,8 @@ class LinearAttention(CausalLayer):
         if parts == 1:
             memory = jnp.squeeze(leaving, rank)
         ys = jnp.moveaxis(ys, 0, rank + 1)
-        ys = ys.reshape(*batch_shape, parts, whole, self.heads, self.value_dim)
-        ys = lax.slice_in_dim(ys, 0, held, axis=rank + 1)
+        ys = ys.reshape(*batch_shape, parts, padded, self.heads, self.value_dim)
+        ys = lax.slice_in_dim(ys, 0, steps_of_part, axis=rank + 1)
         ys = self._mix(sharding.join_time(ys, time_axis=rank), xs.dtype)
         return AttentionState(memory[..., :-1], memory[..., -1]), zero_padding(ys, lengths)
 
@@ -203,7 +202,7 @@ class LinearAttention(CausalLayer):
         return AttentionState(jnp.zeros((*shape, self.value_dim), dtype), jnp.zeros(shape, dtype))
 
     def _project(self, x: Float[Array, "*axes idim"]) -> tuple[Array, Array, Array]:
-        """Features of queries and of keys, and values: `*axes heads ...`, at least float32."""
+        """The features of queries and keys, and the values: `*axes heads ...`, at least float32."""
 
         def project(weight: Array) -> Array:
             wide = state_dtype(x.dtype)
@@ -217,7 +216,7 @@ class LinearAttention(CausalLayer):
 
 
 def _features(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
-    """elu(x) + 1, with all its digits below zero."""
+    """elu(x) + 1, without loss of precision below zero."""
     return jnp.where(x > 0, x + 1, jnp.exp(jnp.clip(x, _LOWEST, 0)))
 
 
@@ -227,8 +226,8 @@ def _padded(x: Array, size: int, *, axis: int) -> Array:
     return jnp.pad(x, padding)
 
 
-def _attend(carry: tuple[Array, Array], steps: _Steps) -> tuple[tuple[Array, Array], Array]:
-    """One chunk. What is carried are the memory and the segment that it belongs to."""
+def _attend(carry: tuple[Array, Array], steps: _Chunk) -> tuple[tuple[Array, Array], Array]:
+    """The outputs of one chunk. The carry is the memory and the segment that it belongs to."""
     memory, segment = carry
     query, key, value, segments, _ = steps
     value = _with_ones(value)
@@ -238,7 +237,7 @@ def _attend(carry: tuple[Array, Array], steps: _Steps) -> tuple[tuple[Array, Arr
     pairs = jnp.where(seen[..., None, :, :], pairs, 0)
     within = jnp.einsum("...hts,...shv->...thv", pairs, value)
 
-    # Masked on both sides, since the memory of a segment that has ended need not be finite.
+    # Both the input and the output are masked: the memory of a segment that has ended may be NaN.
     carried = (segments == segment[..., None])[..., None, None]
     before = jnp.einsum("...thk,...hkv->...thv", jnp.where(carried, query, 0), memory)
     total = within + jnp.where(carried, before, 0)
@@ -249,8 +248,8 @@ def _attend(carry: tuple[Array, Array], steps: _Steps) -> tuple[tuple[Array, Arr
     return (memory, last), total[..., :-1] / total[..., -1:]
 
 
-def _added(steps: _Steps) -> Float[Array, "*rows heads key extended"]:
-    """What the last segment of these steps adds to the memory."""
+def _added(steps: _Chunk) -> Float[Array, "*rows heads key extended"]:
+    """The sum of key-value products of the last segment, which is added to the memory."""
     kept = steps.valid & (steps.segment == steps.segment[..., -1:])
     key = jnp.where(kept[..., None, None], steps.key, 0)
     return jnp.einsum("...thk,...thv->...hkv", key, _with_ones(steps.value))
@@ -260,8 +259,8 @@ def _with_ones(value: Float[Array, "*axes value"]) -> Float[Array, "*axes value+
     return jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
 
 
-def _between_parts(memory: Array, steps: _Steps, rank: int) -> tuple[Array, Array]:
-    """The memory after all parts of time, and before each, from the one before the first.
+def _between_parts(memory: Array, steps: _Chunk, rank: int) -> tuple[Array, Array]:
+    """The memory after all parts of time and before each part, given the one before the first.
 
     **Arguments:**
 
@@ -269,21 +268,21 @@ def _between_parts(memory: Array, steps: _Steps, rank: int) -> tuple[Array, Arra
     - `steps`: "*batch part step ...", with `rank` axes of batch.
     """
 
-    def whole(x: Array) -> Array:
-        """All parts on every device, before the loop over them, and so are their cotangents."""
+    def gathered(x: Array) -> Array:
+        """All parts on every device, so that the loop over them, and its transpose, is local."""
         batch = ("batch",)[:rank]
         return sharding.constrain(x, *batch, *(None,) * (x.ndim - len(batch)))
 
     added = _added(steps)
     cut = steps.segment[..., -1:] > 0
-    # Side by side, so that one gather brings every device the parts of all.
+    # Concatenated, so that it takes one gather.
     totals = jnp.concatenate([added.reshape(*cut.shape[:-1], -1), cut.astype(added.dtype)], -1)
-    totals = whole(sharding.constrain_time(totals, time_axis=rank))
+    totals = gathered(sharding.constrain_time(totals, time_axis=rank))
 
     def add(memory: Array, total: Array) -> tuple[Array, Array]:
         cut = total[..., -1, None, None, None] > 0
         return jnp.where(cut, 0, memory) + total[..., :-1].reshape(memory.shape), memory
 
     memory, before = lax.scan(add, memory, jnp.moveaxis(totals, rank, 0))
-    before = whole(jnp.moveaxis(before, 0, rank))
+    before = gathered(jnp.moveaxis(before, 0, rank))
     return memory, sharding.constrain_time(before, time_axis=rank)

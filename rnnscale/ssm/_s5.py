@@ -1,4 +1,4 @@
-"""The simplified state-space layer S5."""
+"""S5, the simplified state-space layer, for regular and for irregular samples."""
 
 import math
 from typing import Any, cast
@@ -14,6 +14,7 @@ from rnnscale import sharding
 from rnnscale._base import (
     TakesIntervals,
     at_least_float32,
+    check_call,
     check_choice,
     check_features,
     check_size,
@@ -33,7 +34,7 @@ from rnnscale.ssm._discretise import (
     zero_order_hold,
 )
 from rnnscale.ssm._hippo import OutputInit, half_of_hippo, input_map, output_map
-from rnnscale_kernels import Planar, check_reset, checked_lengths
+from rnnscale_kernels import Planar
 
 _LARGEST_REAL_PART = -1e-4
 
@@ -175,16 +176,12 @@ class S5(DiagonalSSM, TakesIntervals):
         """
         if intervals is None:
             return self.scan_steps(xs, state, reset=reset, lengths=lengths)
-        check_features(self, xs, self.idim, rank=2)
+        carried, lengths = check_call(self, xs, state, reset, lengths)
         batch_shape, time = xs.shape[:-2], xs.shape[-2]
-        carried = self.init_state(batch_shape, xs.dtype) if state is None else state
-        carried = checked_state(self, carried, batch_shape, xs.dtype)
-        check_reset(reset, (*batch_shape, time))
         intervals = _with_shape(intervals, (*batch_shape, time))
         if time == 0:
             return carried, jnp.zeros((*batch_shape, 0, self.odim), xs.dtype)
         if lengths is not None:
-            lengths = checked_lengths(lengths, batch_shape, time)
             valid = jnp.arange(time) < lengths[..., None]
             # After an interval of zero the state is unchanged.
             intervals = jnp.where(valid, intervals, 0)
@@ -271,7 +268,7 @@ class S5(DiagonalSSM, TakesIntervals):
 
 
 def _with_shape(intervals: Any, shape: tuple[int, ...]) -> Float[Array, "*axes"]:
-    """Intervals, at least float32. Raises unless they are real numbers of that shape."""
+    """`intervals`, at least float32. Raises unless they are real numbers of shape `shape`."""
     intervals = jnp.asarray(intervals)
     if not jnp.issubdtype(intervals.dtype, jnp.floating):
         raise TypeError(f"S5: intervals must be real numbers; got {intervals.dtype}.")
@@ -283,11 +280,11 @@ def _with_shape(intervals: Any, shape: tuple[int, ...]) -> Float[Array, "*axes"]
 
 
 def _not_negative(intervals: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
-    """Raises where one is known to be negative; those that nobody knows are clipped."""
+    """`intervals`, clipped at zero. Raises if one is negative and they are not traced."""
     if not isinstance(intervals, Tracer) and np.any(np.asarray(intervals) < 0):
         least = np.nanmin(np.asarray(intervals))
         raise ValueError(
-            f"S5: intervals are times from step to step and at least 0; got {least}. Of times of "
-            "sorted steps they are the differences."
+            f"S5: intervals are times from step to step and at least 0; got {least}. For sorted "
+            "times of steps, they are the differences."
         )
     return jnp.maximum(intervals, 0)

@@ -1,4 +1,4 @@
-"""The recurrent state that goes from one batch to the next."""
+"""`Carry`, the recurrent state that is handed from one batch to the next."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from rnnscale._base import SequenceModel, State
 
 
 class Carry(eqx.Module):
-    """A model's state for each row of a batch, as it is kept between steps: in the training state,
-    in checkpoints, and over the devices of a mesh, each of which has that of its own rows.
+    """A model's state for each row of a batch, in the form in which it is kept between steps: in
+    the training state, in checkpoints, and on a mesh, where each device holds its own rows.
 
-    A state is opaque, and its batch axis is not always the leading one (a stack of layers has its
-    depth before it). Here it leads, so that its annotation says how it is laid out.
+    A state is opaque, and its batch axis is not always the leading one: in a stack of layers, depth
+    comes first. Here the batch axis leads, so that its annotation says how it is sharded.
     """
 
     arrays: tuple[Shaped[Array, "batch ..."], ...]
@@ -32,15 +32,14 @@ class Carry(eqx.Module):
 
         - `model`: any causal layer or model.
         - `batch_size`: rows in a batch, at least 1.
-        - `dtype`: what the model computes in; float32 by default.
+        - `dtype`: the compute dtype. Default float32.
 
-        **Raises:** `ValueError` for a model that is not causal, or has a state that does not belong
-        to rows.
+        **Raises:** `ValueError` if the model is not causal, or a state array has no batch axis.
         """
         if not model.causal:
             raise ValueError(
-                f"{type(model).__name__} looks ahead, so its state can't be carried to what comes "
-                "next: use causal layers"
+                f"{type(model).__name__} looks ahead, so its state can't be carried to the next "
+                "batch: use causal layers"
             )
         state = model.init_state((batch_size,), dtype)
         leaves, structure = jax.tree.flatten(state)
@@ -51,12 +50,12 @@ class Carry(eqx.Module):
 
     @property
     def state(self) -> State:
-        """The state as the model takes it."""
+        """The state in the form that the model takes."""
         moved = [jnp.moveaxis(x, 0, axis) for x, axis in zip(self.arrays, self.axes, strict=True)]
         return jax.tree.unflatten(self.structure, moved)
 
     def after(self, state: State) -> "Carry":
-        """The same with the state that the model returned."""
+        """The carry with `state`, which the model returned."""
         arrays = _leading(jax.tree.leaves(state), self.axes)
         return Carry(arrays, self.axes, self.structure)
 
@@ -66,9 +65,9 @@ def _leading(leaves: list[Array], axes: tuple[int, ...]) -> tuple[Array, ...]:
 
 
 def _growing_axis(model: SequenceModel, shape: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """The axis that grows with the batch."""
-    for axis, (size, of_more) in enumerate(zip(shape, other, strict=True)):
-        if size != of_more:
+    """The batch axis: the one whose size grows with the batch."""
+    for axis, (size, other_size) in enumerate(zip(shape, other, strict=True)):
+        if size != other_size:
             return axis
     raise ValueError(
         f"{type(model).__name__} has a state of shape {shape} that is the same for any batch: all "

@@ -1,4 +1,4 @@
-"""Losses of sequences that are longer than memory."""
+"""`in_chunks`, which computes a loss of long sequences in pieces of time."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,13 +16,13 @@ from rnnscale_kernels import checked_lengths
 
 
 def in_chunks(loss: Callable[..., tuple[Any, Totals]], steps: int) -> Callable[..., Any]:
-    """The same loss, computed `steps` time steps after `steps` time steps.
+    """The same loss, computed on `steps` time steps at a time.
 
-    The model runs on one chunk at a time with its state handed on, and the totals are added up. For
-    the gradient each chunk is computed again from the state that entered it, so that activations
-    and logits are never those of more than one chunk. With `steps` of about the square root of the
-    length, memory grows with that root. Value and gradient are those of the whole, to rounding,
-    where no random numbers are drawn: the keys of a chunk are folded with its number.
+    The model runs on one chunk after another, with its state handed on, and the totals are summed.
+    The backward pass computes each chunk again from the state that entered it, so only the
+    activations and logits of one chunk exist at a time. With `steps` of about the square root of
+    the length, memory grows with that root. Value and gradient equal those without chunks, up to
+    rounding, if no random numbers are drawn; a chunk's number is folded into its keys.
 
     ```python
     from rnnscale.training import cross_entropy, in_chunks, make_train_step
@@ -31,21 +31,21 @@ def in_chunks(loss: Callable[..., tuple[Any, Totals]], steps: int) -> Callable[.
     train_step = make_train_step(in_chunks(cross_entropy, 1024), optimiser)
     ```
 
-    Over a mesh each chunk gathers the parameters that `fsdp` splits, and adds up its gradients over
-    devices. A train step with an `accumulation` of 2 or more does both once.
+    Over a mesh, each chunk gathers the parameters that `fsdp` splits, and sums its gradients over
+    devices. A train step with an `accumulation` of 2 or more does both only once.
 
     **Arguments:**
 
-    - `loss`: `loss(model, batch, key, state) -> (state, totals)`, where totals are sums over the
-        labels. The labels are one a step.
-    - `steps`: of a chunk, at least 1; the last one may be shorter.
+    - `loss`: `loss(model, batch, key, state) -> (state, totals)`, where the totals are sums over
+        labels, and each step has a label.
+    - `steps`: the steps in a chunk, at least 1; the last chunk may be shorter.
 
-    **Returns:** `loss(model, batch, key, state=None) -> (state, totals)`. Of `batch`, every array
-    that begins with the axes `batch time` of `inputs` is cut; `lengths` are those within a chunk;
-    anything else is there in every chunk. Without a `state` it starts from `model.init_state`.
+    **Returns:** `loss(model, batch, key, state=None) -> (state, totals)`. It cuts every array of
+    `batch` that begins with the axes `batch time` of `inputs`; `lengths` become those within the
+    chunk; all other arrays are passed to every chunk. The default `state` is `model.init_state`.
 
-    **Raises:** `ValueError` where `steps` is below 1; and, when it is called, where the labels are
-    not one a step, the model has no `causal` that is true, or the mesh has `seq` above 1.
+    **Raises:** `ValueError` if `steps` is below 1; and, when it is called, if the labels are not
+    one for each step, the model is not a causal `SequenceModel`, or the mesh has `seq` above 1.
     """
     if steps < 1:
         raise ValueError(f"in_chunks: steps must be at least 1; got {steps}.")
@@ -96,7 +96,7 @@ def _check_cuts(model: PyTree, batch: Mapping[str, Array], axes: tuple[int, ...]
     if labels.shape[:2] != axes:
         raise ValueError(
             f"in_chunks: the labels must be one a step, of a shape that begins with {axes}; got "
-            f"{labels.shape}. For labels of whole sequences give the model its chunk: "
+            f"{labels.shape}. For one label a sequence, give the chunk to the model: "
             "SequenceClassifier(..., chunk=...), RNN(..., chunk=...) or DeepRNN(..., chunk=...)."
         )
     if not isinstance(model, SequenceModel):

@@ -1,4 +1,4 @@
-"""Losses of a batch, as sums, so that parts of a batch add up whatever their sizes."""
+"""Losses as sums over a batch, so that parts of a batch of any sizes add up."""
 
 import math
 from collections.abc import Mapping
@@ -23,24 +23,26 @@ _MODEL_ARGUMENTS = ("reset", "lengths", "intervals")
 def cross_entropy(
     model: PyTree, batch: Batch, key: Key[Array, "*#batch"] | None, state: State | None = None
 ) -> tuple[State, Totals]:
-    """The cross-entropy in nats of labels given logits, summed over all labels that count.
+    """The cross-entropy of labels given logits, in nats, summed over all labels that count.
 
     **Arguments:**
 
-    - `model`: called as a sequence layer is, with those of `reset`, `lengths` and `intervals` that
-        the batch has, returns `(state, logits)` with logits of shape "*batch classes" or "*batch
-        time classes"; or an `RNN`, `DeepRNN` and the like, whose readout gives the logits.
-    - `batch`: `inputs`; `labels`, integers of the shape of the logits without the last axis;
-        optionally `lengths`, the valid steps of each row, `weight`, a factor for each row or each
-        label, and `scored`, booleans of the shape of the labels: those that the accuracy is of.
-    - `key`: for dropout: one key, or one for each row; `None` to evaluate.
-    - `state`: to start from, where it is carried from batch to batch; zero by default.
+    - `model`: a `RecurrentNetwork`, such as `RNN`, whose readout gives the logits; or any model
+        whose call, like that of a sequence layer, returns `(state, logits)`. It gets `reset`,
+        `lengths` and `intervals` if the batch has them. Logits have the shape "*batch classes" or
+        "*batch time classes".
+    - `batch`: `inputs`; `labels`, integers with the shape of the logits without the last axis;
+        optionally `lengths`, the valid steps of each row; `weight`, a factor for each row or each
+        label; and `scored`, booleans with the shape of the labels, true for those that count for
+        the accuracy.
+    - `key`: for dropout: one key, or one for each row. `None` means evaluation.
+    - `state`: the state to start from, if it is carried from batch to batch. Default zero.
 
-    **Returns:** `(state, totals)`: the model's last state, and the sums `loss`, `correct` (labels
-    that have the largest logit) and `count`; where the batch has `scored`, `correct` is over those
-    labels, and `scored` is how many they are.
+    **Returns:** `(state, totals)`: the model's last state, and the sums `loss`, `correct` (the
+    number of labels with the largest logit) and `count`. If the batch has `scored`, `correct`
+    counts those labels only, and the sum `scored` is their number.
 
-    **Raises:** `ValueError` where labels, or `scored`, and logits do not meet.
+    **Raises:** `ValueError` if the shape of labels or `scored` does not match the logits.
     """
     labels = batch["labels"]
     state, logits = _call(model, batch, key, state, label_axes=jnp.ndim(labels))
@@ -48,7 +50,7 @@ def cross_entropy(
         raise ValueError(f"labels of shape {labels.shape} for logits of shape {logits.shape}")
     logits = logits.astype(jnp.float32)
     weight = _weight(batch, labels.shape)
-    # Labels that do not count may be anything: -100 is a usual mark.
+    # Labels that do not count may have any value, often -100.
     labels = jnp.where(weight > 0, labels, 0)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = jnp.argmax(logits, axis=-1) == labels
@@ -73,18 +75,18 @@ def squared_error(
 
     **Arguments:**
 
-    - `model`: called as for `cross_entropy`, returns `(state, predictions)` with predictions of
-        shape "*batch odim" or "*batch time odim".
-    - `batch`: `inputs`; `labels`, real, of the shape of the predictions; optionally `lengths`, the
-        valid steps of each row, and `weight`, a factor for each row, or for each step of it.
+    - `model`: as for `cross_entropy`, with predictions of shape "*batch odim" or "*batch time
+        odim".
+    - `batch`: `inputs`; `labels`, real, with the shape of the predictions; optionally `lengths`,
+        the valid steps of each row, and `weight`, a factor for each row or each step.
     - `key`, `state`: as for `cross_entropy`.
 
-    **Returns:** `(state, totals)`: the model's last state, and the sums `loss` and `count`, over
-    entries; and of each feature of the labels the sums `label` and `label_square`, shape `(odim,)`,
-    for the NRMSE. These are in float32, so labels should be of order one: a mean a thousand times
-    the standard deviation would drown it.
+    **Returns:** `(state, totals)`: the model's last state; the sums `loss` and `count` over
+    entries; and, for the NRMSE, the sums `label` and `label_square` of each feature of the labels,
+    shape `(odim,)`. These are in float32, so labels should be of order one: the variance is lost if
+    the mean is a thousand times the standard deviation.
 
-    **Raises:** `ValueError` where labels and predictions do not meet.
+    **Raises:** `ValueError` if the shapes of labels and predictions differ.
     """
     labels = batch["labels"]
     state, predictions = _call(model, batch, key, state, label_axes=jnp.ndim(labels) - 1)
@@ -93,45 +95,45 @@ def squared_error(
             f"labels of shape {labels.shape} for predictions of shape {predictions.shape}"
         )
     weight = jnp.broadcast_to(_weight(batch, labels.shape[:-1])[..., None], labels.shape)
-    # Labels and predictions that do not count may be anything.
+    # Labels and predictions that do not count may have any value.
     labels = jnp.where(weight > 0, labels, 0).astype(jnp.float32)
     errors = jnp.where(weight > 0, predictions.astype(jnp.float32) - labels, 0)
-    labels_apart = tuple(range(labels.ndim - 1))
+    all_but_features = tuple(range(labels.ndim - 1))
     return state, {
         "loss": jnp.sum(jnp.square(errors) * weight),
         "count": jnp.sum(weight),
-        "label": jnp.sum(labels * weight, axis=labels_apart),
-        "label_square": jnp.sum(jnp.square(labels) * weight, axis=labels_apart),
+        "label": jnp.sum(labels * weight, axis=all_but_features),
+        "label_square": jnp.sum(jnp.square(labels) * weight, axis=all_but_features),
     }
 
 
 def means(totals: Mapping[str, Any]) -> dict[str, Any]:
-    r"""What the sums of a loss say: means over the labels that count.
+    r"""Means over the labels that count, from the sums of a loss.
 
     **Arguments:**
 
-    - `totals`: as of a loss, or added up over batches.
+    - `totals`: the sums that a loss returned, possibly added up over batches.
 
-    **Returns:** each sum over `count`, but for `correct`, which gives `accuracy` and is over
-    `scored` where that is there, and for `label` and `label_square`, which give `nrmse`: the root
-    of the loss over that of the labels' variance, a mean over their features.
+    **Returns:** each sum divided by `count`, with two exceptions. `correct` becomes `accuracy`, and
+    is divided by `scored` if there is one. `label` and `label_square` become `nrmse`, the root of
+    the mean loss divided by the labels' variance, which is averaged over features.
     """
     totals = dict(totals)
     count = totals.pop("count")
-    found = {}
+    metrics = {}
     if "correct" in totals:
-        found["accuracy"] = totals.pop("correct") / totals.pop("scored", count)
+        metrics["accuracy"] = totals.pop("correct") / totals.pop("scored", count)
     if "label" in totals:
         label, square = totals.pop("label"), totals.pop("label_square")
-        # `count` is over all features.
+        # `count` includes all features.
         per_feature = count / label.size
         variance = (square / per_feature - (label / per_feature) ** 2).mean()
-        found["nrmse"] = (totals["loss"] / count / variance) ** 0.5
-    return {**{name: total / count for name, total in totals.items()}, **found}
+        metrics["nrmse"] = (totals["loss"] / count / variance) ** 0.5
+    return {**{name: total / count for name, total in totals.items()}, **metrics}
 
 
 def with_metric(means: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
-    """The means and a metric that is the loss in other words, if `metric` is one."""
+    """`means` with `metric` added, if it is the loss in another unit or under another name."""
     match metric:
         case "bits_per_byte":
             return {**means, "bits_per_byte": means["loss"] / math.log(2)}
@@ -148,7 +150,7 @@ def _call(
     *,
     label_axes: int,
 ) -> tuple[State, Array]:
-    """The last state, and an output for each label; labels have so many axes."""
+    """The last state and an output for each label, of which there are `label_axes` axes."""
     inputs = jnp.asarray(batch["inputs"])
     options: dict[str, Any] = {name: batch[name] for name in _MODEL_ARGUMENTS if name in batch}
     if "intervals" in options and not isinstance(model, TakesIntervals):
@@ -167,7 +169,7 @@ def _call(
 def _weight(
     batch: Batch, shape: tuple[int, ...]
 ) -> Float[Array, "*batch"] | Float[Array, "*batch time"]:
-    """What each label counts for."""
+    """The factor of each label, zero beyond `lengths`."""
     lengths = batch.get("lengths")
     weight = jnp.ones(shape, jnp.float32)
     if "weight" in batch:

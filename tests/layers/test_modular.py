@@ -306,7 +306,10 @@ def test_with_a_readout(getkey):
     ("build", "message"),
     [
         (lambda key: DenseMessages(np.ones((2, 3)), 7, 4, key=key), "mask must be .*square"),
-        (lambda key: DenseMessages([[0, 2], [0, 1]], 7, 4, key=key), "mask must be of 0 and 1.* 2"),
+        (
+            lambda key: DenseMessages([[0, 2], [0, 1]], 7, 4, key=key),
+            "mask must have entries 0 and 1.* 2",
+        ),
         (lambda key: DenseMessages([[1]], 0, 4, key=key), "idim must be at least 1; got 0"),
         (
             lambda key: DenseMessages([[1]], 7, 4, maps=jnp.ones((4, 7)), key=key),
