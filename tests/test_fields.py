@@ -1,3 +1,6 @@
+"""The walk over the fields of modules: axes, groups and trainability of every array."""
+
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -46,7 +49,7 @@ def outer():
     )
 
 
-def test_the_walk():
+def test_every_parameter():
     rows = {each.path: (each.axes, each.group, each.trainable) for each in parameters(outer())}
     assert rows == {
         "inner.weight": (("state", "idim"), "weight", True),
@@ -69,7 +72,7 @@ def test_the_walk():
     }
 
 
-def test_the_order_is_that_of_the_leaves():
+def test_parameters_come_in_the_order_of_the_leaves():
     model = outer()
     again = map_parameters(lambda each: each.value, model)
     assert jax.tree.structure(again) == jax.tree.structure(model)
@@ -92,7 +95,7 @@ def test_optimiser_state_follows_the_modules_inside_it():
     assert all(each.axes == () for each in counts)
 
 
-def test_trainable_is_what_an_optimiser_may_change():
+def test_trainable_selects_what_an_optimiser_changes():
     model = outer()
     kept = eqx.filter(model, trainable(model))
     assert kept.frozen.weight is None

@@ -42,7 +42,7 @@ class Bound:
 
 
 def lower_bound(
-    flops: float,
+    flops: int,
     dtype: str,
     memory: Memory,
     collectives: Iterable[CollectiveCost],

@@ -42,9 +42,9 @@ class CollectiveCost:
         factor = {
             "all-gather": others,
             "all-reduce": 2 * others,
-            "reduce-scatter": self.devices - 1,
+            "reduce-scatter": self.devices - 1.0,
             "all-to-all": others,
-            "collective-permute": 1,
+            "collective-permute": 1.0,
         }[self.kind]
         return factor * self.bytes * (self.count or 1)
 
@@ -77,11 +77,11 @@ def estimated_collectives(setup: Setup, cost: DeviceCost) -> list[CollectiveCost
     parts = setup.config.accumulation
     found = []
 
-    def add(kind: str, axes: tuple[str, ...], size: int, count: float, in_loop: bool) -> None:
+    def add(kind: str, axes: tuple[str, ...], size: int, count: int, in_loop: bool) -> None:
         used = tuple(axis for axis in axes if sizes[axis] > 1)
         devices = int(np.prod([sizes[axis] for axis in used]))
         if used and size:
-            found.append(CollectiveCost(kind, used, devices, size, int(count), in_loop))
+            found.append(CollectiveCost(kind, used, devices, size, count, in_loop))
 
     add("all-reduce", ("data", "fsdp", "seq"), gradient_bytes(setup), 1, False)
     add("all-gather", ("fsdp",), gathered_bytes(setup), 1 if parts > 1 else 2, False)

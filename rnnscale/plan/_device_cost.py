@@ -30,7 +30,7 @@ class DeviceCost:
     - `kernel_calls`: the calls of `linear_scan` and `diagonal_ssm`.
     """
 
-    flops: float
+    flops: int
     saved_bytes: int
     peak_bytes: int
     kernel_calls: tuple[KernelCall, ...]

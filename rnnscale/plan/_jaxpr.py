@@ -28,7 +28,7 @@ class KernelCall:
 
     operation: str
     backward: bool
-    turns: float
+    turns: int
     rows: int
     tokens: int
     idim: int
@@ -37,7 +37,7 @@ class KernelCall:
     planes: int
 
     @property
-    def flops(self) -> float:
+    def flops(self) -> int:
         """Floating-point operations of one turn."""
         step = 8 if self.planes == 2 else 2
         scan = self.tokens * self.states * step
@@ -50,7 +50,7 @@ class KernelCall:
         return 3 * scan + 3 * drive + 2 * read if self.backward else scan + drive + read
 
 
-def flops(jaxpr: Jaxpr) -> float:
+def flops(jaxpr: Jaxpr) -> int:
     """Floating-point operations of all matrix products and kernel calls; a multiply-add counts two.
 
     The body of a scan counts once for each turn, a conditional as its most expensive branch.
@@ -152,7 +152,7 @@ def _is_elementwise(eqn: JaxprEqn | None) -> bool:
     return eqn is not None and eqn.primitive.name not in _WRITTEN and not any(_inner_jaxprs(eqn))
 
 
-def _equations(jaxpr: Jaxpr, turns: float = 1) -> Iterator[tuple[JaxprEqn, float]]:
+def _equations(jaxpr: Jaxpr, turns: int = 1) -> Iterator[tuple[JaxprEqn, int]]:
     """Every equation without an inner jaxpr, and the number of times that it runs."""
     for eqn in jaxpr.eqns:
         inner = list(_inner_jaxprs(eqn))
@@ -175,7 +175,7 @@ def _inner_jaxprs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
                 yield each
 
 
-def _product_flops(eqn: JaxprEqn) -> float:
+def _product_flops(eqn: JaxprEqn) -> int:
     if eqn.primitive.name != "dot_general":
         return 0
     (contracted, _), _ = eqn.params["dimension_numbers"]
@@ -184,7 +184,7 @@ def _product_flops(eqn: JaxprEqn) -> float:
     return 2 * math.prod(result.shape) * math.prod(argument.shape[axis] for axis in contracted)
 
 
-def _kernel_call(eqn: JaxprEqn, turns: float) -> KernelCall:
+def _kernel_call(eqn: JaxprEqn, turns: int) -> KernelCall:
     operation = eqn.primitive.name.removesuffix(_BACKWARD)
     primals, *_ = jax.tree.unflatten(eqn.params["tree"], [each.aval for each in eqn.invars])
     if operation == "linear_scan":

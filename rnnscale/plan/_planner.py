@@ -40,13 +40,13 @@ class Plan:
     fits: bool | None
     memory: Memory
     collectives: list[CollectiveCost]
-    flops: float
+    flops: int
     bound: Bound | None
 
     @property
     def sent(self) -> float:
         """The least number of bytes that a device sends in a step."""
-        return sum(each.sent for each in self.collectives)
+        return sum((each.sent for each in self.collectives), 0.0)
 
 
 @dataclass(frozen=True)

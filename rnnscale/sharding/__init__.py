@@ -1,4 +1,5 @@
-"""Models over a mesh of devices: axes, layouts, and the recurrences on them."""
+"""Models over a mesh of devices: its axes, the layout of parameters and activations, sequence
+parallelism."""
 
 from rnnscale.sharding._describe import Layout as Layout, describe as describe, layouts as layouts
 from rnnscale.sharding._halo import (

@@ -1,4 +1,4 @@
-"""Functions that JAX's transformations take as a whole."""
+"""A function as a single primitive, which JAX's partial evaluation can't split."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,21 +10,23 @@ from jaxtyping import PyTree
 
 
 def atomic(function: Callable[..., PyTree], message: str) -> Callable[..., PyTree]:
-    """The function, as one operation: it is computed when all of its arguments are known.
+    """Wrap a function as one primitive, which is evaluated once all its arguments are known.
 
-    JAX splits a `shard_map` in a loop into what depends on the loop and what does not, such as
-    masks and indices of devices. What is handed from one part to the other then has no layout that
-    would do inside another `shard_map`.
+    In the derivative of a loop, JAX splits a `shard_map` into what depends on the loop and what
+    does not, such as masks and device indices. The arrays passed from one part to the other then
+    have a layout that is invalid inside another `shard_map`. A primitive is never split.
 
     **Arguments:**
 
-    - `function`: of arrays to arrays.
-    - `message`: what an attempt to differentiate it is told.
+    - `function`: maps trees of arrays to a tree of arrays.
+    - `message`: the message of the `NotImplementedError` raised when it is differentiated.
+
+    **Returns:** a function with the same arguments and results.
     """
 
     def run(*arguments: PyTree) -> PyTree:
         leaves, structure = jax.tree.flatten(arguments)
-        out_structures = []
+        out_structures = []  # filled by the trace
 
         def flat(*leaves):
             results, out_structure = jax.tree.flatten(function(*structure.unflatten(leaves)))

@@ -1,4 +1,4 @@
-"""A table of what lies where."""
+"""The layout of the parameters of a model on a mesh, as data and as a printed table."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,14 @@ from rnnscale.sharding._rules import parameter_spec
 
 @dataclass(frozen=True)
 class Layout:
-    """One parameter on a mesh: `bytes_per_device` is what each device holds of it."""
+    """The layout of one parameter on a mesh.
+
+    - `path`: its position in the model, such as `"stack.blocks.layer.b_re"`.
+    - `shape`: its global shape.
+    - `axes`: the logical name of each axis, or `None`.
+    - `spec`: its `PartitionSpec`.
+    - `bytes_per_device`: the size of the part that one device holds.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -22,14 +29,19 @@ class Layout:
 
     @property
     def mesh_axes(self) -> list[tuple[str, ...]]:
-        """The mesh axes that split each axis."""
+        """The mesh axes that split each of its axes."""
         return [(each,) if isinstance(each, str) else tuple(each or ()) for each in self.spec]
 
 
 def layouts(model: PyTree, mesh: Mesh | AbstractMesh) -> list[Layout]:
-    """The layout of every parameter. `model` may hold arrays or `jax.ShapeDtypeStruct`s.
+    """The layout of every parameter.
 
-    **Raises:** `ValueError`, naming the parameter, where a size does not divide its mesh axis.
+    **Arguments:**
+
+    - `model`: a module with arrays or `jax.ShapeDtypeStruct`s.
+    - `mesh`: from `make_mesh`, or an `AbstractMesh` with the same axes.
+
+    **Raises:** `ValueError`, naming the parameter, if a mesh axis does not divide its size.
     """
     rows = []
     for each in parameters(model):
@@ -41,15 +53,17 @@ def layouts(model: PyTree, mesh: Mesh | AbstractMesh) -> list[Layout]:
 
 
 def describe(model: PyTree, mesh: Mesh | AbstractMesh) -> None:
-    """Prints every parameter of a model with its axes, its layout and its bytes on each device,
-    and which matrices `tensor` does not split, such as the recurrent ones of dense cells.
+    """Print a table of all parameters with their axes, their layout and their bytes per device.
+
+    The caption lists the matrices that `tensor` does not split, such as the recurrent matrices of
+    dense cells.
 
     **Arguments:**
 
-    - `model`: holds arrays or `jax.ShapeDtypeStruct`s.
-    - `mesh`: from `make_mesh`.
+    - `model`: a module with arrays or `jax.ShapeDtypeStruct`s.
+    - `mesh`: from `make_mesh`, or an `AbstractMesh` with the same axes.
 
-    **Raises:** `ValueError`, naming the parameter, where a size does not divide its mesh axis.
+    **Raises:** `ValueError`, naming the parameter, if a mesh axis does not divide its size.
     """
     from rich.console import Console
     from rich.table import Table
@@ -57,7 +71,11 @@ def describe(model: PyTree, mesh: Mesh | AbstractMesh) -> None:
     rows = layouts(model, mesh)
     total = sum(row.bytes_per_device for row in rows)
     sizes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    table = Table(title=f"parameters on {sizes}", show_footer=True, caption=_whole(rows, mesh))
+    table = Table(
+        title=f"parameters on {sizes}",
+        show_footer=True,
+        caption=_replicated_over_tensor(rows, mesh),
+    )
     table.add_column("parameter", "total", no_wrap=True)
     table.add_column("shape")
     table.add_column("axes")
@@ -71,12 +89,12 @@ def describe(model: PyTree, mesh: Mesh | AbstractMesh) -> None:
     Console().print(table)
 
 
-def _whole(rows: list[Layout], mesh: Mesh | AbstractMesh) -> str | None:
+def _replicated_over_tensor(rows: list[Layout], mesh: Mesh | AbstractMesh) -> str | None:
     if mesh.shape.get("tensor", 1) == 1:
         return None
-    whole = [
+    paths = [
         row.path
         for row in rows
         if len(row.shape) > 1 and not any("tensor" in axes for axes in row.mesh_axes)
     ]
-    return f"replicated over tensor: {', '.join(whole)}" if whole else None
+    return f"replicated over tensor: {', '.join(paths)}" if paths else None

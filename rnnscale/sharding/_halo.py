@@ -1,4 +1,4 @@
-"""Steps of time that a device needs of its neighbour's part."""
+"""Halo exchange: the few time steps that a device needs from its neighbour's part of a sequence."""
 
 import jax
 import jax.numpy as jnp
@@ -18,40 +18,39 @@ def shift(
     time_axis: int = -1,
     edge: ArrayLike | None = None,
 ) -> Shaped[Array, "*axes"]:
-    """`x` moved along time: what was at `t` is at `t + steps`.
+    """Shift `x` along time: what was at `t` is at `t + steps` afterwards.
 
-    Over a mesh with `seq` above 1, each device sends its outermost steps to its neighbour: one
-    collective-permute of so many steps, however long the sequence is. Where `seq` does not divide
-    the sequence, every device has all of it.
+    Over a mesh with `seq` above 1, each device sends `|steps|` steps to its neighbour, in one
+    collective-permute. Its size does not depend on the length of the sequence.
 
     ```python
     from rnnscale.sharding import shift
 
-    targets = shift(tokens, -1)      # the next token; the last of a row has none
-    lengths = jnp.full((2,), 11)     # so it does not count
+    targets = shift(tokens, -1)      # the next token; the last token of a row has none
+    lengths = jnp.full((2,), 11)     # so the last step does not count
     ```
 
     **Arguments:**
 
-    - `x`: numbers or booleans. Axes before that of time are the batch, the first of which runs over
-        `data` and `fsdp`.
-    - `steps`: by how many steps, later where positive, earlier where negative; no more than the
-        steps that one device holds.
+    - `x`: numbers or booleans. The axes before the time axis are batch axes, of which the first
+        is split over `data` and `fsdp`.
+    - `steps`: the number of steps, positive to a later time, negative to an earlier one; at most
+        the number of steps that a device holds.
     - `time_axis`: the axis of time: -1 for tokens, -2 for features.
-    - `edge`: what comes in at the border: a number, or an array of the shape of `x` with `|steps|`
-        steps. By default zero.
+    - `edge`: the values shifted in at the border: a number, or an array of the shape of `x` with
+        `|steps|` steps. Zero by default.
 
-    **Returns:** an array of the shape and dtype of `x`.
+    **Returns:** an array with the shape and dtype of `x`.
 
-    **Raises:** `ValueError` where there is no such axis, or `steps` is more than a device holds;
-    `TypeError` where `edge` has numbers that `x` can't hold.
+    **Raises:** `ValueError` if `x` has no axis `time_axis`, or if a device holds fewer than
+    `|steps|` steps; `TypeError` if the dtype of `x` can't represent `edge`.
     """
     x = jnp.asarray(x)
     edge = jnp.zeros((), x.dtype) if edge is None else edge
     if jnp.result_type(x, edge) != x.dtype:
-        raise TypeError(f"edge must be of {x.dtype} as x is; got {jnp.result_type(edge)}")
+        raise TypeError(f"edge must have the dtype of x, {x.dtype}; got {jnp.result_type(edge)}")
     if not -x.ndim <= time_axis < x.ndim:
-        raise ValueError(f"time_axis={time_axis} is no axis of an array of shape {x.shape}")
+        raise ValueError(f"time_axis={time_axis} is not an axis of an array of shape {x.shape}")
     axis, size = time_axis % x.ndim, abs(steps)
     parts = time_parts(x.shape[axis])
     check_halo("shift", size, x.shape[axis], parts)
@@ -72,19 +71,22 @@ def shift(
 
 
 def from_neighbour(
-    ends: Shaped[Array, "*axes"],
+    ends: Shaped[Array, "..."],
     edge: Shaped[Array, "..."],
     *,
     parts_axis: int,
     later: bool = False,
-) -> Shaped[Array, "*axes"]:
-    """For each part of time, the `ends` of the part before it, and `edge` for the first one; with
-    `later`, of the part after it, and `edge` for the last one.
+) -> Shaped[Array, "..."]:
+    """For each part of time, the `ends` of its neighbour, by one collective-permute.
 
     **Arguments:**
 
-    - `ends`: "*batch parts ...".
-    - `edge`: the same without the axis of parts.
+    - `ends`: the steps at the border of each part, "*batch parts ...".
+    - `edge`: the same without the axis of parts, for the part that has no neighbour.
+    - `parts_axis`: the axis of parts in `ends`.
+    - `later`: false takes from the part before, true from the part after in time.
+
+    **Returns:** an array like `ends`.
     """
     edge = jnp.expand_dims(edge, parts_axis)
     parts = ends.shape[parts_axis]
@@ -93,36 +95,36 @@ def from_neighbour(
     mesh = jax.sharding.get_abstract_mesh()
     leading = ("batch", *(None,) * (parts_axis - 1))[:parts_axis]
     trailing = (None,) * (ends.ndim - parts_axis - 1)
-    whole = activation_spec((*leading, None, *trailing), edge.shape, mesh)
+    unsplit = activation_spec((*leading, None, *trailing), edge.shape, mesh)
     split = activation_spec((*leading, "time", *trailing), ends.shape, mesh)
 
-    pairs = [(i, i + 1) for i in range(parts - 1)]
-    there, back = pairs, [(j, i) for i, j in pairs]
-    if later:
-        there, back = back, there
+    # Pairs (source, destination) of the permutes in the forward and in the backward pass.
+    to_next = [(i, i + 1) for i in range(parts - 1)]
+    to_previous = [(i + 1, i) for i in range(parts - 1)]
+    send, send_back = (to_previous, to_next) if later else (to_next, to_previous)
 
     def at_border() -> Array:
         return lax.axis_index(_SEQ) == (parts - 1 if later else 0)
 
     def forward(primals: tuple) -> tuple[tuple, tuple]:
         ends, edge = primals
-        return (jnp.where(at_border(), edge, lax.ppermute(ends, _SEQ, there)),), ()
+        return (jnp.where(at_border(), edge, lax.ppermute(ends, _SEQ, send)),), ()
 
     def transpose(primals: tuple, outputs: tuple, cotangents: tuple) -> tuple:
         (g,) = cotangents
         if g is None:
             return None, None
         zero = jnp.zeros_like(g)
-        sent = lax.ppermute(jnp.where(at_border(), zero, g), _SEQ, back)
-        return sent, jnp.where(at_border(), g, zero)
+        g_ends = lax.ppermute(jnp.where(at_border(), zero, g), _SEQ, send_back)
+        return g_ends, jnp.where(at_border(), g, zero)
 
-    specs = Specs((split, whole), (split,), (), ((),))
+    specs = Specs((split, unsplit), (split,), (), ((),))
     (received,) = differentiable_on_mesh(forward, transpose, (ends, edge), lambda _: specs)
     return received
 
 
 def check_halo(owner: str, size: int, time: int, parts: int) -> None:
-    """Raises where a part of time has fewer than `size` steps."""
+    """**Raises:** `ValueError`, naming `owner`, if a part of time has fewer than `size` steps."""
     held = time // parts
     if size > held:
         split = f", split over {_SEQ}={parts}" if parts > 1 else ""

@@ -1,4 +1,4 @@
-"""Parameters that are born where they live."""
+"""Initialisation of parameters directly in their layout over a mesh."""
 
 from collections.abc import Callable
 
@@ -11,20 +11,20 @@ from rnnscale.sharding._rules import shardings
 
 
 def sharded_init[T](init: Callable[[Key[Array, ""]], T], key: Key[Array, ""], mesh: Mesh) -> T:
-    """Builds a model, or a whole training state, directly in its layout over the mesh.
+    """Build a model, or a training state, directly in its layout over the mesh.
 
-    Each device computes its own part only, so what is built may be larger than any one device.
-    The numbers are those of `init(key)` on one device.
+    Each device computes only its own part, so the tree may be larger than the memory of a device.
+    The values are those of `init(key)` on one device.
 
     **Arguments:**
 
-    - `init`: builds the tree from a key. It is traced, not run.
+    - `init`: a function from a key to the tree. It is traced and compiled.
     - `key`: the random key.
     - `mesh`: from `make_mesh`.
 
     **Returns:** the tree, laid out by `shardings`.
 
-    **Raises:** `ValueError`, naming the parameter, where a size does not divide its mesh axis.
+    **Raises:** `ValueError`, naming the parameter, if a mesh axis does not divide its size.
     """
     abstract = eqx.filter_eval_shape(init, key)
     arrays, static = eqx.partition(abstract, lambda x: isinstance(x, jax.ShapeDtypeStruct))

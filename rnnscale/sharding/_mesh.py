@@ -1,4 +1,4 @@
-"""The device mesh and its axes."""
+"""The device mesh: the names of its axes and its constructor."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor", "seq")
+"""The axes of a mesh, in order."""
 
 
 def make_mesh(
@@ -18,19 +19,20 @@ def make_mesh(
     *,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """A mesh with the axes that this package knows, for `jax.set_mesh`.
+    """A mesh with the axes `data`, `fsdp`, `tensor` and `seq`, for `jax.set_mesh`.
 
-    **Arguments:**
+    **Arguments:** the number of devices along each axis, 1 by default.
 
-    - `data`: the batch is split over it.
-    - `fsdp`: the batch is split over it too, and so are parameters and optimiser state.
-    - `tensor`: the states of state-space layers and the inner width of `FFN` are split over it.
-    - `seq`: time is split over it, for layers that are linear in their state.
-    - `devices`: all devices by default.
+    - `data`: splits the batch.
+    - `fsdp`: splits the batch too, and parameters and optimiser state.
+    - `tensor`: splits the states of state-space layers and the inner width of `FFN`.
+    - `seq`: splits time, for layers that are linear in their state.
+    - `devices`: the devices of the mesh; all devices by default.
 
     **Returns:** a `jax.sharding.Mesh` whose axes are all of type `Auto`.
 
-    **Raises:** `ValueError` where an axis is below 1 or their product isn't the device count.
+    **Raises:** `ValueError` if a size is below 1, or if the product of the sizes is not the number
+    of devices.
     """
     sizes = dict(zip(AXES, (data, fsdp, tensor, seq), strict=True))
     for name, size in sizes.items():
@@ -38,10 +40,12 @@ def make_mesh(
             raise ValueError(f"mesh axis {name} must be at least 1, got {size}")
     devices = jax.devices() if devices is None else devices
     if math.prod(sizes.values()) != len(devices):
-        given = " * ".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "1"
+        sizes_in_words = (
+            " * ".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "1"
+        )
         raise ValueError(
-            f"the mesh needs {math.prod(sizes.values())} devices ({given}), but there are "
-            f"{len(devices)}: make the product of its axes {len(devices)}"
+            f"the mesh needs {math.prod(sizes.values())} devices ({sizes_in_words}), but "
+            f"there are {len(devices)}: make the product of its axes {len(devices)}"
         )
     return jax.make_mesh(
         tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices

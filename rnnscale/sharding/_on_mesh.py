@@ -1,8 +1,7 @@
-"""Differentiable functions of which each device does its part."""
+"""Functions with their own derivative rule that run device by device under `shard_map`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -19,11 +18,11 @@ from rnnscale_kernels import vary_alike
 
 @dataclass(frozen=True)
 class Specs:
-    """How the arguments and results of a function lie. A spec stands for a whole subtree.
+    """The layout of the arguments and results of a function. A spec stands for a subtree.
 
-    - `primals`, `public`, `residuals`: of its arguments, its results, and what it keeps for the
-        backward pass.
-    - `partial_sums`: for each result, the axes over which the devices' parts are added up.
+    - `primals`, `public`, `residuals`: of the arguments, of the results, and of what the forward
+        pass keeps for the backward pass.
+    - `partial_sums`: for each result, the mesh axes over which it is the sum of the devices' parts.
     """
 
     primals: tuple[PyTree[PartitionSpec], ...]
@@ -32,71 +31,36 @@ class Specs:
     partial_sums: tuple[tuple[str, ...], ...]
 
 
-def differentiable_on_mesh(
-    forward: Callable[[tuple], tuple[tuple, Any]],
-    transpose: Callable[[tuple, tuple, tuple], tuple],
-    primals: tuple,
+def differentiable_on_mesh[Primals: tuple](
+    forward: Callable[[Primals], tuple[tuple, Any]],
+    transpose: Callable[[Primals, tuple, tuple], tuple],
+    primals: Primals,
     specs: Callable[[AbstractMesh], Specs],
     *,
-    value: Callable[[tuple], tuple] | None = None,
+    value: Callable[[Primals], tuple] | None = None,
 ) -> tuple:
-    """`forward(primals)[0]`, every device of the ambient mesh doing its part.
+    """Compute `forward(primals)[0]`, with each device of the ambient mesh doing its part.
 
-    It has its own derivative rule, made of the two passes, so that nothing is left for JAX to carry
-    from inside one `shard_map` to inside another: reverse mode, of first order.
+    The two passes are the derivative rule, so JAX never differentiates through `shard_map`.
+    Available are reverse-mode derivatives of first order.
 
     **Arguments:**
 
-    - `forward`: `primals` to `(public, residuals)`.
-    - `transpose`: `(primals, (public, residuals), cotangents)` to the cotangents of the primals.
-        Cotangents of integers and booleans are `None`, here and there.
-    - `specs`: the layout over a mesh. Without a mesh it is not asked for.
-    - `value`: `forward` without the residuals, where that is less work.
+    - `forward`: maps `primals` to `(public, residuals)`.
+    - `transpose`: maps `(primals, (public, residuals), cotangents)` to the cotangents of the
+        primals. Cotangents of integers and booleans are `None`, as arguments and as results.
+    - `primals`: the arguments.
+    - `specs`: maps the mesh to the layout. It is not called without a mesh.
+    - `value`: `forward` without the residuals, if that is less work.
+
+    **Returns:** the public results of `forward`.
     """
     run_value = value or (lambda primals: forward(primals)[0])
     run_forward, run_transpose = forward, transpose
     mesh = jax.sharding.get_abstract_mesh()
     if automatic_axes(mesh):
-        layout = specs(mesh)
-        used = frozenset[str]().union(*map(_axes_of, layout.primals))
-        # Those of size 1 too: a TPU's kernel takes no axis that is left to the compiler.
-        own = {
-            name
-            for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-            if kind != AxisType.Manual
-        }
-        on_devices = partial(jax.shard_map, axis_names=own)
-        outputs = layout.public, layout.residuals
-        unsplit_value = run_value
-
-        def value_part(primals):
-            return tuple(map(_add_up, unsplit_value(primals), layout.partial_sums))
-
-        def forward_part(primals):
-            public, residuals = forward(primals)
-            return tuple(map(_add_up, public, layout.partial_sums)), residuals
-
-        def transpose_part(primals, outputs, cotangents):
-            gradients = transpose(primals, outputs, cotangents)
-            # A primal that lies whole on several devices has a part of its gradient on each.
-            return jax.tree.map(
-                lambda spec, part: _add_up(part, _missing(mesh, used, spec)),
-                layout.primals,
-                gradients,
-                is_leaf=_is_spec,
-            )
-
-        whole = partial(atomic, message="over a mesh there is reverse mode of first order only")
-        run_value = whole(
-            on_devices(value_part, in_specs=(layout.primals,), out_specs=layout.public)
-        )
-        run_forward = whole(on_devices(forward_part, in_specs=(layout.primals,), out_specs=outputs))
-        run_transpose = whole(
-            on_devices(
-                transpose_part,
-                in_specs=(layout.primals, outputs, layout.public),
-                out_specs=layout.primals,
-            )
+        run_value, run_forward, run_transpose = _on_devices(
+            run_value, forward, transpose, specs(mesh), mesh
         )
 
     @jax.custom_vjp
@@ -109,21 +73,63 @@ def differentiable_on_mesh(
 
     def pull(saved, cotangents):
         primals, outputs = saved
-        return (run_transpose(primals, outputs, jax.tree.map(_or_none, cotangents)),)
+        return (run_transpose(primals, outputs, jax.tree.map(_none_if_float0, cotangents)),)
 
     run.defvjp(save, pull)
-    # Over the axes of a shard_map around this one, gradients vary as their primals do.
+    # Inside another shard_map, gradients must vary over the same mesh axes as their primals.
     return run(vary_alike(primals))
 
 
+def _on_devices(
+    value: Callable, forward: Callable, transpose: Callable, specs: Specs, mesh: AbstractMesh
+) -> tuple[Callable, Callable, Callable]:
+    """The three functions under `shard_map`, with the sums over devices that their results need."""
+    outputs = specs.public, specs.residuals
+    splitting = _mesh_axes(specs.primals)
+    # Axes of size 1 included: TPU kernels accept no axis that is left to the compiler.
+    not_manual = {
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind != AxisType.Manual
+    }
+
+    def mapped(part: Callable, in_specs: tuple, out_specs: Any) -> Callable:
+        function = jax.shard_map(
+            part, axis_names=not_manual, in_specs=in_specs, out_specs=out_specs
+        )
+        return atomic(function, "over a mesh there is reverse mode of first order only")
+
+    def value_part(primals):
+        return tuple(map(_sum_over, value(primals), specs.partial_sums))
+
+    def forward_part(primals):
+        public, residuals = forward(primals)
+        return tuple(map(_sum_over, public, specs.partial_sums)), residuals
+
+    def transpose_part(primals, outputs, cotangents):
+        def complete(spec, gradient):
+            # Each device that holds a copy of a primal has computed a part of its gradient.
+            replicated = splitting - _mesh_axes(spec)
+            return _sum_over(gradient, tuple(a for a in mesh.axis_names if a in replicated))
+
+        gradients = transpose(primals, outputs, cotangents)
+        return jax.tree.map(complete, specs.primals, gradients, is_leaf=_is_spec)
+
+    return (
+        mapped(value_part, (specs.primals,), specs.public),
+        mapped(forward_part, (specs.primals,), outputs),
+        mapped(transpose_part, (specs.primals, outputs, specs.public), specs.primals),
+    )
+
+
 def row_spec(batch_shape: tuple[int, ...], mesh: AbstractMesh) -> PartitionSpec:
-    """The layout of the axes `*batch`, the leading one of which is split."""
+    """The layout of the axes `*batch`, of which the leading one is split."""
     names = ("batch",)[: len(batch_shape)] + (None,) * (len(batch_shape) - 1)
     return activation_spec(names, batch_shape, mesh)
 
 
 def unit_specs(module: PyTree, mesh: AbstractMesh) -> PyTree[PartitionSpec]:
-    """The layout of parameters as a loop over time needs them: whole, but for the axis `state`."""
+    """The layout in which a loop over time uses parameters: only the axis `state` is split."""
 
     def spec(each):
         names = tuple(name if name == "state" else None for name in each.axes)
@@ -133,8 +139,8 @@ def unit_specs(module: PyTree, mesh: AbstractMesh) -> PyTree[PartitionSpec]:
 
 
 def gathered[Module: eqx.Module](module: Module) -> Module:
-    """The module with its arrays laid out by `unit_specs` on the ambient mesh: gathered over
-    `fsdp`, before a loop over time uses them."""
+    """The module with its arrays laid out by `unit_specs` on the ambient mesh, which gathers them
+    over `fsdp`: once, before a loop over time uses them."""
     mesh = jax.sharding.get_abstract_mesh()
     if not automatic_axes(mesh):
         return module
@@ -142,11 +148,11 @@ def gathered[Module: eqx.Module](module: Module) -> Module:
     return eqx.combine(placed(arrays, unit_specs(arrays, mesh)), static)
 
 
-def _add_up(parts: PyTree, axes: tuple[str, ...]) -> PyTree:
-    """The sum of the devices' parts, added up in at least float32. What is the same on all devices
-    of an axis is no part but the whole."""
+def _sum_over(parts: PyTree, axes: tuple[str, ...]) -> PyTree:
+    """The sum of the devices' parts over mesh axes, computed in at least float32. An array that is
+    the same on all devices of an axis is not a part, and is not summed over that axis."""
 
-    def add_up(x):
+    def total(x):
         varying = jax.typeof(x).manual_axis_type.varying
         over = tuple(axis for axis in axes if axis in varying)
         if not over:
@@ -154,16 +160,11 @@ def _add_up(parts: PyTree, axes: tuple[str, ...]) -> PyTree:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return jax.lax.psum(wide, over).astype(x.dtype)
 
-    return jax.tree.map(add_up, parts)
+    return jax.tree.map(total, parts)
 
 
-def _missing(
-    mesh: AbstractMesh, used: frozenset[str], specs: PyTree[PartitionSpec]
-) -> tuple[str, ...]:
-    return tuple(axis for axis in mesh.axis_names if axis in used - _axes_of(specs))
-
-
-def _axes_of(specs: PyTree[PartitionSpec]) -> frozenset[str]:
+def _mesh_axes(specs: PyTree[PartitionSpec]) -> frozenset[str]:
+    """The mesh axes that occur in the specs."""
     entries = (
         (each,) if isinstance(each, str) else each or ()
         for spec in jax.tree.leaves(specs, is_leaf=_is_spec)
@@ -176,5 +177,5 @@ def _is_spec(x: Any) -> bool:
     return isinstance(x, PartitionSpec)
 
 
-def _or_none(cotangent):
+def _none_if_float0(cotangent):
     return None if cotangent.dtype == jax.dtypes.float0 else cotangent

@@ -1,7 +1,7 @@
-"""From logical axes to mesh axes: the two tables and how they are read.
+"""The rules from logical axes to mesh axes: one table for parameters, one for activations.
 
-A table maps the name of an axis to the mesh axes that split it, in order. A mesh axis is used once
-for an array, and the first of its axes that wants it gets it.
+A table maps the name of an axis to the mesh axes that split it. A mesh axis is used once per array:
+the first axis of the array that is mapped to it is split.
 """
 
 import logging
@@ -31,7 +31,7 @@ PARAMETER_AXES: Mapping[str, Axes] = {
     "hdim": ("fsdp",),
     "dim": ("fsdp",),
 }
-"""Parameters, and what else is kept between steps. Axes that are not here are replicated."""
+"""The mesh axes that split each axis of a parameter. Other axes are replicated."""
 
 ACTIVATION_AXES: Mapping[str, Axes] = {
     "batch": ("data", "fsdp"),
@@ -39,18 +39,17 @@ ACTIVATION_AXES: Mapping[str, Axes] = {
     "state": ("tensor",),
     "mlp": ("tensor",),
 }
-"""Activations."""
+"""The mesh axes that split each axis of an activation. Other axes are replicated."""
 
-# What a size that does not divide comes to: parameters are copied to every device of `fsdp`, and
-# the blocks of block-diagonal matrices to those of `tensor`, with a warning. Anything else is an
-# error, since it changes where the work is done.
+# Sizes that the mesh axis does not divide are replicated with a warning for these mesh axes and
+# logical axes. For the others they are an error, since replication would multiply the work.
 _MAY_REPLICATE = frozenset({"fsdp", "blocks"})
 
 
 def parameter_spec(parameter: Parameter, mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """How one parameter is laid out over the mesh.
+    """The layout of one parameter over the mesh.
 
-    **Raises:** `ValueError`, naming the parameter, where a size does not divide its mesh axis.
+    **Raises:** `ValueError`, naming the parameter, if a mesh axis does not divide its size.
     """
     shape = parameter.value.shape
     taken: dict[str, str] = {}
@@ -74,38 +73,40 @@ def parameter_spec(parameter: Parameter, mesh: Mesh | AbstractMesh) -> Partition
     for axis in uneven.keys() - taken.keys():
         message = f"{uneven[axis]} of the mesh axis {axis}={mesh.shape[axis]}"
         if not {axis, wanted_by[axis]} & _MAY_REPLICATE:
-            raise ValueError(f"{message}: choose a size or a mesh that divide")
+            raise ValueError(f"{message}: choose a size that it divides, or another mesh")
         warn_once(f"{message}: it is replicated")
     return PartitionSpec(*spec)
 
 
 @cache
 def warn_once(message: str) -> None:
-    """Logs a warning, the first time that there is reason for it."""
+    """Log a warning, but the same message only once in a process."""
     _logger.warning(message)
 
 
-def shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
+def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree[NamedSharding]:
     """The sharding of every array of a model, an optimiser state or a training state.
 
     **Arguments:**
 
-    - `tree`: a module, or any tree with modules in it; arrays or `jax.ShapeDtypeStruct`s. Arrays
-        outside all modules are replicated.
+    - `tree`: a module, or any tree that contains modules, of arrays or `jax.ShapeDtypeStruct`s.
+        Arrays outside all modules are replicated.
     - `mesh`: from `make_mesh`.
 
-    **Raises:** `ValueError`, naming the parameter, where a size does not divide its mesh axis.
+    **Raises:** `ValueError`, naming the parameter, if a mesh axis does not divide its size.
     """
     return map_parameters(lambda each: NamedSharding(mesh, parameter_spec(each, mesh)), tree)
 
 
 def constrain(x: Array, *names: str | None) -> Array:
-    """Lays an activation out over the ambient mesh; without a mesh it does nothing.
+    """Constrain the layout of an activation on the ambient mesh. Without a mesh, `x` is returned.
 
     **Arguments:**
 
     - `x`: the activation.
-    - `names`: a name of `ACTIVATION_AXES`, or `None`, for each axis of `x`.
+    - `names`: for each axis of `x` a name of `ACTIVATION_AXES`, or `None`.
+
+    **Raises:** `ValueError` if the number of names is not the number of axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -116,8 +117,8 @@ def constrain(x: Array, *names: str | None) -> Array:
 
 
 def placed[Tree: PyTree](tree: Tree, specs: PyTree[PartitionSpec]) -> Tree:
-    """`jax.lax.with_sharding_constraint` on the ambient mesh, which outside of `jax.jit` would
-    refuse arrays that are not on that mesh yet."""
+    """`jax.lax.with_sharding_constraint`, which also outside of `jax.jit` accepts arrays that are
+    not on the ambient mesh yet."""
     constraint = partial(jax.lax.with_sharding_constraint, shardings=specs)
     return jax.jit(constraint, inline=True)(tree)
 
@@ -125,10 +126,10 @@ def placed[Tree: PyTree](tree: Tree, specs: PyTree[PartitionSpec]) -> Tree:
 def activation_spec(
     names: tuple[str | None, ...], shape: tuple[int, ...], mesh: AbstractMesh | Mesh
 ) -> PartitionSpec:
-    """The layout of an activation over the axes of the mesh that are the compiler's to use.
+    """The layout of an activation over the automatic axes of the mesh.
 
-    An axis that does not divide is left whole: activations of a single row, as in generation, run
-    on a mesh made for large batches.
+    An axis whose size the mesh axes do not divide is not split, so that a single row, as in
+    generation, also runs on a mesh for large batches.
     """
     auto = automatic_axes(mesh)
 
@@ -140,15 +141,15 @@ def activation_spec(
 
 
 def automatic_axes(mesh: AbstractMesh | Mesh) -> frozenset[str]:
-    """The axes of size above 1 over which no `shard_map` runs already.
+    """The mesh axes of size above 1 that the compiler manages: no `shard_map` runs over them.
 
-    **Raises:** `ValueError` where one of them is of type `Explicit`.
+    **Raises:** `ValueError` if an axis of size above 1 is of type `Explicit`.
     """
     for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True):
         if kind == AxisType.Explicit and mesh.shape[name] > 1:
             raise ValueError(
-                f"the mesh axis {name} is of type Explicit, which jax.make_mesh makes by default: "
-                "use rnnscale.sharding.make_mesh, or give jax.make_mesh axis_types of AxisType.Auto"
+                f"the mesh axis {name} is of type Explicit, the default of jax.make_mesh: use "
+                "rnnscale.sharding.make_mesh, or pass axis_types of AxisType.Auto to jax.make_mesh"
             )
     return frozenset(
         name
@@ -157,8 +158,17 @@ def automatic_axes(mesh: AbstractMesh | Mesh) -> frozenset[str]:
     )
 
 
-def batch_sharding(mesh: Mesh, ndim: int, *, time_axis: int | None = None) -> NamedSharding:
-    """How an array of a batch lies: its leading axis over `data` and `fsdp`, time over `seq`."""
+def batch_sharding(
+    mesh: Mesh | AbstractMesh, ndim: int, *, time_axis: int | None = None
+) -> NamedSharding:
+    """The layout of an array of a batch: the leading axis over `data` and `fsdp`, time over `seq`.
+
+    **Arguments:**
+
+    - `mesh`: from `make_mesh`.
+    - `ndim`: the number of axes of the array.
+    - `time_axis`: the axis of time, or `None` if there is none.
+    """
     spec: list[Axes | None] = [None] * ndim
     spec[0] = ACTIVATION_AXES["batch"]
     if time_axis is not None:

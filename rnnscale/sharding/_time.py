@@ -1,4 +1,4 @@
-"""A time axis as the parts of it that the devices of `seq` hold."""
+"""The time axis as parts, one for each device of `seq`: splitting, joining, taking single steps."""
 
 import jax
 import jax.numpy as jnp
@@ -10,36 +10,36 @@ from rnnscale.sharding._rules import ACTIVATION_AXES, automatic_axes, constrain,
 
 
 def time_parts(time: int) -> int:
-    """In how many parts the ambient mesh splits so many time steps: the size of `seq`; 1 without
-    a mesh, and, with a warning, where that size does not divide them."""
+    """The number of parts into which the ambient mesh splits `time` steps: the size of `seq`, or 1
+    without a mesh. It is also 1, with a warning, if `seq` does not divide `time`."""
     mesh = jax.sharding.get_abstract_mesh()
     parts = mesh.shape[_SEQ] if _SEQ in automatic_axes(mesh) else 1
     if time > 0 and time % parts == 0:
         return parts
     if time > 1:
         warn_once(
-            f"a sequence of {time} steps can't be split evenly over {_SEQ}={parts}: every device "
-            "computes all of it; pad it before, as rnnscale.tasks.pad_time does"
+            f"a sequence of {time} steps can't be split evenly over {_SEQ}={parts}, so every "
+            "device computes all of it: pad sequences beforehand, as rnnscale.tasks.pad_time does"
         )
     return 1
 
 
 def split_time(x: Shaped[Array, "..."], parts: int, *, time_axis: int) -> Shaped[Array, "..."]:
-    """From "*batch time ..." to "*batch parts steps ...". Parts are rows of their own then, and
-    what is done within them needs no communication."""
+    """Reshape "*batch time ..." to "*batch parts steps ...". The parts then are like rows:
+    computations within a part need no communication."""
     steps = x.shape[time_axis] // parts
     shape = (*x.shape[:time_axis], parts, steps, *x.shape[time_axis + 1 :])
     return constrain_time(x.reshape(shape), time_axis=time_axis)
 
 
 def join_time(x: Shaped[Array, "..."], *, time_axis: int) -> Shaped[Array, "..."]:
-    """From "*batch parts steps ...", with the parts on `time_axis`, to "*batch time ..."."""
+    """Reshape "*batch parts steps ..." to "*batch time ...". The parts are on axis `time_axis`."""
     shape = (*x.shape[:time_axis], -1, *x.shape[time_axis + 2 :])
     return constrain_time(x.reshape(shape), time_axis=time_axis)
 
 
 def constrain_time(x: Shaped[Array, "*axes"], *, time_axis: int) -> Shaped[Array, "*axes"]:
-    """`constrain` with the leading axis as `batch`, unless it is the one of time."""
+    """Constrain the layout of an activation: its leading axis is the batch, `time_axis` is time."""
     leading = ("batch", *(None,) * (time_axis - 1))[:time_axis]
     return constrain(x, *leading, "time", *(None,) * (x.ndim - time_axis - 1))
 
@@ -47,12 +47,12 @@ def constrain_time(x: Shaped[Array, "*axes"], *, time_axis: int) -> Shaped[Array
 def take_step(
     xs: Shaped[Array, "*batch time dim"], index: Int[Array, "*#batch"] | int
 ) -> Shaped[Array, "*batch dim"]:
-    """Each row at its own step. Where a mesh splits time, one sum over `seq` of the rows' size.
+    """One step of each row. If the mesh splits time, this is one sum over `seq` of a single step.
 
     **Arguments:**
 
-    - `xs`: the sequences, numbers.
-    - `index`: the step of each row, or of all, from 0 to `time - 1`.
+    - `xs`: the sequences, of numbers.
+    - `index`: the step to take, from 0 to `time - 1`, for each row or for all.
     """
     time = xs.shape[-2]
     if time_parts(time) == 1 and isinstance(index, int):

@@ -1,4 +1,6 @@
-"""Arithmetic and memory of traced functions, against XLA's counts and against sums by hand."""
+"""Operation counts and memory of traced functions, compared with XLA's and with sums by hand."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from rnnscale_kernels import Planar, diagonal_ssm, linear_scan
 ROWS, TIME, IDIM, STATES, ODIM = 2, 24, 4, 6, 3
 
 
-def array(*shape):
+def array(*shape) -> Any:
     return jax.ShapeDtypeStruct(shape, "float32")
 
 
@@ -19,21 +21,22 @@ def jaxpr_of(function, *arguments):
 
 
 def counted_by_xla(function, *arguments):
-    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+    analysis: Any = jax.jit(function).lower(*arguments).compile().cost_analysis()
+    return analysis["flops"]
 
 
-def test_a_scan_counts_as_often_as_it_runs():
+def test_a_scan_counts_once_per_turn():
     def repeat(w, x):
         return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=7)[0]
 
     one = 2 * ROWS * IDIM * IDIM
     assert flops(jaxpr_of(repeat, array(IDIM, IDIM), array(ROWS, IDIM))) == 7 * one
-    # Backward each product has two of its own size.
+    # The backward pass has two products for each one of the forward pass.
     gradient = jax.grad(lambda w, x: repeat(w, x).sum())
     assert flops(jaxpr_of(gradient, array(IDIM, IDIM), array(ROWS, IDIM))) == 3 * 7 * one
 
 
-def test_a_conditional_counts_as_its_largest_branch():
+def test_a_conditional_counts_as_its_most_expensive_branch():
     def choose(p, w, x):
         return jax.lax.cond(p, lambda: x @ w @ w, lambda: x @ w)
 
@@ -42,7 +45,7 @@ def test_a_conditional_counts_as_its_largest_branch():
 
 
 @pytest.mark.parametrize("planes", [1, 2])
-def test_products_of_a_state_space_layer_are_as_xla_counts_them(planes):
+def test_products_of_a_state_space_layer_agree_with_xla(planes):
     def arrays(*shape):
         return Planar(array(*shape), array(*shape)) if planes == 2 else array(*shape)
 
@@ -62,17 +65,18 @@ def test_products_of_a_state_space_layer_are_as_xla_counts_them(planes):
     assert forward - scan == counted_by_xla(products, u, b, c)
     gradient = jax.grad(lambda *x: diagonal_ssm(*x)[0].sum(), (0, 1, 2, 3))
     backward = flops(jaxpr_of(gradient, u, decay, b, c)) - forward
-    # XLA counts two planes of gradients added up, too.
+    # XLA also counts the addition of the two planes' gradients.
     added = tokens * IDIM if planes == 2 else 0
     g = jax.eval_shape(products, u, b, c)
     assert backward - 3 * scan == counted_by_xla(pull, u, b, c, g) - added
 
 
-def test_recurrences_are_found_in_loops_and_backward():
+def test_kernel_calls_in_loops_and_backward_passes():
     a, b = array(ROWS, TIME, STATES), array(ROWS, TIME, STATES)
 
     def deep(a, b):
-        return jax.lax.scan(lambda b, _: (linear_scan(a, b)[0], None), b, None, length=5)[0].sum()
+        h: Any = jax.lax.scan(lambda b, _: (linear_scan(a, b)[0], None), b, None, length=5)[0]
+        return h.sum()
 
     forward, backward = kernel_calls(jaxpr_of(jax.grad(deep), a, b))
     assert (forward.backward, backward.backward) == (False, True)
@@ -81,12 +85,12 @@ def test_recurrences_are_found_in_loops_and_backward():
         assert (each.rows, each.tokens, each.states) == (ROWS, ROWS * TIME, STATES)
 
 
-def test_peak_is_what_is_alive_at_one_time():
+def test_peak_is_the_most_that_is_alive_at_one_time():
     size = 64 * 64 * 4
 
     def chain(x, w):
         y = x @ w  # one array
-        z = y @ w  # two: y is read here for the last time
+        z = y @ w  # two: y is last used here
         return z @ w  # two: z and the result
 
     assert peak_bytes(jaxpr_of(chain, array(64, 64), array(64, 64))) == 2 * size
@@ -105,11 +109,11 @@ def test_elementwise_chains_are_fused():
     def chain(x, w):
         return jnp.sin(jnp.cos(jnp.exp(x @ w))) @ w
 
-    # The product, and the end of the chain before the last product.
+    # The first product, and the end of the chain.
     assert peak_bytes(jaxpr_of(chain, array(64, 64), array(64, 64))) == 2 * size
 
 
-def test_a_loop_keeps_what_it_stacks_and_what_a_turn_needs():
+def test_a_loop_keeps_its_stacked_results_and_one_turn():
     size = 64 * 64 * 4
 
     def repeat(x, w):
@@ -119,5 +123,5 @@ def test_a_loop_keeps_what_it_stacks_and_what_a_turn_needs():
 
         return jax.lax.scan(turn, x, None, length=10)
 
-    # Ten results, the carry, and in a turn the two products.
+    # Ten results, the carry, and the two products of a turn.
     assert peak_bytes(jaxpr_of(repeat, array(64, 64), array(64, 64))) == (10 + 1 + 2) * size

@@ -1,6 +1,7 @@
-"""Models whose sequences are split over devices: the numbers of one device, and what they send."""
+"""Models with time split over devices: their losses, gradients and collectives."""
 
 import itertools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -27,7 +28,7 @@ from rnnscale.tasks import Task
 from rnnscale.training import cross_entropy, squared_error
 from rnnscale_kernels.testing import compile_for
 
-MESHES = {
+MESHES: dict[str, Any] = {
     "seq=8": {"seq": 8},
     "data=2,seq=4": {"data": 2, "seq": 4},
     "fsdp=2,tensor=2,seq=2": {"fsdp": 2, "tensor": 2, "seq": 2},
@@ -38,23 +39,25 @@ LAYERS = {
     "conv": lambda key: CausalConv(DIM, 4, key=key),
     "attention": lambda key: LinearAttention(DIM, 2, key=key),
 }
-# Each pool, and tokens. Other layers are tested on many meshes with the models themselves.
+# Every pool, and tokens. tests/models has other layers on many meshes.
 MODELS = {
     "conv last": ("conv", "last"),
     "attention mean": ("attention", "mean"),
     "conv none": ("conv", "none"),
     "conv tokens": ("conv", "tokens"),
 }
-# Every mesh with some model; `make test-all` has all pairs.
-QUICK = {
+# Every mesh and every layer, one model each; `make test-all` has the other models on the mesh with
+# most axes, and attention, whose scan is its own, on all meshes.
+QUICK = [
     ("seq=8", "conv last"),
     ("data=2,seq=4", "attention mean"),
     ("fsdp=2,tensor=2,seq=2", "conv tokens"),
-}
-PAIRS = [
-    pytest.param(mesh, model, marks=[] if (mesh, model) in QUICK else pytest.mark.slow)
-    for mesh, model in itertools.product(MESHES, MODELS)
 ]
+SLOW = [
+    *itertools.product(["fsdp=2,tensor=2,seq=2"], ["conv last", "attention mean", "conv none"]),
+    ("seq=8", "attention mean"),
+]
+PAIRS = [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)]
 
 
 def build(model, key):
@@ -66,8 +69,8 @@ def build(model, key):
 
 
 def batch_for(model, time=TIME):
-    """With rows that end in and at the borders of the devices' parts, and labels that don't
-    count."""
+    """A batch with rows that end inside and at the border of the devices' parts, and labels that
+    are not scored."""
     _, pool = model
     rng = np.random.default_rng(0)
     lengths = np.resize([time, 0, 1, time // 8, time // 4 + 1, time // 2, time - 1, 5], ROWS)
@@ -100,7 +103,7 @@ gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 @pytest.mark.parametrize(("axes", "model"), PAIRS)
 def test_losses_and_gradients_are_those_of_one_device(axes, model, key):
-    """With dropout: the masks belong to rows and steps, wherever these are."""
+    """Dropout included: its masks depend on row and step, not on the device."""
     model, batch = build(MODELS[model], key), batch_for(MODELS[model])
     expected = gradient(model, batch, key)
     mesh = make_mesh(**MESHES[axes])
@@ -108,55 +111,54 @@ def test_losses_and_gradients_are_those_of_one_device(axes, model, key):
         placed = jax.device_put(model, shardings(model, mesh))
         parts = {n: jax.device_put(x, layout(mesh, n, x)) for n, x in batch.items()}
         got = gradient(placed, parts, key)
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    assert_close(got, expected)
+
+
+def assert_close(got, expected):
+    def close(x, y):
+        assert np.isfinite(y).all()
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * max(1, np.max(np.abs(y))))
 
+    jax.tree.map(close, got, expected)
 
-def exchanged(axes, model, time, key):
+
+def collectives(axes, model, time, key):
     """Kinds, axes, bytes and turns of all collectives of a gradient."""
     mesh = make_mesh(**axes)
-    with jax.set_mesh(mesh):
-        made = jax.eval_shape(lambda key: build(model, key), key)
-    made = jax.tree.map(
+    abstract = jax.eval_shape(lambda key: build(model, key), key)
+    abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        made,
-        shardings(made, mesh),
+        abstract,
+        shardings(abstract, mesh),
     )
     batch = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout(mesh, name, x))
         for name, x in batch_for(model, time).items()
     }
-    arguments = made, batch, jax.eval_shape(lambda: key)
+    arguments = abstract, batch, jax.eval_shape(lambda: key)
     program = compile_for(jax.grad(loss, has_aux=True), *arguments, target=mesh)
     return sorted((each.kind, each.axes, each.bytes, each.turns) for each in program.collectives)
 
 
-@pytest.mark.parametrize(
-    ("axes", "model"),
-    [
-        ("seq=8", "conv last"),
-        ("fsdp=2,tensor=2,seq=2", "conv tokens"),
-        ("data=2,seq=4", "attention mean"),
-    ],
-)
-def test_nothing_that_is_sent_grows_with_the_length(axes, model, key):
-    """Not for dropout, pooling, embedding, the loss or the accuracy, nor for a layer."""
-    short, long = (exchanged(MESHES[axes], MODELS[model], time, key) for time in (512, 1024))
+@pytest.mark.parametrize(("axes", "model"), QUICK)
+def test_no_collective_grows_with_the_length(axes, model, key):
+    """Neither those of a layer nor those of dropout, pooling, embedding, loss or accuracy."""
+    short, long = (collectives(MESHES[axes], MODELS[model], time, key) for time in (512, 1024))
     assert short == long
-    moved = [each for each in short if each[1] == ("seq",) and each[0] != "all-reduce"]
+    over_seq = [each for each in short if each[1] == ("seq",) and each[0] != "all-reduce"]
     rows = ROWS // MESHES[axes].get("data", 1) // MESHES[axes].get("fsdp", 1)
     if MODELS[model][0] == "conv":
         kind, sizes = "collective-permute", [rows * 3 * DIM * 4] * 2
     else:
-        # Of every device's rows: memory and normaliser of two heads; forwards also the flag of a
-        # reset.
+        # Memory and normaliser of two heads from each of four devices. The forward pass also
+        # gathers a reset flag per row.
         memory = rows * 4 * 2 * 4 * 5 * 4
         kind, sizes = "all-gather", [memory, memory + rows * 4 * 4]
-    # Once forwards and once backwards, in each of two blocks.
-    assert moved == [(kind, ("seq",), size, 2) for size in sizes]
+    # One in the forward and one in the backward pass, in each of two blocks.
+    assert over_seq == [(kind, ("seq",), size, 2) for size in sizes]
 
 
-def test_squared_error_sends_sums_only():
+def test_squared_error_only_sums_over_devices():
     mesh = make_mesh(data=2, seq=4)
 
     def run(batch):
@@ -174,7 +176,8 @@ def test_squared_error_sends_sums_only():
 
 
 def attention_arguments(key):
-    """A part of time is two chunks and a bit on the smallest mesh, and less than one on others."""
+    """The part of a device is between two and three chunks long on the mesh with `seq=2`, and less
+    than one chunk on the others."""
     layer = LinearAttention(5, 2, 6, key_dim=3, value_dim=4, key=key)
     time = 320
     xs = jax.random.normal(key, (ROWS, time, 5))
@@ -186,52 +189,49 @@ def attention_arguments(key):
     return layer, xs, state, jnp.asarray(starts), lengths
 
 
+@jax.jit
+def attention_gradient(layer, xs, state, options):
+    def total(layer, xs, state):
+        state, ys = layer(xs, state, **options)
+        # The state is a sum over all steps and large, so that its sine would be noise.
+        weighted = (jnp.sum(x * jnp.cos(jnp.arange(x.shape[-1]))) for x in state)
+        return jnp.sum(jnp.sin(ys)) + sum(weighted), (ys, state)
+
+    return jax.grad(total, (0, 1, 2), has_aux=True)(layer, xs, state)
+
+
 @pytest.mark.parametrize(
-    ("axes", "cut"),
+    ("axes", "segments"),
     [("seq=8", False), *((name, True) for name in MESHES)],
 )
-def test_linear_attention(axes, cut, key):
-    """Outputs, states and gradients, with resets and ends at and between the borders."""
+def test_linear_attention(axes, segments, key):
+    """Outputs, states and gradients, with resets and row ends at and between the borders."""
     layer, xs, state, reset, lengths = attention_arguments(key)
-    options = {"reset": reset, "lengths": lengths} if cut else {}
-
-    @jax.jit
-    def run(layer, xs, state):
-        def total(layer, xs, state):
-            state, ys = layer(xs, state, **options)
-            # What is added up over all steps is large, and its sine would be noise.
-            weighed = (jnp.sum(x * jnp.cos(jnp.arange(x.shape[-1]))) for x in state)
-            return jnp.sum(jnp.sin(ys)) + sum(weighed), (ys, state)
-
-        return jax.grad(total, (0, 1, 2), has_aux=True)(layer, xs, state)
-
-    # A NaN before a reset stays there.
-    if cut:
+    options = {}
+    if segments:
+        options = {"reset": reset, "lengths": lengths}
+        # A NaN in the state must not pass a reset.
         state = jax.tree.map(lambda x: x.at[1].set(jnp.nan), state)
-    expected = run(layer, xs, state)
+    expected = attention_gradient(layer, xs, state, options)
     with jax.set_mesh(make_mesh(**MESHES[axes])):
-        got = run(layer, xs, state)
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert np.isfinite(y).all()
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * max(1, np.max(np.abs(y))))
+        got = attention_gradient(layer, xs, state, options)
+    assert_close(got, expected)
 
 
 @pytest.mark.parametrize("shape", [(16, 5), (3, 16, 5), (8, 19, 5)], ids=str)
 def test_linear_attention_of_any_batch_and_length(shape, key):
-    """A single row, rows that the mesh does not divide, and steps that it does not."""
+    """A single row, a number of rows and a number of steps that the mesh does not divide."""
     layer = LinearAttention(5, 1, key=key)
     xs = jax.random.normal(key, shape)
     run = eqx.filter_jit(lambda xs: (layer(xs), eqx.filter_vmap(layer)(xs[None])))
     expected, _ = run(xs)
     with jax.set_mesh(make_mesh(data=2, seq=4)):
         got, by_vmap = run(xs)
-    for x, z, y in zip(*map(jax.tree.leaves, (got, by_vmap, expected)), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(z[0], y, rtol=1e-5, atol=1e-5)
+    assert_close(got, expected)
+    assert_close(jax.tree.map(lambda x: x[0], by_vmap), expected)
 
 
-@pytest.mark.parametrize("axes", [{"seq": 8}, {"data": 2, "seq": 4}], ids=str)
-def test_a_dense_cell_says_that_time_cannot_be_split(axes, key):
+def test_a_dense_cell_cannot_split_time(key):
     cell = LongShortTermMemoryCell(3, 4, key=key)
     linear = MinGRUCell(3, 3, key=key)
     xs = jnp.zeros((8, 16, 3))
@@ -242,19 +242,19 @@ def test_a_dense_cell_says_that_time_cannot_be_split(axes, key):
         BidirectionalRNNEncoder(linear, cell),
         ReservoirComputer(cell, 2, key=key),
     ]
-    message = f"over seq={axes['seq']}, but LongShortTermMemoryCell takes its steps one after"
-    with jax.set_mesh(make_mesh(**axes)):
+    message = "over seq=4, but LongShortTermMemoryCell takes its steps one after"
+    with jax.set_mesh(make_mesh(data=2, seq=4)):
         for model in refused:
             with pytest.raises(ValueError, match=message):
                 jax.eval_shape(model, xs)
-        # A single step is one on any mesh.
+        # A single step works on any mesh.
         state, y = eqx.filter_jit(cell)(xs[:, 0], cell.init_state((8,)))
         assert y.shape == (8, 4)
         eqx.filter_eval_shape(RNNEncoder(linear), xs)
 
 
 def test_outside_of_jit(key):
-    """Layers take arrays that are not on the mesh yet."""
+    """Layers accept arrays that are not on the mesh yet."""
     xs = jnp.ones((8, 16, 3))
     layers = [CausalConv(3, 2, key=key), RNNEncoder(LongShortTermMemoryCell(3, 3, key=key))]
     with jax.set_mesh(make_mesh(data=8)):
@@ -263,20 +263,19 @@ def test_outside_of_jit(key):
 
 
 def task_of(time, inputs, labels, classes=None):
-    """Random records of a length that need not divide."""
+    """A task of random records with `time` steps."""
     rng = np.random.default_rng(0)
-    shape = (16, time) if inputs == "tokens" else (16, time, 3)
-    aimed = (16, time) if labels == "step" else (16,)
-    arrays = {
-        "inputs": rng.integers(0, VOCAB, shape).astype(np.int32)
+    labelled = (16, time) if labels == "step" else (16,)
+    arrays: dict[str, np.ndarray] = {
+        "inputs": rng.integers(0, VOCAB, (16, time)).astype(np.int32)
         if inputs == "tokens"
-        else rng.normal(size=shape).astype(np.float32),
-        "labels": rng.integers(0, classes, aimed).astype(np.int32)
+        else rng.normal(size=(16, time, 3)).astype(np.float32),
+        "labels": rng.integers(0, classes, labelled).astype(np.int32)
         if classes
-        else rng.normal(size=(*aimed, 2)).astype(np.float32),
+        else rng.normal(size=(*labelled, 2)).astype(np.float32),
     }
     if classes and labels == "step":
-        arrays["scored"] = rng.random(aimed) < 0.5
+        arrays["scored"] = rng.random(labelled) < 0.5
     source = ArraySource(**arrays)
     return Task(
         name="odd",
@@ -301,8 +300,8 @@ def task_of(time, inputs, labels, classes=None):
         ("mingru", {"inputs": "features", "labels": "step"}),
     ],
 )
-def test_time_that_does_not_divide_is_padded(model, task, key):
-    """The sums of the loss and the gradient, over 13 steps on 8 devices."""
+def test_time_that_the_mesh_does_not_divide_is_padded(model, task, key):
+    """The loss and its gradient for 13 steps on 8 devices."""
     task = task_of(13, **task)
     config = TrainConfig(
         "odd", "unused", model=model, batch_size=8, dim=8, depth=1, state_dim=8, dropout=0.2
@@ -323,14 +322,12 @@ def test_time_that_does_not_divide_is_padded(model, task, key):
             return jax.jit(jax.value_and_grad(total, has_aux=True))(model, placed, key)
 
     expected = run(make_mesh(devices=jax.devices()[:1]))
-    got = run(make_mesh(seq=8))
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * max(1, np.max(np.abs(y))))
+    assert_close(run(make_mesh(seq=8)), expected)
 
 
-def test_set_up_says_what_cannot_be_split():
+def test_set_up_refuses_what_cannot_be_split():
     mesh = make_mesh(data=2, seq=4)
-    options = {"batch_size": 8, "dim": 8, "depth": 1}
+    options: Any = {"batch_size": 8, "dim": 8, "depth": 1}
     config = TrainConfig("odd", "unused", model="lstm", **options)
     task = task_of(13, "features", "sequence", 4)
     with pytest.raises(ValueError, match="LongShortTermMemoryCell takes its steps one after"):

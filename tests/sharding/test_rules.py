@@ -1,3 +1,7 @@
+"""The layout of parameters and activations: tables, meshes, sharded initialisation, `describe`."""
+
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +13,7 @@ from jaxtyping import Array, Float
 
 from rnnscale import S5, RGLRUCell
 from rnnscale._fields import trainable
-from rnnscale.models import FFN, LanguageModel, SequenceClassifier
+from rnnscale.models import FFN, SequenceClassifier
 from rnnscale.sharding import (
     AXES,
     constrain,
@@ -33,7 +37,7 @@ def layer(state=4, idim=6, hdim=8, stack=()):
     return Layer(*(jnp.zeros((*stack, *shape)) for shape in shapes))
 
 
-def specs(model, **axes):
+def specs(model, **axes: Any) -> Any:
     mesh = make_mesh(**axes)
     return jax.tree.map(lambda x: x.spec, shardings(model, mesh))
 
@@ -41,7 +45,7 @@ def specs(model, **axes):
 def test_names_become_mesh_axes():
     got = specs(layer(), data=2, fsdp=2, tensor=2)
     assert got.b == P(("tensor",), ("fsdp",))
-    # A mesh axis is used once for an array: the first that wants it gets it.
+    # A mesh axis is used once per array, for the first axis that is mapped to it.
     assert got.square == P(("fsdp",), None)
     assert got.gates == P(None, ("fsdp",), None)
     assert got.expression == P(None, ("tensor",))
@@ -53,25 +57,26 @@ def test_leading_axes_are_stacks():
 
 def test_optimiser_state_is_laid_out_like_the_parameters():
     model = layer()
-    state = optax.adam(1e-3).init(model)
+    params: Any = model
+    state = optax.adam(1e-3).init(params)
     got = specs(state, data=4, tensor=2)
     assert got[0].mu.b == got[0].nu.b == P(("tensor",), None)
     assert got[0].count == P()
 
 
-def test_a_size_that_does_not_divide():
+def test_a_size_that_the_mesh_does_not_divide():
     with pytest.raises(ValueError, match=r"axis state of b has size 6, not a multiple of the mesh"):
         specs(layer(state=6), data=2, tensor=4)
 
 
-def test_fsdp_replicates_what_does_not_divide_and_says_so(caplog):
+def test_fsdp_replicates_uneven_sizes_with_a_warning(caplog):
     got = specs(layer(idim=5, hdim=7), fsdp=8)
     assert got.square == P(None, None)
     assert "axis hdim of square has size 7" in caplog.text
     assert "replicated" in caplog.text
 
 
-def test_another_axis_may_take_fsdp(caplog):
+def test_fsdp_splits_another_axis_that_it_divides(caplog):
     got = specs(layer(idim=8, hdim=7), fsdp=8)
     assert got.gates == P(None, None, ("fsdp",))
     assert "gates" not in caplog.text
@@ -103,31 +108,34 @@ def model(key):
     )
 
 
-def test_sharded_init_gives_the_numbers_of_one_device(key):
+def test_sharded_init_gives_the_values_of_one_device(key):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     expected, got = model(key), sharded_init(model, key, mesh)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
-    layer = got.stack.blocks.layer
+    layer: Any = got.stack.blocks.layer
     assert layer.b_re.sharding.is_equivalent_to(NamedSharding(mesh, P(None, "tensor", "fsdp")), 3)
     assert layer.b_re.addressable_shards[0].data.shape == (3, 8, 8)
 
 
-def test_sharded_init_never_holds_a_sharded_parameter_whole(key):
-    """No device's program has an array of the full size of a parameter that is split."""
+def test_sharded_init_never_holds_a_full_sharded_parameter(key):
+    """The program of a device has no array of the global shape of a sharded parameter."""
     mesh = make_mesh(tensor=8)
     abstract = jax.eval_shape(model, key)
     build = jax.jit(model, out_shardings=shardings(abstract, mesh))
-    text = build.lower(key).compile().as_text()
+    text = build.lower(key).compile().as_text() or ""
     assert "f32[3,2,16]" in text
     assert "f32[3,16,16]" not in text
 
 
-def test_every_parameter_of_the_models_has_a_row(capsys, key):
-    mesh = make_mesh(fsdp=4, tensor=2)
+def test_every_parameter_of_a_model_has_a_row(capsys, key):
+    """Also on a mesh without devices."""
+    mesh = AbstractMesh((16, 4, 2, 1), AXES, axis_types=(AxisType.Auto,) * 4)
     built = jax.eval_shape(model, key)
     rows = {row.path: row for row in layouts(built, mesh)}
     assert len(rows) == len(jax.tree.leaves(built))
+    # Only scalars and stacks of scalars have no named axis.
+    assert all(any(row.axes) for row in rows.values() if len(row.shape) > 1)
     b = rows["stack.blocks.layer.b_re"]
     assert b.axes == (None, "state", "idim")
     assert b.spec == P(None, ("tensor",), ("fsdp",))
@@ -136,28 +144,14 @@ def test_every_parameter_of_the_models_has_a_row(capsys, key):
     assert "tensor" in str(up.spec)
     describe(built, mesh)
     printed = capsys.readouterr().out
-    assert "tensor" in printed
+    assert "data=16, fsdp=4, tensor=2" in printed
     assert "total" in printed
 
 
-def test_describe_needs_no_devices(capsys, key):
-    mesh = AbstractMesh((16, 4, 4, 1), AXES, axis_types=(AxisType.Auto,) * 4)
-    big = jax.eval_shape(
-        lambda key: LanguageModel(
-            256, make_layer=lambda key: S5(512, 512, key=key), dim=512, depth=6, key=key
-        ),
-        key,
-    )
-    describe(big, mesh)
-    assert "data=16, fsdp=4, tensor=4" in capsys.readouterr().out
-
-
-def test_no_parameter_is_forgotten_by_the_table(key):
-    """Every array of the models but scalars and stacks has at least one named axis."""
-    built = jax.eval_shape(model, key)
-    for row in layouts(built, make_mesh(data=8)):
-        if len(row.shape) > 1:
-            assert any(row.axes), row.path
+def test_trainable_parameters_of_a_model(key):
+    layer: Any = trainable(jax.eval_shape(model, key)).stack.blocks.layer
+    assert layer.step_rescale is False
+    assert layer.lambda_re is True
 
 
 def test_constrain_without_a_mesh_does_nothing():
@@ -165,7 +159,7 @@ def test_constrain_without_a_mesh_does_nothing():
     assert constrain(x, "batch", None) is x
 
 
-def test_constrain_splits_and_leaves_whole_what_does_not_divide():
+def test_constrain_splits_only_axes_that_the_mesh_divides():
     with jax.set_mesh(make_mesh(data=4, tensor=2)):
         run = jax.jit(lambda x: constrain(x, "batch", "time", None))
         assert run(jnp.ones((8, 3, 2))).sharding.spec == P("data")
@@ -174,21 +168,10 @@ def test_constrain_splits_and_leaves_whole_what_does_not_divide():
             constrain(jnp.ones((8, 3, 2)), "batch", None)
 
 
-def test_trainable_spec_of_a_model(key):
-    built = jax.eval_shape(model, key)
-    spec = trainable(built)
-    assert spec.stack.blocks.layer.step_rescale is False
-    assert spec.stack.blocks.layer.lambda_re is True
-
-
-def test_blocks_lie_on_tensor_where_they_divide(key, caplog):
+def test_blocks_are_split_over_tensor_if_it_divides_them(key, caplog):
     mesh = AbstractMesh((1, 1, 4, 1), AXES)
-    (gates,) = (
-        each for each in layouts(RGLRUCell(16, blocks=8, key=key), mesh) if each.path == "gates"
-    )
-    assert gates.mesh_axes == [(), ("tensor",), (), ()]
-    (gates,) = (
-        each for each in layouts(RGLRUCell(16, blocks=2, key=key), mesh) if each.path == "gates"
-    )
-    assert gates.mesh_axes == [(), (), (), ()]
+    for blocks, axes in ((8, ("tensor",)), (2, ())):
+        cell = RGLRUCell(16, blocks=blocks, key=key)
+        (gates,) = (each for each in layouts(cell, mesh) if each.path == "gates")
+        assert gates.mesh_axes == [(), axes, (), ()]
     assert "axis blocks of gates has size 2" in caplog.text

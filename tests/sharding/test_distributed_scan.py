@@ -1,6 +1,7 @@
-"""Recurrences over a time axis that is split over devices, against one loop in double precision."""
+"""The ops with time split over devices, compared with a loop over time in double precision."""
 
 import functools
+from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -15,11 +16,17 @@ from rnnscale_kernels.testing import reference, to_jax as to_jax_of, to_numpy
 
 ROWS = 4
 to_jax = functools.partial(to_jax_of, dtype="float32")
-# 16 steps divide by the devices of both; 13 do not, and the last device has one step.
-MESHES = {"data=2,seq=4": {"data": 2, "seq": 4}, "tensor=2,seq=4": {"tensor": 2, "seq": 4}}
-EXAMPLES = hypothesis.settings(
-    max_examples=15, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
-)
+# 16 steps are split evenly over seq=4; of 13 steps, padded, the last device has one.
+MESHES: dict[str, Any] = {
+    "data=2,seq=4": {"data": 2, "seq": 4},
+    "tensor=2,seq=4": {"tensor": 2, "seq": 4},
+}
+EXAMPLES = hypothesis.settings(max_examples=15)
+RESETS = st.sampled_from([0.0, 0.1, 0.7])
+
+
+def all_to_jax(*arrays):
+    return tuple(map(to_jax, arrays))
 
 
 def numbers(rng, shape, planar, scale=1.0):
@@ -27,91 +34,87 @@ def numbers(rng, shape, planar, scale=1.0):
     return x + 1j * rng.normal(size=shape) * scale if planar else x
 
 
-def close(got, expected):
-    """To 2e-6 of the largest number."""
+def close(got, expected, tolerance=2e-6):
+    """Equal up to `tolerance` times the largest number."""
     for x, y in zip(got, expected, strict=True):
         x = to_numpy(x)
         assert np.all(np.isfinite(x))
-        np.testing.assert_allclose(x, y, rtol=0, atol=2e-6 * max(1.0, np.max(np.abs(y))))
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(1.0, np.max(np.abs(y))))
 
 
 @functools.cache
-def compiled_scan(mesh_name, reverse):
-    def run(a, b, h0, reset, g, g_last):
-        def scan(a, b, h0):
-            return linear_scan(a, b, h0, reverse=reverse, reset=reset)
+def compiled(op, mesh_name, reverse):
+    """The outputs of an op and its gradients for given cotangents, on a mesh."""
 
-        outputs, pull = jax.vjp(scan, a, b, h0)
-        return outputs, pull((g, g_last))
+    def run(arrays, masks, cotangents):
+        outputs, pull = jax.vjp(lambda *x: op(*x, reverse=reverse, **masks), *arrays)
+        return outputs, pull(cotangents)
 
     return jax.jit(run), make_mesh(**MESHES[mesh_name])
 
 
 @pytest.mark.parametrize(
-    ("mesh_name", "time", "decay", "planar", "reverse"),
+    ("mesh_name", "time", "decay", "planar", "reverse", "with_resets"),
     [
-        ("data=2,seq=4", 16, "varying", False, False),
-        ("data=2,seq=4", 13, "varying", True, True),
-        ("tensor=2,seq=4", 16, "invariant", True, False),
-        ("tensor=2,seq=4", 13, "invariant", False, True),
-        ("data=2,seq=4", 16, "shared by rows", False, True),
-        ("data=2,seq=4", 4, "varying", False, False),
+        ("data=2,seq=4", 16, "varying", False, False, True),
+        ("data=2,seq=4", 13, "varying", True, True, True),
+        ("data=2,seq=4", 13, "varying", False, True, False),
+        ("tensor=2,seq=4", 16, "invariant", True, False, False),
+        ("tensor=2,seq=4", 16, "invariant", False, False, True),
+        ("tensor=2,seq=4", 13, "invariant", False, True, True),
+        ("data=2,seq=4", 16, "shared by rows", False, True, True),
+        ("data=2,seq=4", 4, "varying", False, False, False),
     ],
 )
 @EXAMPLES
-@hypothesis.given(seed=st.integers(0, 2**32 - 1), resets=st.sampled_from([None, 0.0, 0.1, 0.7]))
-def test_linear_scan(mesh_name, time, decay, planar, reverse, seed, resets):
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), resets=RESETS)
+def test_linear_scan(mesh_name, time, decay, planar, reverse, with_resets, seed, resets):
     rng = np.random.default_rng(seed)
     shape = (ROWS, time, 6)
     rows, steps = {"varying": (ROWS, time), "invariant": (1, 1), "shared by rows": (1, time)}[decay]
     a = numbers(rng, (rows, steps, 6), planar, 0.6)
     b, g = (numbers(rng, shape, planar) for _ in range(2))
     h0, g_last = (numbers(rng, (ROWS, 6), planar) for _ in range(2))
-    reset = None if resets is None else rng.random(shape[:2]) < resets
-    run, mesh = compiled_scan(mesh_name, reverse)
+    reset = rng.random(shape[:2]) < resets if with_resets else None
+    run, mesh = compiled(linear_scan, mesh_name, reverse)
     with jax.set_mesh(mesh):
-        (outputs, gradients) = run(*map(to_jax, (a, b, h0)), reset, to_jax(g), to_jax(g_last))
+        outputs, gradients = run(all_to_jax(a, b, h0), {"reset": reset}, all_to_jax(g, g_last))
     options = {"reverse": reverse, "reset": reset}
     close(outputs, reference.linear_scan(a, b, h0, **options))
     close(gradients, reference.linear_scan_gradient(a, b, h0, g, g_last, **options))
 
 
-@functools.cache
-def compiled_ssm(mesh_name, reverse):
-    def run(u, decay, b, c, h0, reset, lengths, g, g_last):
-        def ssm(*arrays):
-            return diagonal_ssm(*arrays, reverse=reverse, reset=reset, lengths=lengths)
-
-        outputs, pull = jax.vjp(ssm, u, decay, b, c, h0)
-        return outputs, pull((g, g_last))
-
-    return jax.jit(run), make_mesh(**MESHES[mesh_name])
-
-
-@pytest.mark.parametrize("reverse", [False, True])
+# Each combination of direction, resets and lengths compiles a program of its own.
 @pytest.mark.parametrize(
-    ("mesh_name", "time"), [("data=2,seq=4", 13), ("tensor=2,seq=4", 16)], ids=str
+    ("mesh_name", "time", "reverse", "with_resets", "with_lengths"),
+    [
+        ("data=2,seq=4", 13, False, True, True),
+        ("data=2,seq=4", 13, True, True, False),
+        ("data=2,seq=4", 16, False, False, False),
+        ("tensor=2,seq=4", 16, True, False, True),
+        ("tensor=2,seq=4", 16, True, True, True),
+        ("tensor=2,seq=4", 16, False, True, False),
+    ],
 )
 @EXAMPLES
 @hypothesis.given(
     seed=st.integers(0, 2**32 - 1),
-    resets=st.sampled_from([None, 0.1, 0.7]),
-    lengths=st.none() | st.lists(st.integers(0, 13), min_size=ROWS, max_size=ROWS),
+    resets=RESETS,
+    lengths=st.lists(st.integers(0, 13), min_size=ROWS, max_size=ROWS),
 )
-def test_diagonal_ssm(mesh_name, time, reverse, seed, resets, lengths):
+def test_diagonal_ssm(mesh_name, time, reverse, with_resets, with_lengths, seed, resets, lengths):
     rng = np.random.default_rng(seed)
     u, g = rng.normal(size=(ROWS, time, 3)), rng.normal(size=(ROWS, time, 5))
     decay = 0.95 * np.exp(1j * rng.normal(size=6))
     b, c = numbers(rng, (6, 3), True, 0.5), numbers(rng, (5, 6), True, 0.5)
     h0, g_last = (numbers(rng, (ROWS, 6), True) for _ in range(2))
-    reset = None if resets is None else rng.random((ROWS, time)) < resets
-    lengths = None if lengths is None else np.asarray(lengths)
-    run, mesh = compiled_ssm(mesh_name, reverse)
+    reset = rng.random((ROWS, time)) < resets if with_resets else None
+    lengths = np.asarray(lengths) if with_lengths else None
+    masks = {"reset": reset, "lengths": lengths}
+    run, mesh = compiled(diagonal_ssm, mesh_name, reverse)
     with jax.set_mesh(mesh):
-        outputs, gradients = run(
-            *map(to_jax, (u, decay, b, c, h0)), reset, lengths, to_jax(g), to_jax(g_last)
-        )
-    options = {"reverse": reverse, "reset": reset, "lengths": lengths}
+        outputs, gradients = run(all_to_jax(u, decay, b, c, h0), masks, all_to_jax(g, g_last))
+    options = {"reverse": reverse, **masks}
     close(outputs, reference.diagonal_ssm(u, decay, b, c, h0, **options))
     close(gradients, reference.diagonal_ssm_gradient(u, decay, b, c, h0, g, g_last, **options))
 
@@ -122,16 +125,16 @@ def test_a_reset_stops_what_is_not_finite_between_devices(border, reverse):
     time, channels = 16, 2
     b = np.ones((1, time, channels))
     a = np.full((1, time, channels), 0.5)
-    # Four steps a device: the segment starts on the first step of the third one, or within it.
+    # Four steps per device: the segment starts on the first step of the third device, or within it.
     start = 8 if border else 10
     bad = 14 if reverse else 3
     b[0, bad], a[0, bad] = np.inf, np.inf
-    reset = np.zeros((1, time), bool)
-    reset[0, start] = True
+    reset = jnp.zeros((1, time), bool).at[0, start].set(True)
     good = slice(0, start) if reverse else slice(start, time)
 
     def run(a, b):
         h, _ = linear_scan(a, b, reset=reset, reverse=reverse)
+        assert not isinstance(h, Planar)
         return jnp.sum(h[:, good])
 
     with jax.set_mesh(make_mesh(seq=4, devices=jax.devices()[:4])):
@@ -142,7 +145,7 @@ def test_a_reset_stops_what_is_not_finite_between_devices(border, reverse):
 
 
 @pytest.mark.parametrize("implementation", ["sequential", "chunked", "associative"])
-def test_any_implementation(implementation, key):
+def test_every_implementation(implementation, key):
     b = jax.random.normal(key, (2, 64, 3))
     a = jax.nn.sigmoid(b)
 
@@ -156,12 +159,11 @@ def test_any_implementation(implementation, key):
     expected = run(linear_scan)(a, b)
     with jax.set_mesh(make_mesh(seq=8)):
         got = run(functools.partial(linear_scan, implementation=implementation))(a, b)
-    for x, y in zip(got, expected, strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+    close(got, expected, tolerance=1e-5)
 
 
-def test_a_long_memory_is_as_exact_as_on_one_device(key):
-    """Decays of up to 1 - 1e-6, whose powers over a device's steps must not lose digits."""
+def test_a_long_memory_is_as_accurate_as_on_one_device(key):
+    """Decays of up to 1 - 1e-6, whose powers over the steps of a device must keep all digits."""
     time = 1 << 15
     decay = 1 - 10.0 ** -jnp.linspace(1, 6, 8)
     u = jax.random.normal(key, (1, time, 2))
@@ -173,8 +175,8 @@ def test_a_long_memory_is_as_exact_as_on_one_device(key):
     for mesh in (make_mesh(seq=8), make_mesh(devices=jax.devices()[:1])):
         with jax.set_mesh(mesh):
             _, h_last = jax.jit(diagonal_ssm)(u, decay, b, c)
-        # Rounding on the way makes an error of the size of the largest state, not of the last; a
-        # decay that is off by its last digit makes one of 1e-3.
+        # Rounding errors scale with the largest state on the way, not with the last one. A decay
+        # with an error in its last digit would give an error of 1e-3.
         np.testing.assert_allclose(h_last[0] / largest, h / largest, rtol=0, atol=5e-5)
 
 
@@ -187,7 +189,7 @@ def test_fewer_steps_than_devices():
 
 
 def test_within_a_shard_map_over_rows(key):
-    """As in gradient accumulation, where `data` is the user's and `seq` is ours."""
+    """As in gradient accumulation: `shard_map` over `data` around the op, which splits `seq`."""
     mesh = make_mesh(data=2, seq=4)
     b = jax.random.normal(key, (4, 16, 3))
     a = Planar(jnp.full((3,), 0.9), jnp.full((3,), 0.1))
@@ -195,6 +197,7 @@ def test_within_a_shard_map_over_rows(key):
     def gradient(a, b):
         def loss(a, b):
             h, h_last = linear_scan(a, Planar(b, -b))
+            assert isinstance(h, Planar) and isinstance(h_last, Planar)
             return jnp.sum(h.re * h.im) + jnp.sum(h_last.re**2)
 
         return jax.grad(loss, (0, 1))(a, b)
@@ -213,5 +216,4 @@ def test_within_a_shard_map_over_rows(key):
     expected = jax.jit(gradient)(a, b)
     with jax.set_mesh(mesh):
         got = run(a, b)
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+    close(got, map(to_numpy, expected), tolerance=1e-5)

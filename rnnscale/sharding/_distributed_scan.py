@@ -1,0 +1,219 @@
+"""The distributed scan: a recurrent op whose time steps are split over the devices of a mesh axis.
+
+A recurrence seems to need its steps one after another, but it is linear in its state. The steps of
+one device, taken together, turn the state that enters them into
+
+    leaving = decay * entering + end,
+
+where `(decay, end)` is the *total* of the device: `decay` is the product of its decays, and `end`
+is the state that leaves if zero enters. So every device first computes its total, one all-gather
+makes all totals known to all devices, and a scan over devices instead of steps gives the carry-in
+of each device, the state that enters its steps. Then every device runs its steps from there. What
+is gathered has the size of the states of a batch, however long the sequence is.
+
+The backward pass mirrors this from the last device to the first, with cotangents for states.
+
+A reset inside a device's steps stops the state that enters from leaving. Every device therefore
+also gathers a flag for each row, and the decay of a flagged row is not used: an infinite decay
+times zero would be NaN.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool
+
+from rnnscale_kernels import OpArguments, RecurrentOp, vary_alike
+from rnnscale_kernels.linear_scan import previous
+
+type State = Any
+"""A tree of arrays "*batch state", "*batch device state" for all devices, or `None`."""
+
+
+@dataclass(frozen=True)
+class DeviceOp:
+    """A recurrent op with its options, applied by one device to the steps that it holds.
+
+    - `op`, `reverse`, `implementation`: the op and its options.
+    - `decay_varies`: whether the total decay differs from device to device. A device that holds a
+        single step can't tell from the shape of its arguments.
+    """
+
+    op: RecurrentOp
+    reverse: bool
+    implementation: str | None
+    decay_varies: bool
+
+    def forward(self, arguments: OpArguments) -> tuple[tuple[Any, State], Any]:
+        """`((ys, leaving), residuals)`, where `leaving` is the state after the last step."""
+        primals, finish, static = self._canonical(arguments)
+        public, residuals = self.op.operation.forward(primals, **static)
+        return finish(public), residuals
+
+    def transpose(self, arguments: OpArguments, outputs: tuple, cotangents: tuple) -> OpArguments:
+        """The cotangents of `values` and `h0`, from the outputs of `forward` and the cotangents of
+        `(ys, leaving)`."""
+        arguments, outputs, cotangents = vary_alike((arguments, outputs, cotangents))
+        primals, finish, static = self._canonical(arguments)
+
+        def canonical_arrays(values, h0):
+            primals, *_ = self._canonical(arguments._replace(values=values, h0=h0))
+            return primals[: len(values) + 1]
+
+        _, pull = jax.vjp(canonical_arrays, arguments.values, arguments.h0)
+        _, pull_finish = jax.vjp(finish, outputs[0])
+        gradients = self.op.operation.transpose(
+            primals, outputs, *pull_finish(cotangents), **static
+        )
+        g_values, g_h0 = pull(gradients[: len(arguments.values) + 1])
+        return OpArguments(g_values, g_h0, None, None)
+
+    def totals(self, arguments: OpArguments) -> tuple[State, State]:
+        """The total `(decay, end)`; the decay is `None` if all devices have the same."""
+        primals, _, static = self._canonical(arguments)
+        decay, end = self.op.totals(primals, **static)
+        return decay if self.decay_varies else None, end
+
+    def transpose_totals(self, arguments: OpArguments, g_ys: Any) -> State:
+        """The cotangent of `h0` that comes from the cotangents of the outputs `ys` alone."""
+        arguments, g_ys = vary_alike((arguments, g_ys))
+        primals, finish, static = self._canonical(arguments)
+        _, pull_finish = jax.vjp(lambda y: finish((y, arguments.h0))[0], g_ys)
+        return self.op.transpose_totals(primals, *pull_finish(g_ys), **static)
+
+    def decays(self, arguments: OpArguments, gathered: State) -> State:
+        """The total decays of the devices, "*batch device state"; of size 1 along the devices if
+        nothing was gathered because all have the same."""
+        if gathered is not None:
+            return gathered
+        return jax.tree.map(lambda x: x[..., None, :], self.op.total_decay(arguments))
+
+    def _canonical(self, arguments: OpArguments) -> tuple[tuple, Callable, dict[str, Any]]:
+        primals, finish = self.op.canonical(vary_alike(arguments), reverse=self.reverse)
+        primals = vary_alike(primals)
+        static = self.op.static(primals, reverse=self.reverse, implementation=self.implementation)
+        return primals, finish, static
+
+
+class ScanResiduals(NamedTuple):
+    """What the backward pass of the distributed scan needs.
+
+    - `op`: the residuals of the op on each device.
+    - `entering`: the carry-in of each device, "device *batch state".
+    - `decay`, `cut`: the gathered decays and reset flags, "*batch device state" and
+        "*batch device", or `None`.
+    """
+
+    op: Any
+    entering: Any
+    decay: Any
+    cut: Any
+
+    @classmethod
+    def specs(cls, op: PartitionSpec, states: PartitionSpec, axis: str) -> "ScanResiduals":
+        """Their layout: `op` for the op's own, `states` for an array "*batch state"."""
+        *row, state = states
+        decay, cut = PartitionSpec(*row, None, state), PartitionSpec(*row, None)
+        return cls(op, PartitionSpec(axis, *states), decay, cut)
+
+
+def distributed_passes(op: DeviceOp, axis: str) -> tuple[Callable, Callable]:
+    """The forward and backward pass for `differentiable_on_mesh`, with time split over `axis`."""
+
+    def forward(arguments: OpArguments) -> tuple[tuple[Any, State], ScanResiduals]:
+        # 1. Every device computes the total of its own steps.
+        own, stopped = _own_arguments(op, arguments, axis)
+        decay, end = op.totals(own)
+        cut = None if own.reset is None else jnp.any(own.reset, axis=-1)
+        # 2. The totals of all devices are gathered: the only communication.
+        decay, end, cut = _all_gather_totals(axis, decay, _zero_rows(end, stopped), cut)
+        # 3. A scan with one step for each device gives the states that leave the devices. All
+        #    devices compute the same; the steps are as few as the devices.
+        decays, start = op.decays(own, decay), arguments.h0
+        leaving, h_last = op.op.chain(decays, end, start, cut, reverse=op.reverse)
+        # 4. Every device runs its steps from the state that left the device before it.
+        entering = _carry_in(axis, leaving, start, reverse=op.reverse)
+        (ys, _), residuals = op.forward(own._replace(h0=entering))
+        entering = jax.tree.map(lambda x: x[None], entering)
+        return (ys, h_last), ScanResiduals(residuals, entering, decay, cut)
+
+    def transpose(arguments: OpArguments, outputs: tuple, cotangents: tuple) -> OpArguments:
+        public, (residuals, entering, decay, cut) = outputs
+        g_ys, g_last = cotangents
+        own, stopped = _own_arguments(op, arguments, axis)
+        own = own._replace(h0=jax.tree.map(lambda x: x[0], entering))
+        # 1. and 2. Backwards the total of a device has the conjugate decay, and its end is the
+        #    cotangent of its carry-in that comes from its own outputs. Only the ends are gathered;
+        #    decays and flags were kept.
+        _, g_end, _ = _all_gather_totals(axis, None, op.transpose_totals(own, g_ys), None)
+        # 3. The scan runs over the devices in the opposite direction and starts from the cotangent
+        #    of the last state. It ends with the cotangent of h0.
+        decays = op.op.adjoint(op.decays(own, decay))
+        g_entering, g_h0 = op.op.chain(decays, g_end, g_last, cut, reverse=not op.reverse)
+        # 4. The cotangent of the state that leaves a device is that of the carry-in of the device
+        #    after it. With it every device runs the backward pass of its own steps.
+        g_leaving = _carry_in(axis, g_entering, g_last, reverse=not op.reverse)
+        g_own = (g_ys, _zero_rows(g_leaving, stopped))
+        return op.transpose(own, (public, residuals), g_own)._replace(h0=g_h0)
+
+    return forward, transpose
+
+
+def _own_arguments(
+    op: DeviceOp, arguments: OpArguments, axis: str
+) -> tuple[OpArguments, Bool[Array, "*batch"] | None]:
+    """The arguments for the device's own steps, and the rows whose state must not leave it.
+
+    A reset marks the first step of a segment in time order. In a reverse scan that is the last step
+    processed, so a reset on the first step that a device holds lets steps enter freely, and stops
+    the state on its way to the device before. Nothing lies before the first device.
+    """
+    values, h0, reset, lengths = arguments
+    time, device = op.op.time(values), lax.axis_index(axis)
+    if lengths is not None:
+        lengths = jnp.clip(lengths - device * time, 0, time)
+        if reset is not None:
+            reset = reset & (jnp.arange(time) < lengths[..., None])
+    stopped = None
+    if reset is not None and op.reverse:
+        stopped = reset[..., 0] & (device > 0)
+        reset = reset.at[..., 0].set(stopped)
+    return OpArguments(values, h0, reset, lengths), stopped
+
+
+def _zero_rows(state: State, rows: Bool[Array, "*batch"] | None) -> State:
+    if rows is None:
+        return state
+    return jax.tree.map(lambda x: jnp.where(rows[..., None], 0, x), state)
+
+
+def _all_gather_totals(
+    axis: str, decay: State, end: State, cut: Bool[Array, "*batch"] | None
+) -> tuple[State, State, Bool[Array, "*batch device"] | None]:
+    """The totals and reset flags of all devices, by a single all-gather of one array."""
+    ends, structure = jax.tree.flatten(end)
+    decays = [jnp.broadcast_to(x, ends[0].shape) for x in jax.tree.leaves(decay)]
+    flags = [] if cut is None else [cut[..., None].astype(ends[0].dtype)]
+    parts = vary_alike([*ends, *decays, *flags])
+    sizes = [x.shape[-1] for x in parts]
+    together = jnp.concatenate(parts, axis=-1)
+    together = lax.all_gather(together, axis, axis=together.ndim - 1, to="invarying")
+    parts = jnp.split(together, [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)], axis=-1)
+    end = jax.tree.unflatten(structure, parts[: len(ends)])
+    if decay is not None:
+        decay = jax.tree.unflatten(structure, parts[len(ends) : 2 * len(ends)])
+    return decay, end, None if cut is None else parts[-1][..., 0] > 0
+
+
+def _carry_in(axis: str, leaving: State, start: State, *, reverse: bool) -> State:
+    """The state that enters this device: the one that left the device before it, or `start`."""
+    entering = previous(leaving, start, None, reverse=reverse)
+    device = lax.axis_index(axis)
+    return jax.tree.map(
+        lambda x: lax.dynamic_index_in_dim(x, device, x.ndim - 2, keepdims=False), entering
+    )
