@@ -93,6 +93,11 @@ class DeviceOp:
             return gathered
         return jax.tree.map(lambda x: x[..., None, :], self.op.total_decay(arguments))
 
+    def chain(self, decays, ends, start, cut, *, reverse: bool) -> tuple[State, State]:
+        """The states that leave the devices, "*batch device state", and the last of them."""
+        cut = None if cut is None else cut[..., 0]
+        return self.op.chain(decays, ends, start, cut, reverse=reverse)
+
     def _canonical(self, arguments: OpArguments) -> tuple[tuple, Callable, dict[str, Any]]:
         primals, finish = self.op.canonical(vary_alike(arguments), reverse=self.reverse)
         primals = vary_alike(primals)
@@ -106,7 +111,7 @@ class ScanResiduals(NamedTuple):
     - `op`: the residuals of the op on each device.
     - `entering`: the carry-in of each device, "device *batch state".
     - `decay`, `cut`: the gathered decays and reset flags, "*batch device state" and
-        "*batch device", or `None`.
+        "*batch device 1", or `None`. The flags have a copy for each part of the states.
     """
 
     op: Any
@@ -118,8 +123,8 @@ class ScanResiduals(NamedTuple):
     def specs(cls, op: PartitionSpec, states: PartitionSpec, axis: str) -> "ScanResiduals":
         """Their layout: `op` for the op's own, `states` for an array "*batch state"."""
         *row, state = states
-        decay, cut = PartitionSpec(*row, None, state), PartitionSpec(*row, None)
-        return cls(op, PartitionSpec(axis, *states), decay, cut)
+        totals = PartitionSpec(*row, None, state)
+        return cls(op, PartitionSpec(axis, *states), totals, totals)
 
 
 def distributed_passes(op: DeviceOp, axis: str) -> tuple[Callable, Callable]:
@@ -135,7 +140,7 @@ def distributed_passes(op: DeviceOp, axis: str) -> tuple[Callable, Callable]:
         # 3. A scan with one step for each device gives the states that leave the devices. All
         #    devices compute the same; the steps are as few as the devices.
         decays, start = op.decays(own, decay), arguments.h0
-        leaving, h_last = op.op.chain(decays, end, start, cut, reverse=op.reverse)
+        leaving, h_last = op.chain(decays, end, start, cut, reverse=op.reverse)
         # 4. Every device runs its steps from the state that left the device before it.
         entering = _carry_in(axis, leaving, start, reverse=op.reverse)
         (ys, _), residuals = op.forward(own._replace(h0=entering))
@@ -154,7 +159,7 @@ def distributed_passes(op: DeviceOp, axis: str) -> tuple[Callable, Callable]:
         # 3. The scan runs over the devices in the opposite direction and starts from the cotangent
         #    of the last state. It ends with the cotangent of h0.
         decays = op.op.adjoint(op.decays(own, decay))
-        g_entering, g_h0 = op.op.chain(decays, g_end, g_last, cut, reverse=not op.reverse)
+        g_entering, g_h0 = op.chain(decays, g_end, g_last, cut, reverse=not op.reverse)
         # 4. The cotangent of the state that leaves a device is that of the carry-in of the device
         #    after it. With it every device runs the backward pass of its own steps.
         g_leaving = _carry_in(axis, g_entering, g_last, reverse=not op.reverse)
@@ -194,7 +199,7 @@ def _zero_rows(state: State, rows: Bool[Array, "*batch"] | None) -> State:
 
 def _all_gather_totals(
     axis: str, decay: State, end: State, cut: Bool[Array, "*batch"] | None
-) -> tuple[State, State, Bool[Array, "*batch device"] | None]:
+) -> tuple[State, State, Bool[Array, "*batch device 1"] | None]:
     """The totals and reset flags of all devices, by a single all-gather of one array."""
     ends, structure = jax.tree.flatten(end)
     decays = [jnp.broadcast_to(x, ends[0].shape) for x in jax.tree.leaves(decay)]
@@ -207,7 +212,7 @@ def _all_gather_totals(
     end = jax.tree.unflatten(structure, parts[: len(ends)])
     if decay is not None:
         decay = jax.tree.unflatten(structure, parts[len(ends) : 2 * len(ends)])
-    return decay, end, None if cut is None else parts[-1][..., 0] > 0
+    return decay, end, None if cut is None else parts[-1] > 0
 
 
 def _carry_in(axis: str, leaving: State, start: State, *, reverse: bool) -> State:
