@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data.sources import Record
+from rnnscale.data import Record
 from rnnscale.tasks._baselines import labels_of
 from rnnscale.tasks._generated import generated_splits
 from rnnscale.tasks._task import Task

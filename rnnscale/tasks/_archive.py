@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from rnnscale.data.sources import read_ts
+from rnnscale.data import read_ts
 from rnnscale.tasks._names import check_name
 from rnnscale.tasks._packages import file_of_package
 from rnnscale.tasks._sequences import sequences_task

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rnnscale.data.sources import Source
+from rnnscale.data import Source
 
 
 def most_frequent(labels: np.ndarray) -> Mapping[str, float]:

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data.pipelines import next_token
-from rnnscale.data.sources import SequenceArrays, SequenceSource, files_under
+from rnnscale.data import SequenceArrays, SequenceSource, files_under, next_token
 from rnnscale.tasks._ngram import count_model_bits_per_byte
 from rnnscale.tasks._task import Task
 from rnnscale.tasks._windows import Windows

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data.sources import Record, UnchangedFile
+from rnnscale.data import Record, UnchangedFile
 
 
 def file_of_folder(folder: str | PathLike[str], path: str, contents: str) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data.sources import Record
+from rnnscale.data import Record
 
 
 class GeneratedSource:

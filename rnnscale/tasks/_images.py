@@ -4,7 +4,7 @@ import gzip
 
 import numpy as np
 
-from rnnscale.data.sources import ArraySource
+from rnnscale.data import ArraySource
 from rnnscale.tasks._packages import file_of_package
 from rnnscale.tasks._split import stratified_split
 from rnnscale.tasks._task import Task

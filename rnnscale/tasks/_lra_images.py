@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rnnscale._errors import MissingPackageError, UserError
-from rnnscale.data.sources import Record, UnchangedFile
+from rnnscale.data import Record, UnchangedFile
 from rnnscale.tasks._baselines import labels_of, most_frequent
 from rnnscale.tasks._folder import file_of_folder, files_of_folder
 from rnnscale.tasks._task import Task

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data.pipelines import PaddedSource
-from rnnscale.data.sources import AbstractSequences, ArraySpec, Record, UnchangedFile
+from rnnscale.data import AbstractSequences, ArraySpec, PaddedSource, Record, UnchangedFile
 from rnnscale.tasks._baselines import labels_of, most_frequent
 from rnnscale.tasks._folder import LineRecords, file_of_folder, files_of_folder, padded_tokens
 from rnnscale.tasks._listops import LISTOPS_TOKENS

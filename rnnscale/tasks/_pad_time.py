@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from rnnscale.data.pipelines import PaddedSource
-from rnnscale.data.sources import Source
+from rnnscale.data import PaddedSource, Source
 from rnnscale.tasks._task import Task
 
 # The arrays of a record whose leading axis is time: always, and if there is a label per step.

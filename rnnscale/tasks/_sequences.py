@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnscale.data.pipelines import PaddedSource
-from rnnscale.data.sources import SequenceArrays
+from rnnscale.data import PaddedSource, SequenceArrays
 from rnnscale.tasks._baselines import most_frequent
 from rnnscale.tasks._task import Task
 

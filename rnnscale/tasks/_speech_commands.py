@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data.sources import Record
+from rnnscale.data import Record
 from rnnscale.tasks._baselines import most_frequent
 from rnnscale.tasks._folder import file_of_folder, files_of_folder
 from rnnscale.tasks._task import Task

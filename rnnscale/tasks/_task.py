@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rnnscale.data.sources import SequenceSource, Source
+from rnnscale.data import SequenceSource, Source
 
 
 @dataclass(frozen=True, eq=False)

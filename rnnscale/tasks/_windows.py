@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rnnscale.data.sources import Record
+from rnnscale.data import Record
 
 
 class Windows:

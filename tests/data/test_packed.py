@@ -1,4 +1,4 @@
-"""Packed rows in files: the rows that `pack` gives, whole or refused."""
+"""Packed rows in files: they are the rows of `pack`, and every damage is an error."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path) -> Path:
-    """A copy, to be harmed."""
+    """A copy of the folder, to be damaged."""
     return Path(shutil.copytree(whole, tmp_path / "rows"))
 
 
@@ -99,7 +99,7 @@ FIRST = "00000-of-00002.arrayrecord"
 
 
 def test_no_flipped_byte_gives_a_wrong_row(whole: Path, tmp_path: Path):
-    """All bytes that hold something, and some of the zeros between them and the last block."""
+    """Some of the bytes that are not zero, and some of the zeros between them."""
     expected = rows_of(data.PackedSource(whole))
     content = (whole / FIRST).read_bytes()
     used = np.flatnonzero(np.frombuffer(content, np.uint8))
@@ -107,9 +107,9 @@ def test_no_flipped_byte_gives_a_wrong_row(whole: Path, tmp_path: Path):
     found = 0
     for place in places.tolist():
         folder = Path(shutil.copytree(whole, tmp_path / str(place)))
-        harmed = bytearray(content)
-        harmed[place] ^= 0x41
-        (folder / FIRST).write_bytes(harmed)
+        damaged = bytearray(content)
+        damaged[place] ^= 0x41
+        (folder / FIRST).write_bytes(damaged)
         source = data.PackedSource(folder)
         with pytest.raises(ValueError, match=f"1 of 2 shards have changed since .*: {FIRST}"):
             source.verify()
@@ -137,7 +137,7 @@ def test_missing_truncated_and_replaced_shards(folder: Path):
 
 
 def test_a_shard_of_other_rows(folder: Path):
-    """What its own checksums can't tell."""
+    """Its checksums are right, so only the index can tell."""
     other = data.write_rows(data.ArraySource(x=np.zeros((16, 3))), folder.with_name("other"))
     shutil.copy(folder.with_name("other") / other.shards[0].name, folder / FIRST)
     index = json.loads((folder / "index.json").read_text())
@@ -150,13 +150,13 @@ def test_a_shard_of_other_rows(folder: Path):
         data.PackedSource(folder)[0]
 
 
-def test_no_flipped_byte_of_the_index_is_taken(folder: Path):
+def test_every_flipped_byte_of_the_index_is_an_error(folder: Path):
     path = folder / "index.json"
     content = path.read_bytes()
     for place in range(0, len(content) - 1, 11):
-        harmed = bytearray(content)
-        harmed[place] ^= 0x02
-        path.write_bytes(harmed)
+        damaged = bytearray(content)
+        damaged[place] ^= 0x02
+        path.write_bytes(damaged)
         with pytest.raises(ValueError, match="index.json is damaged"):
             data.PackedSource(folder)
     path.unlink()
@@ -164,7 +164,7 @@ def test_no_flipped_byte_of_the_index_is_taken(folder: Path):
         data.PackedSource(folder)
 
 
-def test_folders_with_something_in_them_are_left_alone(tmp_path: Path):
+def test_folders_that_are_not_empty_are_not_written_to(tmp_path: Path):
     rows = data.ArraySource(x=np.arange(3))
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
@@ -177,7 +177,7 @@ def test_folders_with_something_in_them_are_left_alone(tmp_path: Path):
 
 
 class Failing:
-    """Rows of which the last can't be read, or is of another shape."""
+    """Rows whose last one can't be read, or differs from the others."""
 
     def __init__(self, last: data.Record | None):
         self.last = last
@@ -196,7 +196,7 @@ class Failing:
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         data.write_rows(Failing(None), tmp_path / "rows", rows_per_shard=1)
-    for last in ({"x": np.arange(3)}, {"x": np.float32([1, 2])}, {"y": np.arange(2)}):
+    for last in ({"x": np.arange(3)}, {"x": np.ones(2, np.float32)}, {"y": np.arange(2)}):
         with pytest.raises(ValueError, match="rows must be like the first one, .*; row 2 is"):
             data.write_rows(Failing(last), tmp_path / "rows")
     assert os.listdir(tmp_path) == []
@@ -209,7 +209,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path):
         (np.zeros((1, 2)), {"rows_per_shard": 0}, "rows_per_shard must be at least 1; got 0"),
     ],
 )
-def test_what_can_not_be_written(tmp_path: Path, rows, options, message):
+def test_bad_arguments(tmp_path: Path, rows, options, message):
     with pytest.raises(ValueError, match=message):
         data.write_rows(data.ArraySource(x=rows), tmp_path / "rows", **options)
     assert os.listdir(tmp_path) == []

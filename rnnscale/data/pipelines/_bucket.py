@@ -11,7 +11,7 @@ from rnnscale._errors import UserError
 from rnnscale.data.pipelines._batch_rows import BatchRows
 from rnnscale.data.pipelines._order import check_seed
 from rnnscale.data.pipelines._pad import padded_record
-from rnnscale.data.sources import Record, SequenceSource, check_sequences
+from rnnscale.data.sources._source import Record, SequenceSource, check_sequences
 
 
 def bucket(

@@ -8,7 +8,7 @@ import numpy as np
 from rnnscale._errors import UserError
 from rnnscale.data.pipelines._batch_rows import BatchRows
 from rnnscale.data.pipelines._order import check_seed
-from rnnscale.data.sources import (
+from rnnscale.data.sources._source import (
     Record,
     SequenceSource,
     arrays_over_time,

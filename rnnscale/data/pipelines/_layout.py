@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, Sharding
 
 from rnnscale._errors import UserError
 from rnnscale.data.pipelines._prefetch import Batch
-from rnnscale.data.sources import Record
+from rnnscale.data.sources._source import Record
 
 type Shardings = Mapping[str, Sharding] | Callable[[str, tuple[int, ...]], Sharding]
 

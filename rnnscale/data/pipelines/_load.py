@@ -11,7 +11,7 @@ import numpy as np
 from rnnscale._errors import UserError
 from rnnscale.data.pipelines._layout import Layouts, Shardings
 from rnnscale.data.pipelines._prefetch import Batch, Batches
-from rnnscale.data.sources import Record, Source, record_spec
+from rnnscale.data.sources._source import Record, Source, record_spec
 
 
 def load_batches(

@@ -3,7 +3,7 @@
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data.sources import (
+from rnnscale.data.sources._source import (
     AbstractSequences,
     ArraySpec,
     Record,

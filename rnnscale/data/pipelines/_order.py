@@ -7,7 +7,7 @@ import grain
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data.sources import Record, Source
+from rnnscale.data.sources._source import Record, Source
 
 # Grain shuffles 32-bit indices.
 _MOST_SHUFFLED = 2**32

@@ -8,7 +8,7 @@ import numpy as np
 from rnnscale._errors import UserError
 from rnnscale.data.pipelines._order import as_dataset
 from rnnscale.data.pipelines._window import window
-from rnnscale.data.sources import (
+from rnnscale.data.sources._source import (
     ArraySpec,
     Record,
     SequenceSource,

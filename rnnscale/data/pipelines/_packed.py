@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rnnscale.data.pipelines._pack import pack
-from rnnscale.data.sources import PackedSource, SequenceSource, write_rows
+from rnnscale.data.sources._packed import PackedSource, write_rows
+from rnnscale.data.sources._source import SequenceSource
 
 
 def write_packed(

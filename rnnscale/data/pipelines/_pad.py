@@ -6,7 +6,7 @@ import grain
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data.sources import (
+from rnnscale.data.sources._source import (
     Record,
     SequenceSource,
     Source,

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from types import TracebackType
 from typing import Self
 
 import jax
@@ -61,12 +60,7 @@ class Batches(Iterator[Batch]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -15,7 +15,7 @@ from rnnscale.data.pipelines._layout import Shardings
 from rnnscale.data.pipelines._load import load_batches, read_record
 from rnnscale.data.pipelines._order import repeat, shuffle
 from rnnscale.data.pipelines._prefetch import Batches
-from rnnscale.data.sources import Record, Source
+from rnnscale.data.sources._source import Record, Source
 
 
 def batches(

@@ -1,4 +1,4 @@
-"""Generated tasks: each record against its definition, worked out in another way."""
+"""Generated tasks: their records against the definitions, computed in another way."""
 
 import collections
 import hashlib
@@ -6,7 +6,7 @@ import math
 import pickle
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -17,7 +17,10 @@ from rnnscale import data, tasks
 from rnnscale.tasks import _listops, _pendulum
 
 SPLITS = ("train", "validation", "test")
-MAKERS = {
+# Each task with short records.
+MAKERS: dict[str, Callable[..., tasks.Task]] = {
+    "adding": lambda **options: tasks.adding(40, **options),
+    "copy": lambda **options: tasks.copy_memory(40, **options),
     "selective-copy": lambda **options: tasks.selective_copy(64, **options),
     "recall": lambda **options: tasks.recall(64, **options),
     "listops": lambda **options: tasks.listops(64, **options),
@@ -27,6 +30,18 @@ MAKERS = {
 
 def first_records(source: data.Source, count: int) -> list[data.Record]:
     return [source[index] for index in range(count)]
+
+
+def baseline(task: tasks.Task) -> Mapping[str, float]:
+    assert task.baseline is not None
+    return task.baseline()
+
+
+def with_test_records(task: tasks.Task, count: int) -> tasks.Task:
+    """The task, its test split (which the baseline refers to too) with fewer records."""
+    assert isinstance(task.test, tasks.GeneratedSource)
+    task.test.count = count
+    return task
 
 
 def chi_square(counts: np.ndarray, shares: np.ndarray) -> float:
@@ -47,7 +62,7 @@ def test_a_record_is_a_function_of_seed_split_and_index(name):
                 assert got.keys() == expected.keys()
                 for key in expected:
                     np.testing.assert_array_equal(got[key], expected[key])
-                    assert got[key].dtype in (np.float32, np.int32)
+                    assert got[key].dtype in (np.float32, np.int32, bool)
             seen += [expected["inputs"].tobytes(), getattr(other, split)[index]["inputs"].tobytes()]
     assert len(set(seen)) == len(seen) == 2 * 20 * len(SPLITS)
 
@@ -55,35 +70,41 @@ def test_a_record_is_a_function_of_seed_split_and_index(name):
 @pytest.mark.parametrize(
     "name, pinned",
     [
+        ("adding", "dd3e808b0cc614cd"),
+        ("copy", "9a7253c4426f4052"),
         ("selective-copy", "daf77aea2cdd7693"),
         ("recall", "9889bd41f8c8b6e8"),
         ("listops", "7d77a0d4f526027f"),
     ],
 )
 def test_records_stay_what_they_are(name, pinned):
-    """Pinned, for a new version must not change what was measured with an older one."""
+    """Pinned, because results of different versions must stay comparable."""
     record = MAKERS[name]().test[7]
-    content = record["inputs"].astype("<i4").tobytes() + record["labels"].astype("<i4").tobytes()
+    arrays = (record["inputs"], record["labels"])
+    content = b"".join(x.astype(x.dtype.newbyteorder("<")).tobytes() for x in arrays)
     assert hashlib.sha256(content).hexdigest()[:16] == pinned
 
 
 @pytest.mark.parametrize(
     "name, sizes",
     [
+        ("adding", (100_000, 1_000, 10_000)),
+        ("copy", (100_000, 1_000, 10_000)),
         ("selective-copy", (100_000, 1_000, 10_000)),
         ("recall", (100_000, 1_000, 3_000)),
         ("listops", (96_000, 2_000, 2_000)),
         ("pendulum", (2_000, 1_000, 1_000)),
     ],
 )
-def test_what_a_task_says_is_what_its_records_have(name, sizes):
+def test_records_are_as_the_task_says(name, sizes):
     task = tasks.load_task(name)
     assert tuple(len(getattr(task, split)) for split in SPLITS) == sizes
     record = task.train[0]
     steps = (task.seq_len,) if task.inputs == "tokens" else (task.seq_len, task.idim)
     assert record["inputs"].shape == steps
-    own = () if task.odim is None else (task.odim,)
-    assert record["labels"].shape == ((task.seq_len, *own) if task.labels == "step" else own)
+    features = () if task.odim is None else (task.odim,)
+    leading = (task.seq_len,) if task.labels == "step" else ()
+    assert record["labels"].shape == leading + features
     for each in first_records(task.validation, 30):
         if task.inputs == "tokens":
             assert 0 <= each["inputs"].min() and each["inputs"].max() < task.idim
@@ -91,11 +112,99 @@ def test_what_a_task_says_is_what_its_records_have(name, sizes):
             assert 0 <= each["labels"].min() and each["labels"].max() < task.classes
 
 
+# Adding and copying.
+
+
+@pytest.mark.parametrize("seq_len", [2, 3, 10, 101, 500])
+def test_adding_marks_one_number_in_each_half_and_adds_them(seq_len):
+    task = tasks.load_task("adding", seq_len=seq_len)
+    places = []
+    for record in first_records(task.train, 200):
+        numbers, marks = record["inputs"].T
+        assert record["inputs"].shape == (seq_len, 2)
+        assert record["inputs"].dtype == record["labels"].dtype == np.float32
+        assert numbers.min() >= 0 and numbers.max() < 1
+        first, second = np.flatnonzero(marks)
+        assert marks[first] == marks[second] == 1
+        assert 0 <= first < seq_len // 2 <= second < seq_len
+        expected = float(numbers[first]) + float(numbers[second])
+        np.testing.assert_allclose(record["labels"], [expected], rtol=1e-6)
+        places.append((first, second))
+    if seq_len <= 10:  # every step can be marked
+        for found, half in zip(zip(*places, strict=True), (0, 1), strict=True):
+            steps = range(seq_len // 2) if half == 0 else range(seq_len // 2, seq_len)
+            assert set(found) == set(steps)
+
+
+def test_the_numbers_of_adding_are_uniform():
+    task = tasks.load_task("adding", seq_len=100)
+    numbers = np.stack([r["inputs"][:, 0] for r in first_records(task.test, 400)])
+    counts, _ = np.histogram(numbers, bins=10, range=(0, 1))
+    # Chi-square with nine degrees of freedom: above 30 once in two thousand seeds.
+    assert np.sum((counts - 4000) ** 2 / 4000) < 30
+
+
+def test_the_baseline_of_adding_is_the_error_of_answering_one():
+    # A sum of two uniform numbers has variance 1/6; the mean of 2000 squares deviates by 0.004.
+    task = with_test_records(tasks.adding(2), 2000)
+    labels = np.concatenate([r["labels"] for r in first_records(task.test, 2000)])
+    got = baseline(task)["constant_mse"]
+    assert got == pytest.approx(np.mean((labels.astype(np.float64) - 1) ** 2), rel=1e-6)
+    assert got == pytest.approx(1 / 6, abs=0.016)
+
+
+@pytest.mark.parametrize("seq_len", [21, 22, 120])
+def test_copy_has_symbols_a_wait_a_delimiter_and_blanks(seq_len):
+    task = tasks.load_task("copy", seq_len=seq_len)
+    wait = seq_len - 20
+    drawn = []
+    for record in first_records(task.train, 200):
+        inputs, labels = record["inputs"], record["labels"]
+        assert inputs.dtype == np.float32 and labels.dtype == np.int32
+        assert inputs.shape == (seq_len, task.idim) and (inputs.sum(-1) == 1).all()
+        assert set(np.unique(inputs)) == {0, 1}
+        symbols, *rest = np.split(inputs.argmax(-1), [10, 9 + wait, 10 + wait])
+        blanks, delimiter, after = rest
+        assert symbols.max() < 8
+        assert blanks.tolist() == [8] * (wait - 1)
+        assert delimiter.tolist() == [9]
+        assert after.tolist() == [8] * 10
+        assert labels.tolist() == [8] * (wait + 10) + symbols.tolist()
+        assert record["scored"].dtype == bool
+        assert record["scored"].tolist() == [False] * (wait + 10) + [True] * 10
+        assert labels.max() < task.classes
+        drawn.append(symbols)
+    # At each of the ten places all symbols come up.
+    assert all(set(place) == set(range(8)) for place in np.transpose(drawn))
+
+
+def test_the_baseline_of_copy_knows_everything_but_the_symbols():
+    task = tasks.load_task("copy", seq_len=60)
+    records = first_records(task.test, 200)
+    losses = []
+    for record in records:
+        probability = np.where(record["scored"], 1 / 8, 1.0)
+        assert (record["labels"][~record["scored"]] == 8).all()
+        losses.append(-np.log(probability).mean())
+    found = baseline(task)
+    assert found["memoryless_loss"] == pytest.approx(np.mean(losses))
+    assert found["memoryless_loss"] == pytest.approx(10 * math.log(8) / 60)
+    assert found["memoryless_accuracy"] == 1 / 8
+
+
+def test_batches_of_copy_have_scored():
+    task = tasks.load_task("copy", seq_len=30)
+    with data.batches(task.train, 4, seed=0) as stream:
+        batch = next(stream)
+    assert batch["scored"].dtype == bool and batch["scored"].shape == (4, 30)
+    assert np.asarray(batch["scored"]).sum(-1).tolist() == [10] * 4
+
+
 # Selective copying.
 
 
 @pytest.mark.parametrize("seq_len", [32, 33, 200])
-def test_the_answer_of_selective_copy_is_what_is_not_blank(seq_len):
+def test_selective_copy_repeats_what_is_not_blank(seq_len):
     task = tasks.load_task("selective-copy", seq_len=seq_len)
     places, drawn = collections.Counter(), collections.Counter()
     for record in first_records(task.train, 400):
@@ -114,9 +223,9 @@ def test_the_answer_of_selective_copy_is_what_is_not_blank(seq_len):
 
 
 def test_the_baseline_of_selective_copy_is_a_uniform_guess():
-    baseline = tasks.selective_copy(64).baseline()
-    assert baseline["memoryless_loss"] == pytest.approx(-math.log(1 / 14))
-    assert baseline["memoryless_accuracy"] == pytest.approx(1 / 14)
+    found = baseline(tasks.selective_copy(64))
+    assert found["memoryless_loss"] == pytest.approx(-math.log(1 / 14))
+    assert found["memoryless_accuracy"] == pytest.approx(1 / 14)
 
 
 # Recall.
@@ -126,7 +235,7 @@ def test_the_baseline_of_selective_copy_is_a_uniform_guess():
     "options",
     [{}, {"seq_len": 64, "pairs": 16}, {"seq_len": 512, "pairs": 64}, {"seq_len": 4, "pairs": 1}],
 )
-def test_a_query_of_recall_is_answered_by_the_value_of_its_key(options):
+def test_recall_answers_a_key_with_its_value(options):
     task = tasks.recall(**{"vocabulary": 256, **options})
     pairs = task.notes["pairs"]
     for record in first_records(task.train, 60):
@@ -145,7 +254,7 @@ def test_a_query_of_recall_is_answered_by_the_value_of_its_key(options):
 
 
 @pytest.mark.parametrize("power", [0.01, 1.0])
-def test_the_distances_of_recall_follow_their_law(power):
+def test_distances_of_recall_follow_the_power_law(power):
     task = tasks.recall(42, pairs=1, vocabulary=64, power=power)
     asked = [record["weight"].argmax() for record in first_records(task.train, 3000)]
     law = np.array([(distance + 1) ** (power - 1) for distance in range(20)])
@@ -154,8 +263,8 @@ def test_the_distances_of_recall_follow_their_law(power):
     assert chi_square(counts, law / law.sum()) < 50
 
 
-def test_the_baseline_of_recall_is_any_of_the_values():
-    assert tasks.recall(64, pairs=4).baseline() == {
+def test_the_baseline_of_recall_guesses_one_of_the_values():
+    assert baseline(tasks.recall(64, pairs=4)) == {
         "any_value_loss": pytest.approx(-math.log(0.25)),
         "any_value_accuracy": 0.25,
     }
@@ -163,7 +272,7 @@ def test_the_baseline_of_recall_is_any_of_the_values():
 
 # ListOps.
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[[list[int]], int]] = {
     "[MIN": min,
     "[MAX": max,
     "[MED": lambda values: math.floor(statistics.median(values)),
@@ -172,7 +281,7 @@ OPERATIONS = {
 
 
 def value_of(tokens: Iterator[str], depth: int, shape: collections.Counter) -> int | None:
-    """Reads an expression and works it out; None at the end of an operation."""
+    """The value of the next expression, or None at the end of an operation. Counts in `shape`."""
     token = next(tokens)
     if token == "]":
         return None
@@ -215,7 +324,7 @@ def test_the_label_of_listops_is_the_value_of_its_tokens(seq_len, count):
 
 
 def published_tree(draw: random.Random, tokens: list[str], depth: int = 1) -> list[str]:
-    """The published rule, as a recursion; it is not gone on with where 48 tokens are exceeded."""
+    """The published rule as a recursion, which stops when there are more than 48 tokens."""
     if depth == 10 or draw.random() > 0.25:
         tokens.append(str(draw.randrange(10)))
         return tokens
@@ -227,7 +336,7 @@ def published_tree(draw: random.Random, tokens: list[str], depth: int = 1) -> li
     return tokens
 
 
-def test_trees_of_listops_are_as_frequent_as_by_the_published_rule():
+def test_trees_of_listops_have_the_published_distribution():
     draw, expected = random.Random(0), []
     while len(expected) < 800:
         tree = published_tree(draw, [])
@@ -254,11 +363,10 @@ def test_an_argument_of_listops_is_an_operation_with_probability_a_quarter():
 
 
 def test_the_baseline_of_listops_is_its_most_frequent_value():
-    task = tasks.listops(8)
-    task.test.count = 200
+    task = with_test_records(tasks.listops(8), 200)
     labels = collections.Counter(int(r["labels"]) for r in first_records(task.test, 200))
     expected = labels.most_common(1)[0][1] / 200
-    assert task.baseline() == {"most_frequent_accuracy": pytest.approx(expected)}
+    assert baseline(task) == {"most_frequent_accuracy": pytest.approx(expected)}
 
 
 # The pendulum.
@@ -328,7 +436,7 @@ def test_records_of_the_pendulum():
     assert 400 < hidden < 2500
 
 
-def test_how_much_is_visible_is_a_random_walk():
+def test_visibility_is_a_random_walk():
     walks = np.stack([_pendulum.visibility(np.random.RandomState(n)) for n in range(500)])
     assert walks.min() == 0 and walks.max() == 1
     assert (walks[:, :5] == 1).all()
@@ -345,18 +453,23 @@ def test_all_steps_of_the_pendulum():
 
 
 def test_the_baseline_of_the_pendulum_is_the_best_constant():
-    task = tasks.pendulum(3)
-    task.test.count = 200
+    task = with_test_records(tasks.pendulum(3), 200)
     labels = np.concatenate([r["labels"] for r in first_records(task.test, 200)])
     best = min(np.mean((labels[:, 0] - a) ** 2) for a in np.linspace(-1, 1, 401)) + min(
         np.mean((labels[:, 1] - a) ** 2) for a in np.linspace(-1, 1, 401)
     )
-    assert task.baseline()["constant_mse"] == pytest.approx(best / 2, rel=1e-4)
+    assert baseline(task)["constant_mse"] == pytest.approx(best / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
+        (lambda: tasks.load_task("adding", seq_len=1), "seq_len must be at least 2.*got 1"),
+        (lambda: tasks.load_task("copy", seq_len=20), "seq_len must be at least 21.*got 20"),
+        (lambda: tasks.adding(seed=-1), r"seed must be 0 to 2\*\*32 - 1; got -1"),
+        (lambda: tasks.copy_memory(seed=2**32), "seed must be 0"),
+        (lambda: tasks.load_task("copy", text="."), "'copy' takes no text; tasks that do: bytes"),
+        (lambda: tasks.GeneratedSource(lambda _: {}, 0, seed=0, split=0), "count must be 1"),
         (lambda: tasks.load_task("selective-copy", seq_len=31), "at least 32.*got 31"),
         (lambda: tasks.load_task("recall", seq_len=127), "even and at least .* = 32.*got 127"),
         (lambda: tasks.recall(64, pairs=17), "at least 4 . pairs = 68.*got 64"),
@@ -372,3 +485,9 @@ def test_the_baseline_of_the_pendulum_is_the_best_constant():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("index", [-1, 1000])
+def test_an_index_out_of_range(index):
+    with pytest.raises(IndexError, match=f"record {index} of 1000"):
+        tasks.adding(10).validation[index]
