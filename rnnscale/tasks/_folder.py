@@ -1,6 +1,6 @@
-"""Reading data sets from a user's folder: finding their files, and records that are lines."""
+"""Reading data sets from a user's folder: finding their files, and records in files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -49,6 +49,29 @@ def files_of_folder(
 
 def _missing(folder: str | PathLike[str], found: Path, kind: str, contents: str) -> str:
     return f"there is no {kind} {str(found)!r}; put into {str(folder)!r} {contents}"
+
+
+class FileRecords[T]:
+    """Records in files. Each access reads a record.
+
+    **Arguments:**
+
+    - `items`: for each record, where it is.
+    - `read`: reads a record: `read(item, index)`; the index is for errors. A pipeline with workers
+        pickles it, so it must be a function of a module, or a `functools.partial` of one.
+    """
+
+    def __init__(self, items: Sequence[T], read: Callable[[T, int], Record]):
+        self._items = items
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return self._read(self._items[index], index)
 
 
 class LineRecords:

@@ -1,5 +1,6 @@
 """The image tasks of the Long Range Arena, read pixel by pixel: Image, Pathfinder and Path-X."""
 
+from functools import partial
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from rnnscale._errors import MissingPackageError, UserError
 from rnnscale.data import Record, UnchangedFile
 from rnnscale.tasks._baselines import labels_of, most_frequent
-from rnnscale.tasks._folder import file_of_folder, files_of_folder
+from rnnscale.tasks._folder import FileRecords, file_of_folder, files_of_folder
 from rnnscale.tasks._task import Task
 
 _CIFAR = "cifar-10-binary.tar.gz, of www.cs.toronto.edu/~kriz/cifar.html, unpacked"
@@ -49,18 +50,18 @@ def lra_image(folder: str | PathLike[str]) -> Task:
     validation split has other images.
     """
 
-    def files(*names: str) -> list[UnchangedFile]:
+    def images(*names: str) -> list[tuple[UnchangedFile, int]]:
         paths = (file_of_folder(folder, f"cifar-10-batches-bin/{n}.bin", _CIFAR) for n in names)
-        return [UnchangedFile.note(path) for path in paths]
+        files = map(UnchangedFile.note, paths)
+        return [(file, start) for file in files for start in _cifar_starts(file)]
 
-    training = files(*(f"data_batch_{number}" for number in range(1, 6)))
-    count = len(_CifarImages(training))
-    kept = count - count // 10
-    test = _CifarImages(files("test_batch"))
+    training = images(*(f"data_batch_{number}" for number in range(1, 6)))
+    kept = len(training) - len(training) // 10
+    test = FileRecords(images("test_batch"), _read_cifar)
     return Task(
         "lra-image",
-        _CifarImages(training, range(kept)),
-        _CifarImages(training, range(kept, count)),
+        FileRecords(training[:kept], _read_cifar),
+        FileRecords(training[kept:], _read_cifar),
         test,
         inputs="features",
         idim=1,
@@ -73,39 +74,26 @@ def lra_image(folder: str | PathLike[str]) -> Task:
     )
 
 
-class _CifarImages:
-    """The images of several files, numbered from one file to the next, or a range of them."""
+def _cifar_starts(file: UnchangedFile) -> range:
+    """The byte at which each image of a file begins."""
+    if file.size == 0 or file.size % _CIFAR_BYTES:
+        raise UserError(
+            f"{file.path} must be of the binary version of CIFAR-10, so its size must be a "
+            f"multiple of {_CIFAR_BYTES} bytes; it has {file.size}"
+        )
+    return range(0, file.size, _CIFAR_BYTES)
 
-    def __init__(self, files: list[UnchangedFile], selected: range | None = None):
-        for file in files:
-            if file.size == 0 or file.size % _CIFAR_BYTES:
-                raise UserError(
-                    f"{file.path} must be of the binary version of CIFAR-10, so its size must be a "
-                    f"multiple of {_CIFAR_BYTES} bytes; it has {file.size}"
-                )
-        self._files = files
-        self._ends = np.cumsum([file.size // _CIFAR_BYTES for file in files])
-        self._selected = range(self._ends[-1]) if selected is None else selected
 
-    def __len__(self) -> int:
-        return len(self._selected)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        image = self._selected[index]
-        number = int(np.searchsorted(self._ends, image, side="right"))
-        file = self._files[number]
-        # Counted from the end of the file, because `_ends` counts images up to there.
-        start = file.size - (int(self._ends[number]) - image) * _CIFAR_BYTES
-        content = file.read(start, start + _CIFAR_BYTES, index)
-        if content[0] > 9:
-            raise UserError(f"{file.path}, record {index}: class {content[0]} must be 0 to 9")
-        grey = _GREY @ content[1:].reshape(3, -1) / 255
-        return {
-            "inputs": grey.astype(np.float32)[:, None],
-            "labels": np.asarray(content[0], np.int32),
-        }
+def _read_cifar(place: tuple[UnchangedFile, int], index: int) -> Record:
+    file, start = place
+    content = file.read(start, start + _CIFAR_BYTES, index)
+    if content[0] > 9:
+        raise UserError(f"{file.path}, record {index}: class {content[0]} must be 0 to 9")
+    grey = _GREY @ content[1:].reshape(3, -1) / 255
+    return {
+        "inputs": grey.astype(np.float32)[:, None],
+        "labels": np.asarray(content[0], np.int32),
+    }
 
 
 def lra_pathfinder(folder: str | PathLike[str]) -> Task:
@@ -155,7 +143,7 @@ def _pathfinder(name: str, folder: str | PathLike[str], side: int) -> Task:
             "install it with: pip install pillow"
         )
     place = f"pathfinder{side}/curv_contour_length_14"
-    paths, labels = [], []
+    pictures = []
     # These files are text, in spite of their suffix.
     for image_list in files_of_folder(folder, f"{place}/metadata", ".npy", _RELEASE):
         for number, line in enumerate(image_list.read_text().splitlines(), 1):
@@ -165,21 +153,18 @@ def _pathfinder(name: str, folder: str | PathLike[str], side: int) -> Task:
                     f"{image_list}, line {number}: must begin with a folder, a file, a number and "
                     f"0 or 1; it is {line[:80]!r}"
                 )
-            paths.append(Path(folder, place, columns[0], columns[1]))
-            labels.append(int(columns[3]))
+            pictures.append((Path(folder, place, columns[0], columns[1]), int(columns[3])))
     # RandomState, because NumPy promises never to change its stream; Generator's may change.
-    order = np.random.RandomState(0).permutation(len(paths))
-    tenth = len(paths) // 10
-    rows = np.split(order, [len(paths) - 2 * tenth, len(paths) - tenth])
-    classes = np.array(labels, np.int32)
-    train, validation, test = (
-        _Pictures([paths[row] for row in part], classes[part], side) for part in rows
-    )
+    order = np.random.RandomState(0).permutation(len(pictures))
+    count, tenth = len(pictures), len(pictures) // 10
+    parts = np.split(order, [count - 2 * tenth, count - tenth])
+    train, validation, test = ([pictures[row] for row in rows] for rows in parts)
+    read = partial(_read_picture, side)
     return Task(
         name,
-        train,
-        validation,
-        test,
+        FileRecords(train, read),
+        FileRecords(validation, read),
+        FileRecords(test, read),
         inputs="features",
         idim=1,
         classes=2,
@@ -187,41 +172,26 @@ def _pathfinder(name: str, folder: str | PathLike[str], side: int) -> Task:
         seq_len=side**2,
         metric="accuracy",
         notes={"folder": str(folder)},
-        baseline=lambda: most_frequent(classes[rows[2]]),
+        baseline=lambda: most_frequent(np.array([label for _, label in test])),
     )
 
 
-class _Pictures:
-    """Square greyscale images, one per file, and their classes."""
+def _read_picture(side: int, picture: tuple[Path, int], index: int) -> Record:
+    # Imported here, because the package does not depend on it.
+    from PIL import Image
 
-    def __init__(self, paths: list[Path], classes: np.ndarray, side: int):
-        self._paths = paths
-        self._classes = classes
-        self._side = side
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        # Imported here, because the package does not depend on it.
-        from PIL import Image
-
-        path = self._paths[index]
-        try:
-            with Image.open(path) as picture:
-                pixels = np.asarray(picture.convert("L"))
-        except OSError as error:
-            raise UserError(
-                f"{path}, record {index}: can't be read as an image: {error}"
-            ) from error
-        if pixels.shape != (self._side, self._side):
-            raise UserError(
-                f"{path}, record {index}: must have {self._side} x {self._side} pixels; it has "
-                f"{pixels.shape[1]} x {pixels.shape[0]}"
-            )
-        return {
-            "inputs": (pixels.reshape(-1, 1) / 255).astype(np.float32),
-            "labels": np.asarray(self._classes[index], np.int32),
-        }
+    path, label = picture
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L"))
+    except OSError as error:
+        raise UserError(f"{path}, record {index}: can't be read as an image: {error}") from error
+    if pixels.shape != (side, side):
+        raise UserError(
+            f"{path}, record {index}: must have {side} x {side} pixels; it has "
+            f"{pixels.shape[1]} x {pixels.shape[0]}"
+        )
+    return {
+        "inputs": (pixels.reshape(-1, 1) / 255).astype(np.float32),
+        "labels": np.asarray(label, np.int32),
+    }

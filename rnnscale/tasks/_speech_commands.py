@@ -9,7 +9,7 @@ import numpy as np
 from rnnscale._errors import UserError
 from rnnscale.data import Record
 from rnnscale.tasks._baselines import most_frequent
-from rnnscale.tasks._folder import file_of_folder, files_of_folder
+from rnnscale.tasks._folder import FileRecords, file_of_folder, files_of_folder
 from rnnscale.tasks._task import Task
 
 _ARCHIVE = "speech_commands_v0.02.tar.gz, of download.tensorflow.org/data, unpacked"
@@ -64,9 +64,7 @@ def speech_commands(folder: str | PathLike[str]) -> Task:
         )
     return Task(
         "speech-commands",
-        _Recordings(splits["train"]),
-        _Recordings(splits["validation"]),
-        _Recordings(splits["test"]),
+        *(FileRecords(recordings, _read_recording) for recordings in splits.values()),
         inputs="features",
         idim=1,
         classes=len(SPEECH_COMMANDS),
@@ -78,37 +76,26 @@ def speech_commands(folder: str | PathLike[str]) -> Task:
     )
 
 
-class _Recordings:
-    """Recordings of at most a second, one per file, and their classes."""
-
-    def __init__(self, files: list[tuple[Path, int]]):
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(f"recording {index} of {len(self)}")
-        path, label = self._files[index]
-        try:
-            with wave.open(str(path)) as recording:
-                header = recording.getparams()
-                content = recording.readframes(header.nframes)
-        except (OSError, EOFError, wave.Error) as error:
-            raise UserError(f"{path}, record {index}: can't be read as a wave: {error}") from error
-        form = (header.framerate, header.nchannels, header.sampwidth)
-        if form != (_RATE, 1, 2) or not 0 < header.nframes <= _RATE:
-            raise UserError(
-                f"{path}, record {index}: must have 1 to {_RATE} samples at {_RATE} Hz, with one "
-                f"channel of 2 bytes; it has {header.nframes} samples at {form[0]} Hz, {form[1]} "
-                f"channels, {form[2]} bytes"
-            )
-        if len(content) != 2 * header.nframes:
-            raise UserError(f"{path}, record {index}: the file is truncated")
-        samples = np.frombuffer(content, "<i2") / np.float32(2**15)
-        return {
-            "inputs": np.pad(samples, (0, _RATE - len(samples)))[:, None],
-            "labels": np.asarray(label, np.int32),
-            "lengths": np.asarray(len(samples), np.int32),
-        }
+def _read_recording(recording: tuple[Path, int], index: int) -> Record:
+    path, label = recording
+    try:
+        with wave.open(str(path)) as file:
+            header = file.getparams()
+            content = file.readframes(header.nframes)
+    except (OSError, EOFError, wave.Error) as error:
+        raise UserError(f"{path}, record {index}: can't be read as a wave: {error}") from error
+    form = (header.framerate, header.nchannels, header.sampwidth)
+    if form != (_RATE, 1, 2) or not 0 < header.nframes <= _RATE:
+        raise UserError(
+            f"{path}, record {index}: must have 1 to {_RATE} samples at {_RATE} Hz, with one "
+            f"channel of 2 bytes; it has {header.nframes} samples at {form[0]} Hz, {form[1]} "
+            f"channels, {form[2]} bytes"
+        )
+    if len(content) != 2 * header.nframes:
+        raise UserError(f"{path}, record {index}: the file is truncated")
+    samples = np.frombuffer(content, "<i2") / np.float32(2**15)
+    return {
+        "inputs": np.pad(samples, (0, _RATE - len(samples)))[:, None],
+        "labels": np.asarray(label, np.int32),
+        "lengths": np.asarray(len(samples), np.int32),
+    }
