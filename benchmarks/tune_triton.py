@@ -1,5 +1,4 @@
-"""Measures launch configurations of the Triton kernels on this machine's GPU, and keeps the
-fastest.
+"""Finds the fastest launch configurations of the Triton kernels on this machine's GPU.
 
 They are written to `_triton_configs.json` in the folder of the kernels, under this kind of device.
 A width is the number of channels of all rows together, a power of two. Every case has about twelve

@@ -1,3 +1,5 @@
+"""`rnnscale bench`: times `linear_scan` on this machine, and plots the times."""
+
 import argparse
 import itertools
 import json
@@ -14,8 +16,8 @@ type Row = dict[str, Any]
 def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "bench",
-        help="time the scan beside the textbook forms, and plot times",
-        description="Times the scan beside the textbook forms, and plots times.",
+        help="time the scan and the textbook forms, and plot the times",
+        description="Times the scan and the textbook forms, and plots the times.",
         allow_abbrev=False,
     )
     benchmarks = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
@@ -28,20 +30,23 @@ def _add_scan(benchmarks: argparse._SubParsersAction) -> None:
         "scan",
         help="every implementation of linear_scan, forward and gradient",
         description="Times every implementation of linear_scan that runs here, and autodiff "
-        "through jax.lax.associative_scan and jax.lax.scan, in turns. There is a table for every "
-        "combination of the values given. Bandwidth counts the fewest bytes that have to be moved, "
-        "and speed-up is over associative_scan.",
+        "through jax.lax.associative_scan and jax.lax.scan, in turns. Prints a table for every "
+        "combination of the given values. Bandwidth counts the fewest bytes that have to be moved, "
+        "and the speed-up is over associative_scan.",
         allow_abbrev=False,
     )
     scan.set_defaults(command=_scan)
     scan.add_argument(
-        "--tokens", type=int, metavar="N", help="rows times steps; default: 2^15 on CPUs, else 2^18"
+        "--tokens",
+        type=int,
+        metavar="N",
+        help="rows times steps; default: 2^15 on CPUs, otherwise 2^18",
     )
     rows = scan.add_mutually_exclusive_group()
     rows.add_argument(
         "--length", type=int, nargs="+", metavar="L", help="steps of a row; default: 4096"
     )
-    rows.add_argument("--batch", type=int, nargs="+", metavar="B", help="rows, instead of steps")
+    rows.add_argument("--batch", type=int, nargs="+", metavar="B", help="rows, instead of --length")
     scan.add_argument("--channels", type=int, nargs="+", metavar="D", help="default: 256")
     for option, choices in (
         ("--dtype", ["float32", "bfloat16"]),
@@ -55,9 +60,14 @@ def _add_scan(benchmarks: argparse._SubParsersAction) -> None:
     modes = ["forward", "gradient"]
     scan.add_argument("--mode", nargs="+", choices=modes, default=modes, help="default: both")
     scan.add_argument(
-        "--implementation", nargs="+", metavar="NAME", help="also of baselines; default: all"
+        "--implementation",
+        nargs="+",
+        metavar="NAME",
+        help="implementations or baselines; default: all",
     )
-    scan.add_argument("--rounds", type=int, metavar="N", help="turns of each; default: 15")
+    scan.add_argument(
+        "--rounds", type=int, metavar="N", help="turns of each contender; default: 15"
+    )
     scan.add_argument("--quick", action="store_true", help="a small case in less than a minute")
     scan.add_argument("--json", metavar="FILE", help="write the rows; - is the standard output")
 
@@ -117,13 +127,16 @@ def _names(asked: Sequence[str] | None) -> list[str]:
         if name not in usable:
             why = "there is no such implementation"
             if name in reasons:
-                why = reasons[name] or "it is an interpreter, whose time says nothing of the kernel"
-            raise UserError(f"cannot time {name}: {why}; here are {', '.join(usable)}")
+                why = (
+                    reasons[name]
+                    or "it is an interpreter, so its time says nothing about the kernel"
+                )
+            raise UserError(f"cannot time {name}: {why}; choose from {', '.join(usable)}")
     return list(asked or usable)
 
 
 def _shapes(arguments: argparse.Namespace) -> list[tuple[int, int, int]]:
-    """(batch, time, channels) of all cases."""
+    """The (batch, time, channels) of all cases."""
     from rnnscale_kernels import local_platform
 
     quick = arguments.quick
@@ -146,7 +159,7 @@ def _shapes(arguments: argparse.Namespace) -> list[tuple[int, int, int]]:
 
 
 def _check_file(option: str, file: str) -> None:
-    """That it can be written, before an hour is spent on what goes into it."""
+    """Checks that it can be written, before an hour is spent on its content."""
     folder = Path(file).absolute().parent
     if not folder.is_dir():
         raise UserError(f"{option} {file}: there is no folder {folder}")
@@ -166,7 +179,7 @@ def _table(rows: Sequence[Row]) -> Any:
     timed = sorted((row for row in rows if "time_ms" in row), key=lambda row: row["time_ms"])
     if timed:
         title += (
-            f"\nat least {timed[0]['minimal_bytes'] / 1e6:.4g} MB to be moved; "
+            f"\nat least {timed[0]['minimal_bytes'] / 1e6:.4g} MB must be moved; "
             f"a copy moves {timed[0]['copy_bytes_per_second'] / 1e9:.4g} GB/s"
         )
     failures = []
@@ -225,10 +238,10 @@ def _read(file: str) -> list[Row]:
 
 
 def _draw(figure: Any, rows: Sequence[Row]) -> None:
-    """One panel for each mode and kind of arguments, one line for each implementation."""
+    """Draws a panel for each mode and kind of arguments, with a line for each implementation."""
     from rnnscale_kernels.testing import BASELINES
 
-    # Batch and time vary together where the number of tokens is the same; time stands for both.
+    # At a constant number of tokens, batch and time vary together: the axis shows time.
     varied = max(("time", "channels", "batch"), key=lambda size: len({row[size] for row in rows}))
     fixed = ("batch", "time") if varied == "channels" else ("channels",)
 

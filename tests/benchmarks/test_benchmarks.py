@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 from rich.console import Console
 
 import benchmarks.__main__ as command
-from benchmarks import _loading, gpu, linear_scan, message_passing, scaling, tune_triton
+from benchmarks import _loading, gpu, linear_scan, message_passing, scaling, tune_triton, watch
 from benchmarks._benchmark import Benchmark
 from benchmarks._plots import new_figure
 from rnnscale_kernels.testing import ScanArguments, missing
@@ -47,24 +48,23 @@ def shown(benchmark, rows):
     return captured.get()
 
 
-def test_the_users_script_runs_unchanged_on_one_and_on_eight_devices():
+def test_the_users_script_runs_unchanged_on_one_and_on_eight_devices(monkeypatch, capsys):
     script = BENCHMARKS / "train_script.py"
     assert len(script.read_text().splitlines()) <= 40
-
-    def start(devices):
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        flags += " --xla_backend_optimization_level=0"
-        return subprocess.Popen(
-            [sys.executable, script, "20"], stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        )  # fmt: skip
-
-    processes = [start(1), start(8)]
-    printed = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    alone, together = ([float(x) for x in re.findall(r"loss ([\d.]+)", each)] for each in printed)
-    assert len(alone) == 2
-    np.testing.assert_allclose(alone, together, rtol=1e-4)
+    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    alone = subprocess.Popen(
+        [sys.executable, script, "10"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+    )
+    monkeypatch.setattr(sys, "argv", [str(script), "10"])
+    assert jax.device_count() == 8
+    runpy.run_path(str(script), run_name="__main__")
+    printed = [alone.communicate()[0], capsys.readouterr().out]
+    assert alone.returncode == 0
+    ((one,), (eight,)) = ([float(x) for x in re.findall(r"loss ([\d.]+)", p)] for p in printed)
+    assert one == pytest.approx(eight, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -109,25 +109,23 @@ def test_efficiency_is_over_one_device_with_the_same_work(monkeypatch):
     assert figures["length", "seq", 8] is None
 
 
-def test_the_recurrence_is_timed_beside_the_textbook_forms(monkeypatch):
+def test_the_recurrence_is_compared_with_the_textbook_forms(monkeypatch):
     def cases(sweep, *, quick):
         assert sweep == "length" and quick
         yield ScanArguments((4,), 16, 8)
-        yield ScanArguments((2,), 32, 8)
 
     monkeypatch.setattr(linear_scan, "cases", cases)
     monkeypatch.setattr(linear_scan, "usable_implementations", lambda: ["chunked", "sequential"])
     rows = run("linear_scan", "--quick")
     names = ["chunked", "sequential", "associative_scan", "lax_scan"]
-    assert [(row["mode"], row["time"], row["name"]) for row in rows] == [
-        (mode, time, name)
-        for time in (16, 32) for mode in ("forward", "gradient") for name in names
-    ]  # fmt: skip
+    assert [(row["mode"], row["name"]) for row in rows] == [
+        (mode, name) for mode in ("forward", "gradient") for name in names
+    ]
     for row in rows:
         assert row["sweep"] == "length" and row["time_ms"] > 0 and "versions" not in row
         (default,) = {
             other["time_ms"] for other in rows
-            if other["default"] and (other["mode"], other["time"]) == (row["mode"], row["time"])
+            if other["default"] and other["mode"] == row["mode"]
         }  # fmt: skip
         assert row["ratio"] == row["time_ms"] / default
         peer = row["name"] in ("associative_scan", "lax_scan")
@@ -191,15 +189,12 @@ def test_the_graph_has_no_loops_and_the_same_degree():
     np.testing.assert_array_equal(np.bincount(receivers), message_passing.DEGREE)
 
 
-def test_watch_tells_of_each_person():
+def test_watch_has_a_row_for_each_person(monkeypatch):
+    for name, size in {"DIM": 4, "DEPTH": 1, "PIECE": 64, "BATCH": 4}.items():
+        monkeypatch.setattr(watch, name, size)
     (row,) = run("watch", "--quick", "--people", "3", "--steps", "1")
     assert row["person"] == 3 and 0 <= row["test_accuracy"] <= 1
     assert [point["step"] for point in row["curve"]] == [1]
-
-
-def test_gpu_says_where_there_is_none(capsys):
-    assert command.main(["gpu"]) == 3
-    assert "there is no accelerator; --target h100 compiles" in capsys.readouterr().err
 
 
 def test_a_check_fails_where_a_figure_is_above_its_bound_and_goes_on():
