@@ -379,7 +379,7 @@ def test_docstrings_are_reached():
     assert {
         "rnnscale",
         "rnnscale.models._classifier.SequenceClassifier",
-        "rnnscale.models._language_model.LanguageModel.step",
+        "rnnscale._base.Stepwise.step",
         "rnnscale._base.SequenceLayer",  # of which S5 is one
         "rnnscale.data.pipelines._stream.batches",
         "rnnscale_kernels.linear_scan._api.linear_scan",
