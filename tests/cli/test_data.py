@@ -1,4 +1,4 @@
-"""`rnnscale data`: every kind of source packed, checked, and told of in one line."""
+"""`rnnscale data`: every kind of source packed, checked, and its errors in one line."""
 
 import json
 import os

@@ -112,8 +112,8 @@ def check_reads() -> None:
                 for name in expected:
                     assert batch[name].shape == expected[name].shape
                     for shard in batch[name].addressable_shards:
-                        whole = np.asarray(expected[name])
-                        np.testing.assert_array_equal(shard.data, whole[shard.index])
+                        rows = np.asarray(expected[name])[shard.index]
+                        np.testing.assert_array_equal(shard.data, rows)
         reads = source.reads - 1  # one more for the shapes
         assert reads % count == 0 and reads <= 6 * count, reads
 

@@ -78,35 +78,35 @@ def test_files_and_notes(tmp_path: Path):
         assert shard.bytes == (tmp_path / "a" / "rows" / shard.name).stat().st_size
     calls.clear()
     source.verify(progress=lambda *counts: calls.append(counts))
-    whole = sum(shard.bytes for shard in source.shards)
-    assert calls == [(source.shards[0].bytes, whole), (whole, whole)]
+    total = sum(shard.bytes for shard in source.shards)
+    assert calls == [(source.shards[0].bytes, total), (total, total)]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def written(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("packed") / "rows"
     data.write_packed(data.next_token(documents([40] * 30)), folder, 64, rows_per_shard=16)
     return folder
 
 
 @pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
+def folder(written: Path, tmp_path: Path) -> Path:
     """A copy of the folder, to be damaged."""
-    return Path(shutil.copytree(whole, tmp_path / "rows"))
+    return Path(shutil.copytree(written, tmp_path / "rows"))
 
 
 FIRST = "00000-of-00002.arrayrecord"
 
 
-def test_no_flipped_byte_gives_a_wrong_row(whole: Path, tmp_path: Path):
+def test_no_flipped_byte_gives_a_wrong_row(written: Path, tmp_path: Path):
     """Some of the bytes that are not zero, and some of the zeros between them."""
-    expected = rows_of(data.PackedSource(whole))
-    content = (whole / FIRST).read_bytes()
+    expected = rows_of(data.PackedSource(written))
+    content = (written / FIRST).read_bytes()
     used = np.flatnonzero(np.frombuffer(content, np.uint8))
     places = np.union1d(used[:: max(1, len(used) // 250)], np.arange(0, len(content), 4001))
     found = 0
     for place in places.tolist():
-        folder = Path(shutil.copytree(whole, tmp_path / str(place)))
+        folder = Path(shutil.copytree(written, tmp_path / str(place)))
         damaged = bytearray(content)
         damaged[place] ^= 0x41
         (folder / FIRST).write_bytes(damaged)

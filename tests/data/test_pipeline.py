@@ -47,9 +47,9 @@ def no_thread_is_left():
 )
 def test_restart_at_any_step(count, batch_size, start, seed):
     source = numbered(count)
-    whole = take(data.batches(source, batch_size, seed=seed), start + 3)
+    uninterrupted = take(data.batches(source, batch_size, seed=seed), start + 3)
     resumed = take(data.batches(source, batch_size, seed=seed, start_step=start), 3)
-    for a, b in zip(whole[start:], resumed, strict=True):
+    for a, b in zip(uninterrupted[start:], resumed, strict=True):
         assert a.keys() == b.keys() == {"inputs", "labels"}
         assert all(np.array_equal(a[name], b[name]) for name in a)
 

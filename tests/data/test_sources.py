@@ -398,8 +398,8 @@ def test_documents_of_token_shards(tmp_path_factory, shards, dtype, raw):
 def test_token_shards_with_offsets_or_without_documents(tmp_path: Path):
     np.save(tmp_path / "a.npy", np.arange(10))
     np.save(tmp_path / "o.npy", np.array([0, 4, 10], np.uint32))
-    whole = data.TokenShards([tmp_path / "a.npy"])
-    assert whole.lengths.tolist() == [10]
+    joined = data.TokenShards([tmp_path / "a.npy"])
+    assert joined.lengths.tolist() == [10]
     parts = data.TokenShards([tmp_path / "a.npy"], offsets=[tmp_path / "o.npy"])
     assert [parts[i]["tokens"].tolist() for i in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]]
 
@@ -661,6 +661,8 @@ def bad_sources(folder: Path) -> list[tuple[Callable[[], object], str]]:
             "f.npy is in Fortran order",
         ),
         (lambda: data.ArrayFiles(), "one leading axis"),
+        (lambda: data.ArraySource(), "one leading axis"),
+        (lambda: data.ArraySource(x=np.eye(3), y=np.arange(2)), "'x': 3, 'y': 2"),
         (lambda: data.ArrayFiles(x=npy, y=folder / "short.npy"), "'y': 3"),
         (
             lambda: data.SequenceFiles({"x": npy}, folder / "falls.npy"),

@@ -1,4 +1,4 @@
-"""Data sets in a folder, as they are published: small ones made up in the same layout."""
+"""Tasks that read a folder, with small made-up data sets in the published layout."""
 
 import pickle
 import wave
@@ -26,7 +26,7 @@ def write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-# As much of each data set as its loader wants.
+# A small data set in the layout of each task.
 
 
 def write_listops(folder: Path) -> None:
@@ -139,7 +139,7 @@ def load(tmp_path) -> Callable[[str], tasks.Task]:
         ("speech-commands", (35, 35, 35), 16000, 35),
     ],
 )
-def test_records_are_what_a_task_says_and_in_one_part_only(load, name, sizes, steps, classes):
+def test_records_are_as_the_task_says_and_in_one_split(load, name, sizes, steps, classes):
     task = load(name)
     assert tuple(len(getattr(task, split)) for split in SPLITS) == sizes
     assert (task.name, task.seq_len, task.classes) == (name, steps, classes)
@@ -175,7 +175,7 @@ def test_listops_of_the_arena_are_its_lines_without_brackets(load):
     assert labels(task.train) == [4, 7, 7] and labels(task.test) == [5, 0]
 
 
-def test_reviews_are_their_bytes_up_to_so_many(load, tmp_path):
+def test_reviews_are_cut_to_4096_bytes(load, tmp_path):
     task = load("lra-text")
     parts = {}
     for split in SPLITS:
@@ -235,7 +235,7 @@ def test_recordings_are_split_by_the_lists(load):
             np.testing.assert_array_equal(record["inputs"][: len(samples), 0] * 2**15, samples)
 
 
-# What is missing or wrong.
+# Missing and malformed files.
 
 NEEDED = {
     "lra-listops": ("listops-1000/basic_val.tsv", "lra_release.gz"),
@@ -249,7 +249,7 @@ NEEDED = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_is_missing_is_named_with_where_it_comes_from(load, tmp_path, name):
+def test_errors_name_a_missing_file_and_its_origin(load, tmp_path, name):
     with pytest.raises(ValueError, match=f"'{name}' reads its data from a folder"):
         tasks.load_task(name)
     with pytest.raises(ValueError, match="there is no .*; put into .* unpacked|has in lra_release"):
@@ -264,7 +264,7 @@ def test_what_is_missing_is_named_with_where_it_comes_from(load, tmp_path, name)
         tasks.load_task(name, folder=tmp_path, seq_len=7)
 
 
-def test_an_empty_folder_and_a_list_of_what_is_not_there(load, tmp_path):
+def test_listed_recordings_must_exist(load, tmp_path):
     load("speech-commands")
     with (tmp_path / "testing_list.txt").open("a") as listed:
         listed.write("yes/gone.wav\n")
@@ -286,7 +286,7 @@ def test_an_empty_folder_and_a_list_of_what_is_not_there(load, tmp_path):
         (b"1 " * 2001 + b"\t4", "it has 2001"),
     ],
 )
-def test_a_line_of_listops_that_is_none(load, tmp_path, line, message):
+def test_malformed_lines_of_listops(load, tmp_path, line, message):
     load("lra-listops")
     path = tmp_path / "listops-1000/basic_test.tsv"
     path.write_bytes(b"Source\tTarget\n0\t0\n" + line + b"\n")
@@ -296,13 +296,14 @@ def test_a_line_of_listops_that_is_none(load, tmp_path, line, message):
         task.test[1]
 
 
-@pytest.mark.parametrize("line", [b"2.0\ta\tb\tone\ttwo", b"1.0\ta\tb\tone", b""])
-def test_a_line_of_papers_that_is_none(load, tmp_path, line):
+def test_malformed_lines_of_papers(load, tmp_path):
     load("lra-retrieval")
-    path = tmp_path / "tsv_data/new_aan_pairs.test.tsv"
-    path.write_bytes(line + b"\n")
-    with pytest.raises(ValueError, match="pairs.test.tsv, line 1: must be 0 or 1, two names"):
-        tasks.load_task("lra-retrieval", folder=tmp_path).test[0]
+    lines = [b"2.0\ta\tb\tone\ttwo", b"1.0\ta\tb\tone", b""]
+    (tmp_path / "tsv_data/new_aan_pairs.test.tsv").write_bytes(b"\n".join([*lines, b""]))
+    task = tasks.load_task("lra-retrieval", folder=tmp_path)
+    for index in range(len(lines)):
+        with pytest.raises(ValueError, match=f"test.tsv, line {index + 1}: must be 0 or 1, two"):
+            task.test[index]
 
 
 @pytest.mark.parametrize("name", ["lra-listops", "lra-text", "lra-retrieval", "lra-image"])
@@ -326,7 +327,7 @@ def test_files_without_records(load, tmp_path):
         tasks.load_task("lra-text", folder=tmp_path)
 
 
-def test_files_that_are_no_images(load, tmp_path):
+def test_malformed_files_of_images(load, tmp_path):
     load("lra-image")
     path = tmp_path / "cifar-10-batches-bin/data_batch_1.bin"
     path.write_bytes(b"\x0a" * 3073)
@@ -339,7 +340,7 @@ def test_files_that_are_no_images(load, tmp_path):
         tasks.load_task("lra-image", folder=tmp_path)
 
 
-def test_pictures_that_are_none(load, tmp_path):
+def test_malformed_pictures(load, tmp_path):
     image = pytest.importorskip("PIL.Image")
     task = load("lra-pathfinder")
     place = tmp_path / "pathfinder32/curv_contour_length_14"
@@ -366,27 +367,25 @@ def test_pathfinder_without_pillow_says_what_to_install(monkeypatch, tmp_path):
         tasks.load_task("lra-pathx", folder=tmp_path)
 
 
-@pytest.mark.parametrize(
-    "written, message",
-    [
+def test_recordings_of_another_kind(load, tmp_path):
+    task = load("speech-commands")
+    path = tmp_path / "backward/0_nohash_0.wav"
+    for written, message in [
         ({"rate": 8_000}, "8000 Hz"),
         ({"channels": 2}, "2 channels"),
         ({"samples": np.zeros(16_001)}, "it has 16001 samples"),
         ({"samples": np.zeros(0)}, "it has 0 samples"),
-    ],
-)
-def test_recordings_of_another_kind(load, tmp_path, written, message):
-    task = load("speech-commands")
-    path = tmp_path / "backward/0_nohash_0.wav"
-    write_wave(path, **{"samples": np.zeros(100), **written})
-    with pytest.raises(ValueError, match=f"0_nohash_0.wav, record 0: must have .*{message}"):
-        task.train[0]
+    ]:
+        write_wave(path, **{"samples": np.zeros(100), **written})
+        with pytest.raises(ValueError, match=f"0_nohash_0.wav, record 0: must have .*{message}"):
+            task.train[0]
 
 
-@pytest.mark.parametrize("kept", [0, 20, 30, 1000])
-def test_recordings_that_are_not_whole(load, tmp_path, kept):
+def test_truncated_recordings(load, tmp_path):
     task = load("speech-commands")
     path = tmp_path / "backward/0_nohash_0.wav"
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match="0_nohash_0.wav, record 0: "):
-        task.train[0]
+    content = path.read_bytes()
+    for kept in (1000, 30, 20, 0):
+        path.write_bytes(content[:kept])
+        with pytest.raises(ValueError, match="0_nohash_0.wav, record 0: "):
+            task.train[0]

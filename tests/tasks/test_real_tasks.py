@@ -16,7 +16,7 @@ from rnnscale.tasks import _packages, _watch
 
 SPLITS = ("train", "validation", "test")
 
-# What the archives say: training and test records, steps at least and at most, channels, classes.
+# As published: training and test records, least and most steps, channels, classes.
 PUBLISHED = {
     "japanese-vowels": ("JapaneseVowels", 270, 370, 7, 29, 12, 9),
     "acsf1": ("ACSF1", 100, 100, 1460, 1460, 1, 10),
@@ -50,7 +50,7 @@ def sequences(task: tasks.Task, split: str) -> list[data.Record]:
 
 
 def scales(records: list[data.Record], raw: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation with which the records were made of what stands in the file."""
+    """Mean and deviation by which the records were normalised from the raw values."""
     scaled, plain = np.concatenate([r["inputs"] for r in records]), np.concatenate(raw)
     fits = [np.polyfit(x, y, 1) for x, y in zip(scaled.T.astype(float), plain.T, strict=True)]
     deviation, mean = np.array(fits).T
@@ -75,7 +75,7 @@ def check_padding(task: tasks.Task) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_records_of_the_archives_are_those_of_the_files(name):
+def test_archive_tasks_have_the_records_of_their_files(name):
     file, train, test, least, most, channels, classes = PUBLISHED[name]
     raw = {part: raw_archive(file, part) for part in ("TRAIN", "TEST")}
     task = tasks.load_task(name)
@@ -86,14 +86,14 @@ def test_records_of_the_archives_are_those_of_the_files(name):
     assert (min(every), max(every)) == (least, most)
     check_padding(task)
 
-    # The test part is in the order of the file, with one number for each name of a class.
+    # The test split has the order of the file, and one number for each class name.
     found = sequences(task, "test")
     mean, deviation = scales(found, raw["TEST"][0])
     pairs = {(int(r["labels"]), name) for r, name in zip(found, raw["TEST"][1], strict=True)}
     number = {name: label for label, name in pairs}
     assert len(pairs) == len(number) == classes and set(number.values()) == set(range(classes))
 
-    # Training and validation have each record of the file once, scaled by the training part.
+    # Training and validation have each record of the file once, scaled by the training split.
     used = []
     for record in sequences(task, "train") + sequences(task, "validation"):
         plain = record["inputs"] * deviation + mean
@@ -177,7 +177,7 @@ def stored() -> dict:
         ),
     ],
 )
-def test_a_person_is_in_one_part_of_the_watch(stored, arguments, people):
+def test_a_person_is_in_one_split_of_the_watch(stored, arguments, people):
     task = tasks.watch(**arguments)
     assert (task.seq_len, task.idim, task.classes) == (2618, 6, 7)
     for split, who in zip(SPLITS, people, strict=True):
@@ -206,7 +206,7 @@ class _Harm:
         return (os.mkdir, (str(self.folder),))
 
 
-def test_another_file_in_the_place_of_the_watch_is_not_read(monkeypatch, tmp_path):
+def test_an_unknown_pickle_is_not_read(monkeypatch, tmp_path):
     path, harm = tmp_path / "watch_dataset.npy", tmp_path / "harm"
     np.save(path, np.array(_Harm(harm), object), allow_pickle=True)
     monkeypatch.setattr(_watch, "file_of_package", lambda *_: path)
@@ -230,6 +230,6 @@ def test_another_file_in_the_place_of_the_watch_is_not_read(monkeypatch, tmp_pat
         ({"test_people": range(2, 11), "validation_person": 1}, "nobody is left"),
     ],
 )
-def test_people_of_the_watch_that_can_not_be_split(arguments, message):
+def test_bad_arguments_of_the_watch(arguments, message):
     with pytest.raises(ValueError, match=message):
         tasks.watch(**arguments)

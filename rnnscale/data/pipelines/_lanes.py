@@ -63,7 +63,7 @@ def lanes_once(sequences: SequenceSource, batch_size: int, steps: int) -> grain.
 
 
 def _ring_for(sequences: SequenceSource, order: np.ndarray, batch_size: int, steps: int) -> "_Ring":
-    """The ring of the sequences, if it can be cut into so many lanes."""
+    """The ring of the sequences, if `batch_size` lanes can start in it."""
     spec = element_spec(sequences)
     constant = [name for name in spec if name not in arrays_over_time(spec)]
     if constant:

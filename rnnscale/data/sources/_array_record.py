@@ -87,7 +87,7 @@ class RecordShard:
         return content
 
 
-# One cache per process. It is bounded because a process may open only so many files.
+# One cache per process. It is bounded because the number of open files is limited.
 @functools.lru_cache(maxsize=128)
 def _reader(file: UnchangedFile) -> Any:
     return grain.sources.ArrayRecordDataSource([file.path])

@@ -70,15 +70,7 @@ class TextFiles(_Documents):
     A file is text if it is valid UTF-8 without zero bytes, so zero can mark the end of a document.
     To check that, the constructor reads each file once.
 
-    **Arguments:**
-
-    - `folder`: the folder to search.
-    - `suffix`: the end of the files' names, such as `".txt"`; by default, anything.
-    - `skip`: whether to leave out files that are empty or not text, which are an error otherwise.
-        `skipped` lists them.
-
-    **Raises:** `ValueError` if there is no such folder, or no file can be used; and at an index,
-    with file and record, if a file has changed.
+    **Arguments, raises:** see `ByteFiles`; `skip` leaves out files that are not text too.
     """
 
     def _reason_against(self, file: UnchangedFile) -> str | None:

@@ -90,7 +90,7 @@ class _Descriptor:
         weakref.finalize(self, os.close, self.number)
 
 
-# One cache per process. It is bounded because a process may open only so many files.
+# One cache per process. It is bounded because the number of open files is limited.
 @functools.lru_cache(maxsize=128)
 def _opened(file: UnchangedFile) -> _Descriptor:
     return _Descriptor(file.path)
