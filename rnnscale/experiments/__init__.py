@@ -1,4 +1,4 @@
-"""Experiments of the papers, with their settings and their figures beside ours."""
+"""Experiments of papers: their settings, our figures and the published ones."""
 
 from rnnscale.experiments._catalogue import EXPERIMENTS as EXPERIMENTS
 from rnnscale.experiments._experiment import (

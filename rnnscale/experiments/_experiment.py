@@ -1,4 +1,4 @@
-"""What an experiment is, and how its seeds are run, kept and put together."""
+"""What an experiment is, and how its seeds are run, stored and combined into rows of a table."""
 
 import json
 import logging
@@ -14,15 +14,15 @@ from rnnscale._errors import UserError
 _log = logging.getLogger(__name__)
 
 type Row = dict[str, Any]
-"""An entry of a table of results; see `Experiment.run`."""
+"""A line of a table of results; see `Experiment.run`."""
 
 
 class Figure(NamedTuple):
-    """What a publication reports.
+    """A published figure.
 
-    - `value`: in the unit of the experiment's metric; None where a figure shows it, without a
-        number.
-    - `source`: where it stands.
+    - `value`: in the unit of the experiment's metric; `None` if the publication shows a curve
+        without a number.
+    - `source`: the publication.
     """
 
     value: float | None
@@ -33,10 +33,11 @@ class Figure(NamedTuple):
 class Entry:
     """One line of an experiment's table.
 
-    - `name`: of the line.
-    - `options`: what it is run with; for training, options of `TrainConfig`. There `before` makes a
-        curriculum: a list of runs that come first, each with the options that are others in it.
-    - `paper`: what was published for it, if that can be put beside ours.
+    - `name`: the name of the line.
+    - `options`: the options of the measurement; for training, those of `TrainConfig`. The option
+        `before` makes a curriculum: a list of runs to train first, each given by the options in
+        which it differs.
+    - `paper`: the published figure, if it can be compared with ours.
     """
 
     name: str
@@ -45,13 +46,13 @@ class Entry:
 
 
 class Result(NamedTuple):
-    """Of one seed.
+    """The result of one seed.
 
-    - `figure`: the experiment's metric, on the test split.
-    - `parameters`: how many numbers the model has, those that stay as they are among them; of a
-        reservoir those of its readout.
-    - `seconds`: of training.
-    - `more`: other figures.
+    - `figure`: the experiment's metric on the test split.
+    - `parameters`: the number of parameters, including those that are not trained; for a reservoir,
+        those of its readout.
+    - `seconds`: the time of the training.
+    - `more`: other figures, by name.
     """
 
     figure: float
@@ -65,19 +66,19 @@ type Measure = Callable[[Mapping[str, Any], int, Path], Result | None]
 
 @dataclass(frozen=True)
 class Experiment:
-    """A task that was published, with the entries that are put beside one another.
+    """A published task and the models that are compared on it.
 
-    - `name`, `description`: of the experiment; the description is one line.
+    - `name`, `description`: the description is one line.
     - `entries`: the lines of its table.
-    - `measure`: `(options, seed, folder) -> Result`, or None where a signal stopped it. Called
-        again with the folder of a run that was stopped or killed, it goes on with that.
-    - `metric`, `better`: the name of the figure, and which is better: the `"higher"` or the
-        `"lower"`.
-    - `differs`: where the setting is not that of the papers.
-    - `seeds`: those of the published table.
-    - `minutes`: about how long all of it takes on two cores.
+    - `measure`: `(options, seed, folder) -> Result`, or `None` if a signal stopped it. Called again
+        with the folder of a run that was stopped or killed, it continues that run.
+    - `metric`, `better`: the name of the figure, and whether a `"higher"` or a `"lower"` one is
+        better.
+    - `differs`: in what the setting differs from that of the papers.
+    - `minutes`: approximate duration of everything on two cores.
+    - `seeds`: the seeds of the published table.
     - `solved`: the figure from which on the task counts as solved, if there is one.
-    - `folder`: whether the data are in a folder of the user's.
+    - `folder`: whether the user has to provide the data in a folder.
     """
 
     name: str
@@ -100,25 +101,25 @@ class Experiment:
         only: Sequence[str] | None = None,
         **given: Any,
     ) -> Iterator[Row | None]:
-        """Runs each entry with each seed, and gives a row for each entry when its seeds are done.
+        """Measures each entry with each seed, and yields a row for each entry when it is complete.
 
-        What was measured before is read from `out`, so that a second call with the same options
-        goes on where the first one was stopped, and costs nothing when all is there.
+        Results are stored in `out`, so a second call with the same options continues where the
+        first one was stopped, and costs nothing if everything is there.
 
         **Arguments:**
 
-        - `out`: a folder for the runs, `out/ENTRY/seed-S`.
-        - `seeds`: instead of the experiment's.
+        - `out`: the folder for the runs, `out/ENTRY/seed-S`.
+        - `seeds`: seeds to use in place of the experiment's.
         - `only`: names of entries; all by default.
         - `given`: options that replace those of all entries.
 
-        **Returns:** rows with `entry`, `options`, `parameters`, `seeds`, a figure and the seconds
-        of each seed, the `mean`, the `spread` (the standard deviation over the seeds; None for one
-        seed), means of the other figures, and what was published. Then None, where a signal stopped
-        it.
+        **Returns:** rows with `entry`, `options`, `parameters`, `seeds`, the `figures` and
+        `seconds` of each seed, their `mean` and `spread` (the standard deviation over the seeds;
+        `None` for one seed), means of the other figures, and the published figure. If a signal
+        stopped it, `None` comes last.
 
-        **Raises:** `ValueError` for an unknown entry, seeds that are none or come twice, and where
-        `out` holds a result of other options.
+        **Raises:** `ValueError` if an entry is unknown, there are no seeds or one occurs twice, or
+        `out` has a result of other options.
         """
         seeds = self.seeds if seeds is None else seeds
         if not seeds or len(set(seeds)) < len(seeds):
@@ -135,7 +136,7 @@ class Experiment:
             results = []
             for seed in seeds:
                 folder = out / entry.name / f"seed-{seed}"
-                result = _kept(self.measure, options, seed, folder)
+                result = _stored_or_measured(self.measure, options, seed, folder)
                 if result is None:
                     yield None
                     return
@@ -144,17 +145,19 @@ class Experiment:
             yield _row(entry, options, seeds, results)
 
 
-def _kept(measure: Measure, options: Mapping[str, Any], seed: int, folder: Path) -> Result | None:
-    """The result in the folder, which is measured first where there is none."""
+def _stored_or_measured(
+    measure: Measure, options: Mapping[str, Any], seed: int, folder: Path
+) -> Result | None:
+    """The result in the folder. If there is none, it is measured and stored."""
     file = folder / "result.json"
     options = json.loads(json.dumps(options))
     if file.is_file():
         stored = json.loads(file.read_text())
         if stored["options"] != options:
             raise UserError(
-                f"{folder} holds a result of other options "
-                f"({_changed(stored['options'], options)}); choose another --out, or delete that "
-                "folder"
+                f"{folder} has a result of other options "
+                f"({_differences(stored['options'], options)}); choose another --out or delete "
+                "that folder"
             )
         return Result(**stored["result"])
     result = measure(options, seed, folder)
@@ -166,9 +169,9 @@ def _kept(measure: Measure, options: Mapping[str, Any], seed: int, folder: Path)
     return result
 
 
-def _changed(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    names = sorted(n for n in {*stored, *asked} if stored.get(n) != asked.get(n))
-    return ", ".join(f"{n} was {stored.get(n)} and is {asked.get(n)}" for n in names)
+def _differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    names = sorted(n for n in {*stored, *given} if stored.get(n) != given.get(n))
+    return ", ".join(f"{n} was {stored.get(n)} and is {given.get(n)}" for n in names)
 
 
 def _row(

@@ -1,4 +1,4 @@
-"""Bytes of text: every layer with as many parameters and as many bytes to learn from."""
+"""Bytes of text: all layers with the same number of parameters, trained on the same bytes."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -21,8 +21,8 @@ _SHARED = {
     "save_minutes": 2.0,
 }
 
-# Widths with which each model has 200,000 parameters, to 3 %. A uRNN's output is twice as wide as
-# its input, so that no residual goes around it.
+# The widths at which each model has 200,000 parameters, to 3 %. uRNN is missing because its output
+# is twice as wide as its input, so a residual block can't contain it.
 _DIMS: Mapping[str, int] = {
     "s5": 176,
     "lru": 149,

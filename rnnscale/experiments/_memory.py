@@ -1,4 +1,4 @@
-"""The adding and the copy problem: what has to be remembered, and for how long, is known."""
+"""The adding and the copy problem, in which it is known what has to be remembered for how long."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ _ADDING_DIFFERS = (
     "[0, 1)."
 )
 
-# Full sequences hardly ever show a network that remembers ten steps what it should remember.
+# A network that remembers ten steps gets hardly any gradient from full sequences.
 _TO_200 = (
     {"seq_len": 50, "steps": 3000, "learning_rate": 2e-2},
     {"seq_len": 200, "steps": 3000, "learning_rate": 2e-2},
@@ -31,7 +31,7 @@ _TO_5000 = (*_TO_1000, {"seq_len": 5000, "steps": 1000, "learning_rate": 5e-4})
 def _adding(
     curriculum: Sequence[Mapping[str, Any]], indrnn_steps: int, minutes: float
 ) -> Experiment:
-    """Over the steps of the last of the runs by which coRNN learns it."""
+    """The adding problem over as many steps as the last run of the curriculum of coRNN has."""
     *before, last = curriculum
     seq_len = last["seq_len"]
     shared = {"task": "adding", "seq_len": seq_len, "batch_size": 50, "dim": 128, **_QUIET}
@@ -71,7 +71,7 @@ def _adding(
         better="lower",
         differs=_ADDING_DIFFERS,
         minutes=minutes,
-        # A hundredth of what always answering the mean has.
+        # A hundredth of the error of a constant prediction of the mean.
         solved=1 / 600,
     )
 

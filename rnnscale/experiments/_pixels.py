@@ -1,11 +1,10 @@
-"""Images read pixel by pixel: the task by which recurrent cells have been compared since 2015."""
+"""Images read pixel by pixel, the task on which recurrent cells have been compared since 2015."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal
 
 from rnnscale.experiments._experiment import Entry, Experiment, Figure
-from rnnscale.experiments._train import train
+from rnnscale.experiments._train import ACCURACY
 
 type Order = Literal["ordered", "permuted"]
 
@@ -13,7 +12,7 @@ _CELL = {"dim": 64, "depth": 1, "weight_decay": 0.0, "learning_rate": 1e-2}
 _SLOW = {**_CELL, "learning_rate": 4e-3}
 _BLOCKS = {"dim": 32, "depth": 2, "state_dim": 32, "learning_rate": 4e-3}
 
-# Options of the papers, where they have some for pixels; rates are for the few steps here.
+# Options from the papers, if they have this task; the rates suit the few steps here.
 _ENTRIES: Mapping[str, Mapping[str, Any]] = {
     "elman": _SLOW,
     "leaky-elman": {**_CELL, "cell": {"leak": 0.1}},
@@ -40,14 +39,14 @@ _ENTRIES: Mapping[str, Mapping[str, Any]] = {
     "s5": _BLOCKS,
 }
 
-_OF_THE_PERMUTED: Mapping[str, Mapping[str, Any]] = {
+_PERMUTED_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "cornn": {"cell": {"dt": 0.076, "gamma": 0.4, "epsilon": 8.0}, "learning_rate": 5.4e-3},
     "lipschitz": {"cell": {"beta": 0.8}},
     "lipschitz-gated": {"cell": {"beta": 0.8}},
 }
 
-# A twelfth of the steps, each up to twelve times as long, so that units can see all of an image.
-_OF_DIGITS: Mapping[str, Mapping[str, Any]] = {
+# An image of digits has a twelfth of the steps, so each may be up to twelve times as long.
+_DIGITS_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "cornn": {"cell": {"dt": 0.2, "gamma": 2.7, "epsilon": 4.7}},
     "lipschitz": {"cell": {"epsilon": 0.12}},
     "ron": {"cell": {"dt": 0.2}},
@@ -58,7 +57,7 @@ _LI = "Li et al. 2018, table of the paper"
 _CHANG = "Chang et al. 2019, as quoted by others"
 _ERICHSON = "Erichson et al. 2021, as quoted by others"
 
-# Of all 60,000 images.
+# Published figures, for all 60,000 images.
 _PAPERS: Mapping[tuple[str, Order], Figure] = {
     ("lstm", "ordered"): Figure(0.982, _LI),
     ("lstm", "permuted"): Figure(0.880, _LI),
@@ -89,9 +88,9 @@ def _experiment(
     entries = []
     for model, options in _ENTRIES.items():
         if task.startswith("digits"):
-            options = {**options, **_OF_DIGITS.get(model, {})}
+            options = {**options, **_DIGITS_OPTIONS.get(model, {})}
         elif order == "permuted":
-            options = {**options, **_OF_THE_PERMUTED.get(model, {})}
+            options = {**options, **_PERMUTED_OPTIONS.get(model, {})}
         entries.append(
             Entry(
                 model,
@@ -103,9 +102,7 @@ def _experiment(
         name=task,
         description=description,
         entries=entries,
-        measure=partial(train, "accuracy"),
-        metric="test accuracy",
-        better="higher",
+        **ACCURACY,
         differs=differs,
         minutes=minutes,
     )
@@ -116,15 +113,14 @@ _DIGITS = {"batch_size": 64, "steps": 600, **_QUIET}
 _MNIST = {"batch_size": 50, "steps": 400, **_QUIET}
 
 _DIGITS_DIFFER = (
-    "no paper has these images of 8 x 8 pixels. One layer of 64 units, two of IndRNN, minGRU and "
-    "minLSTM; two blocks of width 32 of the last four. 600 steps of 64 images, AdamW, cosine decay."
+    "no paper has these images of 8 x 8 pixels. One layer of 64 units; two for IndRNN, minGRU and "
+    "minLSTM; two blocks of width 32 for the last four. 600 steps of 64 images, AdamW, cosine."
 )
 _MNIST_DIFFERS = (
     "4000 images for training where the papers have 60,000, and 400 steps (5 epochs) where they "
-    "have tens of epochs, so the figures are not comparable, only the cells among one another. "
-    "One layer of 64 units (two of IndRNN, minGRU and minLSTM) where the papers have one of 128 to "
-    "512, six with batch norm for IndRNN; two blocks of width 32 of the last four. AdamW with "
-    "cosine decay."
+    "have tens of epochs, so only the cells can be compared with each other. One layer of 64 units "
+    "(two for IndRNN, minGRU and minLSTM) where the papers have one of 128 to 512, and six with "
+    "batch norm for IndRNN; two blocks of width 32 for the last four. AdamW with cosine decay."
 )
 
 PIXELS = (

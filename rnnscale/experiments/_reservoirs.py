@@ -1,10 +1,10 @@
-"""Echo state networks on the usual time series, beside those of ReservoirPy.
+"""Echo state networks on common time series, compared with those of ReservoirPy.
 
-Every task has a few settings. The one that is best on a validation segment, the end of the training
-part, is fitted again to the whole training part and measured once on the test part, which nothing
-was chosen on. Ours and ReservoirPy's have reservoirs of the same distributions, and each chooses
-among the same settings. Series are shifted and scaled by their mean and standard deviation in the
-training part, but for the drive of NARMA10, which is `4 u - 1`.
+Every series has a few settings. The setting that is best on a validation segment, the end of the
+training part, is fitted again to the full training part and measured once on the test part. Both
+libraries draw their reservoirs from the same distributions and choose among the same settings.
+Series are standardised by their mean and standard deviation in the training part, except for the
+input of NARMA10, which is `4 u - 1`.
 """
 
 import warnings
@@ -26,8 +26,7 @@ from rnnscale.layers import ReservoirComputer, as_reservoir
 from rnnscale.tasks import load_series
 
 WASHOUT = 100
-# Closed-loop forecasts: the steps that are read before each, those that are predicted, and how many
-# forecasts there are.
+# Closed-loop forecasts: the steps read before each, the steps predicted, the number of forecasts.
 READ, PREDICTED, STARTS = 200, 600, 10
 LORENZ_STEP, LORENZ_EXPONENT = 0.02, 0.906
 
@@ -46,7 +45,7 @@ class Segments:
 
     inputs: np.ndarray
     targets: np.ndarray
-    fitted: int  # steps of the training part but its end, the validation segment
+    fitted: int  # steps of the training part without its end, the validation segment
     train: int
     test: int
 
@@ -55,11 +54,11 @@ class Model(Protocol):
     """A fitted echo state network."""
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
-        """Its outputs along a sequence, from the zero state."""
+        """The outputs along a sequence, from the zero state."""
         ...
 
     def forecast(self, known: np.ndarray) -> np.ndarray:
-        """The values after each of a batch of sequences, from its own outputs."""
+        """The values that follow each sequence of a batch, predicted from its own outputs."""
         ...
 
 
@@ -91,7 +90,7 @@ class Ours:
 
 
 class Theirs:
-    """That of ReservoirPy, by its defaults: density 0.1, normal and Bernoulli entries."""
+    """The network of ReservoirPy with its defaults: density 0.1, normal and Bernoulli entries."""
 
     def __init__(self, units: int, setting: Setting, data: Segments, steps: int, seed: int):
         with warnings.catch_warnings():
@@ -150,27 +149,27 @@ def narma10() -> Segments:
 
 
 def nrmse(model: Model, data: Segments, first: int, last: int) -> float:
-    """Of one-step predictions, after all steps before them."""
+    """The error of one-step predictions, relative to the standard deviation of the targets."""
     expected = data.targets[first:last]
     errors = model.predict(data.inputs[:last])[first:] - expected
     return float(np.sqrt(np.mean(errors**2) / np.mean(np.var(expected, axis=0))))
 
 
 def valid_time(model: Model, data: Segments, first: int, last: int) -> float:
-    """The mean over forecasts from several steps, spread evenly."""
+    """The Lyapunov times until a forecast is wrong by 0.4, averaged over evenly spaced starts."""
     starts = np.linspace(first, last - READ - PREDICTED, STARTS, dtype=int)
     known = np.stack([data.inputs[start : start + READ] for start in starts])
     following = np.stack([data.inputs[start + READ :][:PREDICTED] for start in starts])
     errors = np.sqrt(np.mean((model.forecast(known) - following) ** 2, axis=-1))
-    wrong = ~(errors <= 0.4)  # Infinite and NaN too.
+    wrong = ~(errors <= 0.4)  # also if they are infinite or NaN
     steps = np.where(wrong.any(axis=1), wrong.argmax(axis=1), PREDICTED)
     return float(np.mean(steps)) * LORENZ_STEP * LORENZ_EXPONENT
 
 
 @dataclass(frozen=True)
 class Series:
-    """A series, its settings, and `measure(model, data, first, last)`: how good a model is on those
-    steps."""
+    """A series, its settings, and `measure(model, data, first, last)`, the figure of a model on
+    those steps."""
 
     units: int
     load: Callable[[], Segments]
@@ -254,7 +253,7 @@ def _experiment(
         metric=metric,
         better=better,
         differs=(
-            "no paper has these splits, so ReservoirPy's networks are fitted beside ours. Both "
+            "no paper has these splits, so ReservoirPy's networks are fitted too. Both libraries "
             "choose among the same settings on a validation segment, for each seed."
         ),
         minutes=3,

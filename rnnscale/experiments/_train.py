@@ -1,8 +1,9 @@
-"""A training run, or several of which each starts from the one before, as the measurement of an
-experiment."""
+"""A training run, or a curriculum of runs, as the measurement of an experiment."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rnnscale.experiments._experiment import Result
@@ -12,10 +13,10 @@ _BASELINES = ("constant_mse", "memoryless_accuracy", "count_model_bits_per_byte"
 
 
 def train(metric: str, options: Mapping[str, Any], seed: int, folder: Path) -> Result | None:
-    """The metric on the test split, of a run with these options of `TrainConfig` in that folder;
-    goes on with the run that is there. None where a signal stopped it.
+    """Trains with these options of `TrainConfig`, or a curriculum, see `runs`, and returns the
+    metric on the test split. Continues a run that is in the folder. `None` if a signal stopped it.
 
-    `before` among the options is for a curriculum; see `runs`. The seconds are those of all runs.
+    The seconds are those of all runs together.
     """
     summaries = []
     for config in runs(options, seed, folder):
@@ -33,8 +34,8 @@ def train(metric: str, options: Mapping[str, Any], seed: int, folder: Path) -> R
 
 
 def runs(options: Mapping[str, Any], seed: int, folder: Path) -> list[TrainConfig]:
-    """The runs that the options ask for: one for each entry of `before`, which says what is other
-    in it, then the one that counts. Each starts from the model of the run before."""
+    """One run for each entry of the option `before`, with the changes that it lists, and then the
+    run itself. Each starts from the model of the run before it."""
     common = dict(options)
     changes = [*common.pop("before", ()), {}]
     configs = []
@@ -45,3 +46,9 @@ def runs(options: Mapping[str, Any], seed: int, folder: Path) -> list[TrainConfi
         configs.append(TrainConfig.for_task(**given))
         start_from = str(out)
     return configs
+
+
+# The fields of an experiment whose figure is the accuracy of a training run.
+ACCURACY: Mapping[str, Any] = MappingProxyType(
+    {"measure": partial(train, "accuracy"), "metric": "test accuracy", "better": "higher"}
+)

@@ -1,8 +1,9 @@
-"""Presets fit their tasks, and results are kept, put together and never mixed."""
+"""Presets fit their tasks; results are stored, combined, and never mixed with others."""
 
 import inspect
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from rnnscale._fields import parameters
 from rnnscale.cells import Cell
 from rnnscale.cli import main
 from rnnscale.experiments import EXPERIMENTS, Entry, Experiment, Figure, Result
+from rnnscale.experiments._reservoirs import SERIES
 from rnnscale.experiments._train import runs, train
-from rnnscale.runs import MODELS, RunFolder, TrainConfig, run, set_up
+from rnnscale.runs import MODELS, RunFolder, TrainConfig, set_up
 from rnnscale.runs._build import make_sequence_layer
 from rnnscale.runs._models import CellEntry, LayerEntry
 from rnnscale.sharding import make_mesh
@@ -35,6 +37,8 @@ def experiment(measure, **given):
 
 
 class Counted:
+    """A measurement that records its calls."""
+
     def __init__(self, stop_at=None):
         self.calls = []
         self.stop_at = stop_at
@@ -53,12 +57,12 @@ def test_a_row_has_all_seeds_their_mean_and_spread(tmp_path):
         "figures": [1, 2, 3], "mean": 2, "spread": 1.0, "seconds": [2.0] * 3,
         "more": {"loss": 1.0}, "paper": {"value": 0.5, "source": "a paper"},
     }  # fmt: skip
-    assert second["mean"] == 3 and second["paper"] is None
+    assert second is not None and second["mean"] == 3 and second["paper"] is None
     (alone,) = experiment(Counted()).run(tmp_path / "other", seeds=[4], only=["b"])
-    assert alone["figures"] == [6] and alone["spread"] is None
+    assert alone is not None and alone["figures"] == [6] and alone["spread"] is None
 
 
-def test_what_was_measured_is_not_measured_again(tmp_path):
+def test_stored_results_are_not_measured_again(tmp_path):
     stopped = Counted(stop_at=4)
     rows = list(experiment(stopped).run(tmp_path))
     assert [row and row["entry"] for row in rows] == ["a", None]
@@ -68,14 +72,14 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
     assert rows == list(experiment(Counted()).run(tmp_path / "other"))
 
 
-def test_a_result_of_other_options_is_not_taken(tmp_path):
+def test_a_result_of_other_options_is_refused(tmp_path):
     list(experiment(Counted()).run(tmp_path))
-    with pytest.raises(ValueError, match=r"seed-0 holds a result of other options \(x was 1 and"):
+    with pytest.raises(ValueError, match=r"seed-0 has a result of other options \(x was 1 and"):
         list(experiment(Counted()).run(tmp_path, x=3))
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 1]])
-def test_seeds_that_are_none_or_come_twice(seeds, tmp_path):
+def test_no_seeds_and_repeated_seeds(seeds, tmp_path):
     with pytest.raises(ValueError, match="seeds must be different"):
         list(experiment(Counted()).run(tmp_path, seeds=seeds))
 
@@ -154,35 +158,46 @@ def test_a_preset_trains_and_a_second_call_reads(tmp_path, capsys):
     assert written == {path: path.stat().st_mtime_ns for path in out.rglob("summary.json")}
 
 
-def test_a_curriculum_goes_from_run_to_run_and_on_where_it_was_stopped(tmp_path, monkeypatch):
+def test_a_curriculum_trains_run_after_run(tmp_path):
     options = {
-        "task": "adding", "model": "indrnn", "dim": 4, "batch_size": 8, "seq_len": 9, "steps": 3,
-        "log_every": 1, "before": [{"seq_len": 4, "steps": 2}, {"seq_len": 6}],
+        "task": "adding", "model": "elman", "dim": 4, "batch_size": 8, "seq_len": 6, "steps": 3,
+        "log_every": 1, "before": [{"seq_len": 4, "steps": 2}],
     }  # fmt: skip
-    whole = train("mse", options, 5, tmp_path / "whole")
-    folders = [RunFolder(tmp_path / "whole" / f"run-{i}") for i in (1, 2, 3)]
+    result = train("mse", options, 5, tmp_path)
+    assert result is not None
+    folders = [RunFolder(tmp_path / "run-1"), RunFolder(tmp_path / "run-2")]
     configs = [folder.config() for folder in folders]
-    assert [(c["seq_len"], c["steps"], c["seed"]) for c in configs] == [
-        (4, 2, 5),
-        (6, 3, 5),
-        (9, 3, 5),
-    ]
-    starts = [None, str(folders[0].path), str(folders[1].path)]
-    assert [c["start_from"] for c in configs] == starts
-    summaries = [folder.summary() for folder in folders]
-    assert whole.figure == summaries[-1]["test_mse"] and whole.parameters == 45
-    assert whole.seconds == sum(each["seconds"] for each in summaries)
-
-    def stopped(config, *, resume):
-        return None if config.seq_len == 6 else run(config, resume=resume)
-
-    with monkeypatch.context() as patched:
-        patched.setattr("rnnscale.experiments._train.run", stopped)
-        assert train("mse", options, 5, tmp_path / "stopped") is None
-    assert train("mse", options, 5, tmp_path / "stopped").figure == whole.figure
+    assert [(c["seq_len"], c["steps"], c["seed"]) for c in configs] == [(4, 2, 5), (6, 3, 5)]
+    assert [c["start_from"] for c in configs] == [None, str(folders[0].path)]
+    first, last = (folder.summary() for folder in folders)
+    assert first is not None and last is not None
+    assert result.figure == last["test_mse"] and result.parameters == 33
+    assert result.seconds == first["seconds"] + last["seconds"]
 
 
-def test_what_was_stopped_leaves_the_file_of_before(tmp_path, capsys, monkeypatch):
+def test_a_stopped_curriculum_continues_where_it_was_stopped(tmp_path, monkeypatch):
+    calls, stop_at = [], ["run-2"]
+
+    def run(config, *, resume):
+        name = Path(config.out).name
+        calls.append((name, resume))
+        RunFolder(config.out).open({})
+        if name in stop_at:
+            return None
+        return {"test_mse": 0.5, "parameters": 7, "seconds": 1.0, "test_loss": 0.5}
+
+    monkeypatch.setattr("rnnscale.experiments._train.run", run)
+    options = {"task": "adding", "before": [{"steps": 2}, {"steps": 3}]}
+    assert train("mse", options, 0, tmp_path) is None
+    stop_at.clear()
+    assert train("mse", options, 0, tmp_path) == Result(0.5, 7, 3.0, {"test_loss": 0.5})
+    assert calls == [
+        ("run-1", False), ("run-2", False),
+        ("run-1", True), ("run-2", True), ("run-3", False),
+    ]  # fmt: skip
+
+
+def test_a_stopped_experiment_leaves_the_earlier_file(tmp_path, capsys, monkeypatch):
     stopped = {"n": experiment(Counted(stop_at=4))}
     monkeypatch.setattr("rnnscale.experiments.EXPERIMENTS", stopped)
     file = tmp_path / "rows.json"
@@ -194,11 +209,14 @@ def test_what_was_stopped_leaves_the_file_of_before(tmp_path, capsys, monkeypatc
     assert [row["entry"] for row in json.loads(file.read_text())["rows"]] == ["a", "b"]
 
 
-def test_reservoirs_are_as_good_as_they_were():
+def test_a_reservoir_predicts_the_laser(monkeypatch):
+    """As well as one of ReservoirPy with as many units, which has 0.100."""
+    small = replace(SERIES["santafe"], units=100)
+    monkeypatch.setattr("rnnscale.experiments._reservoirs.SERIES", {"santafe": small})
     result = EXPERIMENTS["reservoirs"].measure(
         {"series": "santafe", "library": "rnnscale"}, 0, Path("unused")
     )
-    assert result.figure < 0.12 and result.parameters == 501
+    assert result is not None and result.figure < 0.12 and result.parameters == 101
 
 
 def test_all_experiments_are_listed(capsys):
