@@ -54,7 +54,7 @@ class StopSignals:
         if not self._reached and self._event.has_occurred():
             self._reached = True
             if not self._requested:
-                _log.warning("another process was told to stop: stopping here too")
+                _log.warning("another process was asked to stop: stopping here too")
         return self._reached
 
     def _handle(self, number: int, _: FrameType | None) -> None:

@@ -4,119 +4,138 @@ import dataclasses
 import hashlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from rnnscale.distributed import Watchdog, connect, process_count, process_index
-from rnnscale.distributed._collectives import all_reduce, barrier, check_same, on_process_0
-from rnnscale.distributed._event import Event
+from rnnscale._errors import RunFailedError, UserError
+from rnnscale.distributed import (
+    Event,
+    Watchdog,
+    all_reduce,
+    barrier,
+    check_same,
+    connect,
+    on_process_0,
+    process_count,
+    process_index,
+)
 from rnnscale.distributed._store import get, put
-from rnnscale.runs import RunFolder, TrainConfig, run, set_up
-from rnnscale.sharding import make_mesh
-from rnnscale.tasks import load_task
-from rnnscale.training import Checkpointer
 
 HERE = Path("here")  # each process is in a folder of its own
 
 
-def environment(_: str) -> None:
-    print("process", process_index(), "of", process_count())
+def wait(folder: str) -> None:
+    """Nothing but to connect."""
 
 
-def together(folder: str) -> None:
-    """All collectives of the host, one after the other."""
-    count, here = process_count(), process_index()
+def everything(folders: str) -> None:
+    """All that processes do together without training, one thing after the other, until some of
+    them fail."""
+    shared, run = folders.split(",")
+    collectives(shared)
+    event()
+    from rnnscale.runs import RunFolder
+
+    print("digest:", digest_of(RunFolder(run)))
+    barrier()
+    if process_index() == 1:
+        time.sleep(6)
+    report("late", lambda: barrier(minutes=0.05))
+    fail()
+
+
+def collectives(folder: str) -> None:
+    from rnnscale.runs import RunFolder
+
+    here = process_index()
     print("first:", on_process_0(lambda: [process_index()]))
     print("sum:", all_reduce(here, sum))
-    told("error", lambda: on_process_0(lambda: RunFolder(__file__).check(resume=False)))
-    told("other error", lambda: on_process_0(lambda: 1 // 0))
+    report("error", lambda: on_process_0(lambda: RunFolder(__file__).check(resume=False)))
+    report("other error", lambda: on_process_0(lambda: 1 // 0))
     put(f"at once/{here}", {})
     print("at once:", [get(f"at once/{here}", 0.0) for _ in range(200)] == [{}] * 200)
     check_same({"batch_size": 8, "mesh": {"data": 2}})
-    told("options", lambda: check_same({"batch_size": 8, "seed": min(here, 1), "depth": here}))
+    report("options", lambda: check_same({"batch_size": 8, "seed": min(here, 1), "depth": here}))
     RunFolder(folder).check_shared()
-    told("folder", lambda: RunFolder(HERE).check_shared(seconds=0.5))
+    report("folder", lambda: RunFolder(HERE).check_shared(seconds=0.5))
 
-    # The calls of each process have their own pace. The last asks at once, the one before when what
-    # the last asked for has come; there is time for more to come than that.
+
+def event() -> None:
+    """Each process makes its calls at its own pace. The last process requests the event early, the
+    one before when the first event has occurred; there is time for more to occur than that."""
+    count, here = process_count(), process_index()
     something = Event()
-    came = []
+    occurred = []
     for call in range(1, 5001):
-        if (here == count - 1 and call == 30) or (here == count - 2 and came == [call - 10]):
+        if (here == count - 1 and call == 30) or (here == count - 2 and occurred == [call - 10]):
             something.request()
         if something.has_occurred():
-            came.append(call)
-        if len(came) == 2 and call == came[1] + 50:
+            occurred.append(call)
+        if len(occurred) == 2 and call == occurred[1] + 50:
             break
         time.sleep(0.002 * (1 + here))
     barrier()
     something.close()
-    print("came:", len(came), came)
-
-    if here == 1:
-        time.sleep(4)
-    told("late", lambda: barrier(minutes=0.03))
+    print("occurred:", len(occurred), occurred)
 
 
-def told(what: str, action) -> None:
+def report(what: str, action: Callable[[], Any]) -> None:
     try:
         action()
-    except (ValueError, TimeoutError, RuntimeError, ZeroDivisionError) as error:
-        print(f"{what}: {type(error).__name__}: {error}")
+    except (UserError, RunFailedError, ZeroDivisionError) as error:
+        print(f"{what}: {type(error).__name__}: {error}", flush=True)
 
 
-def failing(_: str) -> None:
-    with Watchdog(minutes=1):
-        if process_index() == 1:
-            raise ValueError("the disk is full")
-        time.sleep(60)
-
-
-def failing_alike(_: str) -> None:
-    with Watchdog(minutes=1):
-        time.sleep(process_index())
+def fail() -> None:
+    """Processes 1 and 2 fail by themselves, the others would sleep for long."""
+    with Watchdog(minutes=5):
+        if process_index() not in (1, 2):
+            time.sleep(240)
+        time.sleep(process_index() - 1)
         raise ValueError("the disk is full")
 
 
-def stuck(_: str) -> None:
-    with Watchdog(minutes=0.01) as watchdog:
-        for step in range(1, 8):
-            watchdog.finished(step)
-            time.sleep(0.05)
-        time.sleep(60)
-
-
 def stuck_in_training(out: str) -> None:
-    """The data of one process do not come any more, after a few steps."""
+    """After a few steps, no more data come for one of the processes."""
+    from rnnscale.runs import TrainConfig, _setup, run
+    from rnnscale.tasks import load_task
+
     task = load_task("adding", seq_len=8)
 
     class Slow:
+        taken = 0
+
         def __len__(self) -> int:
             return len(task.train)
 
         def __getitem__(self, index: int):
-            self.taken = getattr(self, "taken", 0) + 1
+            self.taken += 1
             if process_index() == 1 and self.taken > 80:
                 time.sleep(600)
             return task.train[index]
 
-    def load(*_, **__):
-        return dataclasses.replace(task, train=Slow())
+    _setup.load_task = lambda *_, **__: dataclasses.replace(task, train=Slow())
+    run(
+        TrainConfig.for_task(
+            "adding", model="indrnn", out=out, seq_len=8, dim=8, depth=1, batch_size=8,
+            stuck_minutes=0.05, log_every=1,
+        )
+    )  # fmt: skip
 
-    sys.modules["rnnscale.runs._setup"].load_task = load
-    options = {"dim": 8, "depth": 1, "batch_size": 8, "stuck_minutes": 0.05, "log_every": 1}
-    run(TrainConfig.for_task("adding", model="indrnn", out=out, seq_len=8, **options))
 
-
-def digest(out: str) -> None:
+def digest_of(folder: Any) -> str:
     """A hash of all arrays of the newest checkpoint, restored on the devices that there are."""
-    print("digest:", digest_of(RunFolder(out)))
+    import numpy as np
+    from jax.experimental import multihost_utils
 
+    from rnnscale.runs import TrainConfig, set_up
+    from rnnscale.sharding import make_mesh
+    from rnnscale.tasks import load_task
+    from rnnscale.training import Checkpointer
 
-def digest_of(folder: RunFolder) -> str:
     config = TrainConfig(**folder.config())
     mesh = make_mesh(**(config.mesh or {}))
     like = set_up(config, load_task(config.task), mesh).abstract_state()
@@ -127,12 +146,12 @@ def digest_of(folder: RunFolder) -> str:
         jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
         for x in jax.tree.leaves(restored[0])
     ]
-    whole = [np.asarray(multihost_utils.process_allgather(x, tiled=True)) for x in leaves]
-    return hashlib.sha256(b"".join(x.tobytes() for x in whole)).hexdigest()
+    gathered = [np.asarray(multihost_utils.process_allgather(x, tiled=True)) for x in leaves]
+    return hashlib.sha256(b"".join(x.tobytes() for x in gathered)).hexdigest()
 
 
 if __name__ == "__main__":
     what, argument = sys.argv[1], "".join(sys.argv[2:3])
-    connect(minutes=1)
-    globals()[what](argument)
+    connect(minutes=5 if what != "wait" else 0.03)
+    {"wait": wait, "everything": everything, "stuck_in_training": stuck_in_training}[what](argument)
     print("done")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rnnscale.distributed import StopSignals, Watchdog
+from rnnscale.distributed import StopSignals, Watchdog, _watchdog
 
 
 def test_handlers_are_back_after_the_block_and_untouched_in_threads():
@@ -46,3 +46,26 @@ def test_every_item_of_an_activity_is_a_sign_of_life():
     assert heard == ["starting", "evaluating", "evaluating"]
     with pytest.raises(ValueError, match="minutes must be positive, got 0"):
         Watchdog(0)
+
+
+def test_a_stuck_step_ends_the_process(monkeypatch: pytest.MonkeyPatch):
+    ended = threading.Event()
+
+    def end(message: str, code: int) -> None:
+        messages.append((message, code))
+        ended.set()
+        raise SystemExit  # ends the watchdog's thread
+
+    messages: list[tuple[str, int]] = []
+    monkeypatch.setattr(_watchdog, "end", end)
+    with Watchdog(minutes=0.01) as watchdog:
+        for step in range(1, 8):
+            watchdog.finished(step)
+        assert ended.wait(30)
+    assert messages == [
+        (
+            "no step finished for 0.01 minutes, the last was step 7; stuck while waiting for the "
+            "next step",
+            1,
+        )
+    ]

@@ -1,4 +1,5 @@
-"""Several processes on this machine, over gloo."""
+"""Several processes on this machine, over gloo. Each takes seconds to start, so a group of them
+shows everything that it can before it ends."""
 
 import json
 import os
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from jax._src.clusters import K8sCluster
 
+from rnnscale._errors import UserError
 from rnnscale.cli import main
 from rnnscale.distributed import _connect, connect
 from rnnscale.runs import RunFolder
@@ -61,7 +63,7 @@ class Group:
     def outputs(self) -> str:
         return "\n".join(self.output(i) for i in range(len(self.processes)))
 
-    def wait(self, seconds: float = 120) -> list[int]:
+    def wait(self, seconds: float = 300) -> list[int]:
         """The exit codes."""
         until = time.monotonic() + seconds
         for process in self.processes:
@@ -71,7 +73,7 @@ class Group:
                 pytest.fail(f"still running after {seconds} s:\n{self.outputs()}")
         return [process.returncode for process in self.processes]
 
-    def wait_for(self, what: Callable[[], bool], seconds: float = 120) -> None:
+    def wait_for(self, what: Callable[[], bool], seconds: float = 300) -> None:
         until = time.monotonic() + seconds
         while not what():
             assert all(process.poll() is None for process in self.processes), self.outputs()
@@ -110,7 +112,7 @@ def start_script(
 
 
 def start_command(group: Group, count: int, command: list[str], devices: int) -> Group:
-    """With what it is part of in the environment."""
+    """The environment says what each process is part of."""
     address = f"localhost:{free_port()}"
     for i in range(count):
         group.start(
@@ -126,7 +128,7 @@ def start_command(group: Group, count: int, command: list[str], devices: int) ->
 def start_training(
     group: Group, count: int, *arguments: str, devices: int, environment: Mapping[str, str] = {}
 ) -> Group:
-    """With what it is part of in the arguments."""
+    """The arguments say what each process is part of."""
     address = f"localhost:{free_port()}"
     for i in range(count):
         command = ["-m", "rnnscale", "train", *arguments, "--cpu-devices", str(devices)]
@@ -145,7 +147,7 @@ def saved(out: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process, 8 devices, and nothing happened to it."""
+    """A run of one process with 8 devices that nothing happened to."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     assert main(["train", "digits", *TINY, "--out", str(out)]) == 0
     return out
@@ -153,7 +155,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(group: Callable[[], Group], tmp_path_factory: pytest.TempPathFactory):
-    """2 processes of 4 devices; SIGTERM to the second one, after a save that was due by time."""
+    """2 processes of 4 devices; SIGTERM to process 1, after a save that was due by time."""
     out = tmp_path_factory.mktemp("runs") / "run"
     options = ["--save-every", "1000", "--save-minutes", "0.005", "--out", str(out)]
     processes = start_training(group(), 2, "digits", *TINY, *options, devices=4)
@@ -164,7 +166,7 @@ def stopped(group: Callable[[], Group], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def killed(stopped, group: Callable[[], Group]):
-    """Goes on as 4 processes of 2 devices, over time instead of parameters; SIGKILL to one."""
+    """Continues as 4 processes of 2 devices, over time instead of parameters; SIGKILL to one."""
     out = stopped[2].with_name("run")
     before = len(losses(out))
     options = ["--save-minutes", "100", "--save-every", "5", "--mesh", "data=2,seq=4"]
@@ -172,7 +174,7 @@ def killed(stopped, group: Callable[[], Group]):
     processes.wait_for(lambda: len(losses(out)) > before + 8)
     processes.processes[2].kill()
     start = time.monotonic()
-    codes = processes.wait(60)
+    codes = processes.wait()
     return processes, codes, time.monotonic() - start, out
 
 
@@ -181,13 +183,13 @@ def test_sigterm_to_one_saves_in_all_at_one_step(stopped):
     assert codes == [0, 0], processes.outputs()
     last = losses(out)[-1][0]
     assert last < STEPS and saved(out)[-1] == last
-    told, other = processes.output(0), processes.output(1)
-    assert "SIGTERM: stopping after this step" in other and "SIGTERM" not in told
-    assert "another process was told to stop" in told
-    assert f"continue with: rnnscale train --resume --out {out.with_name('run')}" in told
-    # The first process alone says what goes on.
-    assert f"step {last}/{STEPS}" in told
-    assert "step " not in other.replace("this step", "") and "go on" not in other
+    first, other = processes.output(0), processes.output(1)
+    assert "SIGTERM: stopping after this step" in other and "SIGTERM" not in first
+    assert "another process was told to stop" in first
+    assert f"continue with: rnnscale train --resume --out {out.with_name('run')}" in first
+    # Process 0 alone logs the steps.
+    assert f"step {last}/{STEPS}" in first
+    assert "step " not in other.replace("this step", "") and "continue with" not in other
     assert not (out / "summary.json").exists()
 
 
@@ -208,8 +210,8 @@ def test_sigkill_of_one_ends_the_others(killed):
         assert re.search("Connection closed by peer|another task died|failed:", processes.output(i))
 
 
-def test_goes_on_elsewhere_to_the_same_losses(killed, whole: Path):
-    """After 2 x 4 and 4 x 2 the rest runs as 1 x 8."""
+def test_continues_elsewhere_with_the_same_losses(killed, whole: Path):
+    """After 2 x 4 and 4 x 2 devices the rest runs on 1 x 8."""
     *_, out = killed
     options = ["--cpu-devices", "8", "--mesh", "data=8"]
     assert main(["train", "--resume", "--out", str(out), *options]) == 0
@@ -222,61 +224,59 @@ def test_goes_on_elsewhere_to_the_same_losses(killed, whole: Path):
         np.testing.assert_allclose(summaries[0][name], summaries[1][name], rtol=1e-5)
 
 
-def test_parameters_are_bit_equal_on_any_number_of_processes(
-    stopped, group: Callable[[], Group], tmp_path: Path
-):
-    """What 2 processes saved, restored by 1 and by 4."""
+@pytest.fixture(scope="module")
+def together(stopped, group: Callable[[], Group], tmp_path_factory: pytest.TempPathFactory):
+    """4 processes of 2 devices that do everything that needs no training; then two of them fail."""
     *_, out = stopped
-    processes = start_script(group(), 4, "digest", str(out), devices=2)
-    here = shutil.copytree(out, tmp_path / "copy")
+    folder = tmp_path_factory.mktemp("together")
+    run = shutil.copytree(out, folder / "run")
+    shared = folder / "other" / "shared"
+    processes = start_script(group(), 4, "everything", f"{shared},{run}", devices=2)
+    codes = processes.wait()
+    printed = [dict(re.findall(r"^(.+?): (.*)$", processes.output(i), re.M)) for i in range(4)]
+    return processes, codes, printed, shared
+
+
+def test_parameters_are_bit_equal_on_any_number_of_processes(stopped, together, tmp_path: Path):
+    """What 2 processes saved, restored by 1 and by 4."""
+    here = shutil.copytree(stopped[2], tmp_path / "copy")
     digest = runpy.run_path(str(SCRIPT))["digest_of"](RunFolder(here))
-    assert processes.wait() == [0] * 4, processes.outputs()
-    assert re.findall("digest: (.*)", processes.outputs()) == [digest] * 4
+    assert [each["digest"] for each in together[2]] == [digest] * 4
 
 
-def test_what_processes_agree_on(group: Callable[[], Group], tmp_path: Path):
-    processes = start_script(group(), 3, "together", str(tmp_path / "shared"))
-    assert processes.wait() == [0, 0, 0], processes.outputs()
-    of_each = [dict(re.findall(r"^(.+?): (.*)$", processes.output(i), re.M)) for i in range(3)]
-    for i, told in enumerate(of_each):
-        assert told["first"] == "[0]" and told["sum"] == "3"
-        assert told["error"].startswith("UserError: out=") and "is a file" in told["error"]
-        assert "ZeroDivisionError: integer division" in told["other error"] or i == 0
-        assert told["at once"] == "True"  # without any time to wait
-        assert "disagree on seed: process 0 has 0, process 1 has 1" in told["options"]
-        assert "not the same folder in all processes" in told["folder"]
-        assert "not seen by process 1, 2" in told["folder"]
-        assert told["late"].startswith("ProcessMissingError: of 3 processes, these did not come")
-        assert told["late"].endswith(": 1")
-        # Twice, at the same calls, though each process was asked and asks at its own pace.
-        assert told["came"] == of_each[0]["came"] and told["came"].startswith("2 ")
-    assert [p.name for p in tmp_path.rglob("*")] == ["shared"]
+def test_collectives_between_processes(together):
+    _, _, printed, shared = together
+    for i, each in enumerate(printed):
+        assert each["first"] == "[0]" and each["sum"] == "6"
+        assert each["error"].startswith("UserError: out=") and "is a file" in each["error"]
+        kind = "ZeroDivisionError: " if i == 0 else "RunFailedError: process 0 failed with Zero"
+        assert each["other error"].startswith(kind)
+        assert each["at once"] == "True"  # without any time to wait
+        assert "disagree on seed: process 0 has 0, process 1 has 1" in each["options"]
+        assert "not the same folder in all processes" in each["folder"]
+        assert "not seen by process 1, 2, 3" in each["folder"]
+        assert each["late"].startswith("ProcessMissingError: of 4 processes, these did not come")
+        assert each["late"].endswith(": 1")
+        # Twice, at the same calls, though each process calls and requests at its own pace.
+        assert each["occurred"] == printed[0]["occurred"] and each["occurred"].startswith("2 ")
+    assert [p.name for p in shared.parent.rglob("*")] == ["shared"]
 
 
-def test_the_failure_of_one_is_told_and_ends_all(group: Callable[[], Group]):
-    processes = start_script(group(), 2, "failing")
-    alike = start_script(group(), 2, "failing_alike")
-    assert processes.wait(60) == [1, 1], processes.outputs()
-    assert processes.output(1).splitlines()[-1] == "ValueError: the disk is full"
-    last = processes.output(0).splitlines()[-1]
-    assert last.startswith("rnnscale: error: process 1 failed: the disk is full")
-    # Where all fail by themselves, each says why.
-    assert alike.wait(60) == [1, 1], alike.outputs()
-    for i in range(2):
-        assert alike.output(i).splitlines()[-1] == "ValueError: the disk is full"
+def test_a_failure_is_reported_and_ends_all(together):
+    processes, codes, *_ = together
+    assert codes == [1, 1, 1, 1], processes.outputs()
+    last = [processes.output(i).splitlines()[-1] for i in range(4)]
+    # Each of those that fail by themselves says why.
+    assert last[1] == last[2] == "ValueError: the disk is full"
+    for i in (0, 3):
+        assert re.match(
+            "rnnscale: error: process [12] failed: the disk is full; this ends", last[i]
+        )
 
 
 def test_a_stuck_process_is_ended(group: Callable[[], Group], tmp_path: Path):
-    """One that is alone, and two of which one gets no more data."""
-    alone = start_script(group(), 1, "stuck")
     two = start_script(group(), 2, "stuck_in_training", str(tmp_path / "run"))
-    assert alone.wait(60) == [1]
-    (line,) = alone.output(0).splitlines()
-    assert line == (
-        "rnnscale: error: no step finished for 0.01 minutes, the last was step 7; stuck while "
-        "waiting for the next step"
-    )
-    codes = two.wait(60)
+    codes = two.wait()
     assert 1 in codes and 0 not in codes
     assert re.search(r"no step finished for 0.05 minutes, the last was step \d+;", two.outputs())
 
@@ -303,32 +303,30 @@ def test_bad_arguments_are_one_line(
         assert part in line
 
 
-def test_a_coordinator_that_is_not_there_and_processes_that_do_not_come(
-    group: Callable[[], Group], tmp_path: Path
-):
-    address = f"localhost:{free_port()}"
-    command = ["-m", "rnnscale", "train", "digits", "--out", str(tmp_path / "run")]
-    command += ["--processes", "2", "--connect-minutes", "0.03", "--coordinator"]
+def test_processes_that_do_not_come(group: Callable[[], Group]):
     processes = group()
-    processes.start([*command, address, "--process", "0"])
-    processes.start([*command, f"localhost:{free_port()}", "--process", "1"])
-    assert processes.wait(60) == [2, 2]
-    (waited,), (sought,) = (processes.output(i).splitlines() for i in range(2))
-    assert f"process 0 reached {address}, but not all 2 processes did within 0.03" in waited
-    assert "can't be reached" in sought and "start process 0 there" in sought
-    assert not (tmp_path / "run").exists()
+    address = f"localhost:{free_port()}"
+    variables = dict(zip(VARIABLES, (address, "2", "0"), strict=True))
+    processes.start([str(SCRIPT), "wait"], **variables)
+    assert processes.wait() == [2]
+    (line,) = processes.output(0).splitlines()
+    assert f"process 0 reached {address}, but not all 2 processes did within 0.03" in line
 
 
-def test_options_and_folders_that_differ_end_all_with_one_line(
-    group: Callable[[], Group], tmp_path: Path
-):
+def test_a_coordinator_that_is_not_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_connect.xla_bridge, "backends_are_initialized", lambda: False)
+    with pytest.raises(UserError, match="can't be reached .* start process 0 there"):
+        connect(f"localhost:{free_port()}", 2, 1, minutes=0.005)
+
+
+def test_options_that_differ_end_all_with_one_line(group: Callable[[], Group], tmp_path: Path):
     address = f"localhost:{free_port()}"
     command = ["-m", "rnnscale", "train", "digits", "--cpu-devices", "1", "--processes", "2"]
     processes = group()
     for i in range(2):
         own = ["--coordinator", address, "--process", str(i), "--out", str(tmp_path / "run")]
         processes.start([*command, *own, "--dim", str(8 + i)])
-    assert processes.wait(60) == [2, 2], processes.outputs()
+    assert processes.wait() == [2, 2], processes.outputs()
     for i in range(2):
         line = processes.output(i).splitlines()[-1]
         assert line == (
@@ -338,17 +336,20 @@ def test_options_and_folders_that_differ_end_all_with_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_users_script_runs_in_several_processes(group: Callable[[], Group]):
+def test_a_users_script_runs_in_several_processes(
+    group: Callable[[], Group], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """The same numbers on 8 devices, and on 4 in each of 2 processes that SLURM started."""
-    one, two = group(), group()
-    one.start([str(TRAIN_SCRIPT), "10"], JAX_NUM_CPU_DEVICES="8")
+    two = group()
     slurm = {**SLURM, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     port = str(free_port())
     for i in range(2):
         own = {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "JAX_NUM_CPU_DEVICES": "4"}
         two.start([str(TRAIN_SCRIPT), "10"], **{**slurm, **own, "JAX_COORDINATOR_PORT": port})
-    assert one.wait() == [0] and two.wait() == [0, 0], one.outputs() + two.outputs()
-    expected = re.findall("loss (.*)", one.output(0))
+    monkeypatch.setattr(sys, "argv", [str(TRAIN_SCRIPT), "10"])
+    runpy.run_path(str(TRAIN_SCRIPT))
+    expected = re.findall("loss (.*)", capsys.readouterr().out)
+    assert two.wait() == [0, 0], two.outputs()
     for i in range(2):
         found = re.findall("loss (.*)", two.output(i))
         assert len(found) == len(expected) == 1
@@ -356,15 +357,14 @@ def test_a_users_script_runs_in_several_processes(group: Callable[[], Group]):
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_it_loses_nothing_that_was_saved(
+def test_killed_again_and_again_it_loses_nothing_that_was_saved(
     group: Callable[[], Group], tmp_path: Path
 ):
-    """One process at a time, at any moment, and what is left of the others a little later. Each
-    time it goes on with another number of processes."""
-    task = (
-        "adding --model indrnn --seq-len 8 --dim 8 --depth 1 --batch-size 8 --log-every 1".split()
-    )
-    task += "--mesh data=2,fsdp=2 --steps 160 --save-every 3".split()
+    """Each time one process is killed, at any moment, and what is left of the others a little
+    later. The next session has another number of processes."""
+    steps = 80
+    task = "adding --model indrnn --seq-len 8 --dim 8 --depth 1 --batch-size 8 --log-every 1"
+    options = [*task.split(), "--mesh", "data=2,fsdp=2", "--steps", str(steps), "--save-every", "3"]
     whole, out = tmp_path / "whole", tmp_path / "run"
     cached = {
         "JAX_ENABLE_COMPILATION_CACHE": "true",
@@ -374,19 +374,18 @@ def test_killed_twenty_times_it_loses_nothing_that_was_saved(
     rng = np.random.default_rng(0)
 
     def start(out: Path, count: int) -> Group:
-        options = [*task, "--resume", "--out", str(out)]
-        return start_training(group(), count, *options, devices=4 // count, environment=cached)
+        given = [*options, "--resume", "--out", str(out)]
+        return start_training(group(), count, *given, devices=4 // count, environment=cached)
 
     assert start(whole, 1).wait() == [0]
-    for kill in range(20):
-        count = int(rng.choice([1, 2, 4], p=[0.4, 0.45, 0.15]))  # 4 take long to start
+    for kill, count in enumerate((2, 1, 2, 4, 1, 2, 1)):
         newest = max(saved(out), default=0)
         processes = start(out, count)
-        if kill % 4 == 3:
+        if kill == 4:  # while it starts
             time.sleep(rng.uniform(0, 6))
         else:
-            rows = len(losses(out)) + int(rng.integers(1, 10))
-            processes.wait_for(lambda rows=rows: len(losses(out)) >= min(rows, 160))
+            rows = min(len(losses(out)) + int(rng.integers(1, 12)), steps)
+            processes.wait_for(lambda rows=rows: len(losses(out)) >= rows)
         processes.processes[rng.integers(count)].kill()
         time.sleep(rng.uniform(0, 0.5))
         processes.end()
@@ -396,7 +395,7 @@ def test_killed_twenty_times_it_loses_nothing_that_was_saved(
         assert max(saved(out), default=0) >= newest
     processes = start(out, 2)
     assert processes.wait() == [0, 0], processes.outputs()
-    assert [step for step, _ in losses(out)] == list(range(1, 161))
+    assert [step for step, _ in losses(out)] == list(range(1, steps + 1))
     np.testing.assert_allclose(
         [loss for _, loss in losses(out)], [loss for _, loss in losses(whole)], rtol=1e-5
     )
@@ -445,7 +444,7 @@ def test_finds_out_what_it_is_part_of(
 
 
 def test_an_indexed_job_of_kubernetes(monkeypatch: pytest.MonkeyPatch):
-    """With jax's own detection, whose questions to the cluster are answered here."""
+    """With jax's own detection; the answers of the cluster are patched."""
     monkeypatch.setattr(K8sCluster, "is_env_present", classmethod(lambda cls: True))
     monkeypatch.setattr(K8sCluster, "get_process_count", classmethod(lambda cls: 4))
     monkeypatch.setattr(
@@ -463,7 +462,7 @@ def test_open_mpi_5_without_what_jax_needs_for_it(monkeypatch: pytest.MonkeyPatc
         detected(monkeypatch, environment)
 
 
-def test_one_process_may_be_told_that_it_is_alone(monkeypatch: pytest.MonkeyPatch):
+def test_one_process_can_be_alone_in_a_cluster(monkeypatch: pytest.MonkeyPatch):
     assert detected(monkeypatch, SLURM, processes=1) == []
 
 
@@ -475,7 +474,7 @@ def test_variables_that_are_incomplete(missing: str, monkeypatch: pytest.MonkeyP
 
 
 def detected(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], **given: Any) -> list:
-    """What jax would be started with in this environment."""
+    """The arguments that jax would be started with in this environment."""
     others = "OMPI_VERSION", "JAX_COORDINATOR_PORT"
     for name in (
         *SLURM,
