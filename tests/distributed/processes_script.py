@@ -128,22 +128,23 @@ def stuck_in_training(out: str) -> None:
 
 def digest_of(folder: Any) -> str:
     """A hash of all arrays of the newest checkpoint, restored on the devices that there are."""
+    import jax.numpy as jnp
     import numpy as np
     from jax.experimental import multihost_utils
 
     from rnnscale.runs import TrainConfig, set_up
-    from rnnscale.sharding import make_mesh
+    from rnnscale.runs._setup import make_run_mesh
     from rnnscale.tasks import load_task
     from rnnscale.training import Checkpointer
 
     config = TrainConfig(**folder.config())
-    mesh = make_mesh(**(config.mesh or {}))
+    mesh = make_run_mesh(config.mesh)
     like = set_up(config, load_task(config.task), mesh).abstract_state()
     with jax.set_mesh(mesh), Checkpointer(folder.checkpoints) as checkpoints:
         restored = checkpoints.restore(like, jax.tree.map(lambda x: x.sharding, like))
     assert restored is not None
     leaves = [
-        jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
         for x in jax.tree.leaves(restored[0])
     ]
     gathered = [np.asarray(multihost_utils.process_allgather(x, tiled=True)) for x in leaves]

@@ -353,7 +353,7 @@ def test_a_users_script_runs_in_several_processes(
     for i in range(2):
         found = re.findall("loss (.*)", two.output(i))
         assert len(found) == len(expected) == 1
-        np.testing.assert_allclose(np.float64(found), np.float64(expected), rtol=1e-5)
+        assert list(map(float, found)) == pytest.approx(list(map(float, expected)), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
-"""What the devices of a mesh with `seq` exchange in a train step, read from the compiled step, for
-the devices of this machine and for ones that are not here."""
+"""The collectives of a train step on a mesh with `seq`, read from the compiled step, for devices of
+this machine and for devices that are not here."""
 
+import functools
 from collections import Counter
 
 import jax
@@ -18,8 +19,10 @@ with_h100 = pytest.mark.skipif(bool(missing("h100")), reason=str(missing("h100")
 with_v5e = pytest.mark.skipif(bool(missing("v5e")), reason=str(missing("v5e")))
 
 
-def collectives(target, axes, layer, length):
-    """Those between different devices, by kind, axes, bytes, turns and the loops around them."""
+@functools.cache
+def collectives(target: str, mesh_axes: tuple[tuple[str, int], ...], layer: str, length: int):
+    """Those between different devices, by kind, axes, bytes, times, and loops around them."""
+    axes = dict(mesh_axes)
     devices = jax.devices() if target == "cpu" else target_devices(target)
     mesh = make_mesh(**axes, devices=devices)
     rows = 2 * axes.get("data", 1)
@@ -45,41 +48,31 @@ def check(found, batch_axes):
     # One forward and one backward, in the loop over depth and in no loop over time.
     assert gathers.total() == 2
     assert all(key[1] == ("seq",) and key[3:] == (DEPTH, 1) for key in gathers)
-    # All else are sums: of gradients, of which each is summed once, and of the metrics.
+    # All others are sums of the metrics and of gradients, each of which is summed once.
     sums = found - gathers
     assert {key[0] for key in sums} == {"all-reduce"}
     assert {loops for *_, loops in sums} <= {0, 1}
     assert {axis for _, axes, *_ in sums for axis in axes} == {*batch_axes, "seq"}
 
 
-@pytest.mark.parametrize(
-    ("target", "axes", "layer"),
-    [
-        ("cpu", {"seq": 8}, "s5"),
-        ("cpu", {"data": 2, "seq": 4}, "lru"),
-        pytest.param("h100:8", {"seq": 8}, "lru", marks=with_h100),
-        pytest.param("h100:8", {"data": 2, "seq": 4}, "s5", marks=with_h100),
-        pytest.param("v5e:16x16", {"data": 16, "seq": 16}, "s5", marks=with_v5e),
-    ],
-    ids=str,
-)
+CASES = [
+    ("cpu", {"seq": 8}, "s5"),
+    ("cpu", {"data": 2, "seq": 4}, "lru"),
+    pytest.param("h100:8", {"seq": 8}, "lru", marks=with_h100),
+    pytest.param("h100:8", {"data": 2, "seq": 4}, "s5", marks=with_h100),
+    pytest.param("v5e:16x16", {"data": 16, "seq": 16}, "s5", marks=with_v5e),
+]
+
+
+@pytest.mark.parametrize(("target", "axes", "layer"), CASES, ids=str)
 def test_one_gather_each_way_and_nothing_that_grows_with_the_length(target, axes, layer):
-    found, longer = (collectives(target, axes, layer, length) for length in (4096, 8192))
+    found, longer = (collectives(target, tuple(axes.items()), layer, n) for n in (4096, 8192))
     check(found, axes)
     assert found == longer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("target", "axes", "layer"),
-    [
-        ("cpu", {"seq": 8}, "lru"),
-        pytest.param("h100:8", {"seq": 8}, "s5", marks=with_h100),
-        pytest.param("v5e:16x16", {"data": 8, "seq": 32}, "lru", marks=with_v5e),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("target", "axes", "layer"), [CASES[0], CASES[2], CASES[4]], ids=str)
 def test_the_same_at_full_length(target, axes, layer):
-    found = collectives(target, axes, layer, FULL_LENGTH)
-    check(found, axes)
-    assert found == collectives(target, axes, layer, 4096)
+    short, full = (collectives(target, tuple(axes.items()), layer, n) for n in (4096, FULL_LENGTH))
+    assert full == short

@@ -1,3 +1,5 @@
+"""A sequence of a million steps, split over devices."""
+
 import jax
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""The models that runs know by name, and what goes with them."""
+"""The models of the table: each can be trained, and takes the options that the table says."""
+
+import inspect
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,7 +16,7 @@ from rnnscale.runs._build import constrain, make_loss, make_model
 from rnnscale.tasks import load_task
 
 
-def config_for(task, **given):
+def config_for(task: str, **given: Any) -> TrainConfig:
     return TrainConfig.for_task(**{"out": "unused", "dim": 8, "depth": 1, "task": task, **given})
 
 
@@ -33,13 +36,14 @@ def test_every_model_learns_from_a_batch(model, adding, key):
     weights, fixed = eqx.partition(built, trainable(built))
 
     @jax.jit
+    @jax.value_and_grad
     def total(weights):
         return loss(eqx.combine(weights, fixed), batch, None)[1]["loss"]
 
-    before, gradient = jax.value_and_grad(total)(weights)
+    before, gradient = total(weights)
     norm = optax.tree.norm(gradient)
     assert norm > 0
-    after = total(jax.tree.map(lambda w, g: w - 3e-4 / norm * g, weights, gradient))
+    after, _ = total(jax.tree.map(lambda w, g: w - 3e-4 / norm * g, weights, gradient))
     # To first order.
     np.testing.assert_allclose(after - before, -3e-4 * norm, rtol=0.2)
 
@@ -47,7 +51,7 @@ def test_every_model_learns_from_a_batch(model, adding, key):
 def test_labels_of_steps_are_read_at_every_step(key):
     task = load_task("copy", seq_len=21)
     config = config_for("copy", model="urnn")
-    model = make_model(config, task, key)
+    model: Any = make_model(config, task, key)
     record = task.train[0]
     batch = {name: jnp.asarray(value)[None] for name, value in record.items()}
     _, totals = make_loss(config, task)(model, batch, None)
@@ -59,14 +63,14 @@ def test_labels_of_steps_are_read_at_every_step(key):
 
 def test_tokens_make_a_language_model_of_cells(key):
     task = load_task("bytes", seq_len=16)
-    model = make_model(config_for("bytes", model="gru"), task, key)
+    model: Any = make_model(config_for("bytes", model="gru"), task, key)
     _, logits = model(jnp.zeros((2, 16), jnp.int32))
     assert logits.shape == (2, 16, 256)
 
 
 def test_indrnn_starts_and_stays_within_the_gain_of_its_sequence(adding, key):
     config = config_for("adding", model="indrnn", depth=2)
-    model = make_model(config, adding, key)
+    model: Any = make_model(config, adding, key)
     below, above = (encoder.cell for encoder in model.encoder.encoders)
     limit = 2 ** (1 / 6)
     assert isinstance(below, IndRNNCell)
@@ -83,11 +87,13 @@ def test_indrnn_starts_and_stays_within_the_gain_of_its_sequence(adding, key):
 
 def test_options_of_a_cell(adding, key):
     config = config_for("adding", model="cornn", cell={"dt": 0.5, "gamma": 1.5, "epsilon": 2.0})
-    cell = make_model(config, adding, key).encoder.encoders[0].cell
+    model: Any = make_model(config, adding, key)
+    cell = model.encoder.encoders[0].cell
     assert (float(cell.dt), float(cell.gamma), float(cell.epsilon)) == (0.5, 1.5, 2.0)
     with pytest.raises(ValueError, match="no option dtt; its options are dt, gamma, epsilon"):
         make_model(config_for("adding", model="cornn", cell={"dtt": 0.5}), adding, key)
-    assert config_for("adding", model="cornn", cell={"gamma": 3.0}).cell["dt"] == 0.012
+    options = config_for("adding", model="cornn", cell={"gamma": 3.0}).cell
+    assert options is not None and options["dt"] == 0.012
 
 
 @pytest.mark.parametrize(
@@ -117,3 +123,16 @@ def test_what_suits_a_task_depends_on_the_model():
     assert TrainConfig.for_task("adding", out="unused").cell is not None
     assert TrainConfig.for_task("adding", out="unused", model="lstm").cell is None
     assert TrainConfig.for_task("digits", out="unused").model == "s5"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_table_names_options_of_the_constructor(name: str):
+    """The constructor takes all of them; those left out can't be written as text or JSON."""
+    entry = MODELS[name]
+    taken = {
+        each.name: each.default
+        for each in inspect.signature(entry.make).parameters.values()
+        if each.kind == each.KEYWORD_ONLY and each.name != "key"
+    }
+    assert set(entry.options) <= taken.keys()
+    assert all(callable(taken[option]) for option in taken.keys() - set(entry.options))

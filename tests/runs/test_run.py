@@ -1,3 +1,5 @@
+"""The folder of a run, its files, and when a run may use it."""
+
 import json
 import math
 from pathlib import Path
@@ -66,37 +68,38 @@ def test_config_comes_back(run: RunFolder):
 
 
 def test_each_row_is_on_disk_when_it_is_logged(run: RunFolder):
+    lines = []
     for step in (10, 20):
-        run.log({"step": step, "loss": 1 / step})
+        run.metrics({"step": step, "loss": 1 / step})
         lines = (run.path / "metrics.jsonl").read_text().splitlines()
         assert json.loads(lines[-1]) == {"step": step, "loss": 1 / step}
     assert len(lines) == 2
 
 
 def test_numbers_that_json_lacks_are_null(run: RunFolder):
-    run.log({"step": 1, "loss": math.nan, "grad_norm": math.inf})
+    run.metrics({"step": 1, "loss": math.nan, "grad_norm": math.inf})
     assert run.rows() == [{"step": 1, "loss": None, "grad_norm": None}]
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
 def test_resume_truncates_after_the_checkpoint_and_a_torn_line(run: RunFolder, cut: int):
     for step in (10, 20, 30):
-        run.log({"step": step, "loss": 0.5})
+        run.metrics({"step": step, "loss": 0.5})
     metrics = run.path / "metrics.jsonl"
     metrics.write_text(metrics.read_text()[:-cut])
     assert [row["step"] for row in run.rows()] == [10, 20]
-    run.truncate(10)
-    run.log({"step": 20, "loss": 0.25})
+    run.metrics.truncate(10)
+    run.metrics({"step": 20, "loss": 0.25})
     assert run.rows() == [{"step": 10, "loss": 0.5}, {"step": 20, "loss": 0.25}]
-    run.truncate(0)
+    run.metrics.truncate(0)
     assert run.rows() == []
 
 
 def test_curves(run: RunFolder):
     pytest.importorskip("matplotlib")
     for step in (1, 2, 3):
-        run.log({"step": step, "loss": 1 / step, "elapsed": 1.0, "tokens_per_second": 3.0})
-    run.log({"step": 4, "loss": math.nan, "validation_loss": 0.3})
+        run.metrics({"step": step, "loss": 1 / step, "elapsed": 1.0, "tokens_per_second": 3.0})
+    run.metrics({"step": 4, "loss": math.nan, "validation_loss": 0.3})
     run.plot()
     assert (run.path / "curves.png").read_bytes().startswith(PNG)
 
@@ -105,7 +108,7 @@ def test_without_matplotlib_the_extra_is_named(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    run.log({"step": 1, "loss": 0.5})
+    run.metrics({"step": 1, "loss": 0.5})
     run.plot()
     assert "rnnscale[plots]" in caplog.text
     assert len(caplog.records) == 1

@@ -1,3 +1,5 @@
+"""Checkpoints: they restore what was saved, on any mesh, and damage to a file is noticed."""
+
 import json
 import logging
 import os

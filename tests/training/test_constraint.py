@@ -1,4 +1,6 @@
-"""The constraint of IndRNN: exact, and of nothing else."""
+"""The constraint of IndRNN: it holds exactly, and changes no other parameter."""
+
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -38,7 +40,7 @@ def test_holds_after_optimiser_steps(jit, getkey):
     params, fixed = eqx.partition(model, trainable(model))
     state = optimiser.init(params)
 
-    def step(optimiser, params, state, key):
+    def step(optimiser, params, state, key) -> tuple[Any, Any]:
         grads = jax.tree.map(lambda p: jax.random.normal(key, p.shape), params)
         updates, state = optimiser.update(grads, state, params)
         return optax.apply_updates(params, updates), state
@@ -79,7 +81,7 @@ def test_is_exact_for_any_rounding(dtype, jit, key):
         transformation = indrnn_constraint(limit)
         state = transformation.init(params)
 
-        def step(params, updates, transformation=transformation, state=state):
+        def step(params, updates: Any, transformation=transformation, state=state) -> Any:
             updates, _ = transformation.update(updates, state, params)
             assert updates.recurrent.dtype == dtype
             return optax.apply_updates(params, updates)
@@ -105,7 +107,7 @@ def test_a_stack_of_layers_and_a_frozen_one(getkey):
     for params in (stack, frozen):
         grads = jax.tree.map(lambda p: -jnp.ones_like(p), params)
         updates, _ = optimiser.update(grads, optimiser.init(params), params)
-        after = eqx.apply_updates(params, updates)
+        after: Any = eqx.apply_updates(params, updates)
         np.testing.assert_array_equal(after.input, params.input + 1)
         if params is stack:
             np.testing.assert_array_equal(after.recurrent, np.full((4, 3), 0.5))
@@ -114,13 +116,14 @@ def test_a_stack_of_layers_and_a_frozen_one(getkey):
 
 
 def test_bad_arguments(key):
+    cell: Any = IndRNNCell(2, 3, key=key)
+    other: Any = ElmanRNNCell(2, 3, key=key)
+    transformation = indrnn_constraint(1.0)
     with pytest.raises(ValueError, match=r"limit must be positive; got 0"):
         indrnn_constraint(0.0)
     with pytest.raises(ValueError, match="no IndRNNCell in the parameters"):
-        indrnn_constraint(1.0).init(ElmanRNNCell(2, 3, key=key))
+        transformation.init(other)
     with pytest.raises(ValueError, match="no IndRNNCell"):
-        indrnn_constraint(1.0).init(jax.tree.leaves(IndRNNCell(2, 3, key=key)))
-    cell = IndRNNCell(2, 3, key=key)
-    transformation = indrnn_constraint(1.0)
+        transformation.init(jax.tree.leaves(cell))
     with pytest.raises(ValueError, match="needs the parameters"):
         transformation.update(cell, transformation.init(cell))

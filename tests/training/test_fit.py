@@ -448,7 +448,7 @@ def test_without_a_terminal_rows_are_logged(caplog: pytest.LogCaptureFixture):
 
 
 def test_evaluate_is_a_mean_over_labels_not_over_batches():
-    def sums(model: Any, batch: Any, carry: None) -> tuple[None, dict[str, Array]]:
+    def sums(model: Any, batch: Any, carry: Any) -> tuple[None, dict[str, Array]]:
         sums = map(jnp.float32, batch)
         return None, dict(zip(("loss", "correct", "count"), sums, strict=True))
 

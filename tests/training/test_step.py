@@ -2,6 +2,8 @@
 
 import functools
 import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -22,29 +24,30 @@ from rnnscale.training import (
     make_train_step,
 )
 
-ROWS, TIME, DIM = 16, 24, 16
-MESHES = {
+ROWS, TIME, DIM, STEPS = 16, 24, 16, 10
+ONE = {"data": 1}
+MESHES: Mapping[str, Mapping[str, int]] = {
     "data=8": {"data": 8},
     "data=2,fsdp=2,tensor=2": {"data": 2, "fsdp": 2, "tensor": 2},
     "fsdp=8": {"fsdp": 8},
     "tensor=8": {"tensor": 8},
     "data=2,seq=4": {"data": 2, "seq": 4},
 }
-every_mesh = pytest.mark.parametrize("axes", MESHES.values(), ids=MESHES)
+MIXED = "data=2,fsdp=2,tensor=2"
 
 
-def classifier(key, layer=S5, **options):
-    options = {"dim": DIM, "depth": 2, "make_mixer": FFN, "dropout": 0.1, "pool": "mean"} | options
+def classifier(key: jax.Array, layer: Callable[..., Any] = S5, **changed: Any) -> Any:
+    options = {"dim": DIM, "depth": 2, "make_mixer": FFN, "dropout": 0.1, "pool": "mean"} | changed
     return SequenceClassifier(
         2, 8, make_layer=lambda key: layer(DIM, 32, key=key), key=key, **options
     )
 
 
-def bidirectional_classifier(key):
+def bidirectional_classifier(key: jax.Array) -> Any:
     return classifier(key, layer=BidirectionalS5)
 
 
-def language_model(key):
+def language_model(key: jax.Array) -> Any:
     return LanguageModel(
         16,
         make_layer=lambda key: LRU(DIM, 16, key=key),
@@ -56,7 +59,7 @@ def language_model(key):
     )
 
 
-def batch_of(step, kind):
+def batch_of(step: int, kind: Callable = classifier) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(step)
     if kind is language_model:
         tokens = rng.integers(0, 16, (ROWS, TIME + 1))
@@ -68,7 +71,7 @@ def batch_of(step, kind):
     }
 
 
-def optimiser_of(model):
+def optimiser_of(model: Any) -> Any:
     return make_optimiser(
         model,
         learning_rate=3e-3,
@@ -80,47 +83,72 @@ def optimiser_of(model):
     )
 
 
-def state_on(mesh, build, key):
-    abstract = jax.eval_shape(build, key)
-    optimiser = optimiser_of(abstract)
-    init = lambda key: TrainState.create(build(key), optimiser, key)  # noqa: E731
-    return sharded_init(init, key, mesh), optimiser
+def mesh_of(axes: Mapping[str, int]) -> jax.sharding.Mesh:
+    return make_mesh(**axes, devices=jax.devices()[: int(np.prod(list(axes.values())))])
 
 
-def put(batch, mesh):
+def put(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     return {name: jax.device_put(x, batch_sharding(mesh, x.ndim)) for name, x in batch.items()}
 
 
-def losses(axes, build, *, steps=20, accumulation=1):
-    mesh = make_mesh(**axes, devices=jax.devices()[: int(np.prod(list(axes.values())))])
-    with jax.set_mesh(mesh):
-        state, optimiser = state_on(mesh, build, jax.random.key(0))
-        step = make_train_step(cross_entropy, optimiser, accumulation=accumulation)
+class Training:
+    """A compiled train step on a mesh: the losses that it gives, and its text."""
+
+    def __init__(self, axes: Mapping[str, int], build: Callable, accumulation: int = 1):
+        self.mesh, self._build = mesh_of(axes), build
+        key = jax.random.key(0)
+        optimiser = optimiser_of(jax.eval_shape(build, key))
+        with jax.set_mesh(self.mesh):
+            self._state = sharded_init(
+                lambda key: TrainState.create(build(key), optimiser, key), key, self.mesh
+            )
+            step = make_train_step(cross_entropy, optimiser, accumulation=accumulation)
+            batch = put(batch_of(0, build), self.mesh)
+            self._step = step.lower(self._state, batch).compile()  # pyright: ignore[reportFunctionMemberAccess]
+        self.text: str = self._step.as_text()
+
+    @functools.cached_property
+    def losses(self) -> np.ndarray:
         found = []
-        for i in range(steps):
-            state, metrics = step(state, put(batch_of(i, build), mesh))
-            found.append(float(metrics["loss"]))
-        spec = shardings(state, mesh)
-        for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(spec), strict=True):
+        with jax.set_mesh(self.mesh):
+            state = self._state
+            for i in range(STEPS):
+                state, metrics = self._step(state, put(batch_of(i, self._build), self.mesh))
+                found.append(float(metrics["loss"]))
+        expected = shardings(state, self.mesh)
+        for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
             assert x.sharding.is_equivalent_to(s, x.ndim)
-    return np.asarray(found)
+        return np.asarray(found)
 
 
 @pytest.fixture(scope="module")
-def expected():
-    return {build: losses({"data": 1}, build) for build in (classifier, language_model)}
+def training() -> Iterator[Callable[..., Training]]:
+    """Compiles each step once for all tests of this file."""
+
+    @functools.cache
+    def cached(mesh: str, build: Callable, accumulation: int = 1) -> Training:
+        return Training(MESHES.get(mesh, ONE), build, accumulation)
+
+    yield cached
 
 
-@every_mesh
-@pytest.mark.parametrize("build", [classifier, language_model])
-def test_the_same_losses_on_every_mesh(axes, build, expected):
-    np.testing.assert_allclose(losses(axes, build), expected[build], rtol=1e-4)
+@pytest.mark.parametrize(
+    ("mesh", "build"),
+    [
+        *((mesh, classifier) for mesh in MESHES),
+        # A second kind of layer and of input, with `remat`, where axes are mixed.
+        *((mesh, language_model) for mesh in (MIXED, "data=2,seq=4")),
+    ],
+)
+def test_the_same_losses_on_every_mesh(mesh, build, training):
+    expected = training("one device", build).losses
+    np.testing.assert_allclose(training(mesh, build).losses, expected, rtol=1e-4)
 
 
-@every_mesh
-def test_the_same_losses_in_parts(axes, expected):
-    got = losses(axes, classifier, accumulation=2)
-    np.testing.assert_allclose(got, expected[classifier], rtol=1e-4)
+@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", MIXED, "data=2,seq=4"])
+def test_the_same_losses_in_parts(mesh, training):
+    expected = training("one device", classifier).losses
+    np.testing.assert_allclose(training(mesh, classifier, 2).losses, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -136,24 +164,27 @@ def test_other_layers_in_parts(make_layer):
     def build(key):
         return SequenceClassifier(2, 8, make_layer=make_layer, dim=DIM, depth=2, key=key)
 
-    got, alone = (
-        losses(axes, build, steps=2, accumulation=2)
-        for axes in ({"data": 2, "seq": 4}, {"data": 1})
-    )
-    np.testing.assert_allclose(got, alone, rtol=1e-5)
+    got, alone = (Training(axes, build, 2).losses for axes in (MESHES["data=2,seq=4"], ONE))
+    np.testing.assert_allclose(got[:2], alone[:2], rtol=1e-5)
 
 
-def test_without_a_mesh(expected):
-    model = classifier(jax.random.split(jax.random.key(0))[0])
-    optimiser = optimiser_of(model)
-    for accumulation in (1, 4):
+def test_without_a_mesh(plain_step, training):
+    optimiser, one_part = plain_step
+    expected = training("one device", classifier).losses[:3]
+    for step in (one_part, make_train_step(cross_entropy, optimiser, accumulation=4)):
         state = TrainState.create(classifier(jax.random.key(0)), optimiser, jax.random.key(0))
-        step = make_train_step(cross_entropy, optimiser, accumulation=accumulation)
         found = []
         for i in range(3):
-            state, metrics = step(state, batch_of(i, classifier))
+            state, metrics = step(state, batch_of(i))
             found.append(float(metrics["loss"]))
-        np.testing.assert_allclose(found, expected[classifier][:3], rtol=1e-4)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def plain_step() -> tuple[Any, Callable[..., Any]]:
+    """The optimiser of the classifier and its train step without a mesh."""
+    optimiser = optimiser_of(jax.eval_shape(classifier, jax.random.key(0)))
+    return optimiser, make_train_step(cross_entropy, optimiser)
 
 
 COLLECTIVE = re.compile(
@@ -162,17 +193,8 @@ COLLECTIVE = re.compile(
 CALLEE = re.compile(r"(?:calls|body|to_apply|branch_computations)=\{?%?([\w.\-]+)")
 
 
-@functools.cache
-def compiled_step(mesh_name, build, accumulation=1):
-    mesh = make_mesh(**MESHES[mesh_name])
-    with jax.set_mesh(mesh):
-        state, optimiser = state_on(mesh, build, jax.random.key(0))
-        step = make_train_step(cross_entropy, optimiser, accumulation=accumulation)
-        return step.lower(state, put(batch_of(0, build), mesh)).compile().as_text()
-
-
-def loops(text):
-    """Of every loop its name in the source, and its collectives with those of all it calls."""
+def loops(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Each loop: its name in the source, and the collectives in it and in all that it calls."""
     computations = {}
     for block in re.split(r"\n(?=%|ENTRY)", text):
         name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", block)
@@ -188,15 +210,21 @@ def loops(text):
 
     for line in text.splitlines():
         if " while(" in line:
-            body = re.search(r"body=%?([\w.\-]+)", line)[1]
+            body = re.search(r"body=%?([\w.\-]+)", line)
+            assert body is not None
             operation = re.search(r'op_name="([^"]*)"', line)
-            yield operation[1] if operation else "", collectives(body)
+            yield operation[1] if operation else "", collectives(body[1])
 
 
-@pytest.mark.parametrize("mesh_name", MESHES)
-@pytest.mark.parametrize("build", [classifier, bidirectional_classifier])
-def test_no_loop_over_time_communicates(mesh_name, build):
-    text = compiled_step(mesh_name, build)
+@pytest.mark.parametrize(
+    ("mesh", "build"),
+    [
+        *((mesh, classifier) for mesh in MESHES),
+        *((mesh, bidirectional_classifier) for mesh in (MIXED, "data=2,seq=4")),
+    ],
+)
+def test_no_loop_over_time_communicates(mesh, build, training):
+    text = training(mesh, build).text
     # In the loop over blocks a shard_map holds the loops over time.
     over_time = [found for name, found in loops(text) if "body/eval_jaxpr/shard_map/" in name]
     assert len(over_time) >= 3  # forward, and states again and backward
@@ -204,9 +232,9 @@ def test_no_loop_over_time_communicates(mesh_name, build):
     assert COLLECTIVE.search(text)  # elsewhere there are some, so they would be seen
 
 
-@pytest.mark.parametrize("mesh_name", ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"])
-def test_no_loop_over_parts_communicates_over_rows(mesh_name):
-    text = compiled_step(mesh_name, classifier, accumulation=2)
+@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", MIXED])
+def test_no_loop_over_parts_communicates_over_rows(mesh, training):
+    text = training(mesh, classifier, 2).text
     over_parts = [
         found for name, found in loops(text) if name.endswith("jit(train_step)/shard_map/while")
     ]
@@ -214,7 +242,7 @@ def test_no_loop_over_parts_communicates_over_rows(mesh_name):
     # On the last mesh outputs are added up over `tensor`, whose devices are neighbours.
     over_tensor = ("replica_groups=[4,2]<=[8]", "'seq'=1] {'tensor'}", "{{0,1},{2,3},{4,5},{6,7}}")
     assert all(any(groups in line for groups in over_tensor) for line in over_parts[0])
-    assert bool(over_parts[0]) == ("tensor" in mesh_name)
+    assert bool(over_parts[0]) == ("tensor" in mesh)
     assert COLLECTIVE.search(text)
 
 
@@ -224,6 +252,7 @@ def test_groups_of_the_optimiser(key):
     params = eqx.filter(model, trainable(model))
     zeros = jax.tree.map(jnp.zeros_like, params)
     state = optimiser.init(params)
+    updates: Any = None
     for _ in range(6):
         updates, state = optimiser.update(zeros, state, params)
     layer, mixer = updates.stack.blocks.layer, updates.stack.blocks.mixer
@@ -241,24 +270,20 @@ def test_groups_of_the_optimiser(key):
     np.testing.assert_allclose(weights / rate, 3.0, rtol=1e-3)
 
 
-def test_values_that_are_not_trained_stay(key):
-    model = classifier(key)
-    optimiser = optimiser_of(model)
-    state = TrainState.create(model, optimiser, key)
-    before = float(model.stack.blocks.layer.step_rescale[0])
-    step = make_train_step(cross_entropy, optimiser)
+def test_values_that_are_not_trained_stay(key, plain_step):
+    optimiser, step = plain_step
+    state = TrainState.create(classifier(key), optimiser, key)
+    before = float(state.model.stack.blocks.layer.step_rescale[0])
     for i in range(3):
-        state, _ = step(state, batch_of(i, classifier))
+        state, _ = step(state, batch_of(i))
     assert float(state.model.stack.blocks.layer.step_rescale[0]) == before
 
 
-def test_a_step_that_is_not_finite_changes_nothing(key):
-    model = classifier(key)
-    optimiser = optimiser_of(model)
-    step = make_train_step(cross_entropy, optimiser)
-    state, _ = step(TrainState.create(model, optimiser, key), batch_of(0, classifier))
+def test_a_step_that_is_not_finite_changes_nothing(key, plain_step):
+    optimiser, step = plain_step
+    state, _ = step(TrainState.create(classifier(key), optimiser, key), batch_of(0))
     before = jax.tree.map(np.asarray, (state.model, state.opt_state.inner_state))
-    bad = batch_of(1, classifier)
+    bad = batch_of(1)
     bad["inputs"][0, 0, 0] = np.inf
     for in_a_row in (1, 2):
         state, metrics = step(state, bad)
@@ -268,16 +293,15 @@ def test_a_step_that_is_not_finite_changes_nothing(key):
     for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(x, y)
     assert int(state.step) == 3
-    state, metrics = step(state, batch_of(2, classifier))
+    state, metrics = step(state, batch_of(2))
     assert int(metrics["skipped"]) == int(metrics["skipped_in_a_row"]) == 0
 
 
-def test_the_state_is_donated(key):
-    model = classifier(key)
-    optimiser = optimiser_of(model)
-    state = TrainState.create(model, optimiser, key)
+def test_the_state_is_donated(key, plain_step):
+    optimiser, step = plain_step
+    state = TrainState.create(classifier(key), optimiser, key)
     weight = state.model.stack.blocks.layer.b_re
-    make_train_step(cross_entropy, optimiser)(state, batch_of(0, classifier))
+    step(state, batch_of(0))
     assert weight.is_deleted()
 
 
@@ -327,34 +351,33 @@ def test_dropout_masks_belong_to_rows(key):
     model = classifier(key, dropout=0.5)
     xs = jnp.broadcast_to(jnp.asarray(batch_of(0, classifier)["inputs"][:1]), (4, TIME, 2))
     keys = row_keys(key, (4,))
+    assert keys is not None
     _, logits = model(xs, key=keys)
     assert len(np.unique(np.asarray(logits)[:, 0])) == 4
     _, alone = model(xs[2], key=keys[2])
     np.testing.assert_allclose(logits[2], alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_bfloat16_trains_with_float32_parameters(key, dtype):
-    model = classifier(key)
-    optimiser = optimiser_of(model)
-    state = TrainState.create(model, optimiser, key)
+def test_bfloat16_trains_with_float32_parameters(key, plain_step):
+    optimiser, _ = plain_step
+    state = TrainState.create(classifier(key), optimiser, key)
 
     def loss(model, batch, key, state):
-        batch = {**batch, "inputs": batch["inputs"].astype(dtype)}
+        batch = {**batch, "inputs": batch["inputs"].astype(jnp.bfloat16)}
         return cross_entropy(model, batch, key, state)
 
     step = make_train_step(loss, optimiser)
-    for i in range(30):
-        state, metrics = step(state, batch_of(0, classifier))
-        if i == 0:
-            first = float(metrics["loss"])
-    assert float(metrics["loss"]) < first
+    found = []
+    for _ in range(20):
+        state, metrics = step(state, batch_of(0))
+        found.append(float(metrics["loss"]))
+    assert found[-1] < found[0]
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.model))
 
 
-def test_errors(key):
+def test_errors(key, plain_step):
     model = classifier(key)
-    optimiser = optimiser_of(model)
+    optimiser, _ = plain_step
     with pytest.raises(ValueError, match="accumulation must be at least 1, got 0"):
         make_train_step(cross_entropy, optimiser, accumulation=0)
     step = make_train_step(cross_entropy, optimiser, accumulation=3)
