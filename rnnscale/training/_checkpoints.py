@@ -18,7 +18,7 @@ class Checkpoints(Callback):
 
     - `checkpointer`: what saves. It is not closed.
     - `meta`: called at each save, for what is to be stored with the state: anything JSON can hold.
-    - `watchdog`: is told of each save, since it may take longer than a step.
+    - `watchdog`: hears of each save, which may take longer than a step.
     """
 
     def __init__(

@@ -146,9 +146,9 @@ def saved(out: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process with 8 devices that nothing happened to."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
+    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
     assert main(["train", "digits", *TINY, "--out", str(out)]) == 0
     return out
 
@@ -185,7 +185,7 @@ def test_sigterm_to_one_saves_in_all_at_one_step(stopped):
     assert last < STEPS and saved(out)[-1] == last
     first, other = processes.output(0), processes.output(1)
     assert "SIGTERM: stopping after this step" in other and "SIGTERM" not in first
-    assert "another process was told to stop" in first
+    assert "another process was asked to stop" in first
     assert f"continue with: rnnscale train --resume --out {out.with_name('run')}" in first
     # Process 0 alone logs the steps.
     assert f"step {last}/{STEPS}" in first
@@ -210,16 +210,16 @@ def test_sigkill_of_one_ends_the_others(killed):
         assert re.search("Connection closed by peer|another task died|failed:", processes.output(i))
 
 
-def test_continues_elsewhere_with_the_same_losses(killed, whole: Path):
+def test_continues_elsewhere_with_the_same_losses(killed, uninterrupted: Path):
     """After 2 x 4 and 4 x 2 devices the rest runs on 1 x 8."""
     *_, out = killed
     options = ["--cpu-devices", "8", "--mesh", "data=8"]
     assert main(["train", "--resume", "--out", str(out), *options]) == 0
     steps, values = zip(*losses(out), strict=True)
-    expected_steps, expected = zip(*losses(whole), strict=True)
+    expected_steps, expected = zip(*losses(uninterrupted), strict=True)
     assert steps == expected_steps == tuple(range(1, STEPS + 1))
     np.testing.assert_allclose(values, expected, rtol=1e-5)
-    summaries = [json.loads((each / "summary.json").read_text()) for each in (out, whole)]
+    summaries = [json.loads((each / "summary.json").read_text()) for each in (out, uninterrupted)]
     for name in ("test_loss", "test_accuracy"):
         np.testing.assert_allclose(summaries[0][name], summaries[1][name], rtol=1e-5)
 
@@ -278,7 +278,7 @@ def test_a_stuck_process_is_ended(group: Callable[[], Group], tmp_path: Path):
     two = start_script(group(), 2, "stuck_in_training", str(tmp_path / "run"))
     codes = two.wait()
     assert 1 in codes and 0 not in codes
-    assert re.search(r"no step finished for 0.05 minutes, the last was step \d+;", two.outputs())
+    assert re.search(r"no step finished for 0.15 minutes, the last was step \d+;", two.outputs())
 
 
 BAD = {
@@ -365,7 +365,7 @@ def test_killed_again_and_again_it_loses_nothing_that_was_saved(
     steps = 80
     task = "adding --model indrnn --seq-len 8 --dim 8 --depth 1 --batch-size 8 --log-every 1"
     options = [*task.split(), "--mesh", "data=2,fsdp=2", "--steps", str(steps), "--save-every", "3"]
-    whole, out = tmp_path / "whole", tmp_path / "run"
+    uninterrupted, out = tmp_path / "uninterrupted", tmp_path / "run"
     cached = {
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
@@ -377,7 +377,7 @@ def test_killed_again_and_again_it_loses_nothing_that_was_saved(
         given = [*options, "--resume", "--out", str(out)]
         return start_training(group(), count, *given, devices=4 // count, environment=cached)
 
-    assert start(whole, 1).wait() == [0]
+    assert start(uninterrupted, 1).wait() == [0]
     for kill, count in enumerate((2, 1, 2, 4, 1, 2, 1)):
         newest = max(saved(out), default=0)
         processes = start(out, count)
@@ -397,7 +397,7 @@ def test_killed_again_and_again_it_loses_nothing_that_was_saved(
     assert processes.wait() == [0, 0], processes.outputs()
     assert [step for step, _ in losses(out)] == list(range(1, steps + 1))
     np.testing.assert_allclose(
-        [loss for _, loss in losses(out)], [loss for _, loss in losses(whole)], rtol=1e-5
+        [loss for _, loss in losses(out)], [loss for _, loss in losses(uninterrupted)], rtol=1e-5
     )
 
 

@@ -181,16 +181,16 @@ def test_harm_to_any_file_falls_back_or_changes_nothing(
         with Checkpointer(folder) as checkpoints:
             restored = checkpoints.restore(state(0))
         assert restored is not None
-        told = [r.message for r in caplog.records if r.name.startswith("rnnscale")]
+        logged = [r.message for r in caplog.records if r.name.startswith("rnnscale")]
         if Path(name).name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
-            assert_same(restored[0], state(2 if told else 3))
+            assert_same(restored[0], state(2 if logged else 3))
         elif harm is flip and Path(name).name == "manifest.json":
-            assert_same(restored[0], state(2 if told else 3))
+            assert_same(restored[0], state(2 if logged else 3))
         else:
             assert_same(restored[0], state(2))
             assert restored[1] == {"of": 2}
-            assert "checkpoint 3" in told[0] and "damaged" in told[0]
-            assert told[-1] == "falling back to checkpoint 2"
+            assert "checkpoint 3" in logged[0] and "damaged" in logged[0]
+            assert logged[-1] == "falling back to checkpoint 2"
 
 
 def test_the_run_goes_on_past_a_damaged_checkpoint(folder: Path):
