@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from rnnscale.cells import LongShortTermMemoryCell, MinGRUCell
-from rnnscale.data import ArraySource
 from rnnscale.layers import (
     RNN,
     BidirectionalRNNEncoder,
@@ -24,7 +23,7 @@ from rnnscale.runs import TrainConfig, set_up
 from rnnscale.runs._build import make_model
 from rnnscale.sharding import batch_sharding, make_mesh, shardings
 from rnnscale.ssm import LinearAttention
-from rnnscale.tasks import Task
+from rnnscale.tasks import load_task
 from rnnscale.training import cross_entropy, squared_error
 from rnnscale_kernels.testing import compile_for
 
@@ -262,49 +261,20 @@ def test_outside_of_jit(key):
             assert layer(xs)[1].shape == (8, 16, 3)
 
 
-def task_of(time, inputs, labels, classes=None):
-    """A task of random records with `time` steps."""
-    rng = np.random.default_rng(0)
-    labelled = (16, time) if labels == "step" else (16,)
-    arrays: dict[str, np.ndarray] = {
-        "inputs": rng.integers(0, VOCAB, (16, time)).astype(np.int32)
-        if inputs == "tokens"
-        else rng.normal(size=(16, time, 3)).astype(np.float32),
-        "labels": rng.integers(0, classes, labelled).astype(np.int32)
-        if classes
-        else rng.normal(size=(*labelled, 2)).astype(np.float32),
-    }
-    if classes and labels == "step":
-        arrays["scored"] = rng.random(labelled) < 0.5
-    source = ArraySource(**arrays)
-    return Task(
-        name="odd",
-        train=source,
-        validation=source,
-        test=source,
-        inputs=inputs,
-        idim=VOCAB if inputs == "tokens" else 3,
-        labels=labels,
-        seq_len=time,
-        metric="accuracy" if classes else "nrmse",
-        classes=classes,
-        odim=None if classes else 2,
-    )
-
-
 @pytest.mark.parametrize(
-    ("model", "task"),
+    ("model", "name", "seq_len"),
     [
-        ("lru", {"inputs": "tokens", "labels": "step", "classes": VOCAB}),
-        ("mingru", {"inputs": "features", "labels": "sequence", "classes": 4}),
-        ("mingru", {"inputs": "features", "labels": "step"}),
+        ("mingru", "selective-copy", 37),  # tokens, a label and a weight per step
+        ("mingru", "copy", 21),  # features, a label per step, some not scored
+        ("mingru", "adding", 13),  # features, a number per sequence
+        ("s5", "pendulum", 13),  # images at uneven times, numbers per step
     ],
 )
-def test_time_that_the_mesh_does_not_divide_is_padded(model, task, key):
-    """The loss and its gradient for 13 steps on 8 devices."""
-    task = task_of(13, **task)
+def test_time_that_the_mesh_does_not_divide_is_padded(model, name, seq_len, key):
+    """The loss and its gradient on eight devices, for lengths that are not a multiple of eight."""
+    task = load_task(name, seq_len=seq_len)
     config = TrainConfig(
-        "odd", "unused", model=model, batch_size=8, dim=8, depth=1, state_dim=8, dropout=0.2
+        name, "unused", model=model, batch_size=8, dim=8, depth=1, state_dim=8, dropout=0.2
     )
     model = make_model(config, task, key)
 
@@ -328,10 +298,9 @@ def test_time_that_the_mesh_does_not_divide_is_padded(model, task, key):
 def test_set_up_refuses_what_cannot_be_split():
     mesh = make_mesh(data=2, seq=4)
     options: Any = {"batch_size": 8, "dim": 8, "depth": 1}
-    config = TrainConfig("odd", "unused", model="lstm", **options)
-    task = task_of(13, "features", "sequence", 4)
+    config = TrainConfig("adding", "unused", model="lstm", **options)
     with pytest.raises(ValueError, match="LongShortTermMemoryCell takes its steps one after"):
-        set_up(config, task, mesh)
-    config = TrainConfig("odd", "unused", **options)
+        set_up(config, load_task("adding", seq_len=13), mesh)
+    config = TrainConfig("adding", "unused", **options)
     with pytest.raises(ValueError, match="seq_len=3 can't be split over the devices of seq=4"):
-        set_up(config, task_of(3, "features", "sequence", 4), mesh)
+        set_up(config, load_task("adding", seq_len=3), mesh)
