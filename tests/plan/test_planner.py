@@ -1,6 +1,7 @@
 """Plans of a small run: the exact figures, and the estimates against what compilers report."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -27,12 +28,13 @@ MESH: dict[str, Any] = {"data": 2, "fsdp": 2, "tensor": 2}
 SMALL: dict[str, Any] = {"dim": 16, "depth": 2, "state_dim": 16, "batch_size": 64}
 
 
+@functools.cache  # a planner keeps its traces
 def planner(target, task="digits", **options):
     config = TrainConfig.for_task(task, out="", **{**SMALL, **options})
     return Planner(config, load_task(task, seq_len=config.seq_len), Topology.named(target))
 
 
-@pytest.fixture(scope="module", params=["cpu:8", "h100:8"])
+@pytest.fixture(scope="module", params=["cpu:8", pytest.param("h100:8", marks=pytest.mark.slow)])
 def plans(request):
     """The compiled and the estimated plan of one mesh."""
     if reason := missing(request.param):
