@@ -9,6 +9,7 @@ from jax.stages import Compiled
 
 from rnnscale.plan._device_cost import DeviceCost
 from rnnscale.runs import Setup
+from rnnscale.sharding import mesh_axes
 
 
 @dataclass(frozen=True)
@@ -102,5 +103,5 @@ def _held(tree: Any) -> int:
 def _gathered(x: jax.ShapeDtypeStruct) -> int:
     """Bytes of an array that one device holds after a gather over `fsdp`."""
     sharding: Any = x.sharding
-    axes = [(each,) if isinstance(each, str) else each or () for each in sharding.spec]
-    return _held(x) * (sharding.mesh.shape["fsdp"] if any("fsdp" in each for each in axes) else 1)
+    split = any("fsdp" in axes for axes in mesh_axes(sharding.spec))
+    return _held(x) * (sharding.mesh.shape["fsdp"] if split else 1)

@@ -24,6 +24,7 @@ from rnnscale.sharding._rules import (
     automatic_axes as automatic_axes,
     batch_sharding as batch_sharding,
     constrain as constrain,
+    mesh_axes as mesh_axes,
     parameter_spec as parameter_spec,
     shardings as shardings,
 )

@@ -7,7 +7,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from rnnscale._fields import parameters
-from rnnscale.sharding._rules import parameter_spec
+from rnnscale.sharding._rules import mesh_axes, parameter_spec
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Layout:
     @property
     def mesh_axes(self) -> list[tuple[str, ...]]:
         """The mesh axes that split each of its axes."""
-        return [(each,) if isinstance(each, str) else tuple(each or ()) for each in self.spec]
+        return mesh_axes(self.spec)
 
 
 def layouts(model: PyTree, mesh: Mesh | AbstractMesh) -> list[Layout]:

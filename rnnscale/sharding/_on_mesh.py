@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from rnnscale._fields import map_parameters
 from rnnscale.sharding._atomic import atomic
-from rnnscale.sharding._rules import activation_spec, automatic_axes, placed
+from rnnscale.sharding._rules import activation_spec, automatic_axes, mesh_axes, placed
 from rnnscale_kernels import vary_alike
 
 
@@ -85,7 +85,7 @@ def _on_devices(
 ) -> tuple[Callable, Callable, Callable]:
     """The three functions under `shard_map`, with the sums over devices that their results need."""
     outputs = specs.public, specs.residuals
-    splitting = _mesh_axes(specs.primals)
+    splitting = _splitting_axes(specs.primals)
     # Axes of size 1 included: TPU kernels accept no axis that is left to the compiler.
     not_manual = {
         name
@@ -109,7 +109,7 @@ def _on_devices(
     def transpose_part(primals, outputs, cotangents):
         def complete(spec, gradient):
             # Each device that holds a copy of a primal has computed a part of its gradient.
-            replicated = splitting - _mesh_axes(spec)
+            replicated = splitting - _splitting_axes(spec)
             return _sum_over(gradient, tuple(a for a in mesh.axis_names if a in replicated))
 
         gradients = transpose(primals, outputs, cotangents)
@@ -163,14 +163,10 @@ def _sum_over(parts: PyTree, axes: tuple[str, ...]) -> PyTree:
     return jax.tree.map(total, parts)
 
 
-def _mesh_axes(specs: PyTree[PartitionSpec]) -> frozenset[str]:
-    """The mesh axes that occur in the specs."""
-    entries = (
-        (each,) if isinstance(each, str) else each or ()
-        for spec in jax.tree.leaves(specs, is_leaf=_is_spec)
-        for each in spec
-    )
-    return frozenset(axis for entry in entries for axis in entry)
+def _splitting_axes(specs: PyTree[PartitionSpec]) -> frozenset[str]:
+    """The mesh axes that split any array."""
+    leaves = jax.tree.leaves(specs, is_leaf=_is_spec)
+    return frozenset(axis for spec in leaves for axes in mesh_axes(spec) for axis in axes)
 
 
 def _is_spec(x: Any) -> bool:

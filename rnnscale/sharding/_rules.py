@@ -84,6 +84,11 @@ def warn_once(message: str) -> None:
     _logger.warning(message)
 
 
+def mesh_axes(spec: PartitionSpec) -> list[Axes]:
+    """The mesh axes that split each axis of an array."""
+    return [(each,) if isinstance(each, str) else tuple(each or ()) for each in spec]
+
+
 def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree[NamedSharding]:
     """The sharding of every array of a model, an optimiser state or a training state.
 

@@ -236,15 +236,20 @@ def test_virtual_devices_without_the_compiler(monkeypatch):
     assert [device.platform for device in target.devices()] == ["cpu"] * 8
 
 
-@pytest.mark.slow
-def test_a_million_steps_on_eight_h100():
-    if reason := missing("h100:8"):
+def plans_of_adding(target, mesh, **options):
+    if reason := missing(target):
         pytest.skip(reason)
-    options = {"model": "s5", "dim": 512, "depth": 6, "state_dim": 512, "batch_size": 1}
-    plan = planner("h100:8", task="adding", seq_len=1_048_576, **options)
-    compiled, estimated = plan.compile({"seq": 8}), plan.estimate({"seq": 8})
+    plan = planner(target, task="adding", **options)
+    compiled, estimated = plan.compile(mesh), plan.estimate(mesh)
     assert compiled.fits
     assert 1 / 1.5 < compiled.memory.total / estimated.memory.total < 1.5
+    return compiled, estimated
+
+
+@pytest.mark.slow
+def test_a_million_steps_on_eight_h100():
+    options = {"model": "s5", "dim": 512, "depth": 6, "state_dim": 512, "batch_size": 1}
+    compiled, _ = plans_of_adding("h100:8", {"seq": 8}, seq_len=1_048_576, **options)
     # The rule of the guide: model and optimiser, and 12 arrays per block.
     rule = 3 * compiled.memory.parameters + 12 * 6 * (1_048_576 // 8) * 512 * 4
     assert 1 / 1.5 < compiled.memory.total / rule < 1.5
@@ -256,13 +261,8 @@ def test_a_million_steps_on_eight_h100():
 
 @pytest.mark.slow
 def test_two_hundred_and_fifty_six_chips():
-    if reason := missing("v5e:16x16"):
-        pytest.skip(reason)
     # Larger than the chip's vector memory, in which the compiler keeps activations.
     options = {"model": "s5", "dim": 256, "depth": 4, "state_dim": 256, "batch_size": 128}
-    plan = planner("v5e:16x16", task="adding", seq_len=65_536, **options)
     mesh = {"data": 16, "seq": 16}
-    compiled, estimated = plan.compile(mesh), plan.estimate(mesh)
-    assert compiled.fits
-    assert 1 / 1.5 < compiled.memory.total / estimated.memory.total < 1.5
+    compiled, estimated = plans_of_adding("v5e:16x16", mesh, seq_len=65_536, **options)
     assert estimated.sent == pytest.approx(compiled.sent, rel=0.5)

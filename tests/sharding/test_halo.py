@@ -102,6 +102,9 @@ def test_errors_of_shift():
         pytest.raises(ValueError, match="a device holds 3 of the 24 steps, split over seq=8: use"),
     ):
         shift(jnp.zeros((2, 24)), 4)
+    for x, edge in ((jnp.arange(4), 0.5), (jnp.ones(4, bool), 7)):
+        with pytest.raises(TypeError, match=f"edge must have the dtype of x, {x.dtype}"):
+            shift(x, 1, edge=edge)
 
 
 @every_mesh
@@ -209,9 +212,3 @@ def test_errors_of_causal_conv(key):
         pytest.raises(ValueError, match="CausalConv reaches over 4 steps, but a device holds 3"),
     ):
         layer(jnp.zeros((2, 24, 5)))
-
-
-@pytest.mark.parametrize(("x", "edge"), [(jnp.arange(4), 0.5), (jnp.ones(4, bool), 7)])
-def test_an_edge_that_x_cannot_represent(x, edge):
-    with pytest.raises(TypeError, match=f"edge must have the dtype of x, {x.dtype}"):
-        shift(x, 1, edge=edge)

@@ -38,15 +38,9 @@ LAYERS = {
     "conv": lambda key: CausalConv(DIM, 4, key=key),
     "attention": lambda key: LinearAttention(DIM, 2, key=key),
 }
-# Every pool, and tokens. tests/models has other layers on many meshes.
-MODELS = {
-    "conv last": ("conv", "last"),
-    "attention mean": ("attention", "mean"),
-    "conv none": ("conv", "none"),
-    "conv tokens": ("conv", "tokens"),
-}
-# Every mesh and every layer, one model each; `make test-all` has the other models on the mesh with
-# most axes, and attention, whose scan is its own, on all meshes.
+# A model is named after its layer and its pool, or `tokens`. tests/models has other layers on many
+# meshes. Every mesh and layer are here with one model; `make test-all` has all models on the mesh
+# with most axes, and attention, whose scan is its own, on all meshes.
 QUICK = [
     ("seq=8", "conv last"),
     ("data=2,seq=4", "attention mean"),
@@ -60,7 +54,7 @@ PAIRS = [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)
 
 
 def build(model, key):
-    layer, pool = model
+    layer, pool = model.split()
     options = {"make_layer": LAYERS[layer], "dim": DIM, "depth": 2, "dropout": 0.2, "key": key}
     if pool == "tokens":
         return LanguageModel(VOCAB, **options)
@@ -70,7 +64,7 @@ def build(model, key):
 def batch_for(model, time=TIME):
     """A batch with rows that end inside and at the border of the devices' parts, and labels that
     are not scored."""
-    _, pool = model
+    _, pool = model.split()
     rng = np.random.default_rng(0)
     lengths = np.resize([time, 0, 1, time // 8, time // 4 + 1, time // 2, time - 1, 5], ROWS)
     per_step = (ROWS, time) if pool in ("none", "tokens") else (ROWS,)
@@ -103,7 +97,7 @@ gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
 @pytest.mark.parametrize(("axes", "model"), PAIRS)
 def test_losses_and_gradients_are_those_of_one_device(axes, model, key):
     """Dropout included: its masks depend on row and step, not on the device."""
-    model, batch = build(MODELS[model], key), batch_for(MODELS[model])
+    model, batch = build(model, key), batch_for(model)
     expected = gradient(model, batch, key)
     mesh = make_mesh(**MESHES[axes])
     with jax.set_mesh(mesh):
@@ -124,17 +118,17 @@ def assert_close(got, expected):
 def collectives(axes, model, time, key):
     """Kinds, axes, bytes and turns of all collectives of a gradient."""
     mesh = make_mesh(**axes)
-    abstract = jax.eval_shape(lambda key: build(model, key), key)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        abstract,
-        shardings(abstract, mesh),
+
+    def abstract(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    shapes = jax.eval_shape(lambda key: build(model, key), key)
+    batch = batch_for(model, time)
+    arguments = (
+        jax.tree.map(abstract, shapes, shardings(shapes, mesh)),
+        {name: abstract(x, layout(mesh, name, x)) for name, x in batch.items()},
+        jax.eval_shape(lambda: key),
     )
-    batch = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout(mesh, name, x))
-        for name, x in batch_for(model, time).items()
-    }
-    arguments = abstract, batch, jax.eval_shape(lambda: key)
     program = compile_for(jax.grad(loss, has_aux=True), *arguments, target=mesh)
     return sorted((each.kind, each.axes, each.bytes, each.turns) for each in program.collectives)
 
@@ -142,11 +136,11 @@ def collectives(axes, model, time, key):
 @pytest.mark.parametrize(("axes", "model"), QUICK)
 def test_no_collective_grows_with_the_length(axes, model, key):
     """Neither those of a layer nor those of dropout, pooling, embedding, loss or accuracy."""
-    short, long = (collectives(MESHES[axes], MODELS[model], time, key) for time in (512, 1024))
+    short, long = (collectives(MESHES[axes], model, time, key) for time in (512, 1024))
     assert short == long
     over_seq = [each for each in short if each[1] == ("seq",) and each[0] != "all-reduce"]
     rows = ROWS // MESHES[axes].get("data", 1) // MESHES[axes].get("fsdp", 1)
-    if MODELS[model][0] == "conv":
+    if model.startswith("conv"):
         kind, sizes = "collective-permute", [rows * 3 * DIM * 4] * 2
     else:
         # Memory and normaliser of two heads from each of four devices. The forward pass also

@@ -49,9 +49,7 @@ def test_names_become_mesh_axes():
     assert got.square == P(("fsdp",), None)
     assert got.gates == P(None, ("fsdp",), None)
     assert got.expression == P(None, ("tensor",))
-
-
-def test_leading_axes_are_stacks():
+    # Leading axes are stacks.
     assert specs(layer(stack=(3,)), fsdp=2, tensor=4).b == P(None, ("tensor",), ("fsdp",))
 
 
