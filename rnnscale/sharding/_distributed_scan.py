@@ -137,8 +137,8 @@ def distributed_passes(op: DeviceOp, axis: str) -> tuple[Callable, Callable]:
         cut = None if own.reset is None else jnp.any(own.reset, axis=-1)
         # 2. The totals of all devices are gathered: the only communication.
         decay, end, cut = _all_gather_totals(axis, decay, _zero_rows(end, stopped), cut)
-        # 3. A scan with one step for each device gives the states that leave the devices. All
-        #    devices compute the same; the steps are as few as the devices.
+        # 3. A scan with one step per device gives the state that leaves each device. Every device
+        #    computes all of them, which is cheap: there are as few steps as devices.
         decays, start = op.decays(own, decay), arguments.h0
         leaving, h_last = op.chain(decays, end, start, cut, reverse=op.reverse)
         # 4. Every device runs its steps from the state that left the device before it.
@@ -152,16 +152,17 @@ def distributed_passes(op: DeviceOp, axis: str) -> tuple[Callable, Callable]:
         g_ys, g_last = cotangents
         own, stopped = _own_arguments(op, arguments, axis)
         own = own._replace(h0=jax.tree.map(lambda x: x[0], entering))
-        # 1. and 2. Backwards the total of a device has the conjugate decay, and its end is the
-        #    cotangent of its carry-in that comes from its own outputs. Only the ends are gathered;
-        #    decays and flags were kept.
+        # 1. and 2. In the backward pass a device turns the cotangent of the state that leaves it
+        #    into that of its carry-in. The decay of this map is the conjugate one, and its end is
+        #    the cotangent that comes from the device's own outputs. Only the ends are gathered:
+        #    the decays and flags of all devices are residuals.
         _, g_end, _ = _all_gather_totals(axis, None, op.transpose_totals(own, g_ys), None)
-        # 3. The scan runs over the devices in the opposite direction and starts from the cotangent
-        #    of the last state. It ends with the cotangent of h0.
+        # 3. The scan over devices runs in the opposite direction. It starts from the cotangent of
+        #    the last state and ends with the cotangent of h0.
         decays = op.op.adjoint(op.decays(own, decay))
         g_entering, g_h0 = op.chain(decays, g_end, g_last, cut, reverse=not op.reverse)
-        # 4. The cotangent of the state that leaves a device is that of the carry-in of the device
-        #    after it. With it every device runs the backward pass of its own steps.
+        # 4. The state that leaves a device is the carry-in of the next one, so their cotangents are
+        #    the same. From it every device runs the backward pass of its own steps.
         g_leaving = _carry_in(axis, g_entering, g_last, reverse=not op.reverse)
         g_own = (g_ys, _zero_rows(g_leaving, stopped))
         return op.transpose(own, (public, residuals), g_own)._replace(h0=g_h0)
@@ -174,9 +175,9 @@ def _own_arguments(
 ) -> tuple[OpArguments, Bool[Array, "*batch"] | None]:
     """The arguments for the device's own steps, and the rows whose state must not leave it.
 
-    A reset marks the first step of a segment in time order. In a reverse scan that is the last step
-    processed, so a reset on the first step that a device holds lets steps enter freely, and stops
-    the state on its way to the device before. Nothing lies before the first device.
+    A reset marks the first step of a segment in time order, which a reverse scan processes last. So
+    a reset on the first step that a device holds does not change the device's own states: it stops
+    the state on its way to the device before it in time. The first device has none before it.
     """
     values, h0, reset, lengths = arguments
     time, device = op.op.time(values), lax.axis_index(axis)
