@@ -1,4 +1,4 @@
-"""Kernels for diagonal linear recurrences, with plain XLA behind them."""
+"""Diagonal linear recurrences: kernels for GPUs and TPUs, and plain XLA for everything else."""
 
 from ._checks import check_reset as check_reset, checked_lengths as checked_lengths
 from ._operation import Operation as Operation, vary_alike as vary_alike

@@ -1,4 +1,4 @@
-"""Checks that the public functions share. Each gives one error at the boundary."""
+"""Checks of arguments that the public functions share. Each raises its error at the boundary."""
 
 from collections.abc import Collection
 
@@ -12,12 +12,16 @@ from ._planar import Planar
 
 
 def check_planes(**arguments) -> None:
-    """All arguments are real floating-point arrays, or all are `Planar`; `None` is absent."""
+    """Checks that all arguments are real floating-point arrays, or all are `Planar`.
+
+    `None` stands for an absent argument.
+
+    **Raises:** `TypeError` if they are not; `ValueError` if two planes differ.
+    """
     given = {name: x for name, x in arguments.items() if x is not None}
     for name, x in given.items():
-        planes = x if isinstance(x, Planar) else (x,)
-        for plane in planes:
-            dtype = getattr(plane, "dtype", None)
+        for plane in x if isinstance(x, Planar) else (x,):
+            dtype = plane.dtype if isinstance(plane, (Array, np.ndarray, np.generic)) else None
             if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
                 hint = (
                     "; give a complex array as Planar(x.real, x.imag)"
@@ -38,7 +42,10 @@ def check_planes(**arguments) -> None:
 
 
 def check_reset(reset, shape: tuple[int, ...]) -> None:
-    """`reset` is boolean and of the shape of batch and time."""
+    """Checks that `reset` is `None`, or boolean and of this shape.
+
+    **Raises:** `TypeError` or `ValueError` if it is not.
+    """
     if reset is None:
         return
     if not isinstance(reset, (jax.Array, np.ndarray)):
@@ -50,7 +57,9 @@ def check_reset(reset, shape: tuple[int, ...]) -> None:
 
 
 def checked_lengths(lengths, batch_shape: tuple[int, ...], time: int) -> Array:
-    """The numbers of valid steps, as int32. Traced ones, whose values nobody knows, are clipped.
+    """The number of valid steps in each row, as int32.
+
+    Traced lengths have no value yet that could be checked, so they are clipped.
 
     **Raises:** `ValueError` unless they are integers of the shape of the batch, from 0 to `time`.
     """

@@ -1,4 +1,4 @@
-"""Which code runs an operation: the choice made when lowering, and why others were passed over."""
+"""The choice of the code that runs an operation, made when the operation is lowered."""
 
 import logging
 from collections.abc import Callable, Hashable, Mapping
@@ -24,11 +24,11 @@ class Implementation:
     - `forward(primals, *, target, **static)` gives the operation's outputs, and
         `transpose(primals, outputs, cotangents, *, target, **static)` the cotangents of the primals
         (see `Operation`).
-    - `totals` and `transpose_totals`: what the reductions of the operation need, if that is less
-        than those two with the rest of their results thrown away.
-    - `unavailable(target)`: why it cannot run there at all, or `None`.
+    - `totals` and `transpose_totals`: the code of the reductions of the operation (see
+        `RecurrentOp`), if it is less work than the two functions above; else `None`.
+    - `unavailable(target)`: why it cannot run on the target at all, or `None`.
     - `unsupported(spec)`: why it cannot take these arguments, or `None`.
-    - `unsuited(target, spec)`: why it is not chosen for them, though it could run, or `None`.
+    - `unsuited(target, spec)`: why it is not chosen for them although it could run, or `None`.
     """
 
     name: str
@@ -41,15 +41,17 @@ class Implementation:
     unsuited: Callable[[Target, Any], str | None] = _no_reason
 
     def interpreted(self, target: Target) -> "Implementation":
-        """The kernels for `target`, run on a CPU by the interpreter of their toolchain: to check
-        them where there is no such device. It is slow."""
+        """The same kernels for `target`, run on a CPU by the interpreter of their toolchain.
+
+        They are slow, and meant for checks on machines without such a device.
+        """
         target = replace(target, interpret=True)
 
         def only_on_cpu(here: Target) -> str | None:
             if here.platform != "cpu":
                 return "it interprets kernels on a CPU"
             if jax.sharding.get_abstract_mesh().manual_axes:
-                # Their callbacks would wait for one another.
+                # The callbacks of the devices would wait for one another.
                 return "it interprets kernels for one device, not inside shard_map"
             return self.unavailable(target)
 
@@ -79,9 +81,13 @@ def _on_host(run: Callable[..., Any] | None, interpreted: Target) -> Any:
 
 @dataclass(frozen=True)
 class Dispatch:
-    """The implementations of one operation and, for each platform, their order: fastest first.
+    """The implementations of one operation.
 
-    The last one of every order takes all arguments.
+    - `operation`: its name.
+    - `spec(primals, **static)`: the static properties of a call, on which the choice depends.
+    - `implementations`: all of them.
+    - `order`: for each platform, the names of those that are tried by default, fastest first. The
+        last one takes all arguments.
     """
 
     operation: str
@@ -95,8 +101,8 @@ class Dispatch:
         return tuple(each.name for each in self.implementations)
 
     def describe(self, platform: str) -> list[tuple[str, bool, str]]:
-        """Every implementation, the ones tried by default first and in their order: its name,
-        whether it can be used on the target for the platform, and if not, why."""
+        """For every implementation: its name, whether it can be used on the platform's device, and
+        if not, why. Those that are tried by default come first, in their order."""
         if platform not in self.order:
             raise ValueError(f"platform must be one of {list(self.order)}, got {platform!r}")
         target = Target.of(platform)
@@ -117,10 +123,12 @@ class Dispatch:
         return run_chosen
 
     def choose(self, target: Target, spec: Hashable, named: str | None) -> Implementation:
-        """The named implementation, or the fastest that takes arguments such as `spec`.
+        """The implementation named, or the fastest that takes arguments such as `spec`.
 
-        **Raises:** `NotImplementedError` where the one named cannot run on the target, or cannot
-        take the arguments.
+        The choice of the fastest is logged, once for each target and spec.
+
+        **Raises:** `NotImplementedError` if the implementation named cannot run on the target or
+        cannot take the arguments.
         """
         if named is not None:
             (chosen,) = (x for x in self.implementations if x.name == named)
@@ -142,7 +150,7 @@ class Dispatch:
         return fastest
 
     def has_kernel(self, target: Target, spec: Hashable) -> bool:
-        """Whether anything but the last resort of its platform would be chosen."""
+        """Whether an implementation other than the last resort of the platform would be chosen."""
         return self._fastest(target, spec)[0].name != self.order[target.platform][-1]
 
     def _fastest(self, target: Target, spec: Hashable) -> tuple[Implementation, list[str]]:

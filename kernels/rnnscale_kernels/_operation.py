@@ -1,8 +1,8 @@
-"""One differentiable operation of our own: a primitive, its tangent, and the tangent's transpose.
+"""Differentiable operations of our own: a primitive, its tangent, and the tangent's transpose.
 
-JAX picks a primitive's lowering for the platform that it compiles for, which `custom_vjp` cannot
-do, and a primitive with a tangent and a transpose has forward mode, reverse mode and every mix of
-them. Arguments and results are trees: `None` stands for an absent argument, and integer and
+JAX chooses the lowering of a primitive by the platform that it compiles for, which `custom_vjp`
+cannot do, and a primitive with a tangent and a transpose has forward mode, reverse mode and every
+mix of them. Arguments and results are trees: `None` stands for an absent argument, and integer and
 boolean leaves are not differentiated.
 """
 
@@ -31,10 +31,11 @@ def differentiable(tree: Tree) -> Tree:
 
 
 def vary_alike(tree: Tree) -> Tree:
-    """Casts all arrays to the union of the mesh axes over which any of them varies.
+    """The arrays, cast to vary over every mesh axis over which one of them varies.
 
-    Inside `shard_map`, whoever differentiates an operation casts its arguments first: the transpose
-    of this cast is the sum over devices that the gradient of a replicated argument needs.
+    Inside `shard_map`, the arguments of an operation that is differentiated have to be cast first:
+    the transpose of the cast is the sum over devices that the gradient of a replicated argument
+    needs.
     """
     leaves, treedef = jax.tree.flatten(tree)
     varying = [jax.typeof(x).manual_axis_type.varying for x in leaves]
@@ -57,15 +58,16 @@ class Operation:
 
     **Arguments:**
 
-    - `name`: of the primitive.
-    - `shapes`: `(primals, **static)` gives the outputs as `jax.ShapeDtypeStruct`s.
-    - `tangent`, `transpose`: definitions of the last two stages, written with differentiable
-        operations, so that they give the derivatives of higher order. `transpose` is the linear
-        transpose of `tangent`.
-    - `batch`: `(stage, arguments, mapped, **static)` gives the results for arguments whose leaves
-        have the mapped axis in front where the tree `mapped` is true; so do all the results.
+    - `name`: the name of the primitive.
+    - `shapes(primals, **static)`: the outputs, as `jax.ShapeDtypeStruct`s.
+    - `tangent`, `transpose`: definitions of the last two stages. They are written with
+        differentiable operations, so that they give the derivatives of higher order. `transpose`
+        is the linear transpose of `tangent`.
+    - `batch(stage, arguments, mapped, **static)`: the results under `vmap`. The leaves of
+        `arguments` have the mapped axis in front where the tree `mapped` is true, and all results
+        must have it in front.
 
-    `lower` gives the code of the stages `forward` and `transpose`.
+    `lower` sets the code of the stages `forward` and `transpose`.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class Operation:
         return jax.tree.unflatten(structure, results)
 
     def lower(self, forward: Callable[..., Tree], transpose: Callable[..., Tree]) -> None:
-        """Sets the code of the two stages; it gets its `target` as a keyword."""
+        """Sets the code of the two stages, which receives its `target` as a keyword."""
         for stage, code in (("forward", forward), ("transpose", transpose)):
             for platform in PLATFORMS:
                 rule = _lowering(partial(_run_on_leaves, code, platform))
@@ -150,7 +152,7 @@ class Operation:
         )
         public, residuals = self.forward(arguments, **static)
         public_tangents = self.tangent(arguments, (public, residuals), directions, **static)
-        # Nobody gets the residuals: as far as derivatives go they are constant.
+        # No caller sees the residuals, so they count as constants in derivatives.
         no_tangents = [ad.Zero(jax.typeof(x)) for x in jax.tree.leaves(residuals)]
         return jax.tree.leaves((public, residuals)), jax.tree.leaves(public_tangents) + no_tangents
 
@@ -198,15 +200,14 @@ class Operation:
 
 
 class Reduction:
-    """Some of an operation's results, where they take less work than all of them. It has no
-    derivative.
+    """Some results of an operation that take less work than all of them. It has no derivative.
 
     **Arguments:**
 
-    - `name`: of the primitive.
-    - `definition`: `(*arguments, **static)` gives the results, by way of the operation.
+    - `name`: the name of the primitive.
+    - `definition(*arguments, **static)`: the results, computed by the operation.
 
-    `lower` gives the code, which gets its `target` as a keyword.
+    `lower` sets the code, which receives its `target` as a keyword.
     """
 
     def __init__(self, name: str, definition: Callable[..., Tree]):
@@ -253,7 +254,7 @@ def _is_inexact(x) -> bool:
 
 
 def _avals(shapes: Tree, leaves) -> list[ShapedArray]:
-    """Results of these shapes, which vary over whatever any of the arguments varies over."""
+    """Abstract results of these shapes, which vary over all axes over which an argument varies."""
     like = leaves[0]
     varying = frozenset().union(*(x.manual_axis_type.varying for x in leaves))
     return [
@@ -270,8 +271,8 @@ def _avals(shapes: Tree, leaves) -> list[ShapedArray]:
 def _lowering(code: Callable[..., list]):
     """The rule that lowers `code`.
 
-    Over which mesh axes a value varies or is split has been checked on the operation as a whole.
-    Inside, where constants vary over none and buffers over all of them, it is left out.
+    The mesh axes over which values vary or are split have been checked on the operation itself.
+    Inside they are dropped: constants would vary over none of them and buffers over all.
     """
     rule = mlir.lower_fun(code)
 

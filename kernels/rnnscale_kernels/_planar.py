@@ -1,8 +1,8 @@
 """Complex numbers as two real arrays.
 
-XLA on CPUs does not vectorise complex arithmetic, accelerator kernels have no complex type, and
-optimisers mistake the conjugate in a complex gradient, so a complex array travels as a pair of
-real ones. The arithmetic below takes real arrays as well, so that one definition serves both.
+XLA on CPUs does not vectorise complex arithmetic, kernels on accelerators have no complex type, and
+optimisers mistake the conjugate in a complex gradient. So a complex array is a pair of real ones
+here. The arithmetic below takes real arrays as well, so that one definition serves both.
 """
 
 from collections.abc import Sequence
@@ -34,17 +34,9 @@ class Planar(NamedTuple):
 
 Numbers = Array | Planar
 
-Planes = tuple[Array, ...]
-"""What kernels take: one array for real numbers, two for complex ones."""
-
-
-def as_planes(x) -> Planes:
-    """The planes of a number."""
-    return tuple(x) if isinstance(x, Planar) else (x,)
-
 
 def as_number(planes: Sequence) -> Any:
-    """The number of which these are the planes."""
+    """The number with these planes, one or two."""
     return Planar(*planes) if len(planes) == 2 else planes[0]
 
 
@@ -64,7 +56,7 @@ def multiply_conjugate(x: Array, y: Array) -> Array: ...
 @overload
 def multiply_conjugate(x: Planar, y: Planar) -> Planar: ...
 def multiply_conjugate(x, y):
-    """conj(x) * y, elementwise: what multiplication by x becomes in a backward pass."""
+    """conj(x) * y, elementwise: the backward pass of a multiplication by x."""
     if isinstance(x, Planar):
         return Planar(x.re * y.re + x.im * y.im, x.re * y.im - x.im * y.re)
     return x * y
@@ -76,7 +68,7 @@ def add[N: Numbers](x: N, y: N) -> N:
 
 
 def where[N: Numbers](condition: Array, x: N | float, y: N) -> N:
-    """`jnp.where` on every plane; `x` may be a number."""
+    """`jnp.where` on every plane; `x` may be a Python number."""
     if isinstance(x, (int, float)):
         return jax.tree.map(lambda y: jnp.where(condition, x, y), y)
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), x, y)
@@ -97,14 +89,14 @@ def conjugate(x):
 
 
 def ones_like(x):
-    """One, in every place."""
+    """An array of ones."""
     if isinstance(x, Planar):
         return Planar(jnp.ones_like(x.re), jnp.zeros_like(x.im))
     return jnp.ones_like(x)
 
 
 def product(x):
-    """The product over axis -2, which is left out."""
+    """The product over axis -2, without that axis."""
     one = jax.tree.map(lambda x: jnp.ones((), x.dtype), x)
     if isinstance(x, Planar):
         one = Planar(one.re, jnp.zeros_like(one.im))
@@ -112,23 +104,23 @@ def product(x):
 
 
 def in_double(x):
-    """`x` in float64, whatever JAX's default precision: for a handful of numbers."""
+    """`x` in float64, whatever JAX's default precision is. It is meant for small arrays."""
     with jax.enable_x64(True):
         return cast(x, jnp.float64)
 
 
 def multiply_in_double(x, y):
-    """x * y, elementwise, of float64 numbers.
+    """x * y, elementwise, for float64 numbers.
 
-    Squaring again and again doubles the rounding error of a power each time: in float32, after
-    thousands of steps, the error would be thousands of units in the last place.
+    Powers of decays need it: each squaring doubles the relative rounding error, so that in float32,
+    after thousands of steps, the error would be thousands of units in the last place.
     """
     with jax.enable_x64(True):
         return multiply(x, y)
 
 
 def power(x, n: int):
-    """x to the n >= 1, elementwise, rounded once; at least float32."""
+    """x to the power n >= 1, elementwise, rounded once; in float32 at least."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x = in_double(x)
     result = x
@@ -140,7 +132,10 @@ def power(x, n: int):
 
 
 def powers(x, exponents: Array, most: int):
-    """x, "channel", to integers "*batch" from 0 to `most`: "*batch channel", at least float32."""
+    """x, "channel", to the powers `exponents`, integers "*batch" from 0 to `most`.
+
+    The result is "*batch channel", rounded once, in float32 at least.
+    """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     square = in_double(x)
     result = jax.tree.map(

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-# Compute capabilities by the words of a device's kind: an absent device has no more than that.
+# Compute capabilities, by words in the kind of a device: of an absent device only that is known.
 _CAPABILITIES = {
     "V100": (7, 0), "T4": (7, 5),
     "A100": (8, 0), "A30": (8, 0), "A10": (8, 6), "A10G": (8, 6), "A40": (8, 6),
@@ -21,10 +21,10 @@ class Target:
     """The device that a program is compiled for.
 
     - `platform`: "cpu", "cuda", "rocm" or "tpu".
-    - `device_kind`: such as "NVIDIA H100 80GB HBM3"; `None` where nothing says which it is.
+    - `device_kind`: such as "NVIDIA H100 80GB HBM3"; `None` if it is not known.
     - `capability`: the compute capability of an NVIDIA GPU, such as (9, 0).
-    - `cores`: how many multiprocessors it has.
-    - `interpret`: run its kernels on a CPU, in the interpreter of their toolchain.
+    - `cores`: the number of its multiprocessors.
+    - `interpret`: whether its kernels run on a CPU, in the interpreter of their toolchain.
     """
 
     platform: str
@@ -35,7 +35,10 @@ class Target:
 
     @classmethod
     def of(cls, platform: str) -> "Target":
-        """The device of the ambient mesh, else the local one, for code lowered for `platform`."""
+        """The device that code lowered for `platform` will run on.
+
+        It is the device of the ambient mesh if that is of the platform, otherwise the local one.
+        """
         local = _local_device(platform)
         device = jax.sharding.get_abstract_mesh().abstract_device
         if device is not None and _is_of(device.platform, platform):
@@ -59,7 +62,7 @@ class Target:
 
 
 def local_platform() -> str:
-    """The platform of the local device as lowering rules call it: "cuda", where jax says "gpu"."""
+    """The platform of the local device, as lowering rules name it: "cuda" where jax says "gpu"."""
     device = jax.devices()[0]
     if device.platform != "gpu":
         return device.platform

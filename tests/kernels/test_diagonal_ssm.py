@@ -1,5 +1,8 @@
+"""`diagonal_ssm` in all implementations: numbers, derivatives, transformations, memory, errors."""
+
 from functools import partial
 from itertools import product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +12,14 @@ from hypothesis import given, strategies as st
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from rnnscale_kernels import SSM, Planar, diagonal_ssm, linear_scan
+import rnnscale_kernels
+from rnnscale_kernels import SSM, Planar
 from rnnscale_kernels.diagonal_ssm import _api
 from rnnscale_kernels.testing import reference, rounded, to_jax, to_numpy
+
+# Their results are arrays or `Planar`s as their arguments are, which their types do not say.
+diagonal_ssm: Any = rnnscale_kernels.diagonal_ssm
+linear_scan: Any = rnnscale_kernels.linear_scan
 
 IMPLEMENTATIONS = ("chunked", "unfused")
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -46,9 +54,15 @@ def to_options(options):
 
 @every_implementation
 @pytest.mark.parametrize(
-    ("reverse", "reset", "lengths"), list(product([False, True], repeat=3)), ids=str
+    ("time", "reverse", "reset", "lengths"),
+    [
+        *((100, *flags) for flags in product([False, True], repeat=3)),
+        *(
+            (time, reverse, both, both)
+            for time, reverse, both in product([1, 7], *[[False, True]] * 2)
+        ),
+    ],
 )
-@pytest.mark.parametrize("time", [1, 7, 100])
 def test_values_and_gradients_are_those_of_the_reference(
     time, reverse, reset, lengths, implementation
 ):
@@ -65,9 +79,8 @@ def test_values_and_gradients_are_those_of_the_reference(
         value, pull = jax.vjp(jax.jit(run), *values)
         gradient = pull(tuple(to_jax(x, "float64") for x in cotangents))
     expected = reference.diagonal_ssm(**given, reverse=reverse, **options)
-    expected_gradient = reference.diagonal_ssm_gradient(
-        *given.values(), *cotangents, reverse=reverse, **options
-    )
+    arguments = [*given.values(), *cotangents]
+    expected_gradient = reference.diagonal_ssm_gradient(*arguments, reverse=reverse, **options)
     for x, y in zip((*value, *gradient), (*expected, *expected_gradient), strict=True):
         np.testing.assert_allclose(to_numpy(x), y, rtol=1e-11, atol=1e-11)
 
@@ -80,9 +93,8 @@ def test_totals_are_what_the_steps_make_of_a_state(reverse, reset, lengths, impl
     given, (g_y, g_last), options = arrays(100, reset=reset, lengths=lengths)
     empty = 0 * given["h0"]
     _, end = reference.diagonal_ssm(**{**given, "h0": empty}, reverse=reverse, **options)
-    *_, g_h0 = reference.diagonal_ssm_gradient(
-        *given.values(), g_y, 0 * g_last, reverse=reverse, **options
-    )
+    arguments = [*given.values(), g_y, 0 * g_last]
+    *_, g_h0 = reference.diagonal_ssm_gradient(*arguments, reverse=reverse, **options)
 
     @jax.jit
     def run(values, g_y):
@@ -153,9 +165,10 @@ def test_the_fused_kernel_gives_the_numbers_of_the_reference(spec, monkeypatch):
 
     g_y, g_last = cotangents
     got = value_and_gradient(values, to_jax(g_y, spec["dtype"]), to_jax(g_last, "float32"))
+    arguments = [*given.values(), *cotangents]
     expected = (
-        *reference.diagonal_ssm(*given.values(), **options),
-        *reference.diagonal_ssm_gradient(*given.values(), *cotangents, **options),
+        *reference.diagonal_ssm(**given, **options),
+        *reference.diagonal_ssm_gradient(*arguments, **options),
     )
     # States are rounded to 16 bits for the products, sums of them are in float32.
     half = 2.0**-7 if spec["dtype"] == "bfloat16" else 2.0**-10
@@ -344,7 +357,8 @@ def gradient_program(time, rows=4, state=64, idim=16):
         return jnp.sum(diagonal_ssm(u, decay, b, c)[0] ** 2)
 
     def planar(*shape):
-        return Planar(*(jax.ShapeDtypeStruct(shape, jnp.float32),) * 2)
+        plane: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
+        return Planar(plane, plane)
 
     return (
         jax.jit(jax.grad(loss, (0, 1, 2, 3)))
@@ -361,7 +375,8 @@ def gradient_program(time, rows=4, state=64, idim=16):
 def test_memory_is_that_of_a_chunk_and_the_borders():
     rows, state, idim = 4, 64, 16
     for time in (8192, 65536):
-        temporaries = gradient_program(time).memory_analysis().temp_size_in_bytes
+        memory: Any = gradient_program(time).memory_analysis()
+        temporaries = memory.temp_size_in_bytes
         all_states = rows * time * state * 2 * 4
         inputs = rows * time * idim * 4
         # The cotangent of y has the size of the input; the states of a chunk are at most 2 MiB.

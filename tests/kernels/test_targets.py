@@ -1,8 +1,9 @@
-"""Compiling for devices that are not here, and reading programs back."""
+"""Compiling for absent devices, and reading back what the programs do."""
 
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,8 +107,8 @@ backend_config={"known_trip_count":{"n":"4"}}
 
 
 @pytest.fixture(scope="module", params=["cpu:8", "h100:8", "v5e:2x4"])
-def exchanging(request):
-    """A program whose collectives are known, on 8 devices."""
+def program_with_collectives(request):
+    """A program on 8 devices whose collectives are known."""
     skip_unless_compilable(request.param)
     axes = ("data", "tensor", "seq")
     mesh = Mesh(np.array(target_devices(request.param)).reshape(2, 2, 2), axes)
@@ -133,11 +134,11 @@ def exchanging(request):
     return compile_for(function, jax.ShapeDtypeStruct((16, 64), "float32"), target=mesh)
 
 
-def test_collectives_have_axes_bytes_and_turns(exchanging):
+def test_collectives_have_axes_bytes_and_turns(program_with_collectives):
     size = 16 * 64 * 4
     found = {
         (each.kind, each.axes, each.devices, each.bytes, each.turns)
-        for each in exchanging.collectives
+        for each in program_with_collectives.collectives
     }
     assert found == {
         ("all-gather", ("seq",), 2, 2 * size, 15),
@@ -147,11 +148,11 @@ def test_collectives_have_axes_bytes_and_turns(exchanging):
         ("all-to-all", ("data",), 2, size, 1),
         ("all-reduce", ("data", "tensor", "seq"), 8, 4, 1),
     }
-    assert len(exchanging.collectives) == len(found)
+    assert len(program_with_collectives.collectives) == len(found)
 
 
-def test_collectives_know_the_loops_that_they_stand_in(exchanging):
-    for each in exchanging.collectives:
+def test_collectives_know_the_loops_around_them(program_with_collectives):
+    for each in program_with_collectives.collectives:
         if each.turns == 1:
             assert each.loops == ()
         else:
@@ -183,7 +184,7 @@ def test_unknown_syntax_of_groups_is_an_error():
         _groups("  %y = f32[8]{0} all-reduce(%x), replica_groups=all, to_apply=%add")
 
 
-def test_a_collective_that_several_fusions_go_on_with_is_one():
+def test_a_collective_that_several_fusions_continue_counts_once():
     gather = (
         "f32[8]{0} all-gather(%p), replica_groups=[1,2]<=[2], dimensions={0}, "
         'frontend_attributes={chain_id="0"}'
@@ -228,7 +229,8 @@ def test_a_jitted_function_donates_what_it_donates(target):
 
     def aliased(function):
         program = compile_for(function, X, X, target=target)
-        return program.compiled.memory_analysis().alias_size_in_bytes
+        memory: Any = program.compiled.memory_analysis()
+        return memory.alias_size_in_bytes
 
     assert aliased(jax.jit(add, donate_argnums=1)) == BYTES
     assert aliased(jax.jit(add)) == aliased(add) == 0
@@ -243,7 +245,7 @@ def test_loop_counts_as_often_as_it_runs():
 
         return compile_for(repeat, X, target="h100").bytes_accessed()
 
-    # Besides what a turn reads and writes there are a few counters.
+    # A turn reads and writes the array, and a few counters.
     assert (count(30) - count(20)) / 10 == pytest.approx(2 * BYTES, rel=0.01)
 
 
@@ -254,7 +256,7 @@ def test_target_of_an_impossible_shape_is_an_error(target):
             function(target)
 
 
-def test_devices_that_cannot_be_had_are_an_error():
+def test_too_many_devices_are_an_error():
     with pytest.raises(RuntimeError, match="JAX_NUM_CPU_DEVICES=1000"):
         target_devices("cpu:1000")
     skip_unless_compilable("h100")
@@ -273,7 +275,7 @@ def test_unknown_target_is_an_error(target):
 
 
 def test_missing_names_the_extra():
-    # Nothing but the standard library, jax and numpy.
+    # The message must not need anything but the standard library, jax and numpy.
     code = """
 import importlib.util
 found = importlib.util.find_spec

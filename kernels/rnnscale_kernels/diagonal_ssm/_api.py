@@ -1,4 +1,4 @@
-"""The public function: what it takes, checked and brought into canonical form."""
+"""The public function, with its checks and the canonical form of its arguments; and `SSM`."""
 
 import functools
 import math
@@ -17,10 +17,10 @@ from ..linear_scan import SCAN, cuts
 from ._implementations import DISPATCH
 from ._operation import operation, totals, transpose_totals
 
-# A chunk's states take about this many bytes: they stay in a CPU's cache, and the turns of the loop
-# over chunks stay few (measured by `python -m benchmarks layers`).
+# The states of a chunk take about this many bytes. So they stay in a CPU's cache, and the loop over
+# chunks has few turns (measured by `python -m benchmarks layers`).
 _CHUNK_BYTES = 1 << 21
-# A GPU takes tiles of so many steps, and needs many chunks to have work for all its processors.
+# A GPU takes tiles of 64 steps, and needs many chunks to have work for all its multiprocessors.
 _TILE, _LONGEST = 64, 256
 
 
@@ -38,39 +38,40 @@ def diagonal_ssm(
 ) -> tuple[Float[Array, "*batch time odim"], Float[Array, "*batch state"] | Planar]:
     """The linear part of a state-space layer, h_t = decay h_{t-1} + B u_t, y_t = Re(C h_t).
 
-    From the forward to the backward pass, of each chunk of time only the state that enters it is
-    kept, and the backward pass computes the others again. Everything said of `linear_scan` about
-    derivatives and transformations holds here too, but that forward mode and derivatives of higher
-    order are those of `"unfused"`, and so is `jax.vmap` over the matrices, unless an implementation
-    is named, which then takes them one after another.
+    From the forward to the backward pass it keeps one state for each chunk of time, the one that
+    enters the chunk. The backward pass computes the others again.
+
+    It has the derivatives of `linear_scan` and works under the same transformations. Forward mode
+    and derivatives of higher order are computed by `"unfused"`. So is `jax.vmap` over the matrices,
+    unless an implementation is named: that one then takes the matrices one after another.
 
     **Arguments:**
 
     - `u`: the input, real.
-    - `decay`, `b`, `c`: all real or all `Planar`. The decay's dtype, at least float32, is that of
-        the states; the matrices are cast to the dtype of `u` for their products, which add up in
+    - `decay`, `b`, `c`: all real or all `Planar`. States have the dtype of the decay, at least
+        float32. The matrices are cast to the dtype of `u` for their products, which add up in
         float32.
     - `h0`: the state before each row's first step in processing order. Zero if absent.
-    - `reverse`: go from each row's own last step to its first.
+    - `reverse`: run from each row's own last step to its first.
     - `reset`: true at t marks t as the first step of a segment in time order, in either
         direction. It restores zero, not `h0`.
-    - `lengths`: the number of valid steps of each row, from 0 to `time`; traced ones cannot be
-        checked and are clipped. `y` is zero at the other steps, and what `u` holds there, NaN
-        included, reaches nothing, gradients included.
-    - `implementation`: `None` takes the fastest for the device compiled for. By name, that one or
-        an error: `"chunked"`, plain XLA in chunks of time, which needs the least memory;
-        `"unfused"`, which has all states in memory for the time of a pass and runs them on the
+    - `lengths`: the number of valid steps in each row, from 0 to `time`; traced ones cannot be
+        checked and are clipped. At the other steps `y` is zero, and what `u` holds there, even NaN,
+        has no effect on results or gradients.
+    - `implementation`: `None` takes the fastest for the device compiled for. A name takes that one
+        or raises an error: `"chunked"`, plain XLA in chunks of time, which needs the least memory;
+        `"unfused"`, which holds all states in memory during a pass and runs the recurrence on the
         kernels of `linear_scan`; and `"mosaic_gpu"`, one kernel for NVIDIA's Hopper GPUs, in
-        bfloat16 and float16, where the matrices fit on chip. `"mosaic_gpu_interpreted"` runs that
-        one on a CPU, slowly.
+        bfloat16 and float16, for matrices that fit on chip. `"mosaic_gpu_interpreted"` runs that
+        kernel on a CPU, slowly.
 
     **Returns:**
 
     The pair `(y, h_last)`: the output in the dtype of `u`, and each row's state after its own last
     step in processing order, in the dtype of the states.
 
-    **Raises:** `TypeError` or `ValueError` for dtypes and shapes that do not meet,
-    `NotImplementedError` where the implementation named cannot run there or take these arguments.
+    **Raises:** `TypeError` or `ValueError` if dtypes or shapes do not fit together;
+    `NotImplementedError` if the implementation named cannot run there or take these arguments.
     """
     arguments = _check(
         u, decay, b, c, h0, reset=reset, lengths=lengths, implementation=implementation
@@ -83,7 +84,7 @@ def diagonal_ssm(
 
 
 def ssm_implementations(platform: str) -> list[tuple[str, bool, str]]:
-    """The implementations of `diagonal_ssm` on a platform, as `scan_implementations` gives them."""
+    """The implementations of `diagonal_ssm`: see `scan_implementations`."""
     return DISPATCH.describe(platform)
 
 
@@ -118,7 +119,7 @@ def _canonical(arguments: OpArguments, *, reverse: bool):
     if reverse:
         u, cut = (None if x is None else _turn(x, lengths, axis) for x in (u, cut))
     if valid is not None:
-        # No state runs on into the padding, where it might overflow.
+        # No state goes on into the padding, where it might overflow.
         cut = ~valid if cut is None else cut | ~valid
 
     def finish(outputs):
@@ -165,7 +166,8 @@ SSM = RecurrentOp(
 
 
 def _chunk_length(width: int, time: int) -> int:
-    """Steps a chunk, for `width` numbers of state a step: chunks of about equal length."""
+    """Steps in a chunk, where all states of a step are `width` numbers: about the same in all
+    chunks."""
     fitting = _CHUNK_BYTES // (4 * max(width, 1)) // _TILE * _TILE
     longest = min(max(fitting, _TILE), _LONGEST)
     if time <= longest:
@@ -175,7 +177,7 @@ def _chunk_length(width: int, time: int) -> int:
 
 
 def _turn(x, lengths, axis: int):
-    """The time axis turned round, of each row within its own length."""
+    """The time axis reversed, in each row within its own length."""
     if lengths is None:
         return jnp.flip(x, axis)
     steps = jnp.arange(x.shape[axis])

@@ -6,8 +6,8 @@ Canonical arguments (`batch` is any number of axes):
 - `h0`: `batch state`, in the carry's dtype;
 - `cut`: `batch time` booleans, or `None`; `lengths`: `batch` integers, or `None`.
 
-Time runs in processing order: the public function has turned a reversed sequence round. The
-residual is the state that enters each chunk of `chunk` steps.
+Time runs in processing order: the public function reverses the sequence if need be. The residual is
+the state that enters each chunk of `chunk` steps.
 """
 
 from functools import partial
@@ -43,10 +43,10 @@ def _forward(primals, *, chunk, implementation):
 
 
 def _batch(stage, arguments, mapped, **static):
-    """The mapped axis becomes one more batch axis where the weights are shared along it.
+    """The mapped axis becomes another batch axis if all its elements share the weights.
 
-    Weights of their own for every element, or a gradient for every element, leave no product to
-    share: there the unfused definition is mapped, or if another implementation is named, that one
+    If every element has its own weights, or is to get its own gradients of them, there is no common
+    product. Then the unfused definition is mapped, or, if another implementation is named, that one
     takes the elements one after another.
     """
     weights_mapped = [mapped[0][1:4], mapped[2][1:4] if stage == "tangent" else None]
@@ -62,13 +62,13 @@ def _batch(stage, arguments, mapped, **static):
         return x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
 
     def spread_rows(values, is_mapped):
-        """Gives the axis to everything but the weights."""
+        """Everything but the weights, with the axis."""
         return tuple(
             x if 1 <= i <= 3 else jax.tree.map(spread, x, m)
             for i, (x, m) in enumerate(zip(values, is_mapped, strict=True))
         )
 
-    # Borders have their chunk in front of the batch.
+    # Borders have the axis of chunks in front of the batch.
     primals = spread_rows(arguments[0], mapped[0])
     if stage == "forward":
         public, borders = operation.forward(primals, **static)

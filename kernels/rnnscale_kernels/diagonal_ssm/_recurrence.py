@@ -1,7 +1,7 @@
 """The recurrence inside a chunk, on states whose planes are stacked.
 
-A state is one array "*batch planes state", two planes for a complex one, so that the maps in and
-out of it are one matrix product each and a loop over time touches one buffer.
+A state is one array "*batch planes state", with two planes if it is complex. So the map into it and
+the map out of it are one matrix product each, and a loop over time updates one buffer.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from ..linear_scan import NARROW, scan, transpose as scan_transpose
 
 
 def stack(x, axis: int):
-    """One array for the planes of `x`, with an axis for them."""
+    """The planes of `x` as one array, with an axis for them."""
     planes = (x.re, x.im) if isinstance(x, Planar) else (x,)
     return jnp.stack(planes, axis)
 
@@ -28,25 +28,25 @@ def unstack(x, axis: int):
     return Planar(*planes) if len(planes) == 2 else planes[0]
 
 
-class Recurrence(NamedTuple):
-    """h_t = decay h_{t-1} + drive_t within a chunk, and its transpose.
+class ChunkPasses(NamedTuple):
+    """The two passes of h_t = decay h_{t-1} + drive_t within a chunk.
 
-    - `forward(decay, drive, entering, cut)` gives (h, leaving);
-    - `transpose(decay, h, entering, cut, g, g_leaving)` gives (d_decay, d_drive, d_entering).
+    - `forward(decay, drive, entering, cut)`: `(h, leaving)`.
+    - `transpose(decay, h, entering, cut, g, g_leaving)`: `(d_decay, d_drive, d_entering)`.
 
-    `decay` and `d_decay` are as in the operation, "state"; all else is stacked, `drive`, `h` and
-    `g` "*batch time planes state".
+    `decay` and `d_decay` are as in the operation, "state". All others are stacked; `drive`, `h` and
+    `g` are "*batch time planes state".
     """
 
     forward: Callable[..., Any]
     transpose: Callable[..., Any]
 
 
-def recurrence(target: Target, entering) -> Recurrence:
-    """The loop below on CPUs, and where its steps are wide enough; else `linear_scan`."""
+def passes_for(target: Target, entering) -> ChunkPasses:
+    """The loop below on CPUs, if complex steps are wide enough for it; otherwise `linear_scan`."""
     if target.platform == "cpu" and entering.shape[-2] == 2 and entering.size > NARROW:
-        return Recurrence(_loop, _loop_transpose)
-    return Recurrence(_scan, _scan_transpose)
+        return ChunkPasses(_loop, _loop_transpose)
+    return ChunkPasses(_scan, _scan_transpose)
 
 
 def _scan(decay, drive, entering, cut):
@@ -87,7 +87,7 @@ def _keep(cut, t, carry):
 
 
 def _factors(decay: Planar):
-    """(p, q) such that decay * z is p z + q swap(z) on stacked planes."""
+    """`(p, q)` such that decay * z is p z + q swap(z) on stacked planes."""
     return decay.re, jnp.stack([-decay.im, decay.im])
 
 
@@ -102,7 +102,8 @@ def _loop(decay, drive, entering, cut):
     def step(t, loop):
         carry, h = loop
         decayed = _keep(cut, t, p * carry + q * _swap(carry))
-        # The barrier makes it one value, read before the buffer is written: no copy is needed.
+        # The barrier makes the sum one value, read before the buffer is written: without it XLA
+        # copies the buffer.
         carry = lax.optimization_barrier(decayed + _at(h, t))
         return carry, _put(h, t, carry)
 
@@ -132,6 +133,6 @@ def _loop_transpose(decay, h, entering, cut, g, g_leaving):
     )
     rows = tuple(range(entering.ndim - 2))
     straight, crossed = jnp.sum(straight, rows), jnp.sum(crossed, rows)
-    # s conj(before), from s times before plane by plane and with the planes of s swapped.
+    # s conj(before): from the products plane by plane, and those with the planes of s swapped.
     d_decay = Planar(straight[0] + straight[1], crossed[0] - crossed[1])
     return d_decay, s_all, d_entering

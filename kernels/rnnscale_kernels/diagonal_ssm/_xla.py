@@ -1,8 +1,8 @@
 """The linear part of a state-space layer in plain XLA, in chunks of time.
 
-A chunk's states stay in cache: its input map, recurrence and output map follow one another, and the
-backward pass computes the states again from the one that entered the chunk. Only those, one a
-chunk, are kept. Weight gradients are added up chunk by chunk.
+The input map, the recurrence and the output map of a chunk follow one another, so that its states
+stay in cache. Only the state that enters each chunk is kept; the backward pass computes the others
+from it. The gradients of the weights are added up chunk by chunk.
 """
 
 import jax
@@ -11,27 +11,24 @@ from jax import lax
 
 from .._planar import conjugate
 from .._target import Target
-from ._recurrence import recurrence, stack, unstack
+from ._recurrence import passes_for, stack, unstack
 
 
 class _Chunks:
-    """The primals, cut into chunks of time and with their planes stacked.
-
-    The last chunk is filled up with zeros.
-    """
+    """The primals in chunks of time, of which zeros fill the last, with planes stacked."""
 
     def __init__(self, primals, chunk: int, target: Target):
         self.u, self.decay, b, c, h0, self.cut, lengths = primals
         *self.batch, self.time, _ = self.u.shape
         self.chunk = chunk
         self.count = -(-self.time // chunk)
-        # Both maps have the states last: that is the fastest order of their products on a CPU.
+        # Both maps have the states last, which makes their products fastest on a CPU.
         self.b = jnp.moveaxis(stack(b, 0), -1, 0)  # idim planes state
         # y = Re(C h) = C_re h_re - C_im h_im, one product with the conjugate's planes.
         self.c = stack(conjugate(c), 1)  # odim planes state
         self.h0 = stack(h0, -2)
         self.wide = self.h0.dtype
-        # The last step of every row, unless that is the end of the last chunk.
+        # The last step of every row, or `None` if that is the end of the last chunk for all rows.
         if lengths is not None:
             self.end = lengths - 1
         elif self.time < self.count * chunk:
@@ -40,7 +37,7 @@ class _Chunks:
             self.end = None
         self.u = self.fill(self.u, -2)
         self.cut = None if self.cut is None else self.fill(self.cut, -1)
-        self.recurrence = recurrence(target, self.h0)
+        self.passes = passes_for(target, self.h0)
 
     def fill(self, x, axis: int):
         widths = [(0, 0)] * x.ndim
@@ -60,10 +57,10 @@ class _Chunks:
         return None if self.cut is None else self.take(self.cut, n, -1)
 
     def states(self, n, entering):
-        """All states of chunk `n`, and the one that leaves it."""
+        """All states of chunk `n`, and the state that leaves it."""
         u = self.take(self.u, n)
         drive = _product("...i,ips->...ps", u, self.b, u.dtype, self.wide)
-        return self.recurrence.forward(self.decay, drive, entering, self.cut_of(n))
+        return self.passes.forward(self.decay, drive, entering, self.cut_of(n))
 
 
 def _product(axes: str, x, y, dtype, out_dtype):
@@ -74,16 +71,17 @@ def _product(axes: str, x, y, dtype, out_dtype):
 
 
 def _sum_of_products(axes: str, x, y, dtype, out_dtype):
-    """The sum over batch and time of outer products.
+    """The sum of outer products over batch and time.
 
-    The row of size one is for XLA on CPUs, which has no such product of two matrices in bfloat16.
+    The leading axis of size one is for XLA on CPUs, which has no such product of two matrices in
+    bfloat16.
     """
     axes = axes.replace("r", "...r")
     return _product(axes, x[None], y[None], dtype, out_dtype)
 
 
 def chunked(primals, *, chunk, target):
-    """((y, h_last), borders): one chunk after another."""
+    """`((y, h_last), borders)`, one chunk after another."""
     chunks = _Chunks(primals, chunk, target)
     h0, dtype = chunks.h0, chunks.u.dtype
 
@@ -120,7 +118,7 @@ def chunked_transpose(primals, outputs, cotangents, *, chunk, target):
         g_h = _product("...o,ops->...ps", g, c, dtype, wide)
         if chunks.end is not None:
             g_h = _add_at(g_h, chunks.end - n * chunk, g_last)
-        d_decay_n, s_all, s = chunks.recurrence.transpose(
+        d_decay_n, s_all, s = chunks.passes.transpose(
             chunks.decay, h, entering, chunks.cut_of(n), g_h, s
         )
         d_decay = jax.tree.map(jnp.add, d_decay, d_decay_n)
@@ -134,7 +132,7 @@ def chunked_transpose(primals, outputs, cotangents, *, chunk, target):
     start = (s, jnp.zeros_like(chunks.u), d_decay, *sums)
     dh0, du, d_decay, db, dc = lax.fori_loop(0, chunks.count, step, start)
     if chunks.end is not None:
-        # A row of length zero hands its initial state out as it is.
+        # A row of length zero returns its initial state unchanged.
         dh0 = dh0 + jnp.where((chunks.end >= 0)[..., None, None], 0, g_last)
     gradients = (
         chunks.trim(du),
@@ -148,7 +146,7 @@ def chunked_transpose(primals, outputs, cotangents, *, chunk, target):
 
 
 def _state_at(h, index, otherwise):
-    """The state at step `index` of every row that has such a step; stacked."""
+    """The stacked state at step `index` of each row, or `otherwise` if the row has no such step."""
     steps = h.shape[-3]
     at = jnp.clip(index, 0, steps - 1)[..., None, None, None]
     found = jnp.take_along_axis(h, at, axis=-3)[..., 0, :, :]
@@ -156,6 +154,6 @@ def _state_at(h, index, otherwise):
 
 
 def _add_at(x, index, value):
-    """`x` with `value` added at step `index` of every row that has such a step; stacked."""
+    """The stacked `x` with `value` added at step `index` of each row that has such a step."""
     here = jnp.arange(x.shape[-3]) == index[..., None]
     return jnp.where(here[..., None, None], x + value[..., None, :, :], x)

@@ -1,4 +1,4 @@
-"""The public function: what it takes, checked and brought into canonical form."""
+"""The public function, with its checks and the canonical form of its arguments; and `SCAN`."""
 
 import functools
 from functools import partial
@@ -28,38 +28,38 @@ def linear_scan(
 ) -> tuple[Float[Array, "*batch time channel"] | Planar, Float[Array, "*batch channel"] | Planar]:
     """The diagonal linear recurrence h_t = a_t h_{t-1} + b_t.
 
-    It is differentiable to any order in forward and reverse mode, and works under `jax.jit`,
+    It can be differentiated to any order in forward and reverse mode, and works under `jax.jit`,
     `jax.vmap` (which folds into the batch), `jax.checkpoint` and `jax.shard_map`. It knows no
-    mesh: arrays sharded over `time` or by the compiler's own choice are gathered as XLA sees fit.
+    mesh: XLA gathers sharded arrays as it sees fit. `rnnscale.sharding.linear_scan` does know it.
 
     **Arguments:**
 
     - `a`: the decay. Time-varying, of the shape of `b` (any batch axis may have size 1), or
         time-invariant, of shape "*#batch 1 channel" or "channel"; a time-invariant decay is never
         copied along time. It may have a wider dtype than `b`.
-    - `b`: the input of each step, of any number of leading batch axes. Real, or a `Planar` pair
-        for complex numbers; `a`, `b` and `h0` are all real or all `Planar`.
+    - `b`: the input of each step, with any number of leading batch axes. It is real, or a `Planar`
+        pair for complex numbers; `a`, `b` and `h0` are all real or all `Planar`.
     - `h0`: the state before the first step in processing order. Zero if absent.
-    - `reverse`: go from the last step to the first, h_t = a_t h_{t+1} + b_t.
+    - `reverse`: run from the last step to the first, h_t = a_t h_{t+1} + b_t.
     - `reset`: true at t marks t as the first step of a segment in time order, in either
         direction: no state crosses from one segment into another. A reset restores zero, not
         `h0`, and stops infinities and NaN, in the gradient too.
-    - `implementation`: `None` takes the fastest for the device compiled for. By name, that one or
-        an error: `"mosaic_gpu"` (NVIDIA GPUs of compute capability 9 and 10), `"triton"` (from 8.0
-        on), `"mosaic_tpu"`, and in plain XLA, for every platform and dtype, `"sequential"`,
-        `"chunked"` and `"associative"`. The kernels take `a` and `b` in float32 and bfloat16, on
-        GPUs in float16 too, and carry in float32. `"mosaic_gpu_interpreted"` and the like run a
-        kernel on a CPU, slowly. `"chunked"`, `"associative"` and the GPUs' kernels, where they
-        split time, multiply decays over many steps: that overflows for magnitudes well above 1,
-        also where the states, all zero, would not.
+    - `implementation`: `None` takes the fastest for the device compiled for. A name takes that one
+        or raises an error: `"mosaic_gpu"` (NVIDIA GPUs of compute capability 9 and 10), `"triton"`
+        (from 8.0 on), `"mosaic_tpu"`, and in plain XLA, for every platform and dtype,
+        `"sequential"`, `"chunked"` and `"associative"`. The kernels take `a` and `b` in float32 and
+        bfloat16, on GPUs in float16 too, and carry in float32. `"mosaic_gpu_interpreted"` and the
+        like run a kernel on a CPU, slowly. `"chunked"`, `"associative"` and the kernels on GPUs
+        that split time multiply decays over many steps. For magnitudes well above 1 such a product
+        overflows, even if all states are zero.
 
     **Returns:**
 
     The pair `(h, h_last)`: all states, in the dtype of `b`, and the last one in processing order
     in the carry's dtype, which is at least float32.
 
-    **Raises:** `TypeError` or `ValueError` for dtypes and shapes that do not meet,
-    `NotImplementedError` where the implementation named cannot run there or take these arguments.
+    **Raises:** `TypeError` or `ValueError` if dtypes or shapes do not fit together;
+    `NotImplementedError` if the implementation named cannot run there or take these arguments.
     """
     arguments = _check(a, b, h0, reset=reset, implementation=implementation)
     primals, _ = _canonical(vary_alike(arguments), reverse=reverse)
@@ -136,10 +136,12 @@ SCAN = RecurrentOp(
 def scan_implementations(platform: str) -> list[tuple[str, bool, str]]:
     """The implementations of `linear_scan` on a platform: `"cpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
 
-    Which device of the platform is meant, the ambient mesh (`jax.set_mesh`) says, else the machine.
+    The device meant is that of the ambient mesh (`jax.set_mesh`), otherwise that of this machine.
 
-    **Returns:** for each, its name, whether it can be used there, and if not, why; those that are
+    **Returns:** for each its name, whether it can be used there, and if not, why. Those that are
     tried by default come first, in their order.
+
+    **Raises:** `ValueError` if there is no such platform.
     """
     return DISPATCH.describe(platform)
 
@@ -147,7 +149,7 @@ def scan_implementations(platform: str) -> list[tuple[str, bool, str]]:
 def cuts(
     reset: Bool[Array, "*batch time"] | None, *, reverse: bool
 ) -> Bool[Array, "*batch time"] | None:
-    """Where the carry is dropped: into t going forward, into t - 1 going backward."""
+    """The steps into which no carry goes: t where `reset` is true, or t - 1 in reverse."""
     if reset is None or not reverse:
         return reset
     return jnp.concatenate([reset[..., 1:], jnp.zeros_like(reset[..., :1])], axis=-1)

@@ -1,4 +1,4 @@
-"""What the backward passes of the recurrence share."""
+"""The backward pass by a scan, and the parts that other backward passes share with it."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from .._planar import cast, conjugate, multiply_conjugate, where
 
 
 def previous(h, h0, cut, *, reverse: bool):
-    """The carry into every step, in the dtype of `h0`; zero where it was cut."""
+    """The state that enters each step, in the dtype of `h0`; zero where it is cut."""
 
     def shift(h, h0):
         h, h0 = h.astype(h0.dtype), h0[..., None, :]
@@ -20,7 +20,8 @@ def previous(h, h0, cut, *, reverse: bool):
 
 
 def following(x, *, axis: int, reverse: bool):
-    """`x` moved by one step, so that step t sees what the next step in processing order had."""
+    """`x` moved by one step: at t stands what the next step in processing order had, at the last
+    one zero."""
 
     def shift(x):
         n, at = x.shape[axis], x.ndim + axis
@@ -32,7 +33,7 @@ def following(x, *, axis: int, reverse: bool):
 
 
 def sum_to(x, like):
-    """Sums `x` over the axes along which `like` has size 1, and casts to the dtype of `like`."""
+    """`x` summed over the axes along which `like` has size 1, in the dtype of `like`."""
 
     def one(x, like):
         axes = tuple(i for i, n in enumerate(like.shape) if n == 1 and x.shape[i] != 1)
@@ -42,7 +43,7 @@ def sum_to(x, like):
 
 
 def transpose_by_scan(scan, a, h, h0, cut, g, g_last, *, reverse: bool):
-    """The backward pass by one scan in the other direction: (da, db, dh0).
+    """The backward pass by one scan in the other direction: `(da, db, dh0)`.
 
     The cotangent of the state obeys s_t = g_t + conj(a_{t+1}) s_{t+1}, the same recurrence with
     the decay moved by one step. Then db = s, da = s conj(h_{t-1}) and dh0 = conj(a_0) s_0.
@@ -55,7 +56,7 @@ def transpose_by_scan(scan, a, h, h0, cut, g, g_last, *, reverse: bool):
     s = jax.tree.map(lambda g, end: g.astype(end.dtype).at[..., last, :].add(end), g, g_last)
     s, _ = scan(decay, s, jax.tree.map(jnp.zeros_like, h0), next_cut, reverse=not reverse)
     da = multiply_conjugate(previous(h, h0, cut, reverse=reverse), s)
-    if cut is not None:  # once more: s may be infinite there
+    if cut is not None:  # `previous` is zero there, but s may be infinite
         da = where(cut[..., None], 0.0, da)
     a0, s0 = jax.tree.map(lambda x: x[..., first, :], (a, s))
     dh0 = multiply_conjugate(cast(a0, h0.dtype), s0)

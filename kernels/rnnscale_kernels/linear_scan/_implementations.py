@@ -12,8 +12,8 @@ from ._spec import ScanSpec
 from ._split_time import by_kernels
 from ._triton import Triton
 
-# `chunked` wins on CPUs where one step is narrower than this and there are more steps than that;
-# measured on two CPU cores in single precision.
+# `chunked` is faster on CPUs if one step has at most this many numbers and there are at least that
+# many steps, measured on two cores in single precision.
 NARROW = 256
 _LONG = 64
 

@@ -26,14 +26,14 @@ def _shapes(primals, **_):
 
 
 def scan(a, b, h0, cut, *, reverse, implementation=None):
-    """(h, h_last), of canonical arguments."""
+    """`(h, h_last)` for canonical arguments."""
     public, _ = operation.forward((a, b, h0, cut), reverse=reverse, implementation=implementation)
     return public
 
 
 def transpose(a, h, h0, cut, g, g_last, *, reverse, implementation=None):
-    """The backward pass, (da, db, dh0), of canonical arguments."""
-    # The input stands in the primals for its shape and dtype alone, which `g` has too.
+    """The backward pass, `(da, db, dh0)`, for canonical arguments."""
+    # The operation wants the input b for its shape and dtype only, which `g` has too.
     gradients = operation.transpose(
         (a, g, h0, cut),
         ((h, h0), ()),
@@ -66,7 +66,7 @@ def _tangent(primals, outputs, tangents, *, reverse, implementation):
     da, db, dh0, _ = tangents
     carry = previous(h, h0, cut, reverse=reverse)
     change = multiply(cast(da, h0.dtype), carry)
-    if cut is not None:  # once more: da may be infinite there
+    if cut is not None:  # the carry is zero there, but da may be infinite
         change = where(cut[..., None], 0.0, change)
     drive = add(db, cast(change, b.dtype))
     return scan(a, drive, dh0, cut, reverse=reverse, implementation=implementation)
@@ -80,10 +80,10 @@ def _transpose(primals, outputs, cotangents, *, reverse, implementation):
 
 
 def _batch(stage, arguments, mapped, **static):
-    """The mapped axis becomes one more batch axis.
+    """The mapped axis becomes another batch axis.
 
-    A decay that is not mapped keeps size 1 there, except in a backward pass, where that would sum
-    its gradient over the axis.
+    A decay that is not mapped has size 1 along it, except in the backward pass, where its gradient
+    would then be summed over the axis.
     """
     size = mapped_size(arguments, mapped)
 

@@ -1,7 +1,8 @@
-"""What the Mosaic GPU kernels share: tiles of time, and a pipeline of TMA copies over them.
+"""Tiles of time, and a pipeline of TMA copies over them, for a program of Mosaic GPU.
 
 A program is one warpgroup. It walks through time in tiles, in either direction, with a carry in
-registers, while TMA brings the next tiles into a ring in shared memory and takes finished ones out.
+registers. Meanwhile TMA, the copy engine of a multiprocessor, brings the next tiles into a ring in
+shared memory and takes finished tiles out.
 """
 
 from collections.abc import Callable
@@ -14,15 +15,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 THREADS = 128
-"""Of a warpgroup."""
+"""Threads in a warpgroup."""
 
-# Loads from shared memory may not move above stores to it: a group of rows is loaded before any of
-# it is stored.
+# The compiler may not move a load from shared memory above a store to it. So this many rows are
+# loaded before the first of them is stored, which hides the latency of the loads.
 _GROUP = 8
 
 
 def one_a_thread(x):
-    """`x`, of `THREADS` elements, in float32 and spread over the threads."""
+    """`x`, which has `THREADS` elements, in float32 with one element in each thread."""
     return plgpu.layout_cast(x.astype(jnp.float32), plgpu.Layout.WG_STRIDED((THREADS,), vec_size=1))
 
 
@@ -32,10 +33,11 @@ def full(value: float):
 
 
 class Tiles(NamedTuple):
-    """Chunk number `index` of `time` steps in tiles of `rows`.
+    """The tiles of one chunk of time.
 
-    A chunk has `chunk` steps, or those that are left; only the tile at the end of time may be
-    partial. Tiles are numbered in the order in which they are processed.
+    The sequence has `time` steps. This is chunk number `index`, with `chunk` steps, or those that
+    are left. A tile has `rows` steps; only the one at the end of the sequence may have fewer. Tiles
+    are numbered in the order in which they are processed.
     """
 
     time: int
@@ -53,15 +55,15 @@ class Tiles(NamedTuple):
         return lax.div(self.steps + (self.rows - 1), self.rows)
 
     def begin(self, i):
-        """The earliest time of tile `i`."""
+        """The first step of tile `i`, in time order."""
         return self.index * self.chunk + self.rows * (self.count - 1 - i if self.descending else i)
 
     def valid(self, i):
-        """How many rows of tile `i` there are."""
+        """The number of steps in tile `i`."""
         return lax.min(self.time - self.begin(i), self.rows)
 
     def walk(self, i, load: Callable, step: Callable, store: Callable, carry):
-        """Row by row: carry, results = step(carry, time, load(row)); store(row, results)."""
+        """For each row: `carry, results = step(carry, time, load(row)); store(row, results)`."""
         valid = self.valid(i)
 
         def group(first, size, carry):
@@ -77,24 +79,25 @@ class Tiles(NamedTuple):
                 store(row, result)
             return carry
 
-        whole = lax.div(valid, _GROUP)
-        carry = lax.fori_loop(0, whole, lambda j, x: group(j * _GROUP, _GROUP, x), carry)
-        return lax.fori_loop(whole * _GROUP, valid, lambda j, x: group(j, 1, x), carry)
+        # Full groups of rows first, then the rows that are left, one by one.
+        groups = lax.div(valid, _GROUP)
+        carry = lax.fori_loop(0, groups, lambda j, x: group(j * _GROUP, _GROUP, x), carry)
+        return lax.fori_loop(groups * _GROUP, valid, lambda j, x: group(j, 1, x), carry)
 
 
 Window = Callable[[Any], Any]
-"""Of the number of a tile: its part of an array in device memory, with time as the first axis.
+"""From the number of a tile to its part of an array in device memory, with time as the first axis.
 
-It may reach beyond the array's end: zeros are read there, and nothing is written.
+It may reach beyond the end of the array: TMA reads zeros there, and writes nothing.
 """
 
 
 def pipeline(body: Callable, carry, reads, writes, *, tiles: Tiles, stages: int):
-    """carry = body(i, inputs, outputs, carry) for every tile i, in order.
+    """Runs `carry = body(i, inputs, outputs, carry)` for every tile `i`, in order.
 
-    The body gets references to shared memory, in trees like `reads` and `writes`, which are trees
-    of `Window`s. Its inputs have been brought there, by the copies of the last `stages` turns; its
-    outputs are taken from there while the next tile is worked on.
+    `reads` and `writes` are trees of `Window`s. The body receives references to shared memory in
+    the same trees. Its inputs have been copied there up to `stages` turns ahead. Its outputs are
+    copied to device memory while the body works on the next tile.
     """
 
     def rings(windows, slots: int):
@@ -110,20 +113,21 @@ def pipeline(body: Callable, carry, reads, writes, *, tiles: Tiles, stages: int)
     def write(i, window: Window, tile):
         target = window(i)
 
-        def whole():
+        def copy_tile():
             plgpu.copy_smem_to_gmem(tile, target, commit_group=False)
 
-        def row_by_row():
+        def copy_rows():
             @pl.loop(0, tiles.valid(i))
             def _(row):
                 one = pl.ds(row, 1)
                 plgpu.copy_smem_to_gmem(tile.at[one], target.at[one], commit_group=False)
 
-        # Whole rows of an array make one flat copy, which would not stop at the end of time.
+        # A window as wide as its array becomes one flat copy, which would not stop at the end of
+        # the sequence but write into the next one.
         if tiles.time % tiles.rows and target.ref.shape[-1] == target.shape[-1]:
-            lax.cond(tiles.valid(i) == tiles.rows, whole, row_by_row)
+            lax.cond(tiles.valid(i) == tiles.rows, copy_tile, copy_rows)
         else:
-            whole()
+            copy_tile()
 
     def run(inputs, outputs, arrived):
         def read(i):
@@ -132,13 +136,18 @@ def pipeline(body: Callable, carry, reads, writes, *, tiles: Tiles, stages: int)
                 plgpu.copy_gmem_to_smem(window(i), tile, arrived.at[slot])
 
         def turn(i, carry):
+            # 1. Wait until the tile is here, and until the copy out of the slot for its results,
+            # which began two turns ago, has read it.
             slot = lax.rem(i, stages)
             results = at(lax.rem(i, 2), outputs)
             plgpu.barrier_wait(arrived.at[slot])
-            if writes:  # of the last turn but one
+            if writes:
                 plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+            # 2. Work on it, and wait for all threads: then the results may leave, and the inputs
+            # may be overwritten.
             carry = body(i, at(slot, inputs), results, carry)
-            plgpu.commit_smem()  # no thread is behind: outputs may go, inputs be overwritten
+            plgpu.commit_smem()
+            # 3. Send the results off, and send for the tile that takes this slot next.
             for window, tile in each(writes, results):
                 write(i, window, tile)
             if writes:

@@ -19,15 +19,15 @@ _ALONE = threading.Lock()
 
 
 def run(kernel: str, arrays, scalars, shapes, programs: int, constants) -> list[jax.Array]:
-    """What the kernel makes of `arrays`, by a callback.
+    """The results of the kernel for `arrays`, by a callback.
 
-    Numbers of 16 bits travel as float32. The kernels round nothing but their results, which is done
-    here: the interpreter's own rounding to bfloat16 is not right.
+    Numbers of 16 bits are passed as float32. The kernels round their results only, which is done
+    here, since the interpreter rounds to bfloat16 incorrectly.
     """
 
     def on_host(*arrays):
         inputs = [_widened(np.asarray(x)) for x in arrays]
-        # What a kernel fails to write is seen.
+        # What a kernel fails to write stays NaN.
         results = [np.full(s.shape, np.nan, np.float32) for s in shapes]
         with _ALONE, np.errstate(all="ignore"):
             execute = _Executor(*_interpreted(kernel), partial(_grid, programs))
@@ -38,7 +38,7 @@ def run(kernel: str, arrays, scalars, shapes, programs: int, constants) -> list[
 
 
 class _Tensor:
-    """As much of a tensor as the interpreter asks for, over a NumPy array."""
+    """The part of a tensor's interface that the interpreter uses, over a NumPy array."""
 
     def __init__(self, array: np.ndarray):
         self._array = array
@@ -50,7 +50,7 @@ class _Tensor:
 
 
 class _Executor(GridExecutor):
-    """One whose tensors are on the CPU already."""
+    """An executor whose tensors are on the CPU already."""
 
     def _init_args_hst(self, args_dev, kwargs):
         return args_dev, kwargs
@@ -64,8 +64,8 @@ def _index(tensor) -> int:
 
 
 def _grid(programs: int, _) -> tuple[int]:
-    # The interpreter asks for the grid after patching the language, which it undoes at the end. How
-    # Triton 3.6 makes an `int` of a tensor is an error since NumPy 2.4.
+    # The interpreter calls this after it has patched the language, and undoes its patches at the
+    # end. This one is needed since NumPy 2.4 rejects how Triton 3.6 turns a tensor into an `int`.
     tl.tensor.__index__ = _index  # pyright: ignore[reportAttributeAccessIssue]
     return (programs,)
 
@@ -83,7 +83,7 @@ def _interpreted(kernel: str):
 
 @cache
 def _interpreted_source() -> ModuleType:
-    """The module of the kernels once more, with functions that the interpreter runs."""
+    """A second copy of the module of kernels, whose functions the interpreter runs."""
     module = ModuleType(f"{_triton_source.__name__}_interpreted")
     with knobs.runtime.scope():
         knobs.runtime.interpret = True

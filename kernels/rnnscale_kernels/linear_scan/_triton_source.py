@@ -1,16 +1,16 @@
-"""The recurrence as Triton kernels: one program per row, chunk of time and block of channels.
+"""The recurrence as Triton kernels: one program for each row, chunk of time and block of channels.
 
-A program takes its steps in order, with the carry in registers and in float32. Every round loads
-`ROWS` steps before it computes and stores any, since a load cannot be moved before a store that it
-may alias. Through `num_stages` the loads become asynchronous copies to shared memory, issued up to
-`STAGES - 1` rounds ahead: one warp so keeps many bytes on their way. A last loop takes the steps
-that fill no round; all of its loads are issued at once.
+A program takes its steps in order, with the carry in registers, in float32. Each round loads `ROWS`
+steps before it computes and stores the first of them, since the compiler cannot move a load before
+a store to what may be the same address. By `num_stages` the loads become asynchronous copies to
+shared memory, issued up to `STAGES - 1` rounds ahead, so that one warp keeps many bytes on their
+way. A last loop takes the steps that do not fill a round, and issues all of its loads at once.
 
-Numbers are tuples of planes, one if real and two if complex. What is absent is an empty tuple; the
-pointer that a kernel gets for it is neither read nor written.
+Numbers are tuples of planes: one plane if real, two if complex. What is absent is an empty tuple;
+the pointer that a kernel receives for it is neither read nor written.
 """
 
-# Triton takes these for its own language: what a type checker makes of them does not count.
+# These functions are in Triton's language, which type checkers do not know.
 # pyright: reportMissingImports=false, reportArgumentType=false, reportAssignmentType=false
 import triton
 import triton.language as tl
@@ -112,7 +112,7 @@ def _place(
     time, chunk, inner, decay_rows,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, DESCENDING: tl.constexpr,
 ):  # fmt: skip
-    """Where this program works: its row, chunk and channels, and the first of its steps."""
+    """The row, chunk and channels of this program, and the first of its steps."""
     BLOCKS: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
     channels = (program % BLOCKS) * BLOCK + tl.arange(0, BLOCK)
@@ -125,6 +125,10 @@ def _place(
     if DESCENDING:
         first += steps - 1
     return row.to(tl.int64), decay_row.to(tl.int64), index, chunks, first, steps, channels
+
+
+# Functions named `_..._rows` are one round of a pass: they load `ROWS` steps from `start` on, then
+# take them one after another.
 
 
 @triton.jit
@@ -152,7 +156,7 @@ def forward(
     PLANAR: tl.constexpr, VARYING: tl.constexpr, CUT: tl.constexpr, DESCENDING: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """h = a h + b, step by step: all h and the last."""
+    """h = a h + b, step by step: all states, and the last one of each chunk."""
     STRIDE: tl.constexpr = -CHANNELS if DESCENDING else CHANNELS
     DIRECTION: tl.constexpr = -1 if DESCENDING else 1
     row, decay_row, index, chunks, first, steps, channels = _place(
@@ -175,10 +179,10 @@ def forward(
         cuts = (cut + row * time + first,)
     carry = _load(_at(_planes(h0_re, h0_im, PLANAR), at_chunk), mask)
 
-    whole = steps // ROWS * ROWS
-    for start in tl.range(0, whole, ROWS, num_stages=STAGES):
+    in_rounds = steps // ROWS * ROWS
+    for start in tl.range(0, in_rounds, ROWS, num_stages=STAGES):
         carry = _forward_rows(a, constant, b, cuts, h, carry, start, mask, STRIDE, DIRECTION, ROWS)
-    for start in tl.range(whole, steps, num_stages=ROWS):
+    for start in tl.range(in_rounds, steps, num_stages=ROWS):
         carry = _forward_rows(a, constant, b, cuts, h, carry, start, mask, STRIDE, DIRECTION, 1)
     _store(_at(_planes(last_re, last_im, PLANAR), at_chunk), carry, mask)
 
@@ -213,7 +217,7 @@ def totals(
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
     ADJOINT: tl.constexpr,
 ):  # fmt: skip
-    """What `forward`, or the adjoint `backward`, carries out of a chunk that zero enters."""
+    """What leaves a chunk that zero enters, in `forward`, or in `backward` with `ADJOINT`."""
     STRIDE: tl.constexpr = -CHANNELS if DESCENDING else CHANNELS
     DIRECTION: tl.constexpr = -1 if DESCENDING else 1
     row, decay_row, index, chunks, first, steps, channels = _place(
@@ -236,12 +240,12 @@ def totals(
         cuts = (cut + row * time + first,)
     end = _constant(0.0, BLOCK, PLANAR)
 
-    whole = steps // ROWS * ROWS
-    for start in tl.range(0, whole, ROWS, num_stages=STAGES):
+    in_rounds = steps // ROWS * ROWS
+    for start in tl.range(0, in_rounds, ROWS, num_stages=STAGES):
         product, end = _totals_rows(
             a, constant, x, cuts, product, end, start, mask, ADJOINT, STRIDE, DIRECTION, ROWS
         )
-    for start in tl.range(whole, steps, num_stages=ROWS):
+    for start in tl.range(in_rounds, steps, num_stages=ROWS):
         product, end = _totals_rows(
             a, constant, x, cuts, product, end, start, mask, ADJOINT, STRIDE, DIRECTION, 1
         )
@@ -252,7 +256,7 @@ def totals(
 
 @triton.jit
 def _backward_step(decay, h, cut, g, c):
-    """(da, db, c) from the cotangent c that comes in, and h the state before the step."""
+    """`(da, db, c)` from the cotangent `c` that comes in, and `h`, the state before the step."""
     s = _add(_float(g), c)
     da = _unless(cut, _multiply(s, _conjugate(_float(h))))
     return da, s, _unless(cut, _multiply(_conjugate(decay), s))
@@ -293,7 +297,7 @@ def backward(
     PLANAR: tl.constexpr, VARYING: tl.constexpr, CUT: tl.constexpr, DESCENDING: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The adjoint of `forward`, in the other direction: `DESCENDING` is that of this pass."""
+    """The adjoint of `forward`, in the other direction. `DESCENDING` is that of this pass."""
     STRIDE: tl.constexpr = -CHANNELS if DESCENDING else CHANNELS
     DIRECTION: tl.constexpr = -1 if DESCENDING else 1
     row, decay_row, index, chunks, first, steps, channels = _place(
@@ -313,7 +317,7 @@ def backward(
         constant = _float(_load(_at(a, decay_row * CHANNELS + channels), mask))
         total = _constant(0.0, BLOCK, PLANAR)
         a = ()
-    # The state before a step is that of the step which follows here.
+    # The state before a step is `h` at the step that this pass takes next.
     h = _at(_planes(h_re, h_im, PLANAR), at_first + STRIDE)
     g = _at(_planes(g_re, g_im, PLANAR), at_first)
     db = _at(_planes(db_re, db_im, PLANAR), at_first)
@@ -322,15 +326,15 @@ def backward(
         cuts = (cut + row * time + first,)
     c = _load(_at(_planes(c_re, c_im, PLANAR), at_chunk), mask)
 
-    # No step follows the last one of the row: the state before it is `h0`.
+    # The step that is last in the row has no next one: the state before it is `h0`.
     ends_row = index == (0 if DESCENDING else chunks - 1)
     followed = steps - ends_row.to(tl.int32)
-    whole = followed // ROWS * ROWS
-    for start in tl.range(0, whole, ROWS, num_stages=STAGES):
+    in_rounds = followed // ROWS * ROWS
+    for start in tl.range(0, in_rounds, ROWS, num_stages=STAGES):
         total, c = _backward_rows(
             a, constant, h, cuts, g, da, db, total, c, start, mask, STRIDE, DIRECTION, ROWS
         )
-    for start in tl.range(whole, followed, num_stages=ROWS):
+    for start in tl.range(in_rounds, followed, num_stages=ROWS):
         total, c = _backward_rows(
             a, constant, h, cuts, g, da, db, total, c, start, mask, STRIDE, DIRECTION, 1
         )

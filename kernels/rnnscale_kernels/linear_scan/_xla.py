@@ -1,4 +1,4 @@
-"""The recurrence in plain XLA: one step after another, as a tree, or in chunks side by side."""
+"""The recurrence in plain XLA: one step after another, as a tree over time, or in chunks."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from ._backward import previous, sum_to
 
 
 def _at(x, t):
-    """Step `t` of every plane; the only one of a time-invariant decay."""
+    """Step `t` of every plane, or the only step of a time-invariant decay."""
     return jax.tree.map(
         lambda x: lax.dynamic_index_in_dim(x, t if x.shape[-2] > 1 else 0, x.ndim - 2, False), x
     )
@@ -31,9 +31,9 @@ def _put(x, t, value):
 
 
 def _keep(cut, t, carry):
-    """What is carried into step `t`: zero where it is cut.
+    """The carry into step `t`, or zero where it is cut.
 
-    The decayed carry, not the carry: an infinite decay times zero would be NaN.
+    The carry has to be decayed already: an infinite decay times zero would be NaN.
     """
     if cut is None:
         return carry
@@ -48,7 +48,8 @@ def sequential(a, b, h0, cut, *, reverse):
         carry, h = loop
         t = steps - 1 - i if reverse else i
         decayed = _keep(cut, t, multiply(cast(_at(a, t), h0.dtype), carry))
-        # The barrier makes it one value, read before the buffer is written: no copy is needed.
+        # The barrier makes the sum one value, read before the buffer is written: without it XLA
+        # copies the buffer.
         carry = lax.optimization_barrier(add(decayed, cast(_at(h, t), h0.dtype)))
         return carry, _put(h, t, carry)
 
@@ -59,7 +60,7 @@ def sequential(a, b, h0, cut, *, reverse):
 def sequential_transpose(a, h, h0, cut, g, g_last, *, reverse):
     """One loop back through time that reads every state and every cotangent once.
 
-    It overwrites `g` in place, as `sequential` does `b`.
+    It overwrites `g` in place, as `sequential` overwrites `b`.
     """
     steps = g.shape[-2]
     varying = a.shape[-2] > 1
@@ -78,7 +79,7 @@ def sequential_transpose(a, h, h0, cut, g, g_last, *, reverse):
         return carry, da, _put(db, t, s)
 
     if varying:
-        # Summed over the rows that share a decay before it is rounded.
+        # It is summed over the rows that share a decay, and rounded after that.
         da_dtype = a.dtype if a.shape == g.shape else dtype
         da = jax.tree.map(lambda g: jnp.zeros_like(g, da_dtype), g)
     else:
@@ -92,8 +93,8 @@ def sequential_transpose(a, h, h0, cut, g, g_last, *, reverse):
 def associative(a, b, h0, cut, *, reverse):
     """A work-efficient tree over time: about 2 log2(time) vector operations.
 
-    A time-invariant decay stays one step long. On each level of the tree all spans have the same
-    length, so the decay of a span is one power.
+    A time-invariant decay stays one step long: all spans on one level of the tree have the same
+    length, so they have the same decay, a power.
     """
     out_dtype = b.dtype
     a, b = cast(a, h0.dtype), cast(b, h0.dtype)
@@ -110,7 +111,9 @@ def associative(a, b, h0, cut, *, reverse):
 def _tree(a, b, cut, *, reverse):
     """The inclusive scan of h -> a h + b along axis -2, from zero.
 
-    A time-invariant `a`, in float64, becomes the decay of ever longer spans by squaring.
+    Pairs of steps are combined into one step each, the sequence of half the length is scanned, and
+    its states are those after the second step of each pair. From them follow the states after the
+    first steps. A time-invariant `a` is in float64, and squared on each level.
     """
     steps = b.shape[-2]
     if steps == 1:
@@ -119,7 +122,7 @@ def _tree(a, b, cut, *, reverse):
     pairs, odd = divmod(steps, 2)
 
     def take(x, number, count):
-        """`count` steps, every other one, from the one that is processed as `number`."""
+        """Every other step, `count` in all, from the one that is processed as number `number`."""
         start = steps - 1 - number - 2 * (count - 1) if reverse else number
         stop = start + 2 * count - 1
         return jax.tree.map(lambda x: x[..., start:stop:2, :] if x.shape[-2] > 1 else x, x)
@@ -133,7 +136,7 @@ def _tree(a, b, cut, *, reverse):
     second = _tree(product(a1, a0), extend(b0, a1, b1, cut1), pair_cut, reverse=reverse)
     first = take(b, 0, 1)
     if later := pairs + odd - 1:
-        # What the second step of a pair has is carried into the first one of the next.
+        # The state after the second step of a pair is the carry into the first step of the next.
         kept = slice(pairs - later, None) if reverse else slice(later)
         carry = jax.tree.map(lambda x: x[..., kept, :], second)
         first = _join(first, extend(carry, *take((a, b, cut), 2, later)), reverse=reverse)
@@ -150,7 +153,7 @@ def _join(first, second, *, reverse):
 
 
 def _interleave(first, second, *, reverse):
-    """`first` and `second` by turns, which starts, and may end, with `first`."""
+    """`first` and `second` in turn, beginning with `first`, which may have one step more."""
 
     def interleave(first, second):
         *batch, pairs, channels = second.shape
@@ -167,16 +170,16 @@ def _interleave(first, second, *, reverse):
 
 
 def chunked(a, b, h0, cut, *, reverse):
-    """Chunks of time side by side, each from zero, then corrected by what enters it.
+    """Chunks of time at once, each from zero, then corrected for the state that enters it.
 
-    It does twice the arithmetic of `sequential` in far fewer and wider steps, which pays where
-    one step is narrower than the cost of a turn of the loop.
+    It does twice the arithmetic of `sequential` in far fewer and wider steps. That pays if one step
+    takes less time than one turn of the loop.
     """
     steps, channels = b.shape[-2:]
     count = chunk_count(steps)
     length = -(-steps // count)
     padding = count * length - steps
-    # The padding stands where the processing ends, so that nothing passes through it.
+    # The padding comes last in processing order, so that no state passes through it.
     pad = (padding, 0) if reverse else (0, padding)
 
     def split(x, axis):
@@ -198,6 +201,7 @@ def chunked(a, b, h0, cut, *, reverse):
     one = ones_like(_at(empty, 0))
     zero = jax.tree.map(jnp.zeros_like, _at(b, 0))
 
+    # 1. Run every chunk from zero. Its total is the product of its decays and its last state.
     local, total = sequential(a, b, zero, cut, reverse=reverse)
     decay, total_decay = _products(a, empty, one, reverse=reverse)
     if cut is None:
@@ -205,8 +209,10 @@ def chunked(a, b, h0, cut, *, reverse):
     else:
         seen = lax.cumsum(cut.astype(jnp.int32), axis=cut.ndim - 1, reverse=reverse) > 0
         total_cut = jnp.any(cut, axis=-1)
+    # 2. Scan over the totals: the states that leave and enter the chunks.
     leaving, _ = sequential(total_decay, total, h0, total_cut, reverse=reverse)
     entering = previous(leaving, h0, None, reverse=reverse)
+    # 3. Add to each state what the entering state contributes, up to the first cut.
     correction = multiply(decay, jax.tree.map(lambda x: x[..., None, :], entering))
     if seen is not None:
         correction = where(seen[..., None], 0.0, correction)
@@ -220,7 +226,7 @@ def chunked(a, b, h0, cut, *, reverse):
 
 
 def _products(a, zeros, one, *, reverse):
-    """The products of the decay from the start of the chunk to every step, and the last of them."""
+    """The products of the decays from the start of a chunk to each step, and the last of them."""
     if a.shape[-2] > 1:
         return sequential(a, zeros, one, None, reverse=reverse)
     with jax.enable_x64(True):
@@ -231,5 +237,5 @@ def _products(a, zeros, one, *, reverse):
 
 
 def chunk_count(steps: int) -> int:
-    """How many chunks stand side by side: the square root of the length, at most 64."""
+    """The number of chunks: the square root of the number of steps, at most 64."""
     return max(1, min(64, int(steps**0.5)))

@@ -1,4 +1,4 @@
-"""What the GPU kernels of a compiled program take, as the assembler says."""
+"""The resources that the GPU kernels of a compiled program take, as the assembler reports them."""
 
 import importlib.util
 import os
@@ -14,11 +14,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a GPU kernel takes.
+    """The resources of a GPU kernel.
 
-    - `shared_memory`: bytes a block.
-    - `registers`: of one thread.
-    - `spills`: bytes that one thread stores to memory for want of registers, and loads again.
+    - `shared_memory`: bytes for one block.
+    - `registers`: registers of one thread.
+    - `spills`: bytes that one thread stores to memory, and loads again, for lack of registers.
     """
 
     name: str
@@ -28,12 +28,14 @@ class Kernel:
 
 
 def mosaic_kernel(log: Path) -> Kernel:
+    """The kernel whose dump has this log of the assembler."""
     passes = log.with_suffix(".mlir-passes.log").read_text()
     shared_memory = re.findall(r"dynamic_shared_memory_size %c(\d+)_", passes)[-1]
     return _kernel(log.read_text(), int(shared_memory))
 
 
 def triton_kernel(payload: str) -> Kernel:
+    """The kernel in the payload of a call, assembled once more."""
     escapes = rb"\\([0-9A-F]{2}|.)"
     compressed = re.sub(
         escapes,
@@ -55,7 +57,7 @@ def triton_kernel(payload: str) -> Kernel:
 
 
 def _kernel(log: str, dynamic_shared_memory: int) -> Kernel:
-    """What `ptxas --verbose` says of one kernel."""
+    """The kernel that a log of `ptxas --verbose` describes."""
     (name,) = re.findall(r"Compiling entry function '(.*?)'", log)
     (registers,) = re.findall(r"Used (\d+) registers", log)
     spills = re.findall(r"(\d+) bytes spill", log)
@@ -65,7 +67,7 @@ def _kernel(log: str, dynamic_shared_memory: int) -> Kernel:
 
 
 def _protobuf(message: bytes) -> dict[int, Any]:
-    """The last value of every field: integers, and bytes for strings and messages."""
+    """The last value of each field of a message: an integer, or bytes for strings and messages."""
 
     def varint() -> int:
         nonlocal at
@@ -87,7 +89,8 @@ def _protobuf(message: bytes) -> dict[int, Any]:
 
 
 def ptxas() -> str | None:
-    """Where XLA would find it, too: on the path, in CUDA's folder, or in NVIDIA's wheel."""
+    """The path of `ptxas`, looked for where XLA does: on the path, in CUDA's folder, in NVIDIA's
+    wheel."""
     folders = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
     wheel = importlib.util.find_spec("nvidia.cu13") if importlib.util.find_spec("nvidia") else None
     if wheel is not None:

@@ -1,4 +1,4 @@
-"""The text of an optimised program."""
+"""The text of an optimised program, parsed: its calls, its loops and its collectives."""
 
 import math
 import re
@@ -14,7 +14,7 @@ KERNEL_CALLS = {
     "triton_kernel_call_ffi": "triton",
     "tpu_custom_call": "mosaic_tpu",
 }
-"""The custom calls of kernels written by hand, and the implementations that make them."""
+"""The custom calls of hand-written kernels, and the implementations that make them."""
 
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -23,9 +23,9 @@ _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "col
 class Call:
     """A call of code that XLA has not generated.
 
-    - `target`: the implementation that a kernel written by hand belongs to, else XLA's name.
-    - `bytes_accessed`: of its operands and results, each accessed once.
-    - `vmem`: bytes of a TPU's vector memory that the kernel takes.
+    - `target`: the implementation that a hand-written kernel belongs to, otherwise XLA's name.
+    - `bytes_accessed`: bytes of its operands and results, each accessed once.
+    - `vmem`: bytes of a TPU's vector memory that the kernel takes; `None` on other devices.
     """
 
     target: str
@@ -35,18 +35,18 @@ class Call:
 
 @dataclass(frozen=True)
 class Collective:
-    """Devices that exchange data.
+    """One collective operation.
 
     - `kind`: `"all-gather"`, `"all-reduce"`, `"reduce-scatter"`, `"all-to-all"` or
         `"collective-permute"`.
-    - `axes`: the mesh axes along which the devices of a group differ. Without any, no device has
-        another one to talk to.
-    - `devices`: how many are a group; 2 for a permute.
-    - `bytes`: of its result on one device, every time that it runs.
-    - `turns`: how often it runs; NaN where the program does not say.
-    - `loops`: where the loops that it stands in come from, the outermost first. JAX's name of such
-        a place ends with that of the operation: `"jit(step)/jvp()/while"`.
-    - `source`: where it comes from itself.
+    - `axes`: the mesh axes along which the devices of a group differ. If there are none, each group
+        is a single device.
+    - `devices`: the size of a group; 2 for a permute.
+    - `bytes`: bytes of its result on one device, each time that it runs.
+    - `turns`: how often it runs; NaN if the program does not say.
+    - `loops`: the sources of the loops around it, outermost first. A source is JAX's name for a
+        place in the program, such as `"jit(step)/jvp()/while"`.
+    - `source`: its own source.
     """
 
     kind: str
@@ -58,7 +58,7 @@ class Collective:
     source: str
 
 
-# What XLA's cost model takes for the bytes of a call.
+# The bytes that XLA's cost model counts for a call.
 _UNKNOWN = -1
 
 
@@ -74,7 +74,7 @@ class _Operation:
     root: bool
 
     def attribute(self, name: str) -> str:
-        """A computation that it names."""
+        """The computation that it names under this attribute."""
         (value,) = re.findall(rf"\b{name}=%([^\s,]+)", self.line)
         return value
 
@@ -88,7 +88,7 @@ class HLO:
     """The text of an optimised program.
 
     - `calls`: each with its turns, which is how often it runs.
-    - `loops`: of each the name of its body, its turns, and the turns of what it stands in.
+    - `loops`: for each the name of its body, its turns, and the turns of what is around it.
     """
 
     def __init__(self, text: str):
@@ -114,7 +114,7 @@ class HLO:
         operations = self._computations[computation]
         for each in operations.values():
             if each.opcode == "custom-call":
-                # One that is passed twice stands in where another would be unused.
+                # An operand that is passed twice stands for another one that would be unused.
                 once = set(each.operands)
                 size = _size(each.type) + sum(_size(operations[x].type) for x in once)
                 self.calls.append((_call(each.line, size), turns))
@@ -131,10 +131,10 @@ class HLO:
                 for branch in _branches(each.line):
                     self._visit(branch, turns, loops)
             elif each.opcode == "fusion":
-                # Its calls are no calls of their own.
+                # What a fusion calls is not a call, but it may hold a collective.
                 fused = self._computations[each.attribute("calls")]
                 for inner in fused.values():
-                    if not _goes_on(inner, fused):
+                    if not _was_started_elsewhere(inner, fused):
                         self._collect(inner, fused, turns, loops)
             else:
                 self._collect(each, operations, turns, loops)
@@ -166,7 +166,7 @@ class HLO:
 
     def bytes_accessed(self) -> int:
         total = self._model(self._entry)
-        # The model takes every loop for one turn.
+        # The model counts one turn for every loop.
         total += sum((inner - outer) * self._model(body) for body, inner, outer in self.loops)
         total += sum(turns * (call.bytes_accessed - _UNKNOWN) for call, turns in self.calls)
         if math.isnan(total):
@@ -199,10 +199,10 @@ def _branches(line: str) -> list[str]:
     return re.findall(r"\b(?:true|false)_computation=%([^\s,]+)", line)
 
 
-def _goes_on(collective: _Operation, fused: Mapping[str, _Operation]) -> bool:
+def _was_started_elsewhere(collective: _Operation, fused: Mapping[str, _Operation]) -> bool:
     """Whether a fused collective was started in another fusion.
 
-    A TPU lays a collective behind the work of several fusions, and each of them names it again.
+    A TPU runs a collective during several fusions, and each of them names it again.
     """
     starts = (each for each in fused.values() if '"AsyncCollectiveStart"' in each.line)
     return "chain_id=" in collective.line and not any(
@@ -211,7 +211,7 @@ def _goes_on(collective: _Operation, fused: Mapping[str, _Operation]) -> bool:
 
 
 def _result(collective: _Operation, operations: Mapping[str, _Operation]) -> str:
-    """The type of its result. Where it is started and waited for, that of the wait."""
+    """The type of the collective's result; for an asynchronous one, that of its end."""
     if not collective.opcode.endswith("-start"):
         return collective.type
     done = f"{collective.opcode.removesuffix('-start')}-done"
@@ -228,7 +228,7 @@ def _trip_count(
     operations: Mapping[str, _Operation],
     computations: Mapping[str, Mapping[str, _Operation]],
 ) -> float:
-    """How often a loop runs; NaN where it is not `while (i < n) i += k` with known numbers."""
+    """How often a loop runs; NaN if it is not `while (i < n) i += k` with known numbers."""
     if count := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.line):
         return int(count[1])
     condition = computations[loop.attribute("condition")]
@@ -238,7 +238,7 @@ def _trip_count(
         return math.nan
 
     def at_start(operation: _Operation) -> int | None:
-        """The value that an operation of the condition or of the body has in the first turn."""
+        """The value of an operation of the condition or of the body in the first turn."""
         index = _element(operation)
         if index is not None:
             operation = _origin(initial.operands[index], operations)
@@ -264,7 +264,7 @@ def _root(computation: Mapping[str, _Operation]) -> _Operation:
 
 
 def _origin(name: str, computation: Mapping[str, _Operation]) -> _Operation:
-    """What a value is a copy of."""
+    """The operation that a value comes from, past all copies."""
     operation = computation[name]
     while operation.opcode in ("copy", "copy-start", "copy-done", "bitcast"):
         operation = computation[operation.operands[0]]
@@ -272,13 +272,13 @@ def _origin(name: str, computation: Mapping[str, _Operation]) -> _Operation:
 
 
 def _element(operation: _Operation) -> int | None:
-    """Which element of a loop's tuple it reads, if it does."""
+    """The index of the element that it reads from a loop's tuple; `None` if it reads none."""
     found = re.search(r" get-tuple-element\(.*?\), index=(\d+)", operation.line)
     return int(found[1]) if found else None
 
 
 def _groups(line: str) -> np.ndarray:
-    """The devices of a collective: a row for each group, or for each pair of a permute."""
+    """The devices of a collective, with a row for each group, or for each pair of a permute."""
     if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", line):
         return _rows(pairs[1])
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", line):
@@ -293,22 +293,22 @@ def _groups(line: str) -> np.ndarray:
 
 
 def _rows(listed: str) -> np.ndarray:
-    """Such as `{0,1},{2,3}`."""
+    """Groups that are listed, such as `{0,1},{2,3}`."""
     return np.array([_integers(row) for row in re.findall(r"\{([\d,]+)\}", listed)])
 
 
 def _iota(text: str) -> np.ndarray:
-    """All devices in an order such as `[8]` or `[4,2]T(1,0)`."""
+    """All devices in an order, such as `[8]` or `[4,2]T(1,0)`."""
     shape, transposed = re.findall(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)[0]
     devices = np.arange(math.prod(_integers(shape))).reshape(_integers(shape))
     return devices.transpose(_integers(transposed) or None).reshape(-1)
 
 
 def _groups_of_axes(mesh: str, order: str | None, grouped: str) -> np.ndarray:
-    """Groups along named axes, such as `'seq'` of the mesh `'data'=2,'seq'=4`; `'seq':(2)2` is the
-    part of size 2 of an axis whose digits before it have size 2.
+    """Groups along named axes, such as `'seq'` of the mesh `'data'=2,'seq'=4`.
 
-    The names and sizes may be others than those of the program's mesh.
+    An axis may be split into digits: `'seq':(2)2` is the digit of size 2 after digits of size 2 in
+    all. Names and sizes may differ from those of the program's mesh.
     """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", mesh)}
     shape = tuple(sizes.values())
@@ -321,13 +321,13 @@ def _groups_of_axes(mesh: str, order: str | None, grouped: str) -> np.ndarray:
         after = sizes[name] // (int(before or 1) * int(part or sizes[name]))
         digit = coordinates[list(sizes).index(name)] // after % int(part or sizes[name])
         first[name] = first[name] - digit * after
-    # Devices of a group have its first device in common.
+    # The devices of a group share their first device.
     group = np.ravel_multi_index(tuple(first.values()), shape)
     return devices[np.argsort(group, kind="stable")].reshape(len(np.unique(group)), -1)
 
 
 def _axes_of(groups: np.ndarray, axes: Mapping[str, int]) -> tuple[str, ...]:
-    """The axes of the mesh along which the devices of any group differ."""
+    """The mesh axes along which the devices of some group differ."""
     coordinates = np.unravel_index(groups, tuple(axes.values()))
     return tuple(
         name for name, each in zip(axes, coordinates, strict=True) if np.any(each != each[:, :1])

@@ -12,12 +12,12 @@ from ._hlo import HLO, Collective
 
 
 class Program:
-    """A compiled program, and what can be read back from it. Sizes are of one device.
+    """A compiled program, and what can be read back from it. Sizes are those on one device.
 
     - `compiled`: the `jax.stages.Compiled`.
-    - `text`: the program after all of XLA's passes.
-    - `calls`: what it calls besides XLA's own code.
-    - `kernels`: the GPU kernels written by hand that it contains, Mosaic's where they are given.
+    - `text`: the program after all passes of XLA.
+    - `calls`: its calls of code that XLA has not generated.
+    - `kernels`: the hand-written GPU kernels in it: Triton's, and those given as `mosaic_kernels`.
     """
 
     def __init__(
@@ -33,28 +33,28 @@ class Program:
 
     @cached_property
     def collectives(self) -> tuple[Collective, ...]:
-        """What its devices exchange with one another.
+        """Its collectives.
 
-        One that is started here and waited for there counts once; one in a conditional counts as if
-        its branch were taken.
+        An asynchronous collective, which has a start and an end, counts once. One in a conditional
+        counts as if its branch were taken.
 
-        **Raises:** `ValueError` where the devices of a group are named in an unknown syntax.
+        **Raises:** `ValueError` if the devices of a group are named in an unknown syntax.
         """
         return tuple(self._hlo.collectives(self._mesh.shape))
 
     @property
     def temporaries(self) -> int:
-        """Bytes of all buffers besides arguments and results."""
+        """Bytes of all buffers other than arguments and results."""
         sizes: Any = self.compiled.memory_analysis()
         return sizes.temp_size_in_bytes
 
     def bytes_accessed(self) -> int:
         """Bytes that all operations read and write, by XLA's generic cost model.
 
-        Every operation reads its operands from memory and writes its results there: caches are left
-        out. The model knows neither the turns of a loop nor what a call does, so here a loop counts
-        as often as it runs, and a call reads its operands and writes its results once.
+        The model has no caches: every operation reads its operands from memory and writes its
+        results there. It knows neither how often a loop runs nor what a call does. Here a loop
+        counts as often as it runs, and a call reads its operands and writes its results once.
 
-        **Raises:** `ValueError` where the program does not say how often a loop runs.
+        **Raises:** `ValueError` if the program does not say how often a loop runs.
         """
         return self._hlo.bytes_accessed()

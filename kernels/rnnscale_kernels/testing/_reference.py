@@ -13,7 +13,7 @@ def _order(steps: int, reverse: bool) -> range:
 
 
 def _is_cut(reset, t: int, steps: int, reverse: bool):
-    """For every row, whether the state that reaches step `t` comes from another segment."""
+    """Whether, in each row, the state that enters step `t` comes from another segment."""
     if reset is None:
         return False
     if not reverse:
@@ -22,7 +22,7 @@ def _is_cut(reset, t: int, steps: int, reverse: bool):
 
 
 def linear_scan(a, b, h0, *, reverse=False, reset=None):
-    """(h, h_last): h_t = a_t h_{t-1} + b_t, with `a` of the shape of `b` or one step long."""
+    """`(h, h_last)` for h_t = a_t h_{t-1} + b_t, with `a` of the shape of `b` or one step long."""
     steps = b.shape[-2]
     h = np.zeros(np.broadcast_shapes(a.shape, b.shape), np.result_type(a, b, h0))
     carry = h0

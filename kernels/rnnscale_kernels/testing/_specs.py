@@ -1,4 +1,4 @@
-"""Argument specs: one list for tests, benchmarks, tuning and compile checks."""
+"""Argument specs: one list for tests, benchmarks and compile checks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from .._planar import Planar
 
 @dataclass(frozen=True)
 class ScanArguments:
-    """What one call of `linear_scan` is given. `batch` may have any number of axes."""
+    """The arguments of one call of `linear_scan`. `batch` may have any number of axes."""
 
     batch: tuple[int, ...] = (2,)
     time: int = 64
@@ -30,8 +30,8 @@ class ScanArguments:
         return "-".join([shape, self.dtype, decay, *flags])
 
     def arrays(self, seed: int = 0) -> dict[str, Any]:
-        """Random double-precision NumPy arrays, already rounded to the dtype: a, b, h0, g, g_last,
-        reset. Decays have magnitudes between 0 and 1."""
+        """Random NumPy arrays in double precision, already rounded to the dtype: `a`, `b`, `h0`,
+        `reset`, and the cotangents `g` and `g_last`. Decays have magnitudes between 0 and 1."""
         rng = np.random.default_rng(seed)
         shape = (*self.batch, self.time, self.channels)
         ends = (*self.batch, self.channels)
@@ -56,7 +56,7 @@ class ScanArguments:
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
-    """The values that `dtype` has for them, in double precision."""
+    """The values rounded to `dtype`, in double precision."""
     if np.iscomplexobj(values):
         return rounded(np.real(values), dtype) + 1j * rounded(np.imag(values), dtype)
     return np.asarray(jnp.asarray(values).astype(dtype)).astype(np.float64)

@@ -1,8 +1,8 @@
-"""Programs compiled for devices that are not here.
+"""Programs compiled for absent devices.
 
-The whole tool chain of the device runs, up to its machine code: XLA with the device's own passes,
-and the compilers of the kernels. `JAX_PLATFORMS=cpu` has to be in the environment, and the packages
-of the extra `aot` installed.
+The full toolchain of the device runs, down to machine code: XLA with the passes for the device, and
+the compilers of the kernels. It needs `JAX_PLATFORMS=cpu` in the environment, and the packages of
+the extra `aot`.
 """
 
 import contextlib
@@ -26,6 +26,8 @@ from ._program import Program
 
 @dataclass(frozen=True)
 class _GPU:
+    """A GPU as XLA describes it. Sizes are in bytes, the bandwidth in bytes per second."""
+
     kind: str
     capability: tuple[int, int]
     cores: int
@@ -80,8 +82,8 @@ _TPUS = {"v4": "1x1x1", "v5e": "1x1", "v5p": "1x1x1", "v6e": "1x1"}
 """The smallest topology of each."""
 _GPUS_PER_HOST = 8
 
-# Without these libtpu asks a metadata server that is not there which TPU it is on, and lets only
-# one process of a machine load it.
+# Without these, libtpu asks a metadata server, which does not exist here, which TPU it runs on, and
+# only one process on a machine can load it.
 _TPU_ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
@@ -91,10 +93,11 @@ _TPU_ENVIRONMENT = {
 
 
 def target_shape(target: str) -> tuple[str, tuple[int, ...]]:
-    """What the devices of a target are and how many: `("v5e", (4, 4))` for `"v5e:4x4"`. The shape
-    is `()` where there is none, which is one device.
+    """The kind and the shape of a target: `("v5e", (4, 4))` for `"v5e:4x4"`.
 
-    **Raises:** `ValueError` for a target that there is not.
+    A target without a shape, which is one device, has the shape `()`.
+
+    **Raises:** `ValueError` if there is no such target.
     """
     name, colon, shape = target.partition(":")
     if name not in (*_GPUS, *_TPUS, "cpu"):
@@ -110,7 +113,7 @@ def target_shape(target: str) -> tuple[str, tuple[int, ...]]:
 
 
 def missing(target: str) -> str | None:
-    """Why nothing can be compiled for the target here, or `None`."""
+    """Why this machine cannot compile for the target, or `None`."""
     name, shape = target_shape(target)
     if name == "cpu":
         here = jax.local_device_count("cpu")
@@ -129,13 +132,12 @@ def missing(target: str) -> str | None:
 def target_devices(target: str) -> list[Any]:
     """The devices of a target: `"h100"` or `"v5e"` is one, `"h100:8"` eight, `"v5e:4x4"` a slice.
 
-    The GPUs are `"a100"`, `"h100"` and `"h200"`, eight a host; the TPUs `"v4"`, `"v5e"`, `"v5p"`
-    and `"v6e"`. They can be compiled for, and cannot run or hold anything. A process that has asked
-    for an absent TPU can use none that is there. `"cpu:8"` is eight of the CPU's devices, which do
-    run.
+    The GPUs are `"a100"`, `"h100"` and `"h200"`, eight on a host; the TPUs are `"v4"`, `"v5e"`,
+    `"v5p"` and `"v6e"`. Programs can be compiled for them, but they cannot run a program or hold an
+    array. A process that has asked for an absent TPU cannot use a present one any more. `"cpu:8"`
+    is eight devices of the CPU, which do run.
 
-    **Raises:** `ValueError` for a target that there is not, `RuntimeError` for one that `missing`
-    has a reason against.
+    **Raises:** `ValueError` if there is no such target; `RuntimeError` if `missing` gives a reason.
     """
     name, shape = target_shape(target)
     if (reason := missing(target)) is not None:
@@ -171,23 +173,27 @@ def _tpus(target: str, name: str, shape: tuple[int, ...]) -> list[Any]:
 
 
 def shared_memory_limit(target: str) -> int:
-    """Bytes of shared memory that one block of a GPU can have."""
+    """Bytes of shared memory that one block of a GPU can have.
+
+    **Raises:** `ValueError` if there is no such target.
+    """
     return _GPUS[target_shape(target)[0]].shared_memory_per_block
 
 
 def compile_for(function: Callable[..., Any], *arguments: Any, target: str | Mesh) -> Program:
-    """Compiles `function` for a device that is not here, and reads its kernels back.
+    """Compiles `function` for an absent device, and reads its kernels back.
 
     **Arguments:**
 
-    - `function`: donates the arguments that it donates where it is jitted already.
+    - `function`: a function. If it is jitted, the arguments that it donates are donated.
     - `arguments`: trees of `jax.ShapeDtypeStruct`. One without a sharding is replicated.
-    - `target`: as in `target_devices`, or a mesh of such devices, which is then the ambient mesh.
+    - `target`: a target of `target_devices`, or a mesh of such devices, which is then the ambient
+        mesh.
     """
     mesh = target
     if isinstance(mesh, str):
         mesh = Mesh(np.array(target_devices(mesh)), ("devices",))
-    # Mosaic GPU says what a kernel takes in a folder of dumps only.
+    # Mosaic GPU reports the resources of a kernel in a folder of dumps only.
     with tempfile.TemporaryDirectory() as folder, _environment({"MOSAIC_GPU_DUMP_TO": folder}):
         compiled = compile_on(mesh, function, *arguments)
         kernels = tuple(mosaic_kernel(path) for path in sorted(Path(folder).glob("*.ptxas")))
@@ -195,7 +201,7 @@ def compile_for(function: Callable[..., Any], *arguments: Any, target: str | Mes
 
 
 def compile_on(mesh: Mesh, function: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:
-    """Compiles `function` as `compile_for` does, and no more."""
+    """Compiles `function` as `compile_for` does, without reading the kernels back."""
     platform: str = mesh.devices.flat[0].platform
 
     def place(x):
@@ -204,7 +210,7 @@ def compile_on(mesh: Mesh, function: Callable[..., Any], *arguments: Any) -> jax
 
     arguments = jax.tree.map(place, arguments)
     with jax.set_mesh(mesh):
-        # A function of its own: jax would know one it has seen before, and lower it no more.
+        # A new function: JAX does not lower one again that it has seen before.
         own = jax.jit(
             lambda *arguments: function(*arguments), donate_argnums=_donated(function, arguments)
         )
