@@ -1,4 +1,4 @@
-"""What cells share whose input enters through a matrix and a bias."""
+"""`AffineInputCell`, the base of cells whose input enters through a matrix and a bias."""
 
 from typing import Any, NamedTuple, final
 

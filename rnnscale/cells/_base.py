@@ -13,7 +13,7 @@ from jaxtyping import Array, DTypeLike, Float, Key, PyTree
 from rnnscale._base import State, check_features, checked_state, state_dtype
 
 type Weights = PyTree
-"""What the equations of a cell use, computed from its parameters once a call."""
+"""The arrays that the equations of a cell use, computed from its parameters once in a call."""
 
 type Units = Float[Array, "*axes hdim"]
 """One number for each unit of a cell: its state, its output, or a part of its drive."""

@@ -14,7 +14,7 @@ from rnnscale.cells._base import Affine, Cell, Units, identity, linear
 from rnnscale.cells._init import normal, uniform
 
 type GRUDrive = tuple[Float[Array, "*axes gates"], Units]
-"""What is added to the products with the state, and what is added to the candidate."""
+"""Two terms: one added to the products with the state, one added to the candidate."""
 
 
 class _GRUWeights(NamedTuple):

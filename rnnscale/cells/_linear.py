@@ -1,4 +1,4 @@
-"""What the cells share whose recurrence is linear, with units that do not see one another."""
+"""`LinearCell`, the base of cells with a linear recurrence of independent units."""
 
 from abc import abstractmethod
 from typing import ClassVar, final

@@ -1,4 +1,4 @@
-"""What networks of oscillators share: their state and a step of time under a force."""
+"""`OscillatorCell`, the base of networks of oscillators, and their step under a force."""
 
 import math
 from typing import final

@@ -51,7 +51,7 @@ _BLOCK = 8
 
 
 class _StepInputs(NamedTuple):
-    """What steps take from outside, with the axes `time batch ...`."""
+    """The inputs of steps, with the axes `time batch ...`."""
 
     x: Array
     start: Array | None  # whether it is the first step of a segment in the loop's direction

@@ -22,8 +22,8 @@ class WilsonCowanCell(AffineInputCell):
 
     The state and output $h$ are membrane potentials, and $\sigma(h)$ the rates at which units fire.
     This is $\tau \dot h = -h + W \sigma(h) + V x + b$ by Euler's method with
-    $\alpha = \Delta t / \tau$. Input and bias are not inside the nonlinearity; with $\alpha = 1$ the
-    rates are the states of `ElmanRNNCell`.
+    $\alpha = \Delta t / \tau$. Input and bias are not inside the nonlinearity. With $\alpha = 1$
+    the rates are the states of `ElmanRNNCell`.
 
     Every parameter starts uniform in $\pm 1 / \sqrt{n}$, for `n = hdim`. `rate` is an array that is
     not trained: it can be changed or mapped over without compiling again.

@@ -1,26 +1,35 @@
+"""`rnnscale verify`: runs the checks of all classes or of some, and prints their figures."""
+
 import argparse
 import difflib
+from typing import TYPE_CHECKING
 
 from rnnscale._errors import UserError
 
+if TYPE_CHECKING:
+    from rnnscale.verify import Suite
+
 
 def add_to(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the parser."""
     parser = commands.add_parser(
         "verify",
         help="check cells, layers and models against their papers and laws",
         description="Checks cells, layers and models: equations against double-precision oracles "
-        "written from the papers, what the papers promise, and the laws that all layers obey. "
-        "Prints every figure with its bound; the exit code is 1 if one is exceeded.",
+        "written from the papers, what else the papers promise, and the laws that all layers obey. "
+        "Prints every figure with its bound. The exit code is 1 if a bound is exceeded.",
         allow_abbrev=False,
     )
     parser.set_defaults(command=_verify)
     parser.add_argument(
-        "cells",
+        "classes",
         nargs="*",
-        metavar="CELL",
-        help="names of classes, such as LSTM cells: LongShortTermMemoryCell; default: all",
+        metavar="CLASS",
+        help="the classes to check, such as LongShortTermMemoryCell; default: all",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of what is drawn")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="seed of parameters and inputs; default: 0"
+    )
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -28,24 +37,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from rnnscale.verify import SUITES
-
-    chosen = SUITES
-    if arguments.cells:
-        chosen = []
-        for name in arguments.cells:
-            # `S5` means `S5 bilinear` too.
-            found = [suite for suite in SUITES if name in (suite.name, suite.name.split()[0])]
-            if not found:
-                names = list(dict.fromkeys(suite.name.split()[0] for suite in SUITES))
-                nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-                raise UserError(
-                    f"unknown cell {name!r}; did you mean {nearest!r}? All: {', '.join(names)}"
-                )
-            chosen += [suite for suite in found if suite not in chosen]
+    suites = _suites(arguments.classes)
     failed = total = 0
     console = Console()
-    for suite in chosen:
+    for suite in suites:
         title = f"{suite.name}, {suite.paper}" if suite.paper else suite.name
         table = Table(title=title, title_justify="left", width=min(console.width, 96))
         table.add_column("check", ratio=1)
@@ -58,7 +53,27 @@ def _verify(arguments: argparse.Namespace) -> int:
                 total += 1
                 failed += not check.passed
         console.print(table)
-        # A process can map so many compiled programs into its memory, and all suites have more.
+        # The programs of all suites together are more than a process can map into its memory.
         jax.clear_caches()
-    print(f"{len(chosen)} subjects, {total} checks, {failed} failed")
+    print(f"{len(suites)} subjects, {total} checks, {failed} failed")
     return 1 if failed else 0
+
+
+def _suites(classes: list[str]) -> "list[Suite]":
+    """The suites of the named classes; all if none is named."""
+    from rnnscale.verify import SUITES
+
+    if not classes:
+        return SUITES
+    chosen = []
+    for name in classes:
+        # `S5` stands for `S5 bilinear` too.
+        found = [suite for suite in SUITES if name in (suite.name, suite.name.split()[0])]
+        if not found:
+            names = list(dict.fromkeys(suite.name.split()[0] for suite in SUITES))
+            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+            raise UserError(
+                f"unknown class {name!r}; did you mean {nearest!r}? All: {', '.join(names)}"
+            )
+        chosen += [suite for suite in found if suite not in chosen]
+    return chosen

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import AntiSymmetricRNNCell, Cell, GatedAntiSymmetricRNNCell
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._distributions import follows, normal
 from rnnscale.verify._double import Doubles, fold, sigmoid, to_double
 from rnnscale.verify._probe import (
@@ -122,10 +122,8 @@ def gate_is_open_or_shut(gated: Any, plain: Cell, key: PRNGKeyArray) -> list[Che
         for bias in (2 * OPEN, -2 * OPEN)
     )
     return [
-        Check(
-            "with an open gate it is the cell without one",
-            relative_error(open_, run_steps(plain, xs, h)),
-            1e-6,
+        agrees(
+            "with an open gate it is the cell without one", open_, run_steps(plain, xs, h), 1e-6
         ),
         Check("a shut gate copies the state", largest(shut[0] - h), 0.0),
     ]

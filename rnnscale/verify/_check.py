@@ -1,4 +1,4 @@
-"""The outcome of a check, and the measure that most of them use."""
+"""The result of a check, and the error measure that most checks use."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Check:
-    """A figure and the bound that it must not exceed."""
+    """A figure and the bound that it must not exceed.
+
+    **Attributes:**
+
+    - `name`: what was checked.
+    - `figure`: what was measured.
+    - `bound`: the largest figure that passes.
+    """
 
     name: str
     figure: float
@@ -17,7 +24,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """False for NaN too."""
+        """Whether the figure is within the bound, which NaN never is."""
         return self.figure <= self.bound
 
     def __str__(self) -> str:
@@ -26,15 +33,20 @@ class Check:
 
 
 def relative_error(got: Any, expected: Any) -> float:
-    """The largest error over two trees, each leaf measured against its largest expected entry.
+    """The largest error in a tree, each leaf relative to its largest expected entry.
 
-    Infinite where structures or shapes differ or a number isn't finite.
+    Infinite if structures or shapes differ, or if a number is not finite.
     """
     got_leaves, got_tree = jax.tree.flatten(got)
     expected_leaves, expected_tree = jax.tree.flatten(expected)
     if got_tree != expected_tree:
         return float("inf")
     return max(map(_leaf_error, got_leaves, expected_leaves), default=0.0)
+
+
+def agrees(name: str, got: Any, expected: Any, bound: float) -> Check:
+    """The check that two trees differ by at most a relative error."""
+    return Check(name, relative_error(got, expected), bound)
 
 
 def _leaf_error(got: Any, expected: Any) -> float:

@@ -8,7 +8,7 @@ from jaxtyping import PRNGKeyArray
 from numpy.typing import NDArray
 
 from rnnscale.cells import CoupledOscillatoryRNNCell
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees, relative_error
 from rnnscale.verify._double import Doubles, fold, to_double
 from rnnscale.verify._probe import build, run_steps, with_arrays
 from rnnscale.verify._subject import CellSubject
@@ -73,7 +73,7 @@ def units_are_oscillators(name: str, cell: Any) -> list[Check]:
     maps = _undriven_maps(cell)
     determinants = relative_error(np.linalg.det(maps), 1 - dt * epsilon)
     return [
-        Check(f"{name}: undriven map", relative_error(maps, np.moveaxis(expected, -1, 0)), 1e-14),
+        agrees(f"{name}: undriven map", maps, np.moveaxis(expected, -1, 0), 1e-14),
         Check(f"{name}: determinant = 1 - Δt ε", determinants, 1e-13),
     ]
 

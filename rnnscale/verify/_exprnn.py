@@ -11,7 +11,7 @@ from jax.extend.core import jaxprs_in_params
 from jaxtyping import Array, PRNGKeyArray
 
 from rnnscale.cells import ExpRNNCell, time_loop
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._double import Doubles, fold, modrelu
 from rnnscale.verify._lengths import finite_at_zero, lengths_stay, step_matrix, trained, with_bias
 from rnnscale.verify._probe import build, largest, with_normal
@@ -61,7 +61,7 @@ def _invariants(key: PRNGKeyArray) -> list[Check]:
 def _step_is_rotation(when: str, cell: ExpRNNCell) -> list[Check]:
     matrix = step_matrix(cell)
     return [
-        Check(f"BᵀB = 1{when}", relative_error(matrix.T @ matrix, np.eye(cell.hdim)), 2e-6),
+        agrees(f"BᵀB = 1{when}", matrix.T @ matrix, np.eye(cell.hdim), 2e-6),
         Check(f"det B = 1{when}", float(abs(np.linalg.det(matrix) - 1)), 1e-5),
     ]
 

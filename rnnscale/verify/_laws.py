@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rnnscale._base import has_step
 from rnnscale._fields import trainable
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees, relative_error
 
 
 def step_equals_call(layer: Any, xs: Any, bound: float = 1e-5) -> Check:
@@ -29,7 +29,7 @@ def step_equals_call(layer: Any, xs: Any, bound: float = 1e-5) -> Check:
     state, ys = jax.device_get(_fold(layer, _initial_state(layer, xs), xs))
     expected = call_layer(layer, xs)
     ys = np.moveaxis(ys, 0, expected[1].ndim - 2)
-    return Check("step equals call", relative_error((state, ys), expected), bound)
+    return agrees("step equals call", (state, ys), expected, bound)
 
 
 def chunks_equal_one_call(layer: Any, xs: Any, at: int, bound: float = 1e-5) -> Check:
@@ -41,8 +41,7 @@ def chunks_equal_one_call(layer: Any, xs: Any, at: int, bound: float = 1e-5) -> 
     state, before = call_layer(layer, _steps(xs, 0, at), _initial_state(layer, xs))
     state, after = call_layer(layer, _steps(xs, at, None), state)
     ys = np.concatenate([before, after], axis=-2)
-    error = relative_error((state, ys), call_layer(layer, xs))
-    return Check("chunks equal one call", error, bound)
+    return agrees("chunks equal one call", (state, ys), call_layer(layer, xs), bound)
 
 
 def reset_equals_fresh(layer: Any, xs: Any, at: int, bound: float = 1e-5) -> Check:
@@ -102,7 +101,7 @@ def padding_spares_gradient(layer: Any, xs: Any, lengths: list[int], bound: floa
     xs = np.asarray(xs)
     zeros = _gradient(layer, _padded(xs, lengths, 0), lengths)
     poisoned = _gradient(layer, _padded(xs, lengths), lengths)
-    return Check("padding spares gradient", relative_error(poisoned, zeros), bound)
+    return agrees("padding spares gradient", poisoned, zeros, bound)
 
 
 def state_is_stable(layer: Any, xs: Any) -> Check:
@@ -163,8 +162,7 @@ def flip_law(layer: Any, mirrored: Any, xs: Any, bound: float = 1e-5) -> Check:
     xs = np.asarray(xs)
     (before, after), ys = call_layer(layer, xs)
     flipped_state, flipped = call_layer(mirrored, np.flip(xs, _time_axis(xs)))
-    error = relative_error((flipped_state, np.flip(flipped, -2)), ((after, before), ys))
-    return Check("flip law", error, bound)
+    return agrees("flip law", (flipped_state, np.flip(flipped, -2)), ((after, before), ys), bound)
 
 
 def call_layer(layer: Any, xs: Any, *args: Any, **kwargs: Any) -> tuple[Any, NDArray]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpy.typing import NDArray
 
 from rnnscale.ssm import LinearAttention
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._double import Doubles, to_double
 from rnnscale.verify._laws import call_layer
 from rnnscale.verify._probe import draw
@@ -47,8 +47,7 @@ def linear_attention_matches_oracle(
     double, xs = to_double((layer, xs))
     starts = [] if reset is None else np.flatnonzero(reset)
     segments = [_oracle(double, segment) for segment in np.split(xs, starts) if len(segment)]
-    error = relative_error(ys, np.concatenate(segments))
-    return Check("LinearAttention matches oracle", error, bound)
+    return agrees("LinearAttention matches oracle", ys, np.concatenate(segments), bound)
 
 
 def invariants(layer: LinearAttention, key: PRNGKeyArray) -> Iterator[Check]:

@@ -48,12 +48,12 @@ def linear_recurrence(
 
 
 def skip(layer: Any, u: Doubles) -> Doubles | float:
-    """What the input adds to the output directly, which is nothing without a `d`."""
+    """The direct path from the input to the output, 0 for a layer without `d`."""
     return 0.0 if layer.d is None else layer.d * u
 
 
 def invariants(key: PRNGKeyArray) -> list[Check]:
-    """What else the paper promises, of the initial decays and of the states."""
+    """The checks of the initial decays and of the power of the states."""
     return [*ring_is_uniform(key), _white_noise_power(key)]
 
 

@@ -9,7 +9,7 @@ import scipy.special
 from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import LongShortTermMemoryCell
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._distributions import follows, parameters_follow, uniform
 from rnnscale.verify._double import Doubles, fold, sigmoid
 from rnnscale.verify._probe import (
@@ -55,9 +55,10 @@ def _invariants(key: PRNGKeyArray) -> list[Check]:
     limit = 1 / math.sqrt(20)
     return [
         Check("f = 1, i = 0 keep c to the bit", largest(held - c), 0.0),
-        Check(
+        agrees(
             "at first c is forgotten at the rate of a bias of one",
-            relative_error(retained, scipy.special.expit(1) * np.eye(20)),
+            retained,
+            scipy.special.expit(1) * np.eye(20),
             1e-6,
         ),
         *parameters_follow(cell, uniform(-limit, limit), "recurrent", "input"),

@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray
 
 from rnnscale import sharding
 from rnnscale.cells import LinearCell, MinGRUCell, MinLSTMCell
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._double import Doubles, fold, sigmoid
 from rnnscale.verify._probe import build, draw, run_steps
 from rnnscale.verify._subject import CellSubject
@@ -75,8 +75,9 @@ def parallel_equals_steps(cell: LinearCell, key: PRNGKeyArray) -> Check:
         decay, drive = cell.drive(cell.weights(), xs)
         return sharding.linear_scan(decay, drive, state)[0]
 
-    error = relative_error(in_parallel(cell, xs, state), run_steps(cell, xs, state)[1])
-    return Check("parallel equals steps", error, 2e-6)
+    return agrees(
+        "parallel equals steps", in_parallel(cell, xs, state), run_steps(cell, xs, state)[1], 2e-6
+    )
 
 
 SUBJECTS = [

@@ -19,7 +19,7 @@ from rnnscale.layers import (
     SparseMessages,
 )
 from rnnscale.verify import _elman, _gru, _lstm
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._double import Doubles, Oracle, to_double
 from rnnscale.verify._laws import call_layer
 from rnnscale.verify._probe import draw
@@ -120,8 +120,9 @@ def modular_matches_oracle(
     """
     last, ys = call_layer(RNNEncoder(network), xs, state)
     got = _unstacked(network, last), ys
-    error = relative_error(got, _oracle(*to_double((network, xs, state))))
-    return Check("ModularRNN matches oracle", error, bound)
+    return agrees(
+        "ModularRNN matches oracle", got, _oracle(*to_double((network, xs, state))), bound
+    )
 
 
 def renumbering_permutes(
@@ -150,8 +151,7 @@ def renumbering_permutes(
     permuted = by_node(xs)[..., order, :].reshape(xs.shape)
     _, got = call_layer(RNNEncoder(ModularRNN([group], renumbered)), permuted)
     _, expected = call_layer(RNNEncoder(network), xs)
-    error = relative_error(by_node(got), by_node(expected)[..., order, :])
-    return Check("renumbering permutes", error, bound)
+    return agrees("renumbering permutes", by_node(got), by_node(expected)[..., order, :], bound)
 
 
 def invariants(layer: RNNEncoder, key: PRNGKeyArray) -> Iterator[Check]:

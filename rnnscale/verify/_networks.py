@@ -15,7 +15,7 @@ from rnnscale.layers import (
     Encoder,
     RecurrentNetwork,
 )
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._laws import call_layer, flip_law
 from rnnscale.verify._probe import draw
 
@@ -51,12 +51,11 @@ def reads_last_states(model: RecurrentNetwork, key: PRNGKeyArray, bound: float =
     if isinstance(top, BidirectionalRNNEncoder):
         size = top.forward.odim
         last = np.concatenate([last[:, :size], hs[:, 0, size:]], axis=-1)
-    error = relative_error(y, model.readout(jnp.asarray(last)))
-    return Check("y is the readout of the last states", error, bound)
+    return agrees("y is the readout of the last states", y, model.readout(jnp.asarray(last)), bound)
 
 
 def autoregressive_invariants(model: Any, key: PRNGKeyArray) -> list[Check]:
-    """What generation promises: forecasts that agree with themselves, and the temperature."""
+    """The checks of generation: forecasts that agree with themselves, and the temperature."""
     return [*_forecasts_its_own_output(model, key), *_temperature_shapes_tokens(model, key)]
 
 
@@ -75,13 +74,9 @@ def _forecasts_its_own_output(model: AutoregressiveRNN, key: PRNGKeyArray) -> li
     state, start = forecast(xs, steps=3, lengths=lengths)
     _, rest = forecast(start[:, -1:], state, steps=4)
     return [
-        Check(
-            "forecast is teacher forcing on itself", relative_error(replayed, list(ys[:, :4])), 1e-5
-        ),
-        Check(
-            "forecast continues from its state",
-            relative_error(np.concatenate([start, rest], axis=1), ys),
-            1e-5,
+        agrees("forecast is teacher forcing on itself", replayed, list(ys[:, :4]), 1e-5),
+        agrees(
+            "forecast continues from its state", np.concatenate([start, rest], axis=1), ys, 1e-5
         ),
     ]
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import NonNormalRNNCell
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._double import Doubles, fold, modrelu, to_double
 from rnnscale.verify._exprnn import orthogonal
 from rnnscale.verify._lengths import finite_at_zero, step_matrix, trained, with_bias
@@ -53,11 +53,11 @@ def _invariants(key: PRNGKeyArray) -> list[Check]:
     cell = build(_build, key)
     penalty = np.sum((np.asarray(cell.gamma, np.float64) - 1) ** 2)
     return [
-        Check("V orthogonal at the start", relative_error(matrix.T @ matrix, np.eye(8)), 2e-6),
+        agrees("V orthogonal at the start", matrix.T @ matrix, np.eye(8), 2e-6),
         _moduli_are_gamma("|eigenvalues| = γ", cell),
         _moduli_are_gamma("|eigenvalues| = γ after training", trained(cell, key)),
         Check("penalty at the start", float(initial.penalty()), 0.0),
-        Check("penalty = |γ - 1|²", relative_error(cell.penalty(), penalty), 1e-6),
+        agrees("penalty = |γ - 1|²", cell.penalty(), penalty, 1e-6),
         finite_at_zero(cell),
     ]
 
@@ -67,7 +67,7 @@ def _moduli_are_gamma(name: str, cell: NonNormalRNNCell) -> Check:
     with jax.enable_x64(True):
         moduli = np.sort(np.abs(np.linalg.eigvals(step_matrix(to_double(cell)))))
     gamma = np.sort(np.repeat(np.abs(np.asarray(cell.gamma, np.float64)), 2))
-    return Check(name, relative_error(moduli, gamma), 1e-9)
+    return agrees(name, moduli, gamma, 1e-9)
 
 
 SUBJECTS = [CellSubject("NonNormalRNNCell", "Kerg et al. 2019", _build, _oracle, _invariants)]

@@ -59,8 +59,8 @@ def with_entry(array: Any, index: Any, value: Any) -> NDArray:
 def with_normal[C](cell: C, key: PRNGKeyArray, **stds: float) -> C:
     """Returns the cell with normal arrays of the given standard deviations in the named fields.
 
-    For builders of subjects, whose key may be traced: what a paper starts at zero, or so small that
-    it would not show, is drawn anew.
+    Builders of subjects use it, whose key may be traced, for arrays that a paper starts at zero, or
+    so small that they would not show.
     """
     keys = jax.random.split(jax.random.fold_in(key, 1), len(stds))
     return eqx.tree_at(

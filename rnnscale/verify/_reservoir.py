@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rnnscale.cells import ElmanRNNCell, LeakyElmanCell, LongShortTermMemoryCell
 from rnnscale.layers import ReservoirComputer, as_reservoir, spectral_radius
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._probe import draw, generator
 
 
@@ -46,10 +46,8 @@ def radius_matches_eigenvalues(key: PRNGKeyArray, size: int = 300) -> list[Check
     dense = random.standard_normal((size, size))
     sparse = dense * (random.random((size, size)) < 0.1)
     return [
-        Check(
-            f"spectral_radius, {name}",
-            relative_error(spectral_radius(matrix), _eigenvalue_radius(matrix)),
-            1e-10,
+        agrees(
+            f"spectral_radius, {name}", spectral_radius(matrix), _eigenvalue_radius(matrix), 1e-10
         )
         for name, matrix in (("dense", dense), ("sparse", sparse))
     ]
@@ -71,10 +69,8 @@ def fit_matches_least_squares(
     right = np.concatenate([ys[:, washout:].reshape(len(hs), -1), np.zeros((n, ys.shape[-1]))])
     solution = np.linalg.lstsq(system, right)[0]
     return [
-        Check(
-            "weight by least squares", relative_error(fitted.readout.weight, solution[:n].T), 1e-6
-        ),
-        Check("bias by least squares", relative_error(fitted.readout.bias, solution[n]), 1e-6),
+        agrees("weight by least squares", fitted.readout.weight, solution[:n].T, 1e-6),
+        agrees("bias by least squares", fitted.readout.bias, solution[n], 1e-6),
     ]
 
 
@@ -88,9 +84,10 @@ def sums_add_up(key: PRNGKeyArray, ridge: float = 1e-3) -> list[Check]:
     state, before = reservoir.accumulate(xs[:, :cut], ys[:, :cut], washout=washout)
     _, after = reservoir.accumulate(xs[:, cut:], ys[:, cut:], state)
     return [
-        Check(
+        agrees(
             f"{name} equal all data at once",
-            relative_error(reservoir.solve(sums, ridge=ridge).readout, at_once.readout),
+            reservoir.solve(sums, ridge=ridge).readout,
+            at_once.readout,
             1e-5,
         )
         for name, sums in (("batches", first + others), ("chunks", before + after))
@@ -103,8 +100,9 @@ def offset_is_harmless(key: PRNGKeyArray, ridge: float = 1e-3) -> Check:
     reservoir, xs, ys = _problem(key)
     _, near = reservoir.accumulate(xs, ys)
     _, far = reservoir.accumulate(xs, ys + 1e6)
-    error = relative_error(far.solve(ridge)[0], near.solve(ridge)[0])
-    return Check("offset of the targets is harmless", error, 1e-6)
+    return agrees(
+        "offset of the targets is harmless", far.solve(ridge)[0], near.solve(ridge)[0], 1e-6
+    )
 
 
 def double_precision_pays(key: PRNGKeyArray, ridge: float = 1e-8) -> list[Check]:
@@ -142,7 +140,7 @@ def forgets_its_start(key: PRNGKeyArray, steps: int = 400) -> Check:
     starts = generator(keys[1]).uniform(-1, 1, (2, 100)).astype(np.float32)
     xs = jnp.asarray(np.broadcast_to(draw(keys[2], (steps, 1))[0], (2, steps, 1)))
     (one, other), _ = eqx.filter_jit(reservoir)(xs, starts)
-    return Check("forgets its start", relative_error(one, other), 1e-5)
+    return agrees("forgets its start", one, other, 1e-5)
 
 
 def mackey_glass_error(
@@ -205,7 +203,7 @@ def _features(reservoir: ReservoirComputer, xs: Any) -> NDArray[np.float64]:
 
 
 def invariants(layer: Any, key: PRNGKeyArray) -> list[Check]:
-    """What is promised of every reservoir; `layer` itself plays no part."""
+    """The checks of reservoirs in general, which build their own; `layer` is not used."""
     return [
         *radius_is_as_given(key),
         *radius_matches_eigenvalues(key),

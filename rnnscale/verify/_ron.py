@@ -7,7 +7,7 @@ from jaxtyping import PRNGKeyArray
 
 from rnnscale._fields import parameters
 from rnnscale.cells import RandomOscillatorsCell
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._cornn import units_are_oscillators
 from rnnscale.verify._double import Doubles, fold
 from rnnscale.verify._probe import build
@@ -44,7 +44,7 @@ def _invariants(key: PRNGKeyArray) -> list[Check]:
             key,
         )
         found = np.max(np.abs(np.linalg.eigvals(np.asarray(cell.recurrent, np.float64))))
-        checks.append(Check(f"ρ(W) of {hdim} units", relative_error(found, radius), 5e-6))
+        checks.append(agrees(f"ρ(W) of {hdim} units", found, radius, 5e-6))
     cell = build(_build, key)
     trained = sum(each.trainable for each in parameters(cell))
     return [

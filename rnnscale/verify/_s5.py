@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray
 from numpy.typing import NDArray
 
 from rnnscale.ssm import S5, BidirectionalS5, hippo_legs, hippo_normal
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._double import Doubles, as_complex
 from rnnscale.verify._laws import call_layer, flip_law
 from rnnscale.verify._lru import linear_recurrence, skip
@@ -76,7 +76,7 @@ def irregular_oracle(
 
 
 def zoh_invariants(key: PRNGKeyArray) -> list[Check]:
-    """What else the paper promises of S5 with a zero-order hold."""
+    """The checks of HiPPO, of the initial decays and of the steps, with a zero-order hold."""
     return [
         *hippo_diagonalised(),
         _hippo_decay_rate(key),
@@ -90,16 +90,18 @@ def hippo_diagonalised(state_dim: int = 64) -> list[Check]:
     eigenvalues, vectors = hippo_normal(state_dim)
     half = state_dim // 2
     return [
-        Check(
+        agrees(
             "V Λ Vᴴ = HiPPO-N",
-            relative_error((vectors * eigenvalues) @ vectors.conj().T, _hippo_n(state_dim)),
+            (vectors * eigenvalues) @ vectors.conj().T,
+            _hippo_n(state_dim),
             1e-12,
         ),
-        Check("Vᴴ V = 1", relative_error(vectors.conj().T @ vectors, np.eye(state_dim)), 1e-12),
+        agrees("Vᴴ V = 1", vectors.conj().T @ vectors, np.eye(state_dim), 1e-12),
         Check("Re Λ = -1/2", float(np.max(np.abs(eigenvalues.real + 0.5))), 1e-12),
-        Check(
+        agrees(
             "first half of Λ conjugate to the second",
-            relative_error(eigenvalues[:half], eigenvalues[half:][::-1].conj()),
+            eigenvalues[:half],
+            eigenvalues[half:][::-1].conj(),
             1e-12,
         ),
         Check("Im Λ of the first half", float(np.max(eigenvalues[:half].imag)), 0.0),
@@ -138,7 +140,7 @@ def _kernel_is_hippo(key: PRNGKeyArray, state_dim: int = 16, bound: float = 1e-5
         expected.append(c @ b_discrete)
         b_discrete = a_discrete @ b_discrete
     expected = np.stack(expected).transpose(2, 0, 1)
-    return Check("kernel is that of HiPPO-N", relative_error(response, expected), bound)
+    return agrees("kernel is that of HiPPO-N", response, expected, bound)
 
 
 def _hippo_decay_rate(key: PRNGKeyArray) -> Check:
@@ -146,7 +148,7 @@ def _hippo_decay_rate(key: PRNGKeyArray) -> Check:
     layer = build(lambda key: S5(1, 64, blocks=4, key=key), key)
     step = np.exp(np.asarray(layer.log_step, np.float64))
     magnitude = np.abs(_decay_of(layer))
-    return Check("|decay| = exp(-Δ/2)", relative_error(magnitude, np.exp(-step / 2)), 5e-7)
+    return agrees("|decay| = exp(-Δ/2)", magnitude, np.exp(-step / 2), 5e-7)
 
 
 def _step_rescale_follows_rate(key: PRNGKeyArray) -> Check:
@@ -159,8 +161,7 @@ def _step_rescale_follows_rate(key: PRNGKeyArray) -> Check:
     xs = np.sin(2 * np.pi * np.arange(1024, dtype=np.float32) / 512)[:, None]
     # A slow sample is held for two fast ones, the second of which ends its interval.
     expected = call_layer(full, xs)[1][1::2]
-    error = relative_error(call_layer(halved, xs[::2])[1], expected)
-    return Check("step_rescale follows the rate", error, 0.05)
+    return agrees("step_rescale follows the rate", call_layer(halved, xs[::2])[1], expected, 0.05)
 
 
 def bilinear_invariants(key: PRNGKeyArray) -> list[Check]:

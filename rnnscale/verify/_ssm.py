@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rnnscale.ssm import LRU, S5, BidirectionalS5
 from rnnscale.verify import _lru, _s5
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._double import Doubles, as_complex, directional_derivative, to_double
 from rnnscale.verify._laws import call_layer
 from rnnscale.verify._probe import draw, generator, with_arrays
@@ -50,7 +50,7 @@ def matches_oracle(
         state, _ = state
     got = (as_complex(*state), ys)
     expected = _oracle(layer, xs, reset, intervals)
-    return Check(f"{type(layer).__name__} matches oracle", relative_error(got, expected), bound)
+    return agrees(f"{type(layer).__name__} matches oracle", got, expected, bound)
 
 
 def gradient_matches_oracle(
@@ -86,8 +86,12 @@ def gradient_matches_oracle(
     leaves = [np.asarray(leaf) for leaf in leaves]
     # Phases turn fast, so the points are near one another.
     expected = directional_derivative(by_oracle, leaves, direction, 3e-5)
-    error = relative_error(np.float64(slope), np.float64(expected))
-    return Check(f"{type(layer).__name__} gradient matches oracle", error, bound)
+    return agrees(
+        f"{type(layer).__name__} gradient matches oracle",
+        np.float64(slope),
+        np.float64(expected),
+        bound,
+    )
 
 
 def _oracle(

@@ -1,4 +1,7 @@
-"""The cells, layers and models that the laws are checked on. A new class needs an entry here."""
+"""All classes that are checked: small instances of every cell, layer, model and network.
+
+A new class needs an entry here.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -67,7 +70,7 @@ from rnnscale.verify._subject import CellSubject
 
 type Builder = Callable[[PRNGKeyArray], eqx.Module]
 
-# Odd sizes, and no two equal, so that an axis taken for another one shows.
+# Sizes that differ from one another, so that a wrong axis shows.
 _DIM, _STATES = 5, 12
 
 
@@ -84,7 +87,7 @@ def _bidirectional_s5(key: PRNGKeyArray) -> SequenceLayer:
 
 
 def _mixed(key: PRNGKeyArray) -> DeepRNNEncoder:
-    """Cells of three kinds, with a planar state, a pair and a linear one among them."""
+    """Three kinds of cells: one with a planar state, one with a pair, and one that is linear."""
     return DeepRNNEncoder(
         [
             RNNEncoder(UnitaryEvolutionRNNCell(3, 4, key=key)),
@@ -101,7 +104,7 @@ def _both_ways(key: PRNGKeyArray) -> BidirectionalRNNEncoder:
 
 
 def _modular(key: PRNGKeyArray) -> RNNEncoder:
-    """Two kinds of modules, the first two in a ring and the third hearing both."""
+    """Two kinds of modules: two that send to one another, and a third that receives from both."""
     message = 4
     network = ModularRNN(
         [

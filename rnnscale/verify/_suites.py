@@ -73,7 +73,7 @@ def laws(layer: Any, key: PRNGKeyArray) -> Iterator[Check]:
 
 
 def cell_laws(subject: CellSubject, key: PRNGKeyArray) -> Iterator[Check]:
-    """What the paper promises of a cell, and the laws of sequence models."""
+    """The invariants of a cell, and the laws for the cell over time."""
     yield from subject.invariants(key)
     yield from laws(RNNEncoder(build(subject.build, key)), key)
 

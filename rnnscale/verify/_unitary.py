@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import UnitaryEvolutionRNNCell
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees, relative_error
 from rnnscale.verify._double import Doubles, as_complex, fold, modrelu
 from rnnscale.verify._lengths import finite_at_zero, lengths_stay, step_matrix, trained, with_bias
 from rnnscale.verify._probe import build, largest, with_arrays
@@ -77,7 +77,7 @@ def _reflections_are_involutions(cell: Any) -> Check:
         reflection_re=v.real,
         reflection_im=v.imag,
     )
-    return Check("R² = 1", relative_error(step_matrix(cell), np.eye(2 * cell.hdim)), 1e-5)
+    return agrees("R² = 1", step_matrix(cell), np.eye(2 * cell.hdim), 1e-5)
 
 
 SUBJECTS = [

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import WilsonCowanCell
-from rnnscale.verify._check import Check, relative_error
+from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._double import Doubles, fold
 from rnnscale.verify._elman import parameters_start_uniform
 from rnnscale.verify._probe import build, draw, elman_with_arrays_of, run_steps, with_arrays
@@ -38,10 +38,8 @@ def _invariants(key: PRNGKeyArray) -> list[Check]:
     _, relaxing = run_steps(alone, np.zeros_like(xs), bias + offset)
     expected = bias + 0.75 ** np.arange(1, 10)[:, None] * offset
     return [
-        Check(
-            "with α = 1 rates are Elman's states", relative_error(np.tanh(potentials), rates), 1e-5
-        ),
-        Check("alone it relaxes to b by 1 - α a step", relative_error(relaxing, expected), 1e-6),
+        agrees("with α = 1 rates are Elman's states", np.tanh(potentials), rates, 1e-5),
+        agrees("alone it relaxes to b by 1 - α a step", relaxing, expected, 1e-6),
         *parameters_start_uniform(cell),
     ]
 

@@ -1,4 +1,4 @@
-"""What the checks of every cell don't say of the linear ones."""
+"""Linear cells: initial statistics, and gates so extreme that they under- or overflow."""
 
 import math
 
@@ -98,27 +98,3 @@ def test_minlstm_gates_that_underflow_share_equally(key):
     )
     a, b = cell.drive(cell.weights(), jnp.ones(1))
     np.testing.assert_allclose((a[0], b[0]), (0.5, 1.5), rtol=1e-6)
-
-
-@over_cells
-def test_initialises_inside_jit(build, key):
-    eager, jitted = build(key), jax.jit(build)(key)
-    for one, other in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda key: MinGRUCell(0, 3, key=key), "MinGRUCell: idim must be at least 1; got 0"),
-        (lambda key: MinGRUCell(3, 0, key=key), "MinGRUCell: hdim must be at least 1; got 0"),
-        (lambda key: MinLSTMCell(0, 3, key=key), "MinLSTMCell: idim must be at least 1; got 0"),
-        (lambda key: MinLSTMCell(3, 0, key=key), "MinLSTMCell: hdim must be at least 1; got 0"),
-        (lambda key: RGLRUCell(0, key=key), "RGLRUCell: idim must be at least 1; got 0"),
-        (lambda key: RGLRUCell(4, blocks=0, key=key), "blocks must be at least 1; got 0"),
-        (lambda key: RGLRUCell(4, blocks=3, key=key), "blocks must divide idim=4; got blocks=3"),
-    ],
-)
-def test_bad_arguments(build, message, key):
-    with pytest.raises(ValueError, match=message):
-        build(key)

@@ -1,3 +1,5 @@
+"""`rnnscale verify` on two small suites, and once on a real one."""
+
 import pytest
 
 from rnnscale import verify
@@ -16,7 +18,7 @@ def two_suites(monkeypatch: pytest.MonkeyPatch):
 
 def test_prints_every_figure_with_its_bound(two_suites, capsys: pytest.CaptureFixture[str]):
     assert main(["verify"]) == 1
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for text in (
         "Good variant, Author 2000",
         "holds",
@@ -26,19 +28,19 @@ def test_prints_every_figure_with_its_bound(two_suites, capsys: pytest.CaptureFi
         "0.25",
         "FAILED",
     ):
-        assert text in said
-    assert "2 subjects, 3 checks, 1 failed" in said
+        assert text in printed
+    assert "2 subjects, 3 checks, 1 failed" in printed
 
 
-def test_runs_the_classes_that_are_named(two_suites, capsys: pytest.CaptureFixture[str]):
+def test_runs_the_named_classes(two_suites, capsys: pytest.CaptureFixture[str]):
     assert main(["verify", "Good"]) == 0
     assert "1 subjects, 1 checks, 0 failed" in capsys.readouterr().out
 
 
 def test_an_unknown_class_is_one_line(two_suites, capsys: pytest.CaptureFixture[str]):
     assert main(["verify", "Goood"]) == 2
-    said = capsys.readouterr()
-    assert "did you mean 'Good'" in said.err and len(said.err.splitlines()) == 1
+    printed = capsys.readouterr()
+    assert "did you mean 'Good'" in printed.err and len(printed.err.splitlines()) == 1
 
 
 def test_a_real_one(capsys: pytest.CaptureFixture[str]):

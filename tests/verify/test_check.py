@@ -1,3 +1,5 @@
+"""`Check` and `relative_error`: what passes, and what is infinitely wrong."""
+
 import numpy as np
 import pytest
 
