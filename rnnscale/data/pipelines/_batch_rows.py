@@ -7,7 +7,6 @@ import abc
 
 import grain
 
-from rnnscale._errors import UserError
 from rnnscale.data.sources._source import Record, Source
 
 
@@ -31,7 +30,7 @@ class BatchRows(grain.MapDataset):
 def check_batch_size(records: Source | grain.MapDataset, batch_size: int) -> None:
     """**Raises:** `ValueError` if the records contain rows for batches of another size."""
     if isinstance(records, BatchRows) and records.batch_size != batch_size:
-        raise UserError(
+        raise ValueError(
             f"these rows were made for batch_size={records.batch_size}, by lanes or bucket; got "
             f"{batch_size}"
         )

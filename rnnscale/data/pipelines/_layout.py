@@ -88,7 +88,7 @@ def _layout(shardings: Shardings, name: str, shape: tuple[int, ...]) -> _Layout:
     elif name in shardings:
         sharding = shardings[name]
     else:
-        raise UserError(f"shardings has no {name!r}, only {sorted(shardings)}")
+        raise ValueError(f"shardings has no {name!r}, only {sorted(shardings)}")
     if isinstance(sharding, NamedSharding):
         _check_divides(name, shape, sharding)
     return _Layout(shape, sharding, _local_rows(sharding, shape))

@@ -111,7 +111,7 @@ def read_record(records: Source | grain.MapDataset, index: int) -> Record:
     """**Raises:** `ValueError` if a filter of Grain has left the record out."""
     record = records[index]
     if record is None:
-        raise UserError(
+        raise ValueError(
             f"record {index} was filtered out, but each index must have a record: leave records "
             "out where the source is made"
         )
