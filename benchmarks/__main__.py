@@ -16,7 +16,6 @@ import ast
 import contextlib
 import importlib
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -29,7 +28,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ._benchmark import Benchmark, Row, Unavailable
-from ._plots import new_figure
 
 BENCHMARKS = (
     "layers",
@@ -99,6 +97,9 @@ def load(name: str) -> Benchmark:
 
 
 def run_one(name: str, given: Sequence[str]) -> int:
+    from rnnscale._errors import UserError
+    from rnnscale.cli._bench import check_file, new_figure
+
     benchmark = load(name)
     options, command = parse(name, benchmark, given)
     figure = None
@@ -106,9 +107,8 @@ def run_one(name: str, given: Sequence[str]) -> int:
         if options.json not in (None, "-"):
             check_file("--json", options.json)
         if options.plot is not None:
-            figure = new_figure()
-            check_picture("--plot", options.plot, figure)
-    except (ValueError, ImportError) as error:
+            figure = new_figure("--plot", options.plot)
+    except UserError as error:
         return report_wrong(str(error))
     rows: list[Row] = []
     try:
@@ -131,10 +131,9 @@ def run_one(name: str, given: Sequence[str]) -> int:
     write(options.json, document)
     console = Console(stderr=options.json == "-", width=None if sys.stdout.isatty() else 150)
     console.print(benchmark.table(rows))
-    picture: str | None = options.plot
-    if benchmark.plot is not None and figure is not None and picture is not None:
+    if benchmark.plot is not None and figure is not None:
         benchmark.plot(rows_with_device(document), figure)
-        figure.savefig(picture)
+        figure.savefig(options.plot)
     return FAILED if any("error" in row for row in rows) else 0
 
 
@@ -194,28 +193,14 @@ def write(file: str | None, document: dict[str, Any]) -> None:
         Path(file).write_text(text + "\n", encoding="utf-8")
 
 
-def check_file(option: str, file: str) -> None:
-    """Checks that it can be written, before an hour is spent on its content."""
-    folder = Path(file).absolute().parent
-    if not folder.is_dir():
-        raise ValueError(f"{option} {file}: there is no folder {folder}")
-    if Path(file).is_dir() or not os.access(Path(file) if Path(file).exists() else folder, os.W_OK):
-        raise ValueError(f"{option} {file}: cannot be written")
-
-
-def check_picture(option: str, file: str, figure: Any) -> None:
-    check_file(option, file)
-    kinds = figure.canvas.get_supported_filetypes()
-    if Path(file).suffix.removeprefix(".") not in kinds:
-        raise ValueError(f"{option} {file}: must end in one of .{', .'.join(sorted(kinds))}")
-
-
 def rows_with_device(document: dict[str, Any]) -> list[Row]:
     """The rows, each with its device: a picture can show several."""
     return [{"device": document["device"], **row} for row in document["rows"]]
 
 
 def plot_results(given: Sequence[str]) -> int:
+    from rnnscale.cli._bench import new_figure
+
     parser = _Parser(
         prog="python -m benchmarks plot",
         description="Draws what a benchmark wrote with --json, on one device or on several.",
@@ -226,9 +211,8 @@ def plot_results(given: Sequence[str]) -> int:
     options = parser.parse_args(given)
     try:
         documents = [read(file) for file in options.results]
-        figure = new_figure()
-        check_picture("--out", options.out, figure)
-    except (ValueError, ImportError) as error:
+        figure = new_figure("--out", options.out)
+    except ValueError as error:
         return report_wrong(str(error))
     names = sorted({document["benchmark"] for document in documents})
     if len(names) > 1:

@@ -77,8 +77,10 @@ def in_words(value: Any) -> str:
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return " to ".join(map(in_words, value))
+    if isinstance(value, tuple):
+        return ", ".join(map(in_words, value))
     return str(value)
 
 

@@ -16,16 +16,6 @@ _DASHES = ((0, ()), (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (9, 3
 type Styles = dict[str, dict[str, Any]]
 
 
-def new_figure() -> Figure:
-    """**Raises:** `ImportError` if matplotlib is not installed."""
-    try:
-        import matplotlib.figure
-    except ImportError:
-        message = "plots need matplotlib: python -m pip install 'rnnscale[plots]'"
-        raise ImportError(message) from None
-    return matplotlib.figure.Figure(layout="constrained")
-
-
 def styles(names: Iterable[str]) -> Styles:
     """A style for each name, ours first: for all panels of a figure, so that each keeps its own."""
     ordered = sorted(dict.fromkeys(names), key=lambda name: name != OURS)

@@ -30,9 +30,9 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from . import linear_scan
-from ._benchmark import Benchmark, Figure, Row, Unavailable, one_line
+from ._benchmark import Benchmark, Row, Unavailable, columns, one_line
 from ._harness import require, target
+from .linear_scan import case_name, with_ratios
 
 # The most seconds that a part may take, and the fewest that must be left to start one.
 LONGEST, SHORTEST = {"machine": 60, "check": 100}, 10
@@ -354,7 +354,7 @@ def time_cases(names: Sequence[str], quick: bool, rounds: int, deadline: float) 
                 continue
             try:
                 rows = measure_scan(arguments, mode, chosen, rounds=rounds, seconds=1.0)
-                yield from linear_scan.with_ratios(rows)
+                yield from with_ratios(rows)
             except Exception as error:  # Reported in the row; the other cases go on.
                 yield {"name": "all", "arguments": f"{mode} {arguments}", **failure(error)}
             longest = max(longest, time.monotonic() - begin) if number else 0.0
@@ -413,6 +413,17 @@ def compile_scan(arguments: Any, mode: str, name: str, device: str) -> Row:
     }
 
 
+PARTS = ("check", "time", "compile")
+TIMES = columns(
+    *("case", "name", "mode", "time_ms"),
+    *("percent", "percent target", "speed_up", "speed_up target"),
+)
+COMPILED = columns(
+    *("name", "mode", "arguments", "shared_memory", "vmem", "registers", "spills"),
+    *("temp_bytes", "compile_s"),
+)
+
+
 def table(rows: Sequence[Row]) -> Group:
     """Failures, dropped cases, and a table for each kind of part."""
     lines = []
@@ -422,15 +433,15 @@ def table(rows: Sequence[Row]) -> Group:
             lines.append(f"[bold red]FAILED[/] {escape(' '.join(words))}: {one_line(row['error'])}")
         if "dropped" in row:
             lines.append(f"dropped, the budget is used up: {' '.join(words)} {row['dropped']}")
+    kinds = {kind: [row for row in rows if row["part"] == kind] for kind in PARTS}
     tables = []
-    for kind, make in (("check", check_table), ("time", time_table), ("compile", compile_table)):
-        if of_kind := [row for row in rows if row["part"] == kind]:
-            tables.append(make(of_kind))
+    if kinds["check"]:
+        tables.append(check_table(kinds["check"]))
+    if kinds["time"]:
+        tables.append(TIMES(with_targets(kinds["time"])))
+    if kinds["compile"]:
+        tables.append(COMPILED(with_kernels(kinds["compile"])))
     return Group(*lines, *tables)
-
-
-def plot(rows: Sequence[Row], figure: Figure) -> None:
-    linear_scan.plot([{"sweep": "cases", **row} for row in rows if "time_ms" in row], figure)
 
 
 def check_table(rows: Sequence[Row]) -> Table:
@@ -455,87 +466,50 @@ def check_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def time_table(rows: Sequence[Row]) -> Table:
+def with_targets(rows: Sequence[Row]) -> list[Row]:
+    """The times of the kernels, each with the percentage of the copy bandwidth in its own pass and
+    with the targets. The backward pass takes the time of the gradient minus that of the forward
+    pass."""
     from rnnscale_kernels.testing import BASELINES
 
-    table = Table(
-        title="times; %: of the copy bandwidth, backward is gradient minus forward; speed-up: over "
-        "associative_scan with autodiff; after a slash the target, * if it is met",
-        box=None,
-    )
-    for column in ("case", "by"):
-        table.add_column(column, no_wrap=True)
-    for column in (
-        "fwd ms",
-        f"fwd % / {BANDWIDTH['forward']}",
-        f"speed-up / {SPEED_UP['forward']}",
-        "grad ms",
-        f"bwd % / {BANDWIDTH['backward']}",
-        f"speed-up / {SPEED_UP['gradient']}",
-    ):
-        table.add_column(column, justify="right")
-    cases: dict[str, dict[str, dict[str, Row]]] = {}
-    for row in rows:
-        if "time_ms" in row and row["name"] not in BASELINES:
-            cases.setdefault(linear_scan.case_name(row), {}).setdefault(row["name"], {})[
-                row["mode"]
-            ] = row
-    for case, names in cases.items():
-        for number, (name, modes) in enumerate(names.items()):
-            cells = [case if number == 0 else "", name]
-            for mode in ("forward", "gradient"):
-                row = modes.get(mode)
-                if row is None:
-                    cells += ["", "", ""]
-                    continue
-                percent = row["percent_of_copy"] if mode == "forward" else backward(modes)
-                bandwidth = BANDWIDTH["forward" if mode == "forward" else "backward"]
-                cells += [
-                    f"{row['time_ms']:.4g}",
-                    with_verdict(percent, bandwidth, ".0f"),
-                    with_verdict(row["speed_up"], SPEED_UP[mode], ".1f"),
-                ]
-            table.add_row(*cells)
-    return table
+    kernels = [row for row in rows if "time_ms" in row and row["name"] not in BASELINES]
+    forward = {(case_name(row), row["name"]): row for row in kernels if row["mode"] == "forward"}
+    found = []
+    for row in kernels:
+        percent, aim = row["percent_of_copy"], BANDWIDTH["forward"]
+        if row["mode"] == "gradient":
+            first = forward.get((case_name(row), row["name"]))
+            percent, aim = backward_percent(first, row), BANDWIDTH["backward"]
+        found.append(
+            {**row, "case": case_name(row), "percent": percent, "percent target": aim}
+            | {"speed_up target": SPEED_UP[row["mode"]]}
+        )
+    return found
 
 
-def with_verdict(figure: float | None, aim: float, form: str) -> str:
-    if figure is None:
-        return ""
-    return f"{figure:{form}}{'*' if figure >= aim else ' '}"
-
-
-def backward(modes: dict[str, Row]) -> float | None:
+def backward_percent(forward: Row | None, gradient: Row) -> float | None:
     """Percent of the copy bandwidth in the backward pass alone, if it can be computed."""
-    if "forward" not in modes:
+    if forward is None:
         return None
-    forward, gradient = modes["forward"], modes["gradient"]
     seconds = 1e-3 * (gradient["time_ms"] - forward["time_ms"])
     moved = gradient["minimal_bytes"] - forward["minimal_bytes"]
     return 100 * moved / seconds / gradient["copy_bytes_per_second"] if seconds > 0 else None
 
 
-def compile_table(rows: Sequence[Row]) -> Table:
-    found = Table("by", "case", title="compiled; bytes of each kernel", box=None)
-    for name in ("shared or vector memory", "registers", "spills", "temporaries", "compile s"):
-        found.add_column(name, justify="right")
-    for row in rows:
-        if "compile_s" in row:
-            kernels = row["kernels"]
-            memory = [kernel["shared_memory"] for kernel in kernels] or [row["vmem"]]
-            found.add_row(
-                row["name"],
-                f"{row['mode']} {row['arguments']}",
-                ", ".join(f"{size:,}" for size in memory if size is not None),
-                ", ".join(str(kernel["registers"]) for kernel in kernels),
-                ", ".join(str(kernel["spills"]) for kernel in kernels),
-                f"{row['temp_bytes']:,}",
-                f"{row['compile_s']:.1f}",
-            )
-    return found
+def with_kernels(rows: Sequence[Row]) -> list[Row]:
+    """What was compiled, with the figures of each kernel."""
+    return [
+        row
+        | {
+            name: tuple(kernel[name] for kernel in row["kernels"])
+            for name in ("shared_memory", "registers", "spills")
+        }
+        for row in rows
+        if "compile_s" in row
+    ]
 
 
-BENCHMARK = Benchmark(run=run, table=table, plot=plot, add_options=add_options)
+BENCHMARK = Benchmark(run=run, table=table, add_options=add_options)
 
 
 if __name__ == "__main__":

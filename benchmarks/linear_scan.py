@@ -1,14 +1,15 @@
-"""The linear recurrence over lengths, widths and kinds of numbers, beside the textbook forms.
+"""The linear recurrence over lengths, widths and kinds of numbers, and its textbook forms.
 
-Every implementation that runs here, and `jax.lax.associative_scan` and `jax.lax.scan` with JAX's
-differentiation of them, in turns: `rnnscale_kernels.testing.measure_scan` says how. The number of
-tokens is the same in all cases. `ratio` is over the implementation that is chosen by default, and a
-textbook form that takes less time than that is `ahead`.
+Times every implementation that runs here, and `jax.lax.associative_scan` and `jax.lax.scan` with
+JAX's own differentiation, in turns (`rnnscale_kernels.testing.measure_scan`). The number of tokens
+is the same in all cases. `ratio` is over the implementation that is chosen by default, and a
+textbook form that takes less time is `ahead`.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
 
+from rnnscale.cli._bench import draw_scan_times
 from rnnscale_kernels import local_platform
 from rnnscale_kernels.testing import (
     BASELINES,
@@ -20,7 +21,6 @@ from rnnscale_kernels.testing import (
 )
 
 from ._benchmark import Benchmark, Figure, Row, columns
-from ._plots import legend, lines, styles
 
 SWEEPS = ("length", "channels", "numbers")
 
@@ -60,7 +60,7 @@ def cases(sweep: str, *, quick: bool) -> Iterator[ScanArguments]:
 
 
 def with_ratios(rows: Sequence[Row]) -> Iterator[Row]:
-    """The rows of one case. The environment stands beside all rows already."""
+    """The rows of one case, without the environment, which stands beside all rows."""
     known = environment()
     chosen = next((row["time_ms"] for row in rows if row["default"] and "time_ms" in row), None)
     for row in rows:
@@ -79,29 +79,8 @@ def case_name(row: Row) -> str:
 
 
 def plot(rows: Sequence[Row], figure: Figure) -> None:
-    """Per cent of the copy bandwidth, a column of panels for each sweep on each device."""
-    timed = [{**row, "case": case_name(row)} for row in rows if "time_ms" in row]
-    if not timed:
-        figure.text(0.5, 0.5, "nothing was timed", ha="center")
-        return
-    columns = list(dict.fromkeys((row["sweep"], row["device"]) for row in timed))
-    chosen = styles(row["name"] for row in timed)
-    figure.set_size_inches(4.2 * len(columns) + 2, 7)
-    panels = figure.subplots(len(MODES), len(columns), squeeze=False, sharex="col")
-    for mode, in_row in zip(MODES, panels, strict=True):
-        for (sweep, device), panel in zip(columns, in_row, strict=True):
-            of_panel = [
-                row for row in timed
-                if (row["mode"], row["sweep"], row["device"]) == (mode, sweep, device)
-            ]  # fmt: skip
-            x = {"length": "time", "channels": "channels"}.get(sweep, "case")
-            lines(panel, of_panel, x, "percent_of_copy", chosen, by="name")
-            panel.axhline(100, color="black", linewidth=0.8, linestyle=":")
-            panel.set_ylabel(f"{mode}, % of copy bandwidth")
-            panel.set_title(device, fontsize="small")
-            if x == "case":
-                panel.tick_params(axis="x", labelrotation=90)
-    legend(figure)
+    """Percent of the copy bandwidth, over lengths and widths."""
+    draw_scan_times(figure, [row for row in rows if "time_ms" in row and row["sweep"] != "numbers"])
 
 
 BENCHMARK = Benchmark(

@@ -95,7 +95,7 @@ def _scan(arguments: argparse.Namespace) -> int:
     if rounds < 3:
         raise UserError(f"--rounds must be at least 3, for a median, got {rounds}")
     if arguments.json not in (None, "-"):
-        _check_file("--json", arguments.json)
+        check_file("--json", arguments.json)
     console = Console(width=100, stderr=arguments.json == "-")
     rows = []
     kinds = itertools.product(arguments.dtype, arguments.numbers, arguments.decay, arguments.mode)
@@ -158,13 +158,29 @@ def _shapes(arguments: argparse.Namespace) -> list[tuple[int, int, int]]:
     return [(*pair, width) for pair in pairs for width in channels]
 
 
-def _check_file(option: str, file: str) -> None:
+def check_file(option: str, file: str) -> None:
     """Checks that it can be written, before an hour is spent on its content."""
-    folder = Path(file).absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"{option} {file}: there is no folder {folder}")
-    if Path(file).is_dir() or not os.access(folder, os.W_OK):
+    path = Path(file).absolute()
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {file}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"{option} {file}: cannot be written")
+
+
+def new_figure(option: str, file: str) -> Any:
+    """An empty figure of matplotlib, after checking that it can be saved in the file."""
+    check_file(option, file)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        message = "plots need matplotlib: python -m pip install 'rnnscale[plots]'"
+        raise MissingPackageError(message) from None
+
+    figure = Figure(layout="constrained")
+    kinds = figure.canvas.get_supported_filetypes()
+    if Path(file).suffix.removeprefix(".") not in kinds:
+        raise UserError(f"{option} {file}: must end in one of .{', .'.join(sorted(kinds))}")
+    return figure
 
 
 def _table(rows: Sequence[Row]) -> Any:
@@ -210,18 +226,8 @@ def _table(rows: Sequence[Row]) -> Any:
 
 def _plot(arguments: argparse.Namespace) -> int:
     rows = [row for file in arguments.rows for row in _read(file)]
-    _check_file("--out", arguments.out)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        message = "plots need matplotlib: python -m pip install 'rnnscale[plots]'"
-        raise MissingPackageError(message) from None
-
-    figure = Figure(layout="constrained")
-    kinds = figure.canvas.get_supported_filetypes()
-    if Path(arguments.out).suffix.removeprefix(".") not in kinds:
-        raise UserError(f"--out {arguments.out}: must end in one of .{', .'.join(sorted(kinds))}")
-    _draw(figure, rows)
+    figure = new_figure("--out", arguments.out)
+    draw_scan_times(figure, rows)
     figure.savefig(arguments.out)
     return 0
 
@@ -237,7 +243,7 @@ def _read(file: str) -> list[Row]:
     return rows
 
 
-def _draw(figure: Any, rows: Sequence[Row]) -> None:
+def draw_scan_times(figure: Any, rows: Sequence[Row]) -> None:
     """Draws a panel for each mode and kind of arguments, with a line for each implementation."""
     from rnnscale_kernels.testing import BASELINES
 
