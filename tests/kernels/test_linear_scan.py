@@ -199,7 +199,7 @@ def small(implementation):
         _, last = scan(h0, reverse=True)
         return jnp.sum(jnp.sin(h.re) * h.im) + jnp.sum(last.re * last.im**2)
 
-    return jax.jit(scalar), arguments
+    return scalar, arguments
 
 
 @every_xla_form
@@ -208,8 +208,8 @@ def test_forward_and_reverse_mode_to_second_order(implementation):
         scalar, arguments = small(implementation)
         check_grads(scalar, arguments, order=2, modes=("fwd", "rev"), atol=1e-4, rtol=1e-4)
         # Finite differences are coarse, but two ways to the second derivatives agree closely.
-        forward_over_reverse = jax.jit(jax.hessian(scalar))(*arguments)
-        reverse_over_reverse = jax.jit(jax.jacrev(jax.jacrev(scalar)))(*arguments)
+        forward_over_reverse = jax.hessian(scalar)(*arguments)
+        reverse_over_reverse = jax.jacrev(jax.jacrev(scalar))(*arguments)
         for x, y in zip(
             *map(jax.tree.leaves, (forward_over_reverse, reverse_over_reverse)), strict=True
         ):

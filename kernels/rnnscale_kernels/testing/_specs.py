@@ -80,7 +80,7 @@ SCAN_ARGUMENTS = (
     ScanArguments(),
     ScanArguments(varying=False, h0=False),
     ScanArguments(planar=True),
-    ScanArguments(planar=True, varying=False, time=300, channels=5),
+    ScanArguments(planar=True, varying=False, time=150, channels=5),
     ScanArguments(planar=True, reverse=True, reset=True),
     ScanArguments(planar=True, varying=False, reverse=True, reset=True, batch=(2, 3), time=67),
     ScanArguments(reset=True, time=131),
