@@ -1,8 +1,8 @@
-"""Every layer and cell beside the plain loop and other libraries: time, memory, compile time.
+"""Every layer and cell, in the plain loop and in other libraries: time, memory, compile time.
 
-Of each the forward pass and the gradient, by the input and all parameters. All contenders have the
-same weights and give the same outputs, which is checked first, but for those whose `note` begins
-with another equation. `linear_scan` is the recurrence alone, real, with a decay for every step.
+Each is timed forward and with the gradient by the input and all parameters. All contenders have the
+same weights. Their outputs are compared first, except for those whose `note` begins with "another
+equation". `linear_scan` is the recurrence alone, real, with a decay for every step.
 """
 
 import argparse

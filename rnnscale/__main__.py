@@ -1,3 +1,5 @@
+"""Runs the command line as `python -m rnnscale`."""
+
 import sys
 
 from rnnscale.cli import main

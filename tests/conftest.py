@@ -1,3 +1,5 @@
+"""Settings and fixtures of all tests: the compiler's options, virtual devices, random keys."""
+
 import os
 import zlib
 from collections.abc import Callable

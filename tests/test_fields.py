@@ -1,6 +1,5 @@
 """The walk over the fields of modules: axes, groups and trainability of every array."""
 
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -116,7 +115,7 @@ class TooFewAxes(eqx.Module):
 
 
 class Unresolvable(eqx.Module):
-    weight: "Float[Array, 'state'] | OnlyForTypeCheckers"  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+    weight: "Float[Array, 'state'] | OnlyForTypeCheckers"  # pyright: ignore[reportUndefinedVariable]
 
 
 @pytest.mark.parametrize(

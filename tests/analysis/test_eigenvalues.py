@@ -1,3 +1,5 @@
+"""Checks `eigenvalues` and `recurrent_matrix` against the equations of the papers."""
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -119,7 +121,8 @@ def test_timescales_of_modes_that_end_or_do_not(key):
     ],
 )
 def test_cells_have_those_of_their_paper(name, getkey):
-    """Of the differences, in double precision, of the equations that `rnnscale.verify` has."""
+    """The expected derivatives are differences of the equations in `rnnscale.verify`, in
+    float64."""
     (subject,) = [each for each in CELLS if each.name == name]
     cell = subject.build(getkey())
     x = jax.random.normal(getkey(), (cell.idim,))
@@ -150,7 +153,7 @@ def test_recurrent_matrices_are_those_of_the_papers(getkey):
     m = recurrent_matrix(urnn)
     assert m.shape == (10, 10)
     np.testing.assert_allclose(np.abs(np.linalg.eigvals(m)), np.ones(10), atol=1e-5)
-    # Of the real form [[A, -B], [B, A]] of A + iB.
+    # The matrix is the real form [[A, -B], [B, A]] of A + iB.
     np.testing.assert_allclose(m[:5, :5], m[5:, 5:], atol=1e-6)
     np.testing.assert_allclose(m[:5, 5:], -m[5:, :5], atol=1e-6)
     nnrnn = rnnscale.NonNormalRNNCell(2, 6, key=getkey())

@@ -1,3 +1,5 @@
+"""Checks `gradient_norms` where the norms are known in closed form."""
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp

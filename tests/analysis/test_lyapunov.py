@@ -91,7 +91,7 @@ def test_volumes_of_cornn_shrink_by_its_damping(getkey):
 
 
 def test_the_sum_is_the_mean_growth_of_volumes(getkey):
-    """Of an Elman network, whose derivative is known, on the trajectory in double precision."""
+    """Checked on an Elman network, whose derivative is known, along its trajectory in float64."""
     cell = rnnscale.ElmanRNNCell(2, 5, key=getkey())
     cell = eqx.tree_at(lambda c: c.recurrent, cell, 3 * cell.recurrent)
     xs = jax.random.normal(getkey(), (50, 2))

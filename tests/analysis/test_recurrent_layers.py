@@ -1,3 +1,5 @@
+"""Checks that `recurrent_layers` finds the layers inside models."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -30,7 +30,7 @@ def test_coupled_initial_statistics(key):
 def test_random_initial_statistics(key):
     cell = RandomOscillatorsCell(30, 400, input_scaling=0.5, key=key)
     w = np.asarray(cell.recurrent, np.float64)
-    # Of a circular law of this radius, and uniform.
+    # The entries are uniform, and the eigenvalues obey a circular law with this radius.
     assert w.std() == pytest.approx(0.9 / 20, rel=0.1)
     assert np.abs(w).max() / w.std() == pytest.approx(math.sqrt(3), rel=0.01)
     for x, low, high in [

@@ -158,7 +158,7 @@ def test_a_mean_runs_for_any_number_of_steps(key):
     full = jnp.full(BATCH, 2**24, count.dtype)
     after, y = step(x, (*inner, full))
     np.testing.assert_array_equal(after[-1], full)
-    # The mean of so many is hardly moved by one more.
+    # One more value hardly changes the mean of 2^24.
     close(y, model.head(inner[-1]), 1e-5)
 
 

@@ -1,3 +1,5 @@
+"""Checks dropout: its masks follow the global row and time."""
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp

@@ -1,3 +1,5 @@
+"""Checks the linear map, the norms and the embedding, for any leading axes."""
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp

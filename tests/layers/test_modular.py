@@ -1,3 +1,5 @@
+"""Checks modular networks against a NumPy oracle and against cells run alone."""
+
 from functools import partial
 
 import equinox as eqx
@@ -163,7 +165,7 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_modules_that_hear_nobody_are_cells_alone(kind, getkey):
-    """Of any kind: with counters in the state, with a matrix or a scalar for a parameter."""
+    """Cells of any kind: with counters in the state, or a matrix or scalar as a parameter."""
     each = [getattr(cells, kind)(3 + MESSAGE, 8, key=getkey()) for _ in range(2)]
     messages = DenseMessages(np.zeros((4, 4)), 8, MESSAGE, key=getkey())
     network = ModularRNN([StackedModules(each), SharedModules(each[0], 2)], messages)

@@ -1,3 +1,5 @@
+"""Checks running in pieces of time: equal values and gradients, and less memory."""
+
 from typing import Any
 
 import jax

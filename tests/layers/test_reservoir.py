@@ -1,3 +1,5 @@
+"""Checks reservoirs: their fit, their forecasts, and what is trained."""
+
 import logging
 import re
 
@@ -347,7 +349,7 @@ def test_a_reservoirs_entries(key):
     assert np.mean(got.input != 0) == pytest.approx(0.6, abs=0.1)
     assert np.mean(got.recurrent != 0) == pytest.approx(0.2, abs=0.01)
     entries = np.asarray(got.recurrent)[got.recurrent != 0]
-    # Of a normal distribution: no skew, and a kurtosis of 3.
+    # The distribution is normal: no skew, and a kurtosis of 3.
     scaled = (entries - entries.mean()) / entries.std()
     assert np.mean(scaled**3) == pytest.approx(0, abs=0.15)
     assert np.mean(scaled**4) == pytest.approx(3, abs=0.3)

@@ -26,7 +26,7 @@ def lowered(layer, depth, steps):
 
 
 def seconds(layer, depth, steps):
-    """Of the processor: tracing, lowering and compiling. The better of two."""
+    """The processor time of tracing, lowering and compiling: the better of two."""
     best = float("inf")
     for _ in range(2):
         jax.clear_caches()

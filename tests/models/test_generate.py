@@ -137,7 +137,7 @@ def test_memory_grows_with_the_tokens_only():
         memory: Any = lowered.compile().memory_analysis()
         return memory.temp_size_in_bytes
 
-    # Of prompts and of what is written. All logits of either would be VOCAB times as much.
+    # Prompts and generated tokens. All logits of either would take VOCAB times as much.
     tokens = 2 * 4 * (896 + 900)
     assert memory(128 + 896, 100 + 900) - memory(128, 100) <= 2 * tokens
 

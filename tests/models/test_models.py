@@ -1,3 +1,5 @@
+"""Checks blocks, stacks, classifiers and language models."""
+
 import functools
 
 import equinox as eqx

@@ -1,3 +1,5 @@
+"""Checks linear attention beyond the laws of all layers: its oracle, memory, ranges."""
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp

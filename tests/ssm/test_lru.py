@@ -1,3 +1,5 @@
+"""Checks the LRU beyond the laws of all layers: initialisation, ranges, bad arguments."""
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp

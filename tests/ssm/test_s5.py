@@ -1,3 +1,5 @@
+"""Checks S5 beyond the laws of all layers: initialisation, blocks, ranges."""
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp

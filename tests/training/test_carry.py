@@ -48,7 +48,7 @@ def batch_of(rows, step: int, count: int = LANES) -> dict[str, np.ndarray]:
 
 
 def distance(got, expected) -> float:
-    """Of a state from another, in multiples of its norm."""
+    """The distance of two states, relative to the norm of the second."""
 
     def flat(state):
         return np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(state)])
