@@ -1,4 +1,6 @@
-"""Checks `eigenvalues` and `recurrent_matrix` against the equations of the papers."""
+"""Eigenvalues, time scales and recurrent matrices, compared with the equations of the papers."""
+
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -10,17 +12,18 @@ import rnnscale
 from rnnscale.analysis import continuous_eigenvalues, eigenvalues, recurrent_matrix, timescales
 from rnnscale.ssm import LRU, S5, BidirectionalS5
 from rnnscale.verify import CELLS
+from rnnscale.verify._double import to_double
 
 
 def as_sets_agree(found, expected, atol=1e-5):
-    """Each eigenvalue is near one of the others, and there are as many."""
+    """Each eigenvalue is near one of the other set, and both sets have the same size."""
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape
     distance = np.abs(found[:, None] - expected[None, :])
     assert max(distance.min(axis=0).max(), distance.min(axis=1).max()) < atol
 
 
-def test_lru_has_those_of_the_paper(key):
+def test_lru_has_the_eigenvalues_of_the_paper(key):
     layer = LRU(3, 20, r_min=0.5, r_max=0.99, key=key)
     nu, theta = np.float64(layer.nu_log), np.float64(layer.theta_log)
     expected = np.exp(-np.exp(nu) + 1j * np.exp(theta))
@@ -33,26 +36,26 @@ def test_lru_has_those_of_the_paper(key):
 def test_s5_in_continuous_and_in_discrete_time(make, discretisation, key):
     layer = make(3, 12, discretisation=discretisation, step_rescale=2.0, key=key)
     s5 = layer if make is S5 else layer.forward
-    # Parameters that training has moved to where the layer holds them.
+    # A parameter that training has moved to where the layer clips it.
     drifted = eqx.tree_at(lambda s: s.lambda_re, s5, s5.lambda_re.at[0].set(0.7))
     layer = drifted if make is S5 else eqx.tree_at(lambda each: each.forward, layer, drifted)
     continuous = continuous_eigenvalues(layer)
     assert continuous[0].real == -1e-4
-    assert (continuous.imag == np.float64(drifted.lambda_im)).all()
+    np.testing.assert_array_equal(np.imag(continuous), np.asarray(drifted.lambda_im, np.float64))
     exponent = continuous * 2 * np.exp(np.float64(drifted.log_step))
     decay = np.exp(exponent) if discretisation == "zoh" else (1 + exponent / 2) / (1 - exponent / 2)
     np.testing.assert_allclose(eigenvalues(layer), decay, atol=1e-6)
 
 
-def test_s5_that_holds_nothing(key):
+def test_s5_without_clipping(key):
     layer = S5(3, 12, clip_eigenvalues=False, key=key)
     layer = eqx.tree_at(lambda s: s.lambda_re, layer, layer.lambda_re.at[0].set(0.7))
     assert continuous_eigenvalues(layer)[0].real == pytest.approx(0.7)
     assert timescales(layer)[0] == np.inf
 
 
-def test_a_diagonal_layer_has_those_of_its_step(key):
-    """The same as the Jacobian of its step has, beside their conjugates."""
+def test_a_diagonal_layer_has_the_eigenvalues_of_its_step(key):
+    """Together with their conjugates they are the eigenvalues of the Jacobian of its step."""
     layer = LRU(2, 5, key=key)
 
     def step(vector):
@@ -67,8 +70,10 @@ def test_a_diagonal_layer_has_those_of_its_step(key):
 def test_elman_has_the_matrix_times_the_slope(getkey):
     cell = rnnscale.ElmanRNNCell(3, 6, key=getkey())
     x, h = jax.random.normal(getkey(), (3,)), jax.random.normal(getkey(), (6,))
-    w, v, b = (np.float64(each) for each in (cell.recurrent, cell.input, cell.bias))
-    slope = 1 - np.tanh(w @ np.float64(h) + v @ np.float64(x) + b) ** 2
+    w, v, b, h64, x64 = (
+        np.asarray(each, np.float64) for each in (cell.recurrent, cell.input, cell.bias, h, x)
+    )
+    slope = 1 - np.tanh(w @ h64 + v @ x64 + b) ** 2
     as_sets_agree(eigenvalues(cell, x, h), np.linalg.eigvals(slope[:, None] * w))
     # A cell over time is the cell.
     assert (eigenvalues(rnnscale.RNNEncoder(cell), x, h) == eigenvalues(cell, x, h)).all()
@@ -116,13 +121,12 @@ def test_timescales_of_modes_that_end_or_do_not(key):
         "LongShortTermMemoryCell",
         "GatedRecurrentUnitCell",
         "ClockWorkRNNCell",  # with an integer in its state
-        "UnitaryEvolutionRNNCell",  # of complex numbers
+        "UnitaryEvolutionRNNCell",  # with complex numbers in its state
         "CoupledOscillatoryRNNCell",
     ],
 )
-def test_cells_have_those_of_their_paper(name, getkey):
-    """The expected derivatives are differences of the equations in `rnnscale.verify`, in
-    float64."""
+def test_cells_have_the_eigenvalues_of_their_paper(name, getkey):
+    """Compared with finite differences, in double precision, of the oracles of the papers."""
     (subject,) = [each for each in CELLS if each.name == name]
     cell = subject.build(getkey())
     x = jax.random.normal(getkey(), (cell.idim,))
@@ -135,7 +139,7 @@ def test_cells_have_those_of_their_paper(name, getkey):
         moved = [*leaves]
         for i, part in zip(moving, parts, strict=True):
             moved[i] = part
-        end, _ = subject.oracle(cell, np.asarray(x)[None], jax.tree.unflatten(structure, moved))
+        end, _ = subject.oracle(*to_double((cell, x[None], jax.tree.unflatten(structure, moved))))
         ends = jax.tree.leaves(end)
         return np.concatenate([np.float64(ends[i]) for i in moving])
 
@@ -145,47 +149,53 @@ def test_cells_have_those_of_their_paper(name, getkey):
     as_sets_agree(eigenvalues(cell, x, state), np.linalg.eigvals(np.stack(columns, 1)), atol=1e-4)
 
 
-def test_recurrent_matrices_are_those_of_the_papers(getkey):
+def matrix(cell):
+    found = recurrent_matrix(cell)
+    assert found is not None
+    return found
+
+
+def test_recurrent_matrices_have_the_properties_of_the_papers(getkey):
     exprnn = rnnscale.ExpRNNCell(2, 6, key=getkey())
-    m = recurrent_matrix(exprnn)
+    m = matrix(exprnn)
     np.testing.assert_allclose(m @ m.T, np.eye(6), atol=1e-5)
     urnn = rnnscale.UnitaryEvolutionRNNCell(2, 5, key=getkey())
-    m = recurrent_matrix(urnn)
+    m = matrix(urnn)
     assert m.shape == (10, 10)
     np.testing.assert_allclose(np.abs(np.linalg.eigvals(m)), np.ones(10), atol=1e-5)
-    # The matrix is the real form [[A, -B], [B, A]] of A + iB.
+    # The real form [[A, -B], [B, A]] of A + iB.
     np.testing.assert_allclose(m[:5, :5], m[5:, 5:], atol=1e-6)
     np.testing.assert_allclose(m[:5, 5:], -m[5:, :5], atol=1e-6)
     nnrnn = rnnscale.NonNormalRNNCell(2, 6, key=getkey())
     nnrnn = eqx.tree_at(lambda c: c.gamma, nnrnn, jnp.array([0.5, 1.0, 1.5]))
-    lengths = np.sort(np.abs(np.linalg.eigvals(recurrent_matrix(nnrnn))))
+    lengths = np.sort(np.abs(np.linalg.eigvals(matrix(nnrnn))))
     np.testing.assert_allclose(lengths, [0.5, 0.5, 1, 1, 1.5, 1.5], rtol=1e-4)
     antisymmetric = rnnscale.AntiSymmetricRNNCell(2, 6, gamma=0.25, key=getkey())
-    real = np.linalg.eigvals(recurrent_matrix(antisymmetric)).real
+    real = np.linalg.eigvals(matrix(antisymmetric)).real
     np.testing.assert_allclose(real, np.full(6, -0.25), atol=1e-5)
     elman = rnnscale.ElmanRNNCell(2, 6, key=getkey())
-    np.testing.assert_allclose(recurrent_matrix(elman), elman.recurrent, rtol=1e-6)
+    np.testing.assert_allclose(matrix(elman), elman.recurrent, rtol=1e-6)
     indrnn = rnnscale.IndRNNCell(2, 6, key=getkey())
-    assert (recurrent_matrix(indrnn) == np.diag(indrnn.recurrent)).all()
+    assert (matrix(indrnn) == np.diag(indrnn.recurrent)).all()
 
 
 @pytest.mark.parametrize(
     "name", ["LongShortTermMemoryCell", "CoupledOscillatoryRNNCell", "GatedRecurrentUnitCell"]
 )
-def test_cells_of_several_matrices_have_none(name, key):
+def test_cells_with_several_matrices_have_no_recurrent_matrix(name, key):
     assert recurrent_matrix(getattr(rnnscale, name)(2, 4, key=key)) is None
 
 
-def test_what_has_no_step_is_refused(key):
+def test_bad_arguments(key):
     cell = rnnscale.ElmanRNNCell(2, 4, key=key)
     with pytest.raises(TypeError, match="looks ahead"):
         eigenvalues(rnnscale.BidirectionalRNNEncoder(cell, cell))
     with pytest.raises(TypeError, match="got str"):
-        eigenvalues("lstm")
+        eigenvalues(cast(Any, "lstm"))
     with pytest.raises(TypeError, match="takes an S5"):
-        continuous_eigenvalues(LRU(2, 4, key=key))
+        continuous_eigenvalues(cast(Any, LRU(2, 4, key=key)))
     with pytest.raises(TypeError, match=r"takes a rnnscale.cells.Cell; got LRU"):
-        recurrent_matrix(LRU(2, 4, key=key))
+        recurrent_matrix(cast(Any, LRU(2, 4, key=key)))
     with pytest.raises(ValueError, match="2 features"):
         eigenvalues(cell, jnp.zeros(3))
     with pytest.raises(ValueError, match="one input"):

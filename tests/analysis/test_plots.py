@@ -1,4 +1,4 @@
-"""What is drawn where, read back from the axes."""
+"""Plots draw the right numbers at the right places, read back from their axes."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def drawn(plot, data, **options):
     return {name: line for name, line in lines.items() if not name.startswith("_")}, axes
 
 
-def test_eigenvalues_lie_where_they_are():
+def test_eigenvalues_in_the_complex_plane():
     values = {"one": np.array([0.5 + 0.25j, -1j]), "other": [1.0]}
     lines, axes = drawn(plot_eigenvalues, values)
     np.testing.assert_array_equal(lines["one"].get_xydata(), [[0.5, 0.25], [0, -1]])
@@ -32,7 +32,7 @@ def test_eigenvalues_lie_where_they_are():
     assert axes.get_aspect() == 1
 
 
-def test_gradients_of_zero_are_gaps():
+def test_gradients_of_zero_are_left_out():
     lines, axes = drawn(plot_gradient_norms, {"a": [1.0, 0.1, 0.0]})
     np.testing.assert_array_equal(lines["a"].get_xydata(), [[0, 1], [1, 0.1], [2, np.nan]])
     assert axes.get_yscale() == "log"
@@ -43,7 +43,7 @@ def test_exponents_are_numbered_from_one():
     np.testing.assert_array_equal(lines["a"].get_xydata(), [[1, 0.5], [2, -0.5], [3, np.nan]])
 
 
-def test_time_scales_are_sorted_and_endless_ones_counted():
+def test_time_scales_are_sorted_and_infinite_ones_counted():
     lines, axes = drawn(plot_timescales, {"a": [3.0, np.inf, 0.0, 50.0]}, seq_len=784)
     (line,) = lines.values()
     assert line.get_label() == "a (1 infinite)"
@@ -55,7 +55,7 @@ def test_time_scales_are_sorted_and_endless_ones_counted():
 @pytest.mark.parametrize(
     "plot", [plot_eigenvalues, plot_gradient_norms, plot_lyapunov, plot_timescales]
 )
-def test_series_are_told_apart_without_colour(plot):
+def test_series_differ_without_colour(plot):
     lines, axes = drawn(plot, SERIES)
     for one, other in itertools.combinations(lines.values(), 2):
         shape = [(line.get_linestyle(), line.get_marker()) for line in (one, other)]

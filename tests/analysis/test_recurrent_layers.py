@@ -1,4 +1,6 @@
-"""Checks that `recurrent_layers` finds the layers inside models."""
+"""The recurrent layers found in models get the inputs that they get when the model runs."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,8 @@ from rnnscale.models import LanguageModel, SequenceClassifier
 from rnnscale.ssm import LRU
 
 
-def test_of_a_stack_that_is_compiled_as_one(getkey):
-    """Run one by one, as blocks are defined, they give what the stack gives."""
+def test_a_stack_of_blocks(getkey):
+    """Run one by one, as blocks are defined, the layers give the output of the stack."""
     model = SequenceClassifier(
         2, 3, make_layer=lambda key: LRU(4, 5, key=key), dim=4, depth=3, pool="none", key=getkey()
     )
@@ -20,8 +22,9 @@ def test_of_a_stack_that_is_compiled_as_one(getkey):
     found = recurrent_layers(model, xs)
     assert [each.name for each in found] == ["layer 0", "layer 1", "layer 2"]
     residual = model.encoder(xs)
+    stacked: Any = model.stack.blocks.layer
     for depth, (_, layer, inputs) in enumerate(found):
-        assert (layer.nu_log == model.stack.blocks.layer.nu_log[depth]).all()
+        assert isinstance(layer, LRU) and (layer.nu_log == stacked.nu_log[depth]).all()
         take = lambda x, depth=depth: x[depth]  # noqa: E731
         norm, mixer = (
             jax.tree.map(take, part) for part in (model.stack.blocks.norm, model.stack.blocks.mixer)
@@ -31,7 +34,7 @@ def test_of_a_stack_that_is_compiled_as_one(getkey):
     np.testing.assert_allclose(model.head(model.norm(residual)), model(xs)[1], atol=1e-5)
 
 
-def test_of_tokens(getkey):
+def test_tokens(getkey):
     model = LanguageModel(
         11, make_layer=lambda key: LRU(4, 5, key=key), dim=4, depth=2, key=getkey()
     )
@@ -42,19 +45,20 @@ def test_of_tokens(getkey):
     assert second.xs.shape == (1, 3, 4)
 
 
-def test_of_cells_on_top_of_one_another(getkey):
+def test_a_deep_network(getkey):
     lower = rnnscale.LongShortTermMemoryCell(2, 3, key=getkey())
     upper = rnnscale.ElmanRNNCell(3, 4, key=getkey())
     xs = jax.random.normal(getkey(), (2, 6, 2))
     first, second = recurrent_layers(rnnscale.DeepRNN([lower, upper], 5, key=getkey()), xs)
-    assert first.layer.cell is lower and second.layer.cell is upper
+    for found, cell in ((first.layer, lower), (second.layer, upper)):
+        assert isinstance(found, rnnscale.RNNEncoder) and found.cell is cell
     np.testing.assert_allclose(second.xs, rnnscale.RNNEncoder(lower)(xs)[1], atol=1e-6)
 
 
-def test_of_both_directions(getkey):
-    cells = [rnnscale.ElmanRNNCell(2, 3, key=getkey()) for _ in range(2)]
+def test_both_directions(getkey):
+    one, other = (rnnscale.ElmanRNNCell(2, 3, key=getkey()) for _ in range(2))
     xs = jax.random.normal(getkey(), (2, 6, 2))
-    model = rnnscale.BidirectionalRNN(*cells, 4, key=getkey())
+    model = rnnscale.BidirectionalRNN(one, other, 4, key=getkey())
     forward, backward = recurrent_layers(model, xs)
     assert (forward.name, backward.name) == ("layer 0 forward", "layer 0 backward")
     both = jnp.concatenate(
@@ -63,6 +67,6 @@ def test_of_both_directions(getkey):
     np.testing.assert_allclose(model.encoder(xs)[1], both, atol=1e-6)
 
 
-def test_of_something_else():
+def test_another_kind_of_model():
     with pytest.raises(TypeError, match="got dict"):
         recurrent_layers({}, jnp.zeros((1, 2, 3)))

@@ -1,4 +1,4 @@
-"""An exported step is the model's own, and folded over time it is the whole model."""
+"""An exported step, folded over time, equals the model."""
 
 import io
 import json
@@ -27,7 +27,7 @@ BATCH, TIME = 3, 9
 
 
 def fold(step: ExportedStep, xs: Any) -> Any:
-    """`(state, ys)` over the time axis, the second."""
+    """`(state, ys)` of the step, folded over the second axis."""
     state, ys = step.init_state(xs.shape[:1]), []
     for t in range(xs.shape[1]):
         state, y = step(xs[:, t], state)
@@ -46,18 +46,12 @@ def close(got: Any, expected: Any, bound: float = 1e-6) -> None:
 def check_layer(layer: Any, key: jax.Array) -> None:
     xs = sample_inputs(layer, (BATCH, TIME), key)
     step = load_step(export_step(layer))
-    x, tokens = xs[:, 0], jnp.issubdtype(xs.dtype, jnp.integer)
-    state = layer.init_state((BATCH,), None if tokens else xs.dtype)
-    close(step.init_state((BATCH,)), state, 0)
-    run = eqx.filter_jit(lambda layer, x, state: layer.step(x, state))
-    after, y = step(x, tuple(jax.tree.leaves(state)))
-    close((after, y), run(layer, x, state))
-    # and from there once more, from a state that isn't the first
-    close(step(x, after), run(layer, x, run(layer, x, state)[0]))
+    dtype = None if jnp.issubdtype(xs.dtype, jnp.integer) else xs.dtype
+    close(step.init_state((BATCH,)), layer.init_state((BATCH,), dtype), 0)
     close(fold(step, xs), eqx.filter_jit(lambda layer, xs: layer(xs))(layer, xs), 1e-5)
 
 
-# Most of the time here is compiling; the others are like one of these.
+# Most of the time here goes into compiling. The others resemble one of these.
 QUICK = ("LRU", "S5", "LinearAttention", "CausalConv", "BlockStack", "LanguageModel")
 SUBJECTS = [
     *CAUSAL_LAYERS,
@@ -83,7 +77,7 @@ def test_cells(subject, key):
 
 
 @pytest.mark.parametrize("pool", ["mean", "none", pytest.param("tokens", marks=pytest.mark.slow)])
-def test_a_classifier_gives_at_each_step_what_it_gives_up_to_there(pool, key):
+def test_a_classifier_labels_at_each_step_the_sequence_up_to_there(pool, key):
     model: Any = dict(MODELS)[f"SequenceClassifier {pool}"](key)
     xs = sample_inputs(model, (BATCH, TIME), key)
     _, ys = fold(load_step(export_step(model)), xs)
@@ -93,7 +87,7 @@ def test_a_classifier_gives_at_each_step_what_it_gives_up_to_there(pool, key):
         close(ys[:, steps - 1], expected[:, steps - 1] if pool == "none" else expected, 1e-5)
 
 
-def test_a_network_gives_at_each_step_what_it_gives_up_to_there(key):
+def test_a_network_reads_out_at_each_step_the_sequence_up_to_there(key):
     network: Any = dict(NETWORKS)["RNN"](key)
     xs = sample_inputs(network, (BATCH, TIME), key)
     _, ys = fold(load_step(export_step(network)), xs)
@@ -123,7 +117,7 @@ def test_any_batch(key):
         named(x, (jnp.zeros((2, 5, 4)), jnp.zeros((2, 5, 4))))
 
 
-def test_it_can_be_called_inside_of_programs(key):
+def test_it_can_be_called_inside_a_jitted_loop(key):
     layer = LRU(3, 4, key=key)
     step = load_step(export_step(layer))
     xs = jax.random.normal(key, (2, TIME, 3))
@@ -136,17 +130,17 @@ def test_it_can_be_called_inside_of_programs(key):
 
 
 def test_the_same_model_gives_the_same_file(key):
-    """Wherever it is called from: a file has no path, line or name of a caller."""
+    """From wherever it is called: a file contains no path, line or name of the caller."""
     layer = S5(3, 8, key=key)
 
     def from_elsewhere():
         return export_step(layer)
 
-    before = getattr(jax.config, "jax_traceback_in_locations_limit")  # noqa: B009
+    before = jax.config.values["jax_traceback_in_locations_limit"]
     file = export_step(layer)
     assert from_elsewhere() == file
     assert b".py" not in file
-    assert getattr(jax.config, "jax_traceback_in_locations_limit") == before  # noqa: B009
+    assert jax.config.values["jax_traceback_in_locations_limit"] == before
 
 
 def test_a_mean_runs_for_any_number_of_steps(key):
@@ -158,7 +152,7 @@ def test_a_mean_runs_for_any_number_of_steps(key):
     full = jnp.full(BATCH, 2**24, count.dtype)
     after, y = step(x, (*inner, full))
     np.testing.assert_array_equal(after[-1], full)
-    # One more value hardly changes the mean of 2^24.
+    # One more step hardly changes such a mean.
     close(y, model.head(inner[-1]), 1e-5)
 
 
@@ -201,7 +195,7 @@ def test_weights_on_a_mesh_are_gathered(key):
 
 
 def test_what_depends_on_the_weights_only_is_computed_once(key):
-    """No exponential of a matrix, and no discretisation, is in the program of a step."""
+    """The program of a step has no matrix exponential and no discretisation."""
     subject = next(each for each in CELLS if each.name == "ExpRNNCell")
     stack = BlockStack(lambda key: S5(3, 8, key=key), 2, make_mixer=Identity, key=key)
     for layer in (RNNEncoder(subject.build(key)), stack, LRU(3, 8, key=key)):
@@ -235,7 +229,7 @@ print(y.tolist())
     close(np.array(json.loads(run.stdout), np.float32), expected)
 
 
-def test_what_cannot_be_exported(key):
+def test_models_and_options_that_are_refused(key):
     with pytest.raises(ValueError, match="BidirectionalS5 is not causal"):
         export_step(eqx.filter_eval_shape(lambda key: BidirectionalS5(3, 8, key=key), key))
 
@@ -256,7 +250,8 @@ def test_what_cannot_be_exported(key):
     for platforms in ("cpu", (), ("gpu",), ("cpu", "metal")):
         with pytest.raises(ValueError, match="platforms must be some of cpu, cuda, rocm, tpu; got"):
             export_step(layer, platforms=platforms)
-    for batch_shape in ("batch", (0,), ("2*b",), (1.5,)):
+    wrong: tuple[Any, ...] = ("batch", (0,), ("2*b",), (1.5,))
+    for batch_shape in wrong:
         with pytest.raises(ValueError, match="batch_shape must be sizes of at least 1 and names"):
             export_step(layer, batch_shape=batch_shape)
     language: Any = eqx.filter_eval_shape(dict(MODELS)["LanguageModel"], key)
@@ -264,7 +259,7 @@ def test_what_cannot_be_exported(key):
         export_step(language, dtype=jnp.float32)
 
 
-def test_what_cannot_be_loaded(key):
+def test_files_that_are_refused(key):
     file = export_step(CausalConv(3, 2, key=key))
     with pytest.raises(
         ValueError, match="load_step takes a file that export_step .* wrote; File is"

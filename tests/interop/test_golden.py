@@ -1,4 +1,4 @@
-"""Imported weights give the outputs that the originals gave.
+"""Imported weights give the outputs of the original code.
 
 The `.npz` files beside this one were made once with the code of the originals, unchanged, at small
 sizes with float32 parameters, all of them shifted by random numbers so that none is zero or one:
@@ -40,7 +40,7 @@ from rnnscale.ssm import S5, BidirectionalS5
 
 
 def golden(file: str, case: str) -> dict[str, Any]:
-    """The arrays of a case, as the tree that their paths say."""
+    """The arrays of a case, as the tree given by their paths."""
     tree: dict[str, Any] = {}
     with np.load(Path(__file__).parent / file) as arrays:
         for path in arrays.files:

@@ -1,4 +1,4 @@
-"""One ValueError says which weight is wrong, and what was expected."""
+"""Every importer names the weight that is wrong and says what was expected."""
 
 import re
 from typing import Any
@@ -105,7 +105,7 @@ def without(tree: dict, name: str) -> dict:
         ),
     ],
 )
-def test_what_is_wrong_is_named(read, weights, message):
+def test_the_wrong_weight_is_named(read, weights, message):
     with pytest.raises(ValueError, match=message) as error:
         read(weights)
     assert "\n" not in str(error.value)
@@ -119,10 +119,10 @@ def test_options_are_checked():
     ):
         s5_classifier_from_lindermanlab(model(), activation="relu")  # pyright: ignore
     with pytest.raises(ValueError, match="pool must be one of"):
-        lru_classifier_from_minimal(model(), pool="first")
+        lru_classifier_from_minimal(model(), pool="first")  # pyright: ignore
 
 
-def test_layers_of_other_sizes_are_no_stack():
+def test_layers_of_different_sizes_are_refused():
     tree = model()
     other = model(seq=LRU | {name: np.zeros_like(a)[:2] for name, a in LRU.items() if "B" in name})
     tree["params"]["encoder"]["layers_1"] = other["params"]["encoder"]["layers_0"]
@@ -139,7 +139,7 @@ def test_layers_of_other_sizes_are_no_stack():
         lru_classifier_from_minimal(model(seq=narrow))
 
 
-def test_bfloat16_is_taken():
+def test_bfloat16_is_accepted():
     low = {name: jnp.asarray(array + 0.3, jnp.bfloat16) for name, array in LRU.items()}
     layer = lru_from_minimal(low)
     assert layer.nu_log.dtype == jnp.float32
@@ -147,7 +147,7 @@ def test_bfloat16_is_taken():
 
 
 class Tensor:
-    """What is used of one of torch. NumPy takes it only when it is detached and on the CPU."""
+    """A stand-in for a torch tensor, which NumPy accepts only if detached and on the CPU."""
 
     def __init__(self, array: np.ndarray, ready: frozenset[str] = frozenset()):
         self.array, self.ready = array, ready

@@ -1,4 +1,4 @@
-"""Imported weights against float64 oracles, written from the equations in the originals' code."""
+"""Imported weights, compared with float64 oracles written from the original equations."""
 
 from typing import Any
 

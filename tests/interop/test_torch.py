@@ -1,4 +1,4 @@
-"""Imported modules of torch against torch itself, where it is installed."""
+"""Imported modules of torch, compared with torch itself if it is installed."""
 
 import equinox as eqx
 import jax
