@@ -94,10 +94,9 @@ def _on_devices(
     }
 
     def mapped(part: Callable, in_specs: tuple, out_specs: Any) -> Callable:
-        function = jax.shard_map(
-            part, axis_names=not_manual, in_specs=in_specs, out_specs=out_specs
+        return atomic(
+            jax.shard_map(part, axis_names=not_manual, in_specs=in_specs, out_specs=out_specs)
         )
-        return atomic(function, "over a mesh there is reverse mode of first order only")
 
     def value_part(primals):
         return tuple(map(_sum_over, value(primals), specs.partial_sums))
