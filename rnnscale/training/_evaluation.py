@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rnnscale._errors import UserError
 from rnnscale.distributed import StopSignals
 from rnnscale.training._callback import Callback
 from rnnscale.training._carry import Carry
@@ -94,7 +95,7 @@ def evaluate[Model, Batch](
     if pending is not None:
         add(pending)
     if not sums or not sums["count"] or not sums.get("scored", True):
-        raise ValueError("nothing to evaluate: the batches hold no labels that count")
+        raise UserError("nothing to evaluate: the batches hold no labels that count")
     with np.errstate(divide="ignore", invalid="ignore"):
         figures = with_metric(means(sums), metric)
     if metric not in figures:

@@ -40,7 +40,7 @@ def fit[State: HasStep, Batch](
     - `batches`: the first one is the batch of step `state.step`.
     - `steps`: number of steps of the run, at least 1. Where `state.step` is that already, nothing
         is trained.
-    - `callbacks`: what to do besides; see `Callback`.
+    - `callbacks`: logs, checkpoints, evaluations and reasons to stop; see `Callback`.
 
     **Returns:** the last state.
 
@@ -65,9 +65,9 @@ def fit[State: HasStep, Batch](
             queue.finish()  # the step before
             step += 1
             queue.dispatched(step, state, metrics)
-            waiting = [each for each in callbacks if each.needs_state(step)]
-            if waiting and (finished := queue.finish()):
-                for each in waiting:
+            due = [each for each in callbacks if each.needs_state(step)]
+            if due and (finished := queue.finish()):
+                for each in due:
                     each.on_state(finished, state)
         queue.finish()
         for each in callbacks:
@@ -111,8 +111,7 @@ class _Queue:
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         now = perf_counter()
-        is_training = figures is None and self._last is not None
-        seconds = now - self._last if is_training and self._last is not None else None
+        seconds = None if figures is not None or self._last is None else now - self._last
         self._finished = FinishedStep(step, values, figures or {}, seconds, self._waiting)
         self._last, self._waiting = now, 0.0
         for each in self._callbacks:
