@@ -19,7 +19,7 @@ from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._rows import Split
 from rnnscale.runs._setup import layout_of, load_task_of, make_run_mesh, set_up
 from rnnscale.tasks import Task
-from rnnscale.training import evaluate, make_eval_step, restore_part
+from rnnscale.training import restore_part
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +63,8 @@ class SavedRun:
         if seq_len is not None:
             config = replace(config, seq_len=seq_len)
             task = load_task_of(config)
-        setup = set_up(config, task, self.mesh)
-        with jax.set_mesh(self.mesh), setup.evaluation(split) as batches:
-            figures = evaluate(
-                make_eval_step(setup.loss),
-                self.model,
-                batches,
-                carry=setup.carry(self.model),
-                metric=task.metric,
-            )
+        with jax.set_mesh(self.mesh):
+            figures = set_up(config, task, self.mesh).evaluate(self.model, split)
         assert figures is not None  # nothing stops it
         if task.inputs == "tokens" and task.labels == "step":
             with np.errstate(over="ignore"):

@@ -1,14 +1,13 @@
 """What `rnnscale train` does: a run from its options to its summary."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import equinox as eqx
 import jax
 
-from rnnscale._base import SequenceModel
 from rnnscale._fields import parameters
 from rnnscale.data import stream
 from rnnscale.distributed import (
@@ -23,7 +22,6 @@ from rnnscale.distributed import (
 from rnnscale.runs._config import TrainConfig
 from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._load import restore_model
-from rnnscale.runs._rows import Split
 from rnnscale.runs._setup import Setup, load_task_of, make_run_mesh, set_up
 from rnnscale.sharding import sharded_init
 from rnnscale.training import (
@@ -38,14 +36,10 @@ from rnnscale.training import (
     SkippedSteps,
     StopOnSignal,
     TrainState,
-    evaluate,
     fit,
-    make_eval_step,
 )
 
 _log = logging.getLogger(__name__)
-
-type _Evaluate = Callable[[SequenceModel, Split], dict[str, float] | None]
 
 
 def run(config: TrainConfig, *, resume: bool = False) -> dict[str, Any] | None:
@@ -79,9 +73,10 @@ def run(config: TrainConfig, *, resume: bool = False) -> dict[str, Any] | None:
         folder.check_shared()
         setup = set_up(config, load_task_of(config), make_run_mesh(config.mesh))
         with jax.set_mesh(setup.mesh):
-            evaluated = _evaluation(setup, stop, watchdog)
-            state, clock = _train(setup, folder, evaluated, resume, stop, watchdog)
-            figures = None if stop.reached() else evaluated(state.model, "test")
+            state, clock = _train(setup, folder, resume, stop, watchdog)
+            if stop.reached():
+                return None
+            figures = setup.evaluate(state.model, "test", stop=stop, watchdog=watchdog)
         if figures is None:
             return None
         summary = _summary(setup, state, clock, figures)
@@ -97,15 +92,10 @@ def run(config: TrainConfig, *, resume: bool = False) -> dict[str, Any] | None:
 
 
 def _train(
-    setup: Setup,
-    folder: RunFolder,
-    evaluated: _Evaluate,
-    resume: bool,
-    stop: StopSignals,
-    watchdog: Watchdog,
+    setup: Setup, folder: RunFolder, resume: bool, stop: StopSignals, watchdog: Watchdog
 ) -> tuple[TrainState, Clock]:
     """Trains to the last step, or until it is stopped; the time covers all sessions of the run."""
-    config, task = setup.config, setup.task
+    config = setup.config
     options = asdict(config)
     like = setup.abstract_state()
 
@@ -128,28 +118,7 @@ def _train(
         step = int(state.step)
         # Only now: the folder of a run that can't be resumed with these options stays as it was.
         on_process_0(proceed)
-        bar = ProgressBar()
-        callbacks: list[Callback] = [
-            StopOnSignal(stop),
-            Heartbeat(watchdog),
-            SkippedSteps(),
-            bar,
-            Log(
-                folder.metrics,
-                bar.show,
-                every=config.log_every,
-                tokens_per_step=config.batch_size * task.seq_len,
-                clock=clock,
-                metric=task.metric,
-            ),
-            Checkpoints(checkpointer, meta=lambda: {"clock": asdict(clock)}, watchdog=watchdog),
-        ]
-        if config.evaluate_every:
-            callbacks.append(
-                Evaluation(
-                    lambda state: evaluated(state.model, "validation"), every=config.evaluate_every
-                )
-            )
+        callbacks = _callbacks(setup, folder, checkpointer, clock, stop, watchdog)
         with stream(
             setup.rows, config.batch_size, start_step=step, shardings=setup.layout
         ) as batches:
@@ -157,22 +126,39 @@ def _train(
     return state, clock
 
 
-def _evaluation(setup: Setup, stop: StopSignals, watchdog: Watchdog) -> _Evaluate:
-    """A function that evaluates a model on a split; it gives None if a signal stopped it."""
-    eval_step = make_eval_step(setup.loss)
+def _callbacks(
+    setup: Setup,
+    folder: RunFolder,
+    checkpointer: Checkpointer,
+    clock: Clock,
+    stop: StopSignals,
+    watchdog: Watchdog,
+) -> list[Callback]:
+    """Everything that happens around the steps of a run."""
+    config, task, bar = setup.config, setup.task, ProgressBar()
 
-    def evaluated(model: SequenceModel, split: Split) -> dict[str, float] | None:
-        with setup.evaluation(split) as batches:
-            return evaluate(
-                eval_step,
-                model,
-                watchdog.watched("evaluating", batches),
-                carry=setup.carry(model),
-                metric=setup.task.metric,
-                stop=stop,
-            )
+    def validate(state: TrainState) -> dict[str, float] | None:
+        return setup.evaluate(state.model, "validation", stop=stop, watchdog=watchdog)
 
-    return evaluated
+    evaluation = (
+        [Evaluation(validate, every=config.evaluate_every)] if config.evaluate_every else []
+    )
+    return [
+        StopOnSignal(stop),
+        Heartbeat(watchdog),
+        SkippedSteps(),
+        bar,
+        Log(
+            folder.metrics,
+            bar.show,
+            every=config.log_every,
+            tokens_per_step=config.batch_size * task.seq_len,
+            clock=clock,
+            metric=task.metric,
+        ),
+        *evaluation,
+        Checkpoints(checkpointer, meta=lambda: {"clock": asdict(clock)}, watchdog=watchdog),
+    ]
 
 
 def _restored(checkpointer: Checkpointer, like: TrainState) -> tuple[TrainState, Clock] | None:

@@ -14,14 +14,23 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from rnnscale._base import SequenceModel, State, TakesIntervals
 from rnnscale._errors import UserError, as_user_error
-from rnnscale.data import Batches, evaluation_batches
+from rnnscale.data import evaluation_batches
+from rnnscale.distributed import StopSignals, Watchdog
 from rnnscale.runs._build import constrain, make_loss, make_model
 from rnnscale.runs._config import TrainConfig
 from rnnscale.runs._models import MODELS
 from rnnscale.runs._rows import Split, evaluation_rows, training_rows
 from rnnscale.sharding import AXES, batch_sharding, make_mesh, shardings
 from rnnscale.tasks import Task, load_task, pad_time
-from rnnscale.training import Carry, Totals, TrainState, make_optimiser, make_train_step
+from rnnscale.training import (
+    Carry,
+    Totals,
+    TrainState,
+    evaluate,
+    make_eval_step,
+    make_optimiser,
+    make_train_step,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Setup:
     - `rows`: the rows of the training batches, for `rnnscale.data.stream`.
     - `init`: makes the state before the first step, from a key.
     - `loss`, `optimiser`: see `make_train_step`.
-    - `train_step`: the function returned by `make_train_step`.
+    - `train_step`, `eval_step`: the functions returned by `make_train_step` and `make_eval_step`.
     """
 
     config: TrainConfig
@@ -50,6 +59,7 @@ class Setup:
     loss: Callable[..., tuple[State, Totals]]
     optimiser: optax.GradientTransformation
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
+    eval_step: Callable[..., tuple[Carry | None, Totals]]
 
     def on(self, mesh: Mesh | AbstractMesh) -> "Setup":
         """The same parts on another mesh, without tracing anything again. The mesh axis `seq` must
@@ -65,12 +75,28 @@ class Setup:
         in_time = name in with_time and len(shape) > 1
         return batch_sharding(self.mesh, len(shape), time_axis=1 if in_time else None)
 
-    def evaluation(self, split: Split) -> Batches:
-        """The batches of a split, with each label once."""
+    def evaluate(
+        self,
+        model: SequenceModel,
+        split: Split,
+        *,
+        stop: StopSignals | None = None,
+        watchdog: Watchdog | None = None,
+    ) -> dict[str, float] | None:
+        """The figures of a model on a split; None if a signal stopped the evaluation. To be called
+        with the mesh set."""
         rows = evaluation_rows(self.config, self.task, split)
-        return evaluation_batches(rows, self.config.batch_size, shardings=self.layout)
+        with evaluation_batches(rows, self.config.batch_size, shardings=self.layout) as batches:
+            return evaluate(
+                self.eval_step,
+                model,
+                batches if watchdog is None else watchdog.watched("evaluating", batches),
+                carry=self._carry(model),
+                metric=self.task.metric,
+                stop=stop,
+            )
 
-    def carry(self, model: SequenceModel) -> Carry | None:
+    def _carry(self, model: SequenceModel) -> Carry | None:
         """The recurrent state before the first batch, laid out over the mesh; None if batches do
         not carry one."""
         if self.config.rows != "lanes":
@@ -128,7 +154,8 @@ def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
         return TrainState.create(model, optimiser, state_key, carry=carry)
 
     train_step = make_train_step(loss, optimiser, accumulation=config.accumulation)
-    setup = Setup(config, mesh, task, rows, init, loss, optimiser, train_step)
+    eval_step = make_eval_step(loss)
+    setup = Setup(config, mesh, task, rows, init, loss, optimiser, train_step, eval_step)
     if mesh.shape["seq"] > 1 or config.chunk is not None:
         # A model that can't be split over time says so when it is traced. Here that is early.
         with jax.set_mesh(mesh), as_user_error():

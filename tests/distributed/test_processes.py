@@ -108,15 +108,11 @@ def free_port() -> int:
 def start_script(
     group: Group, count: int, what: str, argument: str = "", devices: int = 1
 ) -> Group:
-    return start_command(group, count, [str(SCRIPT), what, argument], devices)
-
-
-def start_command(group: Group, count: int, command: list[str], devices: int) -> Group:
     """The environment says what each process is part of."""
     address = f"localhost:{free_port()}"
     for i in range(count):
         group.start(
-            command,
+            [str(SCRIPT), what, argument],
             JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES=str(count),
             JAX_PROCESS_ID=str(i),
