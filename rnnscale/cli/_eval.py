@@ -4,12 +4,16 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rnnscale.cli._options import add_data_options, add_mesh_option, check_folder_of, write_json
+from rnnscale.cli._options import (
+    add_data_options,
+    add_mesh_option,
+    check_folder_of,
+    given_options,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from rnnscale.runs import SavedRun
-
-_OPTIONS = ("batch_size", "rows", "chunk", "text", "folder")
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -66,8 +70,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     check_folder_of("--json", file)
     if arguments.cpu_devices is not None:
         use_cpu_devices(arguments.cpu_devices)
-    given = {name: getattr(arguments, name) for name in _OPTIONS}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = given_options(arguments, "batch_size", "rows", "chunk", "text", "folder")
     if arguments.chunk == 0:
         given["chunk"] = None
     saved = load_run(arguments.run, arguments.mesh, **given)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnscale._errors import UserError
-from rnnscale.cli._options import add_data_options, check_folder_of, write_json
+from rnnscale.cli._options import add_data_options, check_folder_of, given_options, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,11 +62,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
     if experiment.folder and arguments.folder is None:
         raise UserError(f"{experiment.name} reads its data from a folder: give it as --folder")
     check_folder_of("--json", arguments.json)
-    given = {
-        name: value
-        for name in ("steps", "folder", "text")
-        if (value := getattr(arguments, name)) is not None
-    }
+    given = given_options(arguments, "steps", "folder", "text")
     out = arguments.out or Path("runs", "experiments", experiment.name)
     # The seeds of an entry share their compiled programs.
     jax.config.update("jax_compilation_cache_dir", str((out / "programs").resolve()))
@@ -94,10 +90,9 @@ def _experiment(arguments: argparse.Namespace) -> int:
 def _command(arguments: argparse.Namespace) -> str:
     """The command that gives these figures, without the options that say where they are kept."""
     words = ["rnnscale", "experiment", arguments.name]
-    for name in ("only", "seeds", "steps", "folder", "text"):
-        value = getattr(arguments, name)
-        if value is not None:
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    given = given_options(arguments, "only", "seeds", "steps", "folder", "text")
+    for name, value in given.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)
 
 

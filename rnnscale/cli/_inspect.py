@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnscale._errors import UserError, as_user_error
-from rnnscale.cli._options import add_data_options, add_mesh_option
+from rnnscale.cli._options import add_data_options, add_mesh_option, given_options
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,8 +56,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out {out}: must end in .html or .png")
     if arguments.steps < 2:
         raise UserError(f"--steps must be at least 2, got {arguments.steps}")
-    given = {"text": arguments.text, "folder": arguments.folder}
-    saved = load_run(arguments.run, **{name: x for name, x in given.items() if x is not None})
+    saved = load_run(arguments.run, **given_options(arguments, "text", "folder"))
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
     figure_class()  # raises if there is no matplotlib

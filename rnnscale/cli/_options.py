@@ -90,6 +90,12 @@ def named_values(text: str) -> dict[str, int | float | str]:
     return options
 
 
+def given_options(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The named options that are not `None`."""
+    options = vars(arguments)
+    return {name: options[name] for name in names if options[name] is not None}
+
+
 def check_folder_of(option: str, file: str | None) -> None:
     """Raises `UserError` if the folder of a file to be written does not exist."""
     if file not in (None, "-") and not Path(file).absolute().parent.is_dir():
