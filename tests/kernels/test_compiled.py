@@ -138,7 +138,7 @@ def test_kernel_moves_the_fewest_bytes(spec: ScanArguments, implementation: str,
     check_kernels(program, implementation, target, least=2)
     sequence = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(structs(spec)["b"]))
     assert program.temporaries <= sequence / 100
-    # XLA moves whole arrays between a TPU's memories as it sees fit.
+    # XLA moves arrays between a TPU's memories as it sees fit.
     if implementation != "mosaic_tpu":
         assert program.bytes_accessed() <= 1.01 * minimal_bytes(spec, "gradient")
 

@@ -354,16 +354,16 @@ def test_a_reset_stops_an_infinite_decay(implementation):
 
 @every_implementation
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_reset_restores_zero_and_a_cut_sequence_is_a_whole_one(implementation, reverse):
+def test_a_reset_restores_zero_and_cutting_a_sequence_changes_nothing(implementation, reverse):
     arrays = ScanArguments(time=20).arrays()
     a, b, h0 = (to_jax(arrays[name], "float32") for name in ("a", "b", "h0"))
     scan = partial(linear_scan, reverse=reverse, implementation=implementation)
-    whole, last = scan(a, b, h0)
+    full, last = scan(a, b, h0)
     first, second = (slice(8, None), slice(0, 8)) if reverse else (slice(0, 8), slice(8, None))
     one, carry = scan(a[:, first], b[:, first], h0)
     two, carry = scan(a[:, second], b[:, second], carry)
-    np.testing.assert_allclose(whole[:, first], one, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(whole[:, second], two, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(full[:, first], one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(full[:, second], two, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(last, carry, rtol=1e-5, atol=1e-6)
     reset = jnp.zeros(b.shape[:2], bool).at[:, 8].set(True)
     segments, _ = scan(a, b, h0, reset=reset)
