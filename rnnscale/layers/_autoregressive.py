@@ -49,7 +49,7 @@ class AutoregressiveRNN(Stepwise):
         check_encoder(AutoregressiveRNN, encoder)
         if not (isinstance(encoder, Stepwise) and encoder.causal):
             raise ValueError(
-                "AutoregressiveRNN goes on from its own output, but "
+                "AutoregressiveRNN continues from its own output, but "
                 f"{type(encoder).__name__} looks ahead: use a causal encoder."
             )
         self.encoder = encoder
@@ -185,7 +185,7 @@ class AutoregressiveRNN(Stepwise):
         check_size(AutoregressiveRNN, steps=steps)
         if xs.shape[-2] == 0:
             raise ValueError(
-                "AutoregressiveRNN: there is no step to go on from; give at least one."
+                "AutoregressiveRNN: there is no step to continue from; give at least one."
             )
         state, _ = self.encoder(xs, state, lengths=lengths)
         return state, self.readout(self.encoder.output(state).astype(xs.dtype))

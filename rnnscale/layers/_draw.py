@@ -31,9 +31,7 @@ def draw_tokens(
 
     - `step`: from `(token, state)` to `(state, logits)`.
     - `state`, `logits`: the state after the prompt, and the logits of the first token to draw.
-    - `steps`: the number of tokens to draw, at least 1.
-    - `temperature`: logits are divided by it, at least 0. At 0 the likeliest token is taken.
-    - `top_k`: draw from the `top_k` likeliest tokens only, 1 to `vocab`. `None` means all.
+    - `steps`, `temperature`, `top_k`: see `rnnscale.models.generate`.
     - `keys`: one for each row. Draw number `i` uses `jax.random.fold_in(key, i)`.
     - `drawn`: the number of the first draw.
 

@@ -196,7 +196,7 @@ class ModularRNN(Cell):
         if messages.idim != largest:
             raise ValueError(
                 f"ModularRNN: the largest output of a module has {largest} features, but messages "
-                f"are made of outputs with idim={messages.idim}."
+                f"take outputs with idim={messages.idim}."
             )
         for i, group in enumerate(groups):
             if group.cell.idim < messages.odim:

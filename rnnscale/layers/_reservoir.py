@@ -255,7 +255,7 @@ class ReservoirComputer(Reservoir, CausalLayer):
         check_features(self, xs, self.idim, rank=2)
         if xs.shape[-2] == 0:
             raise ValueError(
-                "ReservoirComputer: there is no step to go on from; give at least one."
+                "ReservoirComputer: there is no step to continue from; give at least one."
             )
         state, _ = self.states(xs, state, lengths=lengths)
         y = self.read(self.frozen.output(state).astype(xs.dtype))

@@ -147,7 +147,7 @@ def ridge_sums(
     if targets.shape[:-1] != axes or counted.shape != axes:
         raise ValueError(
             f"features of shape {features.shape} take targets with the same leading axes; got "
-            f"shape {targets.shape}, and {counted.shape} for those that count."
+            f"shape {targets.shape}, and {counted.shape} for `counted`."
         )
     if _platform(features) in _PLATFORMS_WITHOUT_FLOAT64:
         _warn_that_sums_are_on_the_host()

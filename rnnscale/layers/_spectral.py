@@ -96,7 +96,7 @@ def as_reservoir[Reservoir: Cell](
     if not recurrent:
         raise ValueError(
             f"as_reservoir: {type(cell).__name__} has no recurrent matrix whose spectral radius "
-            "could be set. Use the cell as it is: ReservoirComputer takes any."
+            "could be set. Use the cell unchanged: ReservoirComputer takes any cell."
         )
     return reservoir
 

@@ -52,7 +52,7 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
         - `layer`: any sequence layer with as many features out as in.
         - `make_mixer`: called as `make_mixer(dim, key=key)`; see `rnnscale.models` for mixers.
         - `make_norm`: called as `make_norm(dim)`.
-        - `dropout`: the rate, in `[0, 1)`. Dropout acts where a call is given a `key`.
+        - `dropout`: the rate, in `[0, 1)`. Dropout acts if a call gets a `key`.
         - `key`: for the mixer.
 
         **Raises:** `ValueError` if the layer's `idim` and `odim` differ.
@@ -106,7 +106,7 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
         `interval` that is given."""
         if not has_step(self.layer):
             raise TypeError(
-                f"{type(self.layer).__name__} is not causal: it needs the whole sequence and has "
+                f"{type(self.layer).__name__} is not causal: it needs the full sequence and has "
                 "no step. Call it instead."
             )
         check_features(self, x, self.idim)

@@ -117,7 +117,7 @@ class SequenceClassifier(TakesIntervals):
             if not self.causal:
                 raise ValueError(
                     f"SequenceClassifier: chunk={chunk} hands a state from chunk to chunk, but "
-                    f"{type(self.stack.blocks.layer).__name__} needs the whole sequence: leave "
+                    f"{type(self.stack.blocks.layer).__name__} needs the full sequence: leave "
                     "chunk out, or use a causal layer."
                 )
         self.idim, self.classes, self.pool, self.chunk = idim, classes, pool, chunk

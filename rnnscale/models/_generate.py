@@ -63,7 +63,7 @@ def generate(
         raise TypeError(f"tokens must be integers; got {tokens.dtype}.")
     time = tokens.shape[-1]
     if time == 0:
-        raise ValueError("there is no token to go on from; give at least one in each row.")
+        raise ValueError("there is no token to continue from; give at least one in each row.")
     if lengths is None:
         lengths = jnp.full(tokens.shape[:-1], time)
     elif not isinstance(lengths, Tracer):

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
 
 from rnnscale import verify
 from rnnscale.cells import ElmanRNNCell, MinGRUCell
@@ -29,8 +28,9 @@ def total(carry, piece, start):
     return sums[:, -1] if x.shape[1] else carry, {"sums": sums, "steps": steps}
 
 
-@given(time=st.integers(0, 20), steps=st.integers(1, 25))
-def test_any_pieces_are_the_whole(time, steps):
+# Every example compiles: no step, one piece, equal pieces, a rest.
+@pytest.mark.parametrize(("time", "steps"), [(0, 3), (5, 25), (12, 4), (20, 7), (3, 1)])
+def test_pieces_of_any_size_give_the_same_numbers(time, steps):
     rng = np.random.default_rng(time)
     x, weight = rng.normal(size=(2, time)), rng.normal(size=(2, time, 1))
     carry, ys = over_time(total, jnp.ones(2), (x, weight), steps=steps, axis=1)
@@ -41,7 +41,7 @@ def test_any_pieces_are_the_whole(time, steps):
     np.testing.assert_allclose(carry, last, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [1, 4, 5, 30])
+@pytest.mark.parametrize("steps", [4, 5, 30])
 def test_gradients_of_all_that_goes_in(steps, getkey):
     def loss(scale, carry, x):
         def body(carry, x, start):
@@ -54,7 +54,7 @@ def test_gradients_of_all_that_goes_in(steps, getkey):
         carry, hs = over_time(body, carry, x, steps=steps, axis=0)
         return jnp.sum(carry) + jnp.sum(hs * weights)
 
-    def whole(scale, carry, x):
+    def without_pieces(scale, carry, x):
         hs = []
         for each in x:
             carry = jnp.tanh(scale * carry + each)
@@ -64,7 +64,9 @@ def test_gradients_of_all_that_goes_in(steps, getkey):
     weights, x = (jax.random.normal(getkey(), (10, 3)) for _ in range(2))
     arguments = jnp.float32(0.8), jnp.ones(3), x
     got = jax.jit(jax.grad(loss, (0, 1, 2)))(*arguments)
-    assert verify.relative_error(got, jax.jit(jax.grad(whole, (0, 1, 2)))(*arguments)) < 1e-5
+    assert (
+        verify.relative_error(got, jax.jit(jax.grad(without_pieces, (0, 1, 2)))(*arguments)) < 1e-5
+    )
 
 
 def test_errors():
@@ -99,8 +101,8 @@ def test_networks_in_chunks(build, getkey):
         y, hs = network(xs, reset=reset, lengths=jnp.array([23, 0, 11]))
         return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.sin(hs))
 
-    whole, chunks = (run(build(chunk, key), xs) for chunk in (None, 5))
-    error = verify.relative_error(jax.tree.leaves(chunks), jax.tree.leaves(whole))
+    expected, chunks = (run(build(chunk, key), xs) for chunk in (None, 5))
+    error = verify.relative_error(jax.tree.leaves(chunks), jax.tree.leaves(expected))
     assert error < 1e-5
 
 

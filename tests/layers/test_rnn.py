@@ -1,4 +1,6 @@
-"""What the suites of `rnnscale.verify` leave open: bad input, and what a mesh is told."""
+"""Recurrent networks beyond the suites of `rnnscale.verify`: bad input, and layout on a mesh."""
+
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -35,17 +37,17 @@ def test_the_designs_example(key):
     xs = jax.random.normal(xs_key, (64, 100, 1))
     y, hs = rnn(xs[0])
     assert y.shape == (1,) and hs.shape == (100, 16)
-    mapped, whole = eqx.filter_vmap(rnn)(xs), rnn(xs)
-    np.testing.assert_allclose(mapped[0], whole[0], atol=1e-6)
-    np.testing.assert_allclose(mapped[1], whole[1], atol=1e-6)
-    np.testing.assert_allclose(y, whole[0][0], atol=1e-6)
+    mapped, batched = eqx.filter_vmap(rnn)(xs), rnn(xs)
+    np.testing.assert_allclose(mapped[0], batched[0], atol=1e-6)
+    np.testing.assert_allclose(mapped[1], batched[1], atol=1e-6)
+    np.testing.assert_allclose(y, batched[0][0], atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (
-            lambda key: RNN(Linear(2, 2, key=key), 1, key=key),
+            lambda key: RNN(cast(Any, Linear(2, 2, key=key)), 1, key=key),
             TypeError,
             "takes a .*Cell; got Linear",
         ),
@@ -86,7 +88,7 @@ def test_bad_calls(key):
     deep = DeepRNNEncoder([RNNEncoder(elman(2, 3)), RNNEncoder(elman(3, 4))])
     xs = jnp.zeros((5, 7, 2))
     with pytest.raises(ValueError, match="tuple of 2 states; got ArrayImpl"):
-        deep(xs, jnp.zeros((5, 3)))
+        deep(xs, cast(Any, jnp.zeros((5, 3))))
     with pytest.raises(ValueError, match="tuple of 2 states; got tuple of 1"):
         deep(xs, (jnp.zeros((5, 3)),))
     with pytest.raises(ValueError, match="state like init_state"):
@@ -94,7 +96,7 @@ def test_bad_calls(key):
     with pytest.raises(ValueError, match="2 features"):
         RNN(elman(2, 3), 1, key=key)(xs[..., :1])
     with pytest.raises(TypeError, match="takes encoders, such as RNNEncoder"):
-        DeepRNNEncoder([elman(2, 3)])
+        DeepRNNEncoder([cast(Any, elman(2, 3))])
     ahead = DeepRNNEncoder([BidirectionalRNNEncoder(elman(2, 3), elman(2, 3))])
     with pytest.raises(TypeError, match="no single step"):
         ahead.step(xs[:, 0], ahead.init_state((5,)))
@@ -104,14 +106,14 @@ def test_bad_generation(key):
     model = AutoregressiveRNN(RNNEncoder(elman(3, 4)), key=key)
     with pytest.raises(ValueError, match="steps must be at least 1"):
         model.forecast(jnp.zeros((5, 3)), steps=0)
-    with pytest.raises(ValueError, match="no step to go on from"):
+    with pytest.raises(ValueError, match="no step to continue from"):
         model.forecast(jnp.zeros((0, 3)), steps=1)
     with pytest.raises(TypeError, match="tokens must be integers"):
         model.generate(jnp.zeros((5, 3)), steps=1, key=key)
     with pytest.raises(ValueError, match="temperature must be at least 0"):
         model.generate(jnp.zeros(5, int), steps=1, temperature=jnp.array(-0.5), key=key)
     with pytest.raises(TypeError, match="takes encoders"):
-        AutoregressiveRNN(elman(3, 4), key=key)
+        AutoregressiveRNN(cast(Any, elman(3, 4)), key=key)
 
 
 def test_rows_draw_tokens_of_their_own(key):

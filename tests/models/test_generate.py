@@ -1,4 +1,4 @@
-"""What a model writes, against asking it for the whole text again at each token."""
+"""Generated text against a model that reads the full text again at each token."""
 
 import functools
 from typing import Any

@@ -130,7 +130,7 @@ def test_program_does_not_grow_with_depth(build, key):
 
 @pytest.mark.parametrize("build", [classifier, language_model])
 def test_row_keys(build, getkey):
-    """The batch that a row is in doesn't matter to its masks."""
+    """A row's masks do not depend on the batch that it is in."""
     model = jit(lambda key: build(key, dropout=0.5))(getkey())
     xs = verify.sample_inputs(model, (4, 6), getkey())
     key = getkey()

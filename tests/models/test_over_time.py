@@ -24,7 +24,7 @@ def classifier(key, make_layer=lru, **options):
 
 
 @pytest.mark.parametrize("pool", ["mean", "last", "none"])
-def test_chunks_are_the_whole(pool, getkey):
+def test_chunks_give_the_same_numbers(pool, getkey):
     key, xs = getkey(), jax.random.normal(getkey(), (3, 11, 3))
     options = {
         "reset": jax.random.bernoulli(getkey(), 0.2, (3, 11)),
@@ -35,12 +35,12 @@ def test_chunks_are_the_whole(pool, getkey):
     def run(model, xs, options):
         return model(xs, **options)
 
-    whole, chunks = (run(classifier(key, pool=pool, chunk=chunk), xs, options)
+    expected, chunks = (run(classifier(key, pool=pool, chunk=chunk), xs, options)
                      for chunk in (None, 4))  # fmt: skip
-    assert verify.relative_error(chunks, whole) < 1e-5
+    assert verify.relative_error(chunks, expected) < 1e-5
 
 
-def test_gradient_in_chunks_is_that_of_the_whole(getkey):
+def test_chunks_give_the_same_gradient(getkey):
     key, xs = getkey(), jax.random.normal(getkey(), (3, 12, 3))
     options = {"intervals": jnp.full((3, 12), 0.7)}
 
@@ -49,11 +49,11 @@ def test_gradient_in_chunks_is_that_of_the_whole(getkey):
     def gradient(model, xs, options):
         return jnp.sum(jnp.sin(model(xs, **options)[1]))
 
-    whole, chunks = (
+    expected, chunks = (
         jax.tree.leaves(gradient(classifier(key, s5, pool="last", chunk=chunk), xs, options))
         for chunk in (None, 4)
     )
-    assert verify.relative_error(chunks, whole) < 1e-5
+    assert verify.relative_error(chunks, expected) < 1e-5
 
 
 def test_chunks_draw_their_own_masks(key):
@@ -88,7 +88,7 @@ def test_chunks_need_a_causal_layer(key):
     def build(key):
         return classifier(key, lambda key: BidirectionalS5(5, 8, key=key), chunk=4)
 
-    with pytest.raises(ValueError, match="chunk=4 hands .* BidirectionalS5 needs the whole"):
+    with pytest.raises(ValueError, match="chunk=4 hands .* BidirectionalS5 needs the full"):
         jax.eval_shape(build, key)
     with pytest.raises(ValueError, match="chunk must be at least 1; got 0"):
         jax.eval_shape(lambda key: classifier(key, chunk=0), key)

@@ -66,7 +66,7 @@ def test_matches_the_continuous_system(discretisation, getkey):
     intervals = np.array(jax.random.exponential(getkey(), (600,)))
     intervals[[3, 300]] = 0
     reset = np.zeros(600, bool)
-    # At the border of two chunks, beside one, and where no time has passed.
+    # At the border of two pieces, next to one, and at intervals of zero.
     reset[[3, 299, 300, 450]] = True
     xs = jax.random.normal(getkey(), (600, 3))
     check = verify.matches_oracle(layer, xs, reset, intervals=intervals)
@@ -112,8 +112,8 @@ def test_an_input_held_for_longer_is_held_for_its_parts(parts):
     xs[: counts.sum()] = np.repeat(us, counts, axis=0)
     intervals[: counts.sum()] = np.repeat(lengths, counts)
     state, ys = call(layer, xs, intervals=intervals)
-    whole = np.asarray(counts * lengths, np.float32)
-    expected_state, expected = call(layer, us, intervals=whole)
+    total = np.asarray(counts * lengths, np.float32)
+    expected_state, expected = call(layer, us, intervals=total)
     assert verify.relative_error((state, ys[last]), (expected_state, expected)) < 1e-5
 
 

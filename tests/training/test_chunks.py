@@ -1,4 +1,4 @@
-"""A loss in chunks of time is the loss of the whole, in less memory."""
+"""A loss in chunks of time has the same value, gradient and state, in less memory."""
 
 import functools
 from typing import Any
@@ -49,7 +49,7 @@ def classifier(key, make_layer=LAYERS["LRU"], **options):
 
 def tokens():
     """Rows that end at the last step, in the middle of a chunk, before the first step and at a
-    border, with segments, and labels of different weight, some of which are scored."""
+    border, with segments, and labels of different weights, some of them scored."""
     rng = np.random.default_rng(0)
     shape = (ROWS, TIME)
     return {
@@ -94,10 +94,8 @@ def expected_of(layer):
     return gradient_of(cross_entropy, model, tokens(), state)
 
 
-@pytest.mark.parametrize(
-    ("layer", "steps"), [("S5", 5), ("LRU", 6), ("cells", 5), ("LinearAttention", 5)]
-)
-def test_value_gradient_and_state_are_those_of_the_whole(layer, steps):
+@pytest.mark.parametrize(("layer", "steps"), [("S5", 6), ("cells", 5), ("LinearAttention", 5)])
+def test_value_gradient_and_state_do_not_depend_on_the_chunks(layer, steps):
     model, state = subject(layer)
     got = gradient_of(in_chunks(cross_entropy, steps), model, tokens(), state)
     assert verify.relative_error(got, expected_of(layer)) < 1e-5
@@ -112,8 +110,8 @@ def test_intervals_features_and_a_fresh_state(getkey):
         "weight": jnp.arange(ROWS),
     }
     chunks = jax.jit(in_chunks(squared_error, 5))(model, batch, None)
-    whole = jax.jit(squared_error)(model, batch, None)
-    assert verify.relative_error(chunks, whole) < 1e-5
+    expected = jax.jit(squared_error)(model, batch, None)
+    assert verify.relative_error(chunks, expected) < 1e-5
 
 
 class Noise(SequenceModel):
