@@ -1,28 +1,7 @@
 """Weights from elsewhere, and steps for elsewhere.
 
-**Importers** turn the arrays of other libraries into modules of this one. Every importer takes
-arrays by name, whatever wrote them, and needs none of these libraries:
-
-```
-encoder = lstm_from_torch(torch.load("lstm.pt", weights_only=True), prefix="encoder.lstm.")
-variables = flax.serialization.msgpack_restore(Path("checkpoint").read_bytes())
-layer = s5_from_lindermanlab(variables["params"]["encoder"]["layers_0"]["seq"])
-```
-
-Anything that NumPy converts to an array is accepted, and so are torch tensors on any device, with
-or without a gradient, in bfloat16 too. The result is an ordinary module with float32 parameters,
-which can be trained, sharded or exported. A weight that is missing, unknown or of another shape
-raises a `ValueError` that names it.
-
-**Export** writes one step of a trained model to a file that runs without the model and without
-rnnscale:
-
-```
-file = export_step(model, platforms=("cpu", "cuda"))    # bytes, weights included
-step = load_step(file)
-state = step.init_state((8,))
-state, y = step(x, state)                               # constant time and memory a step
-```
+Importers turn the arrays of other libraries into modules of this one; `export_step` writes one step
+of a trained model to a file that runs without the model and without rnnscale.
 
 The file is an uncompressed zip archive with three members:
 

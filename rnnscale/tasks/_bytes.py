@@ -65,10 +65,6 @@ def bytes_task(seq_len: int = 1024, text: str | PathLike[str] | None = None) -> 
                 f"{len(joined)} bytes, less than one window of seq_len + 1 = {seq_len + 1}; "
                 "give a smaller seq_len or a folder with more text"
             )
-    train, validation, test = (
-        Windows(joined[:-1], joined[1:], seq_len, stride=seq_len, dtype=np.int32)
-        for joined in texts.values()
-    )
 
     def baseline() -> Mapping[str, float]:
         bits = count_model_bits_per_byte(texts["train"], texts["test"], order=4)
@@ -76,9 +72,7 @@ def bytes_task(seq_len: int = 1024, text: str | PathLike[str] | None = None) -> 
 
     return Task(
         "bytes",
-        train,
-        validation,
-        test,
+        *(Windows(x[:-1], x[1:], seq_len, stride=seq_len, dtype=np.int32) for x in texts.values()),
         inputs="tokens",
         idim=256,
         classes=256,

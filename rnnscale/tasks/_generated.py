@@ -43,14 +43,10 @@ class GeneratedSource:
         return self.make(np.random.RandomState([*self.key, index]))
 
 
-type Splits = tuple[GeneratedSource, GeneratedSource, GeneratedSource]
-
-
 def generated_splits(
     make: Callable[[np.random.RandomState], Record], counts: tuple[int, int, int], *, seed: int
-) -> Splits:
+) -> list[GeneratedSource]:
     """The training, validation and test splits, with the given numbers of records."""
-    train, validation, test = (
+    return [
         GeneratedSource(make, count, seed=seed, split=split) for split, count in enumerate(counts)
-    )
-    return train, validation, test
+    ]

@@ -67,14 +67,10 @@ def _image_task(
         images = images[:, np.random.RandomState(_PERMUTATION_SEED).permutation(pixels)]
         notes["permutation_seed"] = _PERMUTATION_SEED
     inputs, labels = images[:, :, None], labels.astype(np.int32)
-    train, validation, test = (
-        ArraySource(inputs=inputs[rows], labels=labels[rows]) for rows in stratified_split(labels)
-    )
+    rows_of_splits = stratified_split(labels)
     return Task(
         name,
-        train,
-        validation,
-        test,
+        *(ArraySource(inputs=inputs[rows], labels=labels[rows]) for rows in rows_of_splits),
         inputs="features",
         idim=1,
         classes=10,

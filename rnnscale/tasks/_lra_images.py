@@ -57,12 +57,11 @@ def lra_image(folder: str | PathLike[str]) -> Task:
 
     training = images(*(f"data_batch_{number}" for number in range(1, 6)))
     kept = len(training) - len(training) // 10
-    test = FileRecords(images("test_batch"), _read_cifar)
+    items = training[:kept], training[kept:], images("test_batch")
+    splits = [FileRecords(each, _read_cifar) for each in items]
     return Task(
         "lra-image",
-        FileRecords(training[:kept], _read_cifar),
-        FileRecords(training[kept:], _read_cifar),
-        test,
+        *splits,
         inputs="features",
         idim=1,
         classes=10,
@@ -70,7 +69,7 @@ def lra_image(folder: str | PathLike[str]) -> Task:
         seq_len=_CIFAR_SIDE**2,
         metric="accuracy",
         notes={"folder": str(folder)},
-        baseline=lambda: most_frequent(labels_of(test)),
+        baseline=lambda: most_frequent(labels_of(splits[2])),
     )
 
 
@@ -158,13 +157,10 @@ def _pathfinder(name: str, folder: str | PathLike[str], side: int) -> Task:
     order = np.random.RandomState(0).permutation(len(pictures))
     count, tenth = len(pictures), len(pictures) // 10
     parts = np.split(order, [count - 2 * tenth, count - tenth])
-    train, validation, test = ([pictures[row] for row in rows] for rows in parts)
-    read = partial(_read_picture, side)
+    splits = [[pictures[row] for row in rows] for rows in parts]
     return Task(
         name,
-        FileRecords(train, read),
-        FileRecords(validation, read),
-        FileRecords(test, read),
+        *(FileRecords(split, partial(_read_picture, side)) for split in splits),
         inputs="features",
         idim=1,
         classes=2,
@@ -172,7 +168,7 @@ def _pathfinder(name: str, folder: str | PathLike[str], side: int) -> Task:
         seq_len=side**2,
         metric="accuracy",
         notes={"folder": str(folder)},
-        baseline=lambda: most_frequent(np.array([label for _, label in test])),
+        baseline=lambda: most_frequent(np.array([label for _, label in splits[2]])),
     )
 
 

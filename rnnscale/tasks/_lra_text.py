@@ -40,19 +40,12 @@ def lra_listops(folder: str | PathLike[str]) -> Task:
     **Reference:** Tay et al., "Long range arena: A benchmark for efficient transformers", ICLR
     2021; after Nangia and Bowman, NAACL 2018. `listops` generates such records.
     """
-    train, validation, test = (
-        LineRecords(
-            file_of_folder(folder, f"listops-1000/basic_{split}.tsv", _RELEASE),
-            _operations,
-            header=1,
-        )
-        for split in ("train", "val", "test")
-    )
+    names = (f"listops-1000/basic_{split}.tsv" for split in ("train", "val", "test"))
+    files = (file_of_folder(folder, name, _RELEASE) for name in names)
+    splits = [LineRecords(file, _operations, header=1) for file in files]
     return Task(
         "lra-listops",
-        train,
-        validation,
-        test,
+        *splits,
         inputs="tokens",
         idim=len(LISTOPS_TOKENS),
         classes=10,
@@ -60,7 +53,7 @@ def lra_listops(folder: str | PathLike[str]) -> Task:
         seq_len=_LISTOPS_STEPS,
         metric="accuracy",
         notes={"folder": str(folder)},
-        baseline=lambda: most_frequent(labels_of(test)),
+        baseline=lambda: most_frequent(labels_of(splits[2])),
     )
 
 
@@ -116,15 +109,9 @@ def lra_text(folder: str | PathLike[str]) -> Task:
         "validation": _Reviews(held_out),
         "test": _Reviews(found["test"]),
     }
-    train, validation, test = (
-        PaddedSource(sequences[split], _REVIEW_STEPS, per_step=("inputs",))
-        for split in ("train", "validation", "test")
-    )
     return Task(
         "lra-text",
-        train,
-        validation,
-        test,
+        *(PaddedSource(each, _REVIEW_STEPS, per_step=("inputs",)) for each in sequences.values()),
         sequences=sequences,
         inputs="tokens",
         idim=256,
@@ -183,24 +170,21 @@ def lra_retrieval(folder: str | PathLike[str]) -> Task:
     are classified together. Here one sequence contains both papers, so that every model can be
     trained on it, and accuracies can't be compared with the paper's.
     """
-    train, validation, test = (
+    splits = [
         LineRecords(file_of_folder(folder, f"tsv_data/new_aan_pairs.{split}.tsv", _RELEASE), _pair)
         for split in ("train", "eval", "test")
-    )
-    steps = 2 * _PAPER_STEPS + 1
+    ]
     return Task(
         "lra-retrieval",
-        train,
-        validation,
-        test,
+        *splits,
         inputs="tokens",
         idim=256,
         classes=2,
         labels="sequence",
-        seq_len=steps,
+        seq_len=2 * _PAPER_STEPS + 1,
         metric="accuracy",
         notes={"folder": str(folder)},
-        baseline=lambda: most_frequent(labels_of(test)),
+        baseline=lambda: most_frequent(labels_of(splits[2])),
     )
 
 

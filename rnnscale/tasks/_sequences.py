@@ -22,8 +22,8 @@ def sequences_task(
 
     **Arguments:**
 
-    - `splits`: for `"train"`, `"validation"` and `"test"` the sequences, of shape `(time,
-        channels)`, and their classes.
+    - `splits`: for `"train"`, `"validation"` and `"test"`, in this order, the sequences, of shape
+        `(time, channels)`, and their classes.
     - `classes`, `notes`: see `Task`.
     """
     training = np.concatenate(splits["train"][0], dtype=np.float64)
@@ -36,15 +36,9 @@ def sequences_task(
         for split, (inputs, labels) in splits.items()
     }
     longest = max(int(each.lengths.max()) for each in sequences.values())
-    train, validation, test = (
-        PaddedSource(sequences[split], longest, per_step=("inputs",))
-        for split in ("train", "validation", "test")
-    )
     return Task(
         name,
-        train,
-        validation,
-        test,
+        *(PaddedSource(each, longest, per_step=("inputs",)) for each in sequences.values()),
         sequences=sequences,
         inputs="features",
         idim=len(mean),

@@ -53,12 +53,13 @@ def series_task(name: str, seq_len: int = 100) -> Task:
             f"seq_len must be at most {shortest}, the steps in the validation split of {name!r}; "
             f"got {seq_len}"
         )
-    train, validation, test = (
+    windows = [
         Windows(inputs[split], targets[split], seq_len, stride, np.float32)
         for split, stride in zip(splits, (1, seq_len, seq_len), strict=True)
-    )
+    ]
 
     def baseline() -> Mapping[str, float]:
+        test = windows[2]
         # The windows of the test split don't overlap.
         steps = seq_len * len(test)
         now, following = (x[:steps].astype(np.float64) for x in (test.inputs, test.labels))
@@ -67,9 +68,7 @@ def series_task(name: str, seq_len: int = 100) -> Task:
 
     return Task(
         name,
-        train,
-        validation,
-        test,
+        *windows,
         inputs="features",
         idim=inputs.shape[1],
         odim=targets.shape[1],

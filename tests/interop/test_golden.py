@@ -26,11 +26,14 @@ import pytest
 from rnnscale import BidirectionalRNNEncoder, DeepRNNEncoder, RNNEncoder, trainable
 from rnnscale.interop import (
     FrozenBatchNorm,
+    elman_cell_from_torch,
     elman_from_torch,
+    gru_cell_from_torch,
     gru_from_torch,
     lru_classifier_from_minimal,
     lru_from_minimal,
     lru_layers_from_minimal,
+    lstm_cell_from_torch,
     lstm_from_torch,
     s5_classifier_from_lindermanlab,
     s5_from_lindermanlab,
@@ -85,6 +88,26 @@ def test_torch_elman_without_biases():
     assert isinstance(encoder, DeepRNNEncoder)
     assert all(isinstance(each, RNNEncoder) for each in encoder.encoders)
     close(run(encoder, data["xs"])[1], data["ys"])
+
+
+@pytest.mark.parametrize(
+    ("case", "read", "read_cell"),
+    [
+        ("LSTM", lstm_from_torch, lstm_cell_from_torch),
+        ("GRU", gru_from_torch, gru_cell_from_torch),
+        ("RNN", elman_from_torch, elman_cell_from_torch),
+    ],
+)
+def test_torch_cells_and_parts_of_a_model(case, read, read_cell):
+    params = golden("torch_rnns.npz", case)["params"]
+    weights = {name: array for name, array in params.items() if name.endswith("_l0")}
+    encoder = read(weights)
+    assert isinstance(encoder, RNNEncoder)
+    cell = read_cell({name.removesuffix("_l0"): array for name, array in weights.items()})
+    assert eqx.tree_equal(cell, encoder.cell)
+    model = {f"encoder.rnn.{name}": array for name, array in weights.items()}
+    model["head.weight"] = np.zeros((2, 2))
+    assert eqx.tree_equal(read(model, prefix="encoder.rnn."), encoder)
 
 
 S5_LAYERS = {
