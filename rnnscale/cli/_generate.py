@@ -78,8 +78,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     saved = load_run(arguments.run, make_mesh(devices=jax.devices()[:1]), text=None, seq_len=None)
     if saved.task.name != "bytes":
         raise UserError(
-            f"generate writes the text of models of bytes, and {arguments.run} is a run of "
-            f"{saved.task.name!r}: take one of `rnnscale train bytes`"
+            f"generate needs a model of bytes, and {arguments.run} is a run of "
+            f"{saved.task.name!r}: name the folder of a run of `rnnscale train bytes`"
         )
     with jax.set_mesh(saved.mesh):
         blocks = _blocks(saved.model, prompts, arguments)

@@ -41,7 +41,8 @@ def on_process_0[T](action: Callable[[], T], *, minutes: float = 60.0, key: str 
     answer = get(key, 60 * minutes)
     if answer is None:
         raise ProcessMissingError(
-            f"process {process_index()} waited {minutes:g} minutes for process 0, in vain"
+            f"process {process_index()} waited {minutes:g} minutes for process 0, which did not "
+            "answer; look at its log"
         )
     if "result" in answer:
         return answer["result"]

@@ -22,7 +22,7 @@ def stepwise(model: Any) -> Stepwise:
     """
     if isinstance(model, SequenceModel) and not model.causal:
         raise UserError(
-            f"export_step: {type(model).__name__} is not causal, it needs the whole sequence, so "
+            f"export_step: {type(model).__name__} is not causal: it needs the full sequence, so "
             "there is no step to export"
         )
     if isinstance(model, Cell):

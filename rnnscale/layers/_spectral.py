@@ -82,7 +82,7 @@ def as_reservoir[Reservoir: Cell](
             drawn = _signs(random, shape) * (random.random(shape) < input_density)
             if not drawn.any():
                 raise ValueError(
-                    f"as_reservoir: of {each.path}, {shape}, no entry was drawn at the density "
+                    f"as_reservoir: every entry of {each.path}, {shape}, is zero at input_density="
                     f"{input_density}: raise it, or use another key."
                 )
             drawn = input_scale * drawn

@@ -111,7 +111,7 @@ class Setup:
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and layout of the state.
 
-        **Raises:** `ValueError` if the size of a parameter does not divide its mesh axis.
+        **Raises:** `ValueError` if a mesh axis does not divide the size of a parameter.
         """
         state = jax.eval_shape(lambda: self.init(jax.random.key(0)))
         return jax.tree.map(
@@ -206,8 +206,8 @@ def check_fits(config: TrainConfig, task: Task, mesh: Mesh | AbstractMesh) -> No
         )
     if "intervals" in task.train[0] and config.model not in (able := _taking_intervals()):
         raise UserError(
-            f"the steps of {task.name} are not evenly spaced in time, which of the models only "
-            f"{', '.join(able)} takes; got model={config.model}"
+            f"the steps of {task.name} are not evenly spaced in time: use one of the models "
+            f"{', '.join(able)}; got model={config.model}"
         )
     if task.seq_len < seq:
         raise UserError(

@@ -43,7 +43,10 @@ def _batch_rule(leaves, axes, *, jaxpr: ClosedJaxpr):
 
 
 def _no_derivative(primals, tangents, *, jaxpr: ClosedJaxpr):
-    raise NotImplementedError("over a mesh there is reverse mode of first order only")
+    raise NotImplementedError(
+        "on a mesh, only first-order derivatives in reverse mode are available: differentiate "
+        "once, with jax.grad or jax.vjp, or compute without a mesh"
+    )
 
 
 _atomic = Primitive("atomic")

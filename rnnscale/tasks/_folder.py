@@ -70,7 +70,7 @@ class FileRecords[T]:
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
+            raise IndexError(f"index {index} is out of range for {len(self)} records")
         return self._read(self._items[index], index)
 
 
@@ -102,7 +102,7 @@ class LineRecords:
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
+            raise IndexError(f"index {index} is out of range for {len(self)} records")
         line = index + self._header
         start, stop = self._ends[line : line + 2].tolist()
         text = self._file.read(start, stop, index).tobytes().rstrip(b"\r\n")

@@ -38,7 +38,7 @@ class GeneratedSource:
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < self.count:
-            raise IndexError(f"record {index} of {self.count}")
+            raise IndexError(f"index {index} is out of range for {self.count} records")
         # RandomState, because NumPy promises never to change its stream; Generator's may change.
         return self.make(np.random.RandomState([*self.key, index]))
 

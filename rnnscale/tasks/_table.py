@@ -178,7 +178,10 @@ def load_task(
             takers = ", ".join(task for task, info in TASKS.items() if argument in info.arguments)
             raise UserError(f"{name!r} takes no {argument}; tasks that do: {takers}")
     if "folder" in info.arguments and folder is None:
-        raise UserError(f"the task {name!r} reads its data from a folder: give it as folder")
+        raise UserError(
+            f"the task {name!r} reads its data from a folder: give its path as folder, or as "
+            "--folder on the command line"
+        )
     task = info.load(**passed)
     if seq_len not in (None, task.seq_len):
         raise UserError(f"the sequences of {name!r} have {task.seq_len} steps; got {seq_len=}")

@@ -37,7 +37,7 @@ class Windows:
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
+            raise IndexError(f"index {index} is out of range for {len(self)} windows")
         window = slice(index * self.stride, index * self.stride + self.seq_len)
         arrays = {"inputs": self.inputs, "labels": self.labels}
         return {name: array[window].astype(self.dtype) for name, array in arrays.items()}

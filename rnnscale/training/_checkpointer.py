@@ -225,8 +225,8 @@ def restore_part(
     request = Request(like, shardings)
     if difference := request.difference(stored):
         raise UserError(
-            f"checkpoint {step} in {folder} is of another model: {difference}. Ask for it with the "
-            "options that the run was started with"
+            f"checkpoint {step} in {folder} is of another model: {difference}. Build the "
+            "model with the options that the run was started with"
         )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         args = request.orbax(partial_restore=True)

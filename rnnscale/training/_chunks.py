@@ -95,8 +95,9 @@ def _check_cuts(model: PyTree, batch: Mapping[str, Array], axes: tuple[int, ...]
     labels = batch["labels"]
     if labels.shape[:2] != axes:
         raise ValueError(
-            f"in_chunks: the labels must be one a step, of a shape that begins with {axes}; got "
-            f"{labels.shape}. For one label a sequence, give the chunk to the model: "
+            f"in_chunks: there must be a label for each step, so labels must have a shape that "
+            f"begins with {axes}; got {labels.shape}. For one label per sequence, give the chunk "
+            "to the model: "
             "SequenceClassifier(..., chunk=...), RNN(..., chunk=...) or DeepRNN(..., chunk=...)."
         )
     if not isinstance(model, SequenceModel):

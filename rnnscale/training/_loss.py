@@ -47,7 +47,10 @@ def cross_entropy(
     labels = batch["labels"]
     state, logits = _call(model, batch, key, state, label_axes=jnp.ndim(labels))
     if labels.shape != logits.shape[:-1]:
-        raise ValueError(f"labels of shape {labels.shape} for logits of shape {logits.shape}")
+        raise ValueError(
+            f"labels must have the shape of the logits without classes, {logits.shape[:-1]}; got "
+            f"{labels.shape}"
+        )
     logits = logits.astype(jnp.float32)
     weight = _weight(batch, labels.shape)
     # Labels that do not count may have any value, often -100.
@@ -63,7 +66,9 @@ def cross_entropy(
         return state, totals
     scored = batch["scored"]
     if scored.shape != labels.shape:
-        raise ValueError(f"scored of shape {scored.shape} for labels of shape {labels.shape}")
+        raise ValueError(
+            f"scored must have the shape of labels, {labels.shape}; got {scored.shape}"
+        )
     weight = weight * scored
     return state, {**totals, "correct": jnp.sum(correct * weight), "scored": jnp.sum(weight)}
 
@@ -92,7 +97,8 @@ def squared_error(
     state, predictions = _call(model, batch, key, state, label_axes=jnp.ndim(labels) - 1)
     if labels.shape != predictions.shape:
         raise ValueError(
-            f"labels of shape {labels.shape} for predictions of shape {predictions.shape}"
+            f"labels must have the shape of the predictions, {predictions.shape}; got "
+            f"{labels.shape}"
         )
     weight = jnp.broadcast_to(_weight(batch, labels.shape[:-1])[..., None], labels.shape)
     # Labels and predictions that do not count may have any value.

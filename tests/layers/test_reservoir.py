@@ -393,7 +393,7 @@ def test_arpack_gets_more_vectors_and_then_gives_up(key, monkeypatch):
         ({"density": 0.0}, r"density must be in \(0, 1\]; got 0.0"),
         ({"input_density": 1.5}, r"input_density must be in \(0, 1\]; got 1.5"),
         ({"density": 1e-3}, r"of recurrent, \(20, 20\), has no eigenvalue but zero"),
-        ({"input_density": 1e-9}, r"of input, \(20, 2\), no entry was drawn at the density 1e-09"),
+        ({"input_density": 1e-9}, r"of input, \(20, 2\), is zero at input_density=1e-09"),
     ],
 )
 def test_bad_reservoirs(arguments, message, key):

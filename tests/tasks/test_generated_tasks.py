@@ -489,5 +489,5 @@ def test_bad_arguments(call, message):
 
 @pytest.mark.parametrize("index", [-1, 1000])
 def test_an_index_out_of_range(index):
-    with pytest.raises(IndexError, match=f"record {index} of 1000"):
+    with pytest.raises(IndexError, match=f"index {index} is out of range for 1000 records"):
         tasks.adding(10).validation[index]

@@ -195,7 +195,7 @@ def test_memory_grows_with_the_root_of_the_length(key):
 @pytest.mark.parametrize(
     ("model", "labels", "message"),
     [
-        (classifier, (ROWS,), r"one a step.* begins with \(4, 20\); got \(4,\)"),
+        (classifier, (ROWS,), r"a label for each step.* begins with \(4, 20\); got \(4,\)"),
         (
             lambda key: classifier(key, lambda key: BidirectionalS5(DIM, 8, key=key), pool="none"),
             (ROWS, TIME),

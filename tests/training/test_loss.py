@@ -215,11 +215,11 @@ def test_bfloat16_predictions_are_judged_in_float32(key):
 
 def test_errors(key):
     model, batch = readout(key), regression_batch(0)
-    message = r"labels of shape \(16, 6\) for predictions of shape \(16, 6, 2\)"
+    message = r"shape of the predictions, \(16, 6, 2\); got \(16, 6\)"
     with pytest.raises(ValueError, match=message):
         squared_error(model, {**batch, "labels": batch["labels"][..., 0]}, None)
     scored = {**copy_batch(0), "scored": np.ones(ROWS, bool)}
-    with pytest.raises(ValueError, match=r"scored of shape \(16,\) for labels of shape \(16, 6\)"):
+    with pytest.raises(ValueError, match=r"scored must have .* \(16, 6\); got \(16,\)"):
         cross_entropy(readout(key, odim=4), scored, None)
     with pytest.raises(ValueError, match="'accuracy' can't be computed from .* label_square"):
         evaluate(make_eval_step(squared_error), model, [batch])

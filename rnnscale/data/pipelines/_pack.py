@@ -69,7 +69,7 @@ class _Packed:
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
+            raise IndexError(f"index {index} is out of range for {len(self)} rows")
         row = {name: np.zeros(*shape) for name, shape in self._shapes.items()}
         pieces = self._order[self._borders[index] : self._borders[index + 1]]
         times = self._pieces.lengths[pieces]

@@ -43,7 +43,7 @@ class ArrayFiles:
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < self._count:
-            raise IndexError(f"record {index} of {self._count}")
+            raise IndexError(f"index {index} is out of range for {self._count} records")
         return {
             name: array.read(index, index + 1, index)[0, ...]
             for name, array in self._arrays.items()

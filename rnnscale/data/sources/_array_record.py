@@ -145,7 +145,7 @@ class ArrayRecordFiles:
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
+            raise IndexError(f"index {index} is out of range for {len(self)} records")
         return self._decoded(*self._place(self._kept[index]))
 
     def _place(self, index: int) -> tuple[RecordShard, int]:

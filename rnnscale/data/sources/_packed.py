@@ -144,7 +144,7 @@ class PackedSource:
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
+            raise IndexError(f"index {index} is out of range for {len(self)} rows")
         number = bisect.bisect_right(self._firsts, index) - 1
         shard, row = self._shards[number], index - self._firsts[number]
         content = shard.read(row)

@@ -55,7 +55,7 @@ class ParquetRows:
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
+            raise IndexError(f"index {index} is out of range for {len(self)} rows")
         group, row = self._table.find(index)
         return {name: np.array(column.values[row]) for name, column in group.columns.items()}
 

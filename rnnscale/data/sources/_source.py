@@ -91,7 +91,7 @@ class AbstractSequences(abc.ABC):
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
+            raise IndexError(f"index {index} is out of range for {len(self)} sequences")
         return self.read(index, 0, int(self.lengths[index]))
 
     @abc.abstractmethod
