@@ -14,7 +14,7 @@ class MissingPackageError(UserError, ImportError):
 
 
 class RunFailedError(RuntimeError):
-    """A run could not go on, through no mistake in its options. `rnnscale` exits with code 1."""
+    """A run failed, but not by a mistake in its options. `rnnscale` exits with code 1."""
 
 
 class DivergedError(RunFailedError, FloatingPointError):

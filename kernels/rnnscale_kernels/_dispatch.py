@@ -67,7 +67,7 @@ class Implementation:
 
 
 def _on_host(run: Callable[..., Any] | None, interpreted: Target) -> Any:
-    """`run` as a callback: interpreters order their steps by effects, and a lowering has none."""
+    """`run` as a host callback: interpreters need ordered effects, a lowering has none."""
     if run is None:
         return None
 

@@ -157,7 +157,8 @@ class Operation:
         return jax.tree.leaves((public, residuals)), jax.tree.leaves(public_tangents) + no_tangents
 
     def _linear_transpose(self, other: str, cotangents, *leaves, tree, **static):
-        """The two linear stages are each other's transposes in their last argument."""
+        """The transpose rule of the two linear stages: in its last argument, each is the transpose
+        of the other."""
         primals, outputs, _ = jax.tree.unflatten(tree, leaves)
         like = outputs[0] if other == "transpose" else differentiable(primals)
         cotangents = jax.tree.unflatten(

@@ -30,8 +30,9 @@ def lay_out(weights: Any) -> Any:
 
 
 def floating_leaves(laid_out: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
-    """The arrays by which the gradient of weights from `lay_out` is taken: the floating ones, a
-    matrix by its forward layout. With them a function that puts others in their place."""
+    """The floating arrays of weights from `lay_out`, with respect to which a gradient is taken; a
+    `Matrix` is represented by its forward layout. Also returns a function that rebuilds the weights
+    from other such arrays."""
     leaves, structure = jax.tree.flatten(laid_out, is_leaf=_is_matrix)
     chosen = [
         i for i, x in enumerate(leaves) if _is_matrix(x) or jnp.issubdtype(x.dtype, jnp.inexact)
@@ -48,7 +49,7 @@ def floating_leaves(laid_out: Any) -> tuple[list[Array], Callable[[list[Array]],
 
 
 def as_gradient_of(weights: Any, sums: list[Array]) -> Any:
-    """Turns gradients by `floating_leaves` into those of the weights before `lay_out`."""
+    """Turns gradients with respect to `floating_leaves` into gradients of the original weights."""
     remaining = iter(sums)
 
     def gradient(leaf: Array) -> Array | None:

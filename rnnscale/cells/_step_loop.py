@@ -153,7 +153,7 @@ class StepLoop:
     def transpose(
         self, primals: tuple, outputs: tuple[tuple, Blocks], cotangents: tuple[State, Array]
     ) -> tuple:
-        """The cotangents of the primals, by the primals, the results of `forward` and the
+        """The cotangents of the primals, from the primals, the results of `forward` and the
         cotangents of the value."""
         batch_shape, batch_rank = primals[1].shape[:-2], self.batch_rank
         g_state, g_ys = cotangents
@@ -318,7 +318,7 @@ class StepLoop:
 
 
 def _with_derivative_of_affine(kept: Any, plus: Any, weight: Map, h: Any) -> Any:
-    """`kept`, with the derivatives that `plus + weight @ h` has by `plus` and `h`.
+    """`kept`, with the derivatives of `plus + weight @ h` with respect to `plus` and `h`.
 
     Its cotangent is also that of `kept` itself, which is how the walk back reads it.
     """

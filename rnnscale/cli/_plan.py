@@ -73,7 +73,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _compile_apart(options: Mapping[str, Any], target: str, sizes: dict[str, int]) -> Any:
-    """What this command says of one mesh, from a process of its own."""
+    """The JSON of this command for one mesh, compiled in a process of its own."""
     command = [sys.executable, "-m", "rnnscale", "plan", "--target", target, "--json", "-"]
     command += ["--mesh", _assignments(sizes)]
     for name, value in options.items():

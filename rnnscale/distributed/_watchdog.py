@@ -60,7 +60,7 @@ class Watchdog:
         self._expect(activity, _PATIENCE * self._minutes)
 
     def watched[T](self, activity: str, items: Iterable[T]) -> Iterator[T]:
-        """The items. For each of them, `activity` may take its full time again."""
+        """Iterates over `items`, and restarts the time limit of `activity` at each of them."""
         for item in items:
             self.busy(activity)
             yield item

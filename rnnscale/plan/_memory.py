@@ -57,7 +57,7 @@ def estimated_memory(setup: Setup, cost: DeviceCost) -> Memory:
 
 
 def compiled_memory(setup: Setup, cost: DeviceCost, compiled: Compiled) -> Memory:
-    """The memory of the compiled program. The compiler does not tell activations from other
+    """The memory of the compiled program. The compiler does not distinguish activations from other
     temporaries, so activations are those of the estimate, at most what the total leaves."""
     sizes: Any = compiled.memory_analysis()
     exact = _state_and_batch(setup)

@@ -116,7 +116,7 @@ def _make_cell(
 
 
 def _recurrent_limit(entry: CellEntry | LayerEntry, task: Task) -> float | None:
-    """The largest absolute value of a recurrent weight, for a cell that is to be constrained."""
+    """The bound on the recurrent weights of a cell, if the run constrains them."""
     if not isinstance(entry, CellEntry) or entry.gain is None:
         return None
     return entry.gain ** (1 / task.seq_len)

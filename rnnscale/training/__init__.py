@@ -1,4 +1,4 @@
-"""Parts for anybody's training loop: state, step, losses, optimiser, checkpoints, and `fit` with
+"""Parts of a training loop: state, step, losses, optimiser, checkpoints, and `fit` with
 its callbacks. No part knows a task or a model by name."""
 
 from rnnscale.training._callback import Callback as Callback, FinishedStep as FinishedStep

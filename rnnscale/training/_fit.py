@@ -1,4 +1,4 @@
-"""The training loop: it keeps the devices busy and tells callbacks what happens."""
+"""The training loop, which keeps the devices busy and calls the callbacks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack

@@ -5,7 +5,7 @@ from rnnscale.training._callback import Callback, FinishedStep
 
 
 class Heartbeat(Callback):
-    """Tells a `rnnscale.distributed.Watchdog` of each step that has finished.
+    """Reports each finished step to a `rnnscale.distributed.Watchdog`.
 
     **Arguments:**
 

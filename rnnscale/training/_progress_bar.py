@@ -1,4 +1,4 @@
-"""How far training has come: a bar on a terminal, lines in a log elsewhere."""
+"""The progress of training: a bar on a terminal, lines in a log elsewhere."""
 
 import logging
 from collections.abc import Mapping

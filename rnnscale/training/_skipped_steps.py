@@ -1,4 +1,4 @@
-"""What a run does about steps that were skipped because a number was not finite."""
+"""Warnings and an error for steps that were skipped because their gradient was not finite."""
 
 import logging
 

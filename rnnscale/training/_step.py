@@ -1,4 +1,4 @@
-"""A training step and an evaluation step as plain jitted functions, for anybody's loop."""
+"""A training step and an evaluation step as plain jitted functions, for any training loop."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""Laws, invariants and oracles that show cells and layers to be what they say, on any machine.
+"""Laws, invariants and oracles that check cells and layers against their papers, on any machine.
 
 Every check returns a `Check` or several. `SUITES` has the checks of every class, which
 `rnnscale verify` prints and the test suite runs.

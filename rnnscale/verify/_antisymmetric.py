@@ -1,4 +1,4 @@
-"""Networks with an antisymmetric matrix: equations in NumPy, and what must hold of them."""
+"""Networks with an antisymmetric matrix: equations in NumPy, and their invariants."""
 
 import math
 from typing import Any

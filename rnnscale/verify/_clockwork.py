@@ -1,4 +1,4 @@
-"""The clockwork network: its equation in NumPy, and what must hold of it."""
+"""The clockwork network: its equation in NumPy, and its invariants."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""The coupled oscillatory network: its equations in NumPy, and what must hold of it."""
+"""The coupled oscillatory network: its equations in NumPy, and its invariants."""
 
 from typing import Any
 

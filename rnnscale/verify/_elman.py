@@ -1,4 +1,4 @@
-"""Elman's network: its equation in NumPy, and what must hold of it."""
+"""Elman's network: its equation in NumPy, and its invariants."""
 
 import math
 from typing import Any

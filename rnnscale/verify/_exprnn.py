@@ -1,4 +1,4 @@
-"""The network with an exponential of a matrix: its equation in NumPy, and what must hold of it."""
+"""The network with an exponential of a matrix: its equation in NumPy, and its invariants."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""The gated recurrent unit in its two forms: equations in NumPy, and what must hold of them."""
+"""The gated recurrent unit in its two forms: equations in NumPy, and their invariants."""
 
 import math
 from typing import Any

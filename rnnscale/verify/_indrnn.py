@@ -1,4 +1,4 @@
-"""The independently recurrent network: its equation in NumPy, and what must hold of it."""
+"""The independently recurrent network: its equation in NumPy, and its invariants."""
 
 from typing import Any
 

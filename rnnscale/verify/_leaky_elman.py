@@ -1,4 +1,4 @@
-"""Elman's network with leaky units: its equation in NumPy, and what must hold of it."""
+"""Elman's network with leaky units: its equation in NumPy, and its invariants."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Lipschitz networks: their equations in NumPy, and what must hold of them."""
+"""Lipschitz networks: their equations in NumPy, and their invariants."""
 
 import math
 from collections.abc import Callable

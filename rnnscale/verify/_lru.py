@@ -1,4 +1,4 @@
-"""The linear recurrent unit: its equations in NumPy, and what must hold of it."""
+"""The linear recurrent unit: its equations in NumPy, and its invariants."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The long short-term memory: its equations in NumPy, and what must hold of it."""
+"""The long short-term memory: its equations in NumPy, and its invariants."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""The minimal GRU and LSTM: their equations in NumPy, and what must hold of them."""
+"""The minimal GRU and LSTM: their equations in NumPy, and their invariants."""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""Networks of cells that exchange messages: module by module in NumPy, and what must hold."""
+"""Networks of cells that exchange messages: module by module in NumPy, and their invariants."""
 
 from collections.abc import Iterator
 from typing import Any

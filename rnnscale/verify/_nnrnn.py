@@ -1,4 +1,4 @@
-"""The non-normal network: its equation in NumPy, and what must hold of it."""
+"""The non-normal network: its equation in NumPy, and its invariants."""
 
 from typing import Any
 

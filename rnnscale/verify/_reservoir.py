@@ -95,8 +95,8 @@ def sums_add_up(key: PRNGKeyArray, ridge: float = 1e-3) -> list[Check]:
 
 
 def offset_is_harmless(key: PRNGKeyArray, ridge: float = 1e-3) -> Check:
-    """Targets a million standard deviations from zero are fitted like targets at zero: the sums are
-    not shifted before they are centred, and need not be."""
+    """Targets a million standard deviations from zero are fitted like targets at zero, although
+    the sums are not shifted before they are centred."""
     reservoir, xs, ys = _problem(key)
     _, near = reservoir.accumulate(xs, ys)
     _, far = reservoir.accumulate(xs, ys + 1e6)

@@ -1,4 +1,4 @@
-"""The real-gated linear recurrent unit: its equation in NumPy, and what must hold of it."""
+"""The real-gated linear recurrent unit: its equation in NumPy, and its invariants."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The randomly coupled oscillators: their equations in NumPy, and what must hold of them."""
+"""The randomly coupled oscillators: their equations in NumPy, and their invariants."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""S5 with its variants: equations in NumPy, and what must hold of the layers."""
+"""S5 with its variants: equations in NumPy, and the invariants of the layers."""
 
 from typing import Any
 

@@ -22,7 +22,7 @@ TIME = 10
 
 @dataclass(frozen=True)
 class CellSubject:
-    """A cell, and how it is shown to be what its paper says.
+    """A cell, and what is needed to check it against its paper.
 
     **Attributes:**
 

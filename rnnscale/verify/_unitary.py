@@ -1,4 +1,4 @@
-"""The unitary evolution network: its equation in NumPy, and what must hold of it."""
+"""The unitary evolution network: its equation in NumPy, and its invariants."""
 
 from typing import Any
 

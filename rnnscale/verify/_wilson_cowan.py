@@ -1,4 +1,4 @@
-"""The rate model of Wilson and Cowan: its equation in NumPy, and what must hold of it."""
+"""The rate model of Wilson and Cowan: its equation in NumPy, and its invariants."""
 
 from typing import Any
 

@@ -195,7 +195,7 @@ def _fold(x, axes: int):
 
 
 def _last_steps(u, lengths):
-    """The last step of each row; -1 for a row of length zero."""
+    """The index of the last step of each row; -1 for a row of length zero."""
     *batch, steps, _ = u.shape
     if lengths is None:
         return jnp.full(math.prod(batch), steps - 1, jnp.int32)

@@ -20,8 +20,8 @@ def previous(h, h0, cut, *, reverse: bool):
 
 
 def following(x, *, axis: int, reverse: bool):
-    """`x` moved by one step: at t stands what the next step in processing order had, at the last
-    one zero."""
+    """`x` shifted by one step: entry t is that of the next step in processing order. The last step
+    gets zero."""
 
     def shift(x):
         n, at = x.shape[axis], x.ndim + axis

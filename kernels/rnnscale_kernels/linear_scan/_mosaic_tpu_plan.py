@@ -76,7 +76,7 @@ class Plan(NamedTuple):
 
     @property
     def following(self) -> int:
-        """From a step to the one that this sweep takes next."""
+        """The offset from a step to the one that this sweep takes next: 1 or -1."""
         return -1 if self.launch.descending else 1
 
     @property
@@ -90,11 +90,11 @@ class Plan(NamedTuple):
         return self.decays == 1 or self.launch.inner % self.group == 0
 
     def tile_at(self, chunk, n):
-        """The tile taken as number `n` of a chunk. The last chunk may not have it."""
+        """The index of the tile that this sweep takes as number `n` of a chunk, if there is one."""
         return chunk * self.tiles + (self.tiles - 1 - n if self.launch.descending else n)
 
     def tile_or_last(self, chunk, n):
-        """The same tile, or the last one that there is."""
+        """`tile_at`, but the last tile of the sequence if the chunk lacks it."""
         return lax.min(self.tile_at(chunk, n), -(-self.steps // self.tile) - 1)
 
     def window_beyond(self, chunk, n):

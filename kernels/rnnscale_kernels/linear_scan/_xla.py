@@ -122,7 +122,7 @@ def _tree(a, b, cut, *, reverse):
     pairs, odd = divmod(steps, 2)
 
     def take(x, number, count):
-        """Every other step, `count` in all, from the one that is processed as number `number`."""
+        """Every other step, `count` in all, beginning with the `number`th in processing order."""
         start = steps - 1 - number - 2 * (count - 1) if reverse else number
         stop = start + 2 * count - 1
         return jax.tree.map(lambda x: x[..., start:stop:2, :] if x.shape[-2] > 1 else x, x)

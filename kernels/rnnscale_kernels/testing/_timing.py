@@ -34,7 +34,7 @@ _FEWEST_ROUNDS = 3
 
 
 def environment() -> dict[str, Any]:
-    """The device and the versions of the packages, to stand with the figures."""
+    """The device and the versions of the packages, to be stored with the figures."""
     versions = {}
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""The order in which records come, how often, and random changes to them."""
+"""Shuffling, repeating and randomly changing the records of a source."""
 
 from collections.abc import Callable
 from functools import lru_cache
