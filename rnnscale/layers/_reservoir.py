@@ -423,7 +423,7 @@ def _sums(
         return ridge_sums(features, targets, counted)
     one_hot = jax.nn.one_hot(targets, reservoir.odim, dtype=jnp.float32)
     sums = ridge_sums(features, one_hot, counted)
-    # A label out of range is hot nowhere.
+    # A label out of range has a row of zeros, so it is missing in the sum.
     if np.sum(sums.moments[0, 1 + sums.features :]) != sums.count:
         raise ValueError(
             f"{type(reservoir).__name__} takes labels from 0 to {reservoir.odim - 1}; got integers "

@@ -100,8 +100,8 @@ class S5(DiagonalSSM, TakesIntervals):
         r"""**Arguments:**
 
         - `idim`: features of the input.
-        - `state_dim`: the paper's $P$, twice the number of complex states; `blocks` must divide it
-            into even parts.
+        - `state_dim`: the paper's $P$, twice the number of complex states; a multiple of
+            `2 * blocks`.
         - `odim`: features of the output. Default `idim`.
         - `blocks`: the number of HiPPO-N matrices that $\Lambda$ starts from.
         - `dt_min`, `dt_max`: the steps start log-uniformly between them, `0 < dt_min <= dt_max`.

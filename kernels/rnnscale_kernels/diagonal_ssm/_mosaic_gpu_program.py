@@ -327,7 +327,7 @@ class _Ring(NamedTuple):
         return lax.rem(self.uses * self.group * i + n, self.slots.shape[0])
 
     def fetch(self, i, n: int) -> None:
-        """Sends for a tile, if there is one."""
+        """Starts the copy of a tile into its slot, if there is such a tile."""
         slot = self.slot(i, n)
 
         @pl.when(i < self.tiles)
@@ -336,13 +336,13 @@ class _Ring(NamedTuple):
             plgpu.copy_gmem_to_smem(window, self.slots.at[slot], self.arrived.at[slot])
 
     def take(self, i, n: int):
-        """Waits for a tile."""
+        """Waits for the copy of a tile, and returns the tile."""
         slot = self.slot(i, n)
         plgpu.barrier_wait(self.arrived.at[slot])
         return self.slots.at[slot]
 
     def release(self, i, n: int) -> None:
-        """Sends for the next tile of the slot. All threads must have finished with the last one."""
+        """Starts the copy of the slot's next tile. No thread may still use the present one."""
         turns, n = divmod(n + self.slots.shape[0], self.uses * self.group)
         self.fetch(i + turns, n)
 

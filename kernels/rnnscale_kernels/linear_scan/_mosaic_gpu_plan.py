@@ -17,10 +17,10 @@ _MAX_ROWS = 64  # steps in a tile of time
 # Shorter chunks save less than it takes to launch the kernel for their totals.
 _MIN_CHUNK = 512
 
-# A tile of all inputs has at most this many bytes, and the ring of tiles at least this many: with
-# the outputs about 110 KB or less, so that two programs fit on a multiprocessor. Together the two
-# have twice the 30 to 50 KB on their way that hide the latency of the memory. A program that has a
-# multiprocessor to itself gets a ring of twice the size.
+# The most bytes in a tile of all inputs, and the least in the ring of tiles. With the outputs, a
+# program then takes about 110 KB or less of shared memory, so that two programs fit on a
+# multiprocessor. To hide the latency of memory, 30 to 50 KB must be in flight; the two programs
+# have twice that. A program that has a multiprocessor to itself gets a ring of twice the size.
 _TILE_BYTES = 24 * 1024
 _RING_BYTES = 64 * 1024
 

@@ -33,7 +33,7 @@ def scan(a, b, h0, cut, *, reverse, implementation=None):
 
 def transpose(a, h, h0, cut, g, g_last, *, reverse, implementation=None):
     """The backward pass, `(da, db, dh0)`, for canonical arguments."""
-    # The operation wants the input b for its shape and dtype only, which `g` has too.
+    # The operation needs only the shape and the dtype of the input b; those of `g` are the same.
     gradients = operation.transpose(
         (a, g, h0, cut),
         ((h, h0), ()),

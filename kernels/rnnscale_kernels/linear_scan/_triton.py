@@ -161,7 +161,7 @@ def _triton_call(kernel, arguments, shapes, programs, config: Config, capability
 
     from . import _triton_source
 
-    # Versions of Triton differ in whether they fuse a multiplication and an addition unless asked,
+    # By default, some versions of Triton fuse a multiplication and an addition and others do not;
     # and XLA's assembler may be older than Triton's and reject its newest PTX.
     if _numbers(jax_triton.__version__) >= (0, 4):
         options = {

@@ -114,7 +114,7 @@ class HLO:
         operations = self._computations[computation]
         for each in operations.values():
             if each.opcode == "custom-call":
-                # An operand that is passed twice stands for another one that would be unused.
+                # An operand that is passed twice is counted once: the second is a placeholder.
                 once = set(each.operands)
                 size = _size(each.type) + sum(_size(operations[x].type) for x in once)
                 self.calls.append((_call(each.line, size), turns))

@@ -210,7 +210,7 @@ def compile_on(mesh: Mesh, function: Callable[..., Any], *arguments: Any) -> jax
 
     arguments = jax.tree.map(place, arguments)
     with jax.set_mesh(mesh):
-        # A new function: JAX does not lower one again that it has seen before.
+        # Wrapped in a new function, because JAX does not lower the same function twice.
         own = jax.jit(
             lambda *arguments: function(*arguments), donate_argnums=_donated(function, arguments)
         )
