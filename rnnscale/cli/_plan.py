@@ -37,7 +37,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="rank all meshes of the target and compile the best three",
     )
     parser.add_argument(
-        "--json", metavar="FILE", default=None, help="write all figures there; - for the output"
+        "--json", metavar="FILE", default=None, help="write all figures; - for the standard output"
     )
     add_step_options(parser)
 

@@ -73,7 +73,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     log.add_argument(
         "--save-minutes", type=float, metavar="X", help="largest time between checkpoints"
     )
-    log.add_argument("--evaluate-every", type=int, metavar="N", help="0: only at the end")
+    log.add_argument(
+        "--evaluate-every",
+        type=int,
+        metavar="N",
+        help="steps between evaluations; 0: only at the end",
+    )
     log.add_argument(
         "--stuck-minutes",
         type=float,

@@ -387,5 +387,5 @@ def test_errors(key, plain_step):
         make_optimiser(
             model, learning_rate=1, recurrence_rate=1, weight_decay=0, warmup=5, steps=5, clip=1
         )
-    with pytest.raises(ValueError, match="labels of shape"):
+    with pytest.raises(ValueError, match="labels must have the shape of the logits"):
         cross_entropy(model, {**batch_of(0, classifier), "labels": np.zeros((3,), int)}, None)
