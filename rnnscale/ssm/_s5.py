@@ -274,7 +274,8 @@ def _with_shape(intervals: Any, shape: tuple[int, ...]) -> Float[Array, "*axes"]
         raise TypeError(f"S5: intervals must be real numbers; got {intervals.dtype}.")
     if intervals.shape != shape:
         raise ValueError(
-            f"S5: intervals must have a value for each step, shape {shape}; got {intervals.shape}."
+            f"S5: intervals must have a value for each step, so be of shape {shape}; got shape "
+            f"{intervals.shape}."
         )
     return at_least_float32(intervals)
 
