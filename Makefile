@@ -44,10 +44,10 @@ demo: setup
 	$(BIN)/rnnscale train digits --mesh data=4,tensor=2 --cpu-devices 8 --out runs/demo
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -m "not slow"
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow"
 
 test-all: setup
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check

@@ -22,6 +22,7 @@ SITE = ROOT / "site"
 PACKAGES = {"rnnscale": "rnnscale", "rnnscale_kernels": "kernels", "benchmarks": "benchmarks"}
 # Pages that belong to no package.
 LOOSE = {"contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
+STYLE = "<style>.pdoc img { max-width: 100%; }</style>"
 
 
 def guide_of(package: str) -> str:
@@ -107,7 +108,8 @@ def main() -> None:
     for name, module in documented.items():
         file = SITE / addresses[name]
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(render.html_module(module, documented), encoding="utf-8")
+        page = render.html_module(module, documented).replace("</head>", f"{STYLE}</head>", 1)
+        file.write_text(page, encoding="utf-8")
     (SITE / "index.html").write_text('<meta http-equiv="refresh" content="0; url=rnnscale.html">\n')
     (SITE / "search.js").write_text(render.search_index(documented), encoding="utf-8")
     print(f"{len(documented)} pages in {SITE}, to be opened at index.html")
