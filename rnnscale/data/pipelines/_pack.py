@@ -1,6 +1,9 @@
-"""Several sequences packed into one row."""
+"""Several sequences packed into one row, in memory and in files."""
 
 import bisect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import grain
 import numpy as np
@@ -8,6 +11,7 @@ import numpy as np
 from rnnscale._errors import UserError
 from rnnscale.data.pipelines._order import as_dataset
 from rnnscale.data.pipelines._window import window
+from rnnscale.data.sources._packed import PackedSource, write_rows
 from rnnscale.data.sources._source import (
     ArraySpec,
     Record,
@@ -43,6 +47,45 @@ def pack(sequences: SequenceSource, steps: int) -> grain.MapDataset:
     of its own is longer than a row.
     """
     return as_dataset(_Packed(sequences, steps))
+
+
+def write_packed(
+    sequences: SequenceSource,
+    folder: str | os.PathLike[str],
+    steps: int,
+    *,
+    rows_per_shard: int | None = None,
+    notes: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> PackedSource:
+    """Packs sequences into rows with `pack`, and writes the rows to files.
+
+    **Arguments:**
+
+    - `sequences`: the sequences; apply `next_token` to documents first.
+    - `folder`, `rows_per_shard`, `progress`: see `write_rows`.
+    - `steps`: steps in a row, at least 1.
+    - `notes`: values to keep in the index, which must be storable as JSON. The index also has
+        `sequences` and `steps`, the numbers of each, and `fill`, the fraction of the rows' steps
+        that are not padding.
+
+    **Returns:** the written rows as a source.
+
+    **Raises:** `ValueError` see `pack` and `write_rows`.
+    """
+    rows = pack(sequences, steps)
+    return write_rows(
+        rows,
+        folder,
+        rows_per_shard=rows_per_shard,
+        notes={
+            "sequences": len(sequences),
+            "steps": steps,
+            "fill": int(sequences.lengths.sum()) / (len(rows) * steps),
+            **(notes or {}),
+        },
+        progress=progress,
+    )
 
 
 class _Packed:

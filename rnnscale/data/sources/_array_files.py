@@ -113,26 +113,15 @@ class SequenceFiles(AbstractSequences):
         self.skipped = unusable.all()
         self._rows = np.flatnonzero(lengths)
         self._starts, self.lengths = bounds[self._rows], lengths[self._rows]
-        self.element_spec = {
-            **{
-                name: ArraySpec((None, *array.shape[1:]), array.native)
-                for name, array in steps.items()
-            },
-            **{name: array.row for name, array in self._per_sequence.items()},
-        }
+        spec = {name: ArraySpec((None, *x.shape[1:]), x.native) for name, x in steps.items()}
+        self.element_spec = spec | {name: x.row for name, x in self._per_sequence.items()}
 
     def read(self, index: int, start: int, stop: int) -> Record:
         first, row = int(self._starts[index]), int(self._rows[index])
-        return {
-            **{
-                name: array.read(first + start, first + stop, row)
-                for name, array in self._steps.items()
-            },
-            **{
-                name: array.read(row, row + 1, row)[0, ...]
-                for name, array in self._per_sequence.items()
-            },
-        }
+        begin, end = first + start, first + stop
+        record = {name: x.read(begin, end, row) for name, x in self._steps.items()}
+        labels = {name: x.read(row, row + 1, row)[0, ...] for name, x in self._per_sequence.items()}
+        return record | labels
 
 
 def read_offsets(stored: StoredArray) -> np.ndarray:
