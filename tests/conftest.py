@@ -62,6 +62,15 @@ def getkey(key: jax.Array) -> Callable[[], jax.Array]:
     return next_key
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules that compile much and compute little."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(autouse=True)
 def few_programs():
     """Forgets compiled programs in time: each is some ten mappings, of 65530 a process may have."""

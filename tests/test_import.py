@@ -12,17 +12,7 @@ import pytest
 
 import rnnscale
 
-HEAVY = {
-    "optax",
-    "grain",
-    "orbax",
-    "rich",
-    "matplotlib",
-    "scipy",
-    "sklearn",
-    "mlxtend",
-    "reservoirpy",
-}
+HEAVY = set("optax grain orbax rich matplotlib scipy sklearn mlxtend reservoirpy".split())
 KERNEL_BACKENDS = {"jax.experimental.mosaic", "jax.experimental.pallas", "jax_triton", "triton"}
 
 

@@ -48,19 +48,11 @@ PAGES = {
     if path.is_file()
 }
 README = PAGES["README.md"]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 IS_CHECKOUT = (ROOT / "Makefile").is_file() and (ROOT / "rnnscale").is_dir()
 needs_checkout = pytest.mark.skipif(
     not IS_CHECKOUT, reason="an installed wheel is tested without its checkout"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Examples compile much and compute little."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 class Fence(NamedTuple):

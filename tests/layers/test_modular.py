@@ -20,17 +20,10 @@ from rnnscale.layers import (
     StackedModules,
 )
 from rnnscale.sharding import make_mesh
+from rnnscale.verify._double import to_double
 from rnnscale.verify._modular import modular_matches_oracle, renumbering_permutes
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Everything here is small, and compiled once."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 AGGREGATIONS = ["sum", "mean", "attention"]
 MESSAGE = 4
@@ -87,10 +80,6 @@ def draw(key, network, *axes):
     return xs, jax.tree.unflatten(structure, leaves)
 
 
-def in_double(tree):
-    return jax.tree.map(lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, tree)
-
-
 def plain_scan(network, xs, state):
     """What `lax.scan` makes of the cell's call, for one batch axis."""
     state, ys = jax.lax.scan(lambda state, x: network(x, state), state, jnp.moveaxis(xs, -2, 0))
@@ -103,7 +92,7 @@ def test_oracle(messages, aggregation, getkey):
     network = ModularRNN(groups(getkey()), MESSAGES[messages](aggregation, getkey()))
     xs, state = draw(getkey(), network, 5)
     with jax.enable_x64(True):
-        check = modular_matches_oracle(*in_double((network, xs, state)), bound=1e-10)
+        check = modular_matches_oracle(*to_double((network, xs, state)), bound=1e-10)
     assert check.passed, check
 
 
@@ -149,12 +138,7 @@ def test_numbers_of_nodes_do_not_matter(aggregation, getkey):
     assert check.passed, check
 
 
-KINDS = [
-    "ChoGatedRecurrentUnitCell",
-    "IndRNNCell",
-    "ClockWorkRNNCell",
-    "LeakyElmanCell",
-]
+KINDS = ["ChoGatedRecurrentUnitCell", "IndRNNCell", "ClockWorkRNNCell", "LeakyElmanCell"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -231,7 +215,7 @@ def test_gradient_equals_that_of_a_plain_scan(name, time, remat, getkey):
         return of((network, xs, state))
 
     with jax.enable_x64(True):
-        network, xs, state, weights = in_double((network, xs, state, weights))
+        network, xs, state, weights = to_double((network, xs, state, weights))
         got = gradient(lambda network, *rest: RNNEncoder(network, remat=remat)(*rest))
         expected = gradient(plain_scan)
         assert verify.relative_error(got, expected) < 1e-10

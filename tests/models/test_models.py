@@ -1,6 +1,7 @@
 """Checks blocks, stacks, classifiers and language models."""
 
 import functools
+import time
 
 import equinox as eqx
 import jax
@@ -42,6 +43,12 @@ def classifier(key, **kwargs):
 
 def language_model(key, **kwargs):
     return LanguageModel(11, make_layer=make_layer, dim=5, depth=2, key=key, **kwargs)
+
+
+def zeros(build, key):
+    """What `build` returns, with zeros in all arrays."""
+    shapes = jax.eval_shape(build, key)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def sigmoid(x):
@@ -128,6 +135,35 @@ def test_program_does_not_grow_with_depth(build, key):
     assert init_size(2) == init_size(24)
 
 
+def compile_seconds(depth, steps):
+    """Processor time of tracing, lowering and compiling, the smaller of two measurements."""
+
+    def build(key):
+        return SequenceClassifier(
+            1, 10, make_layer=lambda key: S5(16, 32, key=key), dim=16, depth=depth, key=key
+        )
+
+    def loss(model, xs):
+        return jnp.sum(model(xs)[1])
+
+    model = jax.eval_shape(build, jax.random.key(0))
+    xs = jax.ShapeDtypeStruct((2, steps, 1), jnp.float32)
+    measured = []
+    for _ in range(2):
+        jax.clear_caches()
+        start = time.process_time()
+        jax.jit(jax.grad(loss)).lower(model, xs).compile()
+        measured.append(time.process_time() - start)
+    return min(measured)
+
+
+@pytest.mark.slow
+def test_compile_time_grows_neither_with_depth_nor_with_length():
+    base = compile_seconds(2, 1024)
+    assert compile_seconds(24, 1024) < 1.5 * base
+    assert compile_seconds(2, 65536) < 1.5 * base
+
+
 @pytest.mark.parametrize("build", [classifier, language_model])
 def test_row_keys(build, getkey):
     """A row's masks do not depend on the batch that it is in."""
@@ -150,11 +186,10 @@ def test_blocks_draw_their_own_masks(key):
         return BlockStack(make_layer, 8, make_mixer=Identity, dropout=0.5, key=key)
 
     # Zero but for what makes each block add one.
-    zero = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(build, key))
     ones = np.ones((8, 5), np.float32)
     stack = eqx.tree_at(
         lambda m: (m.blocks.norm.bias, m.blocks.layer.d, m.blocks.dropout.rate),
-        zero,
+        zeros(build, key),
         (ones, ones, np.full(8, 0.5, np.float32)),
     )
     _, ys = jit(lambda stack: stack(jnp.zeros((50, 5)), key=key))(stack)
@@ -189,12 +224,9 @@ def test_empty_row_is_finite(pool, key):
 
 def test_mean_is_exact_in_bfloat16(key):
     """A sum of 4096 ones in bfloat16 stops at 256."""
-    zero = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(classifier, key)
-    )
     model = eqx.tree_at(
         lambda m: (m.norm.bias, m.head.weight),
-        zero,
+        zeros(classifier, key),
         (np.ones(5, np.float32), np.full((4, 5), 0.2, np.float32)),
     )
     _, logits = jit(lambda model: model(jnp.zeros((4096, 3), jnp.bfloat16)))(model)
@@ -250,16 +282,6 @@ def test_bidirectional_has_no_step(key):
             TypeError,
             "BidirectionalS5 sees the tokens to be predicted",
         ),
-    ],
-)
-def test_bad_arguments(build, error, message, key):
-    with pytest.raises(error, match=message):
-        jax.eval_shape(build, key)
-
-
-@pytest.mark.parametrize(
-    ("run", "error", "message"),
-    [
         (
             lambda key: classifier(key)(jnp.zeros((6, 4))),
             ValueError,
@@ -287,6 +309,6 @@ def test_bad_arguments(build, error, message, key):
         ),
     ],
 )
-def test_bad_inputs(run, error, message, key):
+def test_bad_arguments_and_inputs(build, error, message, key):
     with pytest.raises(error, match=message):
-        jax.eval_shape(run, key)
+        jax.eval_shape(build, key)

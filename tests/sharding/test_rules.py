@@ -1,5 +1,6 @@
 """The layout of parameters and activations: tables, meshes, sharded initialisation, `describe`."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -109,8 +110,7 @@ def model(key):
 def test_sharded_init_gives_the_values_of_one_device(key):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     expected, got = model(key), sharded_init(model, key, mesh)
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, expected)
     layer: Any = got.stack.blocks.layer
     assert layer.b_re.sharding.is_equivalent_to(NamedSharding(mesh, P(None, "tensor", "fsdp")), 3)
     assert layer.b_re.addressable_shards[0].data.shape == (3, 8, 8)

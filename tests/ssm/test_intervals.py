@@ -45,18 +45,7 @@ class Irregular(CausalLayer):
 
 def test_laws(getkey):
     irregular = Irregular(S5(3, 12, 4, blocks=3, key=getkey()))
-    xs = jax.random.normal(getkey(), (3, 9, 4))
-    for check in (
-        verify.step_equals_call(irregular, xs),
-        verify.chunks_equal_one_call(irregular, xs, 4),
-        verify.reset_equals_fresh(irregular, xs, 4),
-        verify.padding_is_inert(irregular, xs, [9, 0, 4]),
-        verify.padding_spares_gradient(irregular, xs, [9, 0, 4]),
-        verify.state_is_stable(irregular, xs),
-        verify.batching_agrees(irregular, xs),
-        verify.gradient_reaches_parameters(irregular, xs),
-        verify.bfloat16_keeps_dtypes(irregular, xs),
-    ):
+    for check in verify.laws(irregular, getkey()):
         assert check.passed, check
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from rnnscale import verify
 from rnnscale.ssm import LinearAttention
+from rnnscale.verify._double import directional_derivative
 from rnnscale.verify._linear_attention import linear_attention_matches_oracle
 
 # Two chunks of 64 steps and a part of one.
@@ -43,24 +44,18 @@ def test_float64_and_gradient(layer, getkey):
         reset = np.arange(70) == 20
         check = linear_attention_matches_oracle(layer, xs, reset, bound=1e-12)
         assert check.passed, check
-        arrays, static = eqx.partition((layer, xs, layer(xs)[0]), eqx.is_array)
-        direction = jax.tree.map(lambda x: jax.random.normal(getkey(), x.shape, x.dtype), arrays)
+        leaves, structure = jax.tree.flatten((layer, xs, layer(xs)[0]))
+        direction = [jax.random.normal(getkey(), x.shape, x.dtype) for x in leaves]
 
         @jax.jit
-        def total(arrays):
-            layer, xs, state = eqx.combine(arrays, static)
+        def total(leaves):
+            layer, xs, state = jax.tree.unflatten(structure, leaves)
             state, ys = layer(xs, state, reset=reset)
             return sum(jnp.sum(jnp.sin(leaf)) for leaf in (ys, *state))
 
-        def along(distance):
-            moved = jax.tree.map(lambda x, v: x + distance * v, arrays, direction)
-            return total(moved)
-
-        slope = jax.tree.map(jnp.vdot, jax.jit(jax.grad(total))(arrays), direction)
-        h = 1e-4
-        near, far = along(h) - along(-h), along(2 * h) - along(-2 * h)
-        expected = (8 * near - far) / (12 * h)
-        assert sum(jax.tree.leaves(slope)) == pytest.approx(float(expected), rel=1e-8)
+        slope = sum(map(jnp.vdot, jax.jit(jax.grad(total))(leaves), direction))
+        expected = directional_derivative(total, leaves, direction, 1e-4)
+        assert slope == pytest.approx(float(expected), rel=1e-8)
 
 
 def test_laws_over_several_chunks(layer, getkey):
@@ -92,8 +87,7 @@ def test_gradient_survives_a_state_that_a_reset_replaces(layer, getkey):
         return jax.grad(total, (0, 1))(layer, xs)
 
     got, expected = gradient(layer, xs, state), gradient(layer, xs, layer.init_state())
-    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(one, other)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
 def test_backward_pass_keeps_nothing_larger_than_the_input(key):
@@ -119,8 +113,7 @@ def test_empty_sequence(layer, getkey):
     state, _ = layer(jax.random.normal(getkey(), (7, 5)))
     same, ys = layer(jnp.zeros((0, 5)), state)
     assert ys.shape == (0, 6)
-    for one, other in zip(same, state, strict=True):
-        np.testing.assert_array_equal(one, other)
+    jax.tree.map(np.testing.assert_array_equal, same, state)
 
 
 def test_initial_statistics(key):

@@ -1,4 +1,6 @@
-"""Checks the LRU beyond the laws of all layers: initialisation, ranges, bad arguments."""
+"""Checks the LRU beyond its suite in `rnnscale.verify`: initialisation, ranges, bad arguments."""
+
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -7,6 +9,13 @@ import numpy as np
 import pytest
 
 from rnnscale.ssm import LRU
+from rnnscale.verify._ssm import ssm_matches_oracle
+
+
+def test_variant_matches_oracle(key):
+    layer = LRU(3, 7, 4, r_min=0.9, r_max=0.999, max_phase=0.3, key=key)
+    for check in ssm_matches_oracle(layer, key):
+        assert check.passed, check
 
 
 def test_initial_statistics(key):
@@ -50,8 +59,7 @@ def test_skip_term_needs_equal_sizes(key):
 
 def test_initialises_inside_jit(key):
     eager, jitted = LRU(3, 4, key=key), jax.jit(lambda key: LRU(3, 4, key=key))(key)
-    for one, other in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), eager, jitted)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Checks S5 beyond the laws of all layers: initialisation, blocks, ranges."""
+"""Checks S5 beyond its suite in `rnnscale.verify`: initialisation, blocks, ranges."""
 
 import equinox as eqx
 import jax
@@ -6,7 +6,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rnnscale import verify
 from rnnscale.ssm import S5, BidirectionalS5, hippo_normal
+from rnnscale.verify._ssm import ssm_matches_oracle
+
+
+def test_variant_matches_oracle(key):
+    layer = S5(3, 12, 4, blocks=3, c_init="complex_normal", key=key)
+    for check in ssm_matches_oracle(layer, key):
+        assert check.passed, check
+
+
+@pytest.mark.parametrize("state_dim", [2, 6, 64, 256])
+def test_hippo_diagonalised(state_dim):
+    for check in verify.hippo_diagonalised(state_dim):
+        assert check.passed, check
 
 
 def test_half_the_states_with_negative_imaginary_parts(key):
@@ -19,20 +33,11 @@ def test_half_the_states_with_negative_imaginary_parts(key):
 
 def test_hippo_eigenvalues_are_those_of_the_matrix():
     eigenvalues, _ = hippo_normal(8)
+    # The published formula of A + p p^T.
     index = np.arange(8)
-    # The published formula of A + p p^T, entry by entry.
-    matrix = np.array(
-        [
-            [
-                -0.5 if n == k else np.sqrt((n + 0.5) * (k + 0.5)) * (-1 if n > k else 1)
-                for k in index
-            ]
-            for n in index
-        ]
-    )
-    np.testing.assert_allclose(
-        np.sort(np.imag(np.linalg.eigvals(matrix))), eigenvalues.imag, atol=1e-12
-    )
+    above = np.triu(np.sqrt(np.outer(index + 0.5, index + 0.5)), 1)
+    found = np.linalg.eigvals(above - above.T - np.eye(8) / 2)
+    np.testing.assert_allclose(np.sort(found.imag), eigenvalues.imag, atol=1e-12)
 
 
 def test_initial_statistics(key):
