@@ -71,10 +71,13 @@ def make_with(make: Callable[[PRNGKeyArray], Any], **arrays: Any) -> Any:
     """The module that `make(key)` returns, with `arrays` as its parameters. No random numbers are
     drawn."""
     module = eqx.filter_eval_shape(make, jax.random.key(0))
+    return with_parts(module, {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()})
+
+
+def with_parts(module: Any, parts: Mapping[str, Any]) -> Any:
+    """The module with these fields replaced."""
     return eqx.tree_at(
-        lambda module: [getattr(module, name) for name in arrays],
-        module,
-        [jnp.asarray(array, jnp.float32) for array in arrays.values()],
+        lambda module: [getattr(module, name) for name in parts], module, list(parts.values())
     )
 
 

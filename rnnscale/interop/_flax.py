@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rnnscale._base import SequenceLayer
 from rnnscale._errors import UserError
-from rnnscale.interop._arrays import check_mapping, make_with, read_arrays
+from rnnscale.interop._arrays import check_mapping, make_with, read_arrays, with_parts
 from rnnscale.interop._frozen_batch_norm import FrozenBatchNorm
 from rnnscale.layers import LayerNorm, Linear
 from rnnscale.models import Block, Identity, SequenceClassifier
@@ -91,7 +91,7 @@ def read_classifier(
             )
         return Block(
             layer,
-            make_mixer=lambda dim, *, key: _with_parts(mixer(dim, key=key), linears),
+            make_mixer=lambda dim, *, key: with_parts(mixer(dim, key=key), linears),
             make_norm=lambda dim: block_norm,
             key=jax.random.key(0),
         )
@@ -157,12 +157,6 @@ def _read_norm(
         scale=jnp.asarray(arrays["scale"]),
         bias=jnp.asarray(arrays["bias"]),
         epsilon=_BATCH_NORM_EPSILON,
-    )
-
-
-def _with_parts(module: Any, parts: Mapping[str, Any]) -> Any:
-    return eqx.tree_at(
-        lambda module: [getattr(module, name) for name in parts], module, list(parts.values())
     )
 
 

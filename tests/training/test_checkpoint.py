@@ -95,15 +95,13 @@ def test_keeps_the_newest(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
 
 
-@pytest.mark.parametrize("arguments", [{"every": 0}, {"keep": 0}])
-def test_numbers_out_of_range(tmp_path: Path, arguments: dict[str, int]):
-    with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be at least 1"):
-        Checkpointer(tmp_path, **arguments)
-
-
-def test_minutes_out_of_range(tmp_path: Path):
-    with pytest.raises(ValueError, match="minutes must be positive, got 0"):
-        Checkpointer(tmp_path, minutes=0)
+@pytest.mark.parametrize(
+    "name, message",
+    [("every", "at least 1 step"), ("keep", "at least 1 checkpoint"), ("minutes", "positive")],
+)
+def test_numbers_out_of_range(tmp_path: Path, name: str, message: str):
+    with pytest.raises(ValueError, match=f"{name} must be {message}, got 0"):
+        Checkpointer(tmp_path, **{name: 0})
 
 
 def test_due_by_steps_and_by_the_time_since_the_last_save(
