@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,6 +55,9 @@ FAILED, WRONG, UNAVAILABLE = 1, 2, 3
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG, f"benchmarks: error: {message} (see {self.prog} --help)\n")
 
@@ -63,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(
         prog="python -m benchmarks",
         description="Lists the benchmarks, or runs one: NAME --help has its options.",
-        allow_abbrev=False,
     )
     names = [*BENCHMARKS, "all", "plot", "readme"]
     parser.add_argument("name", nargs="?", choices=names, metavar="NAME", help=", ".join(names))
@@ -71,13 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.name is None:
         show_list()
         return 0
-    if options.name == "all":
-        return run_all(given[1:])
-    if options.name == "plot":
-        return plot_results(given[1:])
-    if options.name == "readme":
-        return update_pages(given[1:])
-    return run_one(options.name, given[1:])
+    others = {"all": run_all, "plot": plot_results, "readme": update_pages}
+    run = others.get(options.name) or partial(run_one, options.name)
+    return run(given[1:])
 
 
 def description(name: str) -> str:
@@ -99,6 +98,7 @@ def load(name: str) -> Benchmark:
 def run_one(name: str, given: Sequence[str]) -> int:
     from rnnscale._errors import UserError
     from rnnscale.cli._bench import check_file, new_figure
+    from rnnscale.cli._options import write_json
 
     benchmark = load(name)
     options, command = parse(name, benchmark, given)
@@ -125,10 +125,10 @@ def run_one(name: str, given: Sequence[str]) -> int:
         # Hours of measuring are not lost to a failure after them.
         if rows:
             document = make_document(name, command, benchmark, options, rows)
-            write(options.json, {**document, "incomplete": True})
+            write_json(options.json, {**document, "incomplete": True}, indent=1)
         raise
     document = make_document(name, command, benchmark, options, rows)
-    write(options.json, document)
+    write_json(options.json, document, indent=1)
     console = Console(stderr=options.json == "-", width=None if sys.stdout.isatty() else 150)
     console.print(benchmark.table(rows))
     if benchmark.plot is not None and figure is not None:
@@ -140,7 +140,7 @@ def run_one(name: str, given: Sequence[str]) -> int:
 def parse(name: str, benchmark: Benchmark, given: Sequence[str]) -> tuple[argparse.Namespace, str]:
     """The options, and the command that measures the same without writing files."""
     prog = f"python -m benchmarks {name}"
-    outputs = _Parser(prog=prog, add_help=False, allow_abbrev=False)
+    outputs = _Parser(prog=prog, add_help=False)
     outputs.set_defaults(plot=None)
     outputs.add_argument("--json", metavar="FILE", help="write the rows; - is the standard output")
     if benchmark.plot is not None:
@@ -150,7 +150,6 @@ def parse(name: str, benchmark: Benchmark, given: Sequence[str]) -> tuple[argpar
         description=description(name).replace("%", "%%"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[outputs],
-        allow_abbrev=False,
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
     rounds = benchmark.rounds
@@ -185,14 +184,6 @@ def make_document(
     return {"benchmark": name, "command": command, **environment(), **about, "rows": rows}
 
 
-def write(file: str | None, document: dict[str, Any]) -> None:
-    text = json.dumps(document, indent=1)
-    if file == "-":
-        print(text)
-    elif file is not None:
-        Path(file).write_text(text + "\n", encoding="utf-8")
-
-
 def rows_with_device(document: dict[str, Any]) -> list[Row]:
     """The rows, each with its device: a picture can show several."""
     return [{"device": document["device"], **row} for row in document["rows"]]
@@ -204,7 +195,6 @@ def plot_results(given: Sequence[str]) -> int:
     parser = _Parser(
         prog="python -m benchmarks plot",
         description="Draws what a benchmark wrote with --json, on one device or on several.",
-        allow_abbrev=False,
     )
     parser.add_argument("results", nargs="+", metavar="RESULT.json")
     parser.add_argument("--out", required=True, metavar="FILE", help="such as rows.png or rows.svg")
@@ -231,7 +221,6 @@ def update_pages(given: Sequence[str]) -> int:
     parser = _Parser(
         prog="python -m benchmarks readme",
         description="Updates the tables of the README and the guides from the files in results/.",
-        allow_abbrev=False,
     )
     parser.parse_args(given)
     for page in pages():
@@ -254,7 +243,6 @@ def run_all(given: Sequence[str]) -> int:
     parser = _Parser(
         prog="python -m benchmarks all",
         description="Runs every benchmark that this machine can run, each in a fresh process.",
-        allow_abbrev=False,
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
     parser.add_argument("--json", metavar="FOLDER", help="write NAME.json for each")

@@ -46,10 +46,6 @@ def first_step(library: str, *job: str | int) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def case_of(job: Sequence[str | int]) -> dict[str, Any]:
-    return dict(zip(("layer", "batch", "time", "features", "units"), job, strict=True))
-
-
 def in_turns(
     case: dict[str, Any], libraries: Sequence[str], rounds: int, total: Sequence[str]
 ) -> list[Row]:

@@ -5,6 +5,7 @@ Where Grain has no such source or pipeline, a function of a few lines makes a re
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def plain_rows(count: int, read: Callable[[int], Any]) -> grain.MapDataset:
     return grain.MapDataset.source(Rows(count, read))
 
 
+def record_at(arrays: Mapping[str, Sequence[Any]], index: int) -> Record:
+    return {name: array[index] for name, array in arrays.items()}
+
+
+def plain_arrays(arrays: Mapping[str, Any]) -> grain.MapDataset:
+    # A partial function, unlike a local one, can be sent to worker processes.
+    return plain_rows(RECORDS, partial(record_at, arrays))
+
+
 def shuffled(dataset: grain.MapDataset) -> grain.MapDataset:
     return dataset.seed(0).shuffle().repeat(None)
 
@@ -97,24 +107,20 @@ def sources(folder: Path) -> Iterator[Case]:
 def array_sources(folder: Path) -> Iterator[Case]:
     """The same records of fixed shape in all formats that can hold them."""
     arrays = array_records()
-
-    def of_arrays(rows: Mapping[str, np.ndarray]) -> grain.MapDataset:
-        return plain_rows(RECORDS, lambda i: {name: array[i] for name, array in rows.items()})
-
-    yield case_of_source("arrays", data.ArraySource(**arrays), of_arrays(arrays))
+    yield case_of_source("arrays", data.ArraySource(**arrays), plain_arrays(arrays))
 
     lists = {name: list(array) for name, array in arrays.items()}
     yield case_of_source(
         "sequences",
         data.SequenceArrays({"inputs": lists["inputs"]}, {"labels": arrays["labels"]}),
-        plain_rows(RECORDS, lambda i: {name: each[i] for name, each in lists.items()}),
+        plain_arrays(lists),
     )
 
     files = {name: folder / f"{name}.npy" for name in arrays}
     for name, file in files.items():
         np.save(file, arrays[name])
     mapped = {name: np.load(file, mmap_mode="r") for name, file in files.items()}
-    yield case_of_source(".npy, mapped", data.ArrayFiles(**files), of_arrays(mapped))
+    yield case_of_source(".npy, mapped", data.ArrayFiles(**files), plain_arrays(mapped))
 
     shard = folder / "records.arrayrecord"
     write_records(shard, arrays)
@@ -139,7 +145,8 @@ def array_sources(folder: Path) -> Iterator[Case]:
     table = pq.read_table(folder / "rows.parquet").combine_chunks()
     flat = table["inputs"].chunk(0).flatten().to_numpy().reshape(RECORDS, -1)
     columns = {"inputs": flat, "labels": table["labels"].to_numpy()}
-    yield case_of_source("Parquet", data.ParquetRows([folder / "rows.parquet"]), of_arrays(columns))
+    source = data.ParquetRows([folder / "rows.parquet"])
+    yield case_of_source("Parquet", source, plain_arrays(columns))
 
 
 def document_sources(folder: Path) -> Iterator[Case]:
@@ -269,7 +276,7 @@ def pipelines() -> Iterator[Case]:
     """Every function from sources to rows, on records and on sequences of many lengths."""
     large = array_records(time=4 * TIME)
     records = data.repeat(data.shuffle(data.ArraySource(**large), seed=0))
-    plain = shuffled(plain_rows(RECORDS, lambda i: {name: x[i] for name, x in large.items()}))
+    plain = shuffled(plain_arrays(large))
     yield Case("pipeline", "shuffle", records, batched(plain))
     yield Case(
         "pipeline",
@@ -340,24 +347,11 @@ def first_fit(lengths: np.ndarray, steps: int) -> list[list[int]]:
     return rows
 
 
-@dataclass(frozen=True)
-class ArrayRows:
-    """`Rows` of arrays that can be sent to worker processes."""
-
-    arrays: Record
-
-    def __len__(self) -> int:
-        return RECORDS
-
-    def __getitem__(self, index: int) -> Record:
-        return {name: array[index] for name, array in self.arrays.items()}
-
-
 def with_workers() -> Iterator[Case]:
     # Grain's worker processes read the flags.
     flags.FLAGS.mark_as_parsed()
     arrays = array_records()
-    plain = grain.MapDataset.source(ArrayRows(arrays)).repeat(None)
+    plain = plain_arrays(arrays).repeat(None)
     for workers in (0, 1, 2):
         yield Case(
             "workers",

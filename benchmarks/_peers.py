@@ -19,9 +19,10 @@ Each library, rnnscale included, is imported only when it is used.
 
 import argparse
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from typing import Any, Protocol
 
@@ -107,19 +108,19 @@ class Contender:
         return not isinstance(self.differs, OtherEquation)
 
 
-def contenders(ours: Any, chosen: Collection[str] | None = None) -> dict[str, Contender]:
-    """Ours, the forms in plain JAX and all other libraries; or those of them that are chosen."""
+def contenders(ours: Any) -> dict[str, Contender]:
+    """Ours, the forms in plain JAX and all other libraries."""
     kind = type(ours).__name__
     found = {OURS: Contender(LIBRARIES[OURS].run, ours), "plain": Contender(plain, ours)}
     if kind in ("LRU", "S5"):
         found["textbook"] = Contender(textbook, ours)
     for name in libraries_for(kind):
-        if name != OURS and (chosen is None or name in chosen):
+        if name != OURS:
             library = LIBRARIES[name]
             module = library.make(kind, *sizes(ours), jax.random.key(0))
             module = library.with_weights(module, ours)
             found[name] = Contender(library.run, module, library.differs[kind])
-    return {name: each for name, each in found.items() if chosen is None or name in chosen}
+    return found
 
 
 def libraries_for(kind: str) -> list[str]:
@@ -138,12 +139,12 @@ def sizes(ours: Any) -> tuple[int, int]:
     return ours.idim, ours.hdim
 
 
-def check_equal(found: Mapping[str, Contender], xs: jax.Array, tolerance: float = 1e-3) -> None:
+def check_equal(found: Mapping[str, Contender], xs: jax.Array) -> None:
     """**Raises:** `ValueError` if the outputs of a contender are not ours."""
     expected = found[OURS].run(found[OURS].module, xs)
     for name, contender in found.items():
         if contender.same_equation:
-            check_close(name, contender.run(contender.module, xs), expected, tolerance)
+            check_close(name, contender.run(contender.module, xs), expected)
 
 
 def check_close(name: str, got: Any, expected: Any, tolerance: float = 1e-3) -> None:
@@ -207,11 +208,7 @@ class Rnnscale:
                 return rnnscale.LRU(idim, hdim, r_min=0.9, r_max=0.999, key=key)
             case "S5":
                 return rnnscale.S5(idim, 2 * hdim, key=key)
-            case "LongShortTermMemoryCell":
-                return rnnscale.LongShortTermMemoryCell(idim, hdim, key=key)
-            case "GatedRecurrentUnitCell":
-                return rnnscale.GatedRecurrentUnitCell(idim, hdim, key=key)
-        raise ValueError(f"no such layer: {kind}")
+        return getattr(rnnscale, kind)(idim, hdim, key=key)
 
     def with_weights(self, module, ours):
         return ours
@@ -338,33 +335,26 @@ class RnnJax:
         from rnn_jax.layers import RNNEncoder
 
         jax.config.update("jax_debug_nans", debug_nans)
+        same = lambda x: x  # noqa: E731
         match kind:
             case "LRU":
                 layer = ssm.LinearRecurrentUnit(
-                    idim, hdim, idim, rho_min=0.9, rho_max=0.999, nonlinearity=identity, key=key
+                    idim, hdim, idim, rho_min=0.9, rho_max=0.999, nonlinearity=same, key=key
                 )
                 # Its decays are NumPy arrays, which would be constants without a gradient.
                 numpy_leaf = eqx.is_inexact_array_like
                 return jax.tree.map(lambda x: jnp.asarray(x) if numpy_leaf(x) else x, layer)
             case "S5":
                 # It keeps both states of a conjugate pair: half the order at the same work.
-                return ssm.SimplifiedStateSpaceLayer(
-                    idim, hdim, idim, nonlinearity=identity, key=key
-                )
-            case "GatedRecurrentUnitCell":
-                return RNNEncoder(gated.GatedRecurrentUnit(idim, hdim, key=key))
-            case "LongShortTermMemoryCell":
-                return RNNEncoder(gated.LongShortTermMemoryCell(idim, hdim, key=key))
-            case "ElmanRNNCell":
-                cell = vanilla.ElmanRNNCell(idim, hdim, nonlinearity=jnp.tanh, key=key)
-                return RNNEncoder(cell)
-            case "LeakyElmanCell":
-                return RNNEncoder(
-                    vanilla.LeakyElmanCell(
-                        idim, hdim, nonlinearity=jnp.tanh, leak_rate=0.5, key=key
-                    )
-                )
-        return RNNEncoder(vanilla.IndRNNCell(idim, hdim, key=key))
+                return ssm.SimplifiedStateSpaceLayer(idim, hdim, idim, nonlinearity=same, key=key)
+        make_cell = {
+            "GatedRecurrentUnitCell": gated.GatedRecurrentUnit,
+            "LongShortTermMemoryCell": gated.LongShortTermMemoryCell,
+            "ElmanRNNCell": partial(vanilla.ElmanRNNCell, nonlinearity=jnp.tanh),
+            "LeakyElmanCell": partial(vanilla.LeakyElmanCell, nonlinearity=jnp.tanh, leak_rate=0.5),
+            "IndRNNCell": vanilla.IndRNNCell,
+        }[kind]
+        return RNNEncoder(make_cell(idim, hdim, key=key))
 
     def with_weights(self, module, ours):
         match type(ours).__name__:
@@ -519,7 +509,3 @@ def _minimal_lru(ours: Any) -> dict[str, jax.Array]:
         "C_im": ours.c_im,
         "D": ours.d,
     }
-
-
-def identity(xs: jax.Array) -> jax.Array:
-    return xs

@@ -8,8 +8,10 @@ figure is typed by hand.
 import json
 import math
 import re
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +130,6 @@ def shape(row: Row) -> str:
     return f"{layer}, B={row['batch']} L={row['time']:,}, {row['features']} to {row['units']}"
 
 
-def train_step() -> str:
-    return compared("train_step_cpu", shape, _SHAPE, "median_ms", "ms")
-
-
 _LAYERS_AHEAD = {
     "forward": (
         "PyTorch's LSTM is oneDNN's, with product and gates in one kernel. MinGRU computes the "
@@ -167,14 +165,6 @@ def growth() -> str:
     return compared("growth_cpu", shape, ("sweep", *_SHAPE), "median_ms", "ms", why)
 
 
-def compile_time() -> str:
-    return compared("compile_time_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED)
-
-
-def start_up() -> str:
-    return compared("start_up_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED)
-
-
 def latency() -> str:
     def title(row: Row) -> str:
         rows = "1 row" if row["batch"] == 1 else f"{row['batch']} rows"
@@ -202,13 +192,11 @@ def large_batch() -> str:
         )
         for row in load("large_batch_cpu")["rows"]
     ]
-    return markdown(
-        (
-            *("learning rate", "batch", "accumulation", "steps"),
-            *("bits per byte", "bytes to target", "keeps up"),
-        ),
-        rows,
+    header = (
+        *("learning rate", "batch", "accumulation", "steps"),
+        *("bits per byte", "bytes to target", "keeps up"),
     )
+    return markdown(header, rows)
 
 
 def memory() -> str:
@@ -265,16 +253,10 @@ def others() -> str:
 def watch() -> str:
     rows = load("watch_cpu")["rows"]
     accuracies = [row["test_accuracy"] for row in rows]
-    return markdown(
-        ("person left out", *(str(row["person"]) for row in rows), "mean"),
-        [
-            (
-                "accuracy",
-                *(f"{each:.3f}" for each in accuracies),
-                f"{sum(accuracies) / len(rows):.3f}",
-            )
-        ],
-    )
+    accuracies.append(statistics.mean(accuracies))
+    people = (str(row["person"]) for row in rows)
+    figures = (f"{each:.3f}" for each in accuracies)
+    return markdown(("person left out", *people, "mean"), [("accuracy", *figures)])
 
 
 def streams() -> str:
@@ -303,15 +285,10 @@ def collectives() -> str:
         for each in row["collectives"]:
             moved[each["kind"]] += each["bytes"]
             counts[each["kind"]] += each["count"]
-        rows.append(
-            (
-                f"{row['work']['length']:,}",
-                ", ".join(f"{counts[kind]} {kind}, {moved[kind]:,} bytes" for kind in moved),
-            )
-        )
-    return markdown(
-        ("time steps over eight devices", "collectives of a device in a training step"), rows
-    )
+        listed = ", ".join(f"{counts[kind]} {kind}, {moved[kind]:,} bytes" for kind in moved)
+        rows.append((f"{row['work']['length']:,}", listed))
+    header = "time steps over eight devices", "collectives of a device in a training step"
+    return markdown(header, rows)
 
 
 def loading() -> str:
@@ -327,18 +304,11 @@ def loading() -> str:
 
 def language() -> str:
     rows = sorted(load("experiments/bytes")["rows"], key=lambda row: row["mean"])
-    return markdown(
-        ("layer", "width", "parameters", "bits per byte"),
-        [
-            (
-                row["entry"],
-                str(row["options"]["dim"]),
-                f"{row['parameters']:,}",
-                with_spread(row, 3),
-            )
-            for row in rows
-        ],
-    )
+    lines = [
+        (row["entry"], str(row["options"]["dim"]), f"{row['parameters']:,}", with_spread(row, 3))
+        for row in rows
+    ]
+    return markdown(("layer", "width", "parameters", "bits per byte"), lines)
 
 
 def headline() -> str:
@@ -376,12 +346,12 @@ def headline() -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "headline": headline,
-    "train-step": train_step,
-    "layers-gradient": lambda: layers("gradient"),
-    "layers-forward": lambda: layers("forward"),
+    "train-step": partial(compared, "train_step_cpu", shape, _SHAPE, "median_ms", "ms"),
+    "layers-gradient": partial(layers, "gradient"),
+    "layers-forward": partial(layers, "forward"),
     "growth": growth,
-    "compile-time": compile_time,
-    "start-up": start_up,
+    "compile-time": partial(compared, "compile_time_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED),
+    "start-up": partial(compared, "start_up_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED),
     "latency": latency,
     "large-batch": large_batch,
     "memory": memory,

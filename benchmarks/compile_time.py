@@ -7,30 +7,28 @@ The step is that of `train_step`, whose time to compile is not that of its job b
 import argparse
 from collections.abc import Iterator, Sequence
 
+from . import train_step
 from ._benchmark import Benchmark, Figure, Row, columns
-from ._first_step import case_of, in_turns
+from ._first_step import in_turns
 from ._peers import libraries_for, log_missing, versions_of_libraries
 from ._plots import legend, lines, styles
+from .layers import Shape
 
 PARTS = ("trace_s", "compile_s")
-LSTM, GRU = "LongShortTermMemoryCell", "GatedRecurrentUnitCell"
-JOBS = (
-    *(("LRU", 8, time, 64, 256) for time in (256, 2048, 16_384)),
-    *(("S5", 8, time, 64, 256) for time in (256, 2048, 16_384)),
-    (LSTM, 32, 512, 64, 256),
-    (GRU, 32, 512, 64, 256),
-)
-QUICK = (("LRU", 1, 64, 8, 8),)
+LENGTHS = tuple(Shape(8, time, 64, 256) for time in (256, 2048, 16_384))
+JOBS = {**train_step.JOBS, "LRU": LENGTHS, "S5": LENGTHS}
+QUICK = {"LRU": (Shape(1, 64, 8, 8),)}
 
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
     log_missing()
-    for job in QUICK if options.quick else JOBS:
-        case = case_of(job)
-        rounds = 1 if options.quick else options.rounds
+    rounds = 1 if options.quick else options.rounds
+    for layer, shapes in (QUICK if options.quick else JOBS).items():
         # PyTorch compiles nothing.
-        forms = ["textbook", "plain"] if job[0] in ("LRU", "S5") else ["plain"]
-        yield from in_turns(case, libraries_for(job[0]) + forms, rounds, PARTS)
+        forms = ["textbook", "plain"] if layer in ("LRU", "S5") else ["plain"]
+        for shape in shapes:
+            case = {"layer": layer, **vars(shape)}
+            yield from in_turns(case, libraries_for(layer) + forms, rounds, PARTS)
 
 
 def plot(rows: Sequence[Row], figure: Figure) -> None:

@@ -25,10 +25,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+
+from rnnscale_kernels import (
+    Planar,
+    diagonal_ssm,
+    linear_scan,
+    scan_implementations,
+    ssm_implementations,
+)
+from rnnscale_kernels.testing import (
+    BASELINES,
+    MODES,
+    SCAN_ARGUMENTS,
+    ScanArguments,
+    compile_for,
+    environment,
+    failure,
+    measure_scan,
+    reference,
+    rounded,
+    target_devices,
+    to_jax,
+    to_numpy,
+)
 
 from ._benchmark import Benchmark, Row, Unavailable, columns, one_line
 from ._harness import require, target
@@ -46,8 +71,6 @@ LOOPS = ("sequential", "chunked", "lax_scan")
 # JAX's own differentiation.
 BANDWIDTH = {"forward": 90, "backward": 85}
 SPEED_UP = {"forward": 3, "gradient": 6}
-
-
 # The implementations that are hand-written kernels, by platform.
 KERNELS = {"cuda": ("mosaic_gpu", "triton"), "tpu": ("mosaic_tpu",)}
 
@@ -158,9 +181,6 @@ def read_rows(folder: Path) -> Iterator[Row]:
 
 
 def machine() -> Row:
-    from rnnscale_kernels import scan_implementations, ssm_implementations
-    from rnnscale_kernels.testing import environment
-
     here = environment()
     for operation, implementations in (
         ("linear_scan", scan_implementations),
@@ -180,8 +200,6 @@ relative to the largest value of each result."""
 
 
 def run_checks(checks: Iterator[Check], deadline: float) -> Iterator[Row]:
-    from rnnscale_kernels.testing import failure
-
     for arguments, bound, measure in checks:
         row: Row = {"arguments": arguments, "bound": bound}
         if time.monotonic() > deadline:
@@ -199,8 +217,6 @@ def run_checks(checks: Iterator[Check], deadline: float) -> Iterator[Row]:
 
 
 def relative_error(got: Any, expected: Sequence[np.ndarray]) -> float:
-    from rnnscale_kernels.testing import to_numpy
-
     errors = [
         np.max(np.abs(to_numpy(x) - y)) / (np.max(np.abs(y)) or 1)
         for x, y in zip(got, expected, strict=True)
@@ -209,8 +225,6 @@ def relative_error(got: Any, expected: Sequence[np.ndarray]) -> float:
 
 
 def scan_checks(name: str, quick: bool) -> Iterator[Check]:
-    from rnnscale_kernels.testing import SCAN_ARGUMENTS, ScanArguments
-
     for spec in SCAN_ARGUMENTS[:: 4 if quick else 1]:
         bound = SINGLE if spec.dtype == "float32" else HALF
         arrays = spec.arrays()
@@ -228,8 +242,6 @@ def scan_checks(name: str, quick: bool) -> Iterator[Check]:
 def slow_down(arrays: dict[str, Any], spec: Any) -> float:
     """Replaces the decays by ones of magnitude up to 1 - 1e-5, and returns the smallest distance
     from one."""
-    from rnnscale_kernels.testing import rounded
-
     a = arrays["a"]
     distance = 10.0 ** -np.linspace(1, 5, spec.channels)
     away = 1 + np.random.default_rng(1).uniform(size=a.shape) if spec.varying else 1
@@ -239,12 +251,6 @@ def slow_down(arrays: dict[str, Any], spec: Any) -> float:
 
 def scan_error(name: str, spec: Any, arrays: dict[str, Any]) -> float:
     """The error of the states, the last state and the gradients of a, b and h0."""
-    import jax
-    import jax.numpy as jnp
-
-    from rnnscale_kernels import linear_scan
-    from rnnscale_kernels.testing import reference, to_jax
-
     options = {"reverse": spec.reverse, "reset": arrays["reset"]}
     wide = ("h0", "g_last") if spec.varying else ("a", "h0", "g_last")
     a, b, h0, g, g_last = (
@@ -275,12 +281,6 @@ def ssm_checks(name: str, quick: bool) -> Iterator[Check]:
 
 def ssm_error(name: str, dtype: str, steps: int, reverse: bool, ragged: bool) -> float:
     """The error of the output, the last state and all gradients, for planar states."""
-    import jax
-    import jax.numpy as jnp
-
-    from rnnscale_kernels import diagonal_ssm
-    from rnnscale_kernels.testing import reference, rounded, to_jax
-
     rows, idim, state, odim = 3, 24, 40, 16
     random = np.random.default_rng(0)
 
@@ -323,8 +323,6 @@ def ssm_error(name: str, dtype: str, steps: int, reverse: bool, ragged: bool) ->
 
 def timed_cases(quick: bool) -> list[Any]:
     """Most important first."""
-    from rnnscale_kernels.testing import ScanArguments
-
     time, channels = (64, 16) if quick else (4096, 1024)
     large, small = ((8,), time, channels), ((1,), time, channels)
     cases = [
@@ -342,8 +340,6 @@ def timed_cases(quick: bool) -> list[Any]:
 
 
 def time_cases(names: Sequence[str], quick: bool, rounds: int, deadline: float) -> Iterator[Row]:
-    from rnnscale_kernels.testing import MODES, failure, measure_scan
-
     longest = 0.0
     for number, arguments in enumerate(timed_cases(quick)):
         chosen = [name for name in names if number == 0 or name not in LOOPS]
@@ -362,8 +358,6 @@ def time_cases(names: Sequence[str], quick: bool, rounds: int, deadline: float) 
 
 def compile_kernels(device: str, quick: bool, deadline: float) -> Iterator[Row]:
     """Compiles the kernels of the timed cases for a device that is not here."""
-    from rnnscale_kernels.testing import MODES, failure, target_devices
-
     names = KERNELS["tpu" if target_devices(device)[0].platform == "tpu" else "cuda"]
     for arguments in timed_cases(quick):
         for mode in MODES:
@@ -380,11 +374,6 @@ def compile_kernels(device: str, quick: bool, deadline: float) -> Iterator[Row]:
 
 
 def compile_scan(arguments: Any, mode: str, name: str, device: str) -> Row:
-    import jax
-
-    from rnnscale_kernels import Planar, linear_scan
-    from rnnscale_kernels.testing import compile_for
-
     def number(*shape: int, dtype: str = arguments.dtype) -> Any:
         plane: Any = jax.ShapeDtypeStruct(shape, dtype)
         return Planar(plane, plane) if arguments.planar else plane
@@ -470,8 +459,6 @@ def with_targets(rows: Sequence[Row]) -> list[Row]:
     """The times of the kernels, each with the percentage of the copy bandwidth in its own pass and
     with the targets. The backward pass takes the time of the gradient minus that of the forward
     pass."""
-    from rnnscale_kernels.testing import BASELINES
-
     kernels = [row for row in rows if "time_ms" in row and row["name"] not in BASELINES]
     forward = {(case_name(row), row["name"]): row for row in kernels if row["mode"] == "forward"}
     found = []

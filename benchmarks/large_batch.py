@@ -40,13 +40,7 @@ SIZES = {
     "dim": 64,
     "rows_held_out": 128,
 }
-QUICK = {
-    "tokens": 2**12,
-    "batches": [4, 64],
-    "seq_len": 32,
-    "dim": 8,
-    "rows_held_out": 16,
-}
+QUICK = {"tokens": 2**12, "batches": [4, 64], "seq_len": 32, "dim": 8, "rows_held_out": 16}
 
 
 class Rows:
@@ -70,12 +64,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def sizes(options: argparse.Namespace) -> dict[str, Any]:
-    found = dict(QUICK if options.quick else SIZES)
-    return found | {
-        name: value
-        for name in ("tokens", "batches")
-        if (value := getattr(options, name)) is not None
-    }
+    given = {"tokens": options.tokens, "batches": options.batches}
+    given = {name: value for name, value in given.items() if value is not None}
+    return (QUICK if options.quick else SIZES) | given
 
 
 def about(options: argparse.Namespace) -> Row:
@@ -144,10 +135,7 @@ def train(
     held_out = Rows(task.validation, given["rows_held_out"])
     every = max(1, steps // LOOKS)
     curve, seconds = [], 0.0
-    with (
-        jax.set_mesh(mesh),
-        stream(setup.rows, batch, shardings=setup.layout) as batches,
-    ):
+    with jax.set_mesh(mesh), stream(setup.rows, batch, shardings=setup.layout) as batches:
         state = sharded_init(setup.init, jax.random.key(seed), mesh)
         start = time.perf_counter()
         for step in range(1, steps + 1):

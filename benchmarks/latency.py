@@ -22,7 +22,6 @@ from typing import Any, cast
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rnnscale import LRU, S5, GatedRecurrentUnitCell, LongShortTermMemoryCell, RNNEncoder
@@ -33,7 +32,8 @@ from rnnscale_kernels.testing import Thunk, failure, take_turns
 from . import _torch
 from ._benchmark import OURS, Benchmark, Figure, Row, Unavailable, columns
 from ._harness import compared
-from ._ratios import draw_ratios
+from ._peers import check_close
+from ._plots import draw_ratios
 
 BATCHES = (1, 64)
 STEPS, HISTORY = 200, 1024
@@ -99,7 +99,7 @@ def measured(name: str, batch: int, options: argparse.Namespace) -> list[Row]:
     exported = load_step(file)
     arrays, static = eqx.partition(layer, eqx.is_array)
     own = jax.jit(lambda arrays, x, state: eqx.combine(arrays, static).step(x, state))
-    whole = jax.jit(lambda arrays, xs: last(eqx.combine(arrays, static)(xs)[1]))
+    whole = jax.jit(lambda arrays, xs: eqx.combine(arrays, static)(xs)[1][:, -1])
 
     def first_call(advance: Callable[[], Any]) -> dict[str, Any]:
         start = time.perf_counter()
@@ -112,7 +112,8 @@ def measured(name: str, batch: int, options: argparse.Namespace) -> list[Row]:
         "layer.step": first_call(lambda: own(arrays, x, own_zero)),
         "whole sequence": first_call(lambda: whole(arrays, xs)),
     }
-    check_equal(exported(x, zero)[1], own(arrays, x, own_zero)[1])
+    expected = exported(x, zero)[1]
+    check_close("layer.step", own(arrays, x, own_zero)[1], expected, tolerance=1e-4)
     streams = {
         OURS: Stream(partial(exported, x), zero, steps),
         "layer.step": Stream(partial(own, arrays, x), own_zero, steps),
@@ -121,14 +122,10 @@ def measured(name: str, batch: int, options: argparse.Namespace) -> list[Row]:
     }
     if _torch.here() and name in ("LSTM", "GRU"):
         advance = torch_advance(name, cast(Any, layer).cell, np.asarray(x))
-        check_equal(exported(x, zero)[1], advance(None)[1].numpy())
+        check_close("torch", advance(None)[1], expected, tolerance=1e-4)
         streams["torch"] = Stream(advance, None, steps)
     case = {"layer": name, "batch": batch, "features": features, "units": units}
     return in_turns(case, streams, facts, options.rounds)
-
-
-def last(ys: jax.Array) -> jax.Array:
-    return ys[:, -1]
 
 
 def in_turns(
@@ -169,13 +166,6 @@ def torch_advance(name: str, cell: Any, x: np.ndarray) -> Callable[[Any], tuple[
         return state, state[0] if name == "LSTM" else state
 
     return advance
-
-
-def check_equal(got: Any, expected: Any) -> None:
-    """Both give the same, or there is nothing to compare."""
-    error = float(jnp.max(jnp.abs(got - expected)) / jnp.max(jnp.abs(expected)))
-    if not error < 1e-4:
-        raise SystemExit(f"two steps differ by {error:.1e}, relative to the largest output")
 
 
 def plot(rows: Sequence[Row], figure: Figure) -> None:

@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from rnnscale import LRU, S5, cells
+from rnnscale import cells
 from rnnscale_kernels import linear_scan
 from rnnscale_kernels.testing import MODES, Thunk
 
@@ -23,6 +23,7 @@ from . import _torch
 from ._benchmark import OURS, Benchmark, Figure, Row, columns
 from ._harness import Contest, compiled, measure
 from ._peers import (
+    LIBRARIES,
     check_close,
     check_equal,
     contenders,
@@ -31,8 +32,7 @@ from ._peers import (
     over_time,
     versions_of_libraries,
 )
-from ._plots import legend
-from ._ratios import draw_ratios
+from ._plots import draw_ratios, legend
 
 CELLS: dict[str, Callable[..., cells.Cell]] = {
     **{
@@ -107,11 +107,8 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
 
 def make_ours(layer: str, features: int, units: int, key: jax.Array) -> Any:
     """The layer or cell of ours, the one that its peers get their weights from."""
-    match layer:
-        case "LRU":
-            return LRU(features, units, r_min=0.9, r_max=0.999, key=key)
-        case "S5":
-            return S5(features, 2 * units, key=key)
+    if layer in ("LRU", "S5"):
+        return LIBRARIES[OURS].make(layer, features, units, key)
     cell = CELLS[layer](features, units, key=key)
     if isinstance(cell, cells.GatedRecurrentUnitCell):
         # That of Flax does not have it.

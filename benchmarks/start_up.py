@@ -10,29 +10,24 @@ from collections.abc import Iterator, Sequence
 
 from . import _torch
 from ._benchmark import Benchmark, Figure, Row, columns
-from ._first_step import case_of, in_turns
+from ._first_step import in_turns
 from ._peers import libraries_for, log_missing, versions_of_libraries
-from ._plots import legend
-from ._ratios import draw_ratios
+from ._plots import draw_ratios, legend
+from .layers import Shape
+from .train_step import JOBS
 
 PARTS = ("import_s", "make_s", "trace_s", "compile_s", "run_s")
-JOBS = (
-    ("LRU", 8, 2048, 64, 256),
-    ("S5", 8, 2048, 64, 256),
-    ("LongShortTermMemoryCell", 32, 512, 64, 256),
-    ("GatedRecurrentUnitCell", 32, 512, 64, 256),
-)
-QUICK = (("LongShortTermMemoryCell", 1, 32, 8, 8),)
+QUICK = {"LongShortTermMemoryCell": (Shape(1, 32, 8, 8),)}
 
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
     log_missing()
-    for job in QUICK if options.quick else JOBS:
-        case = case_of(job)
-        names = libraries_for(job[0])
-        if job[0] in _torch.MODULES and _torch.here():
+    rounds = 1 if options.quick else options.rounds
+    for layer, (shape, *_) in (QUICK if options.quick else JOBS).items():
+        names = libraries_for(layer)
+        if layer in _torch.MODULES and _torch.here():
             names.append("torch")
-        yield from in_turns(case, names, 1 if options.quick else options.rounds, PARTS)
+        yield from in_turns({"layer": layer, **vars(shape)}, names, rounds, PARTS)
 
 
 def plot(rows: Sequence[Row], figure: Figure) -> None:

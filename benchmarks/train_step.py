@@ -25,8 +25,7 @@ from . import _torch
 from ._benchmark import OURS, Benchmark, Figure, Row, columns
 from ._harness import Contest, measure
 from ._peers import Contender, check_close, contenders, log_missing, versions_of_libraries
-from ._plots import legend
-from ._ratios import draw_ratios
+from ._plots import draw_ratios, legend
 from ._torch import CLASSES
 from .layers import QUICK_SHAPE, Shape, make_ours, torch_module
 

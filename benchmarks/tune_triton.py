@@ -58,12 +58,8 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         configs[name] = best
         if not options.quick:
             write()
-        yield {
-            "kernel": name,
-            "us": measured[best],
-            "rule_us": by_rule,
-            "config": best._asdict(),
-        }
+        config = best._asdict()
+        yield {"kernel": name, "us": measured[best], "rule_us": by_rule, "config": config}
 
 
 def cases(dtypes: Sequence[str], widths: Sequence[int]) -> Iterator[Case]:

@@ -167,10 +167,8 @@ def test_programs_of_a_layer_and_what_they_took():
     assert list(thunks) == list(facts) == ["forward", "gradient"]
     for mode, thunk in thunks.items():
         thunk()
-        assert (
-            facts[mode].keys() == {"compile_s", "temp_bytes", "peak_bytes"}
-            and facts[mode]["compile_s"] > 0
-        )
+        assert facts[mode].keys() == {"compile_s", "temp_bytes", "peak_bytes"}
+        assert facts[mode]["compile_s"] > 0
 
 
 def test_temporaries_hold_what_is_between_argument_and_result():
@@ -403,11 +401,8 @@ def test_every_benchmark_is_one(name, capsys):
         command.main([name, "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    assert (
-        "--quick" in text
-        and "--json" in text
-        and command.description(name).partition("\n")[0] in text
-    )
+    assert "--quick" in text and "--json" in text
+    assert command.description(name).partition("\n")[0] in text
     options, _ = command.parse(name, benchmark, ["--quick"])
     assert isinstance(options, argparse.Namespace) and options.quick
 
