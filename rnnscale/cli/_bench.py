@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rnnscale._errors import MissingPackageError, UserError
+from rnnscale._errors import UserError
+from rnnscale.cli._options import check_folder_of, write_json
 
 type Row = dict[str, Any]
 
@@ -18,7 +19,6 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "bench",
         help="time the scan and the textbook forms, and plot the times",
         description="Times the scan and the textbook forms, and plots the times.",
-        allow_abbrev=False,
     )
     benchmarks = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     _add_scan(benchmarks)
@@ -33,7 +33,6 @@ def _add_scan(benchmarks: argparse._SubParsersAction) -> None:
         "through jax.lax.associative_scan and jax.lax.scan, in turns. Prints a table for every "
         "combination of the given values. Bandwidth counts the fewest bytes that have to be moved, "
         "and the speed-up is over associative_scan.",
-        allow_abbrev=False,
     )
     scan.set_defaults(command=_scan)
     scan.add_argument(
@@ -77,7 +76,6 @@ def _add_plot(benchmarks: argparse._SubParsersAction) -> None:
         "plot",
         help="plot the rows that `rnnscale bench scan --json` wrote",
         description="Plots the percentage of the copy bandwidth over the size that varies most.",
-        allow_abbrev=False,
     )
     plot.set_defaults(command=_plot)
     plot.add_argument("rows", nargs="+", metavar="ROWS.json")
@@ -109,11 +107,7 @@ def _scan(arguments: argparse.Namespace) -> int:
             measured = measure_scan(case, mode, names, rounds=rounds)
         console.print(_table(measured))
         rows += measured
-    text = json.dumps(rows, indent=1)
-    if arguments.json == "-":
-        print(text)
-    elif arguments.json is not None:
-        Path(arguments.json).write_text(text + "\n")
+    write_json(arguments.json, rows, indent=1)
     return 1 if any("error" in row for row in rows) else 0
 
 
@@ -125,12 +119,8 @@ def _names(asked: Sequence[str] | None) -> list[str]:
     reasons = {name: why for name, is_usable, why in scan_implementations(local_platform())}
     for name in asked or ():
         if name not in usable:
-            why = "there is no such implementation"
-            if name in reasons:
-                why = (
-                    reasons[name]
-                    or "it is an interpreter, so its time says nothing about the kernel"
-                )
+            why = reasons.get(name, "there is no such implementation")
+            why = why or "it is an interpreter, so its time says nothing about the kernel"
             raise UserError(f"cannot time {name}: {why}; choose from {', '.join(usable)}")
     return list(asked or usable)
 
@@ -160,9 +150,8 @@ def _shapes(arguments: argparse.Namespace) -> list[tuple[int, int, int]]:
 
 def check_file(option: str, file: str) -> None:
     """Checks that it can be written, before an hour is spent on its content."""
-    path = Path(file).absolute()
-    if not path.parent.is_dir():
-        raise UserError(f"{option} {file}: there is no folder {path.parent}")
+    check_folder_of(option, file)
+    path = Path(file)
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"{option} {file}: cannot be written")
 
@@ -170,13 +159,9 @@ def check_file(option: str, file: str) -> None:
 def new_figure(option: str, file: str) -> Any:
     """An empty figure of matplotlib, after checking that it can be saved in the file."""
     check_file(option, file)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        message = "plots need matplotlib: python -m pip install 'rnnscale[plots]'"
-        raise MissingPackageError(message) from None
+    from rnnscale.analysis import figure_class
 
-    figure = Figure(layout="constrained")
+    figure = figure_class()(layout="constrained")
     kinds = figure.canvas.get_supported_filetypes()
     if Path(file).suffix.removeprefix(".") not in kinds:
         raise UserError(f"{option} {file}: must end in one of .{', .'.join(sorted(kinds))}")

@@ -28,7 +28,6 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "data",
         help="pack sequences into files of rows, and check such files",
         description="Packs sequences into files of rows, and checks such files.",
-        allow_abbrev=False,
     )
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     _add_pack(actions)
@@ -42,7 +41,6 @@ def _add_pack(actions: argparse._SubParsersAction) -> None:
         description="Packs sequences into rows of one length, and writes them to ArrayRecord "
         "shards, with an index and a checksum for each shard. rnnscale.data.PackedSource reads "
         "them.",
-        allow_abbrev=False,
     )
     pack.set_defaults(command=_pack)
     pack.add_argument("source", metavar="SRC", help="a file, or a folder with files of one kind")
@@ -81,7 +79,6 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
         help="compare packed files with their checksums",
         description="Reads all files that `rnnscale data pack` wrote, and compares them with "
         "their checksums.",
-        allow_abbrev=False,
     )
     check.set_defaults(command=_check)
     check.add_argument("folder", metavar="DST", help="folder with the index and the shards")

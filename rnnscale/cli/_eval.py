@@ -22,7 +22,6 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="evaluate the trained model of a run",
         description="Evaluates the trained model of a run, from its newest checkpoint, also at "
         "sequence lengths beyond that of its training. Options default to those of the run.",
-        allow_abbrev=False,
     )
     parser.set_defaults(command=_eval)
     parser.add_argument("run", metavar="RUN", help="folder of the run")
@@ -81,7 +80,18 @@ def _eval(arguments: argparse.Namespace) -> int:
             figures = saved.evaluate(arguments.split, seq_len=seq_len)
         rows.append({"seq_len": seq_len, **figures})
     console.print(_table(saved, arguments.split, rows))
-    write_json(file, _as_json(saved, arguments, rows))
+    document = {
+        "run": arguments.run,
+        "task": saved.task.name,
+        "model": saved.config.model,
+        "step": saved.step,
+        "trained_seq_len": saved.task.seq_len,
+        "split": arguments.split,
+        "rows": "lanes" if saved.config.rows == "lanes" else "records",
+        "mesh": dict(saved.mesh.shape),
+        "figures": rows,
+    }
+    write_json(file, document)
     return 0
 
 
@@ -99,19 +109,3 @@ def _table(saved: "SavedRun", split: str, rows: Sequence[dict[str, Any]]) -> Any
         trained = ", as trained" if row["seq_len"] == saved.task.seq_len else ""
         table.add_row(f"{row['seq_len']}{trained}", *(f"{row[name]:.5g}" for name in names))
     return table
-
-
-def _as_json(
-    saved: "SavedRun", arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    return {
-        "run": arguments.run,
-        "task": saved.task.name,
-        "model": saved.config.model,
-        "step": saved.step,
-        "trained_seq_len": saved.task.seq_len,
-        "split": arguments.split,
-        "rows": "lanes" if saved.config.rows == "lanes" else "records",
-        "mesh": dict(saved.mesh.shape),
-        "figures": list(rows),
-    }

@@ -23,7 +23,6 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         description="Runs an experiment of a paper and prints a table: our figure, its spread over "
         "seeds, and the published figure. Finished runs are kept and not repeated; a run that "
         "was stopped continues. Without a name, lists the experiments.",
-        allow_abbrev=False,
     )
     parser.set_defaults(command=_experiment)
     parser.add_argument(

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 from rnnscale._errors import UserError
+from rnnscale.cli._options import check_folder_of
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -18,7 +19,6 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         description="Writes one step of the model of a run, from its newest checkpoint, to a file "
         "that contains the weights. It needs only jax to run, and constant time and memory per "
         "step. `rnnscale.interop.load_step` reads it; `rnnscale.interop` describes the format.",
-        allow_abbrev=False,
     )
     parser.set_defaults(command=_export)
     parser.add_argument("run", metavar="RUN", help="folder of the run")
@@ -45,8 +45,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from rnnscale.sharding import make_mesh
 
     out = Path(arguments.out)
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
+    check_folder_of("--out", arguments.out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file")
     if arguments.batch_size is not None and arguments.batch_size < 1:

@@ -27,7 +27,6 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "prompt of any length is read in constant memory, as the beginning of a file. The text "
         "ends where the model ends the file, or after --steps bytes. Several prompts form a batch; "
         "the text of each does not depend on the others.",
-        allow_abbrev=False,
     )
     parser.set_defaults(command=_generate)
     parser.add_argument("run", metavar="RUN", help="folder of the run")

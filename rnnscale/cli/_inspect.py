@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnscale._errors import UserError, as_user_error
-from rnnscale.cli._options import add_data_options, add_mesh_option, given_options
+from rnnscale.cli._options import (
+    add_data_options,
+    add_mesh_option,
+    check_folder_of,
+    given_options,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +30,6 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "figures and curves; the eigenvalues, time scales, gradients against lag and Lyapunov "
         "exponents of every recurrent layer on test sequences; and the layout of the parameters "
         "on the mesh. The run may still be training.",
-        allow_abbrev=False,
     )
     parser.set_defaults(command=_inspect)
     parser.add_argument("run", metavar="RUN", help="folder of the run")
@@ -44,7 +48,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    import jax
     import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import AbstractMesh, AxisType
 
     from rnnscale.analysis import Panel, Report, dynamics_panels, figure_class
     from rnnscale.runs import RunFolder, load_run
@@ -57,8 +64,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.steps < 2:
         raise UserError(f"--steps must be at least 2, got {arguments.steps}")
     saved = load_run(arguments.run, **given_options(arguments, "text", "folder"))
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
+    check_folder_of("--out", str(out))
     figure_class()  # raises if there is no matplotlib
     config = saved.config
     replace(config, mesh=arguments.mesh)  # raises if an axis is unknown
@@ -70,7 +76,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
     sizes = arguments.mesh or config.mesh or summary.get("mesh") or dict(saved.mesh.shape)
     sizes = {axis: sizes.get(axis, 1) for axis in AXES}
     with as_user_error():
-        laid_out = layouts(saved.model, _abstract_mesh(sizes))
+        mesh = AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        laid_out = layouts(saved.model, mesh)
+    on_one_device = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), saved.model)
     xs = jnp.asarray(_longest_sequences(saved.task.test, arguments.steps))
     report = Report(
         title=f"{config.task}, {config.model}",
@@ -78,7 +86,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         figures=summary,
         panels=[
             Panel("Curves", "Metrics over the training steps.", 3, folder.draw_curves),
-            *dynamics_panels(_on_one_device(saved.model), xs, seq_len=saved.task.seq_len),
+            *dynamics_panels(on_one_device, xs, seq_len=saved.task.seq_len),
         ],
         options=vars(config),
         mesh=sizes,
@@ -101,19 +109,3 @@ def _longest_sequences(test: "Source", steps: int) -> "NDArray[Any]":
     chosen = sorted(range(len(records)), key=lambda i: -lengths[i])[:_ROWS]
     steps = max(min(steps, *(lengths[i] for i in chosen)), 1)
     return np.stack([np.asarray(records[i]["inputs"])[:steps] for i in chosen])
-
-
-def _on_one_device(model: Any) -> Any:
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), model)
-
-
-def _abstract_mesh(sizes: dict[str, int]) -> Any:
-    """A mesh of devices that need not exist."""
-    from jax.sharding import AbstractMesh, AxisType
-
-    axis_types = (AxisType.Auto,) * len(sizes)
-    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types)

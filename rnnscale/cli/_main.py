@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rnnscale._errors import RunFailedError, UserError
 from rnnscale.cli import (
@@ -68,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, without the usage."""
+    """Takes full names of options only, and reports a mistake in one line, without the usage."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"rnnscale: error: {message} (see {self.prog} --help)\n")
@@ -107,7 +110,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="rnnscale",
         description="Recurrent and state-space models at scale.",
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _COMMANDS:

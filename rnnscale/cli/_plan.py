@@ -20,7 +20,6 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         description="Compiles the train step for devices that are not here and says what it needs: "
         "memory, collectives, and the least time that it can take.",
         argument_default=argparse.SUPPRESS,  # the namespace holds only the options given
-        allow_abbrev=False,
     )
     parser.set_defaults(command=_plan)
     parser.add_argument("task", help="see `rnnscale tasks`")

@@ -22,7 +22,6 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         description="Trains a model on a task. Options default to values that suit the task, or, "
         "with --resume, to those with which the run was started.",
         argument_default=argparse.SUPPRESS,  # the namespace holds only the options given
-        allow_abbrev=False,
     )
     parser.set_defaults(command=_train)
     parser.add_argument("task", nargs="?", help="see `rnnscale tasks`; not needed with --resume")

@@ -11,14 +11,12 @@ if TYPE_CHECKING:
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser."""
     parser = commands.add_parser(
         "verify",
         help="check cells, layers and models against their papers and laws",
         description="Checks cells, layers and models: equations against double-precision oracles "
         "written from the papers, what else the papers promise, and the laws that all layers obey. "
         "Prints every figure with its bound. The exit code is 1 if a bound is exceeded.",
-        allow_abbrev=False,
     )
     parser.set_defaults(command=_verify)
     parser.add_argument(

@@ -51,19 +51,16 @@ class CostModel:
 
     def device_cost(self, mesh: AbstractMesh) -> DeviceCost:
         """The cost of a step for one device of the mesh."""
-        batch = {
-            name: self._micro_batch(x.sharding.shard_shape(x.shape), x.dtype)
-            for name, x in self.setup(mesh).abstract_batch().items()
-        }
+        batch = {}
+        for name, x in self.setup(mesh).abstract_batch().items():
+            rows, *others = x.sharding.shard_shape(x.shape)
+            shape = rows // self._config.accumulation, *others
+            batch[name] = jax.ShapeDtypeStruct(shape, x.dtype)
         tensor = mesh.shape["tensor"]
         key = tensor, tuple(sorted((name, x.shape) for name, x in batch.items()))
         if key not in self._costs:
             self._costs[key] = _traced_cost(self._one_device_setup(tensor), batch)
         return self._costs[key]
-
-    def _micro_batch(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        rows, *others = shape
-        return jax.ShapeDtypeStruct((rows // self._config.accumulation, *others), dtype)
 
     def _one_device_setup(self, tensor: int) -> Setup:
         """The run on one device, with `1 / tensor` of the states."""

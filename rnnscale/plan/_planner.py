@@ -9,11 +9,7 @@ from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
 
 from rnnscale._errors import as_user_error
 from rnnscale.plan._bound import Bound, lower_bound
-from rnnscale.plan._collectives import (
-    CollectiveCost,
-    compiled_collectives,
-    estimated_collectives,
-)
+from rnnscale.plan._collectives import CollectiveCost, compiled_collectives, estimated_collectives
 from rnnscale.plan._device_cost import CostModel, DeviceCost
 from rnnscale.plan._memory import Memory, compiled_memory, estimated_memory
 from rnnscale.plan._topology import Topology
@@ -113,23 +109,18 @@ class Planner:
 
     def mesh(self, sizes: dict[str, int]) -> AbstractMesh:
         """The mesh of these sizes, without devices."""
-        return AbstractMesh(
-            tuple(sizes.get(axis, 1) for axis in AXES),
-            AXES,
-            axis_types=(AxisType.Auto,) * len(AXES),
-        )
+        counts = tuple(sizes.get(axis, 1) for axis in AXES)
+        return AbstractMesh(counts, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
     def _check(self, sizes: dict[str, int]) -> None:
         """Raises `ValueError` if the run can't be split over a mesh of these sizes."""
         mesh = self.mesh(sizes)
         check_fits(self.config, self.task, mesh)
         self._cost_model.setup(mesh).abstract_state()
-        self._check_time(mesh.shape["seq"])
-
-    def _check_time(self, devices: int) -> None:
-        """Trace the loss, which raises `ValueError` if its model can't split time over `seq`."""
+        devices = mesh.shape["seq"]
         if devices == 1 or devices in self._sizes_that_split_time:
             return
+        # Tracing the loss raises if its model can't split time.
         mesh = self.mesh({"seq": devices})
         setup = self._cost_model.setup(mesh)
         model, batch = setup.abstract_state().model, setup.abstract_batch()

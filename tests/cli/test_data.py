@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -114,33 +115,27 @@ def test_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert index["notes"]["skipped"] == [[str(source / "c.txt"), "it is empty"]]
 
 
-def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_errors_are_one_line(tmp_path: Path, error_line: Callable[..., str]):
     source, folder = tmp_path / "source", tmp_path / "rows"
     source.mkdir()
     pack = ["data", "pack", str(source), str(folder), "--steps", "44"]
 
-    def error(arguments: list[str]) -> str:
-        assert main(arguments) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
-
-    assert "(no files) don't say what it is; give --kind, one of text" in error(pack)
+    assert "(no files) don't say what it is; give --kind, one of text" in error_line(*pack)
     (source / "a.npy").touch()
-    assert "(.npy) don't say what it is; give --kind" in error(pack)
-    assert "a.npy is not a .npy file" in error([*pack, "--kind", "npy"])
+    assert "(.npy) don't say what it is; give --kind" in error_line(*pack)
+    assert "a.npy is not a .npy file" in error_line(*pack, "--kind", "npy")
     np.save(source / "a.npy", np.arange(3))
-    assert "must have an array 'inputs'" in error([*pack, "--kind", "npy"])
-    assert "has no file that ends in .parquet" in error([*pack, "--kind", "parquet"])
-    assert "there is no file or folder nowhere" in error(["data", "pack", "nowhere", *pack[3:]])
-    assert "has no index.json" in error(["data", "check", str(source)])
+    assert "must have an array 'inputs'" in error_line(*pack, "--kind", "npy")
+    assert "has no file that ends in .parquet" in error_line(*pack, "--kind", "parquet")
+    assert "there is no file or folder nowhere" in error_line("data", "pack", "nowhere", *pack[3:])
+    assert "has no index.json" in error_line("data", "check", str(source))
     assert main([*pack, "--kind", "tokens"]) == 0
-    capsys.readouterr()
-    assert "must be a new or an empty folder" in error([*pack, "--kind", "tokens"])
+    assert "must be a new or an empty folder" in error_line(*pack, "--kind", "tokens")
     shard = folder / "00000-of-00001.arrayrecord"
     content = shard.read_bytes()
     shard.write_bytes(b"x" + content[1:])
-    assert "1 of 1 shards have changed since they were written: 00000-of" in error(
-        ["data", "check", str(folder)]
+    assert "1 of 1 shards have changed since they were written: 00000-of" in error_line(
+        "data", "check", str(folder)
     )
     os.truncate(shard, 10)
-    assert "was truncated or replaced" in error(["data", "check", str(folder)])
+    assert "was truncated or replaced" in error_line("data", "check", str(folder))

@@ -4,6 +4,7 @@ import logging
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -54,12 +55,8 @@ def test_info_tells_of_an_accelerator_without_its_device(
 
 
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["info", "extra"], ["--unknown"]])
-def test_usage_errors_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    assert left.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("rnnscale: error: ")
+def test_usage_errors_are_one_line(arguments: list[str], error_line: Callable[..., str]):
+    assert "--help" in error_line(*arguments)
 
 
 def test_help_needs_neither_jax_nor_data():
@@ -80,21 +77,20 @@ def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (UserError("dim must be\nat least 1"), 2),
-        (MissingPackageError("dim must be\nat least 1"), 2),
-        (RunFailedError("dim must be\nat least 1"), 1),
-        (DivergedError("dim must be\nat least 1"), 1),
-        (ProcessMissingError("dim must be\nat least 1"), 1),
+        (UserError, 2),
+        (MissingPackageError, 2),
+        (RunFailedError, 1),
+        (DivergedError, 1),
+        (ProcessMissingError, 1),
     ],
-    ids=lambda each: type(each).__name__,
 )
 def test_errors_of_the_family_are_one_line(
-    error: Exception,
+    error: type[Exception],
     code: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    fail_with(error, monkeypatch)
+    fail_with(error("dim must be\nat least 1"), monkeypatch)
     assert main(["train", "digits"]) == code
     assert capsys.readouterr().err == "rnnscale: error: dim must be at least 1\n"
 
