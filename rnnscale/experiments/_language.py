@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from rnnscale.experiments._experiment import Entry, Experiment
-from rnnscale.experiments._train import train
+from rnnscale.experiments._train import QUIET, train
 
 _SHARED = {
     "task": "bytes",
@@ -16,9 +16,7 @@ _SHARED = {
     "state_dim": 64,
     "learning_rate": 8e-3,
     "weight_decay": 0.05,
-    "log_every": 50,
-    "save_every": 10_000,
-    "save_minutes": 2.0,
+    **QUIET,
 }
 
 # The widths at which each model has 200,000 parameters, to 3 %. uRNN is missing because its output

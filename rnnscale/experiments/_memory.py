@@ -5,10 +5,9 @@ from functools import partial
 from typing import Any
 
 from rnnscale.experiments._experiment import Entry, Experiment, Figure
-from rnnscale.experiments._train import train
+from rnnscale.experiments._train import QUIET, train
 
-_QUIET = {"log_every": 100, "save_every": 10_000, "save_minutes": 2.0}
-_SOLVED = "solved"
+_QUIET = {**QUIET, "log_every": 100}
 
 _ADDING_DIFFERS = (
     "coRNN: gamma=20, where the authors' script has 66; it learns shorter sequences first and "
@@ -50,7 +49,7 @@ def _adding(
                     "clip": 0.1,
                     "cell": {"dt": 0.06, "gamma": 20.0, "epsilon": 15.0},
                 },
-                Figure(None, f"{_SOLVED} for 500, 2000 and 5000 steps: Rusch and Mishra 2021"),
+                Figure(None, "solved for 500, 2000 and 5000 steps: Rusch and Mishra 2021"),
             ),
             Entry(
                 "indrnn",
@@ -63,7 +62,7 @@ def _adding(
                     "recurrence_rate": 1e-3,
                     "clip": 10.0,
                 },
-                Figure(None, f"{_SOLVED} for 100 to 5000 steps: Li et al. 2018"),
+                Figure(None, "solved for 100 to 5000 steps: Li et al. 2018"),
             ),
         ),
         measure=partial(train, "mse"),
@@ -93,7 +92,7 @@ def _copy_entry(
             "recurrence_rate": recurrence_rate,
             **_QUIET,
         },
-        Figure(None, f"{_SOLVED} for waits of {paper}"),
+        Figure(None, f"solved for waits of {paper}"),
     )
 
 

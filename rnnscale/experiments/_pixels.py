@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from rnnscale.experiments._experiment import Entry, Experiment, Figure
-from rnnscale.experiments._train import ACCURACY
+from rnnscale.experiments._train import ACCURACY, QUIET
 
 type Order = Literal["ordered", "permuted"]
 
@@ -91,13 +91,8 @@ def _experiment(
             options = {**options, **_DIGITS_OPTIONS.get(model, {})}
         elif order == "permuted":
             options = {**options, **_PERMUTED_OPTIONS.get(model, {})}
-        entries.append(
-            Entry(
-                model,
-                {"task": task, "model": model, **shared, **options},
-                papers.get((model, order)),
-            )
-        )
+        options = {"task": task, "model": model, **shared, **options}
+        entries.append(Entry(model, options, papers.get((model, order))))
     return Experiment(
         name=task,
         description=description,
@@ -108,9 +103,8 @@ def _experiment(
     )
 
 
-_QUIET = {"log_every": 50, "save_every": 10_000, "save_minutes": 2.0}
-_DIGITS = {"batch_size": 64, "steps": 600, **_QUIET}
-_MNIST = {"batch_size": 50, "steps": 400, **_QUIET}
+_DIGITS = {"batch_size": 64, "steps": 600, **QUIET}
+_MNIST = {"batch_size": 50, "steps": 400, **QUIET}
 
 _DIGITS_DIFFER = (
     "no paper has these images of 8 x 8 pixels. One layer of 64 units; two for IndRNN, minGRU and "

@@ -81,11 +81,12 @@ class Ours:
         )
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
-        _, predictions = call(self.reservoir, jnp.asarray(inputs, jnp.float32))
+        _, predictions = eqx.filter_jit(self.reservoir)(jnp.asarray(inputs, jnp.float32))
         return np.asarray(predictions, np.float64)
 
     def forecast(self, known: np.ndarray) -> np.ndarray:
-        _, forecasts = forecast(self.reservoir, jnp.asarray(known, jnp.float32))
+        forecast = eqx.filter_jit(self.reservoir.forecast)
+        _, forecasts = forecast(jnp.asarray(known, jnp.float32), steps=PREDICTED)
         return np.asarray(forecasts, np.float64)
 
 
@@ -122,16 +123,6 @@ class Theirs:
             for step in range(1, PREDICTED):
                 values[step] = self.readout.step(self.reservoir.step(values[step - 1]))
         return forecasts
-
-
-@eqx.filter_jit
-def call(reservoir: ReservoirComputer, xs: jax.Array):
-    return reservoir(xs)
-
-
-@eqx.filter_jit
-def forecast(reservoir: ReservoirComputer, xs: jax.Array):
-    return reservoir.forecast(xs, steps=PREDICTED)
 
 
 def standardised(name: str, fitted: int, train: int, test: int, **options) -> Segments:

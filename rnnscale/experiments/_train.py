@@ -48,6 +48,11 @@ def runs(options: Mapping[str, Any], seed: int, folder: Path) -> list[TrainConfi
     return configs
 
 
+# How often a run logs and saves: rarely, because an experiment has many runs.
+QUIET: Mapping[str, Any] = MappingProxyType(
+    {"log_every": 50, "save_every": 10_000, "save_minutes": 2.0}
+)
+
 # The fields of an experiment whose figure is the accuracy of a training run.
 ACCURACY: Mapping[str, Any] = MappingProxyType(
     {"measure": partial(train, "accuracy"), "metric": "test accuracy", "better": "higher"}
