@@ -1,5 +1,5 @@
-"""Contests: several contenders do the same job in one process, in turns. How times are taken is in
-`rnnscale_kernels.testing`; this file makes rows of them."""
+"""What several benchmarks use. Above all contests: several contenders do the same job in one
+process, in turns. `rnnscale_kernels.testing` takes the times; this file makes rows of them."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +37,20 @@ def require(target: str) -> None:
     """**Raises:** `Unavailable` if nothing can be compiled for the target."""
     if (reason := missing(target)) is not None:
         raise Unavailable(f"{target}: {reason}")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A source of records, read by their index."""
+
+    count: int
+    read: Callable[[int], Any]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        return self.read(index)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from rnnscale import data
 
+from ._harness import Rows
+
 # Enough records: the cost of Grain's shuffle per record grows below some ten thousand.
 BATCH, RECORDS, TIME, FEATURES = 32, 8192, 64, 8
 SHORTEST, LONGEST = 20, 200
@@ -36,20 +38,6 @@ class Case:
     ours: grain.MapDataset
     plain: grain.MapDataset
     workers: int = 0
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A source for plain Grain."""
-
-    count: int
-    read: Callable[[int], Any]
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Any:
-        return self.read(index)
 
 
 def plain_rows(count: int, read: Callable[[int], Any]) -> grain.MapDataset:

@@ -26,6 +26,7 @@ from rnnscale.tasks import Task, load_task
 from rnnscale.training import evaluate, make_eval_step
 
 from ._benchmark import Benchmark, Figure, Row, columns
+from ._harness import Rows
 from ._plots import legend, lines, styles
 
 RULES = {"sqrt": 0.5, "linear": 1.0}
@@ -41,19 +42,6 @@ SIZES = {
     "rows_held_out": 128,
 }
 QUICK = {"tokens": 2**12, "batches": [4, 64], "seq_len": 32, "dim": 8, "rows_held_out": 16}
-
-
-class Rows:
-    """The first rows of a source."""
-
-    def __init__(self, source: Any, count: int):
-        self.source, self.count = source, min(count, len(source))
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Any:
-        return self.source[index]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +120,8 @@ def train(
     mesh = make_mesh(devices=jax.devices()[:1])
     setup = set_up(config, task, mesh)
     eval_step = make_eval_step(setup.loss)
-    held_out = Rows(task.validation, given["rows_held_out"])
+    count = min(given["rows_held_out"], len(task.validation))
+    held_out = Rows(count, task.validation.__getitem__)
     every = max(1, steps // LOOKS)
     curve, seconds = [], 0.0
     with jax.set_mesh(mesh), stream(setup.rows, batch, shardings=setup.layout) as batches:
