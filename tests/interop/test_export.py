@@ -48,7 +48,11 @@ def check_layer(layer: Any, key: jax.Array) -> None:
     step = load_step(export_step(layer))
     dtype = None if jnp.issubdtype(xs.dtype, jnp.integer) else xs.dtype
     close(step.init_state((BATCH,)), layer.init_state((BATCH,), dtype), 0)
-    close(fold(step, xs), eqx.filter_jit(lambda layer, xs: layer(xs))(layer, xs), 1e-5)
+    state, ys = fold(step, xs)
+    expected_state, expected = eqx.filter_jit(lambda layer, xs: layer(xs))(layer, xs)
+    # From the first state, and from one that a step returned.
+    close(ys[:, :2], expected[:, :2])
+    close((state, ys), (expected_state, expected), 1e-5)
 
 
 # Most of the time here goes into compiling. The others resemble one of these.
@@ -174,7 +178,9 @@ def test_dtypes(key):
 def test_programs_for_devices_that_are_not_here(key):
     layer, x = S5(3, 8, key=key), jnp.ones((1, 3))
     step = load_step(export_step(layer, platforms=("cpu", "cuda", "rocm", "tpu")))
-    close(step(x, step.init_state((1,))), layer.step(x, layer.init_state((1,))))
+    state, y = layer.step(x, layer.init_state((1,)))
+    close(step(x, step.init_state((1,))), (state, y))
+    close(step(x, tuple(jax.tree.leaves(state))), layer.step(x, state))
     elsewhere = load_step(export_step(layer, platforms=("tpu",)))
     assert elsewhere.about["platforms"] == ["tpu"]
     with pytest.raises(ValueError, match="tpu"):
