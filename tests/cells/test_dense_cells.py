@@ -1,6 +1,6 @@
-"""Dense and gated cells compared with other libraries, and their hyperparameters.
+"""Dense and gated cells: Lipschitz compared with diffrax, and hyperparameters.
 
-What the papers promise is checked by `rnnscale.verify`.
+What the papers promise is checked by `rnnscale.verify`, and tests/interop compares with torch.
 """
 
 import diffrax
@@ -16,11 +16,9 @@ from rnnscale.cells import (
     ClockWorkRNNCell,
     GatedAntiSymmetricRNNCell,
     GatedLipschitzRNNCell,
-    GatedRecurrentUnitCell,
     IndRNNCell,
     LeakyElmanCell,
     LipschitzRNNCell,
-    LongShortTermMemoryCell,
     WilsonCowanCell,
 )
 
@@ -28,41 +26,6 @@ from rnnscale.cells import (
 @eqx.filter_jit
 def run(cell, xs, state):
     return jax.lax.scan(lambda state, x: cell(x, state), state, xs)
-
-
-def flat(*arrays):
-    """Gates below one another, as other libraries have them."""
-    return (x.reshape(-1, *x.shape[2:]) for x in arrays)
-
-
-def test_lstm_equals_equinox(getkey):
-    cell = LongShortTermMemoryCell(3, 7, key=getkey())
-    other = eqx.nn.LSTMCell(3, 7, key=getkey())
-    recurrent, weight, bias = flat(cell.recurrent, cell.input, cell.bias)
-    other = eqx.tree_at(
-        lambda m: (m.weight_hh, m.weight_ih, m.bias), other, (recurrent, weight, bias)
-    )
-    xs, h, c = (jax.random.normal(getkey(), shape) for shape in [(20, 3), (7,), (7,)])
-    (expected_h, expected_c), _ = jax.lax.scan(lambda s, x: (other(x, s), None), (h, c), xs)
-    (got_h, got_c), ys = run(cell, xs, (h, c))
-    np.testing.assert_allclose(got_h, expected_h, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(got_c, expected_c, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(ys[-1], got_h)
-
-
-def test_gru_equals_equinox(getkey):
-    cell = GatedRecurrentUnitCell(3, 7, key=getkey())
-    other = eqx.nn.GRUCell(3, 7, key=getkey())
-    recurrent, weight, bias = flat(cell.recurrent, cell.input, cell.bias)
-    other = eqx.tree_at(
-        lambda m: (m.weight_hh, m.weight_ih, m.bias, m.bias_n),
-        other,
-        (recurrent, weight, bias, cell.candidate_bias),
-    )
-    xs, h = (jax.random.normal(getkey(), shape) for shape in [(20, 3), (7,)])
-    expected, _ = jax.lax.scan(lambda h, x: (other(x, h), None), h, xs)
-    got, _ = run(cell, xs, h)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from rnnscale import sharding, verify
@@ -29,6 +30,8 @@ from rnnscale.cells import (
     linear,
     time_loop,
 )
+from rnnscale.verify._double import to_double
+from rnnscale_kernels.testing import Collective, Program, compile_for
 
 
 def plain(cell, xs, state, reset=None, lengths=None, reverse=False):
@@ -93,10 +96,6 @@ CELLS = {
 over_cells = pytest.mark.parametrize("build", CELLS.values(), ids=CELLS)
 
 
-def in_double(cell):
-    return jax.tree.map(lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, cell)
-
-
 def sample(build, axes, getkey, dtype=jnp.float32):
     cell = build(getkey())
     xs = jax.random.normal(getkey(), (*axes, cell.idim)).astype(dtype)
@@ -111,7 +110,7 @@ def sample(build, axes, getkey, dtype=jnp.float32):
 @pytest.mark.parametrize("reverse", [False, True], ids=["", "reverse"])
 def test_resets_and_lengths(build, reverse, getkey):
     with jax.enable_x64(True):
-        arguments = sample(lambda key: in_double(build(key)), (4, 27), getkey, jnp.float64)
+        arguments = sample(lambda key: to_double(build(key)), (4, 27), getkey, jnp.float64)
         options = {
             "reset": jax.random.bernoulli(getkey(), 0.2, (4, 27)),
             "lengths": jnp.array([27, 0, 5, 13]),
@@ -180,39 +179,18 @@ def test_memory_grows_with_the_square_root_of_the_length(getkey):
 # Over a mesh
 
 
-def collectives_in_loops(hlo: str) -> list[str]:
-    """The collectives in all computations that a while loop reaches."""
-    bodies: dict[str, list[str]] = {}
-    name = ""
-    for line in hlo.splitlines():
-        if found := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line):
-            name = found[1]
-        bodies.setdefault(name, []).append(line)
-    reached, waiting = set(), re.findall(r"body=%?([\w.\-]+)", hlo)
-    assert waiting, "there is no loop"
-    while waiting:
-        name = waiting.pop()
-        if name not in reached:
-            reached.add(name)
-            text = "\n".join(bodies.get(name, []))
-            waiting += re.findall(
-                r"(?:body|condition|to_apply|calls|computations)=\{?%?([\w.\-]+)", text
-            )
-    collective = re.compile(
-        r"\b(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(-start)?\("
-    )
-    return [line for name in reached for line in bodies.get(name, []) if collective.search(line)]
-
-
 def test_a_plain_loop_has_collectives_in_it(getkey):
-    """`collectives_in_loops` finds collectives if there are some."""
+    """`in_loops` finds collectives if there are some."""
     cell, xs, state, _ = sample(CELLS["elman"], (8, 9), getkey)
-    assert collectives_in_loops(compile_on_mesh(plain, cell, xs, state, {"data": 8})[1])
+    assert in_loops(run_on_mesh(plain, cell, xs, state, {"data": 8})[1])
 
 
-def compile_on_mesh(loop, cell, xs, state, sizes) -> tuple[Any, str]:
-    """Value and gradient over a mesh, or without sizes on one device; and the compiled program."""
-    moving, still = eqx.partition(cell, eqx.is_inexact_array)
+def in_loops(program: Program) -> list[Collective]:
+    return [each for each in program.collectives if each.loops]
+
+
+def run_on_mesh(loop, cell, xs, state, sizes) -> tuple[Any, Program]:
+    """Value and gradient over a mesh, and the compiled program."""
 
     def loss(moving, still, xs, state):
         state, ys = loop(eqx.combine(moving, still), xs, state)
@@ -220,17 +198,13 @@ def compile_on_mesh(loop, cell, xs, state, sizes) -> tuple[Any, str]:
         ends = sum(jnp.sum(x**2) for x in jax.tree.leaves(floats))
         return jnp.sum(jnp.sin(ys + jnp.arange(ys.size).reshape(ys.shape))) + ends
 
-    program = jax.jit(jax.value_and_grad(loss))
-    if not sizes:
-        return program(moving, still, xs, state), ""
     mesh = sharding.make_mesh(**sizes)
-    layout = sharding.shardings(cell, mesh)
-    with jax.set_mesh(mesh):
-        cell = jax.device_put(cell, layout)
-        moving, still = eqx.partition(cell, eqx.is_inexact_array)
-        xs = jax.device_put(xs, sharding.batch_sharding(mesh, xs.ndim))
-        compiled = program.lower(moving, still, xs, state).compile()
-        return compiled(moving, still, xs, state), compiled.as_text() or ""
+    cell = jax.device_put(cell, sharding.shardings(cell, mesh))
+    xs = jax.device_put(xs, sharding.batch_sharding(mesh, xs.ndim))
+    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    arguments = *eqx.partition(cell, eqx.is_inexact_array), xs, state
+    program = compile_for(jax.value_and_grad(loss), *arguments, target=mesh)
+    return program.compiled(*arguments), program
 
 
 def sized(subject: verify.CellSubject, key) -> Cell:
@@ -255,31 +229,31 @@ def test_other_meshes(getkey):
 
 def check_on_meshes(cell, meshes, key):
     with jax.enable_x64(True):
-        cell = in_double(cell)
+        cell = to_double(cell)
         # Two blocks of eight steps, and a rest of one.
         xs = jax.random.normal(key, (8, 17, cell.idim))
         state = cell.init_state((8,), jnp.float64)
-        expected, _ = compile_on_mesh(time_loop, cell, xs, state, {})
+        expected, _ = run_on_mesh(time_loop, cell, xs, state, {"devices": jax.devices()[:1]})
         for sizes in meshes:
-            got, hlo = compile_on_mesh(time_loop, cell, xs, state, sizes)
+            got, program = run_on_mesh(time_loop, cell, xs, state, sizes)
             assert verify.relative_error(got, expected) < 1e-12, sizes
             # A linear cell may do without a loop.
-            if not isinstance(cell, LinearCell) or "while(" in hlo:
-                assert not collectives_in_loops(hlo), sizes
+            assert isinstance(cell, LinearCell) or while_lines(program)
+            assert not in_loops(program), sizes
 
 
 def test_units_that_do_not_see_one_another_lie_on_tensor(getkey):
     cell = IndRNNCell(4, 8, key=getkey())
     xs, state = jax.random.normal(getkey(), (2, 17, 4)), cell.init_state((2,))
-    _, hlo = compile_on_mesh(time_loop, cell, xs, state, {"tensor": 8})
+    _, program = run_on_mesh(time_loop, cell, xs, state, {"tensor": 8})
     # Each device has one of the eight units, and none has the state of all.
-    assert not collectives_in_loops(hlo)
-    states = set(re.findall(r"f32\[[\d,]*\b2,(\d)\]", "\n".join(while_lines(hlo))))
+    assert not in_loops(program)
+    states = set(re.findall(r"f32\[[\d,]*\b2,(\d)\]", "\n".join(while_lines(program))))
     assert states == {"1", "4"}  # a state and an input
 
 
-def while_lines(hlo: str) -> list[str]:
-    return [line for line in hlo.splitlines() if re.search(r"\bwhile\(", line)]
+def while_lines(program: Program) -> list[str]:
+    return [line for line in program.text.splitlines() if " while(" in line]
 
 
 # Bad input
