@@ -194,7 +194,7 @@ def check_choice(owner: type, name: str, value: str, choices: TypeAliasType) -> 
 
 
 def check_call(
-    layer: SequenceLayer,
+    layer: Any,
     xs: Float[Array, "*batch time idim"],
     state: State | None,
     reset: Bool[Array, "*batch time"] | None,
@@ -202,7 +202,8 @@ def check_call(
 ) -> tuple[Any, Int[Array, "*batch"] | None]:
     """The state to start from and the lengths, for arguments of a call that fit one another.
 
-    Raises `ValueError` or `TypeError` for others.
+    `layer` is a sequence layer, or a cell that is run over time. Raises `ValueError` or `TypeError`
+    for arguments that do not fit.
     """
     check_features(layer, xs, layer.idim, rank=2)
     batch_shape, time = xs.shape[:-2], xs.shape[-2]

@@ -1,13 +1,14 @@
 """Recurrent cells, and the loop that runs them over time."""
 
-from rnnscale.cells._affine import AffineInputCell as AffineInputCell
 from rnnscale.cells._antisymmetric import (
     AntiSymmetricRNNCell as AntiSymmetricRNNCell,
     GatedAntiSymmetricRNNCell as GatedAntiSymmetricRNNCell,
 )
 from rnnscale.cells._base import (
     Affine as Affine,
+    AffineInputCell as AffineInputCell,
     Cell as Cell,
+    LinearCell as LinearCell,
     affine as affine,
     compute_weights as compute_weights,
     identity as identity,
@@ -24,14 +25,12 @@ from rnnscale.cells._gru import (
 )
 from rnnscale.cells._indrnn import IndRNNCell as IndRNNCell
 from rnnscale.cells._leaky_elman import LeakyElmanCell as LeakyElmanCell
-from rnnscale.cells._linear import LinearCell as LinearCell
 from rnnscale.cells._lipschitz import (
     GatedLipschitzRNNCell as GatedLipschitzRNNCell,
     LipschitzRNNCell as LipschitzRNNCell,
 )
 from rnnscale.cells._lstm import LongShortTermMemoryCell as LongShortTermMemoryCell
-from rnnscale.cells._mingru import MinGRUCell as MinGRUCell
-from rnnscale.cells._minlstm import MinLSTMCell as MinLSTMCell
+from rnnscale.cells._minimal import MinGRUCell as MinGRUCell, MinLSTMCell as MinLSTMCell
 from rnnscale.cells._nnrnn import NonNormalRNNCell as NonNormalRNNCell
 from rnnscale.cells._rglru import RGLRUCell as RGLRUCell
 from rnnscale.cells._ron import RandomOscillatorsCell as RandomOscillatorsCell

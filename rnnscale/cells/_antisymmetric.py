@@ -10,8 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._affine import AffineInputCell
-from rnnscale.cells._base import Affine, Units
+from rnnscale.cells._base import Affine, AffineInputCell, Units
 from rnnscale.cells._init import normal
 from rnnscale.cells._warn import warn_caller
 

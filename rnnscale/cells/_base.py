@@ -1,8 +1,11 @@
-"""The contract of a cell: one time step, in stages that a loop over time can run separately."""
+"""The contract of a cell: one time step, in stages that a loop over time can run separately.
+
+`AffineInputCell` and `LinearCell` do part of the work for the cells that derive from them.
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, final, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -20,6 +23,9 @@ type Units = Float[Array, "*axes hdim"]
 
 type Drive = PyTree[Array]
 """The part of a step that does not depend on the state."""
+
+type Coefficients = tuple[Units, Units]
+"""`(a, b)` of `h_t = a_t * h_{t-1} + b_t`: the decay and the drive."""
 
 
 class Matrix(eqx.Module):
@@ -135,6 +141,55 @@ class Cell(eqx.Module):
         weights = compute_weights(self, x.dtype)
         state = self.advance(weights, self.drive(weights, x), state, affine)
         return state, self.output(state).astype(x.dtype)
+
+
+class DenseWeights(NamedTuple):
+    """One recurrent matrix, one input matrix and one bias. Gates lie one below the other."""
+
+    recurrent: Float[Array, "gates hdim"]
+    input: Float[Array, "gates idim"]
+    bias: Float[Array, "gates"]
+
+
+class AffineInputCell(Cell):
+    r"""A cell whose input enters as $V x_t + b$ only.
+
+    What a subclass returns from `weights()` has the fields `input`, of shape `(rows, idim)`, and
+    `bias`, of shape `(rows,)`.
+    """
+
+    @final
+    def drive(self, weights: Any, x: Float[Array, "*axes idim"]) -> Float[Array, "*axes rows"]:
+        return linear(weights.input, x) + weights.bias
+
+
+class LinearCell(Cell):
+    r"""A cell that is linear in its state, with units that do not see one another.
+
+    $$h_t = a_t \odot h_{t-1} + b_t$$
+
+    A subclass defines `drive`, which returns `(a, b)`. Both depend on the input only, so all steps
+    can be computed in parallel, by `rnnscale.sharding.linear_scan`. They are at least float32. The
+    initial state is zero.
+    """
+
+    unit_axis: ClassVar[str] = "state"
+
+    @abstractmethod
+    def drive(self, weights: "LinearCell", x: Float[Array, "*axes idim"]) -> Coefficients: ...
+
+    @final
+    def advance(
+        self, weights: "LinearCell", drive: Coefficients, state: Units, affine: Affine
+    ) -> Units:
+        a, b = drive
+        return a * state + b
+
+    @final
+    def init_state(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Float[Array, "*batch hdim"]:
+        return jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
 
 
 def compute_weights(cell: Cell, dtype: DTypeLike) -> Weights:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from rnnscale._base import check_size, state_dtype
 from rnnscale._fields import parameter
-from rnnscale.cells._affine import AffineInputCell, DenseWeights
-from rnnscale.cells._base import Affine, Units
+from rnnscale.cells._base import Affine, AffineInputCell, DenseWeights, Units
 from rnnscale.cells._init import normal
 
 type ClockWorkState = tuple[Units, Int[Array, "*axes"]]

@@ -9,8 +9,7 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from rnnscale._base import check_size, state_dtype
 from rnnscale._fields import parameter
-from rnnscale.cells._affine import AffineInputCell, DenseWeights
-from rnnscale.cells._base import Affine, Units
+from rnnscale.cells._base import Affine, AffineInputCell, DenseWeights, Units
 from rnnscale.cells._init import uniform
 
 type LSTMState = tuple[Units, Units]

@@ -9,14 +9,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
-from rnnscale.cells._affine import DenseWeights
-from rnnscale.cells._base import Affine, Cell, Units, linear
+from rnnscale.cells._base import Affine, Cell, DenseWeights, Units, linear
 from rnnscale.cells._init import normal, uniform
-from rnnscale.cells._modrelu import modrelu
 from rnnscale.cells._orthogonal import (
     OrthogonalInit,
     check_orthogonal_init,
     initial_log,
+    modrelu,
     orthogonal,
     pair_diagonal,
 )

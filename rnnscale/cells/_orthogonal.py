@@ -1,4 +1,4 @@
-"""Orthogonal matrices as exponentials of skew-symmetric ones."""
+"""What cells with an orthogonal matrix share: exponentials of skew-symmetric ones, and modReLU."""
 
 import math
 from typing import Literal
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from rnnscale.cells._base import Units
 from rnnscale.cells._init import uniform
 
 type OrthogonalInit = Literal["henaff", "cayley"]
@@ -52,3 +53,8 @@ def pair_diagonal(values: Float[Array, "pairs"], size: int) -> Float[Array, "n n
     """The matrix with `values[j]` at `(2j, 2j + 1)` and zero elsewhere."""
     first = 2 * jnp.arange(len(values))
     return jnp.zeros((size, size), values.dtype).at[first, first + 1].set(values)
+
+
+def modrelu(z: Units, bias: Float[Array, "hdim"]) -> Units:
+    r"""$\mathrm{sign}(z) \, \mathrm{relu}(|z| + b)$, zero at zero."""
+    return jnp.sign(z) * jax.nn.relu(jnp.abs(z) + bias)

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from rnnscale._base import state_dtype
-from rnnscale.cells._affine import AffineInputCell
-from rnnscale.cells._base import Units
+from rnnscale.cells._base import AffineInputCell, Units
 from rnnscale.cells._warn import warn_caller
 
 type Oscillators = tuple[Units, Units]

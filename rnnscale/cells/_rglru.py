@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import check_size
 from rnnscale._fields import parameter
+from rnnscale.cells._base import Coefficients, LinearCell
 from rnnscale.cells._init import normal
-from rnnscale.cells._linear import Coefficients, LinearCell
 
 _SHARPNESS = 8.0  # The paper's c.
 

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rnnscale import sharding
-from rnnscale._base import State, check_features, checked_state, zero_padding
-from rnnscale.cells._base import Cell, compute_weights
-from rnnscale.cells._linear import LinearCell
+from rnnscale._base import State, check_call, zero_padding
+from rnnscale._over_time import mesh_axes_of_time
+from rnnscale.cells._base import Cell, LinearCell, compute_weights
 from rnnscale.cells._step_loop import StepLoop
-from rnnscale_kernels import check_reset, checked_lengths
 
 
 def time_loop(
@@ -54,15 +53,10 @@ def time_loop(
     is not a `LinearCell`.
     """
     xs = jnp.asarray(xs)
-    check_features(cell, xs, cell.idim, rank=2)
+    state, lengths = check_call(cell, xs, state, reset, lengths)
     batch_shape, time = xs.shape[:-2], xs.shape[-2]
-    if state is None:
-        state = cell.init_state(batch_shape, xs.dtype)
-    state = checked_state(cell, state, batch_shape, xs.dtype)
-    check_reset(reset, (*batch_shape, time))
     valid = None
     if lengths is not None:
-        lengths = checked_lengths(lengths, batch_shape, time)
         valid = jnp.arange(time) < lengths[..., None]
         xs = zero_padding(xs, lengths)
         reset = None if reset is None else reset & valid
@@ -119,10 +113,10 @@ def _step_by_step(
 
 
 def _check_time_is_unsplit(cell: Cell) -> None:
-    mesh = jax.sharding.get_abstract_mesh()
-    for axis in sharding.automatic_axes(mesh).intersection(sharding.ACTIVATION_AXES["time"]):
+    for axis in mesh_axes_of_time():
+        size = jax.sharding.get_abstract_mesh().shape[axis]
         raise ValueError(
-            f"the mesh splits time over {axis}={mesh.shape[axis]}, but {type(cell).__name__} takes "
+            f"the mesh splits time over {axis}={size}, but {type(cell).__name__} takes "
             f"its steps one after another. Set {axis}=1 and put those devices on data or fsdp, or "
             "use a layer that is linear in its state: S5, LRU, LinearAttention, or RNNEncoder of "
             "MinGRUCell, MinLSTMCell or RGLRUCell"

@@ -13,8 +13,10 @@ from rnnscale._base import check_size, state_dtype
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Cell, linear
 from rnnscale.cells._init import uniform
-from rnnscale.cells._modrelu import complex_modrelu
 from rnnscale_kernels import Planar
+
+# The square of the smallest length that has a phase. Below it, the gradient would overflow.
+_SMALLEST_SQUARE = 1e-30
 
 
 class _UnitaryWeights(NamedTuple):
@@ -104,7 +106,7 @@ class UnitaryEvolutionRNNCell(Cell):
     def advance(
         self, weights: _UnitaryWeights, drive: Planar, state: Planar, affine: Affine
     ) -> Planar:
-        return complex_modrelu(affine(drive, partial(_evolve, weights), state), weights.bias)
+        return _modrelu(affine(drive, partial(_evolve, weights), state), weights.bias)
 
     def output(self, state: Planar) -> Float[Array, "*axes odim"]:
         return jnp.concatenate(state, axis=-1)
@@ -131,3 +133,12 @@ def _evolve(weights: _UnitaryWeights, h: Planar) -> Planar:
 
 def _reflect(normal: Array, z: Array) -> Array:
     return z - 2 * normal * jnp.sum(normal.conj() * z, axis=-1, keepdims=True)
+
+
+def _modrelu(z: Planar, bias: Float[Array, "hdim"]) -> Planar:
+    r"""$\mathrm{relu}(|z| + b) \, z / |z|$, zero at zero and with a gradient of zero there."""
+    square = z.re**2 + z.im**2
+    nonzero = square > _SMALLEST_SQUARE
+    length = jnp.sqrt(jnp.where(nonzero, square, 1))
+    factor = jnp.where(nonzero, jax.nn.relu(length + bias) / length, 0)
+    return Planar(factor * z.re, factor * z.im)

@@ -1,0 +1,111 @@
+"""The minimal gated recurrent unit and the minimal long short-term memory."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from rnnscale._base import check_size
+from rnnscale._fields import parameter
+from rnnscale.cells._base import Coefficients, LinearCell
+from rnnscale.cells._init import uniform
+
+
+class MinGRUCell(LinearCell):
+    r"""The minimal gated recurrent unit.
+
+    $$z_t = \mathrm{sigmoid}(W_z x_t + b_z), \qquad \tilde h_t = W_h x_t + b_h, \qquad
+      h_t = (1 - z_t) \odot h_{t-1} + z_t \odot \tilde h_t$$
+
+    The vanilla form, whose candidate may have either sign. The state is a weighted mean of the
+    candidates and the initial state.
+
+    Parameters have a leading axis of the two products, in the order `z, h`. They start uniform in
+    $\pm 1 / \sqrt{m}$, for `m = idim`.
+
+    Feng, Tung, Ahmed, Bengio, Hajimirsadeghi, *Were RNNs All We Needed?*, 2024.
+    """
+
+    input: Float[Array, "2 state idim"] = parameter()
+    bias: Float[Array, "2 state"] = parameter(group="bias")
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+
+    def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `idim`: number of input features.
+        - `hdim`: number of units.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` if a size is below 1.
+        """
+        check_size(MinGRUCell, idim=idim, hdim=hdim)
+        input_key, bias_key = jax.random.split(key)
+        limit = 1 / math.sqrt(idim)
+        self.input = uniform(input_key, (2, hdim, idim), limit)
+        self.bias = uniform(bias_key, (2, hdim), limit)
+        self.idim, self.hdim = idim, hdim
+
+    def drive(self, weights: "MinGRUCell", x: Float[Array, "*axes idim"]) -> Coefficients:
+        z, candidate = _gate_products(weights.input, x)
+        z_bias, candidate_bias = weights.bias
+        z = z + z_bias
+        # 1 - z as its own sigmoid keeps its digits near zero.
+        return jax.nn.sigmoid(-z), jax.nn.sigmoid(z) * (candidate + candidate_bias)
+
+
+class MinLSTMCell(LinearCell):
+    r"""The minimal long short-term memory.
+
+    $$f_t = \mathrm{sigmoid}(W_f x_t + b_f), \qquad i_t = \mathrm{sigmoid}(W_i x_t + b_i),
+      \qquad \tilde h_t = W_h x_t + b_h$$
+    $$h_t = \frac{f_t}{f_t + i_t} \odot h_{t-1} + \frac{i_t}{f_t + i_t} \odot \tilde h_t$$
+
+    The state is a weighted mean of the candidates and the initial state.
+
+    Parameters have a leading axis of the three products, in the order `f, i, h`. They start uniform
+    in $\pm 1 / \sqrt{m}$, for `m = idim`.
+
+    Feng, Tung, Ahmed, Bengio, Hajimirsadeghi, *Were RNNs All We Needed?*, 2024.
+    """
+
+    input: Float[Array, "3 state idim"] = parameter()
+    bias: Float[Array, "3 state"] = parameter(group="bias")
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+
+    def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `idim`: number of input features.
+        - `hdim`: number of units.
+        - `key`: for the initial parameters.
+
+        **Raises:** `ValueError` if a size is below 1.
+        """
+        check_size(MinLSTMCell, idim=idim, hdim=hdim)
+        input_key, bias_key = jax.random.split(key)
+        limit = 1 / math.sqrt(idim)
+        self.input = uniform(input_key, (3, hdim, idim), limit)
+        self.bias = uniform(bias_key, (3, hdim), limit)
+        self.idim, self.hdim = idim, hdim
+
+    def drive(self, weights: "MinLSTMCell", x: Float[Array, "*axes idim"]) -> Coefficients:
+        f, i, candidate = _gate_products(weights.input, x)
+        f_bias, i_bias, candidate_bias = weights.bias
+        # log(f / i). A quotient of gates that have both underflowed would be 0 / 0.
+        ratio = jax.nn.log_sigmoid(f + f_bias) - jax.nn.log_sigmoid(i + i_bias)
+        return jax.nn.sigmoid(ratio), jax.nn.sigmoid(-ratio) * (candidate + candidate_bias)
+
+
+def _gate_products(
+    weight: Float[Array, "gates state idim"], x: Float[Array, "*axes idim"]
+) -> Float[Array, "gates *axes state"]:
+    """`weight[gate] @ x` for every gate in one product, at least float32."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    weight = weight.astype(x.dtype)
+    products = jnp.einsum("...i,gsi->...gs", x, weight, preferred_element_type=wide)
+    return jnp.moveaxis(products, -2, 0)
