@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import AntiSymmetricRNNCell, Cell, GatedAntiSymmetricRNNCell
-from rnnscale.verify._check import Check, agrees
-from rnnscale.verify._distributions import follows, normal
+from rnnscale.verify._check import Check, agrees, follows, normal
 from rnnscale.verify._double import Doubles, fold, sigmoid, to_double
 from rnnscale.verify._probe import (
     OPEN,

@@ -1,10 +1,15 @@
-"""The result of a check, and the error measure that most checks use."""
+"""The result of a check, and measures of how far results are from what is expected."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+import scipy.special
+
+from rnnscale.verify._double import Doubles
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,32 @@ def relative_error(got: Any, expected: Any) -> float:
 def agrees(name: str, got: Any, expected: Any, bound: float) -> Check:
     """The check that two trees differ by at most a relative error."""
     return Check(name, relative_error(got, expected), bound)
+
+
+def follows(name: str, values: Any, cdf: Callable[[Doubles], Doubles]) -> Check:
+    """Measures the Kolmogorov-Smirnov distance between a sample and a distribution.
+
+    A sample of that distribution exceeds the bound three times in a million.
+    """
+    expected = cdf(np.sort(np.asarray(values, np.float64).ravel()))
+    ranks = np.arange(expected.size + 1) / expected.size
+    distance = max(np.max(expected - ranks[:-1]), np.max(ranks[1:] - expected))
+    return Check(f"distribution of {name}", float(distance), 2.6 / math.sqrt(expected.size))
+
+
+def uniform(low: float, high: float) -> Callable[[Doubles], Doubles]:
+    """The cumulative distribution function of the uniform distribution on an interval."""
+    return lambda x: np.clip((x - low) / (high - low), 0, 1)
+
+
+def normal(std: float) -> Callable[[Doubles], Doubles]:
+    """The cumulative distribution function of the normal distribution with mean zero."""
+    return lambda x: scipy.special.ndtr(x / std)
+
+
+def parameters_follow(cell: Any, cdf: Callable[[Doubles], Doubles], *names: str) -> list[Check]:
+    """`follows` for the named arrays of a cell, all with the same distribution."""
+    return [follows(f"initial {name}", getattr(cell, name), cdf) for name in names]
 
 
 def _leaf_error(got: Any, expected: Any) -> float:

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale.cells import ClockWorkRNNCell
-from rnnscale.verify._check import Check, agrees
-from rnnscale.verify._distributions import follows, normal
+from rnnscale.verify._check import Check, agrees, follows, normal
 from rnnscale.verify._double import Doubles, fold
 from rnnscale.verify._probe import (
     build,

@@ -17,6 +17,9 @@ type Oracle = Callable[[Any, Doubles, Any], tuple[Any, Doubles]]
 """`oracle(cell, xs, state) -> (last state, outputs)` for one sequence, every array a float64 NumPy
 array: those of the cell, `xs` of shape `(time, idim)`, and the state."""
 
+sigmoid: Callable[[Any], Any] = scipy.special.expit
+"""The logistic function."""
+
 
 def to_double(tree: Any) -> Any:
     """Returns the tree with NumPy arrays in place of its arrays, floating ones in float64."""
@@ -50,20 +53,10 @@ def as_complex(re: Any, im: Any) -> NDArray[np.complex128]:
     return np.asarray(re, np.float64) + 1j * np.asarray(im, np.float64)
 
 
-def sigmoid(x: Any) -> Any:
-    """The logistic function."""
-    return scipy.special.expit(x)
-
-
-def relu(x: Any) -> Any:
-    """The positive part."""
-    return np.maximum(x, 0.0)
-
-
 def modrelu(z: Any, b: Doubles) -> Any:
     """`z / |z| * relu(|z| + b)`, which is 0 at 0."""
     # The sign of a complex number is z / |z|, and that of zero is zero.
-    return np.sign(z) * relu(np.abs(z) + b)
+    return np.sign(z) * np.maximum(np.abs(z) + b, 0)
 
 
 def directional_derivative(

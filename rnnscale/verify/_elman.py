@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import ElmanRNNCell
-from rnnscale.verify._check import Check
-from rnnscale.verify._distributions import parameters_follow, uniform
+from rnnscale.verify._check import Check, parameters_follow, uniform
 from rnnscale.verify._double import Doubles, fold
 from rnnscale.verify._probe import build, draw, largest, run_steps, with_arrays
 from rnnscale.verify._subject import CellSubject

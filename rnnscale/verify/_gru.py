@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import ChoGatedRecurrentUnitCell, GatedRecurrentUnitCell
-from rnnscale.verify._check import Check, agrees
-from rnnscale.verify._distributions import follows, normal, parameters_follow, uniform
+from rnnscale.verify._check import Check, agrees, follows, normal, parameters_follow, uniform
 from rnnscale.verify._double import Doubles, fold, sigmoid
 from rnnscale.verify._probe import (
     OPEN,

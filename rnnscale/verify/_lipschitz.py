@@ -12,8 +12,7 @@ from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import GatedLipschitzRNNCell, LipschitzRNNCell
 from rnnscale.verify._antisymmetric import gate_is_open_or_shut, real_parts_equal
-from rnnscale.verify._check import Check, agrees
-from rnnscale.verify._distributions import follows, normal
+from rnnscale.verify._check import Check, agrees, follows, normal
 from rnnscale.verify._double import Doubles, fold, sigmoid, to_double
 from rnnscale.verify._probe import build, draw, largest, run_steps, with_arrays, with_normal
 from rnnscale.verify._subject import CellSubject

@@ -9,8 +9,7 @@ from jaxtyping import PRNGKeyArray
 from numpy.typing import NDArray
 
 from rnnscale.ssm import LRU
-from rnnscale.verify._check import Check
-from rnnscale.verify._distributions import follows, uniform
+from rnnscale.verify._check import Check, follows, uniform
 from rnnscale.verify._double import Doubles, as_complex
 from rnnscale.verify._probe import build, draw
 

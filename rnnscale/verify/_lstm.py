@@ -9,8 +9,7 @@ import scipy.special
 from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import LongShortTermMemoryCell
-from rnnscale.verify._check import Check, agrees
-from rnnscale.verify._distributions import follows, parameters_follow, uniform
+from rnnscale.verify._check import Check, agrees, follows, parameters_follow, uniform
 from rnnscale.verify._double import Doubles, fold, sigmoid
 from rnnscale.verify._probe import (
     OPEN,

@@ -10,8 +10,7 @@ import scipy.linalg
 from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import RGLRUCell
-from rnnscale.verify._check import Check
-from rnnscale.verify._distributions import follows, uniform
+from rnnscale.verify._check import Check, follows, uniform
 from rnnscale.verify._double import Doubles, fold, sigmoid
 from rnnscale.verify._minimal import parallel_equals_steps
 from rnnscale.verify._probe import build, draw, run_steps, with_arrays, with_entry, with_normal
