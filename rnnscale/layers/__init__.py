@@ -6,10 +6,10 @@ from rnnscale.layers._autoregressive import AutoregressiveRNN as AutoregressiveR
 from rnnscale.layers._bidirectional import BidirectionalRNNEncoder as BidirectionalRNNEncoder
 from rnnscale.layers._causal_conv import CausalConv as CausalConv
 from rnnscale.layers._deep import DeepRNNEncoder as DeepRNNEncoder
-from rnnscale.layers._draw import draw_tokens as draw_tokens
 from rnnscale.layers._dropout import Dropout as Dropout
 from rnnscale.layers._embedding import Embedding as Embedding
 from rnnscale.layers._encoder import Encoder as Encoder, RNNEncoder as RNNEncoder
+from rnnscale.layers._feedback import draw_tokens as draw_tokens
 from rnnscale.layers._linear import Linear as Linear
 from rnnscale.layers._messages import (
     DenseMessages as DenseMessages,

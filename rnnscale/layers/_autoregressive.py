@@ -13,9 +13,8 @@ from rnnscale._base import (
     check_size,
     zero_padding,
 )
-from rnnscale.layers._draw import draw_tokens
 from rnnscale.layers._encoder import Encoder, check_encoder
-from rnnscale.layers._feedback import feed_back
+from rnnscale.layers._feedback import draw_tokens, feed_back
 from rnnscale.layers._linear import Linear
 from rnnscale.layers._row_keys import row_keys
 

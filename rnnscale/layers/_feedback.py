@@ -1,12 +1,15 @@
-"""`feed_back`, the loop of forecasts, which networks and reservoirs share."""
+"""The loops in which a model reads its own output, for values and for tokens."""
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, Key
 
 from rnnscale._base import State
+from rnnscale.layers._row_keys import fold_keys
 
 
 def feed_back(
@@ -31,3 +34,67 @@ def feed_back(
 
     (state, _), ys = jax.lax.scan(advance, (state, y), length=steps - 1)
     return state, jnp.moveaxis(jnp.concatenate([y[None], ys]), 0, -2)
+
+
+def draw_tokens(
+    step: Callable[[Array, State], tuple[State, Array]],
+    state: State,
+    logits: Float[Array, "*batch vocab"],
+    steps: int,
+    *,
+    temperature: float | Float[Array, ""] = 1.0,
+    top_k: int | None = None,
+    keys: Key[Array, "*batch"],
+    drawn: int | Int[Array, ""] = 0,
+) -> tuple[State, Int[Array, "*batch steps"]]:
+    """Tokens, each drawn given the ones before it.
+
+    The memory is that of one state and of the tokens.
+
+    **Arguments:**
+
+    - `step`: from `(token, state)` to `(state, logits)`.
+    - `state`, `logits`: the state after the prompt, and the logits of the first token to draw.
+    - `steps`, `temperature`, `top_k`: see `rnnscale.models.generate`.
+    - `keys`: one for each row. Draw number `i` uses `jax.random.fold_in(key, i)`.
+    - `drawn`: the number of the first draw.
+
+    **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
+    tokens.
+
+    **Raises:** `ValueError` if a number is out of range.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}.")
+    if not isinstance(temperature, Tracer) and not 0 <= float(temperature) < math.inf:
+        raise ValueError(f"temperature must be at least 0, and finite; got {temperature}.")
+    vocab = logits.shape[-1]
+    if top_k is not None and not 1 <= top_k <= vocab:
+        raise ValueError(f"top_k must be 1 to {vocab}, the number of tokens; got {top_k}.")
+
+    def draw(logits: Array, number: Int[Array, ""]) -> Int[Array, "*batch"]:
+        logits = logits.astype(jnp.float32)
+        # The index of the largest sum of logit and Gumbel noise is a draw from the softmax.
+        noise = temperature * _gumbel(fold_keys(keys, number), vocab)
+        if top_k is None:
+            return jnp.argmax(logits + noise, axis=-1)
+        likeliest, tokens = jax.lax.top_k(logits, top_k)
+        noise = jnp.take_along_axis(noise, tokens, axis=-1)
+        choice = jnp.argmax(likeliest + noise, axis=-1, keepdims=True)
+        return jnp.take_along_axis(tokens, choice, axis=-1)[..., 0]
+
+    def advance(carry: tuple, number: Int[Array, ""]) -> tuple[tuple, Array]:
+        state, token = carry
+        state, logits = step(token, state)
+        token = draw(logits, number)
+        return (state, token), token
+
+    numbers = drawn + jnp.arange(steps)
+    first = draw(logits, numbers[0])
+    (state, _), rest = jax.lax.scan(advance, (state, first), numbers[1:])
+    return state, jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, -1)
+
+
+def _gumbel(keys: Key[Array, "*batch"], size: int) -> Float[Array, "*batch size"]:
+    flat = jax.vmap(lambda key: jax.random.gumbel(key, (size,), jnp.float32))(keys.reshape(-1))
+    return flat.reshape(*keys.shape, size)

@@ -1,7 +1,6 @@
 """`SequenceClassifier`, which labels sequences or their steps."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import equinox as eqx
@@ -146,9 +145,13 @@ class SequenceClassifier(TakesIntervals):
         batch_shape = tuple(batch_shape)
         if lengths is not None:
             lengths = checked_lengths(lengths, batch_shape, time)
-        run = self._at_once if self.chunk is None else partial(self._in_pieces, self.chunk)
         keys = row_keys(key, batch_shape)
-        state, outputs = run((xs, reset, intervals), state, lengths, keys)
+        inputs = xs, reset, intervals
+        if self.chunk is None:
+            state, features = self._features(inputs, state, lengths, keys)
+            outputs = self._outputs(features, lengths, None if lengths is None else lengths - 1)
+        else:
+            state, outputs = self._in_pieces(self.chunk, inputs, state, lengths, keys)
         if self.pool == "none":
             return state, outputs
         if self.pool == "mean":
@@ -175,13 +178,6 @@ class SequenceClassifier(TakesIntervals):
     def _compute_dtype(self, xs: Array) -> jnp.dtype:
         return self.dtype if self.reads_tokens else xs.dtype
 
-    def _encode(
-        self, xs: Array, lengths: Int[Array, "*batch"] | None
-    ) -> Float[Array, "*batch time dim"]:
-        if isinstance(self.encoder, Linear):
-            return self.encoder(zero_padding(xs, lengths))
-        return zero_padding(self.encoder(xs, self.dtype), lengths)
-
     def _features(
         self,
         inputs: tuple[Array, Array | None, Array | None],
@@ -191,7 +187,10 @@ class SequenceClassifier(TakesIntervals):
     ) -> tuple[State, Float[Array, "*batch time dim"]]:
         """What is pooled, zero beyond `lengths`. `inputs` are `(xs, reset, intervals)`."""
         xs, reset, intervals = inputs
-        xs = self._encode(xs, lengths)
+        if isinstance(self.encoder, Linear):
+            xs = self.encoder(zero_padding(xs, lengths))
+        else:
+            xs = zero_padding(self.encoder(xs, self.dtype), lengths)
         state, xs = self.stack(
             xs, state, reset=reset, lengths=lengths, intervals=intervals, key=keys
         )
@@ -220,18 +219,6 @@ class SequenceClassifier(TakesIntervals):
         inside = (last >= 0) & (last < steps)
         return jnp.where(inside[..., None], at_least_float32(found), 0)
 
-    def _at_once(
-        self,
-        inputs: tuple[Array, Array | None, Array | None],
-        state: State | None,
-        lengths: Int[Array, "*batch"] | None,
-        keys: Key[Array, "*batch"] | None,
-    ) -> tuple[State, Float[Array, "*batch time classes"] | Float[Array, "*batch dim"]]:
-        """The last state and the `_outputs` of all steps."""
-        state, features = self._features(inputs, state, lengths, keys)
-        last = None if lengths is None else lengths - 1
-        return state, self._outputs(features, lengths, last)
-
     def _in_pieces(
         self,
         chunk: int,
@@ -240,7 +227,7 @@ class SequenceClassifier(TakesIntervals):
         lengths: Int[Array, "*batch"] | None,
         keys: Key[Array, "*batch"] | None,
     ) -> tuple[State, Float[Array, "*batch time classes"] | Float[Array, "*batch dim"]]:
-        """As `_at_once`, on `chunk` steps at a time."""
+        """The last state and the `_outputs` of all steps, from `chunk` steps at a time."""
         *batch_shape, time = self._batch_and_time(inputs[0])
         dtype = self._compute_dtype(inputs[0])
         if state is None:
