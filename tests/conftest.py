@@ -1,6 +1,7 @@
-"""Settings and fixtures of all tests: the compiler's options, virtual devices, random keys."""
+"""What all tests share: compiler options, virtual devices, random keys, a check of bad input."""
 
 import os
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0"
     " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
 )
+# A process that a test starts finds the packages where this one found them.
+os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 # What a test compiles, and how often, must not depend on an earlier run.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
@@ -69,6 +72,26 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def error_line(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that a user got wrong, checks that it exits with 2 and prints one line, apart
+    from warnings, and returns that line."""
+    from rnnscale.cli import main
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        try:
+            code: object = main(arguments)
+        except SystemExit as left:  # from the parser
+            code = left.code
+        *warnings, line = capsys.readouterr().err.splitlines()
+        assert code == 2 and line.startswith("rnnscale: error: ")
+        assert all(each.startswith("rnnscale: warning: ") for each in warnings)
+        return line
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
-"""A trained run and a check of error messages, shared by the tests of all commands."""
+"""A trained run, shared by the tests of all commands."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,22 +30,3 @@ def bytes_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bytes_copy(bytes_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(bytes_run, tmp_path / "copy")
-
-
-@pytest.fixture
-def error_line(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that a user got wrong, checks that it exits with 2 and prints one line, apart
-    from warnings, and returns that line."""
-
-    def run(*arguments: str) -> str:
-        capsys.readouterr()
-        try:
-            code: object = main(arguments)
-        except SystemExit as left:  # from the parser
-            code = left.code
-        *warnings, line = capsys.readouterr().err.splitlines()
-        assert code == 2 and line.startswith("rnnscale: error: ")
-        assert all(each.startswith("rnnscale: warning: ") for each in warnings)
-        return line
-
-    return run

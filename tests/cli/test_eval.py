@@ -37,9 +37,8 @@ def figures(run: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> l
 def losses_of_documents(saved: SavedRun) -> np.ndarray:
     """The loss of each byte of the test split, including the end of each file, when the model reads
     full files."""
-    documents = saved.task.sequences["test"]
     losses = []
-    for record in (documents[i] for i in range(len(documents))):
+    for record in saved.task.sequences["test"]:
         _, logits = apply(saved.model, record["inputs"])
         logits = np.asarray(logits, np.float64)
         chosen = np.take_along_axis(logits, record["labels"][:, None], axis=-1)[:, 0]

@@ -1,7 +1,6 @@
 """`rnnscale plan`, compiled for virtual devices of the CPU."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,9 +111,8 @@ def test_bad_input_is_one_line(arguments: str, message: str, error_line: Callabl
 
 
 @pytest.mark.slow
-def test_a_search_compiles_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_search_compiles_in_a_process_of_its_own(tmp_path: Path):
     """For a single device, which has a single mesh."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
     file = tmp_path / "search.json"
     options = ["--target", "cpu:1", "--search", "--no-remat", "--json", str(file)]
     assert plan("digits", *options) == 0
@@ -125,13 +123,12 @@ def test_a_search_compiles_in_a_process_of_its_own(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_no_device_is_looked_for():
+def test_no_device_is_looked_for(monkeypatch: pytest.MonkeyPatch):
     """In a process whose environment does not name a platform."""
     if reason := missing("h100:8"):
         pytest.skip(reason)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    del environment["JAX_PLATFORMS"]
+    monkeypatch.delenv("JAX_PLATFORMS")
     command = [sys.executable, "-m", "rnnscale", "plan", "digits", "--target", "h100:8", *TINY]
-    process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0 and process.stderr == ""
     assert "compiled for h100:8" in process.stdout

@@ -37,11 +37,7 @@ def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
     """`rnnscale train digits` in a process of its own, on eight CPU devices."""
     command = [sys.executable, "-m", "rnnscale", "train", "digits", *TINY, *MESH]
     command += ["--cpu-devices", "8", "--out", str(out), *arguments]
-    # It finds the packages where this process found them.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_rows(process: subprocess.Popen[str], out: Path, count: int) -> None:

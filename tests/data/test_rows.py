@@ -28,12 +28,8 @@ def row_of(dataset: grain.MapDataset, index: int) -> data.Record:
     return row
 
 
-def rows_of(dataset: grain.MapDataset, indices: range) -> list[data.Record]:
-    return [row_of(dataset, index) for index in indices]
-
-
 def all_rows(dataset: grain.MapDataset) -> list[data.Record]:
-    return rows_of(dataset, range(len(dataset)))
+    return [row_of(dataset, index) for index in range(len(dataset))]
 
 
 def segments(row):

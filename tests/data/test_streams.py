@@ -1,5 +1,6 @@
 """Combined pipelines: the same batches after any restart, in any number of processes."""
 
+import functools
 import pickle
 import runpy
 import socket
@@ -64,23 +65,17 @@ def test_processes_load_the_batches_of_one_process(uninterrupted, tmp_path: Path
 
 
 def test_records_of_a_batch_have_the_same_arrays():
-    class Mixed:
-        def __init__(self, change: data.Record):
-            self.change = change
-
-        def __len__(self) -> int:
-            return 8
-
-        def __getitem__(self, index: int) -> data.Record:
-            record = {"inputs": np.zeros(3, np.float32), "labels": np.asarray(index)}
-            return {**record, **self.change} if index == 5 else record
+    def record(index: int, change: data.Record) -> data.Record:
+        plain = {"inputs": np.zeros(3, np.float32), "labels": np.asarray(index)}
+        return plain | change if index == 5 else plain
 
     for change, message in [
         ({"inputs": np.zeros(3)}, r"'inputs' of record 5 is float64\[3\].* float32\[3\]"),
         ({"inputs": np.zeros(4, np.float32)}, r"'inputs' of record 5 is float32\[4\]"),
         ({"other": np.zeros(3)}, "record 5 has the arrays inputs, labels, other"),
     ]:
-        with data.stream(Mixed(change), 4) as stream:
+        mixed = grain.MapDataset.range(8).map(functools.partial(record, change=change))
+        with data.stream(mixed, 4) as stream:
             next(stream)
             with pytest.raises(ValueError, match=message):
                 next(stream)

@@ -235,11 +235,9 @@ def test_all_experiments_are_listed(capsys):
         (["reservoirs", "--steps", "3"], "a reservoir is fitted, not trained; it has no steps"),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+def test_bad_input_is_one_line(arguments, message, error_line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["experiment", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert message in error_line("experiment", *arguments)
     assert list(tmp_path.iterdir()) == []
 
 

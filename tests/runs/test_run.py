@@ -113,8 +113,3 @@ def test_without_matplotlib_the_extra_is_named(
     assert "rnnscale[plots]" in caplog.text
     assert len(caplog.records) == 1
     assert not (run.path / "curves.png").exists()
-
-
-def test_summary(run: RunFolder):
-    run.write_summary({"test_loss": 0.5})
-    assert json.loads((run.path / "summary.json").read_text()) == {"test_loss": 0.5}

@@ -13,12 +13,8 @@ from rnnscale import data, tasks
 SPLITS = ("train", "validation", "test")
 
 
-def records(source: data.Source) -> list[data.Record]:
-    return [source[index] for index in range(len(source))]
-
-
 def labels(source: data.Source) -> list[int]:
-    return [int(record["labels"]) for record in records(source)]
+    return [int(record["labels"]) for record in source]
 
 
 def write(path: Path, content: bytes) -> None:
@@ -147,7 +143,7 @@ def test_records_are_as_the_task_says_and_in_one_split(load, name, sizes, steps,
     for split in SPLITS:
         source = getattr(task, split)
         copied = pickle.loads(pickle.dumps(source))  # as workers get it
-        for index, record in enumerate(records(source)):
+        for index, record in enumerate(source):
             tokens = task.inputs == "tokens"
             assert record["inputs"].shape == ((steps,) if tokens else (steps, task.idim))
             assert record["inputs"].dtype == (np.int32 if tokens else np.float32)
@@ -169,7 +165,7 @@ def test_listops_of_the_arena_are_its_lines_without_brackets(load):
     found = [
         " ".join(tasks.LISTOPS_TOKENS[t] for t in r["inputs"][: r["lengths"]])
         for split in SPLITS
-        for r in records(getattr(task, split))
+        for r in getattr(task, split)
     ]
     assert found == ["[MAX 4 3 ]", "7", "[SM 9 8 ]", "[MIN 4 3 ]", "[MED 1 5 8 ]", "0"]
     assert labels(task.train) == [4, 7, 7] and labels(task.test) == [5, 0]
@@ -180,9 +176,9 @@ def test_reviews_are_cut_to_4096_bytes(load, tmp_path):
     parts = {}
     for split in SPLITS:
         sequences, padded = task.sequences[split], getattr(task, split)
-        assert sequences.lengths.tolist() == [len(r["inputs"]) for r in records(sequences)]
-        assert sequences.lengths.tolist() == [r["lengths"] for r in records(padded)]
-        texts = [r["inputs"].astype(np.uint8).tobytes() for r in records(sequences)]
+        assert sequences.lengths.tolist() == [len(r["inputs"]) for r in sequences]
+        assert sequences.lengths.tolist() == [r["lengths"] for r in padded]
+        texts = [r["inputs"].astype(np.uint8).tobytes() for r in sequences]
         parts[split] = dict(zip(texts, labels(padded), strict=True))
         part = sequences.read(0, 3, 7)
         np.testing.assert_array_equal(part["inputs"], sequences[0]["inputs"][3:7])
@@ -197,7 +193,7 @@ def test_reviews_are_cut_to_4096_bytes(load, tmp_path):
 def test_pairs_of_papers_are_cut_and_joined(load):
     task = load("lra-retrieval")
     assert labels(task.train) == [0, 1, 0]
-    for index, record in enumerate(records(task.train)):
+    for index, record in enumerate(task.train):
         text = record["inputs"][: record["lengths"]].astype(np.uint8).tobytes()
         assert text == b"one train\0" + (b"two" * 1000 * index)[:4000]
 
@@ -205,7 +201,7 @@ def test_pairs_of_papers_are_cut_and_joined(load):
 def test_images_of_cifar_are_grey_and_in_the_order_of_the_files(load):
     task = load("lra-image")
     written = np.concatenate([cifar(number, number) for number in range(1, 6)])
-    found = records(task.train) + records(task.validation)
+    found = [*task.train, *task.validation]
     for content, record in zip(written, found, strict=True):
         assert record["labels"] == content[0]
         red, green, blue = content[1:].reshape(3, 1024).astype(np.float64)
@@ -218,7 +214,7 @@ def test_pictures_of_pathfinder_have_the_labels_of_the_lists(load):
     task = load("lra-pathfinder")
     label_of = {picture(number, 32).tobytes(): number % 2 for number in range(20)}
     for split in SPLITS:
-        for record in records(getattr(task, split)):
+        for record in getattr(task, split):
             pixels = np.rint(record["inputs"] * 255).astype(np.uint8).tobytes()
             assert label_of.pop(pixels) == record["labels"]
     assert not label_of
@@ -227,9 +223,9 @@ def test_pictures_of_pathfinder_have_the_labels_of_the_lists(load):
 def test_recordings_are_split_by_the_lists(load):
     task = load("speech-commands")
     for number, split in enumerate(SPLITS):
-        found = records(getattr(task, split))
-        assert labels(getattr(task, split)) == list(range(35))
-        for label, record in enumerate(found):
+        source = getattr(task, split)
+        assert labels(source) == list(range(35))
+        for label, record in enumerate(source):
             samples = sound(label, number)
             assert record["lengths"] == len(samples)
             np.testing.assert_array_equal(record["inputs"][: len(samples), 0] * 2**15, samples)

@@ -44,11 +44,6 @@ def raw_archive(file: str, part: str) -> tuple[list[np.ndarray], list[str]]:
     return inputs, [label for _, label in cut]
 
 
-def sequences(task: tasks.Task, split: str) -> list[data.Record]:
-    source = task.sequences[split]
-    return [source[index] for index in range(len(source))]
-
-
 def scales(records: list[data.Record], raw: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation by which the records were normalised from the raw values."""
     scaled, plain = np.concatenate([r["inputs"] for r in records]), np.concatenate(raw)
@@ -62,7 +57,7 @@ def check_padding(task: tasks.Task) -> None:
     for split in SPLITS:
         source = getattr(task, split)
         assert len(source) == len(task.sequences[split])
-        for index, sequence in enumerate(sequences(task, split)):
+        for index, sequence in enumerate([*task.sequences[split]]):
             record = source[index]
             length = int(record["lengths"])
             assert length == len(sequence["inputs"]) == task.sequences[split].lengths[index]
@@ -87,7 +82,7 @@ def test_archive_tasks_have_the_records_of_their_files(name):
     check_padding(task)
 
     # The test split has the order of the file, and one number for each class name.
-    found = sequences(task, "test")
+    found = [*task.sequences["test"]]
     mean, deviation = scales(found, raw["TEST"][0])
     pairs = {(int(r["labels"]), name) for r, name in zip(found, raw["TEST"][1], strict=True)}
     number = {name: label for label, name in pairs}
@@ -95,7 +90,7 @@ def test_archive_tasks_have_the_records_of_their_files(name):
 
     # Training and validation have each record of the file once, scaled by the training split.
     used = []
-    for record in sequences(task, "train") + sequences(task, "validation"):
+    for record in (*task.sequences["train"], *task.sequences["validation"]):
         plain = record["inputs"] * deviation + mean
         same = [
             index
@@ -111,7 +106,7 @@ def test_archive_tasks_have_the_records_of_their_files(name):
     np.testing.assert_allclose(of_training.std(0), deviation, rtol=1e-4)
 
     counts = collections.Counter(number[label] for label in raw["TRAIN"][1])
-    held_out = collections.Counter(int(r["labels"]) for r in sequences(task, "validation"))
+    held_out = collections.Counter(int(r["labels"]) for r in task.sequences["validation"])
     assert held_out == {label: math.ceil(count / 10) for label, count in counts.items()}
     most_common = collections.Counter(raw["TEST"][1]).most_common(1)[0][1]
     assert task.baseline is not None
@@ -182,7 +177,7 @@ def test_a_person_is_in_one_split_of_the_watch(stored, arguments, people):
     assert (task.seq_len, task.idim, task.classes) == (2618, 6, 7)
     for split, who in zip(SPLITS, people, strict=True):
         rows = [index for index, person in enumerate(stored["subject"]) if person in who]
-        found = sequences(task, split)
+        found = [*task.sequences[split]]
         assert [len(r["inputs"]) for r in found] == [len(stored["X"][row]) for row in rows]
         assert [int(r["labels"]) for r in found] == [stored["y"][row] for row in rows]
         assert len(rows) == 14 * len(who) and task.notes[f"{split}_people"] == who

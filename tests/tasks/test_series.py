@@ -217,7 +217,7 @@ def loaded(datasets) -> dict[str, tuple[tasks.Task, tasks.Series]]:
 
 def windows(source: data.Source) -> tuple[np.ndarray, np.ndarray]:
     """The inputs and the labels of all windows, stacked."""
-    records = [source[index] for index in range(len(source))]
+    records = [*source]
     inputs, labels = (np.stack([r[name] for r in records]) for name in ("inputs", "labels"))
     assert inputs.dtype == labels.dtype == np.float32
     return inputs, labels

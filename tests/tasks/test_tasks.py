@@ -19,7 +19,7 @@ def mnist5k() -> tasks.Task:
 
 
 def records(source: data.Source) -> dict[str, np.ndarray]:
-    rows = [source[i] for i in range(len(source))]
+    rows = [*source]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

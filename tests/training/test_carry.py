@@ -1,6 +1,5 @@
 """States that are carried from batch to batch, and rows that hold several sequences."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -274,12 +273,7 @@ def test_killed_and_resumed_the_state_is_that_of_one_call(tmp_path: Path):
     command = f"""-m rnnscale train bytes --text {folder} --rows lanes --model s5 --dim 8
         --state-dim 8 --depth 2 --batch-size 4 --seq-len 8 --steps {steps} --learning-rate 1e-30
         --save-every 10 --log-every 20 --resume --out {out}""".split()
-    paths = os.pathsep.join(p for p in sys.path if p)
-
-    def start() -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, *command], env={**os.environ, "PYTHONPATH": paths})
-
-    process = start()
+    process = subprocess.Popen([sys.executable, *command])
     deadline = time.monotonic() + 120
     while not any((out / "checkpoints").glob("[0-9]*[0-9]")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -287,7 +281,7 @@ def test_killed_and_resumed_the_state_is_that_of_one_call(tmp_path: Path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (out / "summary.json").exists()
-    assert start().wait(timeout=240) == 0
+    subprocess.run([sys.executable, *command], check=True, timeout=240)
     assert RunFolder(out).rows()[-1]["step"] == steps
 
     config = TrainConfig(**RunFolder(out).config())

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -429,14 +430,8 @@ def test_numbers_out_of_range():
 
 
 def test_batches_that_end():
-    class Few(Batches):
-        def __next__(self) -> dict[str, Array]:
-            if self.step == 7:
-                raise StopIteration
-            return super().__next__()
-
     with pytest.raises(ValueError, match="ended after step 7; steps=50"):
-        fit(start(), train_step, Few(), steps=50)
+        fit(start(), train_step, islice(Batches(), 7), steps=50)
 
 
 def test_without_a_terminal_rows_are_logged(caplog: pytest.LogCaptureFixture):

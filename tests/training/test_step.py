@@ -23,6 +23,7 @@ from rnnscale.training import (
     make_optimiser,
     make_train_step,
 )
+from rnnscale_kernels.testing import Program
 
 ROWS, TIME, DIM, STEPS = 16, 24, 16, 10
 ONE = {"data": 1}
@@ -92,7 +93,7 @@ def put(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, j
 
 
 class Training:
-    """A compiled train step on a mesh: the losses that it gives, and its text."""
+    """A compiled train step on a mesh: the losses that it gives, and its program."""
 
     def __init__(self, axes: Mapping[str, int], build: Callable, accumulation: int = 1):
         self.mesh, self._build = mesh_of(axes), build
@@ -105,7 +106,7 @@ class Training:
             step = make_train_step(cross_entropy, optimiser, accumulation=accumulation)
             batch = put(batch_of(0, build), self.mesh)
             self._step = step.lower(self._state, batch).compile()  # pyright: ignore[reportFunctionMemberAccess]
-        self.text: str = self._step.as_text()
+        self.program = Program(self._step, self.mesh)
 
     @functools.cached_property
     def losses(self) -> np.ndarray:
@@ -187,35 +188,6 @@ def plain_step() -> tuple[Any, Callable[..., Any]]:
     return optimiser, make_train_step(cross_entropy, optimiser)
 
 
-COLLECTIVE = re.compile(
-    r"= .*\b(?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(.*"
-)
-CALLEE = re.compile(r"(?:calls|body|to_apply|branch_computations)=\{?%?([\w.\-]+)")
-
-
-def loops(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Each loop: its name in the source, and the collectives in it and in all that it calls."""
-    computations = {}
-    for block in re.split(r"\n(?=%|ENTRY)", text):
-        name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", block)
-        if name:
-            computations[name[1]] = block
-
-    def collectives(name, seen=()):
-        found = COLLECTIVE.findall(computations[name])
-        for callee in CALLEE.findall(computations[name]):
-            if callee in computations and callee not in seen:
-                found += collectives(callee, (*seen, name))
-        return found
-
-    for line in text.splitlines():
-        if " while(" in line:
-            body = re.search(r"body=%?([\w.\-]+)", line)
-            assert body is not None
-            operation = re.search(r'op_name="([^"]*)"', line)
-            yield operation[1] if operation else "", collectives(body[1])
-
-
 @pytest.mark.parametrize(
     ("mesh", "build"),
     [
@@ -224,26 +196,24 @@ def loops(text: str) -> Iterator[tuple[str, list[str]]]:
     ],
 )
 def test_no_loop_over_time_communicates(mesh, build, training):
-    text = training(mesh, build).text
+    program = training(mesh, build).program
     # In the loop over blocks a shard_map holds the loops over time.
-    over_time = [found for name, found in loops(text) if "body/eval_jaxpr/shard_map/" in name]
-    assert len(over_time) >= 3  # forward, and states again and backward
-    assert not any(over_time)
-    assert COLLECTIVE.search(text)  # elsewhere there are some, so they would be seen
+    over_time = "body/eval_jaxpr/shard_map/"
+    names = re.findall(r' while\(.*op_name="([^"]*)"', program.text)
+    assert sum(over_time in name for name in names) >= 3  # forward, and states again and backward
+    assert not any(over_time in loop for each in program.collectives for loop in each.loops)
+    assert program.collectives  # elsewhere there are some, so they would be seen
 
 
 @pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", MIXED])
 def test_no_loop_over_parts_communicates_over_rows(mesh, training):
-    text = training(mesh, classifier, 2).text
-    over_parts = [
-        found for name, found in loops(text) if name.endswith("jit(train_step)/shard_map/while")
-    ]
-    assert len(over_parts) == 1
-    # On the last mesh outputs are added up over `tensor`, whose devices are neighbours.
-    over_tensor = ("replica_groups=[4,2]<=[8]", "'seq'=1] {'tensor'}", "{{0,1},{2,3},{4,5},{6,7}}")
-    assert all(any(groups in line for groups in over_tensor) for line in over_parts[0])
-    assert bool(over_parts[0]) == ("tensor" in mesh)
-    assert COLLECTIVE.search(text)
+    program = training(mesh, classifier, 2).program
+    over_parts = "jit(train_step)/shard_map/while"
+    assert len(re.findall(rf' while\(.*op_name="{re.escape(over_parts)}"', program.text)) == 1
+    found = {each.axes for each in program.collectives if over_parts in each.loops}
+    # On the last mesh outputs are added up over `tensor`.
+    assert found == ({("tensor",)} if "tensor" in mesh else set())
+    assert program.collectives
 
 
 def test_groups_of_the_optimiser(key):
