@@ -11,6 +11,9 @@ import pytest
 from rnnscale import data, tasks
 from rnnscale.training import evaluate, squared_error
 
+# ReservoirPy's cache of series says so on a busy machine.
+pytestmark = pytest.mark.filterwarnings("ignore:Persisting input arguments took")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def datasets() -> ModuleType:
