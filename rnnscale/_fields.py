@@ -152,7 +152,7 @@ def _element_annotation(value: Any, field: _Field, key: Any) -> Any:
     """The annotation of a container's element, or `None` if the container does not declare one."""
     for annotation in _alternatives(field.annotation):
         origin, arguments = get_origin(annotation), get_args(annotation)
-        if _is_pytree(annotation):
+        if _is(annotation, PyTree):
             return PyTree
         if origin is tuple and isinstance(value, tuple) and isinstance(key, SequenceKey):
             return arguments[0] if arguments[-1] is Ellipsis else arguments[key.idx]
@@ -168,9 +168,9 @@ def _element_annotation(value: Any, field: _Field, key: Any) -> Any:
 
 def _axes(value: Any, field: _Field) -> tuple[str | None, ...]:
     candidates = list(_alternatives(field.annotation))
-    if any(_is_pytree(each) for each in candidates):
+    if any(_is(each, PyTree) for each in candidates):
         return (None,) * value.ndim
-    shapes = [_names(each.dim_str.split()) for each in candidates if _is_array_type(each)]
+    shapes = [_names(each.dim_str.split()) for each in candidates if _is(each, AbstractArray)]
     if not shapes:
         raise TypeError(
             f"{field.name} holds an array of shape {value.shape}, but its annotation "
@@ -186,10 +186,7 @@ def _axes(value: Any, field: _Field) -> tuple[str | None, ...]:
     return leading + (None,) * (value.ndim - len(leading) - len(trailing)) + trailing
 
 
-type _Names = tuple[str | None, ...]
-
-
-def _names(words: list[str]) -> tuple[_Names, _Names]:
+def _names(words: list[str]) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
     """Names of the axes before the first variadic axis, and of those after the last one."""
     variadic = [i for i, word in enumerate(words) if word == "..." or word.startswith("*")]
     names = tuple(word if word.isidentifier() and word != "_" else None for word in words)
@@ -198,11 +195,10 @@ def _names(words: list[str]) -> tuple[_Names, _Names]:
 
 def _alternatives(annotation: Any) -> Iterator[Any]:
     """The members of unions, aliases and type variables, in order."""
-    if isinstance(annotation, TypeAliasType):
-        yield from _alternatives(annotation.__value__)
-    elif isinstance(get_origin(annotation), TypeAliasType):
-        yield from _alternatives(get_origin(annotation).__value__)
-    elif get_origin(annotation) in (Union, types.UnionType):
+    origin = get_origin(annotation) or annotation
+    if isinstance(origin, TypeAliasType):
+        yield from _alternatives(origin.__value__)
+    elif origin in (Union, types.UnionType):
         for each in get_args(annotation):
             yield from _alternatives(each)
     elif isinstance(annotation, TypeVar):
@@ -211,9 +207,5 @@ def _alternatives(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def _is_array_type(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, AbstractArray)
-
-
-def _is_pytree(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, PyTree)
+def _is(annotation: Any, kind: type) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, kind)

@@ -73,7 +73,8 @@ def differentiable_on_mesh[Primals: tuple](
 
     def pull(saved, cotangents):
         primals, outputs = saved
-        return (run_transpose(primals, outputs, jax.tree.map(_none_if_float0, cotangents)),)
+        cotangents = jax.tree.map(lambda g: None if g.dtype == jax.dtypes.float0 else g, cotangents)
+        return (run_transpose(primals, outputs, cotangents),)
 
     run.defvjp(save, pull)
     # Inside another shard_map, gradients must vary over the same mesh axes as their primals.
@@ -170,7 +171,3 @@ def _splitting_axes(specs: PyTree[PartitionSpec]) -> frozenset[str]:
 
 def _is_spec(x: Any) -> bool:
     return isinstance(x, PartitionSpec)
-
-
-def _none_if_float0(cotangent):
-    return None if cotangent.dtype == jax.dtypes.float0 else cotangent

@@ -52,9 +52,8 @@ def parameter_spec(parameter: Parameter, mesh: Mesh | AbstractMesh) -> Partition
     **Raises:** `ValueError`, naming the parameter, if a mesh axis does not divide its size.
     """
     shape = parameter.value.shape
-    taken: dict[str, str] = {}
-    uneven: dict[str, str] = {}
-    wanted_by: dict[str, str] = {}
+    taken: set[str] = set()
+    uneven: dict[str, tuple[str | None, int]] = {}
     spec: list[Axes | None] = []
     for name, size in zip(parameter.axes, shape, strict=True):
         wanted = [
@@ -63,16 +62,16 @@ def parameter_spec(parameter: Parameter, mesh: Mesh | AbstractMesh) -> Partition
             if axis not in taken and mesh.shape.get(axis, 1) > 1
         ]
         fitting = [axis for axis in wanted if size % mesh.shape[axis] == 0]
-        for axis in fitting:
-            taken[axis] = str(name)
-        for axis in wanted:
-            if axis not in fitting:
-                wanted_by[axis] = str(name)
-                uneven[axis] = f"axis {name} of {parameter.path} has size {size}, not a multiple"
+        taken.update(fitting)
+        uneven |= {axis: (name, size) for axis in wanted if axis not in fitting}
         spec.append(tuple(fitting) or None)
-    for axis in uneven.keys() - taken.keys():
-        message = f"{uneven[axis]} of the mesh axis {axis}={mesh.shape[axis]}"
-        if not {axis, wanted_by[axis]} & _MAY_REPLICATE:
+    for axis in uneven.keys() - taken:
+        name, size = uneven[axis]
+        message = (
+            f"axis {name} of {parameter.path} has size {size}, not a multiple of the mesh axis "
+            f"{axis}={mesh.shape[axis]}"
+        )
+        if not {axis, name} & _MAY_REPLICATE:
             raise ValueError(f"{message}: choose a size that it divides, or another mesh")
         warn_once(f"{message}: it is replicated")
     return PartitionSpec(*spec)
@@ -150,17 +149,18 @@ def automatic_axes(mesh: AbstractMesh | Mesh) -> frozenset[str]:
 
     **Raises:** `ValueError` if an axis of size above 1 is of type `Explicit`.
     """
-    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True):
-        if kind == AxisType.Explicit and mesh.shape[name] > 1:
+    kinds = {
+        name: kind
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if mesh.shape[name] > 1
+    }
+    for name, kind in kinds.items():
+        if kind == AxisType.Explicit:
             raise ValueError(
                 f"the mesh axis {name} is of type Explicit, the default of jax.make_mesh: use "
                 "rnnscale.sharding.make_mesh, or pass axis_types of AxisType.Auto to jax.make_mesh"
             )
-    return frozenset(
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto and mesh.shape[name] > 1
-    )
+    return frozenset(name for name, kind in kinds.items() if kind == AxisType.Auto)
 
 
 def batch_sharding(
