@@ -48,10 +48,6 @@ def arrays(time, *, reset=False, lengths=False, seed=0):
     return given, cotangents, options
 
 
-def to_options(options):
-    return {name: None if x is None else jnp.asarray(x) for name, x in options.items()}
-
-
 @every_implementation
 @pytest.mark.parametrize(
     ("time", "reverse", "reset", "lengths"),
@@ -71,9 +67,7 @@ def test_values_and_gradients_are_those_of_the_reference(
     if lengths:
         for row, length in enumerate(options["lengths"]):
             padded[row, length:] = np.nan
-    run = partial(
-        diagonal_ssm, reverse=reverse, implementation=implementation, **to_options(options)
-    )
+    run = partial(diagonal_ssm, reverse=reverse, implementation=implementation, **options)
     with jax.enable_x64(True):
         values = [to_jax(x, "float64") for x in (padded, *list(given.values())[1:])]
         value, pull = jax.vjp(jax.jit(run), *values)
@@ -98,7 +92,7 @@ def test_totals_are_what_the_steps_make_of_a_state(reverse, reset, lengths, impl
 
     @jax.jit
     def run(values, g_y):
-        arguments = SSM.check(*values, implementation=implementation, **to_options(options))
+        arguments = SSM.check(*values, implementation=implementation, **options)
         primals, finish = SSM.canonical(arguments, reverse=reverse)
         _, pull = jax.vjp(lambda y: finish((y, empty))[0], g_y)
         static = SSM.static(primals, reverse=reverse, implementation=implementation)
@@ -156,7 +150,7 @@ def test_the_fused_kernel_gives_the_numbers_of_the_reference(spec, monkeypatch):
     given, cotangents, options = fused_arrays(spec)
     dtypes = [spec["dtype"], "float32", spec["dtype"], spec["dtype"], "float32"]
     values = [to_jax(x, dtype) for x, dtype in zip(given.values(), dtypes, strict=True)]
-    run = partial(diagonal_ssm, implementation="mosaic_gpu_interpreted", **to_options(options))
+    run = partial(diagonal_ssm, implementation="mosaic_gpu_interpreted", **options)
 
     @jax.jit
     def value_and_gradient(values, g_y, g_last):
@@ -193,7 +187,7 @@ def test_the_chunk_changes_nothing(time, chunk, flags, seed):
             given["u"][row, length:] = 0
     with jax.enable_x64(True):
         values = tuple(to_jax(x, "float64") for x in given.values())
-        rest = tuple(to_options(options).values())
+        rest = tuple(options.values())
         g = tuple(to_jax(x, "float64") for x in cotangents)
 
         def both(implementation):
@@ -204,10 +198,10 @@ def test_the_chunk_changes_nothing(time, chunk, flags, seed):
                 return public
 
             value, pull = jax.vjp(jax.jit(run), *values)
-            return jax.tree.leaves((value, pull(g)))
+            return value, pull(g)
 
-        for x, y in zip(both("chunked"), both("unfused"), strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10)
+        close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
+        jax.tree.map(close, both("chunked"), both("unfused"))
 
 
 @every_implementation
@@ -241,8 +235,7 @@ def test_vmap():
     per_row = jax.vmap(gradient, shared)(u, decay, b, c, h0)
     summed = (per_row[0], *jax.tree.map(lambda x: x.sum(0), per_row[1:4]), per_row[4])
     for got in (mapped(u, decay, b, c, h0), summed):
-        for x, y in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, expected)
     # An ensemble: weights of its own for every member, and the same input.
     ensemble = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), (decay, b, c))
     y, _ = jax.vmap(diagonal_ssm, (None, 0, 0, 0, None))(u, *ensemble, h0)
@@ -349,8 +342,7 @@ def test_shard_map_over_batch_and_states(check_vma):
 
     got = loss(sharded)(u, *weights)
     expected = loss(lambda *x: diagonal_ssm(*x)[0])(u, *weights)
-    for x, y in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, expected)
 
 
 def gradient_program(time, rows=4, state=64, idim=16):

@@ -1,6 +1,7 @@
 """Losses and gradients of models on many meshes equal those on one device."""
 
 import functools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -33,41 +34,22 @@ MESHES = {
 }
 
 
+# The layer of a model of two blocks, and its pool, or `tokens` for a language model.
+LAYERS = {
+    "S5": (lambda key: S5(DIM, 32, key=key), "mean"),
+    "BidirectionalS5": (lambda key: BidirectionalS5(DIM, 32, key=key), "last"),
+    "MinGRU": (lambda key: RNNEncoder(MinGRUCell(DIM, DIM, key=key)), "none"),
+    "LRU": (lambda key: LRU(DIM, 16, key=key), "tokens"),
+}
+
+
 @functools.cache
-def models():
-    """Each of two blocks, by the layer."""
-
-    def classifier(layer, pool, key):
-        return SequenceClassifier(
-            2,
-            8,
-            make_layer=layer,
-            dim=DIM,
-            depth=2,
-            make_mixer=FFN,
-            dropout=0.1,
-            pool=pool,
-            key=key,
-        )
-
-    keys = iter(jax.random.split(jax.random.key(0), 4))
-    return {
-        "S5": classifier(lambda key: S5(DIM, 32, key=key), "mean", next(keys)),
-        "BidirectionalS5": classifier(
-            lambda key: BidirectionalS5(DIM, 32, key=key), "last", next(keys)
-        ),
-        "MinGRU": classifier(
-            lambda key: RNNEncoder(MinGRUCell(DIM, DIM, key=key)), "none", next(keys)
-        ),
-        "LRU": LanguageModel(
-            16,
-            make_layer=lambda key: LRU(DIM, 16, key=key),
-            dim=DIM,
-            depth=2,
-            dropout=0.1,
-            key=next(keys),
-        ),
-    }
+def build(layer):
+    make_layer, pool = LAYERS[layer]
+    options: Any = {"make_layer": make_layer, "dim": DIM, "depth": 2, "dropout": 0.1}
+    if pool == "tokens":
+        return LanguageModel(16, **options, key=jax.random.key(0))
+    return SequenceClassifier(2, 8, make_mixer=FFN, pool=pool, **options, key=jax.random.key(0))
 
 
 def batch():
@@ -93,7 +75,7 @@ def loss(model, batch):
 @functools.cache
 def value_and_gradients(layer, mesh_name):
     axes = dict(MESHES[mesh_name])
-    model = models()[layer]
+    model = build(layer)
     mesh = make_mesh(**axes, devices=jax.devices()[: int(np.prod(list(axes.values())))])
     params, fixed = eqx.partition(model, trainable(model))
 
