@@ -13,7 +13,7 @@ from .._checks import check_implementation, check_planes, check_reset, checked_l
 from .._operation import vary_alike
 from .._planar import Planar, cast, power, powers
 from .._recurrent_op import OpArguments, RecurrentOp
-from ..linear_scan import SCAN, cuts
+from ..linear_scan import SCAN, cuts, time_invariant
 from ._implementations import DISPATCH
 from ._operation import operation, totals, transpose_totals
 
@@ -142,8 +142,7 @@ def _total_decay(arguments: OpArguments):
     if arguments.lengths is not None:
         return None
     u, decay, *_ = arguments.values
-    total = power(decay, u.shape[-2])
-    return jax.tree.map(lambda x: x.reshape((1,) * (u.ndim - 2) + x.shape), total)
+    return time_invariant(power(decay, u.shape[-2]), u.ndim - 1)
 
 
 def _totals(primals, **static):

@@ -30,18 +30,6 @@ def _shapes(primals, *, chunk, implementation):
     return (y, h_last), borders
 
 
-def _tangent(primals, outputs, tangents, *, chunk, implementation):
-    return _unfused.tangent(primals, tangents, chunk=chunk)
-
-
-def _transpose(primals, outputs, cotangents, *, chunk, implementation):
-    return _unfused.transpose(primals, outputs, cotangents, chunk=chunk)
-
-
-def _forward(primals, *, chunk, implementation):
-    return _unfused.forward(primals, chunk=chunk)
-
-
 def _batch(stage, arguments, mapped, **static):
     """The mapped axis becomes another batch axis if all its elements share the weights.
 
@@ -53,7 +41,11 @@ def _batch(stage, arguments, mapped, **static):
     if stage == "transpose" or any(jax.tree.leaves(weights_mapped)):
         if static["implementation"] not in (None, "unfused") and stage != "tangent":
             return _one_by_one(partial(operation.bind, stage, **static), arguments, mapped)
-        define = {"forward": _forward, "tangent": _tangent, "transpose": _transpose}[stage]
+        define = {
+            "forward": _unfused.forward,
+            "tangent": _unfused.tangent,
+            "transpose": _unfused.transpose,
+        }[stage]
         axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
         return jax.vmap(partial(define, **static), in_axes=axes)(*arguments)
     size = mapped_size(arguments, mapped)
@@ -92,7 +84,11 @@ def _one_by_one(run, arguments, mapped):
 
 
 operation = Operation(
-    "diagonal_ssm", shapes=_shapes, tangent=_tangent, transpose=_transpose, batch=_batch
+    "diagonal_ssm",
+    shapes=_shapes,
+    tangent=_unfused.tangent,
+    transpose=_unfused.transpose,
+    batch=_batch,
 )
 operation.lower(DISPATCH.run(lambda x: x.forward), DISPATCH.run(lambda x: x.transpose))
 

@@ -11,21 +11,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._planar import Planar
+from .._planar import Planar, as_number
 from .._target import Target
-from ..linear_scan import NARROW, scan, transpose as scan_transpose
+from ..linear_scan import NARROW, scan, time_invariant, transpose as scan_transpose
 
 
 def stack(x, axis: int):
     """The planes of `x` as one array, with an axis for them."""
-    planes = (x.re, x.im) if isinstance(x, Planar) else (x,)
-    return jnp.stack(planes, axis)
+    return jnp.stack(jax.tree.leaves(x), axis)
 
 
 def unstack(x, axis: int):
     """The inverse of `stack`."""
-    planes = [lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
-    return Planar(*planes) if len(planes) == 2 else planes[0]
+    return as_number([lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])])
 
 
 class ChunkPasses(NamedTuple):
@@ -51,24 +49,20 @@ def passes_for(target: Target, entering) -> ChunkPasses:
 
 def _scan(decay, drive, entering, cut):
     h, leaving = scan(
-        _one_step(decay, drive.ndim - 1), unstack(drive, -2), unstack(entering, -2), cut,
+        time_invariant(decay, drive.ndim - 1), unstack(drive, -2), unstack(entering, -2), cut,
         reverse=False,
     )  # fmt: skip
     return stack(h, -2), stack(leaving, -2)
 
 
 def _scan_transpose(decay, h, entering, cut, g, g_leaving):
-    one_step = _one_step(decay, g.ndim - 1)
+    decay = time_invariant(decay, g.ndim - 1)
     h, entering, g, g_leaving = (unstack(x, -2) for x in (h, entering, g, g_leaving))
     d_decay, d_drive, d_entering = scan_transpose(
-        one_step, h, entering, cut, g, g_leaving, reverse=False
+        decay, h, entering, cut, g, g_leaving, reverse=False
     )
     d_decay = jax.tree.map(lambda x: x.reshape(x.shape[-1]), d_decay)
     return d_decay, stack(d_drive, -2), stack(d_entering, -2)
-
-
-def _one_step(decay, ndim: int):
-    return jax.tree.map(lambda x: x.reshape((1,) * (ndim - 1) + x.shape), decay)
 
 
 def _at(x, t):

@@ -1,6 +1,7 @@
 """Input map, recurrence and output map one after another, with all states in memory.
 
-This is the definition of the operation, from which its derivatives come, and an implementation.
+This is the definition of the operation, from which its derivatives come, and an implementation. It
+is the same for all targets and implementations, so its functions ignore these.
 """
 
 import jax
@@ -8,18 +9,19 @@ import jax.numpy as jnp
 
 from .._operation import vary_alike
 from .._planar import Planar, conjugate, where
-from ..linear_scan import SCAN, scan
+from ..linear_scan import SCAN, scan, time_invariant
+from ._xla import product
 
 
-def forward(primals, *, chunk, target=None):
+def forward(primals, *, chunk, **_):
     """`((y, h_last), borders)`, as the operation gives them."""
     u, decay, b, c, h0, cut, lengths = primals
-    h, h_last = scan(_one_step(decay, u), _drive(u, b, h0), h0, cut, reverse=False)
+    h, h_last = scan(time_invariant(decay, u.ndim), _drive(u, b, h0), h0, cut, reverse=False)
     if lengths is not None:
         at = jnp.maximum(lengths - 1, 0)[..., None, None]
         reached = jax.tree.map(lambda x: jnp.take_along_axis(x, at, axis=-2)[..., 0, :], h)
         h_last = where((lengths > 0)[..., None], reached, h0)
-    y = jax.tree.map(lambda h, c: _product("...s,os->...o", h, c, u.dtype), h, c)
+    y = jax.tree.map(lambda h, c: product("...s,os->...o", h, c, u.dtype), h, c)
     y = y.re - y.im if isinstance(y, Planar) else y
 
     def borders(h, h0):
@@ -29,7 +31,7 @@ def forward(primals, *, chunk, target=None):
     return (y.astype(u.dtype), h_last), jax.tree.map(borders, h, h0)
 
 
-def tangent(primals, tangents, *, chunk):
+def tangent(primals, outputs, tangents, *, chunk, **_):
     """The tangents of `(y, h_last)`."""
     *values, cut, lengths = primals
 
@@ -39,7 +41,7 @@ def tangent(primals, tangents, *, chunk):
     return jax.jvp(run, values, list(tangents[: len(values)]))[1]
 
 
-def transpose(primals, outputs, cotangents, *, chunk, target=None):
+def transpose(primals, outputs, cotangents, *, chunk, **_):
     """The cotangents of the primals."""
     primals, cotangents = vary_alike((primals, cotangents))
     *values, cut, lengths = primals
@@ -57,32 +59,18 @@ def totals(primals, *, chunk, target=None):
         at = jnp.maximum(source, 0)
         u = jnp.where(source[..., None] >= 0, jnp.take_along_axis(u, at[..., None], axis=-2), 0)
         cut = (source >= 0) & jnp.take_along_axis(cut, at, axis=-1)
-    inputs = _one_step(decay, u), _drive(u, b, h0), h0, cut
+    inputs = time_invariant(decay, u.ndim), _drive(u, b, h0), h0, cut
     return SCAN.totals(inputs, reverse=False, implementation=None)[1]
 
 
 def transpose_totals(primals, g, *, chunk, target=None):
     """The reduction `transpose_totals` of the operation: no cotangent of a state is written."""
     u, decay, _, c, h0, cut, _ = primals
-    g_h = jax.tree.map(
-        lambda c: _product("...o,os->...s", g, c, u.dtype).astype(h0.dtype), conjugate(c)
-    )
-    inputs = _one_step(decay, u), g_h, h0, cut
+    g_h = jax.tree.map(lambda c: product("...o,os->...s", g, c, u.dtype, h0.dtype), conjugate(c))
+    inputs = time_invariant(decay, u.ndim), g_h, h0, cut
     return SCAN.transpose_totals(inputs, g_h, reverse=False, implementation=None)
 
 
 def _drive(u, b, h0):
     """The input map B u, in the dtype of the states."""
-    return jax.tree.map(lambda b: _product("...i,si->...s", u, b, u.dtype).astype(h0.dtype), b)
-
-
-def _product(axes: str, x, weights, dtype):
-    """A product of factors in `dtype` that adds up in at least float32."""
-    wide = jnp.promote_types(dtype, jnp.float32)
-    x, weights = x.astype(dtype), weights.astype(dtype)
-    return jnp.einsum(axes, x, weights, preferred_element_type=wide)
-
-
-def _one_step(decay, u):
-    """The decay as a time-invariant one of the recurrence, "... 1 state"."""
-    return jax.tree.map(lambda x: x.reshape((1,) * (u.ndim - 1) + x.shape), decay)
+    return jax.tree.map(lambda b: product("...i,si->...s", u, b, u.dtype, h0.dtype), b)

@@ -59,15 +59,15 @@ class _Chunks:
     def states(self, n, entering):
         """All states of chunk `n`, and the state that leaves it."""
         u = self.take(self.u, n)
-        drive = _product("...i,ips->...ps", u, self.b, u.dtype, self.wide)
+        drive = product("...i,ips->...ps", u, self.b, u.dtype, self.wide)
         return self.passes.forward(self.decay, drive, entering, self.cut_of(n))
 
 
-def _product(axes: str, x, y, dtype, out_dtype):
-    """A matrix product of factors in `dtype` that adds up in at least float32."""
+def product(axes: str, x, y, dtype, out_dtype=None):
+    """A matrix product of factors in `dtype` that adds up, and by default is, at least float32."""
     wide = jnp.promote_types(dtype, jnp.float32)
     product = jnp.einsum(axes, x.astype(dtype), y.astype(dtype), preferred_element_type=wide)
-    return product.astype(out_dtype)
+    return product if out_dtype is None else product.astype(out_dtype)
 
 
 def _sum_of_products(axes: str, x, y, dtype, out_dtype):
@@ -76,8 +76,7 @@ def _sum_of_products(axes: str, x, y, dtype, out_dtype):
     The leading axis of size one is for XLA on CPUs, which has no such product of two matrices in
     bfloat16.
     """
-    axes = axes.replace("r", "...r")
-    return _product(axes, x[None], y[None], dtype, out_dtype)
+    return product(axes.replace("r", "...r"), x[None], y[None], dtype, out_dtype)
 
 
 def chunked(primals, *, chunk, target):
@@ -90,7 +89,7 @@ def chunked(primals, *, chunk, target):
         h, leaving = chunks.states(n, entering)
         if chunks.end is not None:
             h_last = _state_at(h, chunks.end - n * chunk, h_last)
-        y_n = _product("...ps,ops->...o", h, chunks.c, dtype, dtype)
+        y_n = product("...ps,ops->...o", h, chunks.c, dtype, dtype)
         return leaving, h_last, chunks.put(y, n, y_n), borders.at[n].set(entering)
 
     y = jnp.zeros((*chunks.batch, chunks.count * chunk, chunks.c.shape[0]), dtype)
@@ -115,7 +114,7 @@ def chunked_transpose(primals, outputs, cotangents, *, chunk, target):
         u, g, entering = chunks.take(chunks.u, n), chunks.take(g_y, n), borders[n]
         h, _ = chunks.states(n, entering)
         dc = dc + _sum_of_products("ro,rps->ops", g, h, dtype, wide)
-        g_h = _product("...o,ops->...ps", g, c, dtype, wide)
+        g_h = product("...o,ops->...ps", g, c, dtype, wide)
         if chunks.end is not None:
             g_h = _add_at(g_h, chunks.end - n * chunk, g_last)
         d_decay_n, s_all, s = chunks.passes.transpose(
@@ -123,7 +122,7 @@ def chunked_transpose(primals, outputs, cotangents, *, chunk, target):
         )
         d_decay = jax.tree.map(jnp.add, d_decay, d_decay_n)
         db = db + _sum_of_products("ri,rps->ips", u, s_all, dtype, wide)
-        du_n = _product("...ps,ips->...i", s_all, b, dtype, dtype)
+        du_n = product("...ps,ips->...i", s_all, b, dtype, dtype)
         return s, chunks.put(du, n, du_n), d_decay, db, dc
 
     s = g_last if chunks.end is None else jnp.zeros_like(h0)

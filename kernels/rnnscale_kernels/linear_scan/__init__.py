@@ -10,6 +10,7 @@ from ._backward import previous as previous
 from ._implementations import DISPATCH as DISPATCH, NARROW as NARROW
 from ._operation import (
     scan as scan,
+    time_invariant as time_invariant,
     transpose as transpose,
 )
 from ._spec import ScanSpec as ScanSpec

@@ -14,7 +14,7 @@ from .._operation import vary_alike
 from .._planar import Planar, cast, power
 from .._recurrent_op import OpArguments, RecurrentOp
 from ._implementations import DISPATCH
-from ._operation import operation, scan, totals, transpose_totals
+from ._operation import operation, scan, time_invariant, totals, transpose_totals
 
 
 def linear_scan(
@@ -157,7 +157,7 @@ def cuts(
 
 def _canonical_decay(a, shape: tuple[int, ...]):
     if a.ndim == 1:
-        a = jax.tree.map(lambda x: x.reshape((1,) * (len(shape) - 1) + x.shape), a)
+        a = time_invariant(a, len(shape))
     fits = a.ndim == len(shape) and a.shape[-1] == shape[-1]
     if not fits or any(n not in (1, m) for n, m in zip(a.shape[:-1], shape[:-1], strict=True)):
         raise ValueError(

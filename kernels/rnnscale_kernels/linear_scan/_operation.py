@@ -25,6 +25,11 @@ def _shapes(primals, **_):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (b, h0)), ()
 
 
+def time_invariant(a, ndim: int):
+    """The decay `a`, "channel", in the canonical form for a `b` with `ndim` axes."""
+    return jax.tree.map(lambda x: x.reshape((1,) * (ndim - 1) + x.shape), a)
+
+
 def scan(a, b, h0, cut, *, reverse, implementation=None):
     """`(h, h_last)` for canonical arguments."""
     public, _ = operation.forward((a, b, h0, cut), reverse=reverse, implementation=implementation)
@@ -34,30 +39,22 @@ def scan(a, b, h0, cut, *, reverse, implementation=None):
 def transpose(a, h, h0, cut, g, g_last, *, reverse, implementation=None):
     """The backward pass, `(da, db, dh0)`, for canonical arguments."""
     # The operation needs only the shape and the dtype of the input b; those of `g` are the same.
-    gradients = operation.transpose(
-        (a, g, h0, cut),
-        ((h, h0), ()),
-        (g, g_last),
-        reverse=reverse,
-        implementation=implementation,
-    )
-    return gradients[:3]
+    run = partial(operation.transpose, reverse=reverse, implementation=implementation)
+    return run((a, g, h0, cut), ((h, h0), ()), (g, g_last))[:3]
 
 
-def _totals(primals, *, reverse, implementation, target=None):
+def _totals(primals, *, target=None, **static):
     a, b, h0, cut = primals
-    empty = jax.tree.map(jnp.zeros_like, h0)
-    _, end = scan(a, b, empty, cut, reverse=reverse, implementation=implementation)
+    _, end = scan(a, b, jax.tree.map(jnp.zeros_like, h0), cut, **static)
     # A time-invariant decay has one step, whose power the caller knows.
     return None if a.shape[-2] == 1 else product(cast(a, h0.dtype)), end
 
 
-def _transpose_totals(primals, *, reverse, implementation, target=None):
+def _transpose_totals(primals, *, target=None, **static):
     # The gradient of h0 depends on no state.
     a, g, h0, cut = primals
     empty = jax.tree.map(jnp.zeros_like, h0)
-    run = {"reverse": reverse, "implementation": implementation}
-    return transpose(a, g, empty, cut, g, empty, **run)[2]
+    return transpose(a, g, empty, cut, g, empty, **static)[2]
 
 
 def _tangent(primals, outputs, tangents, *, reverse, implementation):
@@ -105,11 +102,8 @@ operation = Operation(
 operation.lower(DISPATCH.run(lambda x: x.forward), DISPATCH.run(lambda x: x.transpose))
 
 
-# What the steps make of a state that enters them is `decay * state + end`: `totals` gives
-# `(decay, end)`, with `None` for the decay of a time-invariant `a`. The decay is the product over
-# all steps, wherever they are cut; the end is what leaves the steps when zero enters them.
-# `transpose_totals` gives the end of the backward pass, the gradient of `h0`. There the cotangents
-# of the states stand in the place of `b`. In both, `h0` only gives its shape.
+# The totals of `RecurrentOp`. Of `h0` they use the shape only, and in `transpose_totals` the
+# cotangents of the states stand in the place of `b`.
 totals = Reduction("linear_scan_totals", _totals)
 totals.lower(DISPATCH.run(lambda x: x.totals or partial(_totals, implementation=x.name)))
 transpose_totals = Reduction("linear_scan_transpose_totals", _transpose_totals)
