@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ._operation import Operation
-from ._planar import conjugate
 
 
 class OpArguments(NamedTuple):
@@ -49,7 +48,6 @@ class RecurrentOp:
         the state that leaves the piece when a state of zero enters it.
     - `transpose_totals(primals, g, **static)`: the same `end` for the backward pass: the cotangent
         of `h0`, for the cotangents `g` of the operation's sequence output alone.
-    - `adjoint(decay)`: the decay by which the backward pass multiplies a cotangent.
     - `chain(decay, end, start, cut, *, reverse)`: `(leaving, last)`, the states that leave the
         pieces, "*batch piece state", and the last one, when `start` enters the first piece. `cut`,
         "*batch piece", is true where no state passes through a piece.
@@ -64,4 +62,3 @@ class RecurrentOp:
     totals: Callable[..., tuple[Any, Any]]
     transpose_totals: Callable[..., Any]
     chain: Callable[..., tuple[Any, Any]]
-    adjoint: Callable[[Any], Any] = conjugate

@@ -28,7 +28,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool
 
-from rnnscale_kernels import OpArguments, RecurrentOp, vary_alike
+from rnnscale_kernels import OpArguments, RecurrentOp, conjugate, vary_alike
 from rnnscale_kernels.linear_scan import previous
 
 type State = Any
@@ -159,7 +159,7 @@ def distributed_passes(op: DeviceOp, axis: str) -> tuple[Callable, Callable]:
         _, g_end, _ = _all_gather_totals(axis, None, op.transpose_totals(own, g_ys), None)
         # 3. The scan over devices runs in the opposite direction. It starts from the cotangent of
         #    the last state and ends with the cotangent of h0.
-        decays = op.op.adjoint(op.decays(own, decay))
+        decays = conjugate(op.decays(own, decay))
         g_entering, g_h0 = op.chain(decays, g_end, g_last, cut, reverse=not op.reverse)
         # 4. The state that leaves a device is the carry-in of the next one, so their cotangents are
         #    the same. From it every device runs the backward pass of its own steps.
