@@ -98,7 +98,11 @@ class Dispatch:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(each.name for each in self.implementations)
+        return tuple(self._by_name)
+
+    @property
+    def _by_name(self) -> dict[str, Implementation]:
+        return {each.name: each for each in self.implementations}
 
     def describe(self, platform: str) -> list[tuple[str, bool, str]]:
         """For every implementation: its name, whether it can be used on the platform's device, and
@@ -106,11 +110,8 @@ class Dispatch:
         if platform not in self.order:
             raise ValueError(f"platform must be one of {list(self.order)}, got {platform!r}")
         target = Target.of(platform)
-        by_default = [
-            x for name in self.order[platform] for x in self.implementations if x.name == name
-        ]
-        others = [x for x in self.implementations if x not in by_default]
-        reasons = [(x.name, x.unavailable(target)) for x in by_default + others]
+        names = dict.fromkeys((*self.order[platform], *self.names))
+        reasons = [(name, self._by_name[name].unavailable(target)) for name in names]
         return [(name, reason is None, reason or "") for name, reason in reasons]
 
     def run(self, stage: Callable[[Implementation], Callable[..., Any]]) -> Callable[..., Any]:
@@ -131,7 +132,7 @@ class Dispatch:
         cannot take the arguments.
         """
         if named is not None:
-            (chosen,) = (x for x in self.implementations if x.name == named)
+            chosen = self._by_name[named]
             reason = _cannot(chosen, target, spec)
             if reason is not None:
                 usable = [x.name for x in self.implementations if not _cannot(x, target, spec)]
@@ -154,9 +155,8 @@ class Dispatch:
         return self._fastest(target, spec)[0].name != self.order[target.platform][-1]
 
     def _fastest(self, target: Target, spec: Hashable) -> tuple[Implementation, list[str]]:
-        by_name = dict(zip(self.names, self.implementations, strict=True))
         passed_over = []
-        *preferred, last = (by_name[name] for name in self.order[target.platform])
+        *preferred, last = (self._by_name[name] for name in self.order[target.platform])
         for candidate in preferred:
             reason = _cannot(candidate, target, spec) or candidate.unsuited(target, spec)
             if reason is None:

@@ -79,11 +79,7 @@ def cast[N: Numbers](x: N, dtype) -> N:
     return jax.tree.map(lambda plane: plane.astype(dtype), x)
 
 
-@overload
-def conjugate(x: Array) -> Array: ...
-@overload
-def conjugate(x: Planar) -> Planar: ...
-def conjugate(x):
+def conjugate[N: (Array, Planar)](x: N) -> N:
     """The complex conjugate."""
     return Planar(x.re, -x.im) if isinstance(x, Planar) else x
 
@@ -97,9 +93,7 @@ def ones_like(x):
 
 def product(x):
     """The product over axis -2, without that axis."""
-    one = jax.tree.map(lambda x: jnp.ones((), x.dtype), x)
-    if isinstance(x, Planar):
-        one = Planar(one.re, jnp.zeros_like(one.im))
+    one = ones_like(jax.tree.map(lambda x: jnp.zeros((), x.dtype), x))
     return jax.lax.reduce(x, one, multiply, (x.ndim - 2,))
 
 

@@ -41,19 +41,19 @@ class Target:
         """
         local = _local_device(platform)
         device = jax.sharding.get_abstract_mesh().abstract_device
-        if device is not None and _is_of(device.platform, platform):
+        of_gpus = {"gpu": ("cuda", "rocm")}
+        if device is not None and platform in of_gpus.get(device.platform, (device.platform,)):
             kind = device.device_kind
             if local is None or local.device_kind != kind:
                 return cls(platform, kind, _known_capability(kind), device.num_cores)
-        device = local
-        if device is None:
+        if local is None:
             return cls(platform)
-        capability = getattr(device, "compute_capability", None)
+        capability = getattr(local, "compute_capability", None)
         return cls(
             platform,
-            device.device_kind,
+            local.device_kind,
             _parsed(capability) if platform == "cuda" and capability else None,
-            getattr(device, "core_count", None),
+            getattr(local, "core_count", None),
         )
 
     def __str__(self) -> str:
@@ -71,11 +71,6 @@ def local_platform() -> str:
 
 H100 = Target("cuda", "NVIDIA H100 80GB HBM3", (9, 0), 132)
 TPU_V5E = Target("tpu", "TPU v5 lite", cores=1)
-
-
-def _is_of(device_platform: str, platform: str) -> bool:
-    names = {"gpu": ("cuda", "rocm")}.get(device_platform, (device_platform,))
-    return platform in names
 
 
 def _local_device(platform: str) -> Any:

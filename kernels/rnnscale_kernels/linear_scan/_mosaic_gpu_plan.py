@@ -1,4 +1,4 @@
-"""What is decided before a kernel of Mosaic GPU is lowered: chunks of time, programs and tiles."""
+"""What is decided before a kernel of Mosaic GPU is lowered: its programs and tiles."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,12 @@ import jax
 from .._sizes import power_of_two_within, round_up
 from .._target import Target
 from ._kernels import Launch
-from ._spec import ScanSpec
 
 CHANNELS = 128
 """Channels of one program: one for each of its threads."""
 
-_MAX_ROWS = 64  # steps in a tile of time
-
-# Shorter chunks save less than it takes to launch the kernel for their totals.
-_MIN_CHUNK = 512
+MAX_ROWS = 64
+"""The most steps in a tile of time."""
 
 # The most bytes in a tile of all inputs, and the least in the ring of tiles. With the outputs, a
 # program then takes about 110 KB or less of shared memory, so that two programs fit on a
@@ -25,22 +22,7 @@ _TILE_BYTES = 24 * 1024
 _RING_BYTES = 64 * 1024
 
 
-def chunk_steps(target: Target, spec: ScanSpec) -> int:
-    """Steps in a chunk.
-
-    By Little's law about half the multiprocessors, with one program each, have enough bytes on
-    their way for the full bandwidth of the memory. Chunks reach it with fewer rows and
-    channels, but the kernel for their totals reads the inputs once more: 5 arrays of the size
-    of the sequence go through memory instead of 3 (backward 7 instead of 5). So chunks pay if
-    programs are fewer than 3/5 of half the multiprocessors, which leaves each about 4 chunks or
-    more.
-    """
-    programs = spec.batch * -(-spec.channels // CHANNELS)
-    chunks = min(_cores(target) // programs, spec.time // _MIN_CHUNK)
-    return round_up(-(-spec.time // chunks), _MAX_ROWS) if chunks >= 4 else spec.time
-
-
-def _cores(target: Target) -> int:
+def cores(target: Target) -> int:
     """Multiprocessors of the target: those of an H100 if nothing says which GPU it is."""
     return target.cores or 132
 
@@ -76,8 +58,8 @@ class Plan(NamedTuple):
         streamed = jax.tree.leaves((a if varying else None, sequences))
         chunks, blocks = -(-steps // launch.chunk), -(-channels // CHANNELS)
         row_bytes = sum(CHANNELS * x.dtype.itemsize for x in streamed)
-        tile_rows = min(_MAX_ROWS, max(8, power_of_two_within(_TILE_BYTES // row_bytes)))
-        shares_core = rows * chunks * blocks > _cores(launch.target)
+        tile_rows = min(MAX_ROWS, max(8, power_of_two_within(_TILE_BYTES // row_bytes)))
+        shares_core = rows * chunks * blocks > cores(launch.target)
         ring_bytes = _RING_BYTES * (1 if shares_core else 2)
         return cls(
             rows=rows,

@@ -30,7 +30,9 @@ def run(kernel: str, arrays, scalars, shapes, programs: int, constants) -> list[
         # What a kernel fails to write stays NaN.
         results = [np.full(s.shape, np.nan, np.float32) for s in shapes]
         with _ALONE, np.errstate(all="ignore"):
-            execute = _Executor(*_interpreted(kernel), partial(_grid, programs))
+            names = getattr(_triton_source, kernel).arg_names
+            function = getattr(_interpreted_source(), kernel)
+            execute = _Executor(function, names, partial(_grid, programs))
             execute(*map(_Tensor, inputs), *scalars, *map(_Tensor, results), **constants)
             return [x.astype(s.dtype) for x, s in zip(results, shapes, strict=True)]
 
@@ -73,12 +75,6 @@ def _grid(programs: int, _) -> tuple[int]:
 def _widened(x: np.ndarray) -> np.ndarray:
     dtype = np.float32 if x.dtype != np.bool_ else np.bool_
     return np.ascontiguousarray(x, dtype)
-
-
-def _interpreted(kernel: str):
-    """The kernel as a Python function, and the names of its parameters."""
-    module = _interpreted_source()
-    return getattr(module, kernel), getattr(_triton_source, kernel).arg_names
 
 
 @cache

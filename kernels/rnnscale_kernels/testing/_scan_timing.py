@@ -99,7 +99,8 @@ def measure_scan(
     """
     here = environment()
     is_cpu = here["platform"] == "cpu"
-    calls = _calls(arguments, mode, here["platform"])
+    least = minimal_bytes(arguments, mode)
+    calls = 1 if is_cpu else max(1, min(_MOST_CALLS, math.ceil(_CACHE_BYTES / least)))
     h0, *sets = _draw(arguments, mode, calls)
     spec = ScanSpec.of((*sets[0][:2], h0, None), reverse=False)
     default = DISPATCH.choose(Target.of(here["platform"]), spec, None).name
@@ -126,7 +127,6 @@ def measure_scan(
     )
     copy_rate = 2 * copied / quartiles(times.pop(_COPY))[1]
     medians = {name: quartiles(each)[1] / calls for name, each in times.items()}
-    least = minimal_bytes(arguments, mode)
     baseline = medians.get("associative_scan")
     for name, median in medians.items():
         low, _, high = quartiles(times[name])
@@ -145,12 +145,6 @@ def measure_scan(
     for name, error in errors.items():
         rows[name] |= failure(error)
     return list(rows.values())
-
-
-def _calls(arguments: ScanArguments, mode: str, platform: str) -> int:
-    if platform == "cpu":
-        return 1
-    return max(1, min(_MOST_CALLS, math.ceil(_CACHE_BYTES / minimal_bytes(arguments, mode))))
 
 
 def _draw(arguments: ScanArguments, mode: str, calls: int) -> tuple:
