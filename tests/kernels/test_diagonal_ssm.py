@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
@@ -137,15 +137,15 @@ SIZES = ("idim", "state", "odim")
 FUSED = [
     dict(zip(("dtype", "planar", "cuts", "batch", "time", *SIZES), values, strict=True))
     for values in (
-        ("bfloat16", True, True, 2, 72, 24, 70, 40),
-        ("float16", False, False, 1, 72, 8, 20, 64),
+        ("bfloat16", True, True, 2, 140, 24, 70, 40),
+        ("float16", False, False, 1, 130, 8, 20, 64),
     )
 ]
 
 
 @pytest.mark.parametrize("spec", FUSED, ids=str)
 def test_the_fused_kernel_gives_the_numbers_of_the_reference(spec, monkeypatch):
-    # Two chunks of time, as far longer sequences have.
+    # Three chunks of time, as far longer sequences have.
     monkeypatch.setattr(_api, "_LONGEST", 64)
     given, cotangents, options = fused_arrays(spec)
     dtypes = [spec["dtype"], "float32", spec["dtype"], spec["dtype"], "float32"]
@@ -172,7 +172,6 @@ def test_the_fused_kernel_gives_the_numbers_of_the_reference(spec, monkeypatch):
         assert error <= (half if name in ("y", "du", "db", "dc") else 2e-6), name
 
 
-@settings(max_examples=10)  # each compiles two programs
 @given(
     time=st.integers(1, 50),
     chunk=st.integers(1, 60),

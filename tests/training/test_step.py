@@ -37,6 +37,15 @@ MESHES: Mapping[str, Mapping[str, int]] = {
 MIXED = "data=2,fsdp=2,tensor=2"
 
 
+def on_meshes(build: Callable) -> list[Any]:
+    """A model on every mesh; `make test` has those on which axes are mixed."""
+    quick = (MIXED, "data=2,seq=4")
+    return [
+        pytest.param(mesh, build, marks=() if mesh in quick else pytest.mark.slow)
+        for mesh in MESHES
+    ]
+
+
 def classifier(key: jax.Array, layer: Callable[..., Any] = S5, **changed: Any) -> Any:
     options = {"dim": DIM, "depth": 2, "make_mixer": FFN, "dropout": 0.1, "pool": "mean"} | changed
     return SequenceClassifier(
@@ -137,8 +146,8 @@ def training() -> Iterator[Callable[..., Training]]:
     ("mesh", "build"),
     [
         *((mesh, classifier) for mesh in MESHES),
-        # A second kind of layer and of input, with `remat`, where axes are mixed.
-        *((mesh, language_model) for mesh in (MIXED, "data=2,seq=4")),
+        # A second kind of layer and of input, with `remat`.
+        *on_meshes(language_model),
     ],
 )
 def test_the_same_losses_on_every_mesh(mesh, build, training):
@@ -146,7 +155,7 @@ def test_the_same_losses_on_every_mesh(mesh, build, training):
     np.testing.assert_allclose(training(mesh, build).losses, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", MIXED, "data=2,seq=4"])
+@pytest.mark.parametrize("mesh", MESHES)
 def test_the_same_losses_in_parts(mesh, training):
     expected = training("one device", classifier).losses
     np.testing.assert_allclose(training(mesh, classifier, 2).losses, expected, rtol=1e-4)
@@ -192,7 +201,7 @@ def plain_step() -> tuple[Any, Callable[..., Any]]:
     ("mesh", "build"),
     [
         *((mesh, classifier) for mesh in MESHES),
-        *((mesh, bidirectional_classifier) for mesh in (MIXED, "data=2,seq=4")),
+        *on_meshes(bidirectional_classifier),
     ],
 )
 def test_no_loop_over_time_communicates(mesh, build, training):

@@ -100,7 +100,7 @@ def measure_scan(
     here = environment()
     is_cpu = here["platform"] == "cpu"
     least = minimal_bytes(arguments, mode)
-    calls = 1 if is_cpu else max(1, min(_MOST_CALLS, math.ceil(_CACHE_BYTES / least)))
+    calls = _calls(least, here["platform"])
     h0, *sets = _draw(arguments, mode, calls)
     spec = ScanSpec.of((*sets[0][:2], h0, None), reverse=False)
     default = DISPATCH.choose(Target.of(here["platform"]), spec, None).name
@@ -145,6 +145,13 @@ def measure_scan(
     for name, error in errors.items():
         rows[name] |= failure(error)
     return list(rows.values())
+
+
+def _calls(least_bytes: int, platform: str) -> int:
+    """Calls in one measurement: on an accelerator, as many as have arrays that exceed its cache."""
+    if platform == "cpu":
+        return 1
+    return max(1, min(_MOST_CALLS, math.ceil(_CACHE_BYTES / least_bytes)))
 
 
 def _draw(arguments: ScanArguments, mode: str, calls: int) -> tuple:
