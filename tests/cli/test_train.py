@@ -135,6 +135,7 @@ def test_a_run_that_is_done_is_resumed_to_nothing(copy: Path):
     assert losses(copy) == before
 
 
+@pytest.mark.slow
 def test_stopped_in_any_way_and_resumed_it_ends_the_same(digits_run: Path, tmp_path: Path):
     """Killed before the first checkpoint, then stopped by each signal."""
     out = tmp_path / "stopped"

@@ -195,6 +195,7 @@ def test_saves_by_time_in_all_at_one_step(stopped):
         assert (out / "checkpoints" / str(step) / "manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_sigkill_of_one_ends_the_others(killed):
     processes, codes, seconds, _ = killed
     assert codes[2] == -signal.SIGKILL
@@ -204,6 +205,7 @@ def test_sigkill_of_one_ends_the_others(killed):
         assert re.search("Connection closed by peer|another task died|failed:", processes.output(i))
 
 
+@pytest.mark.slow
 def test_continues_elsewhere_with_the_same_losses(killed, uninterrupted: Path):
     """After 2 x 4 and 4 x 2 devices the rest runs on 1 x 8."""
     *_, out = killed
@@ -231,6 +233,7 @@ def together(stopped, group: Callable[[], Group], tmp_path_factory: pytest.TempP
     return processes, codes, printed, shared
 
 
+@pytest.mark.slow
 def test_parameters_are_bit_equal_on_any_number_of_processes(stopped, together, tmp_path: Path):
     """What 2 processes saved, restored by 1 and by 4."""
     here = shutil.copytree(stopped[2], tmp_path / "copy")

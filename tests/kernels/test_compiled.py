@@ -221,7 +221,12 @@ def compile_ssm(width: int, mode: str, implementation: str | None) -> Program:
 # A program takes the states of one segment at width 128, and of two segments at width 64.
 @pytest.mark.parametrize(
     ("width", "mode", "fewer_bytes"),
-    [(64, "forward", 12), (64, "gradient", 6), slow(128, "forward", 12), (128, "gradient", 6)],
+    [
+        (64, "forward", 12),
+        slow(64, "gradient", 6),
+        slow(128, "forward", 12),
+        slow(128, "gradient", 6),
+    ],
 )
 def test_fused_ssm_keeps_its_states_on_chip(width: int, mode: str, fewer_bytes: int):
     skip_unless_compilable("h100")

@@ -58,9 +58,9 @@ def check(found, batch_axes):
 CASES = [
     ("cpu", {"seq": 8}, "s5"),
     ("cpu", {"data": 2, "seq": 4}, "lru"),
-    pytest.param("h100:8", {"seq": 8}, "lru", marks=with_h100),
-    pytest.param("h100:8", {"data": 2, "seq": 4}, "s5", marks=with_h100),
-    pytest.param("v5e:16x16", {"data": 16, "seq": 16}, "s5", marks=with_v5e),
+    pytest.param("h100:8", {"seq": 8}, "lru", marks=[with_h100, pytest.mark.slow]),
+    pytest.param("h100:8", {"data": 2, "seq": 4}, "s5", marks=[with_h100, pytest.mark.slow]),
+    pytest.param("v5e:16x16", {"data": 16, "seq": 16}, "s5", marks=[with_v5e, pytest.mark.slow]),
 ]
 
 
