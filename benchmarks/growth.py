@@ -94,8 +94,8 @@ def gradients(layer: str, shape: Shape, out: set[str]) -> tuple[dict[str, Thunk]
     facts: dict[str, Row] = {}
     for name, contender in contenders(ours).items():
         if name not in out:
-            both, told = compiled(contender.run, contender.module, xs)
-            thunks[name], facts[name] = both["gradient"], told["gradient"]
+            both, compile_facts = compiled(contender.run, contender.module, xs)
+            thunks[name], facts[name] = both["gradient"], compile_facts["gradient"]
     if "torch" not in out and (module := torch_module(ours)) is not None:
         thunks["torch"], facts["torch"] = _torch.thunks(module, xs)["gradient"], {}
     return thunks, facts

@@ -119,8 +119,8 @@ def test_nothing_is_timed_whose_outputs_are_not_ours(key):
     _peers.check_equal({"rnnscale": same, "peer": same}, xs)
     with pytest.raises(ValueError, match="peer differs from ours"):
         _peers.check_equal({"rnnscale": same, "peer": off}, xs)
-    told = _peers.Contender(off.run, ours, _peers.OtherEquation("larger"))
-    _peers.check_equal({"rnnscale": same, "peer": told}, xs)
+    other = _peers.Contender(off.run, ours, _peers.OtherEquation("larger"))
+    _peers.check_equal({"rnnscale": same, "peer": other}, xs)
 
 
 @pytest.mark.parametrize("name", layers.CELLS)

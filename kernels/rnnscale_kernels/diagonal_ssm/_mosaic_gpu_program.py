@@ -104,7 +104,7 @@ class Program(NamedTuple):
         for n, block in enumerate(self.blocks):
             is_last = n == len(self.blocks) - 1
             # 1. Tensor cores map the input of each segment to its drive, in `rows`.
-            plgpu.commit_smem()  # nobody reads the states of the last tile any more
+            plgpu.commit_smem()  # the states of the last tile have been read
             for j in group:
                 tiles[j] = x.take(i, j) if n == 0 else tiles[j]
                 self._drive(tiles[j], scratch["into"].at[n], j)
