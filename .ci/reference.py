@@ -32,10 +32,16 @@ def guide_of(package: str) -> str:
 
 
 def exported(package: ModuleType) -> list[str]:
-    """The names that a package re-exports from its private files, in the order of its imports."""
-    tree = ast.parse(Path(str(package.__file__)).read_text(encoding="utf-8"))
+    """The names that a package re-exports from its private files, in the order of its imports.
+
+    They are imported as well: pdoc looks for names where they are after that.
+    """
+    source = Path(str(package.__file__))
+    stub = source.with_suffix(".pyi")
+    tree = ast.parse((stub if stub.is_file() else source).read_text(encoding="utf-8"))
     imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
-    return [each.name for node in imports for each in node.names if each.name == each.asname]
+    names = [each.name for node in imports for each in node.names if each.name == each.asname]
+    return [name for name in names if not isinstance(getattr(package, name), ModuleType)]
 
 
 def packages() -> dict[str, ModuleType]:

@@ -27,7 +27,7 @@ def over_time(
     """`jax.lax.scan` over pieces of `steps` time steps; the last piece may be shorter.
 
     ```python
-    from rnnscale.layers import over_time
+    from rnnscale import over_time
 
     def body(state, piece, start):
         return encoder(piece, state)

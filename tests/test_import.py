@@ -1,4 +1,5 @@
-"""Checks what `import rnnscale` costs and changes, in fresh interpreters; and the version."""
+"""Checks what importing `rnnscale` and its names costs and changes, in fresh interpreters; and the
+version."""
 
 import json
 import statistics
@@ -24,7 +25,7 @@ def _python(code: str) -> str:
 
 @pytest.fixture(scope="module")
 def imported() -> dict[str, Any]:
-    """What one import changed in a fresh interpreter. It also writes the bytecode."""
+    """What the import of all names changed in a fresh interpreter. It also writes the bytecode."""
     return json.loads(
         _python("""
 import json, logging, os, sys, warnings
@@ -42,6 +43,8 @@ def settings():
 
 modules, before = set(sys.modules), settings()
 import rnnscale
+for name in rnnscale.__all__:
+    getattr(rnnscale, name)
 after = settings()
 # An import may declare new options of jax. That changes no option that exists.
 changed = [name for name, value in before.items() if after[name] != value]
@@ -66,6 +69,18 @@ def test_import_starts_no_backend(imported: dict[str, Any]) -> None:
     assert imported["devices"] == 3
 
 
+def test_names_are_imported_when_they_are_used() -> None:
+    code = """
+import sys
+import rnnscale, rnnscale.runs, rnnscale.tasks
+rnnscale.tasks.TASKS
+print([name for name in ("jax", "grain", "rnnscale.cells._gru") if name in sys.modules])
+rnnscale.GatedRecurrentUnitCell
+print("rnnscale.cells._gru" in sys.modules, "rnnscale.cells._lstm" in sys.modules)
+"""
+    assert _python(code).split("\n") == ["[]", "True False", ""]
+
+
 def test_import_is_fast(imported: dict[str, Any]) -> None:
     # In processor time, relative to jax's own: machines differ, and tests run side by side.
     code = """
@@ -73,7 +88,7 @@ import time
 start = time.process_time()
 import equinox, jax
 others = time.process_time()
-import rnnscale
+from rnnscale import *
 print((time.process_time() - others) / (others - start))
 """
     ratio = statistics.median(float(_python(code)) for _ in range(3))
@@ -83,5 +98,5 @@ print((time.process_time() - others) / (others - start))
 def test_the_version_is_that_of_the_package() -> None:
     project = Path(__file__).parents[1] / "pyproject.toml"
     assert rnnscale.__version__ == tomllib.loads(project.read_text())["project"]["version"]
-    with pytest.raises(AttributeError, match="has no attribute 'versions'"):
+    with pytest.raises(AttributeError, match="No rnnscale attribute versions"):
         _ = rnnscale.versions  # pyright: ignore[reportAttributeAccessIssue]

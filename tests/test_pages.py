@@ -55,6 +55,11 @@ needs_checkout = pytest.mark.skipif(
 )
 
 
+def public(package: ModuleType) -> dict[str, Any]:
+    """The names of a package, with what they stand for: most are imported when they are used."""
+    return {name: getattr(package, name) for name in dir(package)}
+
+
 class Fence(NamedTuple):
     language: str
     code: str
@@ -202,7 +207,7 @@ def test_the_readme_names_every_class():
     # By their own names: `GatedRecurrentUnit` is one more of a class.
     classes = {
         value.__name__
-        for value in vars(rnnscale).values()
+        for value in public(rnnscale).values()
         if inspect.isclass(value) and not inspect.isabstract(value)
     }
     assert sorted(named) == sorted(classes)
@@ -294,7 +299,7 @@ def documented() -> dict[str, str]:
 
     for package in packages():
         add(package.__name__, package)
-        for exported in vars(package).values():
+        for exported in public(package).values():
             bases = exported.__mro__ if inspect.isclass(exported) else (exported,)
             for thing in filter(is_ours, bases):
                 methods = vars(thing).values() if inspect.isclass(thing) else ()
@@ -337,11 +342,11 @@ def surroundings() -> dict[str, Any]:
             return entered
 
     return {
-        **vars(rnnscale),
-        **vars(rnnscale.data),
-        **vars(rnnscale.tasks),
+        **public(rnnscale),
+        **public(rnnscale.data),
+        **public(rnnscale.tasks),
         "cell": rnnscale.LongShortTermMemoryCell(1, 8, key=key),
-        **vars(rnnscale.models),
+        **public(rnnscale.models),
         "jax": jax,
         "jnp": jnp,
         "key": key,

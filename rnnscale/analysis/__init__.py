@@ -1,30 +1,6 @@
 """What a recurrent layer does over time: eigenvalues, time scales, gradients against lag, Lyapunov
 exponents, plots of them, and the report of a run that `rnnscale inspect` writes."""
 
-from rnnscale.analysis._dynamics import dynamics_panels as dynamics_panels
-from rnnscale.analysis._eigenvalues import (
-    continuous_eigenvalues as continuous_eigenvalues,
-    eigenvalues as eigenvalues,
-    timescales as timescales,
-)
-from rnnscale.analysis._gradient_norms import (
-    gradient_norms as gradient_norms,
-    state_gradient_norms as state_gradient_norms,
-)
-from rnnscale.analysis._lyapunov import lyapunov_spectrum as lyapunov_spectrum
-from rnnscale.analysis._plots import (
-    plot_eigenvalues as plot_eigenvalues,
-    plot_gradient_norms as plot_gradient_norms,
-    plot_lyapunov as plot_lyapunov,
-    plot_timescales as plot_timescales,
-)
-from rnnscale.analysis._recurrent_layers import (
-    LayerWithInputs as LayerWithInputs,
-    recurrent_layers as recurrent_layers,
-)
-from rnnscale.analysis._recurrent_matrix import recurrent_matrix as recurrent_matrix
-from rnnscale.analysis._report import (
-    Panel as Panel,
-    Report as Report,
-    figure_class as figure_class,
-)
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

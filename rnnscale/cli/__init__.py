@@ -1,3 +1,5 @@
 """The command line, one file a command."""
 
-from rnnscale.cli._main import main as main
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

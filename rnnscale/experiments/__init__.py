@@ -1,9 +1,5 @@
 """Experiments of papers: their settings, our figures and the published ones."""
 
-from rnnscale.experiments._catalogue import EXPERIMENTS as EXPERIMENTS
-from rnnscale.experiments._experiment import (
-    Entry as Entry,
-    Experiment as Experiment,
-    Figure as Figure,
-    Result as Result,
-)
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -24,26 +24,6 @@ The file contains no pickle. Later versions of jax can read what `jax.export` wr
 months; see jax's documentation.
 """
 
-from rnnscale.interop._export import export_step as export_step
-from rnnscale.interop._exported_step import ExportedStep as ExportedStep, load_step as load_step
-from rnnscale.interop._frozen_batch_norm import FrozenBatchNorm as FrozenBatchNorm
-from rnnscale.interop._lindermanlab import (
-    HalfGLU2 as HalfGLU2,
-    S5Options as S5Options,
-    s5_classifier_from_lindermanlab as s5_classifier_from_lindermanlab,
-    s5_from_lindermanlab as s5_from_lindermanlab,
-    s5_layers_from_lindermanlab as s5_layers_from_lindermanlab,
-)
-from rnnscale.interop._minimal_lru import (
-    lru_classifier_from_minimal as lru_classifier_from_minimal,
-    lru_from_minimal as lru_from_minimal,
-    lru_layers_from_minimal as lru_layers_from_minimal,
-)
-from rnnscale.interop._torch import (
-    elman_cell_from_torch as elman_cell_from_torch,
-    elman_from_torch as elman_from_torch,
-    gru_cell_from_torch as gru_cell_from_torch,
-    gru_from_torch as gru_from_torch,
-    lstm_cell_from_torch as lstm_cell_from_torch,
-    lstm_from_torch as lstm_from_torch,
-)
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

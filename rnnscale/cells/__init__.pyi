@@ -1,0 +1,37 @@
+from ._antisymmetric import (
+    AntiSymmetricRNNCell as AntiSymmetricRNNCell,
+    GatedAntiSymmetricRNNCell as GatedAntiSymmetricRNNCell,
+)
+from ._base import (
+    Affine as Affine,
+    AffineInputCell as AffineInputCell,
+    Cell as Cell,
+    LinearCell as LinearCell,
+    affine as affine,
+    compute_weights as compute_weights,
+    identity as identity,
+    linear as linear,
+)
+from ._clockwork import ClockWorkRNNCell as ClockWorkRNNCell
+from ._cornn import CoupledOscillatoryRNNCell as CoupledOscillatoryRNNCell
+from ._elman import ElmanRNNCell as ElmanRNNCell
+from ._exprnn import ExpRNNCell as ExpRNNCell
+from ._gru import (
+    ChoGatedRecurrentUnitCell as ChoGatedRecurrentUnitCell,
+    GatedRecurrentUnit as GatedRecurrentUnit,
+    GatedRecurrentUnitCell as GatedRecurrentUnitCell,
+)
+from ._indrnn import IndRNNCell as IndRNNCell
+from ._leaky_elman import LeakyElmanCell as LeakyElmanCell
+from ._lipschitz import (
+    GatedLipschitzRNNCell as GatedLipschitzRNNCell,
+    LipschitzRNNCell as LipschitzRNNCell,
+)
+from ._lstm import LongShortTermMemoryCell as LongShortTermMemoryCell
+from ._minimal import MinGRUCell as MinGRUCell, MinLSTMCell as MinLSTMCell
+from ._nnrnn import NonNormalRNNCell as NonNormalRNNCell
+from ._rglru import RGLRUCell as RGLRUCell
+from ._ron import RandomOscillatorsCell as RandomOscillatorsCell
+from ._time_loop import time_loop as time_loop
+from ._unitary import UnitaryEvolutionRNNCell as UnitaryEvolutionRNNCell
+from ._wilson_cowan import WilsonCowanCell as WilsonCowanCell

@@ -1,0 +1,12 @@
+from ._block import Block as Block
+from ._classifier import SequenceClassifier as SequenceClassifier
+from ._generate import generate as generate
+from ._language_model import LanguageModel as LanguageModel
+from ._mixers import (
+    FFN as FFN,
+    GLU as GLU,
+    HalfGLU as HalfGLU,
+    Identity as Identity,
+    Nonlinearity as Nonlinearity,
+)
+from ._stack import BlockStack as BlockStack

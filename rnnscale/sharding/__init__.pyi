@@ -1,0 +1,34 @@
+from ._describe import Layout as Layout, describe as describe, layouts as layouts
+from ._halo import (
+    check_halo as check_halo,
+    from_neighbour as from_neighbour,
+    shift as shift,
+)
+from ._init import sharded_init as sharded_init
+from ._mesh import AXES as AXES, make_mesh as make_mesh
+from ._on_mesh import (
+    Specs as Specs,
+    differentiable_on_mesh as differentiable_on_mesh,
+    gathered as gathered,
+    row_spec as row_spec,
+    unit_specs as unit_specs,
+)
+from ._ops import diagonal_ssm as diagonal_ssm, linear_scan as linear_scan
+from ._rules import (
+    ACTIVATION_AXES as ACTIVATION_AXES,
+    PARAMETER_AXES as PARAMETER_AXES,
+    activation_spec as activation_spec,
+    automatic_axes as automatic_axes,
+    batch_sharding as batch_sharding,
+    constrain as constrain,
+    mesh_axes as mesh_axes,
+    parameter_spec as parameter_spec,
+    shardings as shardings,
+)
+from ._time import (
+    constrain_time as constrain_time,
+    join_time as join_time,
+    split_time as split_time,
+    take_step as take_step,
+    time_parts as time_parts,
+)

@@ -1,0 +1,6 @@
+from ._base import DiagonalSSM as DiagonalSSM
+from ._bidirectional_s5 import BidirectionalS5 as BidirectionalS5
+from ._hippo import hippo_legs as hippo_legs, hippo_normal as hippo_normal
+from ._linear_attention import LinearAttention as LinearAttention
+from ._lru import LRU as LRU
+from ._s5 import S5 as S5
