@@ -21,7 +21,7 @@ ROOTS = {name: _folder(name) for name in ("rnnscale_kernels", "rnnscale")}
 
 # Each part, and the parts that it may import. A new part of rnnscale needs a line here.
 _KERNELS = {"rnnscale_kernels", "_errors"}
-_SHARDING = _KERNELS | {"_fields", "sharding"}
+_SHARDING = _KERNELS | {"_checks", "_fields", "sharding"}
 _CELLS = _SHARDING | {"_base", "_over_time"}
 _LAYERS = _CELLS | {"cells", "ssm", "layers"}
 _MODELS = _LAYERS | {"models"}
@@ -32,6 +32,7 @@ _TOOLS = {"analysis", "interop", "verify"}
 ALLOWED = {
     "rnnscale_kernels": {"rnnscale_kernels"},
     "_errors": set(),
+    "_checks": set(),
     "_fields": set(),
     "sharding": _SHARDING,
     "_base": _SHARDING,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._checks import Finite, NonNegative, Positive, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, AffineInputCell, Units
 from rnnscale.cells._init import normal
@@ -46,14 +46,15 @@ class AntiSymmetricRNNCell(AffineInputCell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        hdim: int,
+        idim: Size,
+        hdim: Size,
         *,
-        epsilon: float = 0.1,
-        gamma: float = 0.01,
-        recurrent_std: float = 1.0,
+        epsilon: Positive = 0.1,
+        gamma: Finite = 0.01,
+        recurrent_std: NonNegative = 1.0,
         key: PRNGKeyArray,
     ):
         r"""**Arguments:**
@@ -72,8 +73,7 @@ class AntiSymmetricRNNCell(AffineInputCell):
         **Warns:** if $\gamma$ is outside $[0, 2 / \epsilon]$: small states then grow, whatever $W$
         is.
         """
-        check_size(AntiSymmetricRNNCell, idim=idim, hdim=hdim)
-        _check(AntiSymmetricRNNCell, epsilon, gamma, recurrent_std)
+        _warn_of_growth(AntiSymmetricRNNCell, epsilon, gamma)
         recurrent_key, input_key = jax.random.split(key)
         self.recurrent = normal(recurrent_key, (hdim, hdim), recurrent_std / math.sqrt(hdim))
         self.input = normal(input_key, (hdim, idim), 1 / math.sqrt(idim))
@@ -115,14 +115,15 @@ class GatedAntiSymmetricRNNCell(AffineInputCell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        hdim: int,
+        idim: Size,
+        hdim: Size,
         *,
-        epsilon: float = 0.1,
-        gamma: float = 0.01,
-        recurrent_std: float = 1.0,
+        epsilon: Positive = 0.1,
+        gamma: Finite = 0.01,
+        recurrent_std: NonNegative = 1.0,
         key: PRNGKeyArray,
     ):
         r"""**Arguments:**
@@ -140,8 +141,7 @@ class GatedAntiSymmetricRNNCell(AffineInputCell):
         **Warns:** if $\gamma$ is outside $[0, 2 / \epsilon]$: small states then grow, whatever $W$
         is.
         """
-        check_size(GatedAntiSymmetricRNNCell, idim=idim, hdim=hdim)
-        _check(GatedAntiSymmetricRNNCell, epsilon, gamma, recurrent_std)
+        _warn_of_growth(GatedAntiSymmetricRNNCell, epsilon, gamma)
         recurrent_key, input_key = jax.random.split(key)
         self.recurrent = normal(recurrent_key, (hdim, hdim), recurrent_std / math.sqrt(hdim))
         self.input = normal(input_key, (2, hdim, idim), 1 / math.sqrt(idim))
@@ -177,13 +177,7 @@ def _antisymmetric(
     return recurrent - recurrent.T - gamma * jnp.eye(len(recurrent), dtype=recurrent.dtype)
 
 
-def _check(owner: type, epsilon: float, gamma: float, recurrent_std: float) -> None:
-    if not epsilon > 0:
-        raise ValueError(f"{owner.__name__}: epsilon must be positive; got {epsilon}.")
-    if not recurrent_std >= 0:
-        raise ValueError(
-            f"{owner.__name__}: recurrent_std must not be negative; got {recurrent_std}."
-        )
+def _warn_of_growth(owner: type, epsilon: float, gamma: float) -> None:
     if not 0 <= gamma <= 2 / epsilon:
         warn_caller(
             f"{owner.__name__}: small states grow, whatever the weights are, unless gamma is in "

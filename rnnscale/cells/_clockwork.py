@@ -1,7 +1,7 @@
 """The clockwork recurrent network."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 from numpy.typing import NDArray
 
-from rnnscale._base import check_size, state_dtype
+from rnnscale._base import state_dtype
+from rnnscale._checks import NonEmpty, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, AffineInputCell, DenseWeights, Units
 from rnnscale.cells._init import normal
@@ -51,12 +52,13 @@ class ClockWorkRNNCell(AffineInputCell):
     periods: tuple[int, ...] = eqx.field(static=True)
     nonlinearity: Callable[[Array], Array] = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        hdim: int,
+        idim: Size,
+        hdim: Size,
         *,
-        periods: Sequence[int] = (1, 2, 4, 8),
+        periods: NonEmpty[Size] = (1, 2, 4, 8),
         nonlinearity: Callable[[Array], Array] = jnp.tanh,
         key: PRNGKeyArray,
     ):
@@ -71,17 +73,12 @@ class ClockWorkRNNCell(AffineInputCell):
         **Raises:** `ValueError` if a size or a period is below 1, a period is not an integer, the
         groups are not equal, or the least common multiple of the periods is not a 32-bit integer.
         """
-        check_size(ClockWorkRNNCell, idim=idim, hdim=hdim)
-        if not periods or any(period != int(period) or period < 1 for period in periods):
-            raise ValueError(
-                f"ClockWorkRNNCell: periods must be integers of at least 1; got {tuple(periods)}."
-            )
         if hdim % len(periods):
             raise ValueError(
                 f"ClockWorkRNNCell: the {len(periods)} periods need groups of equal size, so hdim "
                 f"must be a multiple of {len(periods)}; got {hdim}."
             )
-        self.periods = tuple(sorted(int(period) for period in periods))
+        self.periods = tuple(sorted(periods))
         if math.lcm(*self.periods) > _LARGEST_CLOCK:
             raise ValueError(
                 "ClockWorkRNNCell: the least common multiple of the periods must be at most "

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._checks import NonNegative, Positive, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Units
 from rnnscale.cells._init import uniform
 from rnnscale.cells._oscillators import (
     OscillatorCell,
     Oscillators,
-    check_oscillators,
     swing,
+    warn_of_growth,
 )
 
 
@@ -58,14 +58,15 @@ class CoupledOscillatoryRNNCell(OscillatorCell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        hdim: int,
+        idim: Size,
+        hdim: Size,
         *,
-        dt: float = 0.042,
-        gamma: float = 2.7,
-        epsilon: float = 4.7,
+        dt: Positive = 0.042,
+        gamma: NonNegative = 2.7,
+        epsilon: NonNegative = 4.7,
         key: PRNGKeyArray,
     ):
         r"""**Arguments:**
@@ -81,8 +82,7 @@ class CoupledOscillatoryRNNCell(OscillatorCell):
 
         **Raises:** `ValueError` if a size is below 1 or a number is out of its range.
         """
-        check_size(CoupledOscillatoryRNNCell, idim=idim, hdim=hdim)
-        check_oscillators(CoupledOscillatoryRNNCell, dt, gamma, epsilon)
+        warn_of_growth(CoupledOscillatoryRNNCell, dt, gamma, epsilon)
         recurrent_key, input_key, bias_key = jax.random.split(key, 3)
         limit = 1 / math.sqrt(idim + 2 * hdim)
         self.recurrent = uniform(recurrent_key, (2, hdim, hdim), limit)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, AffineInputCell, Units
 from rnnscale.cells._init import uniform
@@ -31,10 +31,11 @@ class ElmanRNNCell(AffineInputCell):
     hdim: int = eqx.field(static=True)
     nonlinearity: Callable[[Array], Array] = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        hdim: int,
+        idim: Size,
+        hdim: Size,
         *,
         nonlinearity: Callable[[Array], Array] = jnp.tanh,
         key: PRNGKeyArray,
@@ -48,7 +49,6 @@ class ElmanRNNCell(AffineInputCell):
 
         **Raises:** `ValueError` if a size is below 1.
         """
-        check_size(ElmanRNNCell, idim=idim, hdim=hdim)
         recurrent_key, input_key, bias_key = jax.random.split(key, 3)
         limit = 1 / math.sqrt(hdim)
         self.recurrent = uniform(recurrent_key, (hdim, hdim), limit)

@@ -6,13 +6,12 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Cell, DenseWeights, Units, linear
 from rnnscale.cells._init import normal, uniform
 from rnnscale.cells._orthogonal import (
     OrthogonalInit,
-    check_orthogonal_init,
     initial_log,
     modrelu,
     orthogonal,
@@ -42,7 +41,10 @@ class ExpRNNCell(Cell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
-    def __init__(self, idim: int, hdim: int, *, init: OrthogonalInit = "cayley", key: PRNGKeyArray):
+    @check_arguments
+    def __init__(
+        self, idim: Size, hdim: Size, *, init: OrthogonalInit = "cayley", key: PRNGKeyArray
+    ):
         r"""**Arguments:**
 
         - `idim`: number of input features.
@@ -54,8 +56,6 @@ class ExpRNNCell(Cell):
 
         **Raises:** `ValueError` if a size is below 1 or `init` is not one of the two.
         """
-        check_size(ExpRNNCell, idim=idim, hdim=hdim)
-        check_orthogonal_init(ExpRNNCell, init)
         log_key, input_key, bias_key = jax.random.split(key, 3)
         self.log_orthogonal = initial_log(log_key, hdim, init)
         self.input = normal(input_key, (hdim, idim), math.sqrt(2 / idim))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Cell, Units, identity, linear
 from rnnscale.cells._init import normal, uniform
@@ -54,7 +54,8 @@ class GatedRecurrentUnitCell(Cell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
-    def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
+    @check_arguments
+    def __init__(self, idim: Size, hdim: Size, *, key: PRNGKeyArray):
         """**Arguments:**
 
         - `idim`: number of input features.
@@ -63,7 +64,6 @@ class GatedRecurrentUnitCell(Cell):
 
         **Raises:** `ValueError` if a size is below 1.
         """
-        check_size(GatedRecurrentUnitCell, idim=idim, hdim=hdim)
         recurrent_key, input_key, bias_key, candidate_key = jax.random.split(key, 4)
         limit = 1 / math.sqrt(hdim)
         self.recurrent = uniform(recurrent_key, (3, hdim, hdim), limit)
@@ -132,7 +132,8 @@ class ChoGatedRecurrentUnitCell(Cell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
-    def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
+    @check_arguments
+    def __init__(self, idim: Size, hdim: Size, *, key: PRNGKeyArray):
         """**Arguments:**
 
         - `idim`: number of input features.
@@ -141,7 +142,6 @@ class ChoGatedRecurrentUnitCell(Cell):
 
         **Raises:** `ValueError` if a size is below 1.
         """
-        check_size(ChoGatedRecurrentUnitCell, idim=idim, hdim=hdim)
         recurrent_key, input_key = jax.random.split(key)
         self.recurrent = jax.random.orthogonal(recurrent_key, hdim, (3,), jnp.float32)
         self.input = normal(input_key, (3, hdim, idim), 0.01)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._checks import Finite, Positive, Range, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, AffineInputCell, Units
 from rnnscale.cells._init import normal
@@ -39,13 +39,14 @@ class IndRNNCell(AffineInputCell):
     hdim: int = eqx.field(static=True)
     nonlinearity: Callable[[Array], Array] = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        hdim: int,
+        idim: Size,
+        hdim: Size,
         *,
-        recurrent_range: tuple[float, float] = (0.0, 1.0),
-        input_std: float = 0.001,
+        recurrent_range: Range[Finite] = (0.0, 1.0),
+        input_std: Positive = 0.001,
         nonlinearity: Callable[[Array], Array] = jax.nn.relu,
         key: PRNGKeyArray,
     ):
@@ -65,16 +66,8 @@ class IndRNNCell(AffineInputCell):
         **Raises:** `ValueError` if a size is below 1, the range is empty, or `input_std` is not
             positive.
         """
-        check_size(IndRNNCell, idim=idim, hdim=hdim)
-        low, high = recurrent_range
-        if not low <= high:
-            raise ValueError(
-                f"IndRNNCell: recurrent_range must be (least, largest); got {recurrent_range}."
-            )
-        if not input_std > 0:
-            raise ValueError(f"IndRNNCell: input_std must be positive; got {input_std}.")
         recurrent_key, input_key = jax.random.split(key)
-        self.recurrent = jax.random.uniform(recurrent_key, (hdim,), jnp.float32, low, high)
+        self.recurrent = jax.random.uniform(recurrent_key, (hdim,), jnp.float32, *recurrent_range)
         self.input = normal(input_key, (hdim, idim), input_std)
         self.bias = jnp.zeros((hdim,), jnp.float32)
         self.idim, self.hdim, self.nonlinearity = idim, hdim, nonlinearity

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._checks import Fraction, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, AffineInputCell, Units
 from rnnscale.cells._init import uniform
@@ -38,12 +38,13 @@ class LeakyElmanCell(AffineInputCell):
     hdim: int = eqx.field(static=True)
     nonlinearity: Callable[[Array], Array] = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        hdim: int,
+        idim: Size,
+        hdim: Size,
         *,
-        leak: float = 0.5,
+        leak: Fraction = 0.5,
         nonlinearity: Callable[[Array], Array] = jnp.tanh,
         key: PRNGKeyArray,
     ):
@@ -57,9 +58,6 @@ class LeakyElmanCell(AffineInputCell):
 
         **Raises:** `ValueError` if a size is below 1 or `leak` is outside its range.
         """
-        check_size(LeakyElmanCell, idim=idim, hdim=hdim)
-        if not 0 < leak <= 1:
-            raise ValueError(f"LeakyElmanCell: leak must be in (0, 1]; got {leak}.")
         recurrent_key, input_key, bias_key = jax.random.split(key, 3)
         limit = 1 / math.sqrt(hdim)
         self.recurrent = uniform(recurrent_key, (hdim, hdim), limit)

@@ -1,21 +1,21 @@
 """The Lipschitz recurrent network."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._checks import Finite, NonNegative, Positive, Share, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, AffineInputCell, Units
 from rnnscale.cells._init import normal, xavier_normal
 from rnnscale.cells._warn import warn_caller
 
 type Method = Literal["euler", "rk2"]
-type Pair = float | tuple[float, float]
+type Pair[T] = T | tuple[T, T]
 type Slope = Callable[[Units], Units]
 
 
@@ -61,15 +61,16 @@ class LipschitzRNNCell(AffineInputCell):
     hdim: int = eqx.field(static=True)
     method: Method = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        hdim: int,
+        idim: Size,
+        hdim: Size,
         *,
-        epsilon: float = 0.01,
-        beta: Pair = 0.65,
-        gamma: Pair = 0.001,
-        init_std: float = 32.0,
+        epsilon: Positive = 0.01,
+        beta: Pair[Share] = 0.65,
+        gamma: Pair[Finite] = 0.001,
+        init_std: NonNegative = 32.0,
         method: Method = "euler",
         key: PRNGKeyArray,
     ):
@@ -92,8 +93,7 @@ class LipschitzRNNCell(AffineInputCell):
         **Warns:** if $\gamma_A$ is outside $[0, 2 / \epsilon]$: states then grow through $A$ unless
         $M_A$ prevents it.
         """
-        check_size(LipschitzRNNCell, idim=idim, hdim=hdim)
-        _check(LipschitzRNNCell, epsilon, beta, gamma, init_std, method)
+        _warn_of_growth(LipschitzRNNCell, epsilon, gamma)
         recurrent_key, input_key = jax.random.split(key)
         self.recurrent = normal(recurrent_key, (2, hdim, hdim), init_std / hdim)
         self.input = xavier_normal(input_key, (hdim, idim))
@@ -143,15 +143,16 @@ class GatedLipschitzRNNCell(AffineInputCell):
     hdim: int = eqx.field(static=True)
     method: Method = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        hdim: int,
+        idim: Size,
+        hdim: Size,
         *,
-        epsilon: float = 0.01,
-        beta: Pair = 0.65,
-        gamma: Pair = 0.001,
-        init_std: float = 32.0,
+        epsilon: Positive = 0.01,
+        beta: Pair[Share] = 0.65,
+        gamma: Pair[Finite] = 0.001,
+        init_std: NonNegative = 32.0,
         method: Method = "euler",
         key: PRNGKeyArray,
     ):
@@ -172,8 +173,7 @@ class GatedLipschitzRNNCell(AffineInputCell):
         **Warns:** if $\gamma_A$ is outside $[0, 2 / \epsilon]$: states then grow through $A$ unless
         $M_A$ prevents it.
         """
-        check_size(GatedLipschitzRNNCell, idim=idim, hdim=hdim)
-        _check(GatedLipschitzRNNCell, epsilon, beta, gamma, init_std, method)
+        _warn_of_growth(GatedLipschitzRNNCell, epsilon, gamma)
         recurrent_key, *input_keys = jax.random.split(key, 3)
         self.recurrent = normal(recurrent_key, (2, hdim, hdim), init_std / hdim)
         self.input = jnp.stack([xavier_normal(key, (hdim, idim)) for key in input_keys])
@@ -230,25 +230,14 @@ def _integrate(method: Method, slope: Slope, h: Units, epsilon: Float[Array, ""]
     return h + epsilon * slope(middle)
 
 
-def _pair(value: Pair) -> tuple[float, float]:
+def _pair(value: Pair[float]) -> tuple[float, float]:
     """One value each for A and W."""
     return value if isinstance(value, tuple) else (value, value)
 
 
-def _check(
-    owner: type, epsilon: float, beta: Pair, gamma: Pair, init_std: float, method: str
-) -> None:
-    name = owner.__name__
-    if not epsilon > 0:
-        raise ValueError(f"{name}: epsilon must be positive; got {epsilon}.")
-    if not all(0 <= each <= 1 for each in _pair(beta)):
-        raise ValueError(f"{name}: beta must be in [0, 1]; got {beta}.")
-    if not init_std >= 0:
-        raise ValueError(f"{name}: init_std must not be negative; got {init_std}.")
-    if method not in get_args(Method.__value__):
-        raise ValueError(f"{name}: method must be 'euler' or 'rk2'; got {method!r}.")
+def _warn_of_growth(owner: type, epsilon: float, gamma: Pair[float]) -> None:
     if not 0 <= _pair(gamma)[0] <= 2 / epsilon:
         warn_caller(
-            f"{name}: states grow through A, unless its M prevents it, with gamma outside "
-            f"[0, 2 / epsilon], here [0, {2 / epsilon:.4g}]; got {_pair(gamma)[0]}."
+            f"{owner.__name__}: states grow through A, unless its M prevents it, with gamma "
+            f"outside [0, 2 / epsilon], here [0, {2 / epsilon:.4g}]; got {_pair(gamma)[0]}."
         )

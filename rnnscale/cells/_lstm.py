@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from rnnscale._base import check_size, state_dtype
+from rnnscale._base import state_dtype
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, AffineInputCell, DenseWeights, Units
 from rnnscale.cells._init import uniform
@@ -37,7 +38,8 @@ class LongShortTermMemoryCell(AffineInputCell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
-    def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
+    @check_arguments
+    def __init__(self, idim: Size, hdim: Size, *, key: PRNGKeyArray):
         """**Arguments:**
 
         - `idim`: number of input features.
@@ -46,7 +48,6 @@ class LongShortTermMemoryCell(AffineInputCell):
 
         **Raises:** `ValueError` if a size is below 1.
         """
-        check_size(LongShortTermMemoryCell, idim=idim, hdim=hdim)
         recurrent_key, input_key, bias_key = jax.random.split(key, 3)
         limit = 1 / math.sqrt(hdim)
         self.recurrent = uniform(recurrent_key, (4, hdim, hdim), limit)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Coefficients, LinearCell
 from rnnscale.cells._init import uniform
@@ -33,7 +33,8 @@ class MinGRUCell(LinearCell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
-    def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
+    @check_arguments
+    def __init__(self, idim: Size, hdim: Size, *, key: PRNGKeyArray):
         """**Arguments:**
 
         - `idim`: number of input features.
@@ -42,7 +43,6 @@ class MinGRUCell(LinearCell):
 
         **Raises:** `ValueError` if a size is below 1.
         """
-        check_size(MinGRUCell, idim=idim, hdim=hdim)
         input_key, bias_key = jax.random.split(key)
         limit = 1 / math.sqrt(idim)
         self.input = uniform(input_key, (2, hdim, idim), limit)
@@ -77,7 +77,8 @@ class MinLSTMCell(LinearCell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
-    def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
+    @check_arguments
+    def __init__(self, idim: Size, hdim: Size, *, key: PRNGKeyArray):
         """**Arguments:**
 
         - `idim`: number of input features.
@@ -86,7 +87,6 @@ class MinLSTMCell(LinearCell):
 
         **Raises:** `ValueError` if a size is below 1.
         """
-        check_size(MinLSTMCell, idim=idim, hdim=hdim)
         input_key, bias_key = jax.random.split(key)
         limit = 1 / math.sqrt(idim)
         self.input = uniform(input_key, (3, hdim, idim), limit)

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Cell, DenseWeights, Units, linear
 from rnnscale.cells._init import normal, uniform
 from rnnscale.cells._orthogonal import (
     OrthogonalInit,
-    check_orthogonal_init,
     initial_log,
     modrelu,
     orthogonal,
@@ -52,7 +51,10 @@ class NonNormalRNNCell(Cell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
-    def __init__(self, idim: int, hdim: int, *, init: OrthogonalInit = "cayley", key: PRNGKeyArray):
+    @check_arguments
+    def __init__(
+        self, idim: Size, hdim: Size, *, init: OrthogonalInit = "cayley", key: PRNGKeyArray
+    ):
         r"""**Arguments:**
 
         - `idim`: number of input features.
@@ -62,8 +64,6 @@ class NonNormalRNNCell(Cell):
 
         **Raises:** `ValueError` if a size is below 1, `hdim` is odd, or `init` is another word.
         """
-        check_size(NonNormalRNNCell, idim=idim, hdim=hdim)
-        check_orthogonal_init(NonNormalRNNCell, init)
         if hdim % 2:
             raise ValueError(
                 f"NonNormalRNNCell: hdim must be even, as eigenvalues come in pairs; got {hdim}."

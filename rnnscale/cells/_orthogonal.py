@@ -27,12 +27,6 @@ def orthogonal(log: Float[Array, "n n"]) -> Float[Array, "n n"]:
         return q + q @ (jnp.eye(len(q), dtype=q.dtype) - q.T @ q) / 2
 
 
-def check_orthogonal_init(owner: type, init: str) -> None:
-    """Raises unless `init` names a distribution of `initial_log`."""
-    if init not in ("henaff", "cayley"):
-        raise ValueError(f"{owner.__name__}: init must be 'henaff' or 'cayley'; got {init!r}.")
-
-
 def initial_log(key: PRNGKeyArray, size: int, init: OrthogonalInit) -> Float[Array, "n n"]:
     r"""The logarithm of rotations in planes of two units, by angles $s$.
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Coefficients, LinearCell
 from rnnscale.cells._init import normal
@@ -47,7 +47,8 @@ class RGLRUCell(LinearCell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
-    def __init__(self, idim: int, *, blocks: int = 1, key: PRNGKeyArray):
+    @check_arguments
+    def __init__(self, idim: Size, *, blocks: Size = 1, key: PRNGKeyArray):
         r"""**Arguments:**
 
         - `idim`: number of input features, and of units.
@@ -56,7 +57,6 @@ class RGLRUCell(LinearCell):
 
         **Raises:** `ValueError` if a size is below 1 or `blocks` does not divide `idim`.
         """
-        check_size(RGLRUCell, idim=idim, blocks=blocks)
         if idim % blocks:
             raise ValueError(
                 f"RGLRUCell: blocks must divide idim={idim}; got blocks={blocks}. Choose a divisor."

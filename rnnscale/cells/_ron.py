@@ -5,15 +5,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._checks import NonNegative, Positive, Range, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Units
 from rnnscale.cells._init import uniform
 from rnnscale.cells._oscillators import (
     OscillatorCell,
     Oscillators,
-    check_oscillators,
     swing,
+    warn_of_growth,
 )
 
 # After k squarings, the error of the log radius is the log of the condition number of the
@@ -47,16 +47,17 @@ class RandomOscillatorsCell(OscillatorCell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        hdim: int,
+        idim: Size,
+        hdim: Size,
         *,
-        dt: float = 0.042,
-        gamma: tuple[float, float] = (1.7, 3.7),
-        epsilon: tuple[float, float] = (4.2, 5.2),
-        spectral_radius: float = 0.9,
-        input_scaling: float = 1.0,
+        dt: Positive = 0.042,
+        gamma: Range[NonNegative] = (1.7, 3.7),
+        epsilon: Range[NonNegative] = (4.2, 5.2),
+        spectral_radius: NonNegative = 0.9,
+        input_scaling: NonNegative = 1.0,
         key: PRNGKeyArray,
     ):
         r"""**Arguments:**
@@ -74,13 +75,7 @@ class RandomOscillatorsCell(OscillatorCell):
 
         **Raises:** `ValueError` if a size is below 1 or a number is out of its range.
         """
-        check_size(RandomOscillatorsCell, idim=idim, hdim=hdim)
-        _check_range("gamma", gamma)
-        _check_range("epsilon", epsilon)
-        check_oscillators(RandomOscillatorsCell, dt, gamma[1], epsilon[1])
-        for name, value in (("spectral_radius", spectral_radius), ("input_scaling", input_scaling)):
-            if not value >= 0:
-                raise ValueError(f"RandomOscillatorsCell: {name} must be at least 0; got {value}.")
+        warn_of_growth(RandomOscillatorsCell, dt, gamma[1], epsilon[1])
         keys = jax.random.split(key, 5)
         recurrent = uniform(keys[0], (hdim, hdim), 1.0)
         self.recurrent = recurrent * (spectral_radius / _spectral_radius(recurrent))
@@ -96,15 +91,6 @@ class RandomOscillatorsCell(OscillatorCell):
     ) -> Oscillators:
         force = jnp.tanh(affine(drive, weights.recurrent, state[0]))
         return swing(state, force, weights.dt, weights.gamma, weights.epsilon)
-
-
-def _check_range(name: str, limits: tuple[float, float]) -> None:
-    low, high = limits
-    if not 0 <= low <= high:
-        raise ValueError(
-            f"RandomOscillatorsCell: {name} must be a range (low, high) with 0 <= low <= high; "
-            f"got {limits}."
-        )
 
 
 def _spectral_radius(matrix: Float[Array, "n n"]) -> Float[Array, ""]:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
-from rnnscale._base import check_size, state_dtype
+from rnnscale._base import state_dtype
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Cell, linear
 from rnnscale.cells._init import uniform
@@ -63,7 +64,8 @@ class UnitaryEvolutionRNNCell(Cell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
-    def __init__(self, idim: int, hdim: int, *, key: PRNGKeyArray):
+    @check_arguments
+    def __init__(self, idim: Size, hdim: Size, *, key: PRNGKeyArray):
         r"""**Arguments:**
 
         - `idim`: number of input features.
@@ -72,7 +74,6 @@ class UnitaryEvolutionRNNCell(Cell):
 
         **Raises:** `ValueError` if a size is below 1.
         """
-        check_size(UnitaryEvolutionRNNCell, idim=idim, hdim=hdim)
         keys = jax.random.split(key, 6)
         self.theta = uniform(keys[0], (3, hdim), math.pi)
         reflection = uniform(keys[1], (2, 2, hdim), math.sqrt(6 / (2 + 2 * hdim)))

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import equinox as eqx
 
-# Constructors and their callers: Equinox creates instances in frames of its own.
-_INTERNAL = (str(Path(__file__).parent), str(Path(eqx.__file__).parent))
+# Constructors and their callers: Equinox and `check_arguments` have frames of their own.
+_CELLS = Path(__file__).parent
+_INTERNAL = tuple(map(str, (_CELLS, _CELLS.parent / "_checks.py", Path(eqx.__file__).parent)))
 
 
 def warn_caller(message: str) -> None:

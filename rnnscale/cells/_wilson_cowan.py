@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_size
+from rnnscale._checks import Fraction, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, AffineInputCell, Units
 from rnnscale.cells._init import uniform
@@ -43,12 +43,13 @@ class WilsonCowanCell(AffineInputCell):
     hdim: int = eqx.field(static=True)
     nonlinearity: Callable[[Array], Array] = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        hdim: int,
+        idim: Size,
+        hdim: Size,
         *,
-        rate: float = 0.5,
+        rate: Fraction = 0.5,
         nonlinearity: Callable[[Array], Array] = jnp.tanh,
         key: PRNGKeyArray,
     ):
@@ -62,9 +63,6 @@ class WilsonCowanCell(AffineInputCell):
 
         **Raises:** `ValueError` if a size is below 1 or `rate` is outside its range.
         """
-        check_size(WilsonCowanCell, idim=idim, hdim=hdim)
-        if not 0 < rate <= 1:
-            raise ValueError(f"WilsonCowanCell: rate must be in (0, 1]; got {rate}.")
         recurrent_key, input_key, bias_key = jax.random.split(key, 3)
         limit = 1 / math.sqrt(hdim)
         self.recurrent = uniform(recurrent_key, (hdim, hdim), limit)

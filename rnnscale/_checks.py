@@ -1,0 +1,240 @@
+"""The arguments of public functions, checked by their annotations before anything uses them.
+
+An annotation says what its argument may be: `idim: Size`, `leak: Fraction`, `cell: Cell`. Anything
+else is refused by `check_arguments`, with the same words everywhere, so that no function repeats in
+code what its signature says.
+"""
+
+import collections.abc
+import math
+import operator
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, wraps
+from inspect import Parameter, signature
+from numbers import Real
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeAliasType,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import AbstractArray, DTypeLike, PRNGKeyArray, PyTree
+
+
+@dataclass(frozen=True)
+class Must:
+    """A condition in an annotation: `Annotated[int, Must("be at least 1", lambda n: n >= 1)]`."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+type Size = Annotated[int, Must("be at least 1", lambda n: n >= 1)]
+type Count = Annotated[int, Must("be at least 0", lambda n: n >= 0)]
+type Positive = Annotated[float, Must("be positive and finite", lambda x: 0 < x < math.inf)]
+type NonNegative = Annotated[float, Must("be at least 0 and finite", lambda x: 0 <= x < math.inf)]
+type Finite = Annotated[float, Must("be finite", math.isfinite)]
+type Fraction = Annotated[float, Must("be in (0, 1]", lambda x: 0 < x <= 1)]
+type Rate = Annotated[float, Must("be in [0, 1)", lambda x: 0 <= x < 1)]
+type Share = Annotated[float, Must("be in [0, 1]", lambda x: 0 <= x <= 1)]
+type Range[T] = Annotated[
+    tuple[T, T], Must("be (low, high) with low <= high", lambda each: each[0] <= each[1])
+]
+type NonEmpty[T] = Annotated[
+    Sequence[T], Must("have at least one element", lambda each: len(each) > 0)
+]
+type FloatDType = Annotated[
+    DTypeLike, Must("be a floating dtype", lambda each: jnp.issubdtype(each, jnp.floating))
+]
+
+
+def check_arguments[F: Callable](function: F) -> F:
+    """Decorates a function, so that an argument that its annotation does not allow is an error.
+
+    Integers of NumPy become those of Python; everything else is handed on as it is. Nothing of it
+    is left in a compiled program.
+
+    **Raises:** `TypeError` if an argument is another kind of thing; `ValueError` if it is the right
+    kind, and out of range.
+    """
+    owner = function.__qualname__.removesuffix(".__init__")
+    parameters = signature(function).parameters.values()
+    names = [each.name for each in parameters if each.kind is not Parameter.KEYWORD_ONLY]
+
+    @wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        hints = _hints(function)
+
+        def check(name: str, value: Any) -> Any:
+            return _checked(name, hints[name], value) if name in hints else value
+
+        # Arguments that are missing or unknown are left to the call, which names them.
+        try:
+            args = (*map(check, names, args), *args[len(names) :])
+            kwargs = {name: check(name, value) for name, value in kwargs.items()}
+        except _Refused as refused:
+            raise refused.error(owner) from None
+        return function(*args, **kwargs)
+
+    return cast(F, checked)
+
+
+@cache
+def _hints(function: Callable) -> Mapping[str, Any]:
+    return get_type_hints(function, include_extras=True)
+
+
+class _Refused(Exception):
+    """A value that an annotation does not allow. `name` is that of an argument or its element."""
+
+    def __init__(self, kind: type[Exception], name: str, expected: str, value: Any):
+        self.kind, self.name, self.expected, self.value = kind, name, expected, value
+
+    def error(self, owner: str) -> Exception:
+        return self.kind(f"{owner}: {self.name} must {self.expected}; got {shown(self.value)}.")
+
+
+def _checked(name: str, annotation: Any, value: Any) -> Any:
+    """The value, if the annotation allows it. Raises `_Refused` otherwise."""
+    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    if annotation is Any or _is(annotation, PyTree):
+        return value
+    if isinstance(origin, TypeAliasType):
+        meaning = origin.__value__[arguments] if arguments else origin.__value__
+        return _checked(name, meaning, value)
+    if isinstance(annotation, TypeVar):
+        return _checked(name, annotation.__bound__, value)
+    if origin is Annotated:
+        return _meeting(name, annotation.__origin__, annotation.__metadata__, value)
+    if annotation in _KINDS:
+        return _of_kind(name, *_KINDS[annotation], value)
+    if origin in (Union, types.UnionType):
+        return _one_of(name, arguments, value)
+    if origin is Literal:
+        if isinstance(value, str) and value in arguments:
+            return value
+        raise _Refused(ValueError, name, f"be one of {', '.join(arguments)}", value)
+    if origin in (collections.abc.Sequence, list, tuple):
+        return _with_elements(name, origin, arguments, value)
+    if _is(annotation, AbstractArray):
+        expected = f'be an array {annotation.dtype.__name__}[Array, "{annotation.dim_str}"]'
+        like = annotation.dtype[jax.Array | np.ndarray, annotation.dim_str]
+        return _of_kind(name, expected, lambda each: isinstance(each, like), value)
+    if origin is collections.abc.Callable:
+        return _of_kind(name, "be a function", callable, value)
+    if isinstance(origin, type):
+        expected = f"be a {origin.__module__.partition('._')[0]}.{origin.__qualname__}"
+        return _of_kind(name, expected, lambda each: isinstance(each, origin), value)
+    raise TypeError(f"check_arguments cannot read the annotation {annotation!r} of {name}")
+
+
+def _is(annotation: Any, kind: type) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, kind)
+
+
+def _of_kind(name: str, expected: str, accepts: Callable[[Any], bool], value: Any) -> Any:
+    if not accepts(value):
+        raise _Refused(TypeError, name, expected, value)
+    return operator.index(value) if isinstance(value, np.integer) else value
+
+
+def _meeting(name: str, kind: Any, conditions: Sequence[Must], value: Any) -> Any:
+    value = _checked(name, kind, value)
+    for condition in conditions:
+        if not condition.holds(value):
+            raise _Refused(ValueError, name, condition.expected, value)
+    return value
+
+
+def _one_of(name: str, alternatives: Sequence[Any], value: Any) -> Any:
+    expected = []
+    for each in alternatives:
+        try:
+            return _checked(name, each, value)
+        except _Refused as refused:
+            # The kind is right; the range, or an element, is not.
+            if refused.kind is ValueError or refused.name != name:
+                raise
+            expected.append(refused.expected)
+    phrase = " or ".join([expected[0], *(each.removeprefix("be ") for each in expected[1:])])
+    raise _Refused(TypeError, name, phrase, value)
+
+
+def _with_elements(name: str, origin: Any, arguments: tuple[Any, ...], value: Any) -> Any:
+    fixed = origin is tuple and arguments[-1] is not Ellipsis
+    expected = f"be a tuple of {len(arguments)}" if fixed else "be a list or a tuple"
+    if not isinstance(value, collections.abc.Sequence) or isinstance(value, str | bytes):
+        raise _Refused(TypeError, name, expected, value)
+    if fixed and len(value) != len(arguments):
+        raise _Refused(ValueError, name, expected, value)
+    if not fixed:
+        arguments = arguments[:1] * len(value)
+    each = (f"{name}[{i}]" for i in range(len(value)))
+    return tuple(map(_checked, each, arguments, value))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, jax.Array | np.ndarray):
+        real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+        return real and value.ndim == 0 and not isinstance(value, Tracer)
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_key(value: Any) -> bool:
+    """Whether the value is one random key, typed or raw."""
+    if not isinstance(value, jax.Array | np.ndarray):
+        return False
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return value.ndim == 0
+    return value.dtype == jnp.uint32 and value.shape in ((2,), (4,))
+
+
+def _is_dtype(value: Any) -> bool:
+    if value is None:
+        return False  # NumPy takes it for float64
+    try:
+        jnp.dtype(value)
+    except TypeError:
+        return False
+    return True
+
+
+# The kinds that are not classes to inherit from: what is said of them, and how they are recognised.
+_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("be True or False", lambda value: isinstance(value, bool | np.bool_)),
+    int: ("be an integer", _is_integer),
+    float: ("be a number", _is_number),
+    str: ("be a string", lambda value: isinstance(value, str)),
+    type(None): ("be None", lambda value: value is None),
+    DTypeLike: ("be a dtype, such as jnp.float32", _is_dtype),
+    PRNGKeyArray: ("be one random key, such as jax.random.key(0)", is_key),
+}
+
+
+def shown(value: Any) -> str:
+    """The value in an error message: short, and without the numbers of arrays."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"an array {value.dtype} of shape {value.shape}"
+    if isinstance(value, list | tuple) and len(value) <= 8:
+        texts = ", ".join(map(shown, value)) + "," * (isinstance(value, tuple) and len(value) == 1)
+        return f"[{texts}]" if isinstance(value, list) else f"({texts})"
+    if value is None or isinstance(value, str | bytes | Real | np.dtype):
+        return repr(value)[:80]
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
