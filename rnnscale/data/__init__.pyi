@@ -55,5 +55,5 @@ from .sources._stored import (
     open_npz as open_npz,
 )
 from .sources._tokens import TokenShards as TokenShards
-from .sources._ts import read_ts as read_ts
+from .sources._ts import parse_ts as parse_ts, read_ts as read_ts
 from .sources._unchanged import UnchangedFile as UnchangedFile

@@ -10,7 +10,7 @@ from rnnscale.data import read_ts
 from rnnscale.tasks._names import check_name
 from rnnscale.tasks._packages import file_of_package
 from rnnscale.tasks._sequences import sequences_task
-from rnnscale.tasks._split import tenth_of_each_class
+from rnnscale.tasks._split import part_of_each_class
 from rnnscale.tasks._task import Task
 
 
@@ -115,7 +115,7 @@ def archive_task(name: str) -> Task:
     check_name(name, ARCHIVE, "data set")
     info = ARCHIVE[name]
     (inputs, labels), test = (_read(info.file, part) for part in ("TRAIN", "TEST"))
-    held_out = tenth_of_each_class(labels)
+    held_out = part_of_each_class(labels)
     kept = np.setdiff1d(np.arange(len(labels)), held_out)
     return sequences_task(
         name,

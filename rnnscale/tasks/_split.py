@@ -5,36 +5,43 @@ import math
 import numpy as np
 
 
-def stratified_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """About 70, 10 and 20 % of the records, each with nearly the same class frequencies.
+def stratified_split(
+    labels: np.ndarray, validation: float = 0.1, test: float = 0.2
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training, validation and test records, each with nearly the same class frequencies.
 
     **Arguments:**
 
-    - `labels`: int, shape `(records,)`.
+    - `labels`: int, shape `(records,)`; all the same for a split that does not look at classes.
+    - `validation`, `test`: the fractions of these splits.
 
     **Returns:**
 
     The sorted indices of the training, validation and test records.
     """
-    train, validation, test = [], [], []
+    # Rounded, since 0.1 + 0.2 is a little more than 0.3.
+    held_out = round(validation + test, 9)
+    train, validated, tested = [], [], []
     for members in _shuffled_classes(labels):
-        first, second = round(0.2 * len(members)), round(0.3 * len(members))
-        test.append(members[:first])
-        validation.append(members[first:second])
+        first, second = round(test * len(members)), round(held_out * len(members))
+        tested.append(members[:first])
+        validated.append(members[first:second])
         train.append(members[second:])
-    train, validation, test = (np.sort(np.concatenate(s)) for s in (train, validation, test))
-    return train, validation, test
+    train, validated, tested = (np.sort(np.concatenate(s)) for s in (train, validated, tested))
+    return train, validated, tested
 
 
-def tenth_of_each_class(labels: np.ndarray) -> np.ndarray:
-    """The sorted indices of a tenth of each class, rounded up.
+def part_of_each_class(labels: np.ndarray, fraction: float = 0.1) -> np.ndarray:
+    """The sorted indices of a fraction of each class, rounded up.
 
     **Arguments:**
 
-    - `labels`: int, shape `(records,)`.
+    - `labels`: int, shape `(records,)`; all the same for a part that does not look at classes.
+    - `fraction`: 0 to 1.
     """
-    classes = _shuffled_classes(labels)
-    return np.sort(np.concatenate([each[: math.ceil(len(each) / 10)] for each in classes]))
+    # Rounded, since 30 * 0.1 is a little more than 3.
+    parts = [c[: math.ceil(round(len(c) * fraction, 9))] for c in _shuffled_classes(labels)]
+    return np.sort(np.concatenate(parts))
 
 
 def _shuffled_classes(labels: np.ndarray) -> list[np.ndarray]:

@@ -1,10 +1,14 @@
 """The class `Task`: a source of records for each split, and what a model has to know about them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from rnnscale.data import SequenceSource, Source
+from rnnscale.tasks.files._fields import fields_of_arrays
+from rnnscale.tasks.files._preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,8 @@ class Task:
         None if there is no baseline. It can take some seconds, and runs only when called.
     - `sequences`: for tasks whose records are padded sequences, the unpadded sequences of each
         split, by the name of the split; `bucket`, `pack` and `lanes` take them. Otherwise empty.
+    - `preprocessing`: for tasks of one's own series, what was fitted to the training split; it
+        makes records of new data, and predictions in their units. Otherwise None.
 
     **Raises:** `ValueError` if both or neither of `classes` and `odim` are given, or the metric
     does not fit the kind of labels.
@@ -51,6 +57,7 @@ class Task:
     notes: Mapping[str, Any] = field(default_factory=dict)
     baseline: Callable[[], Mapping[str, float]] | None = None
     sequences: Mapping[str, SequenceSource] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self):
         if (self.classes is None) == (self.odim is None):
@@ -65,3 +72,41 @@ class Task:
                 f"task {self.name!r} has {kind}, so its metric must be one of {metrics}; "
                 f"got {self.metric!r}"
             )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        inputs: np.ndarray | Sequence[np.ndarray],
+        labels: np.ndarray | Sequence[Any] | None = None,
+        *,
+        lengths: np.ndarray | None = None,
+        times: np.ndarray | Sequence[np.ndarray] | None = None,
+        split: tuple[float, float, float] | Sequence[str] | np.ndarray = (0.7, 0.1, 0.2),
+        seq_len: int | None = None,
+        name: str = "arrays",
+        **options: Any,
+    ) -> "Task":
+        """A task of arrays in memory, standardised by its training split.
+
+        **Arguments:**
+
+        - `inputs`: real numbers of shape `(series, steps)` or `(series, steps, channels)`, or a
+            list of arrays of shape `(steps, channels)`; without labels also one series of shape
+            `(steps,)` or `(steps, channels)`. NaN is a missing value.
+        - `labels`: one per series, `(series,)` or `(series, targets)`, or one at each step,
+            `(series, steps)` or `(series, steps, targets)`: names or numbers. None for a forecast.
+        - `lengths`: the steps of each series that are not padding, shape `(series,)`.
+        - `times`: the times of the steps, like `inputs` without channels, if they are not evenly
+            spaced.
+        - `split`: the fractions of training, validation and test; or for each series `"train"`,
+            `"validation"` or `"test"`.
+        - `seq_len`: steps in a record of a forecast, at least 1.
+        - `name`: the name that logs and summaries show.
+        - `options`: `kind`, `horizon` and `missing`, see `DataOptions`.
+
+        **Returns:** the task, see `task_from`.
+
+        **Raises:** `ValueError` if an array has another shape, or a value can't be used.
+        """
+        arrays = {"inputs": inputs, "labels": labels, "lengths": lengths, "times": times}
+        return cls(name=name, **fields_of_arrays(arrays, split, seq_len, name, options))

@@ -32,33 +32,84 @@ def read_ts(path: str | os.PathLike[str], *, skip: bool = False) -> SequenceArra
     **Raises:** `ValueError` with file and line if there is no such file, it has time stamps, or a
     series can't be used.
     """
+    file = parse_ts(path)
+    unusable = Unusable(skip)
+    inputs, labels = [], []
+    for line, series in file.lines:
+        if isinstance(series, TsSeries) and np.isnan(series.inputs).any():
+            step = int(np.isnan(series.inputs).any(axis=1).argmax())
+            series = f"the value of step {step} is missing"
+        if isinstance(series, str):
+            unusable.note(f"{file.path}, line {line}", series)
+            continue
+        inputs.append(series.inputs.astype(np.float32))
+        labels.append(series.label)
+    if not inputs:
+        raise UserError(f"{file.path} has no series that can be used")
+    per_sequence = {}
+    if file.classes is not None:
+        per_sequence["labels"] = np.array(list(map(file.classes.index, labels)), np.int32)
+    elif file.is_regression:
+        per_sequence["labels"] = np.array(labels, np.float32)
+    return SequenceArrays({"inputs": inputs}, per_sequence, skipped=unusable.all())
+
+
+@dataclass(frozen=True)
+class TsSeries:
+    """A series of a `.ts` file.
+
+    **Attributes:**
+
+    - `inputs`: float64, shape `(steps, channels)`; NaN where a value is missing.
+    - `label`: its class or its target; None if the file has no labels.
+    """
+
+    inputs: np.ndarray
+    label: str | float | None
+
+
+@dataclass(frozen=True)
+class TsFile:
+    """The contents of a `.ts` file.
+
+    **Attributes:**
+
+    - `path`: its absolute path.
+    - `classes`: the names of the classes, in the order of the header; None if it has none.
+    - `is_regression`: whether the labels are numbers.
+    - `lines`: for each series, the number of its line, and the series or why it can't be used.
+    """
+
+    path: str
+    classes: tuple[str, ...] | None
+    is_regression: bool
+    lines: list[tuple[int, TsSeries | str]]
+
+
+def parse_ts(path: str | os.PathLike[str]) -> TsFile:
+    """Reads a `.ts` file, with missing values.
+
+    **Raises:** `ValueError` with the file if there is no such file, its header can't be used, or it
+    is not text.
+    """
     path = os.path.abspath(path)
     if not os.path.isfile(path):
         raise UserError(f"there is no file {path}")
-    unusable = Unusable(skip)
-    inputs, labels = [], []
+    lines: list[tuple[int, TsSeries | str]] = []
+    first: tuple[int, ...] | None = None
     try:
         with open(path, encoding="utf-8") as file:
             header = _read_header(path, file)
             for number, line in enumerate(file, header.lines + 1):
                 if not line.strip():
                     continue
-                series = _read_series(line, header, inputs[0].shape if inputs else None)
-                if isinstance(series, str):
-                    unusable.note(f"{path}, line {number}", series)
-                else:
-                    inputs.append(series[0])
-                    labels.append(series[1])
+                series = _read_series(line, header, first)
+                if first is None and isinstance(series, TsSeries):
+                    first = series.inputs.shape
+                lines.append((number, series))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a .ts file: it is not text ({error.reason})") from error
-    if not inputs:
-        raise UserError(f"{path} has no series that can be used")
-    per_sequence = {}
-    if header.classes is not None:
-        per_sequence["labels"] = np.array(labels, np.int32)
-    elif header.is_regression:
-        per_sequence["labels"] = np.array(labels, np.float32)
-    return SequenceArrays({"inputs": inputs}, per_sequence, skipped=unusable.all())
+    return TsFile(path, header.classes, header.is_regression, lines)
 
 
 @dataclass(frozen=True)
@@ -100,21 +151,19 @@ def _read_header(path: str, file: TextIO) -> _Header:
     )
 
 
-def _read_series(
-    line: str, header: _Header, first: tuple[int, ...] | None
-) -> tuple[np.ndarray, float] | str:
-    """The steps and the label of a series, or why it can't be used.
+def _read_series(line: str, header: _Header, first: tuple[int, ...] | None) -> TsSeries | str:
+    """The series of a line, or why it can't be used.
 
     `first` is the shape of the first series, which the others must match.
     """
     channels = [channel.split(",") for channel in line.strip().split(":")]
-    label = 0.0
+    label: str | float | None = None
     if header.classes is not None or header.is_regression:
         text = ",".join(channels.pop()).strip()
         if header.classes is not None:
             if text not in header.classes:
                 return f"its class {text!r} is not one of {', '.join(header.classes)}"
-            label = header.classes.index(text)
+            label = text
         else:
             try:
                 label = float(text)
@@ -124,19 +173,17 @@ def _read_series(
                 return f"its target is {text}"
     if len({len(channel) for channel in channels}) != 1:
         return f"its channels have different lengths: {[len(channel) for channel in channels]}"
-    values = np.empty((len(channels[0]), len(channels)), np.float32)
+    values = np.empty((len(channels[0]), len(channels)))
     for column, channel in zip(values.T, channels, strict=True):
         for step, text in enumerate(channel):
-            if text.strip().lower() in ("?", "nan"):
-                return f"the value of step {step} is missing"
             try:
-                column[step] = float(text)
+                column[step] = np.nan if text.strip() == "?" else float(text)
             except ValueError:
                 return f"step {step}: {text!r} is not a number"
-    if not np.isfinite(values).all():
+    if np.isinf(values).any():
         return "it has infinite values"
     if first is not None and values.shape[1] != first[1]:
         return f"it has {values.shape[1]} channels, and the first has {first[1]}"
     if first is not None and header.equal_length and len(values) != first[0]:
         return f"it has {len(values)} steps, and the first has {first[0]}"
-    return values, label
+    return TsSeries(values, label)

@@ -1,0 +1,138 @@
+"""`DataOptions`: how one's own data are read. A file of its own, without heavy imports, because the
+command line makes its flags from it."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from rnnscale._errors import UserError
+
+type Kind = Literal["classification", "regression", "forecast", "next_token"]
+type Form = Literal["wide", "long"]
+type Missing = Literal["error", "mask"]
+
+FRACTIONS = (0.7, 0.1, 0.2)
+
+
+def _option(default: Any, help: str, metavar: str | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How to read one's own data; `task_from` makes a task of them.
+
+    The metadata of each field have its `"help"` and its `"metavar"` on the command line, where the
+    flag of `path` is `--data` and those of the others are their names.
+
+    **Attributes:**
+
+    - `path`: a file or a folder, see the guide of `rnnscale.tasks`.
+    - `kind`: `"classification"`, `"regression"`, `"forecast"` or `"next_token"`; None to decide by
+        the data.
+    - `label`: the columns with the labels; for a forecast, the columns to forecast.
+    - `inputs`: the columns with the inputs; empty for all that have no other role.
+    - `group`: the column that says which series a row belongs to.
+    - `time`: the column with the times of the samples, if they are not evenly spaced: numbers, or
+        dates of ISO 8601.
+    - `form`: for tables, `"wide"` if a row is a series, `"long"` if it is a step; None for
+        `"wide"` if there is a label and neither a group nor a time, otherwise `"long"`.
+    - `horizon`: number of steps to forecast, at least 1; if it is given, the kind is a forecast.
+    - `split`: the fractions of training, validation and test, which add up to 1; or the column that
+        says `train`, `validation` or `test`. If files are named `_TRAIN` and `_TEST`, validation
+        takes its fraction of the training file.
+    - `missing`: `"error"` if a missing value is an error that says where it is; `"mask"` to replace
+        it by the mean of the training split and to add an input for each column, which is 1 where
+        its value is missing.
+
+    **Raises:** `ValueError` if a value is out of range, or options contradict one another.
+    """
+
+    path: str = _option("", "your own file or folder, instead of a task's name", "PATH")
+    kind: Kind | None = _option(
+        None, "classification, regression, forecast or next_token; default: decided by the data"
+    )
+    label: tuple[str, ...] = _option(
+        (), "columns with the labels, or with the values to forecast", "COLUMN,..."
+    )
+    inputs: tuple[str, ...] = _option(
+        (), "columns with the inputs; default: all that have no other role", "COLUMN,..."
+    )
+    group: str | None = _option(None, "column that says which series a row belongs to", "COLUMN")
+    time: str | None = _option(
+        None, "column with the times of samples that are not evenly spaced", "COLUMN"
+    )
+    form: Form | None = _option(
+        None,
+        "wide: a row is a series; long: a row is a step; default: wide if there is a label and "
+        "neither group nor time",
+    )
+    horizon: int | None = _option(None, "steps to forecast", "N")
+    split: tuple[float, float, float] | str = _option(
+        FRACTIONS,
+        "fractions of training, validation and test, or the column that says train, validation or "
+        "test; default: 0.7,0.1,0.2, or files named _TRAIN and _TEST",
+        "A,B,C|COLUMN",
+    )
+    missing: Missing = _option(
+        "error", "missing values are an error, or mask: the mean, and an input that says so"
+    )
+
+    def __post_init__(self):
+        for name in ("label", "inputs"):
+            object.__setattr__(self, name, _names(getattr(self, name)))
+        object.__setattr__(self, "split", _split(self.split))
+        for name, choices in (("kind", Kind), ("form", Form), ("missing", Missing)):
+            value, known = getattr(self, name), get_args(choices.__value__)
+            if value not in known and not (value is None and name != "missing"):
+                raise UserError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        if self.horizon is not None and not self.horizon >= 1:
+            raise UserError(f"horizon must be at least 1 step; got {self.horizon}")
+        if self.horizon is not None and self.kind not in (None, "forecast"):
+            raise UserError(f"horizon is for forecasts, and kind is {self.kind!r}; leave one out")
+        if self.form == "wide" and (self.group or self.time):
+            raise UserError("in the form 'wide' a row is a series, so group and time have no use")
+        roles = [*self.label, self.group, self.time, self._split_column]
+        named = [role for role in roles if role is not None]
+        twice = sorted({role for role in named if named.count(role) > 1})
+        if twice:
+            raise UserError(f"the column {twice[0]!r} can't have two roles; got it twice")
+
+    @property
+    def _split_column(self) -> str | None:
+        return self.split if isinstance(self.split, str) else None
+
+    @property
+    def fractions(self) -> tuple[float, float, float]:
+        """The fractions of the splits; the default ones if a column says the split."""
+        return FRACTIONS if isinstance(self.split, str) else self.split
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "DataOptions":
+        """The options of which `dataclasses.asdict` is the JSON."""
+        return cls(**stored)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Names from one string with commas, or from several strings."""
+    if value is None:
+        return ()
+    return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+
+
+def _split(value: Any) -> tuple[float, float, float] | str:
+    """Fractions, also from a string such as "0.7,0.1,0.2", or the name of a column."""
+    parts = value
+    if isinstance(value, str):
+        try:
+            parts = [float(part) for part in value.split(",")]
+        except ValueError:
+            return value
+    fractions = tuple(parts)
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise UserError(
+            "split must be three positive fractions that add up to 1, for training, validation and "
+            f"test, or the name of a column; got {value!r}"
+        )
+    return fractions[0], fractions[1], fractions[2]

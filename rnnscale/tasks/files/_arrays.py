@@ -1,0 +1,154 @@
+"""Arrays in memory and in `.npz` and `.npy` files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rnnscale._errors import UserError
+from rnnscale.tasks._data_options import DataOptions
+from rnnscale.tasks.files._series_table import SeriesTable, joined
+
+# The names under which each array is found in a file, in lower case.
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "inputs": ("inputs", "x", "data"),
+    "labels": ("labels", "y", "targets", "target"),
+    "lengths": ("lengths",),
+    "times": ("times", "time", "t"),
+    "split": ("split", "splits"),
+}
+_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+
+
+def read(path: Path, options: DataOptions) -> SeriesTable:
+    """The series of a `.npz` file, or of a `.npy` file, which has inputs only.
+
+    **Raises:** `ValueError` if the file can't be read, or an array is missing or has another shape.
+    """
+    try:
+        stored = np.load(path, allow_pickle=False)
+        arrays = {"inputs": stored} if isinstance(stored, np.ndarray) else dict(stored)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} can't be read as arrays of NumPy: {error}") from error
+    if options.group or options.time or options.inputs:
+        raise UserError(f"{path}: arrays have no columns; leave out group, time and inputs")
+    names = {alias: name for name, aliases in _NAMES.items() for alias in aliases}
+    by_split: dict[str, dict[str, np.ndarray]] = {}
+    for stored_name, array in arrays.items():
+        name, _, suffix = stored_name.lower().rpartition("_")
+        split = _SPLITS.get(suffix, "") if name else ""
+        name = names.get(name if split else stored_name.lower())
+        if name is None:
+            known = ", ".join("/".join(aliases) for aliases in _NAMES.values())
+            raise UserError(
+                f"{path} has an array {stored_name!r}; expected {known}, each also with _train, "
+                "_validation or _test at its end"
+            )
+        by_split.setdefault(split, {})[name] = array
+    if len(by_split) > 1 and "" in by_split:
+        raise UserError(f"{path}: either all arrays or none must end in _train, _test, ...")
+    tables = []
+    for split, named in by_split.items():
+        if "inputs" not in named:
+            raise UserError(f"{path} has no array 'inputs'; it has {', '.join(arrays)}")
+        where = f"{path}{split and ', ' + split}"
+        if split:
+            named["split"] = np.full(len(named["inputs"]), split)
+        tables.append(table_of_arrays(where, **named))
+    return joined(tables)
+
+
+def table_of_arrays(
+    where: str,
+    inputs: np.ndarray | Sequence[np.ndarray],
+    labels: np.ndarray | Sequence[Any] | None = None,
+    lengths: np.ndarray | None = None,
+    times: np.ndarray | Sequence[np.ndarray] | None = None,
+    split: np.ndarray | Sequence[str] | None = None,
+) -> SeriesTable:
+    """The table of arrays in memory; see `Task.from_arrays`.
+
+    **Arguments:**
+
+    - `where`: the name of the arrays in messages.
+    """
+    series = _series(where, inputs, labels)
+    count = len(series)
+    for name, array in (("labels", labels), ("lengths", lengths), ("split", split)):
+        if array is not None and len(array) != count:
+            raise UserError(f"{where}: {name} must have {count} rows, as inputs; got {len(array)}")
+    steps = [len(x) for x in series] if lengths is None else np.asarray(lengths).tolist()
+    for row, (x, length) in enumerate(zip(series, steps, strict=True)):
+        if not (isinstance(length, int) and 1 <= length <= len(x)):
+            raise UserError(
+                f"{where}: series {row} must have 1 to {len(x)} steps, whole numbers; got {length}"
+            )
+    found, per_step = _labels(where, labels, [len(x) for x in series])
+    times_of = None if times is None else [np.asarray(t, np.float64) for t in times]
+    if times_of is not None and [len(t) for t in times_of] != [len(x) for x in series]:
+        raise UserError(f"{where}: times must have the shape (series, steps) of the inputs")
+    targets = found[0].shape[-1] if found else 0
+    return SeriesTable(
+        columns=tuple(f"channel {c}" for c in range(series[0].shape[1])),
+        inputs=[x[:length] for x, length in zip(series, steps, strict=True)],
+        names=[f"{where}, series {row}" for row in range(count)],
+        targets=("label",) if targets == 1 else tuple(f"label {n}" for n in range(targets)),
+        labels=[y[:n] for y, n in zip(found, steps, strict=True)] if per_step else found,
+        times=() if times_of is None else [t[:n] for t, n in zip(times_of, steps, strict=True)],
+        splits=() if split is None else [str(each) for each in split],
+    )
+
+
+def _series(
+    where: str, inputs: np.ndarray | Sequence[np.ndarray], labels: object
+) -> list[np.ndarray]:
+    """The series, each of shape `(steps, channels)`."""
+    if isinstance(inputs, np.ndarray):
+        if inputs.ndim == 1 or (inputs.ndim == 2 and labels is None):
+            inputs = inputs[None]  # one series
+        if inputs.ndim not in (2, 3):
+            raise UserError(
+                f"{where}: inputs must have the shape (series, steps) or (series, steps, "
+                f"channels), or without labels (steps,) or (steps, channels); got {inputs.shape}"
+            )
+    series = []
+    for row, x in enumerate(inputs):
+        x = np.asarray(x)
+        if x.dtype.kind not in "biuf" or x.ndim not in (1, 2):
+            raise UserError(
+                f"{where}: series {row} must be real numbers of shape (steps,) or (steps, "
+                f"channels); got {x.dtype} of shape {x.shape}"
+            )
+        series.append(x.astype(np.float64).reshape(len(x), -1))
+        if series[row].shape[1] != series[0].shape[1] or not series[row].size:
+            raise UserError(
+                f"{where}: series {row} has the shape {series[row].shape}, and the first one "
+                f"{series[0].shape}; all must have the same channels and at least one step"
+            )
+    if not series:
+        raise UserError(f"{where}: inputs have no series")
+    return series
+
+
+def _labels(
+    where: str, labels: np.ndarray | Sequence[Any] | None, steps: list[int]
+) -> tuple[list[np.ndarray], bool]:
+    """The labels of each series as a table has them, and whether there is one at each step."""
+    if labels is None:
+        return [], False
+    rows = [np.asarray(row) for row in labels]
+    rows = [row.astype(str) if row.dtype.kind in "OSU" else row.astype(np.float64) for row in rows]
+    shapes = {
+        row.shape[1:] if row.shape[:1] == (n,) else None for row, n in zip(rows, steps, strict=True)
+    }
+    # With as many targets as steps this is ambiguous; a label at each step is more common.
+    per_step = None not in shapes and len(shapes) == 1 and rows[0].ndim in (1, 2)
+    if per_step:
+        return [row.reshape(len(row), -1) for row in rows], True
+    if len({row.shape for row in rows}) != 1 or rows[0].ndim > 1:
+        raise UserError(
+            f"{where}: labels must have the shape (series,), (series, targets), (series, steps) or "
+            f"(series, steps, targets); got one of shape {rows[0].shape} for {steps[0]} steps"
+        )
+    return [row.reshape(-1) for row in rows], False

@@ -1,0 +1,229 @@
+"""Tasks of labelled series: classification and regression, of a series or at each step."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rnnscale._errors import UserError
+from rnnscale.data import PaddedSource
+from rnnscale.tasks._baselines import most_frequent
+from rnnscale.tasks._data_options import DataOptions, Kind
+from rnnscale.tasks._split import part_of_each_class, stratified_split
+from rnnscale.tasks.files._preprocessing import Preprocessing
+from rnnscale.tasks.files._series_table import SeriesTable
+
+SPLITS = ("train", "validation", "test")
+# Numbers with at most this many different whole values can be classes.
+_MOST_CLASSES = 100
+
+
+def kind_of(table: SeriesTable, options: DataOptions) -> Kind:
+    """The kind of problem: as the options or the format say, otherwise by the labels.
+
+    Series without labels are for a forecast. Labels are classes if they are not numbers, or if they
+    are at most 100 different whole numbers, on average at least two of each.
+
+    **Raises:** `ValueError` if the labels don't fit the kind.
+    """
+    if options.kind == "forecast" or options.horizon is not None or not table.labels:
+        if options.kind in ("classification", "regression"):
+            raise UserError(f"kind {options.kind!r} needs labels, and {table.names[0]} has none")
+        return "forecast"
+    if options.kind is not None:
+        return options.kind
+    if table.kind is not None:
+        return table.kind
+    values = np.concatenate([label.ravel() for label in table.labels])
+    if values.dtype.kind == "U":
+        try:
+            values = values.astype(np.float64)
+        except ValueError:
+            return "classification"
+    different = len(np.unique(values))
+    whole = bool((values == np.round(values)).all())
+    few = different <= min(_MOST_CLASSES, len(values) / 2)
+    return "classification" if whole and few else "regression"
+
+
+def labelled_fields(table: SeriesTable, options: DataOptions) -> dict[str, Any]:
+    """The fields of a `Task` of a table with labels; `options.kind` says whether they are classes.
+
+    **Raises:** `ValueError` if there is no record in a split, or a label can't be used.
+    """
+    is_classes = options.kind == "classification"
+    table = _with_labels_of(table, is_classes)
+    classes = _classes(table) if is_classes else None
+    strata = np.zeros(len(table), np.int64)
+    if classes is not None and not table.labels_per_step:
+        strata = np.array([classes.index(str(label[0])) for label in table.labels])
+    rows = split_rows(table, options, strata)
+    preprocessing = fit(table, rows["train"], options, classes)
+    sequences = {
+        split: preprocessing.sequences(table.select(of_split)) for split, of_split in rows.items()
+    }
+    per_step = ("inputs", "intervals") + (("labels",) if table.labels_per_step else ())
+    longest = preprocessing.seq_len
+
+    def baseline() -> Mapping[str, float]:
+        labels = [sequences["test"][row]["labels"] for row in range(len(sequences["test"]))]
+        tested = np.concatenate([np.atleast_1d(each) for each in labels])
+        if is_classes:
+            return most_frequent(tested)
+        # Labels are standardised, so that the mean of the training split is 0.
+        error = np.mean(np.square(tested, dtype=np.float64)) / np.mean(np.var(tested, axis=0))
+        return {"constant_nrmse": float(np.sqrt(error))}
+
+    padded = {s: PaddedSource(each, longest, per_step=per_step) for s, each in sequences.items()}
+    return {
+        **padded,
+        "sequences": sequences,
+        "inputs": "features",
+        "idim": preprocessing.idim,
+        "classes": None if classes is None else len(classes),
+        "odim": len(table.targets) if classes is None else None,
+        "labels": "step" if table.labels_per_step else "sequence",
+        "seq_len": longest,
+        "metric": "accuracy" if is_classes else "nrmse",
+        "baseline": baseline,
+        "preprocessing": preprocessing,
+    }
+
+
+def split_rows(
+    table: SeriesTable, options: DataOptions, strata: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The series of each split.
+
+    The data say the splits, or they are drawn by the fractions, always in the same way. If the data
+    have no validation split, it is drawn from training.
+
+    **Arguments:**
+
+    - `strata`: int, shape `(series,)`; each split gets nearly the same fraction of each value.
+
+    **Raises:** `ValueError` if a split is empty.
+    """
+    _, validation, test = options.fractions
+    if not table.splits:
+        rows = stratified_split(strata, validation, test)
+        named: dict[str, np.ndarray] = dict(zip(SPLITS, rows, strict=True))
+    else:
+        splits = np.array(table.splits)
+        named = {s: np.flatnonzero(splits == s) for s in SPLITS}
+        if not len(named["validation"]) and len(train := named["train"]):
+            held_out = train[part_of_each_class(strata[train], validation)]
+            named |= {"train": np.setdiff1d(train, held_out), "validation": held_out}
+    for split, of_split in named.items():
+        if not len(of_split):
+            raise UserError(
+                f"the {split} split is empty: {len(table)} series can't be split like this; give "
+                "other fractions as split, or more data"
+            )
+    return named
+
+
+def fit(
+    table: SeriesTable,
+    training: np.ndarray,
+    options: DataOptions,
+    classes: tuple[str, ...] | None,
+) -> Preprocessing:
+    """The preprocessing fitted to the training series.
+
+    **Raises:** `ValueError` if a value is missing, unless the options say to mask it, or infinite.
+    """
+    if options.missing == "error":
+        check_complete(table)
+    train = table.select(training)
+    mean, std = mean_and_std(np.concatenate(train.inputs))
+    target_mean, target_std = np.zeros(0), np.zeros(0)
+    if classes is None:
+        target_mean, target_std = mean_and_std(
+            np.concatenate([label.reshape(-1, len(table.targets)) for label in train.labels])
+        )
+    return Preprocessing(
+        options=replace(options, path=""),
+        columns=table.columns,
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        targets=table.targets,
+        classes=classes,
+        target_mean=tuple(target_mean.tolist()),
+        target_std=tuple(target_std.tolist()),
+        labels_per_step=table.labels_per_step,
+        interval=median_interval(train),
+        seq_len=int(table.lengths.max()),
+    )
+
+
+def mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column without missing values; 0 and 1 for a column with
+    no value, and 1 for the deviation of a constant one."""
+    known = ~np.isnan(values)
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, values, 0).sum(axis=0) / count
+    std = np.sqrt(np.where(known, np.square(values - mean), 0).sum(axis=0) / count)
+    return mean, np.where(std > 0, std, 1)
+
+
+def median_interval(table: SeriesTable) -> float | None:
+    """The median time between two steps; None if the table has no times."""
+    if not table.times:
+        return None
+    between = np.concatenate([np.diff(times) for times in table.times])
+    return float(np.median(between)) if len(between) else 1.0
+
+
+def check_complete(table: SeriesTable) -> None:
+    """**Raises:** `ValueError` with series, step and column if a value is missing."""
+    count, first = 0, ""
+    for name, inputs in zip(table.names, table.inputs, strict=True):
+        missing = np.argwhere(np.isnan(inputs))
+        if len(missing) and not count:
+            step, column = missing[0]
+            first = f"{name}, step {step}, column {table.columns[column]!r}"
+        count += len(missing)
+    if count:
+        raise UserError(
+            f"{count} values are missing, the first at {first}; replace them in the data, or give "
+            "missing='mask' (--missing mask)"
+        )
+
+
+def _with_labels_of(table: SeriesTable, is_classes: bool) -> SeriesTable:
+    """The table with labels that are names of classes, or numbers."""
+    if is_classes:
+        if len(table.targets) != 1:
+            raise UserError(f"classification needs one label; got {', '.join(table.targets)}")
+        return replace(table, labels=[_class_names(label) for label in table.labels])
+    labels = []
+    for name, label in zip(table.names, table.labels, strict=True):
+        try:
+            labels.append(label.astype(np.float64))
+        except ValueError as error:
+            raise UserError(
+                f"{name}: the label of a regression must be a number: {error}"
+            ) from error
+        if not np.isfinite(labels[-1]).all():
+            raise UserError(f"{name}: its label is missing or not finite")
+    return replace(table, labels=labels)
+
+
+def _class_names(labels: np.ndarray) -> np.ndarray:
+    """Labels as names: of whole numbers without a decimal point."""
+    if labels.dtype.kind == "f" and (labels == np.round(labels)).all():
+        labels = labels.astype(np.int64)
+    return labels.astype(str)
+
+
+def _classes(table: SeriesTable) -> tuple[str, ...]:
+    """The names of the classes: as the format lists them, or sorted, numbers by their value."""
+    if table.classes is not None:
+        return table.classes
+    names = np.unique(np.concatenate([label.ravel() for label in table.labels])).tolist()
+    try:
+        return tuple(sorted(names, key=float))
+    except ValueError:
+        return tuple(names)

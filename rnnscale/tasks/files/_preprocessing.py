@@ -1,0 +1,190 @@
+"""`Preprocessing`: what is fitted to the training split and applied to new data in the same way."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from rnnscale._errors import UserError
+from rnnscale.data import PaddedSource, SequenceArrays
+from rnnscale.tasks._data_options import DataOptions, Kind
+from rnnscale.tasks.files._read import read_new
+from rnnscale.tasks.files._series_table import SeriesTable
+
+
+class NewSeries(PaddedSource):
+    """Series of new data as records for a model, padded to one length.
+
+    **Attributes:**
+
+    - `names`: where each series comes from, such as `"x.ts, line 12"`.
+    """
+
+    def __init__(self, source: SequenceArrays, steps: int, names: Sequence[str]):
+        super().__init__(source, steps, per_step=("inputs", "intervals"))
+        self.names = tuple(names)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a task's data become records: fitted to the training split only.
+
+    It is kept in the folder of a run, and makes records of new data as the model takes them, and
+    predictions in the units and names of the data.
+
+    **Attributes:**
+
+    - `options`: how the data are read. Their kind and form are decided.
+    - `columns`: the names of the inputs in the data.
+    - `mean`, `std`: of each input in the training split, without missing values; 1 for the standard
+        deviation of a constant input.
+    - `classes`: the names of the classes in the order of the labels; None for real labels.
+    - `targets`: the names of the labels.
+    - `target_mean`, `target_std`: of each real label in the training split; empty for classes.
+    - `labels_per_step`: whether there is a label at each step.
+    - `interval`: the median time between two steps in the training split, which is the unit of the
+        records' `"intervals"`; None if the steps are evenly spaced.
+    - `seq_len`: steps of the records of the task.
+    """
+
+    options: DataOptions
+    columns: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    targets: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    target_mean: tuple[float, ...]
+    target_std: tuple[float, ...]
+    labels_per_step: bool
+    interval: float | None
+    seq_len: int
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of problem."""
+        assert self.options.kind is not None  # it is decided when the preprocessing is fitted
+        return self.options.kind
+
+    @property
+    def idim(self) -> int:
+        """The number of features of a record's inputs."""
+        return len(self.columns) * (2 if self.options.missing == "mask" else 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The values as JSON can store them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Preprocessing":
+        """The preprocessing of which `to_json` is the JSON.
+
+        **Raises:** `ValueError` if a value is missing or unknown.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if stored.keys() != known:
+            raise UserError(
+                f"the stored preprocessing must have {', '.join(sorted(known))}; it has "
+                f"{', '.join(sorted(stored))}: use the version of rnnscale that wrote it"
+            )
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        return cls(**{**values, "options": DataOptions.from_json(stored["options"])})
+
+    def read(self, path: str | PathLike[str]) -> NewSeries:
+        """Records of new data, as the model takes them.
+
+        **Arguments:**
+
+        - `path`: a file or a folder, of the same form as the training data. Labels can be missing.
+
+        **Returns:**
+
+        A source with a record for each series, in the order of the file: `"inputs"`, `"lengths"`,
+        `"intervals"` if samples are not evenly spaced, and `"labels"` if the data have them. They
+        are padded to the steps of the training data, or to the longest series if that is longer.
+        For a forecast, the inputs are the last steps of a series, and the model's output at the
+        last of them is the forecast.
+
+        **Raises:** `ValueError` if the data can't be read, or have other columns or classes than
+        the training data.
+        """
+        table = read_new(path, self.options)
+        if table.columns != self.columns:
+            raise UserError(
+                f"{path} has the inputs {', '.join(table.columns)}; the training data had "
+                f"{', '.join(self.columns)}"
+            )
+        sequences = self.sequences(table)
+        return NewSeries(sequences, max(self.seq_len, int(table.lengths.max())), table.names)
+
+    def decode(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
+        """The predictions in the names and units of the data.
+
+        **Arguments:**
+
+        - `outputs`: outputs of the model, shape `(..., classes)` or `(..., targets)`.
+
+        **Returns:**
+
+        Arrays without the last axis. For classes `"prediction"`, their names, and `"probability of
+        NAME"` for each class. For real labels an array for each target, under its name.
+        """
+        outputs = np.asarray(outputs, np.float64)
+        expected = len(self.target_mean if self.classes is None else self.classes)
+        if outputs.shape[-1:] != (expected,):
+            raise ValueError(f"outputs must have the shape (..., {expected}); got {outputs.shape}")
+        if self.classes is None:
+            values = outputs * np.array(self.target_std) + np.array(self.target_mean)
+            return {name: values[..., n] for n, name in enumerate(self.targets)}
+        probability = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+        probability /= probability.sum(axis=-1, keepdims=True)
+        names = np.array(self.classes)
+        return {
+            "prediction": names[outputs.argmax(axis=-1)],
+            **{f"probability of {c}": probability[..., n] for n, c in enumerate(self.classes)},
+        }
+
+    def sequences(self, table: SeriesTable) -> SequenceArrays:
+        """The series as a model takes them, without padding."""
+        over_time = {"inputs": [self.features(x) for x in table.inputs]}
+        per_series = {}
+        if self.interval is not None:
+            over_time["intervals"] = [self.intervals(t) for t in table.times]
+        if table.labels:
+            labels = [self.encode(y, n) for y, n in zip(table.labels, table.names, strict=True)]
+            if self.labels_per_step:
+                over_time["labels"] = labels
+            else:
+                per_series["labels"] = np.stack(labels)
+        return SequenceArrays(over_time, per_series)
+
+    def features(self, inputs: np.ndarray) -> np.ndarray:
+        """The inputs of a series, standardised; missing values are the mean."""
+        scaled = (inputs - np.array(self.mean)) / np.array(self.std)
+        missing = np.isnan(scaled)
+        scaled = np.where(missing, 0, scaled)
+        if self.options.missing == "mask":
+            scaled = np.concatenate([scaled, missing], axis=1)
+        return scaled.astype(np.float32)
+
+    def intervals(self, times: np.ndarray) -> np.ndarray:
+        """The time between steps in units of the training data; 1 before the first step."""
+        return np.diff(times / self.interval, prepend=times[0] / self.interval - 1).astype(
+            np.float32
+        )
+
+    def encode(self, labels: np.ndarray, name: str) -> np.ndarray:
+        """The labels of a series as a model takes them."""
+        if self.classes is None:
+            scaled = (labels - np.array(self.target_mean)) / np.array(self.target_std)
+            return scaled.astype(np.float32)
+        numbers = {label: number for number, label in enumerate(self.classes)}
+        found = [numbers.get(str(label)) for label in labels.ravel()]
+        if None in found:
+            unknown = labels.ravel()[found.index(None)]
+            raise UserError(
+                f"{name}: the class {str(unknown)!r} is not one of {', '.join(self.classes)}"
+            )
+        return np.array(found, np.int32).reshape(labels.shape[:-1])

@@ -1,0 +1,91 @@
+"""From a path to a table of series: which files are read, and in which format."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+from rnnscale._errors import UserError
+from rnnscale.data import files_under
+from rnnscale.tasks._data_options import DataOptions
+from rnnscale.tasks.files import _arrays, _ts
+from rnnscale.tasks.files._series_table import SeriesTable, joined
+
+_READERS: Mapping[str, Callable[[Path, DataOptions], SeriesTable]] = {
+    ".ts": _ts.read,
+    ".npz": _arrays.read,
+    ".npy": _arrays.read,
+}
+_SPLIT_OF_NAME = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+
+
+def read_table(path: str | PathLike[str], options: DataOptions) -> SeriesTable:
+    """The series of a file or a folder.
+
+    If names end in `_TRAIN` and `_TEST`, the files are the splits. Of a file `NAME_TRAIN`, the
+    other splits are the files next to it. In a folder with several such data sets, that with the
+    name of the folder is read.
+
+    **Raises:** `ValueError` with file and line if there is no such file, or it can't be used.
+    """
+    path = Path(path)
+    files = _files(path)
+    if path.is_file() and (split := split_of_name(path)):
+        name = _without_split(path)
+        files = [f for f in _files(path.parent, path.suffix) if _without_split(f) == name]
+        if split != "train":
+            raise UserError(
+                f"{path} is the {split} split; give the file for training or the folder"
+            )
+    by_name: dict[str, list[Path]] = {}
+    for file in files:
+        by_name.setdefault(_without_split(file) if split_of_name(file) else "", []).append(file)
+    if path.is_dir() and len(by_name) > 1:
+        files = by_name.get(path.resolve().name.lower(), [])
+        if not files:
+            names = ", ".join(sorted(name or "files without a split" for name in by_name))
+            raise UserError(f"{path} has several data sets ({names}); give one of their files")
+    splits = {file: split_of_name(file) for file in files}
+    tables = []
+    for file, split in splits.items():
+        table = _READERS[file.suffix](file, options)
+        if split is not None:
+            table = replace(table, splits=[split] * len(table))
+        tables.append(table)
+    return joined(tables)
+
+
+def read_new(path: str | PathLike[str], options: DataOptions) -> SeriesTable:
+    """The series of new data, all of them, for predictions."""
+    return joined([_READERS[file.suffix](file, options) for file in _files(Path(path))])
+
+
+def split_of_name(path: Path) -> str | None:
+    """The split that a file's name ends with; None if it ends with none."""
+    return _SPLIT_OF_NAME.get(path.stem.rpartition("_")[2].lower())
+
+
+def _without_split(path: Path) -> str:
+    return path.stem.rpartition("_")[0].lower()
+
+
+def _files(path: Path, suffix: str | None = None) -> list[Path]:
+    """The files to read, all of one format: that of the first suffix of `_READERS`."""
+    if path.is_file():
+        if path.suffix not in _READERS:
+            raise UserError(f"{path} must end in {', '.join(_READERS)}; got {path.suffix!r}")
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"there is no file or folder {path}")
+    found = files_under(path)
+    for known in _READERS if suffix is None else (suffix,):
+        if files := [file for file in found if file.suffix == known]:
+            return files
+    suffixes = ", ".join(sorted({file.suffix or "none" for file in found})) or "no files"
+    raise UserError(f"{path} must have files that end in {', '.join(_READERS)}; it has {suffixes}")

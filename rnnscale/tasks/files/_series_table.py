@@ -1,0 +1,88 @@
+"""`SeriesTable`: what every reader of files returns, and what tasks are made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rnnscale._errors import UserError
+from rnnscale.tasks._data_options import Kind
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesTable:
+    """Series as files have them, before anything is fitted to them.
+
+    **Attributes:**
+
+    - `columns`: the names of the inputs.
+    - `inputs`: for each series float64 of shape `(steps, columns)`; NaN where a value is missing.
+    - `names`: for each series its name in messages, such as `"x.ts, line 12"`.
+    - `targets`: the names of the labels; empty if there are none.
+    - `labels`: for each series float64 or strings of shape `(targets,)`, or `(steps, targets)` with
+        a label at each step; empty if there are none.
+    - `times`: for each series the times of its steps, float64 of shape `(steps,)`; empty if the
+        steps are evenly spaced.
+    - `splits`: for each series `"train"`, `"validation"` or `"test"`; empty if the data do not say.
+    - `kind`: the kind of problem that the format says; None if it does not.
+    - `classes`: the names of all classes, if the format lists them.
+    """
+
+    columns: tuple[str, ...]
+    inputs: Sequence[np.ndarray]
+    names: Sequence[str]
+    targets: tuple[str, ...] = ()
+    labels: Sequence[np.ndarray] = ()
+    times: Sequence[np.ndarray] = ()
+    splits: Sequence[str] = ()
+    kind: Kind | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def labels_per_step(self) -> bool:
+        """Whether there is a label at each step."""
+        return len(self.labels) > 0 and self.labels[0].ndim == 2
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The number of steps of each series."""
+        return np.array([len(x) for x in self.inputs], np.int64)
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> "SeriesTable":
+        """The table with these series only."""
+        return replace(
+            self,
+            inputs=[self.inputs[row] for row in rows],
+            names=[self.names[row] for row in rows],
+            labels=[self.labels[row] for row in rows] if self.labels else (),
+            times=[self.times[row] for row in rows] if self.times else (),
+            splits=[self.splits[row] for row in rows] if self.splits else (),
+        )
+
+
+def joined(tables: Sequence[SeriesTable]) -> SeriesTable:
+    """The series of all tables, which must have the same columns and labels.
+
+    **Raises:** `ValueError` if they differ.
+    """
+    first = tables[0]
+    for table in tables[1:]:
+        for what in ("columns", "targets", "classes"):
+            if getattr(table, what) != getattr(first, what):
+                raise UserError(
+                    f"{first.names[0]} and {table.names[0]} must have the same {what}; they have "
+                    f"{getattr(first, what)} and {getattr(table, what)}"
+                )
+        if (bool(table.times), bool(table.splits)) != (bool(first.times), bool(first.splits)):
+            raise UserError(f"{first.names[0]} and {table.names[0]} differ in times or splits")
+    return replace(
+        first,
+        inputs=[x for table in tables for x in table.inputs],
+        names=[x for table in tables for x in table.names],
+        labels=[x for table in tables for x in table.labels],
+        times=[x for table in tables for x in table.times],
+        splits=[x for table in tables for x in table.splits],
+    )
