@@ -29,6 +29,7 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
         "--rows", help="rows of a batch: records, packed, or lanes, which carry the state over"
     )
     add_mesh_option(parser, "default: all devices on data")
+    parser.add_argument("--optimiser", help="adamw, lion, muon, nadamw or sgd; default: adamw")
     model = parser.add_argument_group("model")
     model.add_argument("--dim", type=int, metavar="N", help="width")
     model.add_argument("--depth", type=int, metavar="N", help="number of blocks")

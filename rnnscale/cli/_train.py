@@ -59,6 +59,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "--connect-minutes", type=float, metavar="X", help="largest wait for the others; default: 5"
     )
     optimiser = parser.add_argument_group("optimiser")
+    optimiser.add_argument(
+        "--schedule", help="rates after the warm-up: cosine, constant, linear or wsd"
+    )
     optimiser.add_argument("--learning-rate", type=float, metavar="X", help="rate of the weights")
     optimiser.add_argument(
         "--recurrence-rate", type=float, metavar="X", help="rate of the recurrence"

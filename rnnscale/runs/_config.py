@@ -11,6 +11,7 @@ from rnnscale._errors import UserError
 from rnnscale.runs._defaults import default_model, default_options
 from rnnscale.runs._models import MODELS
 from rnnscale.sharding import AXES
+from rnnscale.training import Optimiser, Schedule
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +74,9 @@ class TrainConfig:
     - `warmup`: number of steps until the full learning rate, at least 0; a tenth of the steps by
         default.
     - `clip`: largest global norm of the gradient, positive.
+    - `optimiser`: `"adamw"`, `"lion"`, `"muon"`, `"nadamw"` or `"sgd"`; see `make_optimiser`.
+    - `schedule`: of the rates after the warm-up, `"cosine"`, `"constant"`, `"linear"` or `"wsd"`;
+        see `make_schedule`.
     - `accumulation`: number of parts in which a step does its batch, at least 1.
     - `dtype`: the dtype of activations, `"float32"` or `"bfloat16"`.
     - `remat`: recompute the activations of the blocks in the backward pass.
@@ -111,6 +115,8 @@ class TrainConfig:
     weight_decay: float = 0.05
     warmup: int | None = None
     clip: float = 1.0
+    optimiser: Optimiser = "adamw"
+    schedule: Schedule = "cosine"
     accumulation: int = 1
     dtype: Dtype = "float32"
     remat: bool = False
@@ -124,7 +130,13 @@ class TrainConfig:
     def __post_init__(self):
         _check_known("model", self.model, MODELS)
         self._check_numbers()
-        for name, choices in (("dtype", Dtype), ("rows", Rows)):
+        choices_of = {
+            "dtype": Dtype,
+            "rows": Rows,
+            "optimiser": Optimiser,
+            "schedule": Schedule,
+        }
+        for name, choices in choices_of.items():
             if getattr(self, name) not in get_args(choices.__value__):
                 raise UserError(
                     f"{name} must be one of {', '.join(map(repr, get_args(choices.__value__)))}; "

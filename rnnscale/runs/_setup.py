@@ -249,4 +249,6 @@ def _make_optimiser(config: TrainConfig, model: Any) -> optax.GradientTransforma
             warmup=config.steps // 10 if config.warmup is None else config.warmup,
             steps=config.steps,
             clip=config.clip,
+            optimiser=config.optimiser,
+            schedule=config.schedule,
         )

@@ -12,15 +12,16 @@ from ._fit import fit as fit
 from ._heartbeat import Heartbeat as Heartbeat
 from ._log import Clock as Clock, Log as Log
 from ._loss import (
-    Metric as Metric,
     Totals as Totals,
     cross_entropy as cross_entropy,
     squared_error as squared_error,
 )
 from ._manifest import saved_steps as saved_steps
 from ._metrics_file import MetricsFile as MetricsFile
+from ._names import Optimiser as Optimiser, Schedule as Schedule
 from ._optimiser import make_optimiser as make_optimiser
 from ._progress_bar import ProgressBar as ProgressBar
+from ._schedule import make_schedule as make_schedule
 from ._skipped_steps import SkippedSteps as SkippedSteps
 from ._state import TrainState as TrainState
 from ._step import (

@@ -11,7 +11,7 @@ from rnnscale._errors import UserError
 from rnnscale.distributed import StopSignals
 from rnnscale.training._callback import Callback
 from rnnscale.training._carry import Carry
-from rnnscale.training._loss import Metric, means, with_metric
+from rnnscale.training._loss import means, with_metric
 
 type Scalars = Mapping[str, jax.Array]
 
@@ -55,21 +55,23 @@ def evaluate[Model, Batch](
     batches: Iterable[Batch],
     *,
     carry: Carry | None = None,
-    metric: Metric = "accuracy",
+    metric: str | None = None,
     stop: StopSignals | None = None,
 ) -> dict[str, float] | None:
-    """Means over all labels of an evaluation: `loss`, and `accuracy`, `bits_per_byte`, `mse` or
-    `nrmse`. How the labels are spread over batches makes no difference.
+    """Means over all labels of an evaluation: `loss`, and what else the loss has sums for, such as
+    `accuracy`, `nrmse`, or a sum of your own. How the labels are spread over batches makes no
+    difference.
 
     **Arguments:**
 
-    - `eval_step`: the function returned by `make_eval_step`. Its sums must be those that the metric
-        is computed from; see `cross_entropy` and `squared_error`.
+    - `eval_step`: the function returned by `make_eval_step`.
     - `model`: the model to evaluate.
     - `batches`: the data to evaluate it on.
     - `carry`: the state that the first batch starts from; each other batch then starts from where
         the one before ended. None to start every batch from zero.
-    - `metric`: the name of the second figure. `nrmse` is not finite where the labels do not vary.
+    - `metric`: the one figure to return in addition to the loss: one of those above, or
+        `"bits_per_byte"` or `"mse"`, which are the loss in bits and under another name. None for
+        all of those above. `nrmse` is not finite where the labels do not vary.
     - `stop`: ends the evaluation early.
 
     **Returns:** the means, or None if it was stopped.
@@ -98,9 +100,10 @@ def evaluate[Model, Batch](
         raise UserError("nothing to evaluate: the batches hold no labels that count")
     with np.errstate(divide="ignore", invalid="ignore"):
         figures = with_metric(means(sums), metric)
-    if metric not in figures:
+    if metric is not None and metric not in figures:
         raise ValueError(
-            f"metric {metric!r} can't be computed from the loss's sums, {', '.join(sums)}; "
-            "take the loss that goes with it"
+            f"metric {metric!r} is not one of the figures of this loss, {', '.join(figures)}; name "
+            f"one of them, or let the loss return a sum {metric!r}"
         )
-    return {"loss": float(figures["loss"]), metric: float(figures[metric])}
+    chosen = figures if metric is None else ("loss", metric)
+    return {name: float(figures[name]) for name in chosen}

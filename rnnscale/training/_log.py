@@ -8,7 +8,7 @@ from typing import Any
 
 from rnnscale.distributed import process_index
 from rnnscale.training._callback import Callback, FinishedStep
-from rnnscale.training._loss import Metric, with_metric
+from rnnscale.training._loss import with_metric
 
 type Row = Mapping[str, float]
 
@@ -76,7 +76,7 @@ class Log(Callback):
         every: int = 10,
         tokens_per_step: int | None = None,
         clock: Clock | None = None,
-        metric: Metric = "accuracy",
+        metric: str | None = None,
     ):
         if every < 1:
             raise ValueError(f"every must be at least 1 step, got {every}")
@@ -84,7 +84,7 @@ class Log(Callback):
         self._writers = writers
         self._every = every
         self._tokens = tokens_per_step
-        self._metric: Metric = metric
+        self._metric = metric
 
     def on_start(self, step: int, steps: int, state: Any) -> None:
         self._steps = steps

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,6 @@ from rnnscale.layers import RecurrentNetwork
 
 type Batch = Mapping[str, Array | np.ndarray]
 type Totals = dict[str, Float[Array, "..."]]
-type Metric = Literal["accuracy", "bits_per_byte", "mse", "nrmse"]
 
 # The arrays of a batch that are arguments of the model, in addition to its inputs.
 _MODEL_ARGUMENTS = ("reset", "lengths", "intervals")
@@ -138,7 +137,7 @@ def means(totals: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: total / count for name, total in totals.items()}, **metrics}
 
 
-def with_metric(means: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
+def with_metric(means: Mapping[str, Any], metric: str | None) -> dict[str, Any]:
     """`means` with `metric` added, if it is the loss in another unit or under another name."""
     match metric:
         case "bits_per_byte":

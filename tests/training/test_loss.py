@@ -224,8 +224,8 @@ def test_errors(key):
     scored = {**copy_batch(0), "scored": np.ones(ROWS, bool)}
     with pytest.raises(ValueError, match=r"scored must have .* \(16, 6\); got \(16,\)"):
         cross_entropy(readout(key, odim=4), scored, None)
-    with pytest.raises(ValueError, match="'accuracy' can't be computed from .* label_square"):
-        evaluate(make_eval_step(squared_error), model, [batch])
+    with pytest.raises(ValueError, match="'accuracy' is not one of the figures .*, loss, nrmse;"):
+        evaluate(make_eval_step(squared_error), model, [batch], metric="accuracy")
     with pytest.raises(ValueError, match="nothing to evaluate"):
         none = {**copy_batch(0), "scored": np.zeros((ROWS, TIME), bool)}
         evaluate(make_eval_step(cross_entropy), readout(key, odim=4), [none])
@@ -235,3 +235,24 @@ def test_nrmse_of_labels_that_do_not_vary_is_not_finite(key):
     batch = {**regression_batch(0), "labels": np.zeros((ROWS, TIME, ODIM), np.float32)}
     got = evaluate(make_eval_step(squared_error), readout(key), [batch], metric="nrmse")
     assert got is not None and np.isinf(got["nrmse"]) and np.isfinite(got["loss"])
+
+
+def test_every_sum_of_a_loss_is_a_figure(key):
+    def absolute_error(model, batch, key, state=None):
+        state, predictions = model(batch["inputs"], key=key)
+        errors = jnp.abs(predictions - batch["labels"])
+        return state, {
+            "loss": jnp.sum(errors),
+            "count": jnp.float32(errors.size),
+            "within_one": jnp.sum(errors < 1),
+        }
+
+    model, batches = readout(key), [regression_batch(0), regression_batch(1)]
+    errors = [np.abs(np.asarray(model(b["inputs"])[1]) - b["labels"]) for b in batches]
+    expected = {"loss": np.mean(errors), "within_one": np.mean(np.asarray(errors) < 1)}
+    eval_step = make_eval_step(absolute_error)
+    assert evaluate(eval_step, model, batches) == pytest.approx(expected, rel=1e-5)
+    assert evaluate(eval_step, model, batches, metric="within_one") == pytest.approx(
+        expected, rel=1e-5
+    )
+    assert set(evaluate(make_eval_step(squared_error), model, batches) or ()) == {"loss", "nrmse"}
