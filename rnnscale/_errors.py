@@ -1,6 +1,7 @@
 """Errors that the command line reports in one line; any other exception keeps its traceback."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 
@@ -38,3 +39,16 @@ def as_user_error() -> Iterator[None]:
         raise
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+
+
+def check_name(name: str, known: Collection[str], kind: str) -> None:
+    """**Raises:** `UserError` if `name` is not known; it suggests the nearest known name.
+
+    `kind` is what the names stand for, such as `"task"`. Upper and lower case are told apart, but
+    not in the search for the nearest.
+    """
+    if name not in known:
+        by_lower = {each.lower(): each for each in known}
+        nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+        suggestion = f"did you mean {by_lower[nearest[0]]!r}? K" if nearest else "k"
+        raise UserError(f"unknown {kind} {name!r}; {suggestion}nown: {', '.join(known)}")

@@ -72,8 +72,9 @@ def test_import_starts_no_backend(imported: dict[str, Any]) -> None:
 def test_names_are_imported_when_they_are_used() -> None:
     code = """
 import sys
-import rnnscale, rnnscale.runs, rnnscale.tasks
+import rnnscale
 rnnscale.tasks.TASKS
+rnnscale.runs.TrainConfig.for_task("digits", out="runs/digits", mesh={"data": 4})
 print([name for name in ("jax", "grain", "rnnscale.cells._gru") if name in sys.modules])
 rnnscale.GatedRecurrentUnitCell
 print("rnnscale.cells._gru" in sys.modules, "rnnscale.cells._lstm" in sys.modules)

@@ -1,13 +1,12 @@
 """`rnnscale experiment`: runs the entries of an experiment and prints a table of them."""
 
 import argparse
-import difflib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnnscale._errors import UserError
+from rnnscale._errors import UserError, check_name
 from rnnscale.cli._options import add_data_options, check_folder_of, given_options, write_json
 
 if TYPE_CHECKING:
@@ -51,12 +50,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         console.print(_list(list(EXPERIMENTS.values())))
         return 0
-    if arguments.name not in EXPERIMENTS:
-        nearest = difflib.get_close_matches(arguments.name, EXPERIMENTS, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"unknown experiment {arguments.name!r}; did you mean {nearest!r}? "
-            f"Experiments: {', '.join(EXPERIMENTS)}"
-        )
+    check_name(arguments.name, EXPERIMENTS, "experiment")
     experiment = EXPERIMENTS[arguments.name]
     if experiment.folder and arguments.folder is None:
         raise UserError(f"{experiment.name} reads its data from a folder: give it as --folder")

@@ -1,13 +1,12 @@
 """The options of a run, and which of them may change when it is resumed."""
 
 import dataclasses
-import difflib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rnnscale._errors import UserError
+from rnnscale._errors import UserError, check_name
 from rnnscale.runs._defaults import default_model, default_options
 from rnnscale.runs._models import MODELS
 from rnnscale.sharding import AXES
@@ -128,7 +127,7 @@ class TrainConfig:
     stuck_minutes: float = 10.0
 
     def __post_init__(self):
-        _check_known("model", self.model, MODELS)
+        check_name(self.model, MODELS, "model")
         self._check_numbers()
         choices_of = {
             "dtype": Dtype,
@@ -143,7 +142,7 @@ class TrainConfig:
                     f"got {getattr(self, name)!r}"
                 )
         for axis, size in (self.mesh or {}).items():
-            _check_known("mesh axis", axis, AXES)
+            check_name(axis, AXES, "mesh axis")
             if size < 1:
                 raise UserError(f"mesh axis {axis!r} must have at least 1 device, got {size}")
 
@@ -199,12 +198,3 @@ class TrainConfig:
                     value,
                 )
         return cls(**{**stored, **given})
-
-
-def _check_known(what: str, name: str, known: Iterable[str]) -> None:
-    known = tuple(known)
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"unknown {what} {name!r}; did you mean {nearest!r}? Choices: {', '.join(known)}"
-        )

@@ -1,57 +1,67 @@
 """The table of models: what each name on the command line stands for, and which options it has.
-A new cell or layer needs one line here."""
+A new cell or layer needs one line here. The table itself needs neither jax nor any class."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import PRNGKeyArray
-
-from rnnscale import cells
-from rnnscale._base import SequenceLayer
+from rnnscale import cells, layers, ssm
 from rnnscale._errors import UserError, as_user_error
-from rnnscale.cells import Cell
-from rnnscale.layers import RNNEncoder
-from rnnscale.ssm import LRU, S5, BidirectionalS5, LinearAttention
+
+if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray
+
+    from rnnscale._base import SequenceLayer
 
 
 @dataclass(frozen=True)
-class CellEntry:
-    """A cell.
+class _Entry:
+    """A cell or a layer.
 
     - `name`: the name of the model.
-    - `make`: `make(idim, hdim, *, key, **options)`.
+    - `reference`: the package of rnnscale that has its class, and the name of the class. The class
+        is imported when it is needed.
     - `options`: the names of the options that a run may give.
+    """
+
+    name: str
+    reference: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def class_name(self) -> str:
+        return self.reference.partition(":")[2]
+
+    def load(self) -> type[Any]:
+        return resolve_name(f"rnnscale.{self.reference}")
+
+
+@dataclass(frozen=True)
+class CellEntry(_Entry):
+    """A cell, made from the sizes of input and state.
+
     - `gain`: recurrent weights are constrained so that no state grows by more than this factor over
         a sequence; None for no constraint. See `indrnn_constraint`.
     """
 
-    name: str
-    make: Callable[..., Cell]
-    options: tuple[str, ...] = ()
     gain: float | None = None
 
 
 @dataclass(frozen=True)
-class LayerEntry:
-    """A sequence layer.
+class LayerEntry(_Entry):
+    """A sequence layer, made from `dim` and `state_dim`.
 
-    - `name`: the name of the model.
-    - `make`: `make(dim, state_dim, *, key, **options)`.
-    - `options`: the names of the options that a run may give.
+    - `make`: makes it from these, if the constructor of its class takes other sizes:
+        `make(dim, state_dim, *, key, **options)`.
     """
 
-    name: str
-    make: Callable[..., SequenceLayer]
-    options: tuple[str, ...] = ()
+    make: Callable[..., "SequenceLayer"] | None = None
 
 
 def construct(
-    entry: CellEntry | LayerEntry,
-    *sizes: int,
-    options: Mapping[str, Any],
-    key: PRNGKeyArray,
+    entry: CellEntry | LayerEntry, *sizes: int, options: Mapping[str, Any], key: "PRNGKeyArray"
 ) -> Any:
     """The cell or layer of an entry, with the options of a run.
 
@@ -63,22 +73,29 @@ def construct(
             f"{', '.join(entry.options) or 'none'}"
         )
     with as_user_error():
-        return entry.make(*sizes, key=key, **options)
+        return constructor(entry)(*sizes, key=key, **options)
 
 
-def _rglru(dim: int, state_dim: int, *, blocks: int = 1, key: PRNGKeyArray) -> SequenceLayer:
+def constructor(entry: CellEntry | LayerEntry) -> Callable[..., Any]:
+    """The function of sizes, `key` and options that makes the cell or layer."""
+    if isinstance(entry, LayerEntry) and entry.make is not None:
+        return entry.make
+    return entry.load()
+
+
+def _rglru(dim: int, state_dim: int, *, blocks: int = 1, key: "PRNGKeyArray") -> "SequenceLayer":
     del state_dim  # RG-LRU has as many states as it is wide.
-    return RNNEncoder(cells.RGLRUCell(dim, blocks=blocks, key=key))
+    return layers.RNNEncoder(cells.RGLRUCell(dim, blocks=blocks, key=key))
 
 
 def _linear_attention(
-    dim: int, state_dim: int, *, heads: int = 4, key: PRNGKeyArray
-) -> SequenceLayer:
+    dim: int, state_dim: int, *, heads: int = 4, key: "PRNGKeyArray"
+) -> "SequenceLayer":
     if dim % heads or state_dim % heads:
         raise ValueError(
             f"linear-attention: heads={heads} must divide dim={dim} and state_dim={state_dim}"
         )
-    return LinearAttention(dim, heads, key_dim=state_dim // heads, key=key)
+    return ssm.LinearAttention(dim, heads, key_dim=state_dim // heads, key=key)
 
 
 _S5 = (
@@ -91,32 +108,32 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
     {
         entry.name: entry
         for entry in (
-            LayerEntry("s5", S5, _S5),
-            LayerEntry("s5-bidirectional", BidirectionalS5, _S5),
-            LayerEntry("lru", LRU, ("r_min", "r_max", "max_phase")),
-            LayerEntry("rglru", _rglru, ("blocks",)),
-            LayerEntry("linear-attention", _linear_attention, ("heads",)),
-            CellEntry("elman", cells.ElmanRNNCell),
-            CellEntry("leaky-elman", cells.LeakyElmanCell, ("leak",)),
-            CellEntry("wilson-cowan", cells.WilsonCowanCell, ("rate",)),
-            CellEntry("indrnn", cells.IndRNNCell, ("recurrent_range", "input_std"), gain=2.0),
-            CellEntry("lstm", cells.LongShortTermMemoryCell),
-            CellEntry("gru", cells.GatedRecurrentUnitCell),
-            CellEntry("gru-cho", cells.ChoGatedRecurrentUnitCell),
-            CellEntry("antisymmetric", cells.AntiSymmetricRNNCell, _ANTISYMMETRIC),
-            CellEntry("antisymmetric-gated", cells.GatedAntiSymmetricRNNCell, _ANTISYMMETRIC),
-            CellEntry("clockwork", cells.ClockWorkRNNCell, ("periods",)),
-            CellEntry("lipschitz", cells.LipschitzRNNCell, _LIPSCHITZ),
-            CellEntry("lipschitz-gated", cells.GatedLipschitzRNNCell, _LIPSCHITZ),
-            CellEntry("urnn", cells.UnitaryEvolutionRNNCell),
-            CellEntry("cornn", cells.CoupledOscillatoryRNNCell, ("dt", "gamma", "epsilon")),
-            CellEntry("exprnn", cells.ExpRNNCell, ("init",)),
-            CellEntry("nnrnn", cells.NonNormalRNNCell, ("init",)),
-            CellEntry("mingru", cells.MinGRUCell),
-            CellEntry("minlstm", cells.MinLSTMCell),
+            LayerEntry("s5", "ssm:S5", _S5),
+            LayerEntry("s5-bidirectional", "ssm:BidirectionalS5", _S5),
+            LayerEntry("lru", "ssm:LRU", ("r_min", "r_max", "max_phase")),
+            LayerEntry("rglru", "cells:RGLRUCell", ("blocks",), _rglru),
+            LayerEntry("linear-attention", "ssm:LinearAttention", ("heads",), _linear_attention),
+            CellEntry("elman", "cells:ElmanRNNCell"),
+            CellEntry("leaky-elman", "cells:LeakyElmanCell", ("leak",)),
+            CellEntry("wilson-cowan", "cells:WilsonCowanCell", ("rate",)),
+            CellEntry("indrnn", "cells:IndRNNCell", ("recurrent_range", "input_std"), gain=2.0),
+            CellEntry("lstm", "cells:LongShortTermMemoryCell"),
+            CellEntry("gru", "cells:GatedRecurrentUnitCell"),
+            CellEntry("gru-cho", "cells:ChoGatedRecurrentUnitCell"),
+            CellEntry("antisymmetric", "cells:AntiSymmetricRNNCell", _ANTISYMMETRIC),
+            CellEntry("antisymmetric-gated", "cells:GatedAntiSymmetricRNNCell", _ANTISYMMETRIC),
+            CellEntry("clockwork", "cells:ClockWorkRNNCell", ("periods",)),
+            CellEntry("lipschitz", "cells:LipschitzRNNCell", _LIPSCHITZ),
+            CellEntry("lipschitz-gated", "cells:GatedLipschitzRNNCell", _LIPSCHITZ),
+            CellEntry("urnn", "cells:UnitaryEvolutionRNNCell"),
+            CellEntry("cornn", "cells:CoupledOscillatoryRNNCell", ("dt", "gamma", "epsilon")),
+            CellEntry("exprnn", "cells:ExpRNNCell", ("init",)),
+            CellEntry("nnrnn", "cells:NonNormalRNNCell", ("init",)),
+            CellEntry("mingru", "cells:MinGRUCell"),
+            CellEntry("minlstm", "cells:MinLSTMCell"),
             CellEntry(
                 "ron",
-                cells.RandomOscillatorsCell,
+                "cells:RandomOscillatorsCell",
                 ("dt", "gamma", "epsilon", "spectral_radius", "input_scaling"),
             ),
         )

@@ -223,10 +223,7 @@ def check_fits(config: TrainConfig, task: Task, mesh: Mesh | AbstractMesh) -> No
 
 def _taking_intervals() -> list[str]:
     """The names of the models that take the time between two steps."""
-    makers = ((name, entry.make) for name, entry in MODELS.items())
-    return [
-        name for name, make in makers if isinstance(make, type) and issubclass(make, TakesIntervals)
-    ]
+    return [name for name, entry in MODELS.items() if issubclass(entry.load(), TakesIntervals)]
 
 
 def _data_on(

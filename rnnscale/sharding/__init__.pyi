@@ -1,3 +1,4 @@
+from ._axes import AXES as AXES
 from ._describe import Layout as Layout, describe as describe, layouts as layouts
 from ._halo import (
     check_halo as check_halo,
@@ -5,7 +6,7 @@ from ._halo import (
     shift as shift,
 )
 from ._init import sharded_init as sharded_init
-from ._mesh import AXES as AXES, make_mesh as make_mesh
+from ._mesh import make_mesh as make_mesh
 from ._on_mesh import (
     Specs as Specs,
     differentiable_on_mesh as differentiable_on_mesh,

@@ -1,4 +1,4 @@
-"""The device mesh: the names of its axes and its constructor."""
+"""The constructor of a device mesh."""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
-AXES = ("data", "fsdp", "tensor", "seq")
-"""The axes of a mesh, in order."""
+from rnnscale.sharding._axes import AXES
 
 
 def make_mesh(

@@ -6,8 +6,8 @@ from types import MappingProxyType
 
 import numpy as np
 
+from rnnscale._errors import check_name
 from rnnscale.data import read_ts
-from rnnscale.tasks._names import check_name
 from rnnscale.tasks._packages import file_of_package
 from rnnscale.tasks._sequences import sequences_task
 from rnnscale.tasks._split import part_of_each_class

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnscale._errors import UserError
-from rnnscale.tasks._names import check_name
+from rnnscale._errors import UserError, check_name
 from rnnscale.tasks._packages import file_of_package, missing_package
 
 

@@ -8,7 +8,7 @@ from os import PathLike
 from types import MappingProxyType
 from typing import Literal
 
-from rnnscale._errors import UserError
+from rnnscale._errors import UserError, check_name
 from rnnscale.tasks._adding import adding
 from rnnscale.tasks._archive import ARCHIVE, archive_task
 from rnnscale.tasks._bytes import bytes_task
@@ -17,7 +17,6 @@ from rnnscale.tasks._images import digits, digits_permuted, mnist5k, mnist5k_per
 from rnnscale.tasks._listops import listops
 from rnnscale.tasks._lra_images import lra_image, lra_pathfinder, lra_pathx
 from rnnscale.tasks._lra_text import lra_listops, lra_retrieval, lra_text
-from rnnscale.tasks._names import check_name
 from rnnscale.tasks._pendulum import pendulum
 from rnnscale.tasks._recall import recall
 from rnnscale.tasks._selective_copy import selective_copy

@@ -13,6 +13,7 @@ import pytest
 from rnnscale import IndRNNCell, LinearAttention, trainable
 from rnnscale.runs import MODELS, TrainConfig
 from rnnscale.runs._build import constrain, make_loss, make_model
+from rnnscale.runs._models import constructor
 from rnnscale.tasks import load_task
 
 
@@ -131,7 +132,7 @@ def test_the_table_names_options_of_the_constructor(name: str):
     entry = MODELS[name]
     taken = {
         each.name: each.default
-        for each in inspect.signature(entry.make).parameters.values()
+        for each in inspect.signature(constructor(entry)).parameters.values()
         if each.kind == each.KEYWORD_ONLY and each.name != "key"
     }
     assert set(entry.options) <= taken.keys()
