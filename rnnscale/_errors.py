@@ -22,6 +22,11 @@ class DivergedError(RunFailedError, FloatingPointError):
     """Loss or gradient were not finite in several steps in a row."""
 
 
+class SaveFailedError(RunFailedError, OSError):
+    """A file of a run could not be written, such as on a full disk. The message names the newest
+    checkpoint that is whole."""
+
+
 class ProcessMissingError(RunFailedError, TimeoutError):
     """Another process did not come to a barrier in time."""
 

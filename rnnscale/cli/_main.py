@@ -92,18 +92,20 @@ class _StderrHandler(logging.StreamHandler):
 
 @contextmanager
 def _logging_to_stderr() -> Iterator[None]:
-    log = logging.getLogger("rnnscale")
-    before = log.level, log.propagate
+    log, absl = logging.getLogger("rnnscale"), logging.getLogger("absl")
+    before = log.level, log.propagate, absl.level
     handler = _StderrHandler()
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False  # absl, which Orbax imports, adds its own handler to the root logger
+    absl.setLevel(logging.CRITICAL)  # Orbax raises the errors that it logs, with their tracebacks
     try:
         yield
     finally:
         log.removeHandler(handler)
-        level, log.propagate = before
+        level, log.propagate, absl_level = before
         log.setLevel(level)
+        absl.setLevel(absl_level)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -126,10 +126,14 @@ def _config(given: Mapping[str, Any], resume: bool) -> "TrainConfig":
         raise UserError("--resume needs --out, the folder of the run to continue")
     if resume and RunFolder(given["out"]).is_run:
         return TrainConfig.resumed(RunFolder(given["out"]).config(), **given)
+    if "task" not in given and resume:
+        raise UserError(
+            f"out={given['out']} holds no run to resume; name the folder of one, or a task to start"
+        )
     if "task" not in given:
         raise UserError("the task is missing; `rnnscale tasks` lists them")
     model = given.get("model", default_model(given["task"]))
-    out = given.get("out") or str(_new_folder(f"{given['task']}-{model}"))
+    out = given["out"] if "out" in given else str(_new_folder(f"{given['task']}-{model}"))
     return TrainConfig.for_task(**{**given, "out": out})
 
 

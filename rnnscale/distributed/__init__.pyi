@@ -6,6 +6,7 @@ from ._collectives import (
 )
 from ._connect import (
     connect as connect,
+    end as end,
     process_count as process_count,
     process_index as process_index,
 )

@@ -85,7 +85,8 @@ def process_index() -> int:
 
 
 def end(message: str, code: int) -> NoReturn:
-    """Ends the process from a thread, while the main thread waits for what will not come."""
+    """Ends the process from any thread, with a message and an exit code, without waiting for the
+    others."""
     print(f"rnnscale: error: {message}", file=sys.stderr, flush=True)
     os._exit(code)
 

@@ -1,5 +1,6 @@
 """The folder of a run: which files it has, and when a run may use it."""
 
+import errno
 import importlib.util
 import json
 import logging
@@ -11,10 +12,13 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from rnnscale._errors import UserError
-from rnnscale.distributed import all_reduce, on_process_0, process_count
+from rnnscale._errors import SaveFailedError, UserError
+from rnnscale.distributed import all_reduce, on_process_0, process_count, process_index
 from rnnscale.runs._curves import draw_curves
-from rnnscale.training import MetricsFile, saved_steps
+from rnnscale.runs._lock import FolderLock
+from rnnscale.training import MetricsFile, saved_steps, where_to_resume
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _log = logging.getLogger(__name__)
 
@@ -28,18 +32,24 @@ class RunFolder:
     summary.json     the figures at the end
     curves.png       loss and metrics over the steps
     checkpoints/     see `Checkpointer`
+    run.lock         which process writes here, while one does
     ```
 
     Nothing is read or made before it is needed, so a folder that `check` refuses stays as it was.
+
+    **Raises:** `ValueError` if the path is empty.
     """
 
     def __init__(self, path: str | Path):
+        if not str(path):
+            raise UserError("out='' names no folder; give the folder of the run")
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = MetricsFile(self.path / "metrics.jsonl")
         self._config = self.path / "config.json"
         self._summary = self.path / "summary.json"
         self._curves = self.path / "curves.png"
+        self._lock = self.path / "run.lock"
 
     @property
     def is_run(self) -> bool:
@@ -51,8 +61,9 @@ class RunFolder:
         holds something other than a run; or, without `resume`, a run that has checkpoints."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out={self.path} is a file; name a folder")
-        # A run that was killed while it wrote its config has not begun.
-        others = {p.name for p in _entries(self.path)} - {_partial(self._config).name}
+        # A run that was killed before it had written its config has not begun.
+        begun = {_partial(self._config).name, self._lock.name}
+        others = {path.name for path in _entries(self.path)} - begun
         if others and not self.is_run:
             raise UserError(
                 f"out={self.path} is not empty and holds no run (it has no {self._config.name}); "
@@ -101,10 +112,39 @@ class RunFolder:
             sleep(0.2)
         all_reduce(sees, compare)
 
+    @contextmanager
+    def locked(self, *, resume: bool) -> Iterator[None]:
+        """Inside the `with`, no other run writes here; see `FolderLock`. This makes the folder. All
+        processes enter it, and process 0 holds the lock.
+
+        **Raises:** `ValueError`, in all processes, if another run does, or as `check`; and
+        `SaveFailedError` if the disk is full, whatever was being written inside the `with`.
+        """
+        lock = FolderLock(self._lock)
+
+        def acquire() -> None:
+            with self._errors_of_writing():
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+
+        on_process_0(acquire)
+        try:
+            # Another run may have come and gone since the first check.
+            on_process_0(lambda: self.check(resume=resume))
+            yield
+        except OSError as error:
+            if error.errno in _DISK_FULL:
+                raise self._cannot_write(error) from error
+            raise
+        finally:
+            if process_index() == 0:
+                lock.release()
+
     def open(self, config: Mapping[str, Any]) -> None:
         """Makes the folder and writes the options.
 
-        **Raises:** `ValueError` if the folder can't be written to.
+        **Raises:** `ValueError` if the folder can't be written to, or `SaveFailedError` if there is
+        a checkpoint in it.
         """
         with self._errors_of_writing():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -156,9 +196,13 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            raise UserError(
-                f"out={self.path} can't be written to ({error.strerror}); choose another folder"
-            ) from error
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> UserError | SaveFailedError:
+        failure = f"out={self.path} can't be written to ({error.strerror})"
+        if saved_steps(self.checkpoints):
+            return SaveFailedError(f"{failure}; {where_to_resume(self.checkpoints)}")
+        return UserError(f"{failure}; choose another folder")
 
 
 def _write(file: Path, text: str) -> None:

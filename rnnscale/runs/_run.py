@@ -58,9 +58,11 @@ def run(config: TrainConfig, *, resume: bool = False) -> dict[str, Any] | None:
 
     **Raises:**
 
-    - `ValueError` if an option does not fit the task, the devices, or what is in the folder; or if
-        the processes were started with different options or versions, or see different folders. It
-        is raised before the first step.
+    - `ValueError` if an option does not fit the task, the devices, or what is in the folder; if
+        another run writes into the folder; or if the processes were started with different options
+        or versions, or see different folders. It is raised before the first step.
+    - `OSError` if a file can't be written, such as on a full disk. The message names the newest
+        checkpoint that is whole.
     - `FloatingPointError` if the training diverges; see `SkippedSteps`.
     - `TimeoutError` if a process does not come to the start or the end of the run.
     """
@@ -72,32 +74,37 @@ def run(config: TrainConfig, *, resume: bool = False) -> dict[str, Any] | None:
         on_process_0(lambda: folder.check(resume=resume))
         folder.check_shared()
         setup = set_up(config, load_task_of(config), make_run_mesh(config.mesh))
-        with jax.set_mesh(setup.mesh):
-            state, clock = _train(setup, folder, resume, stop, watchdog)
+        like = setup.abstract_state()
+        with folder.locked(resume=resume), jax.set_mesh(setup.mesh):
+            state, clock = _train(setup, like, folder, resume, stop, watchdog)
             if stop.reached():
                 return None
             figures = setup.evaluate(state.model, "test", stop=stop, watchdog=watchdog)
-        if figures is None:
-            return None
-        summary = _summary(setup, state, clock, figures)
-        watchdog.busy("waiting for the other processes at the end")
-        barrier(minutes=config.stuck_minutes)
+            if figures is None:
+                return None
+            summary = _summary(setup, state, clock, figures)
+            watchdog.busy("waiting for the other processes at the end")
+            barrier(minutes=config.stuck_minutes)
 
-        def write() -> None:
-            folder.write_summary(summary)
-            folder.plot()
+            def write() -> None:
+                folder.write_summary(summary)
+                folder.plot()
 
-        on_process_0(write)
+            on_process_0(write)
         return summary
 
 
 def _train(
-    setup: Setup, folder: RunFolder, resume: bool, stop: StopSignals, watchdog: Watchdog
+    setup: Setup,
+    like: TrainState,
+    folder: RunFolder,
+    resume: bool,
+    stop: StopSignals,
+    watchdog: Watchdog,
 ) -> tuple[TrainState, Clock]:
     """Trains to the last step, or until it is stopped; the time covers all sessions of the run."""
     config = setup.config
     options = asdict(config)
-    like = setup.abstract_state()
 
     def begin() -> None:
         if not folder.is_run:

@@ -16,7 +16,7 @@ from ._loss import (
     cross_entropy as cross_entropy,
     squared_error as squared_error,
 )
-from ._manifest import saved_steps as saved_steps
+from ._manifest import saved_steps as saved_steps, where_to_resume as where_to_resume
 from ._metrics_file import MetricsFile as MetricsFile
 from ._names import Optimiser as Optimiser, Schedule as Schedule
 from ._optimiser import make_optimiser as make_optimiser

@@ -1,6 +1,10 @@
 """Checkpoints of a state: saved in the background, restored onto any mesh."""
 
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -9,9 +13,9 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from rnnscale._errors import UserError
+from rnnscale._errors import SaveFailedError, UserError
 from rnnscale.distributed import Event, on_process_0, process_count, process_index
-from rnnscale.training._manifest import entries, newest_undamaged, write_manifest
+from rnnscale.training._manifest import entries, newest_undamaged, where_to_resume, write_manifest
 from rnnscale.training._named_arrays import Request, described, named, read_meta, storable
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # the suffix of an Orbax folder until it is committed
@@ -68,7 +72,7 @@ class Checkpointer:
         self._late = Event()
         self._last = monotonic()
         self._saving = -1
-        self._interrupted = [p.name for p in entries(self.folder) if _UNFINISHED in p.name]
+        self._interrupted = on_process_0(self._remove_interrupted)
         arrays = ocp.type_handlers.ArrayHandler(
             min_slice_bytes_for_replica_parallel=_SHARED_WRITE_BYTES
         )
@@ -81,7 +85,6 @@ class Checkpointer:
             },
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
-                cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(
                     post_finalization_callback=self._write_manifest,
                     # Otherwise, if a folder can't be made, Orbax waits 20 minutes for it.
@@ -108,22 +111,24 @@ class Checkpointer:
         - `state`: a PyTree of arrays, typed keys included.
         - `meta`: anything JSON can hold; `restore` returns it.
 
-        **Raises:** the error of the previous save, if it failed.
+        **Raises:** `SaveFailedError`, an `OSError`, if this save or the one before could not be
+        written, such as on a full disk. It names the newest checkpoint that is whole.
         """
-        self._manager.wait_until_finished()
+        self.wait()
         if step in self._manager.all_steps():
             return
         self._saving = step
         self._last = monotonic()
         arrays = named(state)
-        self._manager.save(
-            step,
-            force=True,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(storable(arrays)),
-                meta=ocp.args.JsonSave({"arrays": described(arrays), "meta": meta}),
-            ),
-        )
+        with self._errors_of_saving():
+            self._manager.save(
+                step,
+                force=True,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(storable(arrays)),
+                    meta=ocp.args.JsonSave({"arrays": described(arrays), "meta": meta}),
+                ),
+            )
 
     def restore(
         self, like: PyTree, shardings: PyTree[jax.sharding.Sharding] | None = None
@@ -143,7 +148,7 @@ class Checkpointer:
         **Raises:** `ValueError` if all checkpoints are damaged, or the newest undamaged one holds
         other parameters than `like`; these are named.
         """
-        self._manager.wait_until_finished()
+        self.wait()
         # This reads every file.
         step, damaged = on_process_0(lambda: newest_undamaged(self.folder, self._interrupted))
         if step is None:
@@ -162,28 +167,55 @@ class Checkpointer:
         return request.tree(restored["state"]), stored["meta"]
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises the error of a save that failed."""
-        self._manager.wait_until_finished()
+        """Returns when everything is on disk.
+
+        **Raises:** `SaveFailedError`, as `save`.
+        """
+        with self._errors_of_saving():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and stops the threads."""
+        """Waits, and stops the threads.
+
+        **Raises:** `SaveFailedError`, as `save`.
+        """
         self._late.close()
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._errors_of_saving():
+            self._manager.close()
 
     def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if error is None or process_count() == 1:
+        # After an error, the other processes may be gone and could not finish a save with us, and
+        # a save that has failed does not get any further.
+        if error is None or (process_count() == 1 and not isinstance(error, SaveFailedError)):
             self.close()
-        # After an error, the other processes may be gone and could not finish a save with us.
+
+    @contextmanager
+    def _errors_of_saving(self) -> Iterator[None]:
+        """Orbax raises whatever its threads met, some of it without the type of an `OSError`."""
+        try:
+            yield
+        except Exception as error:
+            raise SaveFailedError(
+                f"checkpoint {self._saving} in {self.folder} can't be written ({_reason(error)}); "
+                f"{where_to_resume(self.folder)}"
+            ) from error
 
     def _write_manifest(self) -> None:
         """Orbax calls this in its thread, in process 0 only, when all processes have written their
         files and the folder is not committed yet, so no committed folder lacks its manifest. Saves
         do not overlap: `_saving` is the step whose files these are."""
         write_manifest(self.folder / f"{self._saving}{_UNFINISHED}")
+
+    def _remove_interrupted(self) -> list[str]:
+        """Removes what interrupted saves have left, and returns the names. Orbax would do it in the
+        background, and later."""
+        names = [path.name for path in entries(self.folder) if _UNFINISHED in path.name]
+        for name in names:
+            shutil.rmtree(self.folder / name)
+        return names
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames damaged checkpoints, since the run is about to write these steps again. What is
@@ -192,6 +224,14 @@ class Checkpointer:
             unreadable = self.folder / f"{step}.unreadable"
             shutil.rmtree(unreadable, ignore_errors=True)
             (self.folder / str(step)).rename(unreadable)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # TensorStore gives the number of the system's error in its text.
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else " ".join(str(error).split())
 
 
 def restore_part(

@@ -34,6 +34,15 @@ def saved_steps(folder: str | Path) -> list[int]:
     return sorted(int(p.name) for p in entries(Path(folder)) if p.name.isdigit() and p.is_dir())
 
 
+def where_to_resume(folder: str | Path) -> str:
+    """The end of an error message about a file that can't be written. It names the newest
+    checkpoint in `folder` that is whole, and logs nothing."""
+    for step in reversed(saved_steps(folder)):
+        if _damage(Path(folder) / str(step)) is None:
+            return f"the newest whole checkpoint is that of step {step}: resume when this is mended"
+    return "no checkpoint is whole yet: start again when this is mended"
+
+
 def newest_undamaged(folder: Path, interrupted: Sequence[str] = ()) -> tuple[int | None, list[int]]:
     """Finds the checkpoint to restore, and logs what is wrong with those that it passes over.
 

@@ -3,12 +3,15 @@
 import json
 import math
 import os
+import re
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from rnnscale.data import ArraySource, stream
 from rnnscale.runs import RunFolder, TrainConfig, set_up
 from rnnscale.sharding import make_mesh, sharded_init
 from rnnscale.tasks import load_task
+from rnnscale.training import fit
 
 TINY = "--dim 8 --state-dim 16 --depth 1 --batch-size 8 --log-every 1 --save-every 5".split()
 MESH = ["--mesh", "data=4,tensor=2"]
@@ -242,6 +246,78 @@ def test_default_folders_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert given == ["runs/digits-lru-1", "runs/digits-lru-2"]
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for two or three checkpoints."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=640k", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system can't be mounted here: only root may")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_full_disk(digits_run: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]):
+    """Whatever is being written when it is full: one line, and nothing that was saved is lost."""
+    out = small_disk / "run"
+    assert train("digits", *TINY, *MESH, "--steps", str(STEPS), "--out", str(out)) == 1
+    *logged, line = capfd.readouterr().err.splitlines()
+    assert all(each.startswith("rnnscale: step ") for each in logged)
+    assert "(No space left on device)" in line
+    (newest,) = re.findall(r"the newest whole checkpoint is that of step (\d+): resume", line)
+    assert int(newest) == max(
+        int(p.name) for p in (out / "checkpoints").iterdir() if p.suffix == ""
+    )
+    more = ["mount", "-o", "remount,size=8m", str(small_disk)]
+    subprocess.run(more, check=True)
+    assert train("--resume", "--out", str(out)) == 0
+    assert f"resuming after step {newest}" in capfd.readouterr().err
+    assert losses(out) == losses(digits_run)
+
+
+def test_a_checkpoint_that_does_not_fit(
+    digits_run: Path, copy: Path, capfd: pytest.CaptureFixture[str]
+):
+    """With a limit on the size of files, which needs no rights of root."""
+    shutil.rmtree(copy / "checkpoints" / str(STEPS))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        assert train("--resume", "--out", str(copy)) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line == (
+        f"rnnscale: error: checkpoint {STEPS} in {copy}/checkpoints can't be written (File too "
+        "large); the newest whole checkpoint is that of step 55: resume when this is mended"
+    )
+    assert train("--resume", "--out", str(copy)) == 0
+    assert losses(copy) == losses(digits_run)
+
+
+def test_two_runs_in_one_folder(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, error_line: Callable[..., str]
+):
+    """The second one is refused, and the first one does not notice."""
+    expected = losses(copy)
+    shutil.rmtree(copy / "checkpoints" / str(STEPS))
+    lines = []
+
+    def fit_meanwhile(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        before = files(copy)
+        lines.append(error_line("train", "--resume", "--out", str(copy)))
+        assert files(copy) == before
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr("rnnscale.runs._run.fit", fit_meanwhile)
+    assert train("--resume", "--out", str(copy)) == 0
+    assert f"is in use by process {os.getpid()} on {socket.gethostname()}, since " in lines[0]
+    assert losses(copy) == expected
+    assert not (copy / "run.lock").exists()
+
+
 def nan_in_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task("digits")
     inputs = np.stack([task.train[i]["inputs"] for i in range(16)])
@@ -286,6 +362,9 @@ BAD = {
     "option": ("digits --lr 1", ["--lr"]),
     "no task": ("", ["task is missing", "rnnscale tasks"]),
     "resume without out": ("digits --resume", ["--out"]),
+    "resume from no folder": ("--resume --out {tmp}/new", ["{tmp}/new holds no run to resume"]),
+    "empty out": ("digits --out=", ["out=''", "names no folder"]),
+    "resume from an empty out": ("--resume --out=", ["out=''", "names no folder"]),
     "cpu devices too late": ("digits --cpu-devices 3", ["cpu_devices=3", "too late"]),
     "start from no run": ("digits --start-from {tmp}", ["{tmp}", "holds no run"]),
     "start from another model": (

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rnnscale.runs import RunFolder
+from rnnscale.training import MetricsFile
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -113,3 +114,20 @@ def test_without_matplotlib_the_extra_is_named(
     assert "rnnscale[plots]" in caplog.text
     assert len(caplog.records) == 1
     assert not (run.path / "curves.png").exists()
+
+
+def test_a_disk_that_is_full_while_a_row_is_written(run: RunFolder):
+    """`/dev/full` is such a disk."""
+    if not Path("/dev/full").exists():
+        pytest.skip("the system has no /dev/full")
+    run.metrics = MetricsFile("/dev/full")
+    with pytest.raises(ValueError, match=r"No space left on device\); choose another folder"):
+        with run.locked(resume=False):
+            run.metrics({"step": 1, "loss": 0.5})
+    checkpoint(run, 20)
+    with pytest.raises(OSError, match=r"No space left on device\); no checkpoint is whole yet"):
+        with run.locked(resume=True):
+            run.metrics({"step": 1, "loss": 0.5})
+    with pytest.raises(FileNotFoundError), run.locked(resume=True):
+        raise FileNotFoundError(2, "a file of the data")
+    assert not (run.path / "run.lock").exists()

@@ -249,7 +249,9 @@ def test_save_reports_what_made_the_one_before_fail(
     checkpoints.wait()
     shutil.rmtree(tmp_path)
     tmp_path.write_text("not a folder any more")
-    with pytest.raises(OSError):
+    with pytest.raises(
+        OSError, match="checkpoint 2 in .* can't be written .*no checkpoint is whole"
+    ):
         checkpoints.save(2, state(2))
         checkpoints.wait()
 
