@@ -49,7 +49,7 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", metavar="DIR", help="folder with the text files for `bytes`")
     parser.add_argument(
-        "--folder", metavar="DIR", help="folder with the data for lra-* and speech-commands"
+        "--folder", metavar="DIR", help="folder with the data for uea, lra-* and speech-commands"
     )
 
 

@@ -35,6 +35,7 @@ from .sources._padded import PaddedSource as PaddedSource
 from .sources._parquet import (
     ParquetRows as ParquetRows,
     ParquetSequences as ParquetSequences,
+    open_parquet as open_parquet,
 )
 from .sources._source import (
     AbstractSequences as AbstractSequences,

@@ -3,6 +3,7 @@ from ._archive import (
     ARCHIVE as ARCHIVE,
     ArchiveInfo as ArchiveInfo,
     archive_task as archive_task,
+    uea as uea,
 )
 from ._bytes import bytes_task as bytes_task
 from ._copy import copy_memory as copy_memory

@@ -1,17 +1,14 @@
 """Time series classification: data sets of the UCR and UEA archives that the package aeon has."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os import PathLike
 from types import MappingProxyType
 
-import numpy as np
-
 from rnnscale._errors import check_name
-from rnnscale.data import read_ts
 from rnnscale.tasks._packages import file_of_package
-from rnnscale.tasks._sequences import sequences_task
-from rnnscale.tasks._split import part_of_each_class
 from rnnscale.tasks._task import Task
+from rnnscale.tasks._task_from import task_from
 
 
 @dataclass(frozen=True)
@@ -114,23 +111,26 @@ def archive_task(name: str) -> Task:
     """
     check_name(name, ARCHIVE, "data set")
     info = ARCHIVE[name]
-    (inputs, labels), test = (_read(info.file, part) for part in ("TRAIN", "TEST"))
-    held_out = part_of_each_class(labels)
-    kept = np.setdiff1d(np.arange(len(labels)), held_out)
-    return sequences_task(
-        name,
-        {
-            "train": ([inputs[row] for row in kept], labels[kept]),
-            "validation": ([inputs[row] for row in held_out], labels[held_out]),
-            "test": test,
-        },
-        info.classes,
-        {"source": f"{info.file} of aeon", "reference": info.reference},
-    )
+    training = file_of_package("aeon", f"aeon/datasets/data/{info.file}/{info.file}_TRAIN.ts")
+    notes = {"source": f"{info.file} of aeon", "reference": info.reference}
+    return replace(task_from(training), name=name, notes=notes)
 
 
-def _read(file: str, part: str) -> tuple[list[np.ndarray], np.ndarray]:
-    path = file_of_package("aeon", f"aeon/datasets/data/{file}/{file}_{part}.ts")
-    sequences = read_ts(path)
-    records = [sequences[index] for index in range(len(sequences))]
-    return [r["inputs"] for r in records], np.array([r["labels"] for r in records])
+def uea(folder: str | PathLike[str]) -> Task:
+    """Classification or regression of any data set of the UCR and UEA archives.
+
+    Splits, inputs and labels are as in `archive_task`; the labels of a regression are normalised by
+    the training records.
+
+    **Arguments:**
+
+    - `folder`: contains `NAME_TRAIN.ts` and `NAME_TEST.ts`, as timeseriesclassification.com has
+        them. If it has several data sets, that with the name of the folder is read.
+
+    **Returns:** the task, named after the folder.
+
+    **Raises:** `ValueError` if the folder has no such files, or a file can't be used.
+
+    **Reference, differs from the papers:** see `archive_task`.
+    """
+    return task_from(folder)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from rnnscale._errors import UserError, check_name
 from rnnscale.tasks._adding import adding
-from rnnscale.tasks._archive import ARCHIVE, archive_task
+from rnnscale.tasks._archive import ARCHIVE, archive_task, uea
 from rnnscale.tasks._bytes import bytes_task
 from rnnscale.tasks._copy import copy_memory
 from rnnscale.tasks._images import digits, digits_permuted, mnist5k, mnist5k_permuted
@@ -106,6 +106,9 @@ TASKS: Mapping[str, TaskInfo] = MappingProxyType(
             name: TaskInfo(info.description, partial(archive_task, name), package="aeon")
             for name, info in ARCHIVE.items()
         },
+        "uea": TaskInfo(
+            "any data set of the UCR and UEA archives: NAME_TRAIN.ts and NAME_TEST.ts", uea, _FOLDER
+        ),
         "watch": TaskInfo(
             "seven shoulder exercises by a watch, 6 channels, 947 to 2618 steps",
             watch,

@@ -3,12 +3,12 @@
 import hashlib
 import io
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 
 from rnnscale._errors import UserError
 from rnnscale.tasks._packages import file_of_package
-from rnnscale.tasks._sequences import sequences_task
 from rnnscale.tasks._task import Task
 
 _SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
@@ -76,14 +76,17 @@ def watch(test_people: Collection[int] = (9, 10), validation_person: int = 8) ->
     stored = np.load(io.BytesIO(content), allow_pickle=True).item()
     people, labels = np.asarray(stored["subject"]), np.asarray(stored["y"])
     splits = {"train": training, "validation": [validation_person], "test": testing}
-    rows = {split: np.flatnonzero(np.isin(people, who)) for split, who in splits.items()}
-    return sequences_task(
-        "watch",
-        {split: ([stored["X"][row] for row in at], labels[at]) for split, at in rows.items()},
-        len(stored["y_labels"]),
-        {
-            "source": "watch_dataset of seglearn",
-            "exercises": list(stored["y_labels"]),
-            **{f"{split}_people": who for split, who in splits.items()},
-        },
+    of_person = {person: split for split, who in splits.items() for person in who}
+    task = Task.from_arrays(
+        list(stored["X"]),
+        labels,
+        kind="classification",
+        split=[of_person[person] for person in people.tolist()],
+        name="watch",
     )
+    notes = {
+        "source": "watch_dataset of seglearn",
+        "exercises": list(stored["y_labels"]),
+        **{f"{split}_people": who for split, who in splits.items()},
+    }
+    return replace(task, notes=notes)

@@ -165,7 +165,7 @@ class _Table:
         spec: ElementSpec = {}
         groups = []
         for index, file in enumerate(files):
-            with _opened(file) as opened:
+            with open_parquet(file.path) as opened:
                 found = _spec(file, opened.schema_arrow, columns)
                 metadata = opened.metadata
                 sizes = [metadata.row_group(n).num_rows for n in range(opened.num_row_groups)]
@@ -214,7 +214,7 @@ class _Table:
 
 @functools.lru_cache(maxsize=4)
 def _read_group(file: UnchangedFile, number: int, columns: tuple[str, ...]) -> _Group:
-    with _opened(file) as opened:
+    with open_parquet(file.path) as opened:
         table = opened.read_row_group(number, columns=list(columns))
     unusable: dict[int, str] = {}
     read = {}
@@ -314,14 +314,18 @@ def _is_list(kind: Any) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
-def _opened(file: UnchangedFile) -> Any:
+def open_parquet(path: str | os.PathLike[str]) -> Any:
+    """Opens a file as a `pyarrow.parquet.ParquetFile`.
+
+    **Raises:** `ValueError` if it is not a Parquet file; `ImportError` if pyarrow is not installed.
+    """
     parquet = _pyarrow_parquet()
     try:
         # This verifies the checksums of pages, if the file has them.
-        return parquet.ParquetFile(file.path, page_checksum_verification=True)
+        return parquet.ParquetFile(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{file.path} is not a Parquet file, or is truncated or damaged: {error}"
+            f"{path} is not a Parquet file, or is truncated or damaged: {error}"
         ) from error
 
 

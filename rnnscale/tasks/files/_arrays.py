@@ -21,7 +21,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
-def read(path: Path, options: DataOptions) -> SeriesTable:
+def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
     """The series of a `.npz` file, or of a `.npy` file, which has inputs only.
 
     **Raises:** `ValueError` if the file can't be read, or an array is missing or has another shape.
@@ -31,8 +31,8 @@ def read(path: Path, options: DataOptions) -> SeriesTable:
         arrays = {"inputs": stored} if isinstance(stored, np.ndarray) else dict(stored)
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path} can't be read as arrays of NumPy: {error}") from error
-    if options.group or options.time or options.inputs:
-        raise UserError(f"{path}: arrays have no columns; leave out group, time and inputs")
+    if options.label or options.group or options.time or options.inputs:
+        raise UserError(f"{path}: arrays have no columns; leave out label, group, time, inputs")
     names = {alias: name for name, aliases in _NAMES.items() for alias in aliases}
     by_split: dict[str, dict[str, np.ndarray]] = {}
     for stored_name, array in arrays.items():

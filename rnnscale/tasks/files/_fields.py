@@ -7,6 +7,7 @@ from typing import Any
 from rnnscale._errors import UserError
 from rnnscale.tasks._data_options import FRACTIONS, DataOptions
 from rnnscale.tasks.files._arrays import table_of_arrays
+from rnnscale.tasks.files._forecast import forecast_fields
 from rnnscale.tasks.files._labelled import kind_of, labelled_fields
 from rnnscale.tasks.files._series_table import SeriesTable
 
@@ -31,6 +32,8 @@ def fields_of_table(
 ) -> dict[str, Any]:
     """The fields of a `Task` of a table of series."""
     options = replace(options, kind=kind_of(table, options))
-    if options.kind in ("forecast", "next_token"):
-        raise UserError(f"{options.kind} is not implemented")
+    if options.kind == "next_token":
+        raise UserError("next-token prediction needs text or packed tokens; these data are series")
+    if options.kind == "forecast":
+        return forecast_fields(table, options, seq_len)
     return labelled_fields(table, options)

@@ -11,10 +11,14 @@ from rnnscale.data import PaddedSource
 from rnnscale.tasks._baselines import most_frequent
 from rnnscale.tasks._data_options import DataOptions, Kind
 from rnnscale.tasks._split import part_of_each_class, stratified_split
-from rnnscale.tasks.files._preprocessing import Preprocessing
-from rnnscale.tasks.files._series_table import SeriesTable
+from rnnscale.tasks.files._preprocessing import (
+    Preprocessing,
+    is_even,
+    mean_and_std,
+    median_interval,
+)
+from rnnscale.tasks.files._series_table import SPLITS, SeriesTable
 
-SPLITS = ("train", "validation", "test")
 # Numbers with at most this many different whole values can be classes.
 _MOST_CLASSES = 100
 
@@ -143,6 +147,7 @@ def fit(
         target_mean, target_std = mean_and_std(
             np.concatenate([label.reshape(-1, len(table.targets)) for label in train.labels])
         )
+    interval = median_interval(train.times)
     return Preprocessing(
         options=replace(options, path=""),
         columns=table.columns,
@@ -153,27 +158,10 @@ def fit(
         target_mean=tuple(target_mean.tolist()),
         target_std=tuple(target_std.tolist()),
         labels_per_step=table.labels_per_step,
-        interval=median_interval(train),
+        interval=interval,
+        irregular=not is_even(table.times, interval),
         seq_len=int(table.lengths.max()),
     )
-
-
-def mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column without missing values; 0 and 1 for a column with
-    no value, and 1 for the deviation of a constant one."""
-    known = ~np.isnan(values)
-    count = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, values, 0).sum(axis=0) / count
-    std = np.sqrt(np.where(known, np.square(values - mean), 0).sum(axis=0) / count)
-    return mean, np.where(std > 0, std, 1)
-
-
-def median_interval(table: SeriesTable) -> float | None:
-    """The median time between two steps; None if the table has no times."""
-    if not table.times:
-        return None
-    between = np.concatenate([np.diff(times) for times in table.times])
-    return float(np.median(between)) if len(between) else 1.0
 
 
 def check_complete(table: SeriesTable) -> None:

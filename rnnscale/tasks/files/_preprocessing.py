@@ -11,7 +11,7 @@ import numpy as np
 from rnnscale._errors import UserError
 from rnnscale.data import PaddedSource, SequenceArrays
 from rnnscale.tasks._data_options import DataOptions, Kind
-from rnnscale.tasks.files._read import read_new
+from rnnscale.tasks.files._read import read_new, with_constant_labels_once
 from rnnscale.tasks.files._series_table import SeriesTable
 
 
@@ -45,8 +45,9 @@ class Preprocessing:
     - `targets`: the names of the labels.
     - `target_mean`, `target_std`: of each real label in the training split; empty for classes.
     - `labels_per_step`: whether there is a label at each step.
-    - `interval`: the median time between two steps in the training split, which is the unit of the
-        records' `"intervals"`; None if the steps are evenly spaced.
+    - `interval`: the median time between two steps in the training split; None without times.
+    - `irregular`: whether the steps are not evenly spaced. Then records have `"intervals"`, in
+        units of `interval`.
     - `seq_len`: steps of the records of the task.
     """
 
@@ -60,6 +61,7 @@ class Preprocessing:
     target_std: tuple[float, ...]
     labels_per_step: bool
     interval: float | None
+    irregular: bool
     seq_len: int
 
     @property
@@ -116,8 +118,21 @@ class Preprocessing:
                 f"{path} has the inputs {', '.join(table.columns)}; the training data had "
                 f"{', '.join(self.columns)}"
             )
-        sequences = self.sequences(table)
-        return NewSeries(sequences, max(self.seq_len, int(table.lengths.max())), table.names)
+        if self.kind == "forecast":
+            table = table.last_steps(self.seq_len)
+        elif not self.labels_per_step:
+            table = with_constant_labels_once(table)
+        if table.labels and table.labels_per_step != self.labels_per_step:
+            per = "step" if self.labels_per_step else "series"
+            raise UserError(f"{path} must have one label for each {per}, as the training data")
+        if bool(table.times) != (self.interval is not None):
+            both = ("", "no ") if table.times else ("no ", "")
+            raise UserError(f"{path} has {both[0]}times, and the training data had {both[1]}times")
+        if table.times and not self.irregular:
+            self._check_even(table)
+        return NewSeries(
+            self.sequences(table), max(self.seq_len, int(table.lengths.max())), table.names
+        )
 
     def decode(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
         """The predictions in the names and units of the data.
@@ -150,7 +165,7 @@ class Preprocessing:
         """The series as a model takes them, without padding."""
         over_time = {"inputs": [self.features(x) for x in table.inputs]}
         per_series = {}
-        if self.interval is not None:
+        if self.irregular:
             over_time["intervals"] = [self.intervals(t) for t in table.times]
         if table.labels:
             labels = [self.encode(y, n) for y, n in zip(table.labels, table.names, strict=True)]
@@ -171,9 +186,17 @@ class Preprocessing:
 
     def intervals(self, times: np.ndarray) -> np.ndarray:
         """The time between steps in units of the training data; 1 before the first step."""
-        return np.diff(times / self.interval, prepend=times[0] / self.interval - 1).astype(
-            np.float32
-        )
+        units = times / (self.interval or 1)
+        return np.diff(units, prepend=units[0] - 1).astype(np.float32)
+
+    def _check_even(self, table: SeriesTable) -> None:
+        """**Raises:** `ValueError` if steps are not as far apart as in the training data."""
+        for name, times in zip(table.names, table.times, strict=True):
+            if not is_even([times], self.interval):
+                raise UserError(
+                    f"{name}: its steps must be {self.interval:g} apart, as in the training data; "
+                    f"they are {np.diff(times).min():g} to {np.diff(times).max():g} apart"
+                )
 
     def encode(self, labels: np.ndarray, name: str) -> np.ndarray:
         """The labels of a series as a model takes them."""
@@ -188,3 +211,28 @@ class Preprocessing:
                 f"{name}: the class {str(unknown)!r} is not one of {', '.join(self.classes)}"
             )
         return np.array(found, np.int32).reshape(labels.shape[:-1])
+
+
+def mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column without missing values; 0 and 1 for a column with
+    no value, and 1 for the deviation of a constant one."""
+    known = ~np.isnan(values)
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, values, 0).sum(axis=0) / count
+    std = np.sqrt(np.where(known, np.square(values - mean), 0).sum(axis=0) / count)
+    return mean, np.where(std > 0, std, 1)
+
+
+def median_interval(times: Sequence[np.ndarray]) -> float | None:
+    """The median time between two steps of series; None if they have no times."""
+    if not times:
+        return None
+    between = np.concatenate([np.diff(of_series) for of_series in times])
+    return float(np.median(between)) if len(between) else 1.0
+
+
+def is_even(times: Sequence[np.ndarray], interval: float | None) -> bool:
+    """Whether all steps of the series are `interval` apart, to a thousandth."""
+    if interval is None:
+        return True
+    return all(bool((abs(np.diff(t) / interval - 1) < 1e-3).all()) for t in times)

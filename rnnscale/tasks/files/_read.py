@@ -1,20 +1,32 @@
 """From a path to a table of series: which files are read, and in which format."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Protocol
 
 from rnnscale._errors import UserError
 from rnnscale.data import files_under
 from rnnscale.tasks._data_options import DataOptions
-from rnnscale.tasks.files import _arrays, _ts
+from rnnscale.tasks.files import _arrays, _csv, _parquet, _ts
 from rnnscale.tasks.files._series_table import SeriesTable, joined
 
-_READERS: Mapping[str, Callable[[Path, DataOptions], SeriesTable]] = {
+
+class _Reader(Protocol):
+    """Reads a file. `new` says that these are new data, whose labels can be missing."""
+
+    def __call__(self, path: Path, options: DataOptions, *, new: bool) -> SeriesTable: ...
+
+
+# The readers by the suffixes of files. If a folder has several of them, the first one is read.
+READERS: Mapping[str, _Reader] = {
     ".ts": _ts.read,
     ".npz": _arrays.read,
     ".npy": _arrays.read,
+    ".parquet": _parquet.read,
+    ".csv": _csv.read,
+    ".tsv": _csv.read,
 }
 _SPLIT_OF_NAME = {
     "train": "train",
@@ -54,16 +66,27 @@ def read_table(path: str | PathLike[str], options: DataOptions) -> SeriesTable:
     splits = {file: split_of_name(file) for file in files}
     tables = []
     for file, split in splits.items():
-        table = _READERS[file.suffix](file, options)
+        table = READERS[file.suffix](file, options, new=False)
         if split is not None:
             table = replace(table, splits=[split] * len(table))
         tables.append(table)
-    return joined(tables)
+    table = joined(tables)
+    # With one series, nothing says whether its label is one of the series or of its steps.
+    return with_constant_labels_once(table) if options.label and len(table) > 1 else table
 
 
 def read_new(path: str | PathLike[str], options: DataOptions) -> SeriesTable:
     """The series of new data, all of them, for predictions."""
-    return joined([_READERS[file.suffix](file, options) for file in _files(Path(path))])
+    return joined([READERS[file.suffix](file, options, new=True) for file in _files(Path(path))])
+
+
+def with_constant_labels_once(table: SeriesTable) -> SeriesTable:
+    """The table, with one label per series if labels at each step never change within a series."""
+    if not table.labels_per_step:
+        return table
+    if any((labels != labels[0]).any() for labels in table.labels):
+        return table
+    return replace(table, labels=[labels[0] for labels in table.labels])
 
 
 def split_of_name(path: Path) -> str | None:
@@ -76,16 +99,16 @@ def _without_split(path: Path) -> str:
 
 
 def _files(path: Path, suffix: str | None = None) -> list[Path]:
-    """The files to read, all of one format: that of the first suffix of `_READERS`."""
+    """The files to read, all of one format: that of the first suffix of `READERS`."""
     if path.is_file():
-        if path.suffix not in _READERS:
-            raise UserError(f"{path} must end in {', '.join(_READERS)}; got {path.suffix!r}")
+        if path.suffix not in READERS:
+            raise UserError(f"{path} must end in {', '.join(READERS)}; got {path.suffix!r}")
         return [path]
     if not path.is_dir():
         raise UserError(f"there is no file or folder {path}")
     found = files_under(path)
-    for known in _READERS if suffix is None else (suffix,):
+    for known in READERS if suffix is None else (suffix,):
         if files := [file for file in found if file.suffix == known]:
             return files
     suffixes = ", ".join(sorted({file.suffix or "none" for file in found})) or "no files"
-    raise UserError(f"{path} must have files that end in {', '.join(_READERS)}; it has {suffixes}")
+    raise UserError(f"{path} must have files that end in {', '.join(READERS)}; it has {suffixes}")

@@ -8,6 +8,8 @@ import numpy as np
 from rnnscale._errors import UserError
 from rnnscale.tasks._data_options import Kind
 
+SPLITS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True, eq=False)
 class SeriesTable:
@@ -60,6 +62,15 @@ class SeriesTable:
             labels=[self.labels[row] for row in rows] if self.labels else (),
             times=[self.times[row] for row in rows] if self.times else (),
             splits=[self.splits[row] for row in rows] if self.splits else (),
+        )
+
+    def last_steps(self, steps: int) -> "SeriesTable":
+        """The last steps of each series, without labels."""
+        return replace(
+            self,
+            inputs=[x[-steps:] for x in self.inputs],
+            times=[t[-steps:] for t in self.times],
+            labels=(),
         )
 
 

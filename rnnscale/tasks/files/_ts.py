@@ -10,7 +10,7 @@ from rnnscale.tasks._data_options import DataOptions
 from rnnscale.tasks.files._series_table import SeriesTable
 
 
-def read(path: Path, options: DataOptions) -> SeriesTable:
+def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
     """The series of a `.ts` file; its header says what the labels are.
 
     **Raises:** `ValueError` with file and line if a series can't be used.

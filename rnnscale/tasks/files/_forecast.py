@@ -1,0 +1,232 @@
+"""Forecasting tasks: at each step of a window, the values of the next steps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rnnscale._errors import UserError
+from rnnscale.data import Record
+from rnnscale.tasks._data_options import DataOptions
+from rnnscale.tasks.files._labelled import check_complete
+from rnnscale.tasks.files._preprocessing import (
+    Preprocessing,
+    is_even,
+    mean_and_std,
+    median_interval,
+)
+from rnnscale.tasks.files._series_table import SPLITS, SeriesTable
+
+# Steps of a window by default, if the series are long enough.
+_STEPS = 100
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """The steps `start` to `stop - 1` of a series, which belong to one split."""
+
+    series: int
+    start: int
+    stop: int
+
+
+def forecast_fields(
+    table: SeriesTable, options: DataOptions, seq_len: int | None
+) -> dict[str, Any]:
+    """The fields of a `Task` that forecasts the next `options.horizon` values at each step.
+
+    A label belongs to the split that all its values are in. A training window starts at each step.
+    In validation and test each label counts once, in a window whose first half is the past: its
+    labels have weight 0. So do labels with missing values.
+
+    **Raises:** `ValueError` if a split is shorter than the horizon, or a value is missing.
+    """
+    if options.missing == "error":
+        check_complete(table)
+    horizon = options.horizon or 1
+    targets = table.targets or table.columns
+    segments = _segments(table, options.fractions)
+    for split, of_split in segments.items():
+        longest = max((s.stop - s.start for s in of_split), default=0)
+        if longest <= horizon:
+            raise UserError(
+                f"the {split} split has {longest} steps, and horizon={horizon} needs at least "
+                f"{horizon + 1}: give a smaller horizon, larger fractions, or longer series"
+            )
+    training = max(s.stop - s.start for s in segments["train"]) - horizon
+    steps = max(1, min(_STEPS, training // 2)) if seq_len is None else seq_len
+    if not 1 <= steps <= training:
+        raise UserError(
+            f"seq_len must be 1 to {training}, the steps of the training split without the "
+            f"horizon; got {steps}"
+        )
+    preprocessing = _fit(table, segments["train"], options, targets, horizon, steps)
+    series = preprocessing.sequences(replace(table, labels=()))
+    records = [series[row] for row in range(len(table))]
+    values = [_targets_of(x, table, targets, preprocessing) for x in table.inputs]
+    windows = {
+        split: ForecastWindows(
+            records,
+            values,
+            _windows(of_split, steps, horizon, overlap=split == "train"),
+            steps,
+            horizon,
+        )
+        for split, of_split in segments.items()
+    }
+    return {
+        **windows,
+        "inputs": "features",
+        "idim": preprocessing.idim,
+        "odim": len(preprocessing.targets),
+        "labels": "step",
+        "seq_len": steps,
+        "metric": "nrmse",
+        "baseline": lambda: _persistence(windows["test"], len(targets)),
+        "preprocessing": preprocessing,
+    }
+
+
+class ForecastWindows:
+    """Windows of series, with the next values at each step as labels.
+
+    **Arguments:**
+
+    - `records`: the arrays over time of each series.
+    - `values`: the values to forecast of each series, float32, shape `(steps, targets)`; NaN where
+        one is missing.
+    - `windows`: int, shape `(windows, 4)`: series, first step, last step + 1, and the first step
+        whose label counts.
+    - `steps`: steps of a record; shorter windows are padded.
+    - `horizon`: steps to forecast.
+    """
+
+    def __init__(
+        self,
+        records: list[Record],
+        values: list[np.ndarray],
+        windows: np.ndarray,
+        steps: int,
+        horizon: int,
+    ):
+        self.records, self.values, self.windows = records, values, windows
+        self.steps, self.horizon = steps, horizon
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} windows")
+        series, start, stop, scored = self.windows[index].tolist()
+        values = self.values[series]
+        labels = [values[start + h : stop + h] for h in range(1, self.horizon + 1)]
+        labels = np.concatenate(labels, axis=1)
+        counts = (np.arange(start, stop) >= scored) & ~np.isnan(labels).any(axis=1)
+        arrays = {
+            **{name: array[start:stop] for name, array in self.records[series].items()},
+            "labels": np.nan_to_num(labels),
+            "weight": counts.astype(np.float32),
+        }
+        if "intervals" in arrays:
+            # The time since a step outside of the window says nothing.
+            arrays["intervals"] = np.concatenate([np.ones(1, np.float32), arrays["intervals"][1:]])
+        padding = self.steps - (stop - start)
+        padded = {
+            name: np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) for name, x in arrays.items()
+        }
+        return {**padded, "lengths": np.asarray(stop - start, np.int32)}
+
+
+def _segments(
+    table: SeriesTable, fractions: tuple[float, float, float]
+) -> dict[str, list[_Segment]]:
+    """The parts of the series in each split: in time order, or as the data say. If these say no
+    validation split, it is the end of the training series."""
+    _, validation, test = fractions
+    segments: dict[str, list[_Segment]] = {split: [] for split in SPLITS}
+    draw = "validation" not in table.splits
+    for row, length in enumerate(table.lengths.tolist()):
+        split = table.splits[row] if table.splits else None
+        if split == "test" or (split is not None and not draw):
+            segments[split].append(_Segment(row, 0, length))
+            continue
+        tested = 0 if split == "train" else round(test * length)
+        validated = round(validation * length)
+        ends = [0, length - tested - validated, length - tested, length]
+        for name, start, stop in zip(SPLITS, ends[:-1], ends[1:], strict=True):
+            if stop > start:
+                segments[name].append(_Segment(row, start, stop))
+    return segments
+
+
+def _windows(segments: list[_Segment], steps: int, horizon: int, *, overlap: bool) -> np.ndarray:
+    """The windows of a split, see `ForecastWindows`."""
+    windows = []
+    for segment in segments:
+        # The label of step t has the values t + 1 to t + horizon.
+        first, end = max(segment.start - 1, 0), segment.stop - horizon
+        if overlap:
+            starts = range(segment.start, max(end - steps, segment.start) + 1)
+            found = [(segment.series, s, min(s + steps, end), s) for s in starts if s < end]
+        else:
+            past = steps // 2
+            found = [
+                (segment.series, max(s - past, 0), min(s + steps - past, end), s)
+                for s in range(first, end, steps - past)
+            ]
+        windows += found
+    return np.array(windows, np.int64).reshape(-1, 4)
+
+
+def _fit(
+    table: SeriesTable,
+    training: list[_Segment],
+    options: DataOptions,
+    targets: tuple[str, ...],
+    horizon: int,
+    steps: int,
+) -> Preprocessing:
+    values = [table.inputs[s.series][s.start : s.stop] for s in training]
+    mean, std = mean_and_std(np.concatenate(values))
+    at = [table.columns.index(target) for target in targets] * horizon
+    times = [table.times[s.series][s.start : s.stop] for s in training] if table.times else ()
+    interval = median_interval(times)
+    return Preprocessing(
+        options=replace(options, path=""),
+        columns=table.columns,
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        targets=tuple(f"{t}+{h}" for h in range(1, horizon + 1) for t in targets),
+        classes=None,
+        target_mean=tuple(mean[at].tolist()),
+        target_std=tuple(std[at].tolist()),
+        labels_per_step=True,
+        interval=interval,
+        irregular=not is_even(table.times, interval),
+        seq_len=steps,
+    )
+
+
+def _targets_of(
+    inputs: np.ndarray, table: SeriesTable, targets: tuple[str, ...], fitted: Preprocessing
+) -> np.ndarray:
+    at = [table.columns.index(target) for target in targets]
+    scaled = (inputs[:, at] - np.array(fitted.mean)[at]) / np.array(fitted.std)[at]
+    return scaled.astype(np.float32)
+
+
+def _persistence(windows: ForecastWindows, targets: int) -> Mapping[str, float]:
+    """The error of forecasting that nothing changes."""
+    labels, last = [], []
+    for index in range(len(windows)):
+        record = windows[index]
+        series, start, stop, _ = windows.windows[index].tolist()
+        now = windows.values[series][start:stop]
+        counts = (record["weight"][: stop - start] > 0) & ~np.isnan(now).any(axis=1)
+        labels.append(record["labels"][: stop - start][counts])
+        last.append(np.tile(now[counts], (1, windows.horizon)))
+    following, now = np.concatenate(labels), np.concatenate(last)
+    error = np.mean(np.square(following - now, dtype=np.float64))
+    return {"persistence_nrmse": float(np.sqrt(error / np.mean(np.var(following, axis=0))))}
