@@ -75,17 +75,17 @@ def _eval(arguments: argparse.Namespace) -> int:
     saved = load_run(arguments.run, arguments.mesh, **given)
     console = Console(width=100, stderr=file == "-")
     rows = []
-    for seq_len in arguments.seq_len or [saved.task.seq_len]:
+    for seq_len in arguments.seq_len or [saved.spec.seq_len]:
         with console.status(f"{seq_len} steps"):
             figures = saved.evaluate(arguments.split, seq_len=seq_len)
         rows.append({"seq_len": seq_len, **figures})
     console.print(_table(saved, arguments.split, rows))
     document = {
         "run": arguments.run,
-        "task": saved.task.name,
+        "task": saved.spec.name,
         "model": saved.config.model,
         "step": saved.step,
-        "trained_seq_len": saved.task.seq_len,
+        "trained_seq_len": saved.spec.seq_len,
         "split": arguments.split,
         "rows": "lanes" if saved.config.rows == "lanes" else "records",
         "mesh": dict(saved.mesh.shape),
@@ -99,13 +99,13 @@ def _table(saved: "SavedRun", split: str, rows: Sequence[dict[str, Any]]) -> Any
     from rich.table import Table
 
     start = "state carried over" if saved.config.rows == "lanes" else "each from a zero state"
-    title = f"{saved.task.name}, {saved.config.model}, step {saved.step}, {split} split, {start}"
+    title = f"{saved.spec.name}, {saved.config.model}, step {saved.step}, {split} split, {start}"
     table = Table(title=title, title_justify="left")
     table.add_column("steps", justify="right")
     names = [name for name in rows[0] if name != "seq_len"]
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
     for row in rows:
-        trained = ", as trained" if row["seq_len"] == saved.task.seq_len else ""
+        trained = ", as trained" if row["seq_len"] == saved.spec.seq_len else ""
         table.add_row(f"{row['seq_len']}{trained}", *(f"{row[name]:.5g}" for name in names))
     return table

@@ -59,7 +59,7 @@ def _export(arguments: argparse.Namespace) -> int:
         saved.model,
         batch_shape=("batch",) if arguments.batch_size is None else (arguments.batch_size,),
         platforms=arguments.platforms,
-        dtype=None if saved.task.inputs == "tokens" else saved.config.dtype,
+        dtype=None if saved.spec.inputs == "tokens" else saved.config.dtype,
     )
     try:
         # Written under another name first, so that there is never half a file.

@@ -75,10 +75,10 @@ def _generate(arguments: argparse.Namespace) -> int:
     prompts = prompts or [b""]
     # The model does not depend on the text, which may be gone.
     saved = load_run(arguments.run, make_mesh(devices=jax.devices()[:1]), text=None, seq_len=None)
-    if saved.task.name != "bytes":
+    if saved.spec.name != "bytes":
         raise UserError(
             f"generate needs a model of bytes, and {arguments.run} is a run of "
-            f"{saved.task.name!r}: name the folder of a run of `rnnscale train bytes`"
+            f"{saved.spec.name!r}: name the folder of a run of `rnnscale train bytes`"
         )
     with jax.set_mesh(saved.mesh):
         blocks = _blocks(saved.model, prompts, arguments)

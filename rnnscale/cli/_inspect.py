@@ -81,14 +81,14 @@ def _inspect(arguments: argparse.Namespace) -> int:
     on_one_device = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), saved.model)
     xs = jnp.asarray(_longest_sequences(saved.task.test, arguments.steps))
     report = Report(
-        title=f"{config.task}, {config.model}",
+        title=f"{saved.spec.name}, {config.model}",
         status=status,
         figures=summary,
         panels=[
             Panel("Curves", "Metrics over the training steps.", 3, folder.draw_curves),
-            *dynamics_panels(on_one_device, xs, seq_len=saved.task.seq_len),
+            *dynamics_panels(on_one_device, xs, seq_len=saved.spec.seq_len),
         ],
-        options=vars(config),
+        options=config.as_json(),
         mesh=sizes,
         layouts=laid_out,
     )

@@ -48,8 +48,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     # Before jax starts, or the plugins that compile for absent devices look for these devices.
     jax.config.update("jax_platforms", "cpu")
     from rnnscale.plan import Planner, Report, Search, Topology
-    from rnnscale.runs import TrainConfig
-    from rnnscale.tasks import load_task
+    from rnnscale.runs import TrainConfig, load_task_of
 
     given = vars(arguments)
     del given["command"]
@@ -59,8 +58,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     check_folder_of("--json", file)
     topology = Topology.named(given.pop("target"))
     config = TrainConfig.for_task(**given, out="")
-    task = load_task(config.task, seq_len=config.seq_len, text=config.text, folder=config.folder)
-    planner = Planner(config, task, topology)
+    planner = Planner(config, load_task_of(config), topology)
     console = Console(stderr=file == "-")
     if search:
         result = Search.of(planner, lambda sizes: _compile_apart(given, topology.name, sizes))

@@ -3,7 +3,6 @@
 import argparse
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,11 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--resume", action="store_true", default=False, help="continue the run in --out"
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="start with the options of a config.json; those on the command line override them",
     )
     parser.add_argument(
         "--start-from", metavar="DIR", help="folder of a run whose trained model to start with"
@@ -79,7 +83,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "--evaluate-every",
         type=int,
         metavar="N",
-        help="steps between evaluations; 0: only at the end",
+        help="steps between evaluations on the validation split; 0 for none; default: ten in a "
+        "run, or fewer if they take long",
     )
     log.add_argument(
         "--stuck-minutes",
@@ -107,7 +112,7 @@ def _train(arguments: argparse.Namespace) -> int:
     check_same({**given, "resume": resume})
     # The options depend on the contents of the folder, which one process may create before another
     # looks; so process 0 decides for all.
-    config = TrainConfig(**on_process_0(lambda: asdict(_config(given, resume))))
+    config = TrainConfig(**on_process_0(lambda: _config(given, resume).as_json()))
     summary = run(config, resume=resume)
     if process_index() != 0:
         return 0
@@ -119,9 +124,12 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _config(given: Mapping[str, Any], resume: bool) -> "TrainConfig":
-    from rnnscale.runs import RunFolder, TrainConfig, default_model
+def _config(given: dict[str, Any], resume: bool) -> "TrainConfig":
+    from rnnscale.runs import RunFolder, TrainConfig, default_model, read_options
 
+    file = given.pop("config", None)
+    if resume and file is not None:
+        raise UserError("--resume takes the options of the run: leave out --config")
     if resume and "out" not in given:
         raise UserError("--resume needs --out, the folder of the run to continue")
     if resume and RunFolder(given["out"]).is_run:
@@ -130,6 +138,10 @@ def _config(given: Mapping[str, Any], resume: bool) -> "TrainConfig":
         raise UserError(
             f"out={given['out']} holds no run to resume; name the folder of one, or a task to start"
         )
+    if file is not None:
+        stored = read_options(Path(file))
+        stored.pop("out", None)  # that run has its folder
+        given = {**stored, **given}
     if "task" not in given:
         raise UserError("the task is missing; `rnnscale tasks` lists them")
     model = given.get("model", default_model(given["task"]))

@@ -1,7 +1,12 @@
 from ._config import TrainConfig as TrainConfig
 from ._defaults import default_model as default_model
-from ._folder import RunFolder as RunFolder
+from ._folder import RunFolder as RunFolder, read_options as read_options
 from ._load import SavedRun as SavedRun, load_run as load_run
 from ._models import MODELS as MODELS
 from ._run import run as run
-from ._setup import Setup as Setup, check_fits as check_fits, set_up as set_up
+from ._setup import (
+    Setup as Setup,
+    check_fits as check_fits,
+    load_task_of as load_task_of,
+    set_up as set_up,
+)

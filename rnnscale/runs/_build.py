@@ -14,11 +14,11 @@ from rnnscale.layers import DeepRNN, Embedding, RNNEncoder
 from rnnscale.models import LanguageModel, SequenceClassifier
 from rnnscale.runs._config import TrainConfig
 from rnnscale.runs._models import MODELS, CellEntry, LayerEntry, construct
-from rnnscale.tasks import Task
+from rnnscale.tasks import TaskSpec
 from rnnscale.training import Totals, cross_entropy, in_chunks, indrnn_constraint, squared_error
 
 
-def make_model(config: TrainConfig, task: Task, key: PRNGKeyArray) -> SequenceModel:
+def make_model(config: TrainConfig, task: TaskSpec, key: PRNGKeyArray) -> SequenceModel:
     """The model of a run.
 
     Layers become a `SequenceClassifier` or, for tokens with a label at each step, a
@@ -41,13 +41,13 @@ def make_model(config: TrainConfig, task: Task, key: PRNGKeyArray) -> SequenceMo
         "remat": config.remat,
         "key": key,
     }
-    if task.inputs == "tokens" and task.labels == "step" and task.idim == _output_size(task):
+    if task.inputs == "tokens" and task.labels == "step" and task.idim == task.outputs:
         return LanguageModel(task.idim, dtype=config.dtype, **shared)
     if task.inputs == "tokens":
         shared |= {"make_encoder": Embedding, "dtype": config.dtype}
     pool = "mean" if task.labels == "sequence" else "none"
     chunk = _model_chunk(config, task)
-    return SequenceClassifier(task.idim, _output_size(task), pool=pool, chunk=chunk, **shared)
+    return SequenceClassifier(task.idim, task.outputs, pool=pool, chunk=chunk, **shared)
 
 
 def make_sequence_layer(config: TrainConfig, entry: LayerEntry, key: PRNGKeyArray) -> SequenceLayer:
@@ -56,7 +56,7 @@ def make_sequence_layer(config: TrainConfig, entry: LayerEntry, key: PRNGKeyArra
     return construct(entry, config.dim, config.state_dim, options=options, key=key)
 
 
-def make_loss(config: TrainConfig, task: Task) -> Callable[..., tuple[State, Totals]]:
+def make_loss(config: TrainConfig, task: TaskSpec) -> Callable[..., tuple[State, Totals]]:
     """Cross-entropy for classes, squared error for real labels.
 
     A model computes in the dtype of its inputs. Where these are tokens, the model got its dtype
@@ -81,14 +81,16 @@ def make_loss(config: TrainConfig, task: Task) -> Callable[..., tuple[State, Tot
 
 
 def constrain(
-    config: TrainConfig, task: Task, optimiser: optax.GradientTransformation
+    config: TrainConfig, task: TaskSpec, optimiser: optax.GradientTransformation
 ) -> optax.GradientTransformation:
     """The optimiser, followed by the constraint on the parameters if the model has one."""
     limit = _recurrent_limit(MODELS[config.model], task)
     return optimiser if limit is None else optax.chain(optimiser, indrnn_constraint(limit))
 
 
-def _make_deep_rnn(config: TrainConfig, task: Task, entry: CellEntry, key: PRNGKeyArray) -> DeepRNN:
+def _make_deep_rnn(
+    config: TrainConfig, task: TaskSpec, entry: CellEntry, key: PRNGKeyArray
+) -> DeepRNN:
     *keys, readout_key = jax.random.split(key, config.depth + 1)
     stack: list[Cell] = []
     for level, cell_key in enumerate(keys):
@@ -96,7 +98,7 @@ def _make_deep_rnn(config: TrainConfig, task: Task, entry: CellEntry, key: PRNGK
         stack.append(_make_cell(config, task, entry, idim, level, cell_key))
     return DeepRNN(
         stack,
-        _output_size(task),
+        task.outputs,
         remat=config.remat,
         chunk=_model_chunk(config, task),
         key=readout_key,
@@ -104,7 +106,7 @@ def _make_deep_rnn(config: TrainConfig, task: Task, entry: CellEntry, key: PRNGK
 
 
 def _make_cell(
-    config: TrainConfig, task: Task, entry: CellEntry, idim: int, level: int, key: PRNGKeyArray
+    config: TrainConfig, task: TaskSpec, entry: CellEntry, idim: int, level: int, key: PRNGKeyArray
 ) -> Cell:
     options = dict(config.cell or {})
     limit = _recurrent_limit(entry, task)
@@ -115,18 +117,14 @@ def _make_cell(
     return construct(entry, idim, config.dim, options=options, key=key)
 
 
-def _recurrent_limit(entry: CellEntry | LayerEntry, task: Task) -> float | None:
+def _recurrent_limit(entry: CellEntry | LayerEntry, task: TaskSpec) -> float | None:
     """The bound on the recurrent weights of a cell, if the run constrains them."""
     if not isinstance(entry, CellEntry) or entry.gain is None:
         return None
     return entry.gain ** (1 / task.seq_len)
 
 
-def _model_chunk(config: TrainConfig, task: Task) -> int | None:
+def _model_chunk(config: TrainConfig, task: TaskSpec) -> int | None:
     """The chunk for the model itself. Where there is a label at each step, the loss is cut into
     chunks instead."""
     return config.chunk if task.labels == "sequence" else None
-
-
-def _output_size(task: Task) -> int:
-    return task.classes or task.odim or 0  # a task has one of them

@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import KW_ONLY, dataclass
+from types import MappingProxyType, NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeAliasType, get_args, get_origin
 
 from rnnscale._errors import UserError, check_name
 from rnnscale.runs._defaults import default_model, default_options
@@ -12,10 +13,20 @@ from rnnscale.runs._models import MODELS
 from rnnscale.sharding import AXES
 from rnnscale.training import Optimiser, Schedule
 
+if TYPE_CHECKING:
+    from rnnscale.tasks import Task
+
 _log = logging.getLogger(__name__)
 
 type Dtype = Literal["float32", "bfloat16"]
 type Rows = Literal["records", "packed", "lanes"]
+
+# The entry of `config.json` that is no option.
+VERSIONS = "versions"
+
+_WORDS: Mapping[type, str] = MappingProxyType(
+    {int: "an integer", float: "a number", bool: "a boolean", str: "a string", dict: "a mapping"}
+)
 
 # Options that do not change the results, so that a run remains the same run with others.
 _WITHOUT_EFFECT = {
@@ -35,20 +46,22 @@ _WITHOUT_EFFECT = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The options of a training run, as they stand in its `config.json`.
+    """The options of a training run.
 
-    `TrainConfig.for_task` fills in what suits a task.
+    `TrainConfig.for_task` fills in what suits a task. An option that is None is off, or gets its
+    value when the run starts. The `config.json` of the run holds the values used, without the
+    options that are off; see `as_json`.
 
     **Attributes:**
 
-    - `task`: one of `rnnscale.tasks.TASKS`.
+    - `task`: one of `rnnscale.tasks.TASKS`; None for a task that is passed to `run`.
     - `out`: the folder of the run.
     - `model`: the layer or the cell, one of `MODELS`.
     - `cell`: options of the cell or layer, under the names of its constructor: `{"dt": 0.06}`. None
         for its defaults.
     - `steps`: number of training steps, at least 1.
     - `batch_size`: sequences in a step, over all devices and accumulated parts, at least 1.
-    - `seq_len`: time steps in a sequence, at least 1; None for the task's default.
+    - `seq_len`: time steps in a sequence, at least 1; the task's default if None.
     - `text`: a folder with text files, for tasks that read text.
     - `folder`: the folder with the data, for tasks that come without them.
     - `rows`: what a row of a training batch is. `"records"`: one sequence, in random order;
@@ -56,7 +69,7 @@ class TrainConfig:
         a contiguous stream through all sequences, with the state carried from batch to batch (also
         in evaluations), see `rnnscale.data.lanes`. The last two are for tasks whose `sequences`
         have labels at each step.
-    - `mesh`: mesh axes and their sizes; None for all devices on `data`.
+    - `mesh`: mesh axes and their sizes; all devices on `data` if None.
     - `cpu_devices`: run on this many virtual CPU devices in each process; None for the devices
         that the machine has.
     - `start_from`: the folder of a run whose trained model this one starts with. It must have the
@@ -68,10 +81,10 @@ class TrainConfig:
     - `dropout`: the probability to drop, 0 <= p < 1.
     - `learning_rate`: rate of the weights, positive.
     - `recurrence_rate`: rate of the parameters of the recurrence, positive; a quarter of
-        `learning_rate` by default.
+        `learning_rate` if None.
     - `weight_decay`: decay of the weights, at least 0.
-    - `warmup`: number of steps until the full learning rate, at least 0; a tenth of the steps by
-        default.
+    - `warmup`: number of steps until the full learning rate, at least 0; a tenth of the steps if
+        None.
     - `clip`: largest global norm of the gradient, positive.
     - `optimiser`: `"adamw"`, `"lion"`, `"muon"`, `"nadamw"` or `"sgd"`; see `make_optimiser`.
     - `schedule`: of the rates after the warm-up, `"cosine"`, `"constant"`, `"linear"` or `"wsd"`;
@@ -82,16 +95,18 @@ class TrainConfig:
     - `chunk`: number of time steps to run at once, at least 1; each chunk is recomputed in the
         backward pass. None for all steps at once. See `in_chunks`.
     - `log_every`, `save_every`: steps between two rows of metrics and two checkpoints, at least 1.
-    - `evaluate_every`: steps between two evaluations; 0 for one at the end only.
+    - `evaluate_every`: steps between two evaluations on the validation split; 0 for none. If None,
+        there are ten in a run, or fewer where they would take more than about a tenth of the time.
     - `save_minutes`: save as well when this many minutes have passed since the last save, positive;
         None to save by steps only.
     - `stuck_minutes`: end a process in which a step takes longer than this, positive. See
         `Watchdog`.
 
-    **Raises:** `ValueError` if a value is out of range.
+    **Raises:** `ValueError` if a value is out of range or of another type.
     """
 
-    task: str
+    task: str | None = None
+    _: KW_ONLY
     out: str
     model: str = "s5"
     cell: dict[str, Any] | None = None
@@ -123,28 +138,23 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 20
     save_minutes: float | None = None
-    evaluate_every: int = 0
+    evaluate_every: int | None = None
     stuck_minutes: float = 10.0
 
     def __post_init__(self):
+        self._check_types()
         check_name(self.model, MODELS, "model")
         self._check_numbers()
-        choices_of = {
-            "dtype": Dtype,
-            "rows": Rows,
-            "optimiser": Optimiser,
-            "schedule": Schedule,
-        }
-        for name, choices in choices_of.items():
-            if getattr(self, name) not in get_args(choices.__value__):
-                raise UserError(
-                    f"{name} must be one of {', '.join(map(repr, get_args(choices.__value__)))}; "
-                    f"got {getattr(self, name)!r}"
-                )
         for axis, size in (self.mesh or {}).items():
             check_name(axis, AXES, "mesh axis")
             if size < 1:
                 raise UserError(f"mesh axis {axis!r} must have at least 1 device, got {size}")
+
+    def _check_types(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _is_of(field.type, value):
+                raise UserError(f"{field.name} must be {_in_words(field.type)}; got {value!r}")
 
     def _check_numbers(self) -> None:
         for name in ("steps", "batch_size", "seq_len", "cpu_devices", "dim", "depth", "state_dim"):
@@ -168,27 +178,25 @@ class TrainConfig:
             raise UserError(f"{name} must be at least {least}, got {value}")
 
     @classmethod
-    def for_task(cls, task: str, **given: Any) -> "TrainConfig":
-        """The given options, and for all others what suits the task and the model."""
+    def for_task(cls, task: "str | Task", **given: Any) -> "TrainConfig":
+        """The given options, and for all others what suits the task and the model.
+
+        **Arguments:**
+
+        - `task`: one of `rnnscale.tasks.TASKS`; or a task of your own, to be passed to `run` too.
+        - `given`: options, with `out` among them.
+        """
         model = given.get("model", default_model(task))
         defaults = default_options(task, model)
         if given.get("cell") and "cell" in defaults:
             given = {**given, "cell": {**defaults["cell"], **given["cell"]}}
-        return cls(**{**defaults, "model": model, **given, "task": task})
+        name = task if isinstance(task, str) else None
+        return cls(name, **{**defaults, "model": model, **given})
 
     @classmethod
     def resumed(cls, stored: Mapping[str, Any], **given: Any) -> "TrainConfig":
         """The options to continue a run with: those stored in its folder, except for the given
-        ones. Warns of each given option that changes the results.
-
-        **Raises:** `ValueError` if a stored option is unknown.
-        """
-        unknown = sorted(stored.keys() - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise UserError(
-                f"config.json of the run has options that are unknown here: {', '.join(unknown)}; "
-                "resume with the version of rnnscale that started it"
-            )
+        ones. Warns of each given option that changes the results."""
         for name, value in given.items():
             if name not in _WITHOUT_EFFECT and value != stored.get(name):
                 _log.warning(
@@ -198,3 +206,52 @@ class TrainConfig:
                     value,
                 )
         return cls(**{**stored, **given})
+
+    def as_json(self) -> dict[str, Any]:
+        """The options as JSON can hold them, without those that are None."""
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if value is not None
+        }
+
+
+def options_from(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `TrainConfig` that a `config.json` holds.
+
+    A mesh of `data` alone is left out. It was all devices of that run, and is now all of these.
+
+    **Raises:** `ValueError` if an option is unknown.
+    """
+    options = {name: value for name, value in stored.items() if name != VERSIONS}
+    unknown = sorted(options.keys() - {field.name for field in dataclasses.fields(TrainConfig)})
+    if unknown:
+        version = stored.get(VERSIONS, {}).get("rnnscale")
+        wrote = "the version of rnnscale" if version is None else f"rnnscale {version}"
+        raise UserError(
+            f"config.json has options that are unknown here: {', '.join(unknown)}; use {wrote} "
+            "that wrote it"
+        )
+    if set(options.get("mesh") or ()) <= {"data"}:
+        options.pop("mesh", None)
+    return options
+
+
+def _is_of(annotation: Any, value: Any) -> bool:
+    """Whether a value is of the type of a field, or one of its choices."""
+    if isinstance(annotation, TypeAliasType):
+        return value in get_args(annotation.__value__)
+    if isinstance(annotation, UnionType):
+        return any(_is_of(each, value) for each in get_args(annotation))
+    kind = get_origin(annotation) or annotation
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _in_words(annotation: Any) -> str:
+    """The type of a field as an error names it, without None."""
+    if isinstance(annotation, TypeAliasType):
+        return f"one of {', '.join(map(repr, get_args(annotation.__value__)))}"
+    if isinstance(annotation, UnionType):
+        kinds = (each for each in get_args(annotation) if each is not NoneType)
+        return " or ".join(map(_in_words, kinds))
+    return _WORDS.get(get_origin(annotation) or annotation, str(annotation))

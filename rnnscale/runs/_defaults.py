@@ -1,14 +1,19 @@
 """The options that suit a task and a model. A task needs an entry here only where the defaults of
-`TrainConfig` do not suit it."""
+`TrainConfig` do not suit it. Data of one's own have entries by the kind and size of the problem."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rnnscale.runs._models import MODELS, CellEntry
 
+if TYPE_CHECKING:
+    from rnnscale.tasks import Task
+
 _DEFAULT_MODEL = "s5"
+
+type _Kind = Literal["classification", "regression", "forecast", "next_token"]
 
 # All cells differ from the defaults of `TrainConfig`, which suit layers such as S5, in these.
 _CELLS: Mapping[str, Any] = MappingProxyType(
@@ -84,14 +89,42 @@ _RECIPES: Mapping[str, _Recipe] = MappingProxyType(
 )
 
 
-def default_model(task: str) -> str:
+# A training split with fewer records is small: a model can learn it by heart.
+_SMALL = 2000
+
+# For data of one's own: the recipes of small and of large training splits, by what is predicted.
+_OWN_DATA: Mapping[_Kind, tuple[_Recipe, _Recipe]] = MappingProxyType(
+    {
+        "classification": (_Recipe(), _Recipe()),
+        "regression": (_Recipe(), _Recipe()),
+        "forecast": (_Recipe(), _Recipe()),
+        "next_token": (_Recipe(), _Recipe()),
+    }
+)
+
+
+def default_model(task: "str | Task") -> str:
     """The model of a run on this task unless another one is named."""
-    return _RECIPES.get(task, _Recipe()).model
+    return _recipe(task).model
 
 
-def default_options(task: str, model: str) -> dict[str, Any]:
+def default_options(task: "str | Task", model: str) -> dict[str, Any]:
     """The options that suit a task and a model, where they differ from those of `TrainConfig`."""
-    recipe = _RECIPES.get(task, _Recipe())
+    recipe = _recipe(task)
     if not isinstance(MODELS.get(model), CellEntry):
         return dict(recipe.options)
     return {**recipe.options, **_CELLS, **recipe.cells.get(model, {})}
+
+
+def _recipe(task: "str | Task") -> _Recipe:
+    if isinstance(task, str):
+        return _RECIPES.get(task, _Recipe())
+    small, large = _OWN_DATA[_kind(task)]
+    return small if len(task.train) < _SMALL else large
+
+
+def _kind(task: "Task") -> _Kind:
+    """What is predicted: values or a class at each step, or one for each sequence."""
+    if task.labels == "step":
+        return "forecast" if task.classes is None else "next_token"
+    return "regression" if task.classes is None else "classification"

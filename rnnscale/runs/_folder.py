@@ -5,29 +5,37 @@ import importlib.util
 import json
 import logging
 import os
+import platform
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 from rnnscale._errors import SaveFailedError, UserError
 from rnnscale.distributed import all_reduce, on_process_0, process_count, process_index
+from rnnscale.runs._config import VERSIONS, options_from
 from rnnscale.runs._curves import draw_curves
 from rnnscale.runs._lock import FolderLock
+from rnnscale.tasks import Task, TaskSpec
 from rnnscale.training import MetricsFile, saved_steps, where_to_resume
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _log = logging.getLogger(__name__)
 
+_PACKAGES = ("rnnscale", "jax", "equinox", "optax")
+
 
 class RunFolder:
     """The files of one training run. Where there are several processes, process 0 writes them.
 
     ```
-    config.json      all options
+    config.json      the options, with the values used, and the versions of Python and packages
+    task.json        what the model knows about its task
     metrics.jsonl    one line per logged step
     summary.json     the figures at the end
     curves.png       loss and metrics over the steps
@@ -47,6 +55,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = MetricsFile(self.path / "metrics.jsonl")
         self._config = self.path / "config.json"
+        self._task = self.path / "task.json"
         self._summary = self.path / "summary.json"
         self._curves = self.path / "curves.png"
         self._lock = self.path / "run.lock"
@@ -141,26 +150,28 @@ class RunFolder:
                 lock.release()
 
     def open(self, config: Mapping[str, Any]) -> None:
-        """Makes the folder and writes the options.
+        """Makes the folder and writes the options, with the versions that are in use.
 
         **Raises:** `ValueError` if the folder can't be written to, or `SaveFailedError` if there is
         a checkpoint in it.
         """
+        versions = {name: version(name) for name in _PACKAGES}
+        versions["python"] = platform.python_version()
         with self._errors_of_writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            _write(self._config, json.dumps(config, indent=2) + "\n")
+            _write(self._config, {**config, VERSIONS: versions})
 
     def config(self) -> dict[str, Any]:
-        """The options that the run was started or last resumed with.
+        """The options that the run was started or last resumed with; see `read_options`."""
+        return read_options(self._config)
 
-        **Raises:** `ValueError` if they can't be read.
-        """
-        try:
-            return json.loads(self._config.read_bytes())
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self._config} can't be read ({error}); start again in another folder"
-            ) from error
+    def write_task(self, task: Task) -> None:
+        """Writes what is needed of the task to use the trained model."""
+        _write(self._task, asdict(task.spec))
+
+    def task_spec(self) -> TaskSpec | None:
+        """What the model knows about its task; None in a run of an older version."""
+        return TaskSpec(**json.loads(self._task.read_bytes())) if self._task.is_file() else None
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the metrics."""
@@ -168,7 +179,7 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the figures at the end of the run."""
-        _write(self._summary, json.dumps(summary, indent=2) + "\n")
+        _write(self._summary, summary)
 
     def summary(self) -> dict[str, Any] | None:
         """The figures at the end of the run; None before it has ended."""
@@ -205,10 +216,24 @@ class RunFolder:
         return UserError(f"{failure}; choose another folder")
 
 
-def _write(file: Path, text: str) -> None:
+def read_options(file: Path) -> dict[str, Any]:
+    """The options of `TrainConfig` that a `config.json` holds.
+
+    **Raises:** `ValueError` if it can't be read or has an option that is unknown.
+    """
+    try:
+        stored = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} can't be read ({error}); name the config.json of a run") from error
+    if not isinstance(stored, dict):
+        raise UserError(f"{file} holds no options; name the config.json of a run")
+    return options_from(stored)
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
     """All or nothing: a process that is killed here leaves the old file."""
     partial = _partial(file)
-    partial.write_text(text)
+    partial.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(partial, file)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rnnscale.runs._config import TrainConfig
 from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._rows import Split
 from rnnscale.runs._setup import layout_of, load_task_of, make_run_mesh, set_up
-from rnnscale.tasks import Task
+from rnnscale.tasks import Task, TaskSpec
 from rnnscale.training import restore_part
 
 
@@ -29,17 +30,27 @@ class SavedRun:
     **Attributes:**
 
     - `config`: the options of the run, except for those that were changed to load it.
-    - `task`: the task it was trained on.
+    - `spec`: what the model knows about its task.
     - `mesh`: the mesh on which the model is laid out.
     - `step`: the number of training steps that led to the model.
     - `model`: the model.
+    - `given_task`: the task if it was passed to `load_run`.
     """
 
     config: TrainConfig
-    task: Task
+    spec: TaskSpec
     mesh: Mesh
     step: int
     model: SequenceModel
+    given_task: Task | None = None
+
+    @cached_property
+    def task(self) -> Task:
+        """The task it was trained on, whose data are loaded when this is first read.
+
+        **Raises:** `ValueError` if the data are not there.
+        """
+        return load_task_of(self.config, self.given_task)
 
     def evaluate(self, split: Split = "test", *, seq_len: int | None = None) -> dict[str, float]:
         """The figures of the model on a split, computed as at the end of a run.
@@ -62,7 +73,7 @@ class SavedRun:
         task = self.task
         if seq_len is not None:
             config = replace(config, seq_len=seq_len)
-            task = load_task_of(config)
+            task = load_task_of(config, self.given_task)
         with jax.set_mesh(self.mesh):
             figures = set_up(config, task, self.mesh).evaluate(self.model, split)
         assert figures is not None  # nothing stops it
@@ -75,12 +86,15 @@ class SavedRun:
 def load_run(
     path: str | Path,
     mesh: Mesh | Mapping[str, int] | None = None,
+    *,
+    task: Task | None = None,
     **changed: Any,
 ) -> SavedRun:
     """The trained model of a run, from its newest undamaged checkpoint.
 
     The folder is only read, so the run may still be going on. Only the model is put on the devices,
-    which may be others than those of the run.
+    which may be others than those of the run. The data of the run are not needed until
+    `SavedRun.task` is.
 
     ```
     saved = load_run("runs/bytes-s5-1", batch_size=8)
@@ -92,10 +106,11 @@ def load_run(
     - `path`: the folder of the run.
     - `mesh`: a mesh from `make_mesh`, or the sizes of its axes. By default the mesh of the run if
         there are as many devices, and otherwise all devices on `data`.
+    - `task`: the task of the run, if it is one of your own; only needed for `SavedRun.evaluate`.
     - `changed`: options that differ from those of the run, see `TrainConfig`: `batch_size`, `rows`,
         `chunk`, `text`, `folder`.
 
-    **Returns:** the model, with its options and its task.
+    **Returns:** the model, with its options and what it was trained on.
 
     **Raises:** `ValueError` if there is no run or no checkpoint, the checkpoint is of another model
     than the options, or the options do not fit the task or the devices.
@@ -107,11 +122,13 @@ def load_run(
         if mesh is not None:
             replace(config, mesh=dict(mesh))  # checks its axes
         mesh = make_run_mesh(mesh)
-    task = load_task_of(config)
+    spec = _run_in(path).task_spec() if task is None else task.spec
+    if spec is None:  # a run of an older version
+        spec = load_task_of(config).spec
     with jax.set_mesh(mesh):
-        like = jax.eval_shape(lambda: make_model(config, task, jax.random.key(0)))
+        like = jax.eval_shape(lambda: make_model(config, spec, jax.random.key(0)))
         model, step = restore_model(path, like, layout_of(like, mesh))
-    return SavedRun(config, task, mesh, step, model)
+    return SavedRun(config, spec, mesh, step, model, task)
 
 
 def restore_model(

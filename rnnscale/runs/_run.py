@@ -24,6 +24,7 @@ from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._load import restore_model
 from rnnscale.runs._setup import Setup, load_task_of, make_run_mesh, set_up
 from rnnscale.sharding import sharded_init
+from rnnscale.tasks import Task
 from rnnscale.training import (
     Callback,
     Checkpointer,
@@ -42,7 +43,9 @@ from rnnscale.training import (
 _log = logging.getLogger(__name__)
 
 
-def run(config: TrainConfig, *, resume: bool = False) -> dict[str, Any] | None:
+def run(
+    config: TrainConfig, *, task: Task | None = None, resume: bool = False
+) -> dict[str, Any] | None:
     """Trains a model on a task, from the options to the summary: what `rnnscale train` does.
 
     Where the program runs in several processes (see `connect`), all of them call this with the same
@@ -51,6 +54,8 @@ def run(config: TrainConfig, *, resume: bool = False) -> dict[str, Any] | None:
     **Arguments:**
 
     - `config`: the options.
+    - `task`: a task of your own, in place of one that the options name. To resume such a run, pass
+        the task again.
     - `resume`: continue from the newest checkpoint in `config.out`, if there is one.
 
     **Returns:** the content of `summary.json`; or None if SIGINT or SIGTERM stopped the run, which
@@ -73,7 +78,7 @@ def run(config: TrainConfig, *, resume: bool = False) -> dict[str, Any] | None:
         folder = RunFolder(config.out)
         on_process_0(lambda: folder.check(resume=resume))
         folder.check_shared()
-        setup = set_up(config, load_task_of(config), make_run_mesh(config.mesh))
+        setup = set_up(config, load_task_of(config, task), make_run_mesh(config.mesh))
         like = setup.abstract_state()
         with folder.locked(resume=resume), jax.set_mesh(setup.mesh):
             state, clock = _train(setup, like, folder, resume, stop, watchdog)
@@ -104,7 +109,7 @@ def _train(
 ) -> tuple[TrainState, Clock]:
     """Trains to the last step, or until it is stopped; the time covers all sessions of the run."""
     config = setup.config
-    options = asdict(config)
+    options = config.as_json()
 
     def begin() -> None:
         if not folder.is_run:
@@ -112,6 +117,7 @@ def _train(
 
     def proceed() -> None:
         folder.open(options)
+        folder.write_task(setup.task)
         folder.metrics.truncate(step)
 
     on_process_0(begin)

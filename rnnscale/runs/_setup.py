@@ -1,6 +1,7 @@
 """From the options of a run to the parts that its steps need. No part holds an array yet, so this
 also serves `rnnscale plan`, which has no devices."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,7 +43,7 @@ class Setup:
 
     **Attributes:**
 
-    - `config`: the options of the run.
+    - `config`: the options of the run, with the values used.
     - `mesh`: the mesh, with all of the axes `rnnscale.sharding.AXES`.
     - `task`: the task, with its sequences padded to a multiple of the mesh axis `seq`.
     - `rows`: the rows of the training batches, for `rnnscale.data.stream`.
@@ -65,7 +66,8 @@ class Setup:
         """The same parts on another mesh, without tracing anything again. The mesh axis `seq` must
         be 1 in this one."""
         task, rows = _data_on(mesh, self.config, self.task)
-        return replace(self, mesh=mesh, task=task, rows=rows)
+        config = replace(self.config, mesh=_sizes(mesh))
+        return replace(self, config=config, mesh=mesh, task=task, rows=rows)
 
     def layout(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
         """The sharding of an array of a batch."""
@@ -138,15 +140,17 @@ def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
     **Raises:** `ValueError` if the options do not fit the task or the mesh.
     """
     check_fits(config, task, mesh)
+    config = _with_values_used(config, task, mesh)
+    spec = task.spec
     task, rows = _data_on(mesh, config, task)
     with jax.set_mesh(mesh):
-        model = jax.eval_shape(lambda: make_model(config, task, jax.random.key(0)))
-        optimiser = constrain(config, task, _make_optimiser(config, model))
-    loss = make_loss(config, task)
+        model = jax.eval_shape(lambda: make_model(config, spec, jax.random.key(0)))
+        optimiser = constrain(config, spec, _make_optimiser(config, model))
+    loss = make_loss(config, spec)
 
     def init(key: PRNGKeyArray) -> TrainState:
         model_key, state_key = jax.random.split(key)
-        model = make_model(config, task, model_key)
+        model = make_model(config, spec, model_key)
         carry = None
         if config.rows == "lanes":
             with as_user_error():
@@ -163,8 +167,28 @@ def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
     return setup
 
 
-def load_task_of(config: TrainConfig) -> Task:
-    """The task that the options name."""
+def load_task_of(config: TrainConfig, given: Task | None = None) -> Task:
+    """The given task, or else the one that the options name.
+
+    **Raises:** `UserError` if there is none, or the options name another one than the given.
+    """
+    if given is not None:
+        if config.task not in (None, given.name):
+            raise UserError(
+                f"the options name the task {config.task!r}, and the given one is {given.name!r}: "
+                "leave one of them out"
+            )
+        if config.seq_len not in (None, given.seq_len):
+            raise UserError(
+                f"the sequences of {given.name!r} have {given.seq_len} steps; got "
+                f"seq_len={config.seq_len}"
+            )
+        return given
+    if config.task is None:
+        raise UserError(
+            "the options name no task: it was, or must be, given in Python. Pass it as "
+            "run(config, task=...) or load_run(path, task=...)"
+        )
     return load_task(config.task, seq_len=config.seq_len, text=config.text, folder=config.folder)
 
 
@@ -235,15 +259,35 @@ def _data_on(
     return task, training_rows(config, task)
 
 
+def _with_values_used(config: TrainConfig, task: Task, mesh: Mesh | AbstractMesh) -> TrainConfig:
+    """The options with a value for each one that has no fixed default."""
+    batches = math.ceil(len(evaluation_rows(config, task, "validation")) / config.batch_size)
+    # An evaluation step takes about a third of a train step.
+    every = min(max(math.ceil(config.steps / 10), 4 * batches), config.steps) if batches else 0
+    values = {
+        "seq_len": task.seq_len,
+        "recurrence_rate": config.learning_rate / 4,
+        "warmup": config.steps // 10,
+        "evaluate_every": every,
+    }
+    missing = {name: x for name, x in values.items() if getattr(config, name) is None}
+    return replace(config, mesh=_sizes(mesh), **missing)
+
+
+def _sizes(mesh: Mesh | AbstractMesh) -> dict[str, int]:
+    """The axes of a mesh as one gives them: those with more than one device, or else `data`."""
+    return {axis: size for axis, size in mesh.shape.items() if size > 1} or {"data": 1}
+
+
 def _make_optimiser(config: TrainConfig, model: Any) -> optax.GradientTransformation:
-    rate = config.learning_rate
+    assert config.recurrence_rate is not None and config.warmup is not None  # see set_up
     with as_user_error():
         return make_optimiser(
             model,
-            learning_rate=rate,
-            recurrence_rate=rate / 4 if config.recurrence_rate is None else config.recurrence_rate,
+            learning_rate=config.learning_rate,
+            recurrence_rate=config.recurrence_rate,
             weight_decay=config.weight_decay,
-            warmup=config.steps // 10 if config.warmup is None else config.warmup,
+            warmup=config.warmup,
             steps=config.steps,
             clip=config.clip,
             optimiser=config.optimiser,

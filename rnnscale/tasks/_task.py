@@ -1,4 +1,5 @@
-"""The class `Task`: a source of records for each split, and what a model has to know about them."""
+"""The class `Task`: a source of records for each split, and `TaskSpec`, what a model has to know
+about them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,31 @@ import numpy as np
 from rnnscale.data import SequenceSource, Source
 from rnnscale.tasks.files._fields import fields_of_arrays
 from rnnscale.tasks.files._preprocessing import Preprocessing
+
+type Metric = Literal["accuracy", "bits_per_byte", "mse", "nrmse"]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a model and its loss need to know about a task: a `Task` without its data. A run keeps
+    it, so that the trained model can be used where the data are not.
+
+    **Attributes:** those of `Task` with the same names. All can be stored as JSON.
+    """
+
+    name: str
+    inputs: Literal["features", "tokens"]
+    idim: int
+    labels: Literal["sequence", "step"]
+    seq_len: int
+    metric: Metric
+    classes: int | None = None
+    odim: int | None = None
+
+    @property
+    def outputs(self) -> int:
+        """The number of outputs of a model: `classes` or `odim`."""
+        return self.classes or self.odim or 0  # a task has one of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +77,7 @@ class Task:
     idim: int
     labels: Literal["sequence", "step"]
     seq_len: int
-    metric: Literal["accuracy", "bits_per_byte", "mse", "nrmse"]
+    metric: Metric
     classes: int | None = None
     odim: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -72,6 +98,20 @@ class Task:
                 f"task {self.name!r} has {kind}, so its metric must be one of {metrics}; "
                 f"got {self.metric!r}"
             )
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What a model needs to know about the task, without the data."""
+        return TaskSpec(
+            name=self.name,
+            inputs=self.inputs,
+            idim=self.idim,
+            labels=self.labels,
+            seq_len=self.seq_len,
+            metric=self.metric,
+            classes=self.classes,
+            odim=self.odim,
+        )
 
     @classmethod
     def from_arrays(

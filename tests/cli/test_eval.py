@@ -131,7 +131,7 @@ def test_bad_input_is_one_line(bytes_copy: Path, tmp_path: Path, error_line: Cal
 def test_a_task_of_one_length_takes_no_other(tmp_path):
     task = load_task("digits")
     config = TrainConfig.for_task("digits", out=str(tmp_path))
-    saved = SavedRun(config, task, make_mesh(8), 0, None)  # pyright: ignore[reportArgumentType]
+    saved = SavedRun(config, task.spec, make_mesh(8), 0, None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="sequences of 'digits' have 64 steps; got seq_len=65"):
         saved.evaluate(seq_len=65)
     lanes = replace(saved, config=replace(config, rows="lanes"))

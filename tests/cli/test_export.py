@@ -1,7 +1,6 @@
 """`rnnscale export`, and the files that it writes, run."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         config = TrainConfig.for_task(
             task, out=str(folder.path), dim=8, depth=2, batch_size=8, **options
         )
-        folder.open(asdict(config))
+        folder.open(config.as_json())
         loaded = load_task(task, seq_len=config.seq_len, text=config.text, folder=config.folder)
         parts = set_up(config, loaded, make_mesh(8))
         with Checkpointer(folder.checkpoints) as checkpoints:

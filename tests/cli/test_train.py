@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 import re
 import resource
 import shutil
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import pytest
 from rnnscale.cli import main
 from rnnscale.cli._main import _parser
 from rnnscale.data import ArraySource, stream
-from rnnscale.runs import RunFolder, TrainConfig, set_up
+from rnnscale.runs import RunFolder, TrainConfig, load_task_of, read_options, set_up
 from rnnscale.sharding import make_mesh, sharded_init
 from rnnscale.tasks import load_task
 from rnnscale.training import fit
@@ -83,7 +85,54 @@ def test_a_run_leaves_its_files(digits_run: Path):
     assert summary["parameters"] == 499
     assert summary["seconds"] > 0 and summary["tokens_per_second"] > 0
     assert 0 <= summary["test_accuracy"] <= 1 and summary["test_loss"] > 0
-    assert json.loads((digits_run / "config.json").read_text())["mesh"] == {"data": 4, "tensor": 2}
+
+
+def test_the_config_holds_the_values_used_and_the_versions(digits_run: Path):
+    config = json.loads((digits_run / "config.json").read_text())
+    assert config.pop("versions") == {
+        **{name: metadata.version(name) for name in ("rnnscale", "jax", "equinox", "optax")},
+        "python": platform.python_version(),
+    }
+    assert None not in config.values() and "chunk" not in config
+    used = {"seq_len": 64, "warmup": 6, "recurrence_rate": 1e-3, "learning_rate": 4e-3}
+    assert config.items() >= {**used, "mesh": {"data": 4, "tensor": 2}}.items()
+
+
+def test_a_config_starts_the_same_run_and_options_override_it(
+    digits_run: Path, tmp_path: Path, error_line: Callable[..., str]
+):
+    """The file is enough; the options given here are those that it has from the other run."""
+    file, out = digits_run / "config.json", tmp_path / "again"
+    assert train("--config", str(file), "--out", str(out), "--save-every", "60") == 0
+    assert losses(out) == losses(digits_run)
+    again, first = (json.loads((each / "config.json").read_text()) for each in (out, digits_run))
+    assert again == {**first, "out": str(out), "save_every": 60}
+    assert "--resume takes the options" in error_line(
+        "train", "--resume", "--out", str(out), "--config", str(file)
+    )
+    assert "can't be read" in error_line("train", "--config", str(tmp_path / "no.json"))
+    wrong = tmp_path / "wrong.json"
+    for name, value, words in (
+        ("gamma", 2, "unknown here: gamma; use rnnscale"),
+        ("steps", "3", "steps must be an integer; got '3'"),
+        ("dim", True, "dim must be an integer; got True"),
+        ("learning_rate", [1], "learning_rate must be a number; got [1]"),
+    ):
+        wrong.write_text(json.dumps({**first, name: value}))
+        assert words in error_line("train", "--config", str(wrong))
+
+
+def test_a_mesh_of_data_alone_is_all_devices_that_there_are(tmp_path: Path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"task": "digits", "mesh": {"data": 64}, "versions": {}}))
+    assert read_options(file) == {"task": "digits"}
+
+
+def test_validation_is_on_and_takes_little(digits_run: Path):
+    """23 batches of eight records would cost more than a tenth of 60 steps if evaluated twice."""
+    evaluated = [row["step"] for row in RunFolder(digits_run).rows() if "validation_loss" in row]
+    assert RunFolder(digits_run).config()["evaluate_every"] == 60
+    assert evaluated == [60]
 
 
 def test_trains_a_language_model_in_bfloat16(
@@ -116,7 +165,7 @@ def test_cells_train_the_same_on_any_mesh(arguments: str):
     options = vars(_parser().parse_args(words))
     del options["command"], options["resume"]
     config = TrainConfig.for_task(**options)
-    task = load_task(config.task, seq_len=config.seq_len)
+    task = load_task_of(config)
     found = []
     for mesh in (make_mesh(data=2, fsdp=2, tensor=2), make_mesh(data=8)):
         parts = set_up(config, task, mesh)
@@ -195,7 +244,9 @@ def test_falls_back_from_a_truncated_checkpoint(
 def test_resume_takes_options_that_are_left_out_from_the_run(
     digits_run: Path, copy: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Resumed on another mesh, it ends the same up to rounding."""
+    """Resumed on another mesh, it ends the same up to rounding; also a run of an older version,
+    which noted neither the values used nor the versions."""
+    as_older_versions_wrote_it(copy)
     shutil.rmtree(copy / "checkpoints" / str(STEPS))
     # Digits have 64 steps anyway.
     changed = ["--log-every", "2", "--seq-len", "64", "--mesh", "data=2,fsdp=2,tensor=2"]
@@ -209,6 +260,14 @@ def test_resume_takes_options_that_are_left_out_from_the_run(
     assert list(found)[-4:] == [55, 56, 58, 60]
     for step in (56, 58, 60):
         assert found[step] == pytest.approx(expected[step], rel=1e-4)
+
+
+def as_older_versions_wrote_it(out: Path) -> None:
+    options = json.loads((out / "config.json").read_text())
+    del options["versions"], options["evaluate_every"]
+    options |= dict.fromkeys(("seq_len", "recurrence_rate", "warmup", "chunk", "cell", "text"))
+    (out / "config.json").write_text(json.dumps(options))
+    (out / "task.json").unlink()
 
 
 def test_starts_from_the_model_of_another_run_on_another_mesh(copy: Path, tmp_path: Path):

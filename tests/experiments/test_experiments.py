@@ -166,7 +166,7 @@ def test_a_curriculum_trains_run_after_run(tmp_path):
     folders = [RunFolder(tmp_path / "run-1"), RunFolder(tmp_path / "run-2")]
     configs = [folder.config() for folder in folders]
     assert [(c["seq_len"], c["steps"], c["seed"]) for c in configs] == [(4, 2, 5), (6, 3, 5)]
-    assert [c["start_from"] for c in configs] == [None, str(folders[0].path)]
+    assert [c.get("start_from") for c in configs] == [None, str(folders[0].path)]
     first, last = (folder.summary() for folder in folders)
     assert first is not None and last is not None
     assert result.figure == last["test_mse"] and result.parameters == 33

@@ -30,8 +30,8 @@ def adding():
 def test_every_model_learns_from_a_batch(model, adding, key):
     """A step against the gradient makes the loss smaller."""
     config = config_for("adding", model=model, state_dim=8)
-    built = make_model(config, adding, key)
-    loss = make_loss(config, adding)
+    built = make_model(config, adding.spec, key)
+    loss = make_loss(config, adding.spec)
     records = [adding.train[i] for i in range(4)]
     batch = {name: jnp.stack([r[name] for r in records]) for name in records[0]}
     weights, fixed = eqx.partition(built, trainable(built))
@@ -52,10 +52,10 @@ def test_every_model_learns_from_a_batch(model, adding, key):
 def test_labels_of_steps_are_read_at_every_step(key):
     task = load_task("copy", seq_len=21)
     config = config_for("copy", model="urnn")
-    model: Any = make_model(config, task, key)
+    model: Any = make_model(config, task.spec, key)
     record = task.train[0]
     batch = {name: jnp.asarray(value)[None] for name, value in record.items()}
-    _, totals = make_loss(config, task)(model, batch, None)
+    _, totals = make_loss(config, task.spec)(model, batch, None)
     assert totals["count"] == 21 and totals["scored"] == 10
     logits = model.readout(model.encoder(batch["inputs"])[1])
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
@@ -64,21 +64,21 @@ def test_labels_of_steps_are_read_at_every_step(key):
 
 def test_tokens_make_a_language_model_of_cells(key):
     task = load_task("bytes", seq_len=16)
-    model: Any = make_model(config_for("bytes", model="gru"), task, key)
+    model: Any = make_model(config_for("bytes", model="gru"), task.spec, key)
     _, logits = model(jnp.zeros((2, 16), jnp.int32))
     assert logits.shape == (2, 16, 256)
 
 
 def test_indrnn_starts_and_stays_within_the_gain_of_its_sequence(adding, key):
     config = config_for("adding", model="indrnn", depth=2)
-    model: Any = make_model(config, adding, key)
+    model: Any = make_model(config, adding.spec, key)
     below, above = (encoder.cell for encoder in model.encoder.encoders)
     limit = 2 ** (1 / 6)
     assert isinstance(below, IndRNNCell)
     assert jnp.all((below.recurrent >= 0) & (below.recurrent <= limit))
     assert jnp.all((above.recurrent >= 1 / limit) & (above.recurrent <= limit))
     weights = eqx.filter(model, trainable(model))
-    optimiser = constrain(config, adding, optax.sgd(1.0))
+    optimiser = constrain(config, adding.spec, optax.sgd(1.0))
     push = jax.tree.map(lambda x: jnp.full_like(x, -1.0), weights)
     updates, _ = optimiser.update(push, optimiser.init(weights), weights)
     pushed = eqx.apply_updates(weights, updates)
@@ -88,11 +88,11 @@ def test_indrnn_starts_and_stays_within_the_gain_of_its_sequence(adding, key):
 
 def test_options_of_a_cell(adding, key):
     config = config_for("adding", model="cornn", cell={"dt": 0.5, "gamma": 1.5, "epsilon": 2.0})
-    model: Any = make_model(config, adding, key)
+    model: Any = make_model(config, adding.spec, key)
     cell = model.encoder.encoders[0].cell
     assert (float(cell.dt), float(cell.gamma), float(cell.epsilon)) == (0.5, 1.5, 2.0)
     with pytest.raises(ValueError, match="no option dtt; its options are dt, gamma, epsilon"):
-        make_model(config_for("adding", model="cornn", cell={"dtt": 0.5}), adding, key)
+        make_model(config_for("adding", model="cornn", cell={"dtt": 0.5}), adding.spec, key)
     options = config_for("adding", model="cornn", cell={"gamma": 3.0}).cell
     assert options is not None and options["dt"] == 0.012
 
@@ -107,13 +107,13 @@ def test_options_of_a_cell(adding, key):
 )
 def test_options_of_a_layer_that_it_does_not_take(model, options, message, adding, key):
     with pytest.raises(ValueError, match=message):
-        make_model(config_for("adding", model=model, cell=options), adding, key)
+        make_model(config_for("adding", model=model, cell=options), adding.spec, key)
 
 
 def test_options_of_a_layer(adding, key):
     config = config_for("adding", model="linear-attention", cell={"heads": 8})
     layers = jax.tree.leaves(
-        make_model(config, adding, key), is_leaf=lambda x: isinstance(x, LinearAttention)
+        make_model(config, adding.spec, key), is_leaf=lambda x: isinstance(x, LinearAttention)
     )
     (heads,) = {x.heads for x in layers if isinstance(x, LinearAttention)}
     assert heads == 8

@@ -265,9 +265,9 @@ def test_time_that_the_mesh_does_not_divide_is_padded(model, name, seq_len, key)
     """The loss and its gradient on eight devices, for lengths that are not a multiple of eight."""
     task = load_task(name, seq_len=seq_len)
     config = TrainConfig(
-        name, "unused", model=model, batch_size=8, dim=8, depth=1, state_dim=8, dropout=0.2
+        name, out="unused", model=model, batch_size=8, dim=8, depth=1, state_dim=8, dropout=0.2
     )
-    model = make_model(config, task, key)
+    model = make_model(config, task.spec, key)
 
     def run(mesh):
         parts = set_up(config, task, mesh)
@@ -289,9 +289,9 @@ def test_time_that_the_mesh_does_not_divide_is_padded(model, name, seq_len, key)
 def test_set_up_refuses_what_cannot_be_split():
     mesh = make_mesh(data=2, seq=4)
     options: Any = {"batch_size": 8, "dim": 8, "depth": 1}
-    config = TrainConfig("adding", "unused", model="lstm", **options)
+    config = TrainConfig("adding", out="unused", model="lstm", **options)
     with pytest.raises(ValueError, match="LongShortTermMemoryCell takes its steps one after"):
         set_up(config, load_task("adding", seq_len=13), mesh)
-    config = TrainConfig("adding", "unused", **options)
+    config = TrainConfig("adding", out="unused", **options)
     with pytest.raises(ValueError, match="seq_len=3 can't be split over the devices of seq=4"):
         set_up(config, load_task("adding", seq_len=3), mesh)
