@@ -6,7 +6,7 @@ from rnnscale.data import PaddedSource, Source
 from rnnscale.tasks._task import Task
 
 # The arrays of a record whose leading axis is time: always, and if there is a label per step.
-_OVER_TIME = ("inputs", "intervals")
+_OVER_TIME = ("inputs", "intervals", "reset")
 _OVER_LABELS = ("labels", "scored", "weight")
 
 

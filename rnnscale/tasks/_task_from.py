@@ -1,13 +1,18 @@
 """`task_from`: a task from one's own file or folder."""
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from rnnscale._errors import UserError
+from rnnscale.data import PackedSource
+from rnnscale.tasks._bytes import bytes_task
 from rnnscale.tasks._data_options import DataOptions
 from rnnscale.tasks._task import Task
 from rnnscale.tasks.files._fields import fields_of_table
-from rnnscale.tasks.files._read import read_table
+from rnnscale.tasks.files._packed import is_packed, packed_fields
+from rnnscale.tasks.files._read import has_series, read_table
 
 
 def task_from(path: str | PathLike[str], *, seq_len: int | None = None, **options: Any) -> Task:
@@ -26,9 +31,18 @@ def task_from(path: str | PathLike[str], *, seq_len: int | None = None, **option
     **Raises:** `ValueError` with the place if the data can't be used.
     """
     chosen = DataOptions(path=str(path), **options)
+    path = Path(path)
+    name, notes = path.resolve().stem, {"data": str(path)}
+    if is_packed(path):
+        return Task(name=name, notes=notes, **packed_fields(PackedSource(path), chosen))
+    if chosen.kind == "next_token" or (chosen.kind is None and not has_series(path)):
+        return _text_task(path, name, chosen, seq_len)
     table = read_table(path, chosen)
-    return Task(
-        name=Path(path).resolve().stem,
-        notes={"data": str(path)},
-        **fields_of_table(table, chosen, seq_len),
-    )
+    return Task(name=name, notes=notes, **fields_of_table(table, chosen, seq_len))
+
+
+def _text_task(path: Path, name: str, options: DataOptions, seq_len: int | None) -> Task:
+    if isinstance(options.split, str) or options.label or options.group or options.time:
+        raise UserError(f"{path} is read as text, which has no columns; leave out their names")
+    task = bytes_task(1024 if seq_len is None else seq_len, path, options.split)
+    return replace(task, name=name)

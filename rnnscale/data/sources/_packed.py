@@ -21,7 +21,7 @@ from rnnscale.data.sources._source import ArraySpec, ElementSpec, Record, Source
 from rnnscale.data.sources._unchanged import UnchangedFile
 
 _INDEX = "index.json"
-_VERSION = 1
+_VERSION = 2
 # Bytes of rows in a shard by default, before compression.
 _SHARD_BYTES = 1 << 28
 
@@ -77,6 +77,7 @@ def write_rows(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     partial.mkdir()
+    largest = {name: 0 for name, array in spec.items() if array.dtype.kind in "iu"}
     try:
         starts = range(0, len(rows), rows_per_shard)
         shards = [
@@ -85,6 +86,7 @@ def write_rows(
                 records,
                 range(start, min(start + rows_per_shard, len(rows))),
                 spec,
+                largest,
                 progress,
             )
             for number, start in enumerate(starts)
@@ -96,6 +98,7 @@ def write_rows(
                 {"name": name, "shape": list(array.shape), "dtype": array.dtype.name}
                 for name, array in spec.items()
             ],
+            "largest": largest,
             "shards": [asdict(shard) for shard in shards],
             "notes": dict(notes or {}),
         }
@@ -119,6 +122,7 @@ class PackedSource:
 
     - `notes`: the notes that were given when the rows were written.
     - `shards`: what the index says about each shard.
+    - `largest`: the largest value of each array of integers, at least 0.
 
     **Raises:** `ValueError` if the index is missing, damaged or of another version, or a shard is
     missing or has another size; and at an index, with file and record, if the record is damaged or
@@ -129,6 +133,7 @@ class PackedSource:
         self._folder = Path(folder).absolute()
         index = _read_index(self._folder / _INDEX)
         self.notes: Mapping[str, Any] = index["notes"]
+        self.largest: Mapping[str, int] = index["largest"]
         self.element_spec = {
             array["name"]: ArraySpec(tuple(array["shape"]), np.dtype(array["dtype"]))
             for array in index["arrays"]
@@ -185,8 +190,10 @@ def _write_shard(
     rows: Source,
     indices: range,
     spec: ElementSpec,
+    largest: dict[str, int],
     progress: Callable[[int, int], object],
 ) -> ShardInfo:
+    """Writes rows to a file, and updates the largest value of each array of integers."""
     # One record per chunk, so that reading it decompresses no other.
     writer = ArrayRecordWriter(str(path), "group_size:1")
     try:
@@ -203,6 +210,8 @@ def _write_shard(
                     for name, array in spec.items()
                 )
             )
+            for name in largest:
+                largest[name] = max(largest[name], int(record[name].max(initial=0)))
             progress(index + 1, len(rows))
     finally:
         writer.close()

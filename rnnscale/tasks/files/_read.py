@@ -89,6 +89,12 @@ def with_constant_labels_once(table: SeriesTable) -> SeriesTable:
     return replace(table, labels=[labels[0] for labels in table.labels])
 
 
+def has_series(path: Path) -> bool:
+    """Whether a file, or any file of a folder, has the suffix of a format for series."""
+    files = files_under(path) if path.is_dir() else [path]
+    return any(file.suffix in READERS for file in files) or not path.exists()
+
+
 def split_of_name(path: Path) -> str | None:
     """The split that a file's name ends with; None if it ends with none."""
     return _SPLIT_OF_NAME.get(path.stem.rpartition("_")[2].lower())
