@@ -13,6 +13,7 @@ from ._base import (
     linear as linear,
 )
 from ._clockwork import ClockWorkRNNCell as ClockWorkRNNCell
+from ._contract import check_cell as check_cell
 from ._cornn import CoupledOscillatoryRNNCell as CoupledOscillatoryRNNCell
 from ._elman import ElmanRNNCell as ElmanRNNCell
 from ._exprnn import ExpRNNCell as ExpRNNCell

@@ -5,7 +5,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, final, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -33,6 +33,15 @@ class Matrix(eqx.Module):
 
     forward: Float[Array, "in out"]
     backward: Float[Array, "out in"]
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise TypeError(
+            "in the loop over time a matrix of `weights()` can be used in `linear(weight, x)` and "
+            "`affine(plus, weight, h)` only, and never with @, an index or a function of jax.numpy"
+        )
+
+    __getitem__ = __matmul__ = __rmatmul__ = __mul__ = __rmul__ = __jax_array__ = _refuse
+    T = property(_refuse)
 
 
 type Map = Float[Array, "out in"] | Matrix | Callable[[Any], Any]

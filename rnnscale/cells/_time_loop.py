@@ -12,6 +12,7 @@ from rnnscale import sharding
 from rnnscale._base import State, check_call, zero_padding
 from rnnscale._over_time import mesh_axes_of_time
 from rnnscale.cells._base import Cell, LinearCell, compute_weights
+from rnnscale.cells._contract import check_cell
 from rnnscale.cells._step_loop import StepLoop
 
 
@@ -48,10 +49,12 @@ def time_loop(
     **Returns:** `(state, ys)`: the state after the last step that was run, and the outputs, zero
     beyond `lengths`, in the dtype of `xs`.
 
-    **Raises:** `ValueError` or `TypeError` if the features, the state, `reset` or `lengths` do not
+    **Raises:** `TypeError` if `cell` is not a `Cell`, and what `check_cell` raises; `ValueError` or
+    `TypeError` if the features, the state, `reset` or `lengths` do not
     fit the cell and the sequences; `ValueError` if the ambient mesh has `seq` above 1 and the cell
     is not a `LinearCell`.
     """
+    check_cell("time_loop", cell)
     xs = jnp.asarray(xs)
     state, lengths = check_call(cell, xs, state, reset, lengths)
     batch_shape, time = xs.shape[:-2], xs.shape[-2]
@@ -104,7 +107,6 @@ def _step_by_step(
     cell = sharding.gathered(cell)
     fresh = None if reset is None else cell.init_state(batch_shape, xs.dtype)
     primals = compute_weights(cell, xs.dtype), xs, state, fresh, reset, valid
-    _check_drive(cell, *primals[:2])
     _, equations = eqx.partition(cell, eqx.is_array)
     loop = StepLoop(equations, time, len(batch_shape), reverse, remat)
     return sharding.differentiable_on_mesh(
@@ -121,13 +123,3 @@ def _check_time_is_unsplit(cell: Cell) -> None:
             "use a layer that is linear in its state: S5, LRU, LinearAttention, or RNNEncoder of "
             "MinGRUCell, MinLSTMCell or RGLRUCell"
         )
-
-
-def _check_drive(cell: Cell, weights: Any, xs: Array) -> None:
-    for leaf in jax.tree.leaves(jax.eval_shape(cell.drive, weights, xs)):
-        if leaf.shape[: xs.ndim - 1] != xs.shape[:-1]:
-            raise ValueError(
-                f"{type(cell).__name__}.drive must return arrays with the leading axes of its "
-                f"input, {xs.shape[:-1]}; got shape {leaf.shape}. What is the same at all steps "
-                "belongs to `weights`."
-            )

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
 from rnnscale._base import State
-from rnnscale.cells import Cell, time_loop
-from rnnscale.layers._encoder import Encoder, check_cell
+from rnnscale.cells import Cell, check_cell, time_loop
+from rnnscale.layers._encoder import Encoder
 
 
 class BidirectionalRNNEncoder(Encoder):
@@ -34,8 +34,8 @@ class BidirectionalRNNEncoder(Encoder):
 
         **Raises:** `TypeError` if either is not a `Cell`, `ValueError` if their `idim` differs.
         """
-        check_cell(BidirectionalRNNEncoder, forward)
-        check_cell(BidirectionalRNNEncoder, backward)
+        check_cell("BidirectionalRNNEncoder", forward)
+        check_cell("BidirectionalRNNEncoder", backward)
         if forward.idim != backward.idim:
             raise ValueError(
                 "BidirectionalRNNEncoder: both cells take the same input, but forward has "

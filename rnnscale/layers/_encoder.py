@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
 from rnnscale._base import CausalLayer, SequenceLayer, State, check_features, check_size
 from rnnscale._over_time import lengths_within, over_time
-from rnnscale.cells import Cell, time_loop
+from rnnscale.cells import Cell, check_cell, time_loop
 from rnnscale_kernels import checked_lengths
 
 
@@ -53,7 +53,7 @@ class RNNEncoder(Encoder, CausalLayer):
 
         **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `chunk` is below 1.
         """
-        check_cell(RNNEncoder, cell)
+        check_cell("RNNEncoder", cell)
         if chunk is not None:
             check_size(RNNEncoder, chunk=chunk)
         self.cell, self.remat, self.chunk = cell, remat, chunk
@@ -114,12 +114,6 @@ def call_in_chunks(
         return run(xs, state, reset=reset, lengths=valid)
 
     return over_time(body, state, (xs, reset), steps=chunk, axis=len(batch_shape))
-
-
-def check_cell(owner: type, cell: Any) -> None:
-    """Raises `TypeError` unless `cell` is a `Cell`."""
-    if not isinstance(cell, Cell):
-        raise TypeError(f"{owner.__name__} takes a rnnscale.cells.Cell; got {type(cell).__name__}.")
 
 
 def check_encoder(owner: type, encoder: Any) -> None:

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
 from rnnscale._base import State, check_size
-from rnnscale.cells import Affine, Cell, affine as plain_affine
-from rnnscale.layers._encoder import check_cell
+from rnnscale.cells import Affine, Cell, affine as plain_affine, check_cell
 from rnnscale.layers._messages import Messages
 
 
@@ -51,7 +50,7 @@ class SharedModules(Modules):
 
         **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `count` is below 1.
         """
-        check_cell(SharedModules, cell)
+        check_cell("SharedModules", cell)
         check_size(SharedModules, count=count)
         self.cell, self.count = cell, count
 
@@ -86,7 +85,7 @@ class StackedModules(Modules):
         sizes differ.
         """
         for cell in cells:
-            check_cell(StackedModules, cell)
+            check_cell("StackedModules", cell)
         check_size(StackedModules, cells=len(cells))
         for i, cell in enumerate(cells):
             if _specs(cell) != _specs(cells[0]):

@@ -21,8 +21,7 @@ from rnnscale._base import (
     zero_padding,
 )
 from rnnscale._fields import parameter
-from rnnscale.cells import Cell, time_loop
-from rnnscale.layers._encoder import check_cell
+from rnnscale.cells import Cell, check_cell, time_loop
 from rnnscale.layers._feedback import feed_back
 from rnnscale.layers._linear import Linear
 from rnnscale.layers._ridge import RidgeSums, ridge_sums
@@ -149,7 +148,7 @@ class ReservoirComputer(Reservoir, CausalLayer):
 
         **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `odim` is below 1.
         """
-        check_cell(ReservoirComputer, cell)
+        check_cell("ReservoirComputer", cell)
         check_size(ReservoirComputer, odim=odim)
         self.cell, self.readout = cell, Linear(cell.odim, odim, key=key)
 
@@ -296,7 +295,7 @@ class ReservoirClassifier(Reservoir):
         **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `odim` is below 1 or
         `pool` is invalid.
         """
-        check_cell(ReservoirClassifier, cell)
+        check_cell("ReservoirClassifier", cell)
         check_size(ReservoirClassifier, odim=odim)
         check_choice(ReservoirClassifier, "pool", pool, _Pooling)
         self.cell, self.readout, self.pool = cell, Linear(cell.odim, odim, key=key), pool

@@ -14,8 +14,10 @@ from rnnscale._base import (
     has_step,
     zero_padding,
 )
+from rnnscale._contract import check_layer
 from rnnscale.layers import Dropout, LayerNorm, fold_keys, row_keys
 from rnnscale.models._mixers import HalfGLU, Pointwise
+from rnnscale.models._parts import check_pointwise, make_part
 
 # The numbers that are folded into a row's key for the parts of a block.
 _LAYER, _DROPOUT = 0, 1
@@ -55,17 +57,22 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
         - `dropout`: the rate, in `[0, 1)`. Dropout acts if a call gets a `key`.
         - `key`: for the mixer.
 
-        **Raises:** `ValueError` if the layer's `idim` and `odim` differ.
+        **Raises:** `TypeError` if `layer` is not a `SequenceLayer`, or a part is not a function;
+            `ValueError` if the layer's `idim` and `odim` differ, or if the layer, the mixer or the
+            norm returns other shapes than it has to.
         """
+        check_layer("Block", layer)
         if layer.idim != layer.odim:
             raise ValueError(
                 "Block: the residual needs a layer with as many features out as in; "
                 f"{type(layer).__name__} has idim={layer.idim}, odim={layer.odim}."
             )
         self.idim = self.odim = layer.idim
-        self.norm = make_norm(self.idim)
+        self.norm = make_part("Block", "make_norm", make_norm, self.idim)
         self.layer = layer
-        self.mixer = make_mixer(self.idim, key=key)
+        self.mixer = make_part("Block", "make_mixer", make_mixer, self.idim, key=key)
+        for name, part in (("make_norm", self.norm), ("make_mixer", self.mixer)):
+            check_pointwise("Block", name, part, self.idim)
         self.dropout = Dropout(dropout) if dropout else None
 
     @property

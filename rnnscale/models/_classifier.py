@@ -22,6 +22,7 @@ from rnnscale._base import (
 from rnnscale._over_time import lengths_within, over_time
 from rnnscale.layers import Embedding, LayerNorm, Linear, fold_keys, row_keys
 from rnnscale.models._mixers import HalfGLU, Pointwise
+from rnnscale.models._parts import make_part
 from rnnscale.models._stack import BlockStack, check_width
 from rnnscale_kernels import checked_lengths
 
@@ -92,13 +93,20 @@ class SequenceClassifier(TakesIntervals):
         - `dtype`: the compute dtype for tokens. Features are computed in their own.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1, the layer does not have `dim` features,
-        `pool` is invalid, or a `chunk` is given for a layer that is not causal.
+        **Raises:** see `Block`; and `ValueError` if a size is below 1, the layer does not have
+        `dim` features, `pool` is invalid, or a `chunk` is given for a layer that is not causal.
         """
         check_size(SequenceClassifier, idim=idim, classes=classes, dim=dim)
         check_choice(SequenceClassifier, "pool", pool, Pooling)
         encoder_key, stack_key, head_key = jax.random.split(key, 3)
-        self.encoder = make_encoder(idim, dim, key=encoder_key)
+        self.encoder = make_part(
+            "SequenceClassifier", "make_encoder", make_encoder, idim, dim, key=encoder_key
+        )
+        if not isinstance(self.encoder, Linear | Embedding):
+            raise TypeError(
+                "SequenceClassifier: make_encoder must be Linear for features, or Embedding for "
+                f"tokens; it made {type(self.encoder).__name__}."
+            )
         self.stack = BlockStack(
             make_layer,
             depth,

@@ -65,8 +65,9 @@ class LanguageModel(Stepwise, TakesIntervals):
         - `dtype`: the compute dtype.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1 or the layer does not have `dim` features;
-        `TypeError` if it is not causal, since it would see the token that it has to predict.
+        **Raises:** see `Block`; `ValueError` if a size is below 1 or the layer does not have `dim`
+        features; `TypeError` if it is not causal, since it would see the token that it has to
+        predict.
         """
         check_size(LanguageModel, vocab=vocab, dim=dim)
         embedding_key, stack_key, head_key = jax.random.split(key, 3)

@@ -19,6 +19,7 @@ from rnnscale._base import (
 from rnnscale.layers import LayerNorm, fold_keys, row_keys
 from rnnscale.models._block import Block
 from rnnscale.models._mixers import HalfGLU, Pointwise
+from rnnscale.models._parts import make_part
 
 
 class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
@@ -55,13 +56,15 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         - `remat`: keep only the inputs of the blocks, and compute the rest again in the backward
             pass: less memory for about a third more arithmetic.
         - `key`: for the initial parameters.
+
+        **Raises:** see `Block`, and `ValueError` if `depth` is below 1.
         """
         check_size(BlockStack, depth=depth)
 
         def make_block(key: PRNGKeyArray) -> Block:
             layer_key, block_key = jax.random.split(key)
             return Block(
-                make_layer(layer_key),
+                make_part("BlockStack", "make_layer", make_layer, layer_key),
                 make_mixer=make_mixer,
                 make_norm=make_norm,
                 dropout=dropout,

@@ -12,6 +12,7 @@ from rnnscale._base import SequenceModel
 from rnnscale._over_time import check_time_is_not_split, lengths_within, over_time
 from rnnscale.layers import fold_keys, row_keys
 from rnnscale.training._loss import Totals
+from rnnscale.training._loss_form import LOSS_PAGE, as_sums, takes_state
 from rnnscale_kernels import checked_lengths
 
 
@@ -44,11 +45,18 @@ def in_chunks(loss: Callable[..., tuple[Any, Totals]], steps: int) -> Callable[.
     `batch` that begins with the axes `batch time` of `inputs`; `lengths` become those within the
     chunk; all other arrays are passed to every chunk. The default `state` is `model.init_state`.
 
-    **Raises:** `ValueError` if `steps` is below 1; and, when it is called, if the labels are not
-    one for each step, the model is not a causal `SequenceModel`, or the mesh has `seq` above 1.
+    **Raises:** `TypeError` if the loss is not of this form; `ValueError` if `steps` is below 1, and
+    when it is called, if the labels are not one for each step, the model is not a causal
+    `SequenceModel`, or the mesh has `seq` above 1.
     """
     if steps < 1:
         raise ValueError(f"in_chunks: steps must be at least 1; got {steps}.")
+    if not takes_state(loss):
+        raise TypeError(
+            "in_chunks hands a state from chunk to chunk and adds up sums, so it takes a "
+            f"loss(model, batch, key, state) -> (state, sums), not a mean. See {LOSS_PAGE}."
+        )
+    loss = as_sums(loss)
 
     def chunked(
         model: PyTree,

@@ -1,5 +1,8 @@
 """What training carries from step to step."""
 
+from types import FunctionType
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 import optax
@@ -50,9 +53,21 @@ class TrainState(eqx.Module):
         - `carry`: with `Carry.zeros(model, batch_size)`, each row of a batch starts from the state
             in which that row ended in the batch before: truncated backpropagation through time, on
             the batches of `rnnscale.data.lanes`.
+
+        **Raises:** `TypeError` if `optimiser` is not an optax optimiser.
         """
+        check_optimiser("TrainState.create", optimiser)
         opt_state = skip_non_finite(optimiser).init(eqx.filter(model, trainable(model)))
         return cls(model, opt_state, key, jnp.zeros((), jnp.int32), carry)
+
+
+def check_optimiser(owner: str, optimiser: Any) -> None:
+    """Raises `TypeError` unless it is an optimiser of optax."""
+    if not isinstance(optimiser, optax.GradientTransformation):
+        got = "a function" if isinstance(optimiser, FunctionType) else type(optimiser).__name__
+        raise TypeError(
+            f"{owner}: optimiser must be made by optax, as optax.adam(1e-3); got {got}."
+        )
 
 
 def skip_non_finite(optimiser: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -9,21 +9,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, PyTree
 
-from rnnscale._base import State
 from rnnscale._fields import map_parameters, trainable
 from rnnscale.layers import row_keys
 from rnnscale.sharding import ACTIVATION_AXES, automatic_axes, parameter_spec
 from rnnscale.training._carry import Carry
 from rnnscale.training._loss import Batch, Totals, means
-from rnnscale.training._state import TrainState, skip_non_finite
-
-type Loss = Callable[[Any, Batch, Key[Array, "*#batch"] | None, State | None], tuple[State, Totals]]
+from rnnscale.training._loss_form import Loss, MeanLoss, as_sums
+from rnnscale.training._state import TrainState, check_optimiser, skip_non_finite
 
 
 def make_train_step(
-    loss: Loss, optimiser: optax.GradientTransformation, *, accumulation: int = 1
+    loss: Loss | MeanLoss, optimiser: optax.GradientTransformation, *, accumulation: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Makes `train_step(state, batch) -> (state, metrics)`, a jitted function for any loop.
 
@@ -34,7 +32,8 @@ def make_train_step(
 
     **Arguments:**
 
-    - `loss`: `loss(model, batch, keys, state) -> (state, totals)`: the model's last state, and sums
+    - `loss`: `loss(model, batch) -> value`, a mean over the rows of the batch that is minimised.
+        Or `loss(model, batch, keys, state) -> (state, totals)`: the model's last state, and sums
         over the batch, among them `loss` and `count`, whose quotient is minimised. `keys` has one
         key for each row of the batch, so that a row draws the same random numbers on any device.
         See `cross_entropy` and `squared_error`.
@@ -47,9 +46,13 @@ def make_train_step(
     `metrics` holds the sums over `count` (and `accuracy` or `nrmse`, see `cross_entropy` and
     `squared_error`), `grad_norm`, `skipped` (0 or 1) and `skipped_in_a_row`.
 
-    **Raises:** `ValueError` if `accumulation` is below 1, or, when the step is traced, does not
-    divide the rows of a device.
+    **Raises:** `TypeError` if `loss` does not have one of these forms, or `optimiser` is not an
+    optax optimiser; `ValueError` if `accumulation` is below 1. When the step is traced,
+    `ValueError` if `accumulation` does not divide the rows of a device, and `TypeError` or
+    `ValueError` if the loss does not return what it has to.
     """
+    loss = as_sums(loss)
+    check_optimiser("make_train_step", optimiser)
     if accumulation < 1:
         raise ValueError(f"accumulation must be at least 1, got {accumulation}")
     optimiser = skip_non_finite(optimiser)
@@ -94,7 +97,7 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def make_eval_step(loss: Loss) -> Callable[..., tuple[Carry | None, Totals]]:
+def make_eval_step(loss: Loss | MeanLoss) -> Callable[..., tuple[Carry | None, Totals]]:
     """Makes `eval_step(model, batch, carry=None) -> (carry, totals)`, a jitted function.
 
     **Arguments:**
@@ -103,7 +106,10 @@ def make_eval_step(loss: Loss) -> Callable[..., tuple[Carry | None, Totals]]:
 
     **Returns:** the function. It returns the sums of the loss over a batch, and the carry for the
     next batch; None if it was given none, and then every batch starts from zero.
+
+    **Raises:** as `make_train_step` for `loss`.
     """
+    loss = as_sums(loss)
 
     def eval_step(
         model: PyTree, batch: Batch, carry: Carry | None = None

@@ -335,7 +335,9 @@ def test_wrong_kinds(key):
         ModularRNN(cast(Any, [ElmanRNNCell(2, 3, key=key)]), messages)
     with pytest.raises(TypeError, match="messages must be .*; got StackedModules"):
         ModularRNN(modules, modules[0])
-    with pytest.raises(TypeError, match="StackedModules takes a rnnscale.cells.Cell; got int"):
+    with pytest.raises(
+        TypeError, match="StackedModules: cell must be a rnnscale.cells.Cell; got 3"
+    ):
         StackedModules(cast(Any, [3]))
     network = ModularRNN(modules, messages)
     with pytest.raises(ValueError, match="ModularRNN takes .* 9 features"):

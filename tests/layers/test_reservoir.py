@@ -434,7 +434,7 @@ def test_bad_arguments(reservoir, batch, key):
         square.forecast(xs[:, :0], steps=1)
     with pytest.raises(ValueError, match="odim must be at least 1; got 0"):
         ReservoirComputer(reservoir.cell, 0, key=key)
-    with pytest.raises(TypeError, match="ReservoirComputer takes a rnnscale.cells.Cell"):
+    with pytest.raises(TypeError, match="ReservoirComputer: cell must be a rnnscale.cells.Cell"):
         ReservoirComputer(reservoir, 2, key=key)
     with pytest.raises(ValueError, match="pool must be one of last, mean; got 'max'"):
         ReservoirClassifier(reservoir.cell, 2, pool=cast(Any, "max"), key=key)

@@ -49,7 +49,7 @@ def test_the_designs_example(key):
         (
             lambda key: RNN(cast(Any, Linear(2, 2, key=key)), 1, key=key),
             TypeError,
-            "takes a .*Cell; got Linear",
+            "must be a .*Cell; got Linear",
         ),
         (lambda key: RNN(elman(2, 3), 0, key=key), ValueError, "odim must be at least 1"),
         (
