@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rnnscale._errors import UserError
+from rnnscale.cli._options import add_own_data_options, own_data
 
 if TYPE_CHECKING:
     from rnnscale.data import AbstractSequences
@@ -26,12 +27,29 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "data",
-        help="pack sequences into files of rows, and check such files",
-        description="Packs sequences into files of rows, and checks such files.",
+        help="describe your own data, pack sequences into files of rows, and check such files",
+        description="Describes your own data, packs sequences into files of rows, and checks such "
+        "files.",
     )
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    _add_describe(actions)
     _add_pack(actions)
     _add_check(actions)
+
+
+def _add_describe(actions: argparse._SubParsersAction) -> None:
+    describe = actions.add_parser(
+        "describe",
+        help="print what is understood of your own data, before anything is trained",
+        description="Prints what is understood of a file or a folder: the kind of problem, shapes, "
+        "lengths, labels, missing values and the split, as `rnnscale train --data` uses them.",
+    )
+    describe.set_defaults(command=_describe)
+    describe.add_argument("path", metavar="PATH", help="a file or a folder")
+    describe.add_argument(
+        "--seq-len", type=int, metavar="L", help="time steps in a window of a forecast or text"
+    )
+    add_own_data_options(describe, path_flag=None)
 
 
 def _add_pack(actions: argparse._SubParsersAction) -> None:
@@ -82,6 +100,15 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
     )
     check.set_defaults(command=_check)
     check.add_argument("folder", metavar="DST", help="folder with the index and the shards")
+
+
+def _describe(arguments: argparse.Namespace) -> int:
+    from rnnscale.tasks import describe
+
+    options = own_data(arguments)
+    for line in describe(arguments.path, seq_len=arguments.seq_len, **options):
+        print(line)
+    return 0
 
 
 def _pack(arguments: argparse.Namespace) -> int:

@@ -1,11 +1,16 @@
 """Options that several commands have, how their values are read, and how JSON is written."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from rnnscale._errors import UserError
+
+# What the destinations of the flags for one's own data begin with, since names such as `split` have
+# another meaning in some commands.
+_OWN_DATA = "own_data_"
 
 
 def add_step_options(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +56,28 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder", metavar="DIR", help="folder with the data for uea, lra-* and speech-commands"
     )
+
+
+def add_own_data_options(parser: argparse.ArgumentParser, *, path_flag: str | None) -> None:
+    """The flags of `DataOptions`; that of its `path` is left out if `path_flag` is None.
+
+    `own_data` makes the options of the parsed values.
+    """
+    from rnnscale.tasks import DataOptions
+
+    group = parser.add_argument_group("own data")
+    for field in dataclasses.fields(DataOptions):
+        flag = path_flag if field.name == "path" else f"--{field.name}"
+        if flag is not None:
+            dest = _OWN_DATA + field.name
+            group.add_argument(flag, dest=dest, default=argparse.SUPPRESS, **field.metadata)
+
+
+def own_data(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of the flags of `add_own_data_options` that were given, taken from `arguments`."""
+    values = vars(arguments)
+    names = [name for name in values if name.startswith(_OWN_DATA)]
+    return {name.removeprefix(_OWN_DATA): values.pop(name) for name in names}
 
 
 def add_mesh_option(parser: argparse._ActionsContainer, default: str) -> None:

@@ -7,6 +7,8 @@ from ._archive import (
 )
 from ._bytes import bytes_task as bytes_task
 from ._copy import copy_memory as copy_memory
+from ._data_options import DataOptions as DataOptions
+from ._describe import describe as describe
 from ._generated import GeneratedSource as GeneratedSource
 from ._images import (
     digits as digits,

@@ -68,7 +68,7 @@ def bytes_task(
         folder = Path(text)
         if not folder.exists():
             raise UserError(f"text must be a file or a folder with text; got {str(folder)!r}")
-        paths = [folder] if folder.is_file() else files_under(folder)
+        paths = files_under(folder)
     corpus = _Corpus.read(folder, paths)
     if not corpus.files:
         raise UserError(f"no text file (UTF-8, not empty, not hidden) in {str(folder)!r}")

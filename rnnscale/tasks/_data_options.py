@@ -2,7 +2,7 @@
 command line makes its flags from it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,16 +15,25 @@ type Missing = Literal["error", "mask"]
 FRACTIONS = (0.7, 0.1, 0.2)
 
 
-def _option(default: Any, help: str, metavar: str | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
+def _option(
+    default: Any,
+    help: str,
+    metavar: str | None = None,
+    *,
+    choices: Any = None,
+    parse: Callable[[str], Any] = str,
+) -> Any:
+    """A field with its flag: `choices` is the type that lists the values, if there is one."""
+    values = None if choices is None else get_args(choices.__value__)
+    flag = {"help": help, "metavar": metavar, "choices": values, "type": parse}
+    return dataclasses.field(default=default, metadata=flag)
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """How to read one's own data; `task_from` makes a task of them.
 
-    The metadata of each field have its `"help"` and its `"metavar"` on the command line, where the
-    flag of `path` is `--data` and those of the others are their names.
+    The metadata of each field are the arguments of its flag on the command line.
 
     **Attributes:**
 
@@ -49,10 +58,8 @@ class DataOptions:
     **Raises:** `ValueError` if a value is out of range, or options contradict one another.
     """
 
-    path: str = _option("", "your own file or folder, instead of a task's name", "PATH")
-    kind: Kind | None = _option(
-        None, "classification, regression, forecast or next_token; default: decided by the data"
-    )
+    path: str = _option("", "your own file or folder, in place of a task", "PATH")
+    kind: Kind | None = _option(None, "what to predict; default: decided by the data", choices=Kind)
     label: tuple[str, ...] = _option(
         (), "columns with the labels, or with the values to forecast", "COLUMN,..."
     )
@@ -67,8 +74,9 @@ class DataOptions:
         None,
         "wide: a row is a series; long: a row is a step; default: wide if there is a label and "
         "neither group nor time",
+        choices=Form,
     )
-    horizon: int | None = _option(None, "steps to forecast", "N")
+    horizon: int | None = _option(None, "steps to forecast", "N", parse=int)
     split: tuple[float, float, float] | str = _option(
         FRACTIONS,
         "fractions of training, validation and test, or the column that says train, validation or "
@@ -76,17 +84,19 @@ class DataOptions:
         "A,B,C|COLUMN",
     )
     missing: Missing = _option(
-        "error", "missing values are an error, or mask: the mean, and an input that says so"
+        "error",
+        "what to do with missing values; mask: the mean, and an input that says so; default: error",
+        choices=Missing,
     )
 
     def __post_init__(self):
         for name in ("label", "inputs"):
             object.__setattr__(self, name, _names(getattr(self, name)))
         object.__setattr__(self, "split", _split(self.split))
-        for name, choices in (("kind", Kind), ("form", Form), ("missing", Missing)):
-            value, known = getattr(self, name), get_args(choices.__value__)
-            if value not in known and not (value is None and name != "missing"):
-                raise UserError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        for field in dataclasses.fields(self):
+            value, known = getattr(self, field.name), field.metadata["choices"]
+            if known is not None and value not in (*known, field.default):
+                raise UserError(f"{field.name} must be one of {', '.join(known)}; got {value!r}")
         if self.horizon is not None and not self.horizon >= 1:
             raise UserError(f"horizon must be at least 1 step; got {self.horizon}")
         if self.horizon is not None and self.kind not in (None, "forecast"):

@@ -13,6 +13,7 @@ from rnnscale.tasks._task import Task
 from rnnscale.tasks.files._fields import fields_of_table
 from rnnscale.tasks.files._packed import is_packed, packed_fields
 from rnnscale.tasks.files._read import has_series, read_table
+from rnnscale.tasks.files._series_table import SeriesTable
 
 
 def task_from(path: str | PathLike[str], *, seq_len: int | None = None, **options: Any) -> Task:
@@ -32,17 +33,34 @@ def task_from(path: str | PathLike[str], *, seq_len: int | None = None, **option
     """
     chosen = DataOptions(path=str(path), **options)
     path = Path(path)
-    name, notes = path.resolve().stem, {"data": str(path)}
+    if is_series(path, chosen):
+        return task_of_table(path, read_table(path, chosen), chosen, seq_len)
     if is_packed(path):
-        return Task(name=name, notes=notes, **packed_fields(PackedSource(path), chosen))
-    if chosen.kind == "next_token" or (chosen.kind is None and not has_series(path)):
-        return _text_task(path, name, chosen, seq_len)
-    table = read_table(path, chosen)
-    return Task(name=name, notes=notes, **fields_of_table(table, chosen, seq_len))
+        fields = packed_fields(PackedSource(path), chosen)
+        return Task(name=path.resolve().stem, notes={"data": str(path)}, **fields)
+    return _text_task(path, chosen, seq_len)
 
 
-def _text_task(path: Path, name: str, options: DataOptions, seq_len: int | None) -> Task:
+def is_series(path: Path, options: DataOptions) -> bool:
+    """Whether a path has series, not packed rows or text.
+
+    **Raises:** `ValueError` if there is no such file or folder.
+    """
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path}")
+    return options.kind != "next_token" and not is_packed(path) and has_series(path)
+
+
+def task_of_table(
+    path: Path, table: SeriesTable, options: DataOptions, seq_len: int | None
+) -> Task:
+    """The task of the series that were read from a path."""
+    fields = fields_of_table(table, options, seq_len)
+    return Task(name=path.resolve().stem, notes={"data": str(path)}, **fields)
+
+
+def _text_task(path: Path, options: DataOptions, seq_len: int | None) -> Task:
     if isinstance(options.split, str) or options.label or options.group or options.time:
         raise UserError(f"{path} is read as text, which has no columns; leave out their names")
     task = bytes_task(1024 if seq_len is None else seq_len, path, options.split)
-    return replace(task, name=name)
+    return replace(task, name=path.resolve().stem)

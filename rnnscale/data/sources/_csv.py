@@ -26,7 +26,7 @@ class CsvSeries(AbstractSequences):
 
     **Arguments:**
 
-    - `folder`: the folder to search.
+    - `folder`: the folder to search, or one file.
     - `suffix`: the end of the files' names.
     - `labels`: names of the columns that are `"labels"` instead of inputs, float32, shape
         `(None, labels)`. The first line of each file must then be a header with these names;

@@ -51,7 +51,7 @@ class ByteFiles(_Documents):
 
     **Arguments:**
 
-    - `folder`: the folder to search.
+    - `folder`: the folder to search, or one file.
     - `suffix`: the end of the files' names, such as `".bin"`; by default, anything.
     - `skip`: whether to leave out empty files, which are an error otherwise. `skipped` lists them.
 
@@ -96,12 +96,15 @@ def files_under(
 
     **Arguments:**
 
+    - `folder`: the folder; or a file, which is then the only one.
     - `suffix`: the end of the files' names; by default, anything.
     - `left_out`: names of subfolders to leave out.
 
     **Raises:** `ValueError` if there is no such folder.
     """
     folder = Path(folder)
+    if folder.is_file():
+        return [folder]
     if not folder.is_dir():
         raise UserError(f"there is no folder {str(folder)!r}")
     return sorted(_walk(folder, suffix, left_out), key=lambda p: p.relative_to(folder).as_posix())

@@ -44,7 +44,8 @@ def forecast_fields(
     """
     if options.missing == "error":
         check_complete(table)
-    horizon = options.horizon or 1
+    horizon = options.horizon
+    assert horizon is not None  # its default depends on nothing here
     targets = table.targets or table.columns
     segments = _segments(table, options.fractions)
     for split, of_split in segments.items():

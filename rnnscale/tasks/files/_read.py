@@ -70,7 +70,7 @@ def read_table(path: str | PathLike[str], options: DataOptions) -> SeriesTable:
         if split is not None:
             table = replace(table, splits=[split] * len(table))
         tables.append(table)
-    table = joined(tables)
+    table = replace(joined(tables), files=[str(file) for file in files])
     # With one series, nothing says whether its label is one of the series or of its steps.
     return with_constant_labels_once(table) if options.label and len(table) > 1 else table
 
@@ -92,7 +92,7 @@ def with_constant_labels_once(table: SeriesTable) -> SeriesTable:
 def has_series(path: Path) -> bool:
     """Whether a file, or any file of a folder, has the suffix of a format for series."""
     files = files_under(path) if path.is_dir() else [path]
-    return any(file.suffix in READERS for file in files) or not path.exists()
+    return any(file.suffix in READERS for file in files)
 
 
 def split_of_name(path: Path) -> str | None:

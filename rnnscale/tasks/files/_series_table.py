@@ -28,6 +28,7 @@ class SeriesTable:
     - `splits`: for each series `"train"`, `"validation"` or `"test"`; empty if the data do not say.
     - `kind`: the kind of problem that the format says; None if it does not.
     - `classes`: the names of all classes, if the format lists them.
+    - `files`: the files that were read.
     """
 
     columns: tuple[str, ...]
@@ -39,6 +40,7 @@ class SeriesTable:
     splits: Sequence[str] = ()
     kind: Kind | None = None
     classes: tuple[str, ...] | None = None
+    files: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
