@@ -678,7 +678,8 @@ def bad_sources(folder: Path) -> list[tuple[Callable[[], object], str]]:
             lambda: data.ArrayRecordFiles([records], decode),
             "x.arrayrecord is not an ArrayRecord file, or is truncated",
         ),
-        (lambda: data.TextFiles(npy), "there is no folder"),
+        (lambda: data.TextFiles(folder / "missing"), "there is no folder"),
+        (lambda: data.TextFiles(npy), "x.npy: it is not text: it has a zero byte"),
         (lambda: data.ByteFiles(folder, ".csv"), "no file that ends in '.csv'"),
     ]
 
