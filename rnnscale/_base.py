@@ -253,6 +253,18 @@ def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def in_precision[M: eqx.Module](module: M, dtype: DTypeLike) -> M:
+    """The module with its floating arrays in the precision of `dtype`, unless theirs is higher.
+
+    So that coefficients, which are computed from parameters, are as precise as the input is.
+    """
+    wide = state_dtype(dtype)
+    return jax.tree.map(
+        lambda x: x.astype(jnp.promote_types(x.dtype, wide)) if eqx.is_inexact_array(x) else x,
+        module,
+    )
+
+
 def state_dtype(dtype: DTypeLike | None) -> jnp.dtype:
     """The dtype of a float state under the compute dtype `dtype`: at least float32."""
     return jnp.promote_types(jnp.float32 if dtype is None else dtype, jnp.float32)

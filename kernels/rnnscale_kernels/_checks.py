@@ -32,13 +32,13 @@ def check_planes(**arguments) -> None:
                 raise TypeError(f"{name} must hold floating-point arrays, got {got}{hint}")
         if isinstance(x, Planar) and (x.re.shape, x.re.dtype) != (x.im.shape, x.im.dtype):
             raise ValueError(
-                f"the planes of {name} differ: {x.re.shape} {x.re.dtype} and "
-                f"{x.im.shape} {x.im.dtype}"
+                f"the planes of {name} must have the same shape and dtype, got {x.re.shape} "
+                f"{x.re.dtype} and {x.im.shape} {x.im.dtype}"
             )
     kinds = {name: isinstance(x, Planar) for name, x in given.items()}
     if len(set(kinds.values())) > 1:
         named = ", ".join(f"{n} is {'Planar' if p else 'real'}" for n, p in kinds.items())
-        raise TypeError(f"either all are real or all are Planar, but {named}")
+        raise TypeError(f"{', '.join(kinds)} must all be real or all Planar, but {named}")
 
 
 def check_reset(reset, shape: tuple[int, ...]) -> None:
@@ -61,23 +61,32 @@ def checked_lengths(lengths, batch_shape: tuple[int, ...], time: int) -> Array:
 
     Traced lengths have no value yet that could be checked, so they are clipped.
 
-    **Raises:** `ValueError` unless they are integers of the shape of the batch, from 0 to `time`.
+    **Raises:** `TypeError` or `ValueError` unless they are integers of the shape of the batch, from
+    0 to `time`.
     """
-    lengths = jnp.asarray(lengths)
-    if not jnp.issubdtype(lengths.dtype, jnp.integer) or lengths.shape != batch_shape:
+    # Not `jnp.asarray`, which would cut integers of more than 32 bits, and trace under `jax.jit`.
+    given = lengths if isinstance(lengths, Array) else np.asarray(lengths)
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(f"lengths must be integers, got {given.dtype}")
+    if given.shape != batch_shape:
         raise ValueError(
-            f"lengths must be integers of shape '*batch', {batch_shape}, got {lengths.dtype} of "
-            f"shape {lengths.shape}"
+            f"lengths must have the shape of the batch, {batch_shape}, got shape {given.shape}"
         )
-    if not isinstance(lengths, Tracer) and lengths.size:
-        known = np.asarray(lengths)
+    if not isinstance(given, Tracer) and given.size:
+        known = np.asarray(given)
         least, most = int(known.min()), int(known.max())
         if least < 0 or most > time:
             raise ValueError(f"lengths must be from 0 to the {time} steps, got {least} to {most}")
-    return jnp.clip(lengths.astype(jnp.int32), 0, time)
+    return jnp.clip(jnp.asarray(given, jnp.int32), 0, time)
 
 
 def check_implementation(name: str | None, known: Collection[str]) -> None:
     """`name` is `None` or one of `known`."""
-    if name is not None and name not in known:
+    if name is not None and (not isinstance(name, str) or name not in known):
         raise ValueError(f"implementation must be None or one of {sorted(known)}, got {name!r}")
+
+
+def check_reverse(reverse: bool) -> None:
+    """`reverse` is a bool, known when the function is traced."""
+    if not isinstance(reverse, bool | np.bool_):
+        raise TypeError(f"reverse must be True or False, got {type(reverse).__name__}")

@@ -33,8 +33,8 @@ class RecurrentOp:
     The totals of all pieces, combined by `chain`, give the state that enters each piece, and with
     it every piece can be run on its own.
 
-    - `check(*arguments, implementation=...)`: `OpArguments`, from the arguments of the public
-        function; raises that function's errors.
+    - `check(*arguments, **options)`: `OpArguments`, from the arguments of the public function;
+        raises that function's errors.
     - `canonical(arguments, *, reverse)`: `(primals, finish)`: the primals of `operation`, and the
         function from the operation's public outputs to those of the public function. The first
         primals are `arguments.values` and `arguments.h0`, possibly transformed.

@@ -58,8 +58,9 @@ def diagonal_ssm(
             reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
         )  # fmt: skip
     (u, *maps), h0, reset, lengths = SSM.check(
-        u, decay, b, c, h0, reset=reset, lengths=lengths, implementation=implementation
-    )
+        u, decay, b, c, h0,
+        reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
+    )  # fmt: skip
     *batch, time, _ = u.shape
     if missing := _missing_steps(time, mesh):
         u, reset = _pad(u, missing, axis=-2), _pad(reset, missing, axis=-1)
@@ -116,7 +117,9 @@ def linear_scan(
         return local_linear_scan(
             a, b, h0, reverse=reverse, reset=reset, implementation=implementation
         )
-    (a, b), h0, reset, _ = SCAN.check(a, b, h0, reset=reset, implementation=implementation)
+    (a, b), h0, reset, _ = SCAN.check(
+        a, b, h0, reverse=reverse, reset=reset, implementation=implementation
+    )
     time = b.shape[-2]
     if missing := _missing_steps(time, mesh):
         # Steps with a decay of one and an input of zero leave the state unchanged.

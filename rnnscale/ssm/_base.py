@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from rnnscale import sharding
-from rnnscale._base import CausalLayer, check_features, state_dtype, zero_padding
+from rnnscale._base import (
+    CausalLayer,
+    check_call,
+    check_features,
+    checked_state,
+    in_precision,
+    state_dtype,
+    zero_padding,
+)
 from rnnscale_kernels import Planar
 
 
@@ -33,7 +41,8 @@ class DiagonalSSM(CausalLayer):
 
     @abstractmethod
     def discretise(self) -> tuple[Planar, Planar, Planar]:
-        r"""The discrete system `(decay, b, c)`, at least float32.
+        r"""The discrete system `(decay, b, c)`, in the precision of the parameters, at least
+        float32. For inputs of higher precision, the parameters are cast to it before.
 
         `decay` has the axes `state`, `b` `state idim` and `c` `odim state`. If only one of each
         conjugate pair of states is kept, `c` includes the factor 2.
@@ -48,10 +57,12 @@ class DiagonalSSM(CausalLayer):
         lengths: Int[Array, "*batch"] | None,
     ) -> tuple[Planar, Float[Array, "*batch time odim"]]:
         """All steps, as a call of a sequence layer."""
-        check_features(self, xs, self.idim, rank=2)
+        carried, lengths = check_call(self, xs, state, reset, lengths)
+        if xs.shape[-2] == 0:
+            return carried, jnp.zeros((*xs.shape[:-1], self.odim), xs.dtype)
         xs = zero_padding(xs, lengths)
-        decay, b, c = self.discretise()
-        ys, last = sharding.diagonal_ssm(xs, decay, b, c, state, reset=reset, lengths=lengths)
+        decay, b, c = in_precision(self, xs.dtype).discretise()
+        ys, last = sharding.diagonal_ssm(xs, decay, b, c, carried, reset=reset, lengths=lengths)
         return cast(Planar, last), self.add_skip(xs, ys)
 
     def one_step(
@@ -59,7 +70,8 @@ class DiagonalSSM(CausalLayer):
     ) -> tuple[Planar, Float[Array, "*batch odim"]]:
         """One step, as `step` of a sequence layer."""
         check_features(self, x, self.idim)
-        decay, b, c = self.discretise()
+        state = checked_state(self, state, x.shape[:-1], x.dtype)
+        decay, b, c = in_precision(self, x.dtype).discretise()
         u = x.astype(state.dtype)
         state = Planar(
             decay.re * state.re - decay.im * state.im + u @ b.re.T,

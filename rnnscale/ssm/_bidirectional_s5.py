@@ -7,7 +7,8 @@ import jax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
 from rnnscale import sharding
-from rnnscale._base import SequenceLayer, at_least_float32, check_features, zero_padding
+from rnnscale._base import SequenceLayer, at_least_float32, check_call, in_precision, zero_padding
+from rnnscale._checks import Positive, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.ssm._discretise import Discretisation, scale
 from rnnscale.ssm._hippo import OutputInit, half_of_hippo, output_map
@@ -32,17 +33,18 @@ class BidirectionalS5(SequenceLayer):
     idim: int = eqx.field(static=True)
     odim: int = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        state_dim: int,
-        odim: int | None = None,
+        idim: Size,
+        state_dim: Size,
+        odim: Size | None = None,
         *,
-        blocks: int = 1,
-        dt_min: float = 1e-3,
-        dt_max: float = 1e-1,
+        blocks: Size = 1,
+        dt_min: Positive = 1e-3,
+        dt_max: Positive = 1e-1,
         discretisation: Discretisation = "zoh",
-        step_rescale: float = 1.0,
+        step_rescale: Positive = 1.0,
         clip_eigenvalues: bool = True,
         c_init: OutputInit = "lecun",
         key: PRNGKeyArray,
@@ -80,16 +82,16 @@ class BidirectionalS5(SequenceLayer):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[tuple[Planar, Planar], Float[Array, "*batch time odim"]]:
-        check_features(self, xs, self.idim, rank=2)
+        (before, after), lengths = check_call(self, xs, state, reset, lengths)
         xs = zero_padding(xs, lengths)
-        decay, b, _ = self.forward.discretise()
-        c_backward = Planar(
-            at_least_float32(self.c_backward_re), at_least_float32(self.c_backward_im)
-        )
-        before, after = (None, None) if state is None else state
         before, ys = self.forward(xs, before, reset=reset, lengths=lengths)
+        if xs.shape[-2] == 0:
+            return (before, after), ys
+        wide = in_precision(self, xs.dtype)
+        decay, b, _ = wide.forward.discretise()
+        c = Planar(at_least_float32(wide.c_backward_re), at_least_float32(wide.c_backward_im))
         ys_backward, after = sharding.diagonal_ssm(
-            xs, decay, b, scale(c_backward, 2.0), after, reverse=True, reset=reset, lengths=lengths
+            xs, decay, b, scale(c, 2.0), after, reverse=True, reset=reset, lengths=lengths
         )
         return (before, cast(Planar, after)), ys + ys_backward
 

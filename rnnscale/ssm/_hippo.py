@@ -9,15 +9,20 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpy.typing import NDArray
 
+from rnnscale._checks import Size, check_arguments
+
 type OutputInit = Literal["lecun", "complex_normal"]
 
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-def hippo_legs(state_dim: int) -> NDArray[np.float64]:
+@check_arguments
+def hippo_legs(state_dim: Size) -> NDArray[np.float64]:
     r"""The state matrix that compresses the past onto scaled Legendre polynomials:
 
     $$A_{nk} = -\begin{cases}\sqrt{(2n+1)(2k+1)} & n > k\\ n + 1 & n = k\\ 0 & n < k\end{cases}$$
+
+    **Raises:** `TypeError` or `ValueError` unless `state_dim` is an integer of at least 1.
 
     Gu et al., *HiPPO: Recurrent Memory with Optimal Polynomial Projections*, 2020.
     """
@@ -26,8 +31,9 @@ def hippo_legs(state_dim: int) -> NDArray[np.float64]:
     return -np.tril(np.outer(root, root), -1) - np.diag(index + 1)
 
 
+@check_arguments
 def hippo_normal(
-    state_dim: int,
+    state_dim: Size,
 ) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
     r"""Eigenvalues and orthonormal eigenvectors of HiPPO-N, the normal part of HiPPO-LegS.
 
@@ -38,6 +44,8 @@ def hippo_normal(
     **Returns:** `(eigenvalues, vectors)` of shapes (state,) and (state, state) in double precision,
     by ascending imaginary part: the first half has negative imaginary parts, and its conjugates
     follow in reverse order.
+
+    **Raises:** `TypeError` or `ValueError` unless `state_dim` is an integer of at least 1.
 
     Gu et al., *On the Parameterization and Initialization of Diagonal State Space Models*, 2022.
     """

@@ -14,11 +14,11 @@ from rnnscale._base import (
     CausalLayer,
     check_call,
     check_features,
-    check_size,
     checked_state,
     state_dtype,
     zero_padding,
 )
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale_kernels import vary_alike
 
@@ -79,14 +79,15 @@ class LinearAttention(CausalLayer):
     key_dim: int = eqx.field(static=True)
     value_dim: int = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        heads: int,
-        odim: int | None = None,
+        idim: Size,
+        heads: Size,
+        odim: Size | None = None,
         *,
-        key_dim: int | None = None,
-        value_dim: int | None = None,
+        key_dim: Size | None = None,
+        value_dim: Size | None = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -99,9 +100,8 @@ class LinearAttention(CausalLayer):
         - `key`: for the initial parameters.
 
         **Raises:** `ValueError` if a size is below 1, or if `heads` does not divide `idim` and
-        there is no `key_dim`.
+        there is no `key_dim`; `TypeError` if an argument is another kind of thing.
         """
-        check_size(LinearAttention, idim=idim, heads=heads)
         if key_dim is None:
             if idim % heads:
                 raise ValueError(
@@ -111,7 +111,6 @@ class LinearAttention(CausalLayer):
             key_dim = idim // heads
         value_dim = key_dim if value_dim is None else value_dim
         odim = idim if odim is None else odim
-        check_size(LinearAttention, odim=odim, key_dim=key_dim, value_dim=value_dim)
         keys = jax.random.split(key, 4)
         inputs = 1 / math.sqrt(idim)
         self.query = inputs * jax.random.normal(keys[0], (heads, key_dim, idim), jnp.float32)
@@ -165,7 +164,9 @@ class LinearAttention(CausalLayer):
         # 3. To "chunk *batch part step ...", and the chunks of all parts one after another.
         chunks = jax.tree.map(
             lambda x: jnp.moveaxis(
-                x.reshape(*batch_shape, parts, -1, chunk, *x.shape[rank + 2 :]), rank + 1, 0
+                x.reshape(*batch_shape, parts, padded // chunk, chunk, *x.shape[rank + 2 :]),
+                rank + 1,
+                0,
             ),
             steps,
         )

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from rnnscale._base import at_least_float32, check_size
+from rnnscale._base import at_least_float32
+from rnnscale._checks import Positive, Share, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.ssm._base import DiagonalSSM
 from rnnscale.ssm._discretise import MAX_MAGNITUDE, bounded_exp, limit_magnitude, polar
@@ -46,15 +47,16 @@ class LRU(DiagonalSSM):
     odim: int = eqx.field(static=True)
     state_dim: int = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        state_dim: int,
-        odim: int | None = None,
+        idim: Size,
+        state_dim: Size,
+        odim: Size | None = None,
         *,
-        r_min: float = 0.0,
-        r_max: float = 1.0,
-        max_phase: float = 6.28,
+        r_min: Share = 0.0,
+        r_max: Share = 1.0,
+        max_phase: Positive = 6.28,
         key: PRNGKeyArray,
     ):
         r"""**Arguments:**
@@ -66,16 +68,16 @@ class LRU(DiagonalSSM):
         - `max_phase`: the largest initial phase in radians, in `(0, 2π]`.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1 or a range is invalid.
+        **Raises:** `ValueError` if a size is below 1 or a range is invalid; `TypeError` if an
+        argument is another kind of thing.
         """
         odim = idim if odim is None else odim
-        check_size(LRU, idim=idim, state_dim=state_dim, odim=odim)
-        if not 0 <= r_min < r_max <= 1:
+        if not r_min < r_max:
             raise ValueError(
                 f"LRU: the ring must satisfy 0 <= r_min < r_max <= 1; got r_min={r_min}, "
                 f"r_max={r_max}."
             )
-        if not 0 < max_phase <= 2 * math.pi:
+        if max_phase > 2 * math.pi:
             raise ValueError(f"LRU: max_phase must be in (0, 2π]; got {max_phase}.")
         ring_key, b_key, c_key, d_key = jax.random.split(key, 4)
         tiny = jnp.finfo(jnp.float32).tiny  # no logarithm of zero

@@ -8,19 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
 from rnnscale import sharding
 from rnnscale._base import (
     TakesIntervals,
     at_least_float32,
     check_call,
-    check_choice,
     check_features,
-    check_size,
     checked_state,
+    in_precision,
     zero_padding,
 )
+from rnnscale._checks import Positive, Size, check_arguments, shown
 from rnnscale._fields import parameter
 from rnnscale._over_time import mesh_axes_of_time, over_equal_pieces
 from rnnscale.ssm._base import DiagonalSSM
@@ -82,17 +82,18 @@ class S5(DiagonalSSM, TakesIntervals):
     discretisation: Discretisation = eqx.field(static=True)
     clip_eigenvalues: bool = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        state_dim: int,
-        odim: int | None = None,
+        idim: Size,
+        state_dim: Size,
+        odim: Size | None = None,
         *,
-        blocks: int = 1,
-        dt_min: float = 1e-3,
-        dt_max: float = 1e-1,
+        blocks: Size = 1,
+        dt_min: Positive = 1e-3,
+        dt_max: Positive = 1e-1,
         discretisation: Discretisation = "zoh",
-        step_rescale: float = 1.0,
+        step_rescale: Positive = 1.0,
         clip_eigenvalues: bool = True,
         c_init: OutputInit = "lecun",
         key: PRNGKeyArray,
@@ -113,24 +114,20 @@ class S5(DiagonalSSM, TakesIntervals):
             $\tilde C$ drawn directly, of unit variance.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size, range or choice is invalid.
+        **Raises:** `ValueError` if a size, range or choice is invalid; `TypeError` if an argument
+        is another kind of thing.
         """
         odim = idim if odim is None else odim
-        check_size(S5, idim=idim, state_dim=state_dim, odim=odim, blocks=blocks)
         if state_dim % (2 * blocks):
             raise ValueError(
                 f"S5: state_dim must be a multiple of 2 * blocks, because every block holds "
                 f"conjugate pairs; got state_dim={state_dim}, blocks={blocks}."
             )
-        if not 0 < dt_min <= dt_max:
+        if dt_min > dt_max:
             raise ValueError(
                 f"S5: the steps must satisfy 0 < dt_min <= dt_max; got dt_min={dt_min}, "
                 f"dt_max={dt_max}."
             )
-        if not step_rescale > 0:
-            raise ValueError(f"S5: step_rescale must be positive; got {step_rescale}.")
-        check_choice(S5, "discretisation", discretisation, Discretisation)
-        check_choice(S5, "c_init", c_init, OutputInit)
         step_key, b_key, c_key, d_key = jax.random.split(key, 4)
 
         eigenvalues, vectors = half_of_hippo(state_dim // blocks)
@@ -172,13 +169,14 @@ class S5(DiagonalSSM, TakesIntervals):
         batch, on its own.
 
         **Raises:** in addition, `ValueError` or `TypeError` if `intervals` are not real numbers
-        with the shape of batch and time, or are known and negative.
+        with the shape of batch and time, or are known and negative or NaN.
         """
         if intervals is None:
             return self.scan_steps(xs, state, reset=reset, lengths=lengths)
+        given = lengths
         carried, lengths = check_call(self, xs, state, reset, lengths)
         batch_shape, time = xs.shape[:-2], xs.shape[-2]
-        intervals = _with_shape(intervals, (*batch_shape, time))
+        intervals = _checked_intervals(intervals, given, (*batch_shape, time), carried.dtype)
         if time == 0:
             return carried, jnp.zeros((*batch_shape, 0, self.odim), xs.dtype)
         if lengths is not None:
@@ -187,8 +185,9 @@ class S5(DiagonalSSM, TakesIntervals):
             intervals = jnp.where(valid, intervals, 0)
             reset = None if reset is None else reset & valid
         xs = zero_padding(xs, lengths)
-        run = self._scan_intervals if mesh_axes_of_time() else self._scan_intervals_in_pieces
-        carried, ys = run(carried, (xs, _not_negative(intervals), reset))
+        wide = in_precision(self, xs.dtype)
+        run = wide._scan_intervals if mesh_axes_of_time() else wide._scan_intervals_in_pieces
+        carried, ys = run(carried, (xs, intervals, reset))
         return carried, zero_padding(self.add_skip(xs, ys), lengths)
 
     def step(
@@ -204,10 +203,11 @@ class S5(DiagonalSSM, TakesIntervals):
             return self.one_step(x, state)
         check_features(self, x, self.idim)
         state = checked_state(self, state, x.shape[:-1], x.dtype)
-        interval = _not_negative(_with_shape(interval, x.shape[:-1]))
-        decay, drive = self._decay_and_drive(x, interval)
+        interval = _checked_intervals(interval, None, x.shape[:-1], state.dtype)
+        wide = in_precision(self, x.dtype)
+        decay, drive = wide._decay_and_drive(x, interval)
         state = Planar(*(h + u for h, u in zip(multiply(decay, state), drive, strict=True)))
-        return state, self.add_skip(x, self._read(state).astype(x.dtype))
+        return state, self.add_skip(x, wide._read(state).astype(x.dtype))
 
     def discretise(self) -> tuple[Planar, Planar, Planar]:
         decay, gain = self._decay_and_gain(jnp.ones((), jnp.float32))
@@ -222,9 +222,12 @@ class S5(DiagonalSSM, TakesIntervals):
             eigenvalue = eigenvalue._replace(re=jnp.minimum(eigenvalue.re, _LARGEST_REAL_PART))
         step = self.step_rescale * bounded_exp(at_least_float32(self.log_step))
         transform = zero_order_hold if self.discretisation == "zoh" else bilinear
-        decay, gain = transform(eigenvalue, step * interval[..., None])
+        interval = interval[..., None]
+        decay, gain = transform(eigenvalue, step * interval)
         if self.clip_eigenvalues:
-            decay = limit_magnitude(decay)
+            # An interval of zero leaves the state as it is, so its decay of one is not limited.
+            limited = limit_magnitude(decay)
+            decay = jax.tree.map(lambda x, y: jnp.where(interval > 0, x, y), limited, decay)
         return decay, gain
 
     def _decay_and_drive(
@@ -232,9 +235,6 @@ class S5(DiagonalSSM, TakesIntervals):
     ) -> tuple[Planar, Planar]:
         """The decay of a step after `interval`, and what its input adds to the state."""
         decay, gain = self._decay_and_gain(interval)
-        # `limit_magnitude` holds the decay below one, also for an interval of zero.
-        moves = interval[..., None] > 0
-        decay = Planar(jnp.where(moves, decay.re, 1), jnp.where(moves, decay.im, 0))
         u = u.astype(decay.dtype)
         return decay, multiply(gain, Planar(u @ self.b_re.T, u @ self.b_im.T))
 
@@ -267,9 +267,13 @@ class S5(DiagonalSSM, TakesIntervals):
         return state, ys[..., :time, :]
 
 
-def _with_shape(intervals: Any, shape: tuple[int, ...]) -> Float[Array, "*axes"]:
-    """`intervals`, at least float32. Raises unless they are real numbers of shape `shape`."""
-    intervals = jnp.asarray(intervals)
+def _checked_intervals(
+    intervals: Any, lengths: Any, shape: tuple[int, ...], dtype: DTypeLike
+) -> Float[Array, "*axes"]:
+    """`intervals` in `dtype`. Raises unless they are real numbers of this shape and, within
+    `lengths`, at least 0; traced ones are clipped."""
+    if not isinstance(intervals, jax.Array | np.ndarray):
+        raise TypeError(f"S5: intervals must be an array; got {shown(intervals)}.")
     if not jnp.issubdtype(intervals.dtype, jnp.floating):
         raise TypeError(f"S5: intervals must be real numbers; got {intervals.dtype}.")
     if intervals.shape != shape:
@@ -277,15 +281,15 @@ def _with_shape(intervals: Any, shape: tuple[int, ...]) -> Float[Array, "*axes"]
             f"S5: intervals must have a value for each step, so be of shape {shape}; got shape "
             f"{intervals.shape}."
         )
-    return at_least_float32(intervals)
-
-
-def _not_negative(intervals: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
-    """`intervals`, clipped at zero. Raises if one is negative and they are not traced."""
-    if not isinstance(intervals, Tracer) and np.any(np.asarray(intervals) < 0):
-        least = np.nanmin(np.asarray(intervals))
-        raise ValueError(
-            f"S5: intervals are times from step to step and at least 0; got {least}. For sorted "
-            "times of steps, they are the differences."
-        )
-    return jnp.maximum(intervals, 0)
+    if not isinstance(intervals, Tracer) and not isinstance(lengths, Tracer):
+        known = np.asarray(intervals)
+        if lengths is not None:
+            known = known[np.arange(shape[-1]) < np.asarray(lengths)[..., None]]
+        if not np.all(known >= 0):
+            raise ValueError(
+                f"S5: intervals are times from step to step and must be at least 0; got "
+                f"{np.min(known)}. For sorted times of steps, they are the differences."
+            )
+    intervals = jnp.asarray(intervals, dtype)
+    # Unlike a maximum, it has the derivative of positive intervals at zero too.
+    return jnp.where(intervals < 0, 0, intervals)

@@ -455,7 +455,12 @@ b = jnp.zeros((2, 5, 3))
         ((jnp.zeros((3,), int), b), {}, TypeError, "a must hold floating-point arrays, got int"),
         ((jnp.zeros((3,), complex), b), {}, TypeError, "Planar(x.real, x.imag)"),
         ((Planar(jnp.zeros(3), jnp.zeros(3)), b), {}, TypeError, "a is Planar, b is real"),
-        ((jnp.zeros((3,)), jnp.zeros((2, 0, 3))), {}, ValueError, "no time step"),
+        (
+            (jnp.zeros((3,)), jnp.zeros((2, 0, 3))),
+            {},
+            ValueError,
+            "must have at least one time step",
+        ),
         ((jnp.zeros((3,)), b, jnp.zeros((2, 4))), {}, ValueError, "h0 has shape (2, 4)"),
         ((jnp.zeros((3,)), b), {"reset": jnp.zeros((2, 5))}, TypeError, "reset must be boolean"),
         ((jnp.zeros((3,)), b), {"reset": jnp.zeros((5,), bool)}, ValueError, "reset has shape"),

@@ -69,7 +69,7 @@ def test_initialises_inside_jit(key):
         ({"state_dim": -1}, "state_dim must be at least 1; got -1"),
         ({"odim": 0}, "odim must be at least 1; got 0"),
         ({"r_min": 0.9, "r_max": 0.5}, "0 <= r_min < r_max <= 1; got r_min=0.9, r_max=0.5"),
-        ({"r_max": 1.1}, "r_max=1.1"),
+        ({"r_max": 1.1}, r"r_max must be in \[0, 1\]; got 1.1"),
         ({"max_phase": 7.0}, "max_phase must be in .*; got 7.0"),
     ],
 )

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from .._checks import check_implementation, check_planes, check_reset, checked_lengths
+from .._checks import (
+    check_implementation,
+    check_planes,
+    check_reset,
+    check_reverse,
+    checked_lengths,
+)
 from .._operation import vary_alike
 from .._planar import Planar, cast, power, powers
 from .._recurrent_op import OpArguments, RecurrentOp
@@ -74,7 +80,11 @@ def diagonal_ssm(
     `NotImplementedError` if the implementation named cannot run there or take these arguments.
     """
     arguments = _check(
-        u, decay, b, c, h0, reset=reset, lengths=lengths, implementation=implementation
+        *(u, decay, b, c, h0),
+        reverse=reverse,
+        reset=reset,
+        lengths=lengths,
+        implementation=implementation,
     )
     primals, finish = _canonical(vary_alike(arguments), reverse=reverse)
     primals = vary_alike(primals)
@@ -88,8 +98,11 @@ def ssm_implementations(platform: str) -> list[tuple[str, bool, str]]:
     return DISPATCH.describe(platform)
 
 
-def _check(u, decay, b, c, h0, *, reset, lengths, implementation) -> OpArguments:
+def _check(
+    u, decay, b, c, h0=None, *, reverse=False, reset=None, lengths=None, implementation=None
+) -> OpArguments:
     check_implementation(implementation, DISPATCH.names)
+    check_reverse(reverse)
     check_planes(decay=decay, b=b, c=c, h0=h0)
     check_planes(u=u)
     _check_shapes(u, decay, b, c)
@@ -191,7 +204,7 @@ def _check_shapes(u, decay, b, c) -> None:
         raise ValueError(f"u must be '*batch time idim', got shape {u.shape}")
     *_, time, idim = u.shape
     if time == 0:
-        raise ValueError(f"u has no time step, its shape is {u.shape}")
+        raise ValueError(f"u must have at least one time step, got shape {u.shape}")
     if decay.ndim != 1:
         raise ValueError(f"decay must be 'state', one axis, got shape {decay.shape}")
     (state,) = decay.shape

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from .._checks import check_implementation, check_planes, check_reset
+from .._checks import check_implementation, check_planes, check_reset, check_reverse
 from .._operation import vary_alike
 from .._planar import Planar, cast, power
 from .._recurrent_op import OpArguments, RecurrentOp
@@ -61,20 +61,21 @@ def linear_scan(
     **Raises:** `TypeError` or `ValueError` if dtypes or shapes do not fit together;
     `NotImplementedError` if the implementation named cannot run there or take these arguments.
     """
-    arguments = _check(a, b, h0, reset=reset, implementation=implementation)
+    arguments = _check(a, b, h0, reverse=reverse, reset=reset, implementation=implementation)
     primals, _ = _canonical(vary_alike(arguments), reverse=reverse)
     return scan(*primals, reverse=reverse, implementation=implementation)
 
 
-def _check(a, b, h0, *, reset, implementation) -> OpArguments:
+def _check(a, b, h0=None, *, reverse=False, reset=None, implementation=None) -> OpArguments:
     check_implementation(implementation, DISPATCH.names)
+    check_reverse(reverse)
     check_planes(a=a, b=b, h0=h0)
     a, b, h0 = jax.tree.map(jnp.asarray, (a, b, h0))
     if b.ndim < 2:
         raise ValueError(f"linear_scan: b must be '*batch time channel', got shape {b.shape}")
     *batch, time, channels = b.shape
     if time == 0:
-        raise ValueError(f"linear_scan: b has no time step, its shape is {b.shape}")
+        raise ValueError(f"linear_scan: b must have at least one time step, got shape {b.shape}")
     a = _canonical_decay(a, b.shape)
     given = [x.dtype for x in (a, b, h0) if x is not None]
     dtype = functools.reduce(jnp.promote_types, given, jnp.dtype(jnp.float32))
