@@ -40,6 +40,8 @@ BENCHMARKS = (
     "large_batch",
     "linear_scan",
     "memory",
+    "saves",
+    "resume",
     "scaling",
     "data",
     "message_passing",

@@ -1,6 +1,7 @@
 """Ends a process that would hang for ever: in a step that does not finish, or in a collective whose
 other processes have failed. No exception reaches the main thread there, so a thread watches it."""
 
+import math
 import threading
 from collections.abc import Iterable, Iterator
 from time import monotonic
@@ -11,7 +12,7 @@ from rnnscale._errors import UserError
 from rnnscale.distributed._connect import end, process_count, process_index
 from rnnscale.distributed._store import get, new_key, put
 
-# Compiling, restoring, evaluating and saving may take this many times as long as a step.
+# Restoring, evaluating and saving may take this many times as long as a step.
 _PATIENCE = 6
 # Long enough for a process that fails in the same way to print its own message.
 _GRACE_SECONDS = 5.0
@@ -24,7 +25,8 @@ class Watchdog:
 
     **Arguments:**
 
-    - `minutes`: how long a step may take, positive. Everything else may take six times as long.
+    - `minutes`: how long a step may take, positive. Everything else may take six times as long,
+        except for what was announced by `unlimited`.
 
     **Raises:** `ValueError` if `minutes` is not positive.
     """
@@ -58,6 +60,10 @@ class Watchdog:
     def busy(self, activity: str) -> None:
         """Something other than a step has started, which the message calls `activity`."""
         self._expect(activity, _PATIENCE * self._minutes)
+
+    def unlimited(self, activity: str) -> None:
+        """Something has started that may take any time, such as the first compilation."""
+        self._expect(activity, math.inf)
 
     def watched[T](self, activity: str, items: Iterable[T]) -> Iterator[T]:
         """Iterates over `items`, and restarts the time limit of `activity` at each of them."""

@@ -40,6 +40,7 @@ class RunFolder:
     summary.json     the figures at the end
     curves.png       loss and metrics over the steps
     checkpoints/     see `Checkpointer`
+    programs/        what was compiled, for the next session
     run.lock         which process writes here, while one does
     ```
 
@@ -54,6 +55,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = MetricsFile(self.path / "metrics.jsonl")
+        self.programs = self.path / "programs"
         self._config = self.path / "config.json"
         self._task = self.path / "task.json"
         self._summary = self.path / "summary.json"

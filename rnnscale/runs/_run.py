@@ -1,6 +1,7 @@
 """What `rnnscale train` does: a run from its options to its summary."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +23,7 @@ from rnnscale.distributed import (
 from rnnscale.runs._config import TrainConfig
 from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._load import restore_model
+from rnnscale.runs._programs import kept_programs
 from rnnscale.runs._setup import Setup, load_task_of, make_run_mesh, set_up
 from rnnscale.sharding import sharded_init
 from rnnscale.tasks import Task
@@ -80,7 +82,11 @@ def run(
         folder.check_shared()
         setup = set_up(config, load_task_of(config, task), make_run_mesh(config.mesh))
         like = setup.abstract_state()
-        with folder.locked(resume=resume), jax.set_mesh(setup.mesh):
+        with (
+            folder.locked(resume=resume),
+            kept_programs(folder.programs),
+            jax.set_mesh(setup.mesh),
+        ):
             state, clock = _train(setup, like, folder, resume, stop, watchdog)
             if stop.reached():
                 return None
@@ -171,7 +177,27 @@ def _callbacks(
         ),
         *evaluation,
         Checkpoints(checkpointer, meta=lambda: {"clock": asdict(clock)}, watchdog=watchdog),
+        _Compilation(setup, watchdog),
     ]
+
+
+class _Compilation(Callback):
+    """Compiles the train step before the first step, in all processes, for as long as it takes.
+
+    Otherwise the first process to have compiled it would start the step, and its collectives with
+    the others would reach their time limit before the last process has done so too.
+    """
+
+    def __init__(self, setup: Setup, watchdog: Watchdog):
+        self._setup = setup
+        self._watchdog = watchdog
+
+    def on_start(self, step: int, steps: int, state: TrainState) -> None:
+        if step < steps:
+            self._watchdog.unlimited("compiling the step")
+            self._setup.compile()
+            barrier(minutes=math.inf)
+            self._watchdog.busy("starting the first step")
 
 
 def _restored(checkpointer: Checkpointer, like: TrainState) -> tuple[TrainState, Clock] | None:

@@ -110,6 +110,12 @@ class Setup:
         placed = shardings(jax.eval_shape(zeros, model), self.mesh)
         return jax.jit(zeros, out_shardings=placed)(model)
 
+    def compile(self) -> None:
+        """Compiles the train step without running it, so that its first call starts at once. To be
+        called with the mesh set."""
+        jitted: Any = self.train_step
+        jitted.lower(self.abstract_state(), self.abstract_batch()).compile()
+
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and layout of the state.
 

@@ -75,6 +75,19 @@ def test_memory_in_chunks_is_a_small_part_of_the_whole():
     assert 8 * chunks["temp_bytes"] < whole["temp_bytes"]
 
 
+def test_memory_of_the_host_is_measured_after_each_save():
+    rows = run("saves", "--quick")
+    assert [row["save"] for row in rows] == [1, 2, 3, 4]
+    assert all(row["host_mb"] > row["state_mb"] > 2 for row in rows)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_gets_to_its_first_step_sooner():
+    new, resumed = run("resume", "--quick")
+    assert (new["session"], resumed["session"]) == ("new", "resumed")
+    assert 0 < resumed["cpu_s"] < new["cpu_s"]
+
+
 @pytest.mark.slow
 def test_scaling_counts_collectives_and_gives_no_time_on_virtual_devices():
     rows = run("scaling", "--quick", "--axes", "seq")

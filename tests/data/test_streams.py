@@ -1,6 +1,7 @@
 """Combined pipelines: the same batches after any restart, in any number of processes."""
 
 import functools
+import os
 import pickle
 import runpy
 import socket
@@ -9,10 +10,13 @@ import sys
 from pathlib import Path
 
 import grain
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rnnscale import data
+from rnnscale.data.pipelines import _load
 from rnnscale.data.sources._array_record import DamagedRecordError
 
 SCRIPT = Path(__file__).with_name("streams_script.py")
@@ -62,6 +66,43 @@ def test_processes_load_the_batches_of_one_process(uninterrupted, tmp_path: Path
             np.testing.assert_array_equal(joined, uninterrupted[step][name], strict=True)
         names = {name for _, name in parts}
         assert names == set(uninterrupted[0]) and len(names) == 11
+
+
+PLUGIN = """
+from jax._src import xla_bridge
+
+def initialize():
+    xla_bridge.register_backend_factory("accelerator", start, priority=500)
+
+def start():
+    raise RuntimeError("the accelerator was started")
+"""
+
+
+def squared(record: data.Record) -> data.Record:
+    """Computes with jax, which starts its devices."""
+    return {"inputs": np.asarray(jnp.square(record["inputs"])), "process": np.int32(os.getpid())}
+
+
+@pytest.mark.slow
+def test_workers_leave_the_accelerator_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where the source computes with jax. The workers find a platform that fails when it is
+    started; this process runs already."""
+    jax.devices()
+    plugin = tmp_path / "jax_plugins" / "accelerator" / "__init__.py"
+    plugin.parent.mkdir(parents=True)
+    plugin.write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("JAX_PLATFORMS", "accelerator")
+    records = grain.MapDataset.source(data.ArraySource(inputs=np.arange(8.0))).map(squared)
+    with data.stream(records, 4, workers=1) as stream:
+        batch = next(stream)
+    assert batch["inputs"].tolist() == [0.0, 1.0, 4.0, 9.0]
+    assert os.getpid() not in batch["process"].tolist()
+    monkeypatch.setattr(_load, "_stay_on_the_cpu", None)
+    with data.stream(records, 4, workers=1) as stream:
+        with pytest.raises(RuntimeError, match="the accelerator was started"):
+            next(stream)
 
 
 def test_records_of_a_batch_have_the_same_arrays():

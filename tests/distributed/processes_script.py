@@ -99,7 +99,8 @@ def fail() -> None:
 
 
 def stuck_in_training(out: str) -> None:
-    """After a few steps, no more data come for one of the processes."""
+    """One process takes longer to compile than all limits: that of a step, that of everything else,
+    and the 20 seconds of jax's heartbeat. After a few steps, no more data come for it."""
     from rnnscale.runs import TrainConfig, _setup, run
     from rnnscale.tasks import load_task
 
@@ -117,11 +118,24 @@ def stuck_in_training(out: str) -> None:
                 time.sleep(600)
             return task.train[index]
 
+    make_loss = _setup.make_loss
+
+    def make_slow_loss(*arguments: Any) -> Callable[..., Any]:
+        loss = make_loss(*arguments)
+
+        def slow(*arguments: Any) -> Any:
+            if process_index() == 1:
+                time.sleep(25)
+            return loss(*arguments)
+
+        return slow
+
+    _setup.make_loss = make_slow_loss
     _setup.load_task = lambda *_, **__: dataclasses.replace(task, train=Slow())
     run(
         TrainConfig.for_task(
             "adding", model="indrnn", out=out, seq_len=8, dim=8, depth=1, batch_size=8,
-            stuck_minutes=0.15, log_every=1,
+            stuck_minutes=0.06, log_every=1,
         )
     )  # fmt: skip
 
@@ -133,13 +147,12 @@ def digest_of(folder: Any) -> str:
     from jax.experimental import multihost_utils
 
     from rnnscale.runs import TrainConfig, set_up
-    from rnnscale.runs._setup import make_run_mesh
-    from rnnscale.tasks import load_task
+    from rnnscale.runs._setup import load_task_of, make_run_mesh
     from rnnscale.training import Checkpointer
 
     config = TrainConfig(**folder.config())
     mesh = make_run_mesh(config.mesh)
-    like = set_up(config, load_task(config.task), mesh).abstract_state()
+    like = set_up(config, load_task_of(config), mesh).abstract_state()
     with jax.set_mesh(mesh), Checkpointer(folder.checkpoints) as checkpoints:
         restored = checkpoints.restore(like, jax.tree.map(lambda x: x.sharding, like))
     assert restored is not None

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -44,8 +45,10 @@ def two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 def left_by(machine: str, lock: FolderLock, *, age: float = 0.0) -> None:
     """Writes a lock that a process of a machine left behind or holds."""
     holder = {"host": "node-7", "process": os.getppid(), "since": "yesterday", "machine": machine}
-    lock.path.write_text(json.dumps({**holder, "id": "theirs"}))
-    os.utime(lock.path, (time.time() - age, time.time() - age))
+    new = lock.path.with_name("new")
+    new.write_text(json.dumps({**holder, "id": "theirs"}))
+    os.utime(new, (time.time() - age, time.time() - age))
+    os.replace(new, lock.path)
 
 
 def acquired_in(lock: FolderLock) -> float:
@@ -147,14 +150,13 @@ def test_a_file_system_without_locks_of_the_kernel(
 
 
 def test_one_that_was_taken_over_ends_itself(lock: FolderLock, monkeypatch: pytest.MonkeyPatch):
-    messages = []
+    ended: queue.Queue[tuple[str, int]] = queue.Queue()
     monkeypatch.setattr(_lock, "_BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(_lock, "end", lambda message, code: messages.append((message, code)))
+    monkeypatch.setattr(_lock, "end", lambda message, code: ended.put((message, code)))
     lock.acquire()
     time.sleep(0.3)
-    assert not messages
+    assert ended.empty()
     left_by("another", lock)
-    time.sleep(0.3)
+    message, code = ended.get(timeout=30)
     lock.release()
-    message, code = messages[0]
     assert "was taken over by process" in message and "node-7" in message and code == 1

@@ -51,7 +51,8 @@ def _load(
     )
     if workers:
         _parse_absl_flags()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_stay_on_the_cpu)
     with contextlib.closing(iter(dataset)) as loaded, jax.default_device(device):
         for step, arrays in zip(steps, loaded, strict=True):
             if workers:
@@ -138,6 +139,12 @@ def _device_array(step: int, name: str, array: np.ndarray, first_row: int) -> np
     if jax.numpy.issubdtype(dtype, np.inexact) and not (finite := np.isfinite(array)).all():
         complain("NaN or infinity in the data", ~finite)
     return array
+
+
+def _stay_on_the_cpu(worker: int, workers: int) -> None:
+    """In a worker process: a source that computes with jax uses the CPU. The accelerator belongs to
+    the process that trains, and a second one would wait for it or take most of its memory."""
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _parse_absl_flags() -> None:
