@@ -19,6 +19,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "bench",
         help="time the scan and the textbook forms, and plot the times",
         description="Times the scan and the textbook forms, and plots the times.",
+        examples=("rnnscale bench scan --quick", "rnnscale bench plot rows.json --out scan.png"),
     )
     benchmarks = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     _add_scan(benchmarks)
@@ -33,6 +34,10 @@ def _add_scan(benchmarks: argparse._SubParsersAction) -> None:
         "through jax.lax.associative_scan and jax.lax.scan, in turns. Prints a table for every "
         "combination of the given values. Bandwidth counts the fewest bytes that have to be moved, "
         "and the speed-up is over associative_scan.",
+        examples=(
+            "rnnscale bench scan --quick",
+            "rnnscale bench scan --length 1024 65536 --mode gradient --json rows.json",
+        ),
     )
     scan.set_defaults(command=_scan)
     scan.add_argument(
@@ -45,7 +50,9 @@ def _add_scan(benchmarks: argparse._SubParsersAction) -> None:
     rows.add_argument(
         "--length", type=int, nargs="+", metavar="L", help="steps of a row; default: 4096"
     )
-    rows.add_argument("--batch", type=int, nargs="+", metavar="B", help="rows, instead of --length")
+    rows.add_argument(
+        "--batch", type=int, nargs="+", metavar="B", help="rows; default: by --length"
+    )
     scan.add_argument("--channels", type=int, nargs="+", metavar="D", help="default: 256")
     for option, choices in (
         ("--dtype", ["float32", "bfloat16"]),
@@ -65,10 +72,15 @@ def _add_scan(benchmarks: argparse._SubParsersAction) -> None:
         help="implementations or baselines; default: all",
     )
     scan.add_argument(
-        "--rounds", type=int, metavar="N", help="turns of each contender; default: 15"
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="turns of each contender; default: 15, or 3 if --quick",
     )
     scan.add_argument("--quick", action="store_true", help="a small case in less than a minute")
-    scan.add_argument("--json", metavar="FILE", help="write the rows; - is the standard output")
+    scan.add_argument(
+        "--json", metavar="FILE", help="write the rows; - for the standard output; default: no file"
+    )
 
 
 def _add_plot(benchmarks: argparse._SubParsersAction) -> None:
@@ -76,6 +88,10 @@ def _add_plot(benchmarks: argparse._SubParsersAction) -> None:
         "plot",
         help="plot the rows that `rnnscale bench scan --json` wrote",
         description="Plots the percentage of the copy bandwidth over the size that varies most.",
+        examples=(
+            "rnnscale bench plot rows.json --out scan.png",
+            "rnnscale bench plot cpu.json gpu.json --out scan.svg",
+        ),
     )
     plot.set_defaults(command=_plot)
     plot.add_argument("rows", nargs="+", metavar="ROWS.json")
@@ -83,8 +99,7 @@ def _add_plot(benchmarks: argparse._SubParsersAction) -> None:
 
 
 def _scan(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from rnnscale.cli._console import Console
     from rnnscale_kernels.testing import ScanArguments, measure_scan
 
     names = _names(arguments.implementation)

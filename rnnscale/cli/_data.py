@@ -30,6 +30,11 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="describe your own data, pack sequences into files of rows, and check such files",
         description="Describes your own data, packs sequences into files of rows, and checks such "
         "files.",
+        examples=(
+            "rnnscale data describe series.csv --label class",
+            "rnnscale data pack texts packed --steps 1024",
+            "rnnscale data check packed",
+        ),
     )
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     _add_describe(actions)
@@ -43,11 +48,18 @@ def _add_describe(actions: argparse._SubParsersAction) -> None:
         help="print what is understood of your own data, before anything is trained",
         description="Prints what is understood of a file or a folder: the kind of problem, shapes, "
         "lengths, labels, missing values and the split, as `rnnscale train --data` uses them.",
+        examples=(
+            "rnnscale data describe Coffee_TRAIN.ts",
+            "rnnscale data describe load.csv --time hour --label load --horizon 24",
+        ),
     )
     describe.set_defaults(command=_describe)
     describe.add_argument("path", metavar="PATH", help="a file or a folder")
     describe.add_argument(
-        "--seq-len", type=int, metavar="L", help="time steps in a window of a forecast or text"
+        "--seq-len",
+        type=int,
+        metavar="L",
+        help="time steps in a window of a forecast or text; default: by the data",
     )
     add_own_data_options(describe, path_flag=None)
 
@@ -59,6 +71,10 @@ def _add_pack(actions: argparse._SubParsersAction) -> None:
         description="Packs sequences into rows of one length, and writes them to ArrayRecord "
         "shards, with an index and a checksum for each shard. rnnscale.data.PackedSource reads "
         "them.",
+        examples=(
+            "rnnscale data pack texts packed --steps 1024",
+            "rnnscale data pack tokens packed --steps 4096 --kind tokens --dtype uint16 --end 0",
+        ),
     )
     pack.set_defaults(command=_pack)
     pack.add_argument("source", metavar="SRC", help="a file, or a folder with files of one kind")
@@ -69,7 +85,7 @@ def _add_pack(actions: argparse._SubParsersAction) -> None:
         choices=list(_KINDS),
         help="the kind of SRC: a folder of text files or of any files, shards of tokens (.npy or "
         ".bin), arrays in a .npz file or a folder of .npy files, Parquet files with lists, a "
-        "folder of CSV files with one step per line, or a .ts file; by default, the suffixes "
+        "folder of CSV files with one step per line, or a .ts file; default: the suffixes "
         "decide",
     )
     pack.add_argument(
@@ -79,9 +95,15 @@ def _add_pack(actions: argparse._SubParsersAction) -> None:
         help="a token to append to each document, which in shards of tokens already ends it; "
         "default: 0 for text, otherwise none",
     )
-    pack.add_argument("--dtype", help="dtype of the tokens in .bin files, such as uint16")
     pack.add_argument(
-        "--labels", nargs="+", default=[], metavar="COLUMN", help="columns of CSV files with labels"
+        "--dtype", help="dtype of the tokens in .bin files, such as uint16; default: none"
+    )
+    pack.add_argument(
+        "--labels",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of CSV files with labels; default: none",
     )
     pack.add_argument("--rows-per-shard", type=int, metavar="N", help="default: 256 MiB of rows")
     pack.add_argument(
@@ -97,6 +119,7 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
         help="compare packed files with their checksums",
         description="Reads all files that `rnnscale data pack` wrote, and compares them with "
         "their checksums.",
+        examples=("rnnscale data check packed", "rnnscale data check /data/packed"),
     )
     check.set_defaults(command=_check)
     check.add_argument("folder", metavar="DST", help="folder with the index and the shards")
@@ -158,8 +181,9 @@ def _check(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, as a function of the amount done and the total."""
-    from rich.console import Console
     from rich.progress import Progress
+
+    from rnnscale.cli._console import Console
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -22,6 +22,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="evaluate the trained model of a run",
         description="Evaluates the trained model of a run, from its newest checkpoint, also at "
         "sequence lengths beyond that of its training. Options default to those of the run.",
+        examples=(
+            "rnnscale eval runs/digits --split validation",
+            "rnnscale eval runs/text --seq-len 1024 4096 --json figures.json",
+        ),
     )
     parser.set_defaults(command=_eval)
     parser.add_argument("run", metavar="RUN", help="folder of the run")
@@ -33,35 +37,42 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         type=int,
         nargs="+",
         metavar="L",
-        help="time steps in a sequence; several lengths are evaluated one by one",
+        help="time steps in a sequence; several lengths are evaluated one by one; default: as "
+        "trained",
     )
-    parser.add_argument("--batch-size", type=int, metavar="B", help="sequences at once")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="B", help="sequences at once; default: as trained"
+    )
     parser.add_argument(
         "--rows",
         choices=["records", "lanes"],
         help="records: each sequence starts from a zero state; lanes: the state is carried through "
-        "full sequences",
+        "full sequences; default: as trained",
     )
     parser.add_argument(
         "--chunk",
         type=int,
         metavar="N",
-        help="time steps computed at once, to save memory; 0 for all",
+        help="time steps computed at once, to save memory; 0 for all; default: as trained",
     )
     add_data_options(parser)
     parser.add_argument(
-        "--json", metavar="FILE", help="write the figures; - for the standard output"
+        "--json",
+        metavar="FILE",
+        help="write the figures; - for the standard output; default: no file",
     )
     devices = parser.add_argument_group("devices")
     add_mesh_option(devices, "default: that of the run if it fits, or else data")
     devices.add_argument(
-        "--cpu-devices", type=int, metavar="N", help="use N virtual devices of the CPU"
+        "--cpu-devices",
+        type=int,
+        metavar="N",
+        help="use N virtual devices of the CPU; default: the devices of this machine",
     )
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from rnnscale.cli._console import Console
     from rnnscale.distributed import use_cpu_devices
     from rnnscale.runs import load_run
 

@@ -22,27 +22,35 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         description="Runs an experiment of a paper and prints a table: our figure, its spread over "
         "seeds, and the published figure. Finished runs are kept and not repeated; a run that "
         "was stopped continues. Without a name, lists the experiments.",
+        examples=(
+            "rnnscale experiment",
+            "rnnscale experiment digits-permuted --only lstm s5 --seeds 0 1 --json rows.json",
+        ),
     )
     parser.set_defaults(command=_experiment)
     parser.add_argument(
         "name", nargs="?", metavar="NAME", help="without it, experiments are listed"
     )
-    parser.add_argument("--only", nargs="+", metavar="ENTRY", help="run only these entries")
+    parser.add_argument("--only", nargs="+", metavar="ENTRY", help="run only these; default: all")
     parser.add_argument(
         "--seeds", type=int, nargs="+", metavar="S", help="default: those of the experiment"
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="training steps")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="training steps; default: those of each entry"
+    )
     add_data_options(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/experiments/NAME")
     parser.add_argument(
-        "--json", metavar="FILE", help="write the rows at the end; - for the standard output"
+        "--json",
+        metavar="FILE",
+        help="write the rows at the end; - for the standard output; default: no file",
     )
 
 
 def _experiment(arguments: argparse.Namespace) -> int:
     import jax
-    from rich.console import Console
 
+    from rnnscale.cli._console import Console
     from rnnscale.experiments import EXPERIMENTS
     from rnnscale_kernels.testing import environment
 

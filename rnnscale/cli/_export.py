@@ -19,6 +19,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         description="Writes one step of the model of a run, from its newest checkpoint, to a file "
         "that contains the weights. It needs only jax to run, and constant time and memory per "
         "step. `rnnscale.interop.load_step` reads it; `rnnscale.interop` describes the format.",
+        examples=(
+            "rnnscale export runs/text --out text.step",
+            "rnnscale export runs/text --out text.step --platforms cpu cuda --batch-size 64",
+        ),
     )
     parser.set_defaults(command=_export)
     parser.add_argument("run", metavar="RUN", help="folder of the run")
@@ -34,7 +38,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--batch-size", type=int, metavar="B", help="rows per call; default: any number"
     )
-    parser.add_argument("--folder", metavar="DIR", help="folder with the data of the task")
+    parser.add_argument(
+        "--folder", metavar="DIR", help="folder with the data of the task; default: that of the run"
+    )
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -27,6 +27,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "prompt of any length is read in constant memory, as the beginning of a file. The text "
         "ends where the model ends the file, or after --steps bytes. Several prompts form a batch; "
         "the text of each does not depend on the others.",
+        examples=(
+            "rnnscale generate runs/text --prompt 'import ' --steps 200 --temperature 0.8",
+            "rnnscale generate runs/text --prompt-file beginning.txt --top-k 20 --seed 1",
+        ),
     )
     parser.set_defaults(command=_generate)
     parser.add_argument("run", metavar="RUN", help="folder of the run")
@@ -42,23 +46,34 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a file with the beginning of the text; can be repeated",
+        help="a file with the beginning of the text; can be repeated; default: none",
     )
     parser.add_argument(
-        "--steps", type=int, default=256, metavar="N", help="largest number of bytes; default: 256"
+        "--steps",
+        type=int,
+        default=256,
+        metavar="N",
+        help="largest number of bytes; default: %(default)s",
     )
     parser.add_argument(
         "--temperature",
         type=float,
         default=1.0,
         metavar="X",
-        help="0 takes the likeliest byte, 1 samples from the model; default: 1",
+        help="0 takes the likeliest byte, 1 samples from the model; default: %(default)g",
     )
     parser.add_argument(
-        "--top-k", type=int, metavar="K", help="sample from the K likeliest bytes only"
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="sample from the K likeliest bytes; default: from all",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="seed of the sampling; default: 0"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="seed of the sampling; default: %(default)s",
     )
 
 

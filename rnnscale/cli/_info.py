@@ -13,6 +13,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="show devices, versions, and which kernels can be used here",
         description="Shows versions, devices, and for every implementation of the recurrences "
         "whether it can be used here, or why not.",
+        examples=("rnnscale info", "JAX_PLATFORMS=cpu rnnscale info"),
     )
     parser.set_defaults(command=_info)
 

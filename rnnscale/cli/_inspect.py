@@ -30,6 +30,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "figures and curves; the eigenvalues, time scales, gradients against lag and Lyapunov "
         "exponents of every recurrent layer on test sequences; and the layout of the parameters "
         "on the mesh. The run may still be training.",
+        examples=(
+            "rnnscale inspect runs/text",
+            "rnnscale inspect runs/text --out report.png --steps 500",
+        ),
     )
     parser.set_defaults(command=_inspect)
     parser.add_argument("run", metavar="RUN", help="folder of the run")
@@ -41,7 +45,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         type=int,
         default=1000,
         metavar="N",
-        help="largest number of time steps in the test sequences; default: 1000",
+        help="largest number of time steps in the test sequences; default: %(default)s",
     )
     add_data_options(parser)
     add_mesh_option(parser, "for the table of parameters; default: that of the run")

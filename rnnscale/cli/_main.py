@@ -2,10 +2,12 @@
 
 import argparse
 import logging
+import os
+import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from importlib import metadata
 
 from rnnscale._errors import RunFailedError, UserError
 from rnnscale.cli import (
@@ -17,11 +19,14 @@ from rnnscale.cli import (
     _generate,
     _info,
     _inspect,
+    _models,
     _plan,
     _tasks,
     _train,
     _verify,
 )
+from rnnscale.cli._completion import PrintCompletion
+from rnnscale.cli._parser import Parser
 
 # In the order of `rnnscale --help`.
 _COMMANDS = (
@@ -34,6 +39,7 @@ _COMMANDS = (
     _plan,
     _verify,
     _bench,
+    _models,
     _tasks,
     _data,
     _info,
@@ -47,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     - 1: a run failed (`RunFailedError`) or a check did not pass.
     - 2: an option, an argument or a file can't be used (`UserError`, or found by the parser).
     - 130: interrupted from the keyboard.
+    - 141: whoever read the output, such as `head`, has closed it.
 
     The two kinds of errors are reported in one line. Any other exception is a bug and keeps its
     traceback.
@@ -55,6 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     - `argv`: the words after `rnnscale`; those of the process by default.
     """
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe can be caught
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        # Nothing more can be written; without this, Python tries once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what a shell reports for SIGPIPE
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         with _logging_to_stderr():
@@ -67,14 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130  # what a shell reports for SIGINT
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes full names of options only, and reports a mistake in one line, without the usage."""
-
-    def __init__(self, **options: Any):
-        super().__init__(**options, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"rnnscale: error: {message} (see {self.prog} --help)\n")
+def _output_is_closed() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors and hang-ups are reported without being asked for
+    return bool(poll.poll(0))
 
 
 class _StderrHandler(logging.StreamHandler):
@@ -109,10 +126,14 @@ def _logging_to_stderr() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="rnnscale",
         description="Recurrent and state-space models at scale.",
+        examples=("rnnscale train digits", "rnnscale train --help"),
     )
+    version = f"rnnscale {metadata.version('rnnscale')}"
+    parser.add_argument("--version", action="version", version=version, help="show the version")
+    parser.add_argument("--print-completion", action=PrintCompletion)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_to(commands)

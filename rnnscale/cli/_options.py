@@ -4,9 +4,31 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAliasType, get_args
 
 from rnnscale._errors import UserError
+from rnnscale.runs import MODELS, Dtype, Rows, TrainConfig
+from rnnscale.training import Optimiser
+
+DEFAULTS = (
+    "The defaults shown are those of a layer such as s5; a task and a cell may have their own."
+)
+
+
+def choices(literal: TypeAliasType) -> tuple[str, ...]:
+    """The values of a `type Name = Literal[...]`."""
+    return get_args(literal.__value__)
+
+
+def model_name(text: str) -> str:
+    """The name of a model, for its own name or that of its class. Any other text stays as it is."""
+    return next((name for name, entry in MODELS.items() if entry.class_name == text), text)
+
+
+def class_name(text: str) -> str:
+    """The name of a class, for its own name or that of its model. Any other text stays as it is."""
+    return MODELS[text].class_name if text in MODELS else text
+
 
 # What the destinations of the flags for one's own data begin with, since names such as `split` have
 # another meaning in some commands.
@@ -16,45 +38,90 @@ _OWN_DATA = "own_data_"
 def add_step_options(parser: argparse.ArgumentParser) -> None:
     """The options of `train` and `plan` that define a train step."""
     parser.add_argument(
-        "--model", help="a layer such as s5 or lru, or a cell such as lstm or cornn; default: s5"
+        "--model",
+        type=model_name,
+        choices=MODELS,
+        metavar="MODEL",
+        help=f"see `rnnscale models`; default: {TrainConfig.model}",
     )
     parser.add_argument(
         "--cell",
         type=named_values,
         metavar="NAME=VALUE,...",
-        help="options of the cell or layer, such as dt=0.06,gamma=66",
+        help="options of the cell or layer, such as dt=0.06,gamma=66; default: its own",
     )
-    parser.add_argument("--batch-size", type=int, metavar="B", help="sequences per step")
     parser.add_argument(
-        "--accumulation", type=int, metavar="N", help="parts of a batch, computed one by one"
+        "--batch-size",
+        type=int,
+        metavar="B",
+        help=f"sequences per step; default: {TrainConfig.batch_size}",
     )
-    parser.add_argument("--seq-len", type=int, metavar="L", help="time steps in a sequence")
+    parser.add_argument(
+        "--accumulation",
+        type=int,
+        metavar="N",
+        help=f"parts of a batch, computed one by one; default: {TrainConfig.accumulation}",
+    )
+    parser.add_argument(
+        "--seq-len", type=int, metavar="L", help="time steps in a sequence; default: the task's"
+    )
     add_data_options(parser)
     parser.add_argument(
-        "--rows", help="rows of a batch: records, packed, or lanes, which carry the state over"
+        "--rows",
+        choices=choices(Rows),
+        help=f"rows of a batch; lanes carry the state over; default: {TrainConfig.rows}",
     )
     add_mesh_option(parser, "default: all devices on data")
-    parser.add_argument("--optimiser", help="adamw, lion, muon, nadamw or sgd; default: adamw")
+    parser.add_argument(
+        "--optimiser",
+        choices=choices(Optimiser),
+        help=f"the update rule; default: {TrainConfig.optimiser}",
+    )
     model = parser.add_argument_group("model")
-    model.add_argument("--dim", type=int, metavar="N", help="width")
-    model.add_argument("--depth", type=int, metavar="N", help="number of blocks")
-    model.add_argument("--state-dim", type=int, metavar="N", help="states in each block")
-    model.add_argument("--dropout", type=float, metavar="P", help="probability of dropping")
-    model.add_argument("--dtype", help="dtype of the activations: float32 or bfloat16")
+    model.add_argument("--dim", type=int, metavar="N", help=f"width; default: {TrainConfig.dim}")
+    model.add_argument(
+        "--depth", type=int, metavar="N", help=f"number of blocks; default: {TrainConfig.depth}"
+    )
+    model.add_argument(
+        "--state-dim",
+        type=int,
+        metavar="N",
+        help=f"states in each block; default: {TrainConfig.state_dim}",
+    )
+    model.add_argument(
+        "--dropout",
+        type=float,
+        metavar="P",
+        help=f"probability of dropping; default: {TrainConfig.dropout:g}",
+    )
+    model.add_argument(
+        "--dtype",
+        choices=choices(Dtype),
+        help=f"dtype of the activations; default: {TrainConfig.dtype}",
+    )
     model.add_argument(
         "--remat",
         action=argparse.BooleanOptionalAction,
-        help="recompute the blocks in the backward pass, to save memory",
+        help="recompute the blocks in the backward pass, to save memory; default: --no-remat",
     )
     model.add_argument(
-        "--chunk", type=int, metavar="N", help="time steps computed at once, to save memory"
+        "--chunk",
+        type=int,
+        metavar="N",
+        help="time steps computed at once, to save memory; default: all",
     )
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text", metavar="DIR", help="folder with the text files for `bytes`")
     parser.add_argument(
-        "--folder", metavar="DIR", help="folder with the data for uea, lra-* and speech-commands"
+        "--text",
+        metavar="DIR",
+        help="folder with the text files for `bytes`; default: Python's standard library",
+    )
+    parser.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="folder with the data for uea, lra-* and speech-commands; default: none",
     )
 
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rnnscale._errors import UserError
-from rnnscale.cli._options import add_step_options, check_folder_of, write_json
+from rnnscale.cli._options import DEFAULTS, add_step_options, check_folder_of, write_json
+from rnnscale.runs import TrainConfig
+from rnnscale.tasks import TASKS
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -18,11 +20,15 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "plan",
         help="say what a train step needs on devices that are not here",
         description="Compiles the train step for devices that are not here and says what it needs: "
-        "memory, collectives, and the least time that it can take.",
+        f"memory, collectives, and the least time that it can take. {DEFAULTS}",
+        examples=(
+            "rnnscale plan bytes --target h100:8 --mesh data=2,seq=4",
+            "rnnscale plan digits --target cpu:8 --search",
+        ),
         argument_default=argparse.SUPPRESS,  # the namespace holds only the options given
     )
     parser.set_defaults(command=_plan)
-    parser.add_argument("task", help="see `rnnscale tasks`")
+    parser.add_argument("task", choices=TASKS, metavar="TASK", help="see `rnnscale tasks`")
     parser.add_argument(
         "--target",
         required=True,
@@ -36,28 +42,33 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="rank all meshes of the target and compile the best three",
     )
     parser.add_argument(
-        "--json", metavar="FILE", default=None, help="write all figures; - for the standard output"
+        "--json",
+        metavar="FILE",
+        default=None,
+        help="write all figures; - for the standard output; default: no file",
     )
     add_step_options(parser)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    import jax
-    from rich.console import Console
-
-    # Before jax starts, or the plugins that compile for absent devices look for these devices.
-    jax.config.update("jax_platforms", "cpu")
-    from rnnscale.plan import Planner, Report, Search, Topology
-    from rnnscale.runs import TrainConfig, load_task_of
-
     given = vars(arguments)
     del given["command"]
     search, file = given.pop("search"), given.pop("json")
     if search and "mesh" in given:
         raise UserError("--search tries all meshes: leave out --mesh")
     check_folder_of("--json", file)
-    topology = Topology.named(given.pop("target"))
+    target = given.pop("target")
     config = TrainConfig.for_task(**given, out="")
+    import jax
+
+    from rnnscale.cli._console import Console
+
+    # Before jax starts, or the plugins that compile for absent devices look for these devices.
+    jax.config.update("jax_platforms", "cpu")
+    from rnnscale.plan import Planner, Report, Search, Topology
+    from rnnscale.runs import load_task_of
+
+    topology = Topology.named(target)
     planner = Planner(config, load_task_of(config), topology)
     console = Console(stderr=file == "-")
     if search:

@@ -4,7 +4,12 @@ import argparse
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("tasks", help="list the tasks", description="Lists the tasks.")
+    parser = commands.add_parser(
+        "tasks",
+        help="list the tasks",
+        description="Lists the tasks, and what those need that can't be loaded here.",
+        examples=("rnnscale tasks", "rnnscale tasks | grep digits"),
+    )
     parser.set_defaults(command=_tasks)
 
 

@@ -5,25 +5,37 @@ import logging
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rnnscale import distributed, runs
 from rnnscale._errors import UserError
-from rnnscale.cli._options import add_step_options
-
-if TYPE_CHECKING:
-    from rnnscale.runs import TrainConfig
+from rnnscale.cli._options import DEFAULTS, add_step_options, choices
+from rnnscale.runs import TrainConfig
+from rnnscale.tasks import TASKS
+from rnnscale.training import Schedule
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "train",
         help="train a model on a task",
-        description="Trains a model on a task. Options default to values that suit the task, or, "
-        "with --resume, to those with which the run was started.",
+        description=f"Trains a model on a task. {DEFAULTS} With --resume, options default to those "
+        "with which the run was started.",
+        examples=(
+            "rnnscale train digits --model lru --out runs/digits",
+            "rnnscale train bytes --mesh data=2,seq=4 --seq-len 4096 --batch-size 8",
+            "rnnscale train --resume --out runs/digits --steps 2000",
+        ),
         argument_default=argparse.SUPPRESS,  # the namespace holds only the options given
     )
     parser.set_defaults(command=_train)
-    parser.add_argument("task", nargs="?", help="see `rnnscale tasks`; not needed with --resume")
+    parser.add_argument(
+        "task",
+        nargs="?",
+        choices=TASKS,
+        metavar="TASK",
+        help="see `rnnscale tasks`; not needed with --resume",
+    )
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run; default: a new one in runs/"
     )
@@ -33,51 +45,122 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="start with the options of a config.json; those on the command line override them",
+        help="start with the options of a config.json; those on the command line override them; "
+        "default: none",
     )
     parser.add_argument(
-        "--start-from", metavar="DIR", help="folder of a run whose trained model to start with"
+        "--start-from",
+        metavar="DIR",
+        help="folder of a run whose trained model to start with; default: new parameters",
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="number of training steps")
     parser.add_argument(
-        "--seed", type=int, metavar="S", help="seed of parameters, dropout and data order"
+        "--steps",
+        type=int,
+        metavar="N",
+        help=f"number of training steps; default: {TrainConfig.steps}",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="S",
+        help=f"seed of parameters, dropout and data order; default: {TrainConfig.seed}",
     )
     add_step_options(parser)
+    _add_devices(parser)
+    _add_optimiser(parser)
+    _add_log(parser)
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
     devices = parser.add_argument_group("devices")
     devices.add_argument(
-        "--cpu-devices", type=int, metavar="N", help="use N virtual CPU devices in each process"
+        "--cpu-devices",
+        type=int,
+        metavar="N",
+        help="use N virtual CPU devices in each process; default: the devices of this machine",
     )
     processes = parser.add_argument_group(
         "processes",
         "For a run of several processes. They are not needed under SLURM, Open MPI or on TPU pods, "
         "or if JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set.",
     )
-    processes.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     processes.add_argument(
-        "--processes", type=int, metavar="N", help="number of processes; 1 for this one alone"
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of process 0; default: from the environment",
     )
     processes.add_argument(
-        "--process", type=int, metavar="I", help="number of this process, from 0"
+        "--processes",
+        type=int,
+        metavar="N",
+        help="number of processes, 1 for this one alone; default: from the environment",
+    )
+    processes.add_argument(
+        "--process",
+        type=int,
+        metavar="I",
+        help="number of this process, from 0; default: from the environment",
     )
     processes.add_argument(
         "--connect-minutes", type=float, metavar="X", help="largest wait for the others; default: 5"
     )
+
+
+def _add_optimiser(parser: argparse.ArgumentParser) -> None:
     optimiser = parser.add_argument_group("optimiser")
     optimiser.add_argument(
-        "--schedule", help="rates after the warm-up: cosine, constant, linear or wsd"
+        "--schedule",
+        choices=choices(Schedule),
+        help=f"rates after the warm-up; default: {TrainConfig.schedule}",
     )
-    optimiser.add_argument("--learning-rate", type=float, metavar="X", help="rate of the weights")
     optimiser.add_argument(
-        "--recurrence-rate", type=float, metavar="X", help="rate of the recurrence"
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        help=f"rate of the weights; default: {TrainConfig.learning_rate}",
     )
-    optimiser.add_argument("--weight-decay", type=float, metavar="X", help="decay of the weights")
-    optimiser.add_argument("--warmup", type=int, metavar="N", help="warm-up steps")
-    optimiser.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient")
+    optimiser.add_argument(
+        "--recurrence-rate",
+        type=float,
+        metavar="X",
+        help="rate of the recurrence; default: a quarter of that of the weights",
+    )
+    optimiser.add_argument(
+        "--weight-decay",
+        type=float,
+        metavar="X",
+        help=f"decay of the weights; default: {TrainConfig.weight_decay}",
+    )
+    optimiser.add_argument(
+        "--warmup", type=int, metavar="N", help="warm-up steps; default: a tenth of the steps"
+    )
+    optimiser.add_argument(
+        "--clip",
+        type=float,
+        metavar="X",
+        help=f"largest norm of the gradient; default: {TrainConfig.clip}",
+    )
+
+
+def _add_log(parser: argparse.ArgumentParser) -> None:
     log = parser.add_argument_group("log")
-    log.add_argument("--log-every", type=int, metavar="N", help="steps between lines of the log")
-    log.add_argument("--save-every", type=int, metavar="N", help="steps between checkpoints")
     log.add_argument(
-        "--save-minutes", type=float, metavar="X", help="largest time between checkpoints"
+        "--log-every",
+        type=int,
+        metavar="N",
+        help=f"steps between lines of the log; default: {TrainConfig.log_every}",
+    )
+    log.add_argument(
+        "--save-every",
+        type=int,
+        metavar="N",
+        help=f"steps between checkpoints; default: {TrainConfig.save_every}",
+    )
+    log.add_argument(
+        "--save-minutes",
+        type=float,
+        metavar="X",
+        help="largest time between checkpoints; default: no limit",
     )
     log.add_argument(
         "--evaluate-every",
@@ -90,31 +173,38 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "--stuck-minutes",
         type=float,
         metavar="X",
-        help="end the process if a step takes longer; default: 10",
+        help=f"end the process if a step takes longer; default: {TrainConfig.stuck_minutes:g}",
     )
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from rnnscale.distributed import check_same, connect, on_process_0, process_index
-    from rnnscale.runs import TrainConfig, run
-
     given = vars(arguments)
     del given["command"]
     resume = given.pop("resume")
-    connect(
-        given.pop("coordinator", None),
-        given.pop("processes", None),
-        given.pop("process", None),
-        minutes=given.pop("connect_minutes", 5.0),
-    )
-    if process_index() != 0:
+    address = [given.pop(name, None) for name in ("coordinator", "processes", "process")]
+    minutes = given.pop("connect_minutes", 5.0)
+    file = given.pop("config", None)
+    if resume and file is not None:
+        raise UserError("--resume takes the options of the run: leave out --config")
+    if resume and "out" not in given:
+        raise UserError("--resume needs --out, the folder of the run to continue")
+    if file is not None:
+        stored = runs.read_options(Path(file))
+        stored.pop("out", None)  # that run has its folder
+        given = {**stored, **given}
+    if not resume:
+        if "task" not in given:
+            raise UserError("the task is missing; `rnnscale tasks` lists them")
+        TrainConfig.for_task(**{"out": "", **given})  # raises if an option is wrong: jax is slow
+    distributed.connect(*address, minutes=minutes)
+    if distributed.process_index() != 0:
         logging.getLogger("rnnscale").setLevel(logging.WARNING)
-    check_same({**given, "resume": resume})
+    distributed.check_same({**given, "resume": resume})
     # The options depend on the contents of the folder, which one process may create before another
     # looks; so process 0 decides for all.
-    config = TrainConfig(**on_process_0(lambda: _config(given, resume).as_json()))
-    summary = run(config, resume=resume)
-    if process_index() != 0:
+    config = TrainConfig(**distributed.on_process_0(lambda: _config(given, resume).as_json()))
+    summary = runs.run(config, resume=resume)
+    if distributed.process_index() != 0:
         return 0
     if summary is None:
         print(f"stopped and saved; continue with: rnnscale train --resume --out {config.out}")
@@ -124,27 +214,14 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _config(given: dict[str, Any], resume: bool) -> "TrainConfig":
-    from rnnscale.runs import RunFolder, TrainConfig, default_model, read_options
-
-    file = given.pop("config", None)
-    if resume and file is not None:
-        raise UserError("--resume takes the options of the run: leave out --config")
-    if resume and "out" not in given:
-        raise UserError("--resume needs --out, the folder of the run to continue")
-    if resume and RunFolder(given["out"]).is_run:
-        return TrainConfig.resumed(RunFolder(given["out"]).config(), **given)
-    if "task" not in given and resume:
+def _config(given: Mapping[str, Any], resume: bool) -> TrainConfig:
+    if resume and runs.RunFolder(given["out"]).is_run:
+        return TrainConfig.resumed(runs.RunFolder(given["out"]).config(), **given)
+    if "task" not in given:
         raise UserError(
             f"out={given['out']} holds no run to resume; name the folder of one, or a task to start"
         )
-    if file is not None:
-        stored = read_options(Path(file))
-        stored.pop("out", None)  # that run has its folder
-        given = {**stored, **given}
-    if "task" not in given:
-        raise UserError("the task is missing; `rnnscale tasks` lists them")
-    model = given.get("model", default_model(given["task"]))
+    model = given.get("model", runs.default_model(given["task"]))
     out = given["out"] if "out" in given else str(_new_folder(f"{given['task']}-{model}"))
     return TrainConfig.for_task(**{**given, "out": out})
 

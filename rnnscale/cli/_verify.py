@@ -1,10 +1,10 @@
 """`rnnscale verify`: runs the checks of all classes or of some, and prints their figures."""
 
 import argparse
-import difflib
 from typing import TYPE_CHECKING
 
-from rnnscale._errors import UserError
+from rnnscale._errors import check_name
+from rnnscale.cli._options import class_name
 
 if TYPE_CHECKING:
     from rnnscale.verify import Suite
@@ -17,23 +17,31 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         description="Checks cells, layers and models: equations against double-precision oracles "
         "written from the papers, what else the papers promise, and the laws that all layers obey. "
         "Prints every figure with its bound. The exit code is 1 if a bound is exceeded.",
+        examples=("rnnscale verify lstm S5", "rnnscale verify DeepRNN --seed 3"),
     )
     parser.set_defaults(command=_verify)
     parser.add_argument(
         "classes",
         nargs="*",
+        type=class_name,
         metavar="CLASS",
-        help="the classes to check, such as LongShortTermMemoryCell; default: all",
+        help="the classes to check, or their models, such as LongShortTermMemoryCell or lstm; "
+        "default: all",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="seed of parameters and inputs; default: 0"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="seed of parameters and inputs; default: %(default)s",
     )
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     import jax
-    from rich.console import Console
     from rich.table import Table
+
+    from rnnscale.cli._console import Console
 
     suites = _suites(arguments.classes)
     failed = total = 0
@@ -68,10 +76,6 @@ def _suites(classes: list[str]) -> "list[Suite]":
         # `S5` stands for `S5 bilinear` too.
         found = [suite for suite in SUITES if name in (suite.name, suite.name.split()[0])]
         if not found:
-            names = list(dict.fromkeys(suite.name.split()[0] for suite in SUITES))
-            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-            raise UserError(
-                f"unknown class {name!r}; did you mean {nearest!r}? All: {', '.join(names)}"
-            )
+            check_name(name, dict.fromkeys(suite.name.split()[0] for suite in SUITES), "class")
         chosen += [suite for suite in found if suite not in chosen]
     return chosen

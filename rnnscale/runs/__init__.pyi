@@ -1,4 +1,4 @@
-from ._config import TrainConfig as TrainConfig
+from ._config import Dtype as Dtype, Rows as Rows, TrainConfig as TrainConfig
 from ._defaults import default_model as default_model
 from ._folder import RunFolder as RunFolder, read_options as read_options
 from ._load import SavedRun as SavedRun, load_run as load_run

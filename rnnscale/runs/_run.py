@@ -4,11 +4,13 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 import equinox as eqx
 import jax
 
+from rnnscale._base import SequenceModel
 from rnnscale._fields import parameters
 from rnnscale.data import stream
 from rnnscale.distributed import (
@@ -137,6 +139,7 @@ def _train(
         step = int(state.step)
         # Only now: the folder of a run that can't be resumed with these options stays as it was.
         on_process_0(proceed)
+        _log.info("%s", _opening(setup, state))
         callbacks = _callbacks(setup, folder, checkpointer, clock, stop, watchdog)
         with stream(
             setup.rows, config.batch_size, start_step=step, shardings=setup.layout
@@ -223,6 +226,22 @@ def _first_state(setup: Setup, like: TrainState) -> TrainState:
     return eqx.tree_at(lambda state: state.model, state, model)
 
 
+def _opening(setup: Setup, state: TrainState) -> str:
+    """What is about to be trained, and on what."""
+    mesh = setup.mesh
+    axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    return (
+        f"{setup.config.model} on {setup.task.name}: {_size(state.model):,} parameters, "
+        f"{mesh.size} x {mesh.devices.flat[0].device_kind}{f', mesh {axes}' if axes else ''}, "
+        f"rnnscale {version('rnnscale')}, jax {jax.__version__}"
+    )
+
+
+def _size(model: SequenceModel) -> int:
+    """The number of parameters."""
+    return sum(each.value.size for each in parameters(model))
+
+
 def _summary(
     setup: Setup, state: TrainState, clock: Clock, figures: Mapping[str, float]
 ) -> dict[str, Any]:
@@ -230,7 +249,7 @@ def _summary(
     return {
         "task": task.name,
         "model": setup.config.model,
-        "parameters": sum(each.value.size for each in parameters(state.model)),
+        "parameters": _size(state.model),
         "mesh": dict(mesh.shape),
         "devices": mesh.size,
         "device_kind": mesh.devices.flat[0].device_kind,

@@ -17,7 +17,7 @@ from rnnscale_kernels import Planar
 
 
 class BidirectionalS5(SequenceLayer):
-    r"""S5 with a second output matrix for the scan that runs backwards in time:
+    r"""S5 with a second output matrix, for a scan that runs backwards in time.
 
     $$y = 2\,\mathrm{Re}(\tilde C_1 \overrightarrow{x} + \tilde C_2 \overleftarrow{x}) + d \odot u$$
 

@@ -48,7 +48,9 @@ class _Chunk(NamedTuple):
 
 
 class LinearAttention(CausalLayer):
-    r"""In each head, with $q, k, v$ linear in the input,
+    r"""Attention without a softmax, as a recurrence whose state is a matrix in each head.
+
+    With $q, k, v$ linear in the input, each head computes
 
     $$S_t = S_{t-1} + \phi(k_t) v_t^T, \qquad z_t = z_{t-1} + \phi(k_t), \qquad
       y_t = \frac{S_t^T \phi(q_t)}{z_t^T \phi(q_t)}, \qquad \phi(x) = \mathrm{elu}(x) + 1$$

@@ -58,17 +58,21 @@ class DataOptions:
     **Raises:** `ValueError` if a value is out of range, or options contradict one another.
     """
 
-    path: str = _option("", "your own file or folder, in place of a task", "PATH")
+    path: str = _option("", "your own file or folder, in place of a task; default: none", "PATH")
     kind: Kind | None = _option(None, "what to predict; default: decided by the data", choices=Kind)
     label: tuple[str, ...] = _option(
-        (), "columns with the labels, or with the values to forecast", "COLUMN,..."
+        (),
+        "columns with the labels, or with the values to forecast; default: none",
+        "COLUMN,...",
     )
     inputs: tuple[str, ...] = _option(
         (), "columns with the inputs; default: all that have no other role", "COLUMN,..."
     )
-    group: str | None = _option(None, "column that says which series a row belongs to", "COLUMN")
+    group: str | None = _option(
+        None, "column that says which series a row belongs to; default: none", "COLUMN"
+    )
     time: str | None = _option(
-        None, "column with the times of samples that are not evenly spaced", "COLUMN"
+        None, "column with the times of samples that are not evenly spaced; default: none", "COLUMN"
     )
     form: Form | None = _option(
         None,
@@ -76,7 +80,7 @@ class DataOptions:
         "neither group nor time",
         choices=Form,
     )
-    horizon: int | None = _option(None, "steps to forecast", "N", parse=int)
+    horizon: int | None = _option(None, "steps to forecast; default: none", "N", parse=int)
     split: tuple[float, float, float] | str = _option(
         FRACTIONS,
         "fractions of training, validation and test, or the column that says train, validation or "

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rnnscale._errors import UserError
-from rnnscale.data import PackedSource
 from rnnscale.tasks._bytes import bytes_task
 from rnnscale.tasks._data_options import DataOptions
 from rnnscale.tasks._task import Task
@@ -36,7 +35,7 @@ def task_from(path: str | PathLike[str], *, seq_len: int | None = None, **option
     if is_series(path, chosen):
         return task_of_table(path, read_table(path, chosen), chosen, seq_len)
     if is_packed(path):
-        fields = packed_fields(PackedSource(path), chosen)
+        fields = packed_fields(path, chosen)
         return Task(name=path.resolve().stem, notes={"data": str(path)}, **fields)
     return _text_task(path, chosen, seq_len)
 

@@ -33,7 +33,7 @@ from rnnscale.cells import (
 # All classes with the constructor `(idim, hdim, *, key)`: all but RGLRUCell.
 CELLS: list[Any] = [
     kind
-    for name, kind in vars(cells).items()
+    for name, kind in ((name, getattr(cells, name)) for name in dir(cells))
     if inspect.isclass(kind)
     and issubclass(kind, Cell)
     and not inspect.isabstract(kind)

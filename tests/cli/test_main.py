@@ -2,8 +2,6 @@
 
 import logging
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,12 +55,6 @@ def test_info_tells_of_an_accelerator_without_its_device(
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["info", "extra"], ["--unknown"]])
 def test_usage_errors_are_one_line(arguments: list[str], error_line: Callable[..., str]):
     assert "--help" in error_line(*arguments)
-
-
-def test_help_needs_neither_jax_nor_data():
-    code = "import sys, rnnscale.cli._main as m; m._parser(); print('optax' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from rnnscale import data
 from rnnscale._errors import UserError
-from rnnscale.data import PackedSource, Record, Source
+from rnnscale.data import Record, Source
 from rnnscale.tasks._data_options import DataOptions
 from rnnscale.tasks._split import stratified_split
 from rnnscale.tasks.files._series_table import SPLITS
@@ -17,13 +18,15 @@ def is_packed(path: Path) -> bool:
     return (path / "index.json").is_file()
 
 
-def packed_fields(rows: PackedSource, options: DataOptions) -> dict[str, Any]:
-    """The fields of a `Task` of packed rows. Rows are split by the fractions, and read one by one.
+def packed_fields(path: Path, options: DataOptions) -> dict[str, Any]:
+    """The fields of a `Task` of a folder of packed rows.
 
-    Features and real labels are standardised by the training rows, without padding.
+    Rows are split by the fractions, and read one by one. Features and real labels are
+    standardised by the training rows, without padding.
 
     **Raises:** `ValueError` if the rows can't be used for training, or the options don't fit them.
     """
+    rows = data.PackedSource(path)  # imported here, since it needs Grain
     spec = rows.element_spec
     if "labels" not in spec:
         raise UserError(
