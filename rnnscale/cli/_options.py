@@ -77,6 +77,12 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
         choices=choices(Optimiser),
         help=f"the update rule; default: {TrainConfig.optimiser}",
     )
+    parser.add_argument(
+        "--average",
+        type=float,
+        metavar="D",
+        help="decay of a moving average of the parameters, such as 0.999; default: 0, for none",
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--dim", type=int, metavar="N", help=f"width; default: {TrainConfig.dim}")
     model.add_argument(

@@ -89,6 +89,8 @@ class TrainConfig:
     - `optimiser`: `"adamw"`, `"lion"`, `"muon"`, `"nadamw"` or `"sgd"`; see `make_optimiser`.
     - `schedule`: of the rates after the warm-up, `"cosine"`, `"constant"`, `"linear"` or `"wsd"`;
         see `make_schedule`.
+    - `average`: decay of a moving average of the parameters, which is evaluated in their place,
+        such as 0.999, below 1; 0 for none. See `MovingAverage`.
     - `accumulation`: number of parts in which a step does its batch, at least 1.
     - `dtype`: the dtype of activations, `"float32"` or `"bfloat16"`.
     - `remat`: recompute the activations of the blocks in the backward pass.
@@ -97,6 +99,10 @@ class TrainConfig:
     - `log_every`, `save_every`: steps between two rows of metrics and two checkpoints, at least 1.
     - `evaluate_every`: steps between two evaluations on the validation split; 0 for none. If None,
         there are ten in a run, or fewer where they would take more than about a tenth of the time.
+    - `patience`: end the training after this many evaluations in a row that did not improve the
+        metric of the task on the validation split; 0 to go on to the last step.
+    - `keep_best`: keep the checkpoint that is best on the validation split, and judge that one at
+        the end; `load_run` takes it as well.
     - `save_minutes`: save as well when this many minutes have passed since the last save, positive;
         None to save by steps only.
     - `stuck_minutes`: end a process in which a step takes longer than this, positive. See
@@ -131,6 +137,7 @@ class TrainConfig:
     clip: float = 1.0
     optimiser: Optimiser = "adamw"
     schedule: Schedule = "cosine"
+    average: float = 0.0
     accumulation: int = 1
     dtype: Dtype = "float32"
     remat: bool = False
@@ -139,6 +146,8 @@ class TrainConfig:
     save_every: int = 20
     save_minutes: float | None = None
     evaluate_every: int | None = None
+    patience: int = 0
+    keep_best: bool = False
     stuck_minutes: float = 10.0
 
     def __post_init__(self):
@@ -161,7 +170,7 @@ class TrainConfig:
             self._check_at_least(1, name)
         for name in ("accumulation", "chunk", "log_every", "save_every"):
             self._check_at_least(1, name)
-        for name in ("evaluate_every", "warmup", "weight_decay", "seed"):
+        for name in ("evaluate_every", "patience", "warmup", "weight_decay", "seed"):
             self._check_at_least(0, name)
         if self.seed >= 2**32:
             raise UserError(f"seed must be below 2**32, got {self.seed}")
@@ -169,8 +178,15 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be positive, got {value}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be at least 0 and less than 1, got {self.dropout}")
+        for name in ("dropout", "average"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise UserError(f"{name} must be at least 0 and less than 1, got {value}")
+        if (self.patience or self.keep_best) and self.evaluate_every == 0:
+            raise UserError(
+                "patience and keep_best go by evaluations: leave evaluate_every out, or set it to "
+                "the steps between two of them"
+            )
 
     def _check_at_least(self, least: int, name: str) -> None:
         value = getattr(self, name)

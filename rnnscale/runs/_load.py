@@ -3,14 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 
 from rnnscale._base import SequenceModel
 from rnnscale._errors import UserError
@@ -20,7 +19,7 @@ from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._rows import Split
 from rnnscale.runs._setup import layout_of, load_task_of, make_run_mesh, set_up
 from rnnscale.tasks import Task, TaskSpec
-from rnnscale.training import restore_part
+from rnnscale.training import MovingAverage, restore_part
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +89,8 @@ def load_run(
     task: Task | None = None,
     **changed: Any,
 ) -> SavedRun:
-    """The trained model of a run, from its newest undamaged checkpoint.
+    """The trained model of a run, from its newest undamaged checkpoint, or from the best one if the
+    run keeps it (`keep_best`). Its parameters are the averaged ones if the run averages them.
 
     The folder is only read, so the run may still be going on. Only the model is put on the devices,
     which may be others than those of the run. The data of the run are not needed until
@@ -127,23 +127,26 @@ def load_run(
         spec = load_task_of(config).spec
     with jax.set_mesh(mesh):
         like = jax.eval_shape(lambda: make_model(config, spec, jax.random.key(0)))
-        model, step = restore_model(path, like, layout_of(like, mesh))
+        model, step = restore_model(path, like, mesh)
     return SavedRun(config, spec, mesh, step, model, task)
 
 
-def restore_model(
-    path: str | Path, like: SequenceModel, placed: PyTree
-) -> tuple[SequenceModel, int]:
-    """The model of a run's newest undamaged checkpoint, see `restore_part`, and its step.
+def restore_model(path: str | Path, like: SequenceModel, mesh: Mesh) -> tuple[SequenceModel, int]:
+    """The model that `load_run` loads, laid out over a mesh, and its step.
 
     **Raises:** `ValueError` if there is no run or no checkpoint, or it is of another model.
     """
     run = _run_in(path)
-    found = restore_part(run.checkpoints, {"model": like}, {"model": placed})
+    config = TrainConfig.resumed(run.config())
+    parts: dict[str, Any] = {"model": like}
+    if config.average:
+        parts["average"] = jax.eval_shape(partial(MovingAverage.start, decay=config.average), like)
+    found = restore_part(run.checkpoints, parts, layout_of(parts, mesh), best=config.keep_best)
     if found is None:
         raise UserError(f"the run in {run.path} has saved no checkpoint yet; train it first")
     restored, step = found
-    return restored["model"], step
+    model = restored["model"]
+    return (restored["average"].within(model) if config.average else model), step
 
 
 def _run_in(path: str | Path) -> RunFolder:

@@ -30,10 +30,12 @@ from rnnscale.runs._setup import Setup, load_task_of, make_run_mesh, set_up
 from rnnscale.sharding import sharded_init
 from rnnscale.tasks import Task
 from rnnscale.training import (
+    Best,
     Callback,
     Checkpointer,
     Checkpoints,
     Clock,
+    EarlyStopping,
     Evaluation,
     Heartbeat,
     Log,
@@ -84,18 +86,26 @@ def run(
         folder.check_shared()
         setup = set_up(config, load_task_of(config, task), make_run_mesh(config.mesh))
         like = setup.abstract_state()
+<<<<<<< HEAD
         with (
             folder.locked(resume=resume),
             kept_programs(folder.programs),
             jax.set_mesh(setup.mesh),
         ):
             state, clock = _train(setup, like, folder, resume, stop, watchdog)
+=======
+        with folder.locked(resume=resume), jax.set_mesh(setup.mesh):
+            state, clock, best = _train(setup, like, folder, resume, stop, watchdog)
+>>>>>>> e2bb2fe (Stop early, keep the best checkpoint, and average the parameters)
             if stop.reached():
                 return None
-            figures = setup.evaluate(state.model, "test", stop=stop, watchdog=watchdog)
+            model = state.averaged
+            if config.keep_best and best.step not in (None, int(state.step)):
+                model, _ = restore_model(config.out, like.model, setup.mesh)
+            figures = setup.evaluate(model, "test", stop=stop, watchdog=watchdog)
             if figures is None:
                 return None
-            summary = _summary(setup, state, clock, figures)
+            summary = _summary(setup, state, clock, best, figures)
             watchdog.busy("waiting for the other processes at the end")
             barrier(minutes=config.stuck_minutes)
 
@@ -114,8 +124,9 @@ def _train(
     resume: bool,
     stop: StopSignals,
     watchdog: Watchdog,
-) -> tuple[TrainState, Clock]:
-    """Trains to the last step, or until it is stopped; the time covers all sessions of the run."""
+) -> tuple[TrainState, Clock, Best]:
+    """Trains to the last step, or until it is stopped; time and best evaluation are those of all
+    sessions of the run."""
     config = setup.config
     options = config.as_json()
 
@@ -135,17 +146,23 @@ def _train(
         restored = _restored(checkpointer, like) if resume else None
         if restored is None and resume:
             _log.warning("nothing to resume in %s: starting at step 0", folder.path)
-        state, clock = restored or (_first_state(setup, like), Clock())
+        state, meta = restored or (_first_state(setup, like), {})
+        clock = Clock(**meta.get("clock", {}))
+        best = Best(**meta.get("best", {"figure": f"validation_{setup.task.metric}"}))
         step = int(state.step)
         # Only now: the folder of a run that can't be resumed with these options stays as it was.
         on_process_0(proceed)
+<<<<<<< HEAD
         _log.info("%s", _opening(setup, state))
         callbacks = _callbacks(setup, folder, checkpointer, clock, stop, watchdog)
+=======
+        callbacks = _callbacks(setup, folder, checkpointer, clock, best, stop, watchdog)
+>>>>>>> e2bb2fe (Stop early, keep the best checkpoint, and average the parameters)
         with stream(
             setup.rows, config.batch_size, start_step=step, shardings=setup.layout
         ) as batches:
             state = fit(state, setup.train_step, batches, steps=config.steps, callbacks=callbacks)
-    return state, clock
+    return state, clock, best
 
 
 def _callbacks(
@@ -153,6 +170,7 @@ def _callbacks(
     folder: RunFolder,
     checkpointer: Checkpointer,
     clock: Clock,
+    best: Best,
     stop: StopSignals,
     watchdog: Watchdog,
 ) -> list[Callback]:
@@ -160,11 +178,13 @@ def _callbacks(
     config, task, bar = setup.config, setup.task, ProgressBar()
 
     def validate(state: TrainState) -> dict[str, float] | None:
-        return setup.evaluate(state.model, "validation", stop=stop, watchdog=watchdog)
+        return setup.evaluate(state.averaged, "validation", stop=stop, watchdog=watchdog)
 
-    evaluation = (
-        [Evaluation(validate, every=config.evaluate_every)] if config.evaluate_every else []
-    )
+    evaluation: list[Callback] = []
+    if config.evaluate_every:
+        evaluation.append(Evaluation(validate, every=config.evaluate_every))
+    if config.patience:
+        evaluation.append(EarlyStopping(best, patience=config.patience))
     return [
         StopOnSignal(stop),
         Heartbeat(watchdog),
@@ -179,6 +199,7 @@ def _callbacks(
             metric=task.metric,
         ),
         *evaluation,
+<<<<<<< HEAD
         Checkpoints(checkpointer, meta=lambda: {"clock": asdict(clock)}, watchdog=watchdog),
         _Compilation(setup, watchdog),
     ]
@@ -205,12 +226,26 @@ class _Compilation(Callback):
 
 def _restored(checkpointer: Checkpointer, like: TrainState) -> tuple[TrainState, Clock] | None:
     """State and time of the newest undamaged checkpoint; None if there is no checkpoint."""
+=======
+        Checkpoints(
+            checkpointer,
+            meta=lambda: {"clock": asdict(clock), "best": asdict(best)},
+            best=best if config.keep_best else None,
+            watchdog=watchdog,
+        ),
+    ]
+
+
+def _restored(
+    checkpointer: Checkpointer, like: TrainState
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """What the newest undamaged checkpoint holds; None if there is no checkpoint."""
+>>>>>>> e2bb2fe (Stop early, keep the best checkpoint, and average the parameters)
     restored = checkpointer.restore(like, jax.tree.map(lambda x: x.sharding, like))
     if restored is None:
         return None
-    state, meta = restored
-    _log.info("resuming after step %d", int(state.step))
-    return state, Clock(**meta["clock"])
+    _log.info("resuming after step %d", int(restored[0].step))
+    return restored
 
 
 def _first_state(setup: Setup, like: TrainState) -> TrainState:
@@ -219,8 +254,7 @@ def _first_state(setup: Setup, like: TrainState) -> TrainState:
     key, start_from = jax.random.key(setup.config.seed), setup.config.start_from
     if start_from is None:
         return sharded_init(setup.init, key, setup.mesh)
-    placed = jax.tree.map(lambda x: x.sharding, like.model)
-    model, step = restore_model(start_from, like.model, placed)
+    model, step = restore_model(start_from, like.model, setup.mesh)
     _log.info("starting from %s after step %d", start_from, step)
     state = sharded_init(setup.init, key, setup.mesh)
     return eqx.tree_at(lambda state: state.model, state, model)
@@ -243,9 +277,10 @@ def _size(model: SequenceModel) -> int:
 
 
 def _summary(
-    setup: Setup, state: TrainState, clock: Clock, figures: Mapping[str, float]
+    setup: Setup, state: TrainState, clock: Clock, best: Best, figures: Mapping[str, float]
 ) -> dict[str, Any]:
     mesh, task = setup.mesh, setup.task
+    kept = {"best_step": best.step, f"best_{best.figure}": best.value} if best.step else {}
     return {
         "task": task.name,
         "model": setup.config.model,
@@ -258,6 +293,7 @@ def _summary(
         "seconds": round(clock.elapsed, 3),
         "tokens_per_second": round(clock.tokens_per_second, 1),
         "input_stall": round(clock.input_stall, 5),
+        **kept,
         **{f"test_{name}": value for name, value in figures.items()},
         **task.notes,
         **(task.baseline() if task.baseline is not None else {}),

@@ -25,6 +25,7 @@ from rnnscale.sharding import AXES, batch_sharding, make_mesh, shardings
 from rnnscale.tasks import Task, load_task, pad_time
 from rnnscale.training import (
     Carry,
+    MovingAverage,
     Totals,
     TrainState,
     evaluate,
@@ -161,7 +162,8 @@ def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
         if config.rows == "lanes":
             with as_user_error():
                 carry = Carry.zeros(model, config.batch_size, config.dtype)
-        return TrainState.create(model, optimiser, state_key, carry=carry)
+        average = MovingAverage.start(model, config.average) if config.average else None
+        return TrainState.create(model, optimiser, state_key, carry=carry, average=average)
 
     train_step = make_train_step(loss, optimiser, accumulation=config.accumulation)
     eval_step = make_eval_step(loss)

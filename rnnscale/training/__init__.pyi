@@ -1,3 +1,4 @@
+from ._best import Best as Best
 from ._callback import Callback as Callback, FinishedStep as FinishedStep
 from ._carry import Carry as Carry
 from ._checkpointer import (
@@ -7,6 +8,7 @@ from ._checkpointer import (
 from ._checkpoints import Checkpoints as Checkpoints
 from ._chunks import in_chunks as in_chunks
 from ._constraint import indrnn_constraint as indrnn_constraint
+from ._early_stopping import EarlyStopping as EarlyStopping
 from ._evaluation import Evaluation as Evaluation, evaluate as evaluate
 from ._fit import fit as fit
 from ._heartbeat import Heartbeat as Heartbeat
@@ -18,6 +20,7 @@ from ._loss import (
 )
 from ._manifest import saved_steps as saved_steps, where_to_resume as where_to_resume
 from ._metrics_file import MetricsFile as MetricsFile
+from ._moving_average import MovingAverage as MovingAverage
 from ._names import Optimiser as Optimiser, Schedule as Schedule
 from ._optimiser import make_optimiser as make_optimiser
 from ._progress_bar import ProgressBar as ProgressBar

@@ -63,7 +63,8 @@ class Callback:
         """When the metrics of a step have arrived. Its state may be gone by now."""
 
     def needs_state(self, step: int) -> bool:
-        """Whether `on_state` is to be called after this step. Asked once for every step."""
+        """Whether `on_state` is to be called after this step. Asked once for every step; where a
+        callback measured figures after it, `on_step` has been called before."""
         return False
 
     def on_state(self, finished: FinishedStep, state: Any) -> None:

@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -15,7 +15,13 @@ from jaxtyping import PyTree
 
 from rnnscale._errors import SaveFailedError, UserError
 from rnnscale.distributed import Event, on_process_0, process_count, process_index
-from rnnscale.training._manifest import entries, newest_undamaged, where_to_resume, write_manifest
+from rnnscale.training._manifest import (
+    entries,
+    is_undamaged,
+    newest_undamaged,
+    where_to_resume,
+    write_manifest,
+)
 from rnnscale.training._named_arrays import Request, described, named, read_meta, storable
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # the suffix of an Orbax folder until it is committed
@@ -69,6 +75,7 @@ class Checkpointer:
         self.folder = Path(folder).absolute()
         self.every = every
         self.minutes = minutes
+        self._kept = _NewestAndProtected(keep)
         self._late = Event()
         self._last = monotonic()
         self._saving = -1
@@ -84,7 +91,7 @@ class Checkpointer:
                 "meta": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
+                preservation_policy=self._kept,
                 async_options=ocp.AsyncOptions(
                     post_finalization_callback=self._write_manifest,
                     # Otherwise, if a folder can't be made, Orbax waits 20 minutes for it.
@@ -99,6 +106,11 @@ class Checkpointer:
             if monotonic() - self._last >= 60 * self.minutes:
                 self._late.request()
         return self._late.has_occurred() or step % self.every == 0
+
+    def protect(self, step: int | None) -> None:
+        """From the next save on, the checkpoint of `step` is not deleted, whatever `keep` says, and
+        the one protected before may be. None for no checkpoint."""
+        self._kept.protected = step
 
     def save(self, step: int, state: PyTree[jax.Array], **meta: Any) -> None:
         """Starts to save. Returns when the arrays have left the devices, so that they can be
@@ -234,13 +246,27 @@ def _reason(error: Exception) -> str:
     return os.strerror(int(code[1])) if code else " ".join(str(error).split())
 
 
+class _NewestAndProtected:
+    """A policy of Orbax: keeps the newest `keep` checkpoints, and a protected one."""
+
+    def __init__(self, keep: int):
+        self._keep = keep
+        self.protected: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        newest = sorted(each.step for each in checkpoints)[-self._keep :]
+        return [each.step in (*newest, self.protected) for each in checkpoints]
+
+
 def restore_part(
     folder: str | Path,
     like: PyTree,
     shardings: PyTree[jax.sharding.Sharding] | None = None,
+    *,
+    best: bool = False,
 ) -> tuple[PyTree[jax.Array], int] | None:
-    """Some of the arrays of the newest undamaged checkpoint, without reading the others into
-    memory.
+    """Some of the arrays of the newest undamaged checkpoint, or of the best one, without reading
+    the others into memory.
 
     It only reads: unlike `Checkpointer`, it may be used while the run is going on.
 
@@ -250,6 +276,8 @@ def restore_part(
     - `like`: a dictionary with some of the fields of the state that was saved, for example
         `{"model": model}` for a `TrainState`; otherwise as for `Checkpointer.restore`.
     - `shardings`: as for `Checkpointer.restore`, but a dictionary like `like`.
+    - `best`: take the checkpoint of the best evaluation, see `Checkpoints`, if there was one and
+        its checkpoint is undamaged.
 
     **Returns:** the dictionary, and the step after which it was saved; None if nothing was ever
     saved.
@@ -257,7 +285,7 @@ def restore_part(
     **Raises:** `ValueError`, as `Checkpointer.restore`.
     """
     folder = Path(folder).absolute()
-    step, _ = on_process_0(lambda: newest_undamaged(folder))
+    step = on_process_0(lambda: _chosen(folder, best))
     if step is None:
         return None
     arrays = read_meta(folder / str(step))["arrays"]
@@ -271,3 +299,12 @@ def restore_part(
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         args = request.orbax(partial_restore=True)
         return request.tree(reader.restore(folder / str(step) / "state", args=args)), step
+
+
+def _chosen(folder: Path, best: bool) -> int | None:
+    """The step of the checkpoint to read; None if nothing was saved."""
+    step, _ = newest_undamaged(folder)
+    if step is None or not best:
+        return step
+    found = read_meta(folder / str(step))["meta"].get("best", {}).get("step")
+    return found if found is not None and is_undamaged(folder, found) else step

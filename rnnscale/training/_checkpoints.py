@@ -1,9 +1,11 @@
 """Checkpoints as a callback of `fit`."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rnnscale.distributed import Watchdog
+from rnnscale.training._best import Best
 from rnnscale.training._callback import Callback, FinishedStep
 from rnnscale.training._checkpointer import Checkpointer
 
@@ -18,6 +20,9 @@ class Checkpoints(Callback):
 
     - `checkpointer`: what saves. It is not closed.
     - `meta`: called at each save, for what is to be stored with the state: anything JSON can hold.
+    - `best`: keeps the best checkpoint. The state is saved as well after each evaluation that is
+        better than all before, and the checkpoint of the best one is never deleted. `best` itself
+        is stored with every checkpoint, under that name.
     - `watchdog`: hears of each save, which may take longer than a step.
     """
 
@@ -26,14 +31,22 @@ class Checkpoints(Callback):
         checkpointer: Checkpointer,
         *,
         meta: Callable[[], Mapping[str, Any]] = dict,
+        best: Best | None = None,
         watchdog: Watchdog | None = None,
     ):
         self._checkpointer = checkpointer
         self._meta = meta
+        self._best = best
         self._watchdog = watchdog
 
+    def on_step(self, finished: FinishedStep) -> None:
+        if self._best is not None:
+            self._best.update(finished)
+
     def needs_state(self, step: int) -> bool:
-        return self._checkpointer.due(step)
+        # After an evaluation, `on_step` has been called for this step already.
+        is_best = self._best is not None and self._best.step == step
+        return self._checkpointer.due(step) or is_best
 
     def on_state(self, finished: FinishedStep, state: Any) -> None:
         self._save(finished.step, state)
@@ -45,4 +58,8 @@ class Checkpoints(Callback):
     def _save(self, step: int, state: Any) -> None:
         if self._watchdog is not None:
             self._watchdog.busy(f"saving the checkpoint of step {step}")
-        self._checkpointer.save(step, state, **self._meta())
+        meta = dict(self._meta())
+        if self._best is not None:
+            self._checkpointer.protect(self._best.step)
+            meta["best"] = asdict(self._best)
+        self._checkpointer.save(step, state, **meta)

@@ -79,6 +79,14 @@ def newest_undamaged(folder: Path, interrupted: Sequence[str] = ()) -> tuple[int
     return None, []
 
 
+def is_undamaged(folder: Path, step: int) -> bool:
+    """Whether the checkpoint of `step` can be restored. Logs what is wrong with it."""
+    damage = _damage(folder / str(step))
+    if damage is not None:
+        _log.warning("checkpoint %d in %s is damaged: %s", step, folder, damage)
+    return damage is None
+
+
 def entries(folder: Path) -> list[Path]:
     """What is in a folder; nothing if there is no such folder."""
     return list(folder.iterdir()) if folder.is_dir() else []

@@ -10,6 +10,7 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from rnnscale._fields import trainable
 from rnnscale.training._carry import Carry
+from rnnscale.training._moving_average import MovingAverage
 
 
 class TrainState(eqx.Module):
@@ -23,6 +24,7 @@ class TrainState(eqx.Module):
     - `step`: the number of steps that led to it.
     - `carry`: the recurrent state that the next batch starts from; None if every batch starts from
         zero.
+    - `average`: the moving average of the parameters; None for none.
     """
 
     model: PyTree
@@ -30,6 +32,13 @@ class TrainState(eqx.Module):
     key: Key[Array, ""]
     step: Int[Array, ""]
     carry: Carry | None = None
+    average: MovingAverage | None = None
+
+    @property
+    def averaged(self) -> PyTree:
+        """The model to evaluate: with the averaged parameters if there is an average, and otherwise
+        `model`."""
+        return self.model if self.average is None else self.average.within(self.model)
 
     @classmethod
     def create(
@@ -39,6 +48,7 @@ class TrainState(eqx.Module):
         key: Key[Array, ""],
         *,
         carry: Carry | None = None,
+        average: MovingAverage | None = None,
     ) -> "TrainState":
         """The state before the first step. Call it in `rnnscale.sharding.sharded_init` to build a
         model and its optimiser state laid out over a mesh.
@@ -53,12 +63,14 @@ class TrainState(eqx.Module):
         - `carry`: with `Carry.zeros(model, batch_size)`, each row of a batch starts from the state
             in which that row ended in the batch before: truncated backpropagation through time, on
             the batches of `rnnscale.data.lanes`.
+        - `average`: with `MovingAverage.start(model, decay)`, the steps keep a moving average of
+            the parameters.
 
         **Raises:** `TypeError` if `optimiser` is not an optax optimiser.
         """
         check_optimiser("TrainState.create", optimiser)
         opt_state = skip_non_finite(optimiser).init(eqx.filter(model, trainable(model)))
-        return cls(model, opt_state, key, jnp.zeros((), jnp.int32), carry)
+        return cls(model, opt_state, key, jnp.zeros((), jnp.int32), carry, average)
 
 
 def check_optimiser(owner: str, optimiser: Any) -> None:

@@ -90,9 +90,14 @@ def make_train_step(
             "skipped": 1 - opt_state.last_finite.astype(jnp.int32),
             "skipped_in_a_row": opt_state.notfinite_count,
         }
-        carry = jax.tree.map(partial(jnp.where, opt_state.last_finite), carry, state.carry)
-        model, opt_state, carry = _keep_layout((model, opt_state, carry))
-        return TrainState(model, opt_state, state.key, state.step + 1, carry), metrics
+        average = None if state.average is None else state.average.after(model)
+        carry, average = jax.tree.map(
+            partial(jnp.where, opt_state.last_finite),
+            (carry, average),
+            (state.carry, state.average),
+        )
+        model, opt_state, carry, average = _keep_layout((model, opt_state, carry, average))
+        return TrainState(model, opt_state, state.key, state.step + 1, carry, average), metrics
 
     return jax.jit(train_step, donate_argnums=0)
 

@@ -1,0 +1,78 @@
+"""Which model a run ends with: early stopping, the best checkpoint and averaged parameters, in one
+run in bfloat16 whose rate is too large, so that it gets worse again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from rnnscale.runs import RunFolder, SavedRun, TrainConfig, load_run, run
+from rnnscale.training import restore_part
+
+
+def config(folder: Path, **changed: Any) -> TrainConfig:
+    options: dict[str, Any] = {
+        "model": "gru",
+        "seq_len": 8,
+        "dim": 8,
+        "batch_size": 8,
+        "steps": 40,
+        "learning_rate": 0.3,
+        "warmup": 0,
+        "optimiser": "lion",
+        "schedule": "constant",
+        "dtype": "bfloat16",
+        "average": 0.5,
+        "evaluate_every": 1,
+        "patience": 3,
+        "keep_best": True,
+        "save_every": 100,
+    }
+    return TrainConfig.for_task("adding", out=str(folder), **{**options, **changed})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, RunFolder, SavedRun]]:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    summary = run(config(folder))
+    yield summary, RunFolder(folder), load_run(folder)
+    jax.clear_caches()
+
+
+def test_a_run_stops_early_and_its_best_model_is_tested_and_loaded(trained: Any):
+    summary, folder, saved = trained
+    losses = [row["validation_mse"] for row in folder.rows()]
+    best = int(np.argmin(losses)) + 1
+    assert summary["steps"] == len(losses) == best + 3 < 40
+    assert (summary["best_step"], summary["best_validation_mse"]) == (best, min(losses))
+    assert saved.step == best
+    assert saved.evaluate("validation")["mse"] == pytest.approx(min(losses), rel=1e-6)
+    assert saved.evaluate("test")["mse"] == pytest.approx(summary["test_mse"], rel=1e-6)
+
+
+def test_the_loaded_parameters_are_averaged(trained: Any):
+    _, folder, saved = trained
+    parts = {"model": saved.model}
+    found = restore_part(folder.checkpoints, jax.eval_shape(lambda: parts), best=True)
+    assert found is not None and found[1] == saved.step
+    last, averaged = jax.tree.leaves(found[0]), jax.tree.leaves(saved.model)
+    differences = [np.abs(np.asarray(a) - b).max() for a, b in zip(last, averaged, strict=True)]
+    assert max(differences) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"evaluate_every": 0}, "patience and keep_best go by evaluations: leave evaluate_every"),
+        ({"average": 1.0}, "average must be at least 0 and less than 1, got 1.0"),
+        ({"patience": -1}, "patience must be at least 0, got -1"),
+        ({"optimiser": "adam"}, "optimiser must be one of 'adamw', .*; got 'adam'"),
+        ({"schedule": "step"}, "schedule must be one of 'cosine', .*; got 'step'"),
+    ],
+)
+def test_bad_options(changed: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        config(Path("unused"), **changed)
