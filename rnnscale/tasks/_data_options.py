@@ -107,15 +107,12 @@ class DataOptions:
             raise UserError(f"horizon is for forecasts, and kind is {self.kind!r}; leave one out")
         if self.form == "wide" and (self.group or self.time):
             raise UserError("in the form 'wide' a row is a series, so group and time have no use")
-        roles = [*self.label, self.group, self.time, self._split_column]
-        named = [role for role in roles if role is not None]
-        twice = sorted({role for role in named if named.count(role) > 1})
-        if twice:
-            raise UserError(f"the column {twice[0]!r} can't have two roles; got it twice")
-
-    @property
-    def _split_column(self) -> str | None:
-        return self.split if isinstance(self.split, str) else None
+        # What is forecast can be an input too.
+        forecast = self.kind == "forecast" or self.horizon is not None
+        others = [self.group, self.time, self.split, *(() if forecast else self.label)]
+        for named in ([*others, *self.inputs], [*others[:3], *self.label]):
+            if twice := [name for name in named if name is not None and named.count(name) > 1]:
+                raise UserError(f"the column {twice[0]!r} has two roles; it can have one")
 
     @property
     def fractions(self) -> tuple[float, float, float]:

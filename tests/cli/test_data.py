@@ -11,6 +11,7 @@ import pytest
 
 from rnnscale import data
 from rnnscale.cli import main
+from rnnscale.tasks import task_from
 
 
 def make_text(folder: Path) -> list[str]:
@@ -139,3 +140,34 @@ def test_errors_are_one_line(tmp_path: Path, error_line: Callable[..., str]):
     )
     os.truncate(shard, 10)
     assert "was truncated or replaced" in error_line("data", "check", str(folder))
+
+
+def test_describe_and_its_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "own.csv"
+    lines = [f"{n % 3 + n / 8},{n},{'ab'[n % 2]}" for n in range(40)]
+    path.write_text("\n".join(["x,y,name", *lines]) + "\n")
+    assert main(["data", "describe", str(path), "--label", "name", "--split", "0.5,0.2,0.3"]) == 0
+    out = capsys.readouterr().out
+    assert "series   40, of 2 steps" in out and "split    train 20, validation 8, test 12" in out
+    assert main(["data", "describe", str(path)]) == 2
+    assert "line 2, column 'name': 'a' is not a number" in capsys.readouterr().err
+    path.write_text(path.read_text().replace("1.125", ""))
+    options = ["--label", "x,y", "--inputs", "x", "--horizon", "2", "--seq-len", "5"]
+    assert main(["data", "describe", str(path), *options]) == 2
+    out, err = capsys.readouterr()
+    # What the file has is printed before the error.
+    assert "missing" in out and "own.csv, step" in err and "--missing mask" in err
+
+
+@pytest.mark.parametrize("make, options", [(make_text, []), (make_csv, ["--labels", "y"])])
+def test_pack_of_a_single_file_can_be_trained_on(make, options, tmp_path: Path):
+    source, folder = tmp_path / "source", tmp_path / "rows"
+    source.mkdir()
+    make(source)
+    file = min(source.iterdir())
+    assert main(["data", "pack", str(file), str(folder), "--steps", "4", *options]) == 0
+    assert data.PackedSource(folder).notes["sequences"] == 1
+    task = task_from(folder, split=(0.4, 0.3, 0.3))
+    rows = sum(len(source) for source in (task.train, task.validation, task.test))
+    assert rows == len(data.PackedSource(folder)) == 6
+    assert task.inputs == ("tokens" if make is make_text else "features")

@@ -1,13 +1,39 @@
-"""One's own data as tasks: files of every format, splits, preprocessing, and errors."""
+"""One's own data as tasks: files of every format, splits, preprocessing, forecasts, and errors."""
 
+import importlib.metadata
 import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from rnnscale.tasks import Preprocessing, Task, task_from
+from rnnscale import data
+from rnnscale.tasks import DataOptions, Preprocessing, Task, describe, load_task, task_from
 
+SPLITS = ("train", "validation", "test")
 TS = "@univariate false\n@equalLength false\n@classLabel true b a\n@data\n"
+
+
+def records(source: data.Source) -> list[data.Record]:
+    return [source[index] for index in range(len(source))]
+
+
+def assert_same(one: Task, other: Task) -> None:
+    """Tasks with the same records in the same splits."""
+    for split in SPLITS:
+        pairs = zip(records(getattr(one, split)), records(getattr(other, split)), strict=True)
+        for record, expected in pairs:
+            assert record.keys() == expected.keys()
+            for name in record:
+                np.testing.assert_allclose(record[name], expected[name], atol=1e-6, err_msg=name)
+
+
+def fitted(task: Task) -> Preprocessing:
+    assert task.preprocessing is not None
+    return task.preprocessing
 
 
 def two_classes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -18,38 +44,623 @@ def two_classes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return inputs + labels[:, None, None], labels
 
 
+# Preprocessing
+
+
 def test_preprocessing_is_fitted_to_the_training_split_only():
     inputs, labels = two_classes(40, 0)
     split = np.array(["train", "validation", "test", "train"] * 10)
     task = Task.from_arrays(inputs, labels, split=split)
     training = inputs[split == "train"].reshape(-1, 2)
     mean, std = training.mean(axis=0), training.std(axis=0)
-    assert task.preprocessing is not None
-    np.testing.assert_allclose(task.preprocessing.mean, mean, rtol=1e-12)
-    for name, source in (("validation", task.validation), ("test", task.test)):
-        for record, expected in zip(source, inputs[split == name], strict=True):  # type: ignore
-            scaled = ((expected - mean) / std).astype(np.float32)
-            np.testing.assert_array_equal(record["inputs"], scaled)
-    # Other data outside of the training split change nothing in it.
+    np.testing.assert_allclose(fitted(task).mean, mean, rtol=1e-12)
+    for name in SPLITS:
+        found = np.stack([record["inputs"] for record in records(getattr(task, name))])
+        np.testing.assert_allclose(found, (inputs[split == name] - mean) / std, atol=1e-5)
     inputs[split != "train"] *= 1000
-    changed = Task.from_arrays(inputs, labels, split=split)
-    assert changed.preprocessing == task.preprocessing
+    assert fitted(Task.from_arrays(inputs, labels, split=split)) == fitted(task)
+    inputs[split == "train"] *= 1000
+    assert fitted(Task.from_arrays(inputs, labels, split=split)) != fitted(task)
+
+
+def test_real_labels_are_standardised_by_the_training_split_and_decoded():
+    inputs, _ = two_classes(40, 0)
+    labels = np.stack([inputs[:, :, 0].sum(axis=1), inputs[:, 0, 1]], axis=1)
+    split = np.array(["train", "validation", "test", "train"] * 10)
+    task = Task.from_arrays(inputs, labels, split=split, kind="regression")
+    assert (task.odim, task.metric, task.labels) == (2, "nrmse", "sequence")
+    trained = np.stack([record["labels"] for record in records(task.train)])
+    np.testing.assert_allclose(trained.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(trained.std(axis=0), 1, atol=1e-5)
+    tested = np.stack([record["labels"] for record in records(task.test)])
+    decoded = fitted(task).decode(tested)
+    assert list(decoded) == ["label 0", "label 1"]
+    np.testing.assert_allclose(np.stack([*decoded.values()], 1), labels[split == "test"], rtol=1e-5)
+    assert task.baseline is not None
+    expected = np.mean((tested) ** 2) / tested.var(axis=0).mean()
+    np.testing.assert_allclose(task.baseline()["constant_nrmse"], expected**0.5, rtol=1e-5)
 
 
 def test_new_data_are_read_as_in_training(tmp_path: Path):
     inputs, labels = two_classes(40, 0)
     np.savez(tmp_path / "all.npz", X=inputs, y=np.where(labels, "up", "down"))
     task = task_from(tmp_path / "all.npz")
-    assert task.preprocessing is not None
-    stored = json.loads(json.dumps(task.preprocessing.to_json()))
+    stored = json.loads(json.dumps(fitted(task).to_json()))
     preprocessing = Preprocessing.from_json(stored)
-    assert preprocessing == task.preprocessing
+    assert preprocessing == fitted(task)
+    with pytest.raises(ValueError, match="must have .*seq_len.*; it has"):
+        Preprocessing.from_json({"mean": [0]})
     np.savez(tmp_path / "new.npz", X=inputs)  # without labels
     new = preprocessing.read(tmp_path / "new.npz")
     assert len(new) == 40 and "labels" not in new[0]
+    assert new.names[3] == f"{tmp_path / 'new.npz'}, series 3"
     found = {new[index]["inputs"].tobytes() for index in range(40)}
     assert {task.test[index]["inputs"].tobytes() for index in range(len(task.test))} < found
-    outputs = np.log([[0.25, 0.75], [0.6, 0.4]])
-    decoded = preprocessing.decode(outputs)
+    decoded = preprocessing.decode(np.log([[0.25, 0.75], [0.6, 0.4]]))
     assert decoded["prediction"].tolist() == ["up", "down"]
     np.testing.assert_allclose(decoded["probability of down"], [0.25, 0.6])
+    with pytest.raises(ValueError, match=r"shape \(..., 2\); got \(3,\)"):
+        preprocessing.decode(np.zeros(3))
+
+
+def test_new_data_must_be_like_the_training_data(tmp_path: Path):
+    inputs, labels = two_classes(40, 0)
+    preprocessing = fitted(Task.from_arrays(inputs, labels))
+    np.savez(tmp_path / "narrow.npz", X=inputs[:, :, :1], y=labels)
+    with pytest.raises(ValueError, match="has the inputs channel 0; the training data had"):
+        preprocessing.read(tmp_path / "narrow.npz")
+    np.savez(tmp_path / "third.npz", X=inputs, y=labels + 1)
+    with pytest.raises(ValueError, match="series .*: the class '2' is not one of 0, 1"):
+        preprocessing.read(tmp_path / "third.npz")
+    np.savez(tmp_path / "steps.npz", X=inputs, y=np.tile([0, 1], (40, 6)))
+    with pytest.raises(ValueError, match="must have one label for each series"):
+        preprocessing.read(tmp_path / "steps.npz")
+    inputs[3, 4, 1] = np.nan
+    np.savez(tmp_path / "gap.npz", X=inputs, y=labels)
+    with pytest.raises(ValueError, match="gap.npz, series 3, step 4, column 'channel 1'"):
+        preprocessing.read(tmp_path / "gap.npz")
+
+
+def test_missing_values_are_named_or_masked():
+    inputs, labels = two_classes(40, 0)
+    inputs[3, 4, 1] = inputs[7, 0, 0] = np.nan
+    with pytest.raises(
+        ValueError,
+        match="2 values are missing, the first at arrays, series 3, step 4, .*'chan.* 1'",
+    ):
+        Task.from_arrays(inputs, labels)
+    split = ["train"] * 20 + ["validation"] * 10 + ["test"] * 10
+    task = Task.from_arrays(inputs, labels, missing="mask", split=split)
+    assert task.idim == 4
+    record = task.train[3]["inputs"]
+    assert record[4].tolist()[1:] == [0, 0, 1] and record[:, 2:].sum() == 1
+    known = inputs[:20].reshape(-1, 2)
+    np.testing.assert_allclose(fitted(task).mean, np.nanmean(known, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(fitted(task).std, np.nanstd(known, axis=0), rtol=1e-12)
+
+
+# Kinds and splits
+
+
+@pytest.mark.parametrize(
+    "labels, classes, odim, per",
+    [
+        (np.arange(40) % 3, 3, None, "sequence"),
+        (np.where(np.arange(40) % 3, "a", "b"), 2, None, "sequence"),
+        (np.arange(40), None, 1, "sequence"),
+        (np.linspace(0, 1, 40), None, 1, "sequence"),
+        (np.arange(40 * 12).reshape(40, 12) % 5, 5, None, "step"),
+        (np.random.RandomState(0).normal(size=(40, 12, 3)), None, 3, "step"),
+    ],
+)
+def test_the_kind_follows_from_the_labels(labels, classes, odim, per):
+    inputs, _ = two_classes(40, 0)
+    task = Task.from_arrays(inputs, labels)
+    assert (task.classes, task.odim, task.labels) == (classes, odim, per)
+    shape = (12,) if per == "step" else ()
+    assert task.train[0]["labels"].shape == (shape if odim is None else (*shape, odim))
+
+
+def test_the_kind_can_be_given():
+    inputs, labels = two_classes(40, 0)
+    assert Task.from_arrays(inputs, labels, kind="regression").odim == 1
+    assert Task.from_arrays(inputs.repeat(3, axis=1), kind="forecast").labels == "step"
+    for kind in ("classification", "regression"):
+        with pytest.raises(ValueError, match=f"kind '{kind}' needs labels"):
+            Task.from_arrays(inputs, kind=kind)
+
+
+def test_splits_are_fixed_stratified_and_disjoint():
+    inputs, labels = two_classes(100, 0)
+    labels = np.where(np.arange(100) < 20, 2, labels)
+    first, second = (Task.from_arrays(inputs, labels, split=(0.5, 0.2, 0.3)) for _ in range(2))
+    assert_same(first, second)
+    counts = np.bincount(labels)
+    every = []
+    for split, fraction in zip(SPLITS, (0.5, 0.2, 0.3), strict=True):
+        found = records(getattr(first, split))
+        each = np.bincount([record["labels"] for record in found])
+        np.testing.assert_allclose(each, counts * fraction, atol=1)
+        every += [record["inputs"].tobytes() for record in found]
+    assert len(set(every)) == len(every) == 100
+
+
+def test_validation_is_taken_from_training_if_the_data_have_none():
+    inputs, labels = two_classes(60, 0)
+    split = np.array(["train"] * 40 + ["test"] * 20)
+    task = Task.from_arrays(inputs, labels, split=split)
+    counts = np.bincount([record["labels"] for record in records(task.validation)])
+    assert counts.tolist() == [math.ceil(c / 10) for c in np.bincount(labels[:40])]
+    assert len(task.train) + len(task.validation) == 40 and len(task.test) == 20
+
+
+# Formats
+
+
+def write_npz(folder: Path, inputs: np.ndarray, names: np.ndarray) -> dict:
+    np.savez(folder / "own.npz", inputs=inputs, labels=names)
+    return {}
+
+
+def write_ts(folder: Path, inputs: np.ndarray, names: np.ndarray) -> dict:
+    lines = [
+        ":".join(",".join(map(repr, channel.tolist())) for channel in series.T) + f":{name}"
+        for series, name in zip(inputs, names, strict=True)
+    ]
+    (folder / "own.ts").write_text(TS.replace("b a", "down up") + "\n".join(lines) + "\n")
+    return {}
+
+
+def write_wide_csv(folder: Path, inputs: np.ndarray, names: np.ndarray) -> dict:
+    lines = ["name," + ",".join(f"t{step}" for step in range(inputs.shape[1]))]
+    for series, name in zip(inputs[:, :, 0], names, strict=True):
+        lines.append(f"{name}," + ",".join(map(repr, series.tolist())))
+    (folder / "own.csv").write_text("\ufeff" + "\r\n".join(lines) + "\r\n", encoding="utf-8")
+    return {"label": "name"}
+
+
+def write_archive_tsv(folder: Path, inputs: np.ndarray, names: np.ndarray) -> dict:
+    lines = [
+        "\t".join([name, *map(repr, series.tolist())])
+        for series, name in zip(inputs[:, :, 0], names, strict=True)
+    ]
+    (folder / "own.tsv").write_text("\n".join(lines) + "\n")
+    return {"label": "0"}
+
+
+def write_long_csv(folder: Path, inputs: np.ndarray, names: np.ndarray) -> dict:
+    lines = ["who;a;b;name"]
+    for step in range(inputs.shape[1]):  # the rows of a series are not together
+        for row, series in enumerate(inputs):
+            values = ";".join(map(repr, series[step].tolist()))
+            lines.append(f"person {row};{values};{names[row]}")
+    (folder / "own.csv").write_text("\n".join(lines) + "\n")
+    return {"label": "name", "group": "who"}
+
+
+def write_long_parquet(folder: Path, inputs: np.ndarray, names: np.ndarray) -> dict:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    count, steps, _ = inputs.shape
+    columns = {
+        "who": np.repeat(np.arange(count), steps),
+        "a": inputs[:, :, 0].ravel(),
+        "b": inputs[:, :, 1].ravel(),
+        "name": np.repeat(names, steps),
+    }
+    parquet.write_table(pa.table(columns), folder / "own.parquet")
+    return {"label": "name", "group": "who", "inputs": "a,b"}
+
+
+def write_list_parquet(folder: Path, inputs: np.ndarray, names: np.ndarray) -> dict:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    channels = {c: inputs[:, :, n].tolist() for n, c in enumerate("ab")}
+    parquet.write_table(pa.table({**channels, "name": names}), folder / "own.parquet")
+    return {"label": "name"}
+
+
+MULTIVARIATE = [write_npz, write_ts, write_long_csv, write_long_parquet, write_list_parquet]
+UNIVARIATE = [write_wide_csv, write_archive_tsv]
+
+
+@pytest.mark.parametrize("write", MULTIVARIATE + UNIVARIATE)
+def test_every_format_gives_the_same_task(write: Callable, tmp_path: Path):
+    inputs, labels = two_classes(40, 0)
+    inputs = inputs.astype(np.float32).astype(np.float64)[:, :, : 2 if write in MULTIVARIATE else 1]
+    names = np.where(labels, "up", "down")
+    options = write(tmp_path, inputs, names)
+    expected = Task.from_arrays(inputs, names)
+    for path in (next(tmp_path.iterdir()), tmp_path):  # as a file and as a folder
+        task = task_from(path, **options)
+        assert_same(task, expected)
+        assert fitted(task).classes == ("down", "up")
+    new = fitted(task).read(tmp_path)
+    assert len(new) == 40
+    shuffled = {record["inputs"].tobytes() for s in SPLITS for record in records(getattr(task, s))}
+    assert {record["inputs"].tobytes() for record in records(new)} == shuffled
+
+
+def test_ts_files_of_every_kind(tmp_path: Path):
+    path = tmp_path / "own.ts"
+    lines = [f"{n},2,3:4,5,?:{'ab'[n % 2]}\n1,{n}:3,4:{'ab'[n % 2]}\n" for n in range(10)]
+    path.write_text("# about\n" + TS + "".join(lines))
+    with pytest.raises(ValueError, match=rf"{path}, line 6, step 2, column 'channel 1'"):
+        task_from(path)
+    task = task_from(path, missing="mask")
+    assert (task.idim, task.classes, task.seq_len) == (4, 2, 3)
+    assert fitted(task).classes == ("b", "a")  # the order of the header
+    assert {int(record["lengths"]) for record in records(task.train)} == {2, 3}
+    path.write_text("@targetlabel true\n@data\n" + "".join(f"{n},1:{n / 7}\n" for n in range(20)))
+    task = task_from(path)
+    assert (task.odim, task.metric) == (1, "nrmse")
+    new = fitted(task).read(path)
+    decoded = fitted(task).decode(np.stack([record["labels"] for record in records(new)]))
+    np.testing.assert_allclose(decoded["target"], np.arange(20) / 7, atol=1e-6)
+    path.write_text("@data\n" + ",".join(map(str, range(200))) + "\n")
+    assert fitted(task_from(path, horizon=2)).kind == "forecast"
+
+
+ARCHIVE = [
+    *("ACSF1", "ArrowHead", "BasicMotions", "GunPoint", "ItalyPowerDemand", "JapaneseVowels"),
+    *("OSULeaf", "PickupGestureWiimoteZ", "CardanoSentiment", "Covid3Month"),
+]
+
+
+def aeon_folder(name: str) -> Path:
+    pytest.importorskip("aeon")
+    return (
+        Path(str(importlib.metadata.distribution("aeon").locate_file("aeon/datasets/data"))) / name
+    )
+
+
+@pytest.mark.parametrize("name", ARCHIVE)
+def test_sets_of_the_archive_are_what_aeon_reads(name: str):
+    loaders = pytest.importorskip("aeon.datasets")
+    folder = aeon_folder(name)
+    series, labels, about = loaders.load_from_ts_file(
+        str(folder / f"{name}_TEST.ts"), return_meta_data=True
+    )
+    train, _ = loaders.load_from_ts_file(str(folder / f"{name}_TRAIN.ts"))
+    task = task_from(folder)
+    assert len(task.train) + len(task.validation) == len(train) and len(task.test) == len(series)
+    assert task.seq_len == max(x.shape[1] for x in (*train, *series))
+    mean, std = np.array(fitted(task).mean), np.array(fitted(task).std)
+    for record, expected, label in zip(records(task.test), series, labels, strict=True):
+        length = int(record["lengths"])
+        np.testing.assert_allclose(record["inputs"][:length], (expected.T - mean) / std, atol=1e-4)
+        classes = fitted(task).classes
+        if about["classlabel"]:
+            assert classes is not None
+            # aeon changes names to lower case.
+            assert classes[int(record["labels"])].lower() == label
+        else:
+            decoded = fitted(task).decode(record["labels"])["target"]
+            np.testing.assert_allclose(decoded, label, atol=1e-5)
+    by_file = task_from(folder / f"{name}_TRAIN.ts")
+    assert_same(by_file, task)
+    assert_same(load_task("uea", folder=folder), task)
+    new = fitted(task).read(folder / f"{name}_TEST.ts")
+    for record, expected in zip(records(new), records(task.test), strict=True):
+        np.testing.assert_array_equal(record["inputs"], expected["inputs"])
+
+
+def test_files_named_after_splits(tmp_path: Path):
+    inputs, labels = two_classes(40, 0)
+    for split, rows in {"TRAIN": slice(0, 20), "VAL": slice(20, 30), "TEST": slice(30, 40)}.items():
+        np.savez(tmp_path / f"x_{split}.npz", X=inputs[rows], y=labels[rows])
+    split = ["train"] * 20 + ["validation"] * 10 + ["test"] * 10
+    expected = Task.from_arrays(inputs, labels, split=split)
+    assert_same(task_from(tmp_path), expected)
+    assert_same(task_from(tmp_path / "x_TRAIN.npz"), expected)
+    with pytest.raises(ValueError, match="x_TEST.npz is the test split; give the file for"):
+        task_from(tmp_path / "x_TEST.npz")
+    np.savez(tmp_path / "y_TRAIN.npz", X=inputs, y=labels)
+    with pytest.raises(ValueError, match=r"several data sets \(x, y\); give one of their files"):
+        task_from(tmp_path)
+    parts = {"train": slice(0, 20), "val": slice(20, 30), "test": slice(30, 40)}
+    arrays: dict = {f"X_{split}": inputs[rows] for split, rows in parts.items()}
+    arrays |= {f"y_{split}": labels[rows] for split, rows in parts.items()}
+    np.savez(tmp_path / "all.npz", **arrays)
+    assert_same(task_from(tmp_path / "all.npz"), expected)
+
+
+def test_a_column_says_the_split_and_labels_can_change_in_a_series(tmp_path: Path):
+    path = tmp_path / "own.csv"
+    lines = ["part,who,a,state"]
+    for who, part in enumerate(["train", "Train", "val", "test"] * 3):
+        lines += [f"{part},{who},{step}.5,{'on' if step > who else 'off'}" for step in range(15)]
+    path.write_text("\n".join(lines) + "\n")
+    task = task_from(path, group="who", label="state", split="part")
+    assert [len(getattr(task, s)) for s in SPLITS] == [6, 3, 3]
+    assert (task.labels, task.classes) == ("step", 2)
+    # Each part has series 0 to 11 in the order of the file.
+    on = [int(record["labels"].sum()) for record in records(task.test)]
+    assert on == [14 - who for who in (3, 7, 11)] and fitted(task).classes == ("off", "on")
+
+
+# Forecasts
+
+
+def sine(steps: int) -> np.ndarray:
+    random = np.random.RandomState(0)
+    return 50 + 10 * np.sin(np.arange(steps) * 0.3) + random.normal(size=steps)
+
+
+def test_a_forecast_has_the_next_values_and_counts_each_label_once():
+    series, horizon = np.stack([sine(500), np.arange(500.0)], axis=1), 3
+    task = Task.from_arrays(series, horizon=horizon, seq_len=20)
+    preprocessing = fitted(task)
+    assert preprocessing.kind == "forecast" and task.odim == 2 * horizon
+    # In time order: 350, 50 and 100 steps, scaled by the first.
+    np.testing.assert_allclose(preprocessing.mean, series[:350].mean(axis=0), rtol=1e-12)
+    names = [f"channel {c}+{h}" for h in (1, 2, 3) for c in (0, 1)]
+    assert list(preprocessing.targets) == names
+    spans = {"train": (0, 347), "validation": (349, 397), "test": (399, 497)}
+    for split, (first, end) in spans.items():
+        counted: list[int] = []
+        for record in records(getattr(task, split)):
+            length = int(record["lengths"])
+            scaled = record["inputs"][:length] * np.array(preprocessing.std)
+            times = (scaled + np.array(preprocessing.mean))[:, 1].round().astype(int)
+            labels = preprocessing.decode(record["labels"][:length])
+            for h in (1, 2, 3):
+                for channel in (0, 1):
+                    found = labels[f"channel {channel}+{h}"]
+                    np.testing.assert_allclose(found, series[times + h, channel], rtol=1e-4)
+            counted += times[record["weight"][:length] > 0].tolist()
+            assert not record["weight"][length:].any()
+        if split == "train":
+            assert len(task.train) == 347 - 20 + 1 and set(counted) == set(range(first, end))
+        else:
+            assert counted == list(range(first, end))
+
+
+def test_the_baseline_of_a_forecast_is_that_nothing_changes():
+    series = sine(500)
+    task = Task.from_arrays(series, horizon=2, seq_len=30)
+    now, following = series[399:498], np.stack([series[400:499], series[401:500]], axis=1)
+    error = np.mean((following - now[:, None]) ** 2) / following.var(axis=0).mean()
+    assert task.baseline is not None
+    np.testing.assert_allclose(task.baseline()["persistence_nrmse"], error**0.5, rtol=1e-5)
+
+
+def test_a_long_csv_of_a_real_series_is_forecast(tmp_path: Path):
+    path = aeon_folder("solar") / "solar.csv"
+    values = np.loadtxt(path, delimiter=",", skiprows=1, usecols=1)
+    task = task_from(path, time="datetime_gmt", horizon=12, seq_len=48)
+    assert (task.name, task.idim, task.odim, task.seq_len) == ("solar", 1, 12, 48)
+    assert not fitted(task).irregular and fitted(task).interval == 1800
+    assert "intervals" not in task.train[0]
+    new = fitted(task).read(path)
+    last = new[0]["inputs"][:, 0] * fitted(task).std[0] + fitted(task).mean[0]
+    np.testing.assert_allclose(last, values[-48:], atol=1e-3)
+    plain = tmp_path / "plain.csv"
+    plain.write_text("\n".join(map(repr, values.tolist())) + "\n")  # no header, one column
+    assert_same(task_from(plain, horizon=12, seq_len=48), task)
+
+
+def test_some_columns_are_forecast_from_all(tmp_path: Path):
+    path = tmp_path / "own.csv"
+    lines = ["load,heat,note"] + [f"{v},{n % 7},x" for n, v in enumerate(sine(300).tolist())]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="line 2, column 'note': 'x' is not a number; if the"):
+        task_from(path, horizon=4, label="load")
+    task = task_from(path, horizon=4, label="load", inputs="heat", seq_len=10)
+    assert fitted(task).columns == ("heat", "load") and task.idim == 2
+    assert fitted(task).targets == ("load+1", "load+2", "load+3", "load+4")
+
+
+def test_several_series_and_gaps_in_a_forecast():
+    long, short = sine(200), sine(90)
+    long[10] = np.nan
+    with pytest.raises(ValueError, match="1 values are missing"):
+        Task.from_arrays([long, short], kind="forecast")
+    task = Task.from_arrays([long, short], kind="forecast", missing="mask", seq_len=8)
+    first = records(task.train)[:12]
+    # The label of step 9 is the missing value.
+    weights = [record["weight"].tolist() for record in first]
+    for start, weight in enumerate(weights):
+        expected = [0.0 if start + step == 9 else 1.0 for step in range(8)]
+        assert weight == expected
+    assert all(np.isfinite(record["labels"]).all() for record in first)
+    # Windows are of one series only: 140 + 63 training steps.
+    assert len(task.train) == (140 - 1 - 8 + 1) + (63 - 1 - 8 + 1)
+
+
+# Irregular samples
+
+
+def test_times_become_intervals_in_units_of_the_training_data(tmp_path: Path):
+    random = np.random.RandomState(0)
+    path, lines = tmp_path / "own.csv", ["when,who,a,label"]
+    times = {who: np.sort(random.uniform(0, 100, 10)) for who in range(30)}
+    for who, of_series in times.items():
+        for step in random.permutation(10):  # rows are sorted by their times
+            lines.append(f"{of_series[step]!r},{who},{step},{who % 2}".replace("np.float64", ""))
+    path.write_text("\n".join(lines).replace("(", "").replace(")", "") + "\n")
+    task = task_from(path, group="who", time="when", label="label")
+    preprocessing = fitted(task)
+    assert preprocessing.irregular
+    new = preprocessing.read(path)
+    for who, record in enumerate(records(new)):
+        expected = np.diff(times[who]) / preprocessing.interval
+        assert record["intervals"][0] == 1
+        np.testing.assert_allclose(record["intervals"][1:], expected, rtol=1e-4)
+        steps = record["inputs"][:, 0] * preprocessing.std[0] + preprocessing.mean[0]
+        np.testing.assert_allclose(steps, np.arange(10), atol=1e-4)
+
+
+def test_evenly_spaced_times_need_no_intervals_and_new_data_must_be_so_too(tmp_path: Path):
+    def write(path: Path, hours: int) -> Path:
+        start = np.datetime64("2024-05-31T22:00")
+        rows = [f"{start + np.timedelta64(hours * n, 'h')}Z,{v}" for n, v in enumerate(sine(200))]
+        path.write_text("\n".join(["when,x", *rows]) + "\n")
+        return path
+
+    task = task_from(write(tmp_path / "own.csv", 1), time="when")
+    assert "intervals" not in task.train[0] and fitted(task).interval == 3600
+    with pytest.raises(ValueError, match="steps must be 3600 apart, .*; they are 7200 to 7200"):
+        fitted(task).read(write(tmp_path / "other.csv", 2))
+
+
+# Packed rows and text
+
+
+def test_packed_rows_of_tokens_and_of_labelled_series(tmp_path: Path):
+    tokens = [np.arange(n) % 7 for n in range(5, 60)]
+    documents = data.next_token(data.SequenceArrays({"tokens": tokens}))
+    data.write_packed(documents, tmp_path / "tokens", 20)
+    task = task_from(tmp_path / "tokens")
+    assert (task.inputs, task.idim, task.classes, task.labels) == ("tokens", 7, 7, "step")
+    every = [record for split in SPLITS for record in records(getattr(task, split))]
+    assert sum(record["weight"].sum() for record in every) == sum(map(len, tokens)) - len(tokens)
+
+    inputs, labels = two_classes(60, 0)
+    arrays = {"inputs": [*inputs.astype(np.float32)]}
+    series = data.SequenceArrays(arrays, {"labels": labels.astype(np.int32)})
+    data.write_packed(series, tmp_path / "series", 25)
+    task = task_from(tmp_path / "series", split=(0.6, 0.2, 0.2))
+    assert (task.inputs, task.idim, task.classes, task.labels) == ("features", 2, 2, "step")
+    # Each row has two series of 12 steps and one step of padding.
+    trained = np.stack([record["inputs"][:24] for record in records(task.train)])
+    np.testing.assert_allclose(trained.mean(axis=(0, 1)), 0, atol=1e-4)
+    np.testing.assert_allclose(trained.std(axis=(0, 1)), 1, atol=1e-4)
+    with pytest.raises(ValueError, match="must be next_token or classification; got regression"):
+        task_from(tmp_path / "tokens", kind="regression")
+    data.write_packed(data.SequenceArrays(arrays), tmp_path / "unlabelled", 25)
+    with pytest.raises(ValueError, match="need 'labels' to train on; these have inputs, reset"):
+        task_from(tmp_path / "unlabelled")
+
+
+def test_text_of_a_folder_and_of_one_file(tmp_path: Path):
+    for n in range(40):
+        (tmp_path / f"{n}.txt").write_text(f"text {n} é\n" * 20)
+    task = task_from(tmp_path, seq_len=16)
+    assert (task.inputs, task.metric, task.classes) == ("tokens", "bits_per_byte", 256)
+    one = tmp_path / "0.txt"
+    task = task_from(one, seq_len=1, split=(0.5, 0.2, 0.3))
+    content = one.read_bytes()
+    found = b""
+    for split in SPLITS:
+        windows = records(getattr(task, split))
+        found += bytes([int(w["inputs"][0]) for w in windows] + [int(windows[-1]["labels"][0])])
+    assert found == content  # in order, each byte in one split
+    assert len(task.train) == round(0.5 * len(content)) - 1
+
+
+# What is understood, and errors
+
+
+def test_what_is_understood_is_described(tmp_path: Path):
+    inputs, labels = two_classes(40, 0)
+    inputs[3, 4, 1] = np.nan
+    np.savez(tmp_path / "own.npz", X=inputs, y=np.where(labels, "up", "down"))
+    lines = [*describe(tmp_path / "own.npz", missing="mask")]
+    text = "\n".join(lines)
+    for expected in (
+        f"files    {tmp_path / 'own.npz'}",
+        "series   40, of 12 steps",
+        "missing  1 of 960 values: channel 1 1",
+        "kind     classification, a label for each series; metric accuracy",
+        "split    train 28, validation 4, test 8",
+        "classes  down  train 14, validation 2, test 4",
+    ):
+        assert expected in text
+    # The files are described before the error that ends the task.
+    found = describe(tmp_path / "own.npz")
+    assert next(found).startswith("files")
+    with pytest.raises(ValueError, match="1 values are missing"):
+        list(found)
+
+
+LONG = "who,a,name\n1,2,x\n"
+
+
+@pytest.mark.parametrize(
+    "name, content, options, message",
+    [
+        ("x.csv", "", {}, "x.csv is empty"),
+        ("x.csv", "a,b\n", {}, "x.csv has no rows"),
+        ("x.csv", "a,b\n1,2\n3\n", {}, "x.csv, line 3 has 1 fields; expected 2"),
+        ("x.csv", "a,b\n1,2\n\n3,x\n", {}, "x.csv, line 4, column 'b': 'x' is not a number"),
+        ("x.csv", "a,b\n1,inf\n", {}, "x.csv, line 2, column 'b': the value is infinite"),
+        ("x.csv", "a,a\n1,2\n", {}, "two columns have the name 'a'"),
+        ("x.csv", "a,b\n1,\xff2\n", {}, "x.csv can't be read as CSV: 'utf-8' codec"),
+        ("x.csv", 'a,b\n1,"2\n', {}, "x.csv can't be read as CSV: unexpected end"),
+        ("x.csv", LONG, {"label": "y"}, "x.csv has no column 'y'; it has who, a, name"),
+        ("x.csv", LONG, {"inputs": "a", "time": "name"}, "line 2, column 'name': x is not a time"),
+        (
+            "x.csv",
+            LONG,
+            {"inputs": "a", "split": "name"},
+            "must be train, validation or test; got x",
+        ),
+        ("x.csv", "t,a\n1,2\n1,3\n", {"time": "t"}, "line 2 and .*, line 3 have the same time"),
+        ("x.csv", "y,0,1\na,1,2\nb,,\n", {"label": "y"}, "x.csv, line 3 has no values"),
+        ("x.csv", LONG, {"label": ("who", "a", "name")}, "no column is left for the inputs"),
+        ("x.csv", "a\n1\n2\n", {}, "the train split has 2 steps|validation split has"),
+        ("x.csv", "a,b\n1,2\n", {"split": "a"}, "must be train, .*; got 1"),
+        ("x.csv", LONG, {"split": "a", "inputs": "a"}, "the column 'a' has two roles"),
+        ("x.csv", LONG, {"label": "a", "inputs": "a"}, "the column 'a' has two roles"),
+        ("x.csv", "y,a,b\n1,2,3\n", {"label": "y"}, "validation split is empty: 1 series"),
+        ("x.ts", TS + "1,2:3:a\n", {}, r"x.ts, line 5: its channels have different lengths"),
+        ("x.ts", TS, {}, "x.ts has no series"),
+        ("x.ts", TS + "1:2:a\n", {"label": "y"}, "a .ts file has no columns; leave out label"),
+        ("x.npz", "not an array", {}, "x.npz can't be read as arrays of NumPy"),
+        ("x.parquet", "not a table", {}, "x.parquet is not a Parquet file"),
+        ("x.bin", "\x00", {}, "no text file"),
+        ("x.txt", "text", {"label": "y"}, "x.txt is read as text, which has no columns"),
+        ("x.txt", "text", {}, "less than one window of seq_len"),
+        ("x.csv", LONG, {"horizon": 0}, "horizon must be at least 1 step; got 0"),
+        ("x.csv", LONG, {"kind": "guess"}, "kind must be one of classification, .*; got 'guess'"),
+        ("x.csv", LONG, {"split": (0.5, 0.5, 0.5)}, "three positive fractions that add up to 1"),
+        ("x.csv", LONG, {"label": "a", "group": "a"}, "the column 'a' has two roles"),
+        (
+            "x.csv",
+            LONG,
+            {"form": "wide", "group": "a"},
+            "a row is a series, so group and time have",
+        ),
+        ("x.csv", LONG, {"horizon": 2, "kind": "regression"}, "horizon is for forecasts"),
+    ],
+)
+def test_files_and_options_that_can_not_be_used(name, content, options, message, tmp_path: Path):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    path = tmp_path / name
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        task_from(path, **options)
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"X": np.zeros((4, 5, 2)), "y": np.zeros(3)}, "labels must have 4 rows, as inputs; got 3"),
+        ({"X": np.zeros((4, 5)), "z": np.zeros(4)}, "has an array 'z'; expected inputs/x/data"),
+        ({"y": np.zeros(4)}, "has no array 'inputs'; it has y"),
+        ({"X": np.zeros((4, 5)), "X_train": np.zeros((4, 5))}, "either all arrays or none"),
+        ({"X": np.zeros((4, 5, 2, 2)), "y": np.zeros(4)}, r"inputs must have the shape .*; got \("),
+        ({"X": np.array([["a"]]), "y": np.zeros(1)}, "series 0 must be real numbers"),
+        ({"X": np.zeros((2, 5)), "y": np.zeros(2), "lengths": [6, 1]}, "series 0 must have 1 to 5"),
+        ({"X": np.zeros((2, 5)), "y": np.zeros((2, 3, 4))}, "labels must have the shape"),
+        ({"X": np.zeros((2, 5)), "y": np.zeros(2), "t": np.zeros((2, 4))}, "times must have the"),
+    ],
+)
+def test_arrays_that_can_not_be_used(arrays, message, tmp_path: Path):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=f"x.npz.*{message}"):
+        task_from(tmp_path / "x.npz")
+
+
+def test_paths_that_can_not_be_used(tmp_path: Path):
+    with pytest.raises(ValueError, match="there is no file or folder .*missing"):
+        task_from(tmp_path / "missing")
+    with pytest.raises(ValueError, match="no text file .* in"):
+        task_from(tmp_path)
+
+
+def test_options_survive_json():
+    options = DataOptions("own.csv", label=("a", "b"), split="0.5,0.25,0.25", horizon=3)
+    assert options.label == ("a", "b") and options.split == (0.5, 0.25, 0.25)
+    assert DataOptions.from_json(json.loads(json.dumps(asdict(options)))) == options
+    assert DataOptions("own.csv", label="a,b").label == ("a", "b")  # type: ignore[arg-type]

@@ -3,6 +3,7 @@ table with a series or a step in each row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -196,11 +197,13 @@ def _time(text: str) -> float:
         return float(text)
     except ValueError:
         pass
-    try:
-        date = np.datetime64(text.strip().removesuffix("Z"), "us")
-    except ValueError:
-        return np.nan
-    return np.nan if np.isnat(date) else float(date.astype(np.int64)) / 1e6
+    for date in (text, f"{text}-01"):  # the second one for a month, such as 2024-05
+        try:
+            found = datetime.fromisoformat(date.strip())
+        except ValueError:
+            continue
+        return found.replace(tzinfo=found.tzinfo or UTC).timestamp()
+    return np.nan
 
 
 _SPLITS = {

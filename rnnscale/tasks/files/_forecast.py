@@ -9,14 +9,13 @@ import numpy as np
 from rnnscale._errors import UserError
 from rnnscale.data import Record
 from rnnscale.tasks._data_options import DataOptions
-from rnnscale.tasks.files._labelled import check_complete
 from rnnscale.tasks.files._preprocessing import (
     Preprocessing,
     is_even,
     mean_and_std,
     median_interval,
 )
-from rnnscale.tasks.files._series_table import SPLITS, SeriesTable
+from rnnscale.tasks.files._series_table import SPLITS, SeriesTable, check_complete
 
 # Steps of a window by default, if the series are long enough.
 _STEPS = 100
@@ -53,7 +52,8 @@ def forecast_fields(
         if longest <= horizon:
             raise UserError(
                 f"the {split} split has {longest} steps, and horizon={horizon} needs at least "
-                f"{horizon + 1}: give a smaller horizon, larger fractions, or longer series"
+                f"{horizon + 1}: give a smaller horizon, other fractions, or the column that says "
+                "the split of a series"
             )
     training = max(s.stop - s.start for s in segments["train"]) - horizon
     steps = max(1, min(_STEPS, training // 2)) if seq_len is None else seq_len

@@ -13,11 +13,12 @@ from rnnscale.tasks._data_options import DataOptions, Kind
 from rnnscale.tasks._split import part_of_each_class, stratified_split
 from rnnscale.tasks.files._preprocessing import (
     Preprocessing,
+    class_names,
     is_even,
     mean_and_std,
     median_interval,
 )
-from rnnscale.tasks.files._series_table import SPLITS, SeriesTable
+from rnnscale.tasks.files._series_table import SPLITS, SeriesTable, check_complete
 
 # Numbers with at most this many different whole values can be classes.
 _MOST_CLASSES = 100
@@ -72,9 +73,9 @@ def labelled_fields(table: SeriesTable, options: DataOptions) -> dict[str, Any]:
 
     def baseline() -> Mapping[str, float]:
         labels = [sequences["test"][row]["labels"] for row in range(len(sequences["test"]))]
-        tested = np.concatenate([np.atleast_1d(each) for each in labels])
         if is_classes:
-            return most_frequent(tested)
+            return most_frequent(np.concatenate([np.atleast_1d(each) for each in labels]))
+        tested = np.concatenate([each.reshape(-1, len(table.targets)) for each in labels])
         # Labels are standardised, so that the mean of the training split is 0.
         error = np.mean(np.square(tested, dtype=np.float64)) / np.mean(np.var(tested, axis=0))
         return {"constant_nrmse": float(np.sqrt(error))}
@@ -164,28 +165,12 @@ def fit(
     )
 
 
-def check_complete(table: SeriesTable) -> None:
-    """**Raises:** `ValueError` with series, step and column if a value is missing."""
-    count, first = 0, ""
-    for name, inputs in zip(table.names, table.inputs, strict=True):
-        missing = np.argwhere(np.isnan(inputs))
-        if len(missing) and not count:
-            step, column = missing[0]
-            first = f"{name}, step {step}, column {table.columns[column]!r}"
-        count += len(missing)
-    if count:
-        raise UserError(
-            f"{count} values are missing, the first at {first}; replace them in the data, or give "
-            "missing='mask' (--missing mask)"
-        )
-
-
 def _with_labels_of(table: SeriesTable, is_classes: bool) -> SeriesTable:
     """The table with labels that are names of classes, or numbers."""
     if is_classes:
         if len(table.targets) != 1:
             raise UserError(f"classification needs one label; got {', '.join(table.targets)}")
-        return replace(table, labels=[_class_names(label) for label in table.labels])
+        return replace(table, labels=[class_names(label) for label in table.labels])
     labels = []
     for name, label in zip(table.names, table.labels, strict=True):
         try:
@@ -197,13 +182,6 @@ def _with_labels_of(table: SeriesTable, is_classes: bool) -> SeriesTable:
         if not np.isfinite(labels[-1]).all():
             raise UserError(f"{name}: its label is missing or not finite")
     return replace(table, labels=labels)
-
-
-def _class_names(labels: np.ndarray) -> np.ndarray:
-    """Labels as names: of whole numbers without a decimal point."""
-    if labels.dtype.kind == "f" and (labels == np.round(labels)).all():
-        labels = labels.astype(np.int64)
-    return labels.astype(str)
 
 
 def _classes(table: SeriesTable) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from rnnscale._errors import UserError
 from rnnscale.data import PaddedSource, SequenceArrays
 from rnnscale.tasks._data_options import DataOptions, Kind
 from rnnscale.tasks.files._read import read_new, with_constant_labels_once
-from rnnscale.tasks.files._series_table import SeriesTable
+from rnnscale.tasks.files._series_table import SeriesTable, check_complete
 
 
 class NewSeries(PaddedSource):
@@ -122,6 +122,8 @@ class Preprocessing:
             table = table.last_steps(self.seq_len)
         elif not self.labels_per_step:
             table = with_constant_labels_once(table)
+        if self.options.missing == "error":
+            check_complete(table)
         if table.labels and table.labels_per_step != self.labels_per_step:
             per = "step" if self.labels_per_step else "series"
             raise UserError(f"{path} must have one label for each {per}, as the training data")
@@ -204,13 +206,21 @@ class Preprocessing:
             scaled = (labels - np.array(self.target_mean)) / np.array(self.target_std)
             return scaled.astype(np.float32)
         numbers = {label: number for number, label in enumerate(self.classes)}
-        found = [numbers.get(str(label)) for label in labels.ravel()]
+        names = class_names(labels).ravel().tolist()
+        found = [numbers.get(label) for label in names]
         if None in found:
-            unknown = labels.ravel()[found.index(None)]
+            unknown = names[found.index(None)]
             raise UserError(
-                f"{name}: the class {str(unknown)!r} is not one of {', '.join(self.classes)}"
+                f"{name}: the class {unknown!r} is not one of {', '.join(self.classes)}"
             )
         return np.array(found, np.int32).reshape(labels.shape[:-1])
+
+
+def class_names(labels: np.ndarray) -> np.ndarray:
+    """Labels as the names of classes: whole numbers without a decimal point."""
+    if labels.dtype.kind == "f" and (labels == np.round(labels)).all():
+        labels = labels.astype(np.int64)
+    return labels.astype(str)
 
 
 def mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -99,3 +99,19 @@ def joined(tables: Sequence[SeriesTable]) -> SeriesTable:
         times=[x for table in tables for x in table.times],
         splits=[x for table in tables for x in table.splits],
     )
+
+
+def check_complete(table: SeriesTable) -> None:
+    """**Raises:** `ValueError` with series, step and column if a value is missing."""
+    count, first = 0, ""
+    for name, inputs in zip(table.names, table.inputs, strict=True):
+        missing = np.argwhere(np.isnan(inputs))
+        if len(missing) and not count:
+            step, column = missing[0]
+            first = f"{name}, step {step}, column {table.columns[column]!r}"
+        count += len(missing)
+    if count:
+        raise UserError(
+            f"{count} values are missing, the first at {first}; replace them in the data, or give "
+            "missing='mask' (--missing mask)"
+        )
