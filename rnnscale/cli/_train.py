@@ -104,17 +104,9 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
     processes.add_argument(
         "--connect-minutes", type=float, metavar="X", help="largest wait for the others; default: 5"
     )
-<<<<<<< HEAD
 
 
 def _add_optimiser(parser: argparse.ArgumentParser) -> None:
-=======
-    _add_optimiser_options(parser)
-    _add_log_options(parser)
-
-
-def _add_optimiser_options(parser: argparse.ArgumentParser) -> None:
->>>>>>> e2bb2fe (Stop early, keep the best checkpoint, and average the parameters)
     optimiser = parser.add_argument_group("optimiser")
     optimiser.add_argument(
         "--schedule",
@@ -127,7 +119,6 @@ def _add_optimiser_options(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help=f"rate of the weights; default: {TrainConfig.learning_rate}",
     )
-<<<<<<< HEAD
     optimiser.add_argument(
         "--recurrence-rate",
         type=float,
@@ -152,14 +143,6 @@ def _add_optimiser_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_log(parser: argparse.ArgumentParser) -> None:
-=======
-    optimiser.add_argument("--weight-decay", type=float, metavar="X", help="decay of the weights")
-    optimiser.add_argument("--warmup", type=int, metavar="N", help="warm-up steps")
-    optimiser.add_argument("--clip", type=float, metavar="X", help="largest norm of the gradient")
-
-
-def _add_log_options(parser: argparse.ArgumentParser) -> None:
->>>>>>> e2bb2fe (Stop early, keep the best checkpoint, and average the parameters)
     log = parser.add_argument_group("log")
     log.add_argument(
         "--log-every",
@@ -190,12 +173,13 @@ def _add_log_options(parser: argparse.ArgumentParser) -> None:
         "--patience",
         type=int,
         metavar="N",
-        help="stop after N evaluations without improvement; 0: never",
+        help="stop after N evaluations without improvement; default: 0, for never",
     )
     log.add_argument(
         "--keep-best",
         action=argparse.BooleanOptionalAction,
-        help="keep the checkpoint that is best on the validation split, and test that one",
+        help="keep the checkpoint that is best on the validation split, and test that one; "
+        "default: no",
     )
     log.add_argument(
         "--stuck-minutes",

@@ -86,17 +86,12 @@ def run(
         folder.check_shared()
         setup = set_up(config, load_task_of(config, task), make_run_mesh(config.mesh))
         like = setup.abstract_state()
-<<<<<<< HEAD
         with (
             folder.locked(resume=resume),
             kept_programs(folder.programs),
             jax.set_mesh(setup.mesh),
         ):
-            state, clock = _train(setup, like, folder, resume, stop, watchdog)
-=======
-        with folder.locked(resume=resume), jax.set_mesh(setup.mesh):
             state, clock, best = _train(setup, like, folder, resume, stop, watchdog)
->>>>>>> e2bb2fe (Stop early, keep the best checkpoint, and average the parameters)
             if stop.reached():
                 return None
             model = state.averaged
@@ -152,12 +147,8 @@ def _train(
         step = int(state.step)
         # Only now: the folder of a run that can't be resumed with these options stays as it was.
         on_process_0(proceed)
-<<<<<<< HEAD
         _log.info("%s", _opening(setup, state))
-        callbacks = _callbacks(setup, folder, checkpointer, clock, stop, watchdog)
-=======
         callbacks = _callbacks(setup, folder, checkpointer, clock, best, stop, watchdog)
->>>>>>> e2bb2fe (Stop early, keep the best checkpoint, and average the parameters)
         with stream(
             setup.rows, config.batch_size, start_step=step, shardings=setup.layout
         ) as batches:
@@ -199,8 +190,12 @@ def _callbacks(
             metric=task.metric,
         ),
         *evaluation,
-<<<<<<< HEAD
-        Checkpoints(checkpointer, meta=lambda: {"clock": asdict(clock)}, watchdog=watchdog),
+        Checkpoints(
+            checkpointer,
+            meta=lambda: {"clock": asdict(clock), "best": asdict(best)},
+            best=best if config.keep_best else None,
+            watchdog=watchdog,
+        ),
         _Compilation(setup, watchdog),
     ]
 
@@ -224,23 +219,10 @@ class _Compilation(Callback):
             self._watchdog.busy("starting the first step")
 
 
-def _restored(checkpointer: Checkpointer, like: TrainState) -> tuple[TrainState, Clock] | None:
-    """State and time of the newest undamaged checkpoint; None if there is no checkpoint."""
-=======
-        Checkpoints(
-            checkpointer,
-            meta=lambda: {"clock": asdict(clock), "best": asdict(best)},
-            best=best if config.keep_best else None,
-            watchdog=watchdog,
-        ),
-    ]
-
-
 def _restored(
     checkpointer: Checkpointer, like: TrainState
 ) -> tuple[TrainState, dict[str, Any]] | None:
     """What the newest undamaged checkpoint holds; None if there is no checkpoint."""
->>>>>>> e2bb2fe (Stop early, keep the best checkpoint, and average the parameters)
     restored = checkpointer.restore(like, jax.tree.map(lambda x: x.sharding, like))
     if restored is None:
         return None
