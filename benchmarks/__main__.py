@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ._benchmark import Benchmark, Row, Unavailable
@@ -268,7 +269,7 @@ def run_all(given: Sequence[str]) -> int:
         elif done.returncode:
             outcome = f"failed, exit code {done.returncode}"
             worst = FAILED
-        outcomes.add_row(name, f"{seconds:.0f}", outcome)
+        outcomes.add_row(name, f"{seconds:.0f}", escape(outcome))
     Console(width=None if sys.stdout.isatty() else 150).print(outcomes)
     return worst
 

@@ -185,3 +185,19 @@ def test_packages_reexport_as_themselves(root: str) -> None:
                 if not alias.name.startswith("_") and alias.asname != alias.name
             ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_consoles_take_no_markup() -> None:
+    """Names of files, packages and parameters have brackets, which the markup of rich would eat.
+    That of `rnnscale.cli` takes none."""
+    wrong = [
+        _where(path, node.lineno)
+        for path in _files("rnnscale")
+        if path.parent.name != "cli"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("Console", "TextColumn")
+        and not any(each.arg == "markup" for each in node.keywords)
+    ]
+    assert not wrong, f"write {wrong} with markup=False"

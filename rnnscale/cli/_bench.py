@@ -184,8 +184,8 @@ def new_figure(option: str, file: str) -> Any:
 
 
 def _table(rows: Sequence[Row]) -> Any:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     case = rows[0]
     title = (
@@ -200,12 +200,15 @@ def _table(rows: Sequence[Row]) -> Any:
         )
     failures = []
     for row in rows:
-        for kind, verdict in (("unsupported", "left out"), ("error", "[bold red]FAILED[/]")):
+        for kind, verdict in (("unsupported", "left out"), ("error", ("FAILED", "bold red"))):
             if kind in row:
-                reason = escape(" ".join(row[kind].split())[:400])
-                failures.append(f"{row['name']} {verdict}: {reason}")
+                reason = " ".join(row[kind].split())[:400]
+                failures.append(Text.assemble(f"{row['name']} ", verdict, f": {reason}"))
     table = Table(
-        title=title, title_justify="left", caption="\n".join(failures), caption_justify="left"
+        title=title,
+        title_justify="left",
+        caption=Text("\n").join(failures),
+        caption_justify="left",
     )
     table.add_column("implementation")
     for column in ("ms", "spread", "GB/s", "% of copy", "speed-up", "peak MB", "compile s"):

@@ -4,7 +4,11 @@ import rich.console
 
 
 class Console(rich.console.Console):
-    """The console of rich, which leaves it to `main` what a closed pipe means."""
+    """The console of rich without its markup, which would take the brackets of a name for a style.
+    It leaves it to `main` what a closed pipe means."""
+
+    def __init__(self, *, width: int | None = None, stderr: bool = False):
+        super().__init__(width=width, stderr=stderr, markup=False)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError

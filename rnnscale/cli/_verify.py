@@ -40,6 +40,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     import jax
     from rich.table import Table
+    from rich.text import Text
 
     from rnnscale.cli._console import Console
 
@@ -54,7 +55,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             table.add_column(column, justify="right")
         with console.status(title):
             for check in suite.run(jax.random.key(arguments.seed)):
-                verdict = "ok" if check.passed else "[bold red]FAILED[/]"
+                verdict = "ok" if check.passed else Text("FAILED", "bold red")
                 table.add_row(check.name, f"{check.figure:.3g}", f"{check.bound:.3g}", verdict)
                 total += 1
                 failed += not check.passed

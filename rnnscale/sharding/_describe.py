@@ -86,7 +86,7 @@ def describe(model: PyTree, mesh: Mesh | AbstractMesh) -> None:
         placed = " ".join("+".join(axes) or "_" for axes in row.mesh_axes)
         shape = " ".join(map(str, row.shape))
         table.add_row(row.path, shape, names, placed, f"{row.bytes_per_device:,}")
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _replicated_over_tensor(rows: list[Layout], mesh: Mesh | AbstractMesh) -> str | None:

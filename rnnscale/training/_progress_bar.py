@@ -31,12 +31,12 @@ class ProgressBar(Callback):
     """
 
     def __init__(self):
-        console = Console(stderr=True)
+        console = Console(stderr=True, markup=False)
         self._bar = Progress(
             MofNCompleteColumn(),
             BarColumn(bar_width=16),
             TimeRemainingColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             console=console,
             disable=not console.is_terminal or process_index() != 0,
         )
