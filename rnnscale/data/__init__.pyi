@@ -55,6 +55,7 @@ from .sources._stored import (
     open_npy as open_npy,
     open_npz as open_npz,
 )
+from .sources._times import parse_time as parse_time
 from .sources._tokens import TokenShards as TokenShards
 from .sources._ts import parse_ts as parse_ts, read_ts as read_ts
 from .sources._unchanged import UnchangedFile as UnchangedFile

@@ -486,7 +486,7 @@ def test_series_that_can_not_be_used(tmp_path: Path, line, reason, caplog):
     "content, message",
     [
         ("@problemName x\n", "no line @data"),
-        ("@timeStamps true\n@data\n", "time stamps, which are not supported"),
+        ("@timeStamps true\n@data\n(0,1):a\n", "time stamps, which are not supported"),
         ("@classLabel true\n@data\n", "no classes"),
         ("@data\n", "no series"),
     ],

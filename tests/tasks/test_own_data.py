@@ -299,6 +299,35 @@ def test_ts_files_of_every_kind(tmp_path: Path):
     assert fitted(task_from(path, horizon=2)).kind == "forecast"
 
 
+def test_ts_files_with_time_stamps(tmp_path: Path):
+    path = tmp_path / "own.ts"
+
+    def write(*channels: str) -> None:
+        line = ":".join(channels)
+        path.write_text("@timeStamps true\n" + TS + "".join(f"{line}:{c}\n" for c in "ab" * 10))
+
+    times = ["2007-01-01 00:00:00", "2007-01-01 00:01:30", "2007-01-02"]
+    write(
+        *(
+            ",".join(f"({t},{v})" for t, v in zip(times, row, strict=True))
+            for row in [(1, 2, 3)] * 2
+        )
+    )
+    task = task_from(path)
+    assert task.idim == 2 and fitted(task).interval == (90 + 86310) / 2
+    np.testing.assert_allclose(task.train[0]["intervals"], [1, 90 / 43200, 86310 / 43200])
+    steps = task.train[0]["inputs"][:, 1] * fitted(task).std[1] + fitted(task).mean[1]
+    np.testing.assert_allclose(steps, [1, 2, 3], atol=1e-6)
+    for channels, message in {
+        ("(0,1),(1,2)", "(0,1),(2,2)"): "its channels have different time stamps",
+        ("(1,1),(0,2)",): "its time stamps do not increase",
+        ("(x,1),(1,2)",): "neither a number nor a date",
+    }.items():
+        write(*channels)
+        with pytest.raises(ValueError, match=f"{path}, line 6: .*{message}"):
+            task_from(path)
+
+
 ARCHIVE = [
     *("ACSF1", "ArrowHead", "BasicMotions", "GunPoint", "ItalyPowerDemand", "JapaneseVowels"),
     *("OSULeaf", "PickupGestureWiimoteZ", "CardanoSentiment", "Covid3Month"),

@@ -1,6 +1,7 @@
 """Time series in the `.ts` format of the time series classification archives."""
 
 import os
+import re
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from rnnscale._errors import UserError
 from rnnscale.data.sources._arrays import SequenceArrays
+from rnnscale.data.sources._times import parse_time
 from rnnscale.data.sources._unusable import Unusable
 
 
@@ -33,6 +35,8 @@ def read_ts(path: str | os.PathLike[str], *, skip: bool = False) -> SequenceArra
     series can't be used.
     """
     file = parse_ts(path)
+    if file.has_times:
+        raise UserError(f"{file.path} has time stamps, which are not supported here")
     unusable = Unusable(skip)
     inputs, labels = [], []
     for line, series in file.lines:
@@ -62,10 +66,13 @@ class TsSeries:
 
     - `inputs`: float64, shape `(steps, channels)`; NaN where a value is missing.
     - `label`: its class or its target; None if the file has no labels.
+    - `times`: the times of the steps, float64, shape `(steps,)`, of dates in seconds; None if the
+        file has no time stamps.
     """
 
     inputs: np.ndarray
     label: str | float | None
+    times: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +84,14 @@ class TsFile:
     - `path`: its absolute path.
     - `classes`: the names of the classes, in the order of the header; None if it has none.
     - `is_regression`: whether the labels are numbers.
+    - `has_times`: whether the steps have time stamps.
     - `lines`: for each series, the number of its line, and the series or why it can't be used.
     """
 
     path: str
     classes: tuple[str, ...] | None
     is_regression: bool
+    has_times: bool
     lines: list[tuple[int, TsSeries | str]]
 
 
@@ -109,7 +118,7 @@ def parse_ts(path: str | os.PathLike[str]) -> TsFile:
                 lines.append((number, series))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a .ts file: it is not text ({error.reason})") from error
-    return TsFile(path, header.classes, header.is_regression, lines)
+    return TsFile(path, header.classes, header.is_regression, header.has_times, lines)
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,7 @@ class _Header:
     classes: tuple[str, ...] | None
     is_regression: bool
     equal_length: bool
+    has_times: bool
 
 
 def _read_header(path: str, file: TextIO) -> _Header:
@@ -138,8 +148,6 @@ def _read_header(path: str, file: TextIO) -> _Header:
     def says_true(key: str) -> bool:
         return [word.lower() for word in values.get(key, [])[:1]] == ["true"]
 
-    if says_true("@timestamps"):
-        raise UserError(f"{path} has time stamps, which are not supported")
     classes = tuple(values["@classlabel"][1:]) if says_true("@classlabel") else None
     if classes == ():
         raise UserError(f"{path}: the line @classLabel has no classes")
@@ -148,6 +156,7 @@ def _read_header(path: str, file: TextIO) -> _Header:
         classes=classes,
         is_regression=says_true("@targetlabel"),
         equal_length=says_true("@equallength"),
+        has_times=says_true("@timestamps"),
     )
 
 
@@ -156,7 +165,9 @@ def _read_series(line: str, header: _Header, first: tuple[int, ...] | None) -> T
 
     `first` is the shape of the first series, which the others must match.
     """
-    channels = [channel.split(",") for channel in line.strip().split(":")]
+    # With time stamps, a step is a pair such as (2024-05-31 12:00:00,1.5).
+    colon, comma = (f"{mark}(?![^()]*\\))" for mark in ":,") if header.has_times else ":,"
+    channels = [re.split(comma, channel) for channel in re.split(colon, line.strip())]
     label: str | float | None = None
     if header.classes is not None or header.is_regression:
         text = ",".join(channels.pop()).strip()
@@ -173,6 +184,13 @@ def _read_series(line: str, header: _Header, first: tuple[int, ...] | None) -> T
                 return f"its target is {text}"
     if len({len(channel) for channel in channels}) != 1:
         return f"its channels have different lengths: {[len(channel) for channel in channels]}"
+    times = None
+    if header.has_times:
+        pairs = [[step.strip().strip("()").rpartition(",") for step in each] for each in channels]
+        times = _read_times([[stamp for stamp, _, _ in each] for each in pairs])
+        if isinstance(times, str):
+            return times
+        channels = [[value for _, _, value in each] for each in pairs]
     values = np.empty((len(channels[0]), len(channels)))
     for column, channel in zip(values.T, channels, strict=True):
         for step, text in enumerate(channel):
@@ -186,4 +204,16 @@ def _read_series(line: str, header: _Header, first: tuple[int, ...] | None) -> T
         return f"it has {values.shape[1]} channels, and the first has {first[1]}"
     if first is not None and header.equal_length and len(values) != first[0]:
         return f"it has {len(values)} steps, and the first has {first[0]}"
-    return TsSeries(values, label)
+    return TsSeries(values, label, times)
+
+
+def _read_times(stamps: list[list[str]]) -> np.ndarray | str:
+    """The times of the steps from the time stamps of each channel, or why they can't be used."""
+    times = np.array([[parse_time(stamp) for stamp in channel] for channel in stamps])
+    if not np.isfinite(times).all():
+        return "a time stamp is neither a number nor a date of ISO 8601"
+    if (times != times[0]).any():
+        return "its channels have different time stamps"
+    if (np.diff(times[0]) <= 0).any():
+        return "its time stamps do not increase"
+    return times[0]

@@ -3,12 +3,12 @@ table with a series or a step in each row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from rnnscale._errors import UserError
+from rnnscale.data import parse_time
 from rnnscale.tasks._data_options import DataOptions
 from rnnscale.tasks.files._series_table import SeriesTable
 
@@ -181,7 +181,7 @@ def _times(columns: Columns, name: str) -> np.ndarray:
     if texts.dtype.kind == "f":
         times = texts
     else:
-        times = np.array([_time(text) for text in texts.tolist()])
+        times = np.array([parse_time(text) for text in texts.tolist()])
     wrong = np.flatnonzero(~np.isfinite(times))
     if len(wrong):
         raise UserError(
@@ -189,21 +189,6 @@ def _times(columns: Columns, name: str) -> np.ndarray:
             "numbers, or dates like 2024-05-31 or 2024-05-31T12:00:00"
         )
     return times
-
-
-def _time(text: str) -> float:
-    """A time as a number, of a date the seconds since 1970; NaN if it is neither."""
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    for date in (text, f"{text}-01"):  # the second one for a month, such as 2024-05
-        try:
-            found = datetime.fromisoformat(date.strip())
-        except ValueError:
-            continue
-        return found.replace(tzinfo=found.tzinfo or UTC).timestamp()
-    return np.nan
 
 
 _SPLITS = {

@@ -32,6 +32,7 @@ def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
         names=[f"{path}, line {line}" for line, _ in file.lines],
         targets=(("class" if file.classes else "target"),) if labelled else (),
         labels=[np.array([each.label]) for each in series] if labelled else (),
+        times=[each.times for each in series if each.times is not None],
         kind=("classification" if file.classes else "regression") if labelled else None,
         classes=file.classes,
     )
