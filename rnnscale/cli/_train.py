@@ -249,7 +249,11 @@ def _results(summary: Mapping[str, Any]) -> str:
     baselines = {
         "count_model_bits_per_byte": "an order-4 count model has",
         "constant_mse": "always predicting the mean has",
+        "constant_nrmse": "always predicting the mean has",
         "memoryless_accuracy": "without memory",
+        "most_frequent_accuracy": "always answering the most frequent class has",
+        "persistence_nrmse": "repeating the last value has",
+        "seasonal_naive_nrmse": "repeating the last season has",
     }
     for name, words in baselines.items():
         if name in summary:

@@ -37,6 +37,8 @@ def describe(
         task = task_of_table(Path(path), table, chosen, seq_len)
     else:
         task = task_from(path, seq_len=seq_len, **options)
+        notes = (f"{name} {value}" for name, value in task.notes.items() if value not in ("", []))
+        yield _line("notes", ", ".join(notes))
     yield from _about_task(task)
 
 

@@ -35,8 +35,7 @@ def task_from(path: str | PathLike[str], *, seq_len: int | None = None, **option
     if is_series(path, chosen):
         return task_of_table(path, read_table(path, chosen), chosen, seq_len)
     if is_packed(path):
-        fields = packed_fields(path, chosen)
-        return Task(name=path.resolve().stem, notes={"data": str(path)}, **fields)
+        return Task(name=path.resolve().stem, **packed_fields(path, chosen))
     return _text_task(path, chosen, seq_len)
 
 

@@ -443,13 +443,22 @@ def test_a_forecast_has_the_next_values_and_counts_each_label_once():
             assert counted == list(range(first, end))
 
 
-def test_the_baseline_of_a_forecast_is_that_nothing_changes():
-    series = sine(500)
-    task = Task.from_arrays(series, horizon=2, seq_len=30)
-    now, following = series[399:498], np.stack([series[400:499], series[401:500]], axis=1)
-    error = np.mean((following - now[:, None]) ** 2) / following.var(axis=0).mean()
+def test_the_baselines_of_a_forecast_repeat_the_last_value_and_the_last_season():
+    random = np.random.RandomState(0)
+    series = np.tile(random.normal(size=7), 72)[:500] + 0.1 * random.normal(size=500)
+    task = Task.from_arrays(series, horizon=9, seq_len=30)
+    # The labels of test are the values 400 to 499.
+    at = np.arange(399, 491)[:, None] + np.arange(1, 10)
+    guesses = {
+        "persistence_nrmse": series[399:491, None],
+        "seasonal_naive_nrmse": series[np.where(at - at[:, :1] < 7, at - 7, at - 14)],
+    }
     assert task.baseline is not None
-    np.testing.assert_allclose(task.baseline()["persistence_nrmse"], error**0.5, rtol=1e-5)
+    found = task.baseline()
+    assert found.keys() == guesses.keys()
+    for name, guess in guesses.items():
+        error = np.mean((series[at] - guess) ** 2) / series[at].var(axis=0).mean()
+        np.testing.assert_allclose(found[name], error**0.5, rtol=1e-5)
 
 
 def test_a_long_csv_of_a_real_series_is_forecast(tmp_path: Path):

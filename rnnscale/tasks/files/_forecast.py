@@ -19,6 +19,8 @@ from rnnscale.tasks.files._series_table import SPLITS, SeriesTable, check_comple
 
 # Steps of a window by default, if the series are long enough.
 _STEPS = 100
+# The longest season that a baseline looks for.
+_LONGEST_SEASON = 1000
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def forecast_fields(
         "labels": "step",
         "seq_len": steps,
         "metric": "nrmse",
-        "baseline": lambda: _persistence(windows["test"], len(targets)),
+        "baseline": lambda: _baselines(windows["test"], segments["train"]),
         "preprocessing": preprocessing,
     }
 
@@ -218,16 +220,41 @@ def _targets_of(
     return scaled.astype(np.float32)
 
 
-def _persistence(windows: ForecastWindows, targets: int) -> Mapping[str, float]:
-    """The error of forecasting that nothing changes."""
-    labels, last = [], []
-    for index in range(len(windows)):
-        record = windows[index]
-        series, start, stop, _ = windows.windows[index].tolist()
-        now = windows.values[series][start:stop]
-        counts = (record["weight"][: stop - start] > 0) & ~np.isnan(now).any(axis=1)
-        labels.append(record["labels"][: stop - start][counts])
-        last.append(np.tile(now[counts], (1, windows.horizon)))
-    following, now = np.concatenate(labels), np.concatenate(last)
-    error = np.mean(np.square(following - now, dtype=np.float64))
-    return {"persistence_nrmse": float(np.sqrt(error / np.mean(np.var(following, axis=0))))}
+def _baselines(test: ForecastWindows, training: list[_Segment]) -> Mapping[str, float]:
+    """The errors of forecasting that nothing changes, and that the last season comes again.
+
+    The season is the number of steps after which the training data differ least from before, among
+    those that a training series has three times; 1 if there is none.
+    """
+    season = _season([test.values[s.series][s.start : s.stop] for s in training])
+    labels, persistent, seasonal = [], [], []
+    for index in range(len(test)):
+        record = test[index]
+        series, start, _, _ = test.windows[index].tolist()
+        steps = np.flatnonzero(record["weight"] > 0)
+        # The value `h` steps ahead is that of as many seasons before as leave it in the past.
+        ahead = np.arange(1, test.horizon + 1)
+        back = [(start + steps)[:, None] + ahead - lag * -(-ahead // lag) for lag in (1, season)]
+        values = test.values[series]
+        for found, at in zip((persistent, seasonal), back, strict=True):
+            found.append(values[np.maximum(at, 0)].reshape(len(steps), -1))
+        labels.append(record["labels"][steps])
+    following = np.concatenate(labels)
+    variance = np.mean(np.var(following, axis=0))
+    return {
+        name: float(np.sqrt(np.nanmean(np.square(following - np.concatenate(found))) / variance))
+        for name, found in {
+            "persistence_nrmse": persistent,
+            "seasonal_naive_nrmse": seasonal,
+        }.items()
+    }
+
+
+def _season(series: list[np.ndarray]) -> int:
+    """The number of steps after which series differ least from before."""
+    longest = max(series, key=len)
+    lags = range(2, min(_LONGEST_SEASON, len(longest) // 3) + 1)
+    if not lags:
+        return 1  # too short for a season
+    changes = [np.nanmean(np.square(longest[lag:] - longest[:-lag])) for lag in lags]
+    return lags[int(np.argmin(changes))]

@@ -71,6 +71,7 @@ def packed_fields(path: Path, options: DataOptions) -> dict[str, Any]:
         "labels": "step",
         "seq_len": steps,
         "metric": "bits_per_byte" if of_bytes else "accuracy" if is_classes else "nrmse",
+        "notes": {"data": str(path), **rows.notes},
     }
 
 
