@@ -1,40 +1,44 @@
-"""A training script as users write it: their model and loop, on as many devices as there are."""
+"""Trains on all devices, resumes where it stopped: python train_script.py FOLDER STEPS SEQ"""
 
 import sys
 
+import equinox as eqx
 import jax
 import optax
 
-from rnnscale import S5
-from rnnscale.data import batches
-from rnnscale.distributed import connect
-from rnnscale.models import SequenceClassifier
-from rnnscale.sharding import batch_sharding, make_mesh, sharded_init
-from rnnscale.tasks import load_task
-from rnnscale.training import TrainState, cross_entropy, make_train_step
-
-connect()  # with the other processes, if there are any
-steps = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+from rnnscale import S5, data, distributed, layers, sharding, tasks, training
 
 
-def make_model(key):
-    return SequenceClassifier(
-        1, 10, make_layer=lambda key: S5(32, 32, key=key), dim=32, depth=2, key=key
-    )
+class Model(eqx.Module):
+    layer: S5
+    readout: layers.Linear
+
+    def __init__(self, key):
+        self.layer, self.readout = S5(1, 64, 64, key=key), layers.Linear(64, 10, key=key)
+
+    def __call__(self, xs):
+        state, hs = self.layer(xs)
+        return self.readout(jax.nn.gelu(hs[:, -1]))
 
 
-mesh = make_mesh(data=jax.device_count())
-optimiser = optax.adamw(optax.cosine_decay_schedule(4e-3, steps))
-train_step = make_train_step(cross_entropy, optimiser)
-task = load_task("digits")
+def loss(model, batch):  # of each row
+    logits = model(batch["inputs"])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
 
-with jax.set_mesh(mesh):
-    state = sharded_init(
-        lambda key: TrainState.create(make_model(key), optimiser, key), jax.random.key(0), mesh
-    )
-    layout = {name: batch_sharding(mesh, ndim) for name, ndim in (("inputs", 3), ("labels", 1))}
-    with batches(task.train, 64, seed=0, shardings=layout) as stream:
-        for step, batch in zip(range(1, steps + 1), stream, strict=False):
-            state, metrics = train_step(state, batch)
-            if step % 10 == 0:
-                print(f"step {step}: loss {metrics['loss']:.5f}", flush=True)
+
+distributed.connect()  # with the other processes, if there are any
+folder, steps, seq = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+mesh = sharding.make_mesh(data=jax.device_count() // seq, seq=seq)  # time over seq devices
+axes = {"inputs": 3, "labels": 1, "weight": 1}
+layout = {name: sharding.batch_sharding(mesh, ndim) for name, ndim in axes.items()}
+task, optimiser = tasks.load_task("digits"), optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+train_step, eval_step = training.make_train_step(loss, optimiser), training.make_eval_step(loss)
+create, key = training.TrainState.create, jax.random.key(0)
+with jax.set_mesh(mesh), training.Checkpointer(folder, every=20) as saved:
+    state = sharding.sharded_init(lambda key: create(Model(key), optimiser, key), key, mesh)
+    state, _ = saved.restore(state, sharding.shardings(state, mesh)) or (state, None)
+    callbacks, done = [training.Log(print), training.Checkpoints(saved)], int(state.step)
+    with data.batches(task.train, 64, seed=0, start_step=done, shardings=layout) as batches:
+        state = training.fit(state, train_step, batches, steps=steps, callbacks=callbacks)
+    with data.evaluation_batches(task.test, 64, shardings=layout) as batches:
+        print(training.evaluate(eval_step, state.model, batches))

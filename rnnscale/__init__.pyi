@@ -23,6 +23,7 @@ from ._base import (
     Stepwise as Stepwise,
     TakesIntervals as TakesIntervals,
     has_step as has_step,
+    zero_padding as zero_padding,
 )
 from ._fields import parameter as parameter, trainable as trainable
 from ._over_time import over_time as over_time

@@ -20,8 +20,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import yaml
@@ -32,10 +34,13 @@ import rnnscale.models
 import rnnscale.tasks
 import rnnscale_kernels
 from benchmarks.__main__ import BENCHMARKS, load, parse
+from rnnscale import verify
 from rnnscale.cli._main import _parser
 from rnnscale.distributed import StopSignals
 from rnnscale.runs import TrainConfig
+from rnnscale.sharding import make_mesh
 from rnnscale.tasks import TASKS
+from rnnscale.verify import CellSubject, cell_matches_oracle
 
 ROOT = Path(__file__).parent.parent
 GUIDED = ("benchmarks", "kernels", "rnnscale")
@@ -48,6 +53,7 @@ PAGES = {
     if path.is_file()
 }
 README = PAGES["README.md"]
+SCRIPT = (ROOT / "benchmarks" / "train_script.py").read_text(encoding="utf-8")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 IS_CHECKOUT = (ROOT / "Makefile").is_file() and (ROOT / "rnnscale").is_dir()
 needs_checkout = pytest.mark.skipif(
@@ -157,6 +163,7 @@ def check_rnnscale(arguments: list[str]) -> None:
         pytest.param(page, example, id=f"{page}:{example.line}")
         for page, text in PAGES.items()
         for example in examples(text)
+        if example.code != SCRIPT  # which tests/benchmarks runs, with its arguments
     ],
 )
 def test_examples_of_the_pages(
@@ -198,6 +205,69 @@ def test_every_block_is_of_a_kind_that_is_checked(page: str):
 def test_the_readme_is_short():
     assert len(README.splitlines()) <= 300
     assert len(README.split()) <= 2500
+
+
+def test_the_readme_has_the_script_in_full():
+    assert [example.code for example in examples(README)].count(SCRIPT) == 1
+
+
+OWN = {
+    "rnnscale/cells/README.md": "class MinimalGatedUnit",
+    "rnnscale/ssm/README.md": "class MovingAverage",
+    "rnnscale/training/README.md": "def absolute_error(model, batch):",
+}
+
+
+@pytest.mark.parametrize("page", OWN)
+def test_examples_of_ones_own_things_are_short(page: str):
+    (example,) = (each for each in examples(PAGES[page]) if OWN[page] in each.code)
+    lines = [line for line in example.code.splitlines() if line.strip()]
+    assert len([line for line in lines if not line.startswith(("import", "from"))]) <= 25
+
+
+def own(page: str) -> Any:
+    """The class that a page defines, without the code that uses it."""
+    (example,) = (each for each in examples(PAGES[page]) if OWN[page] in each.code)
+    namespace: dict[str, Any] = {}
+    run(example.code[: example.code.index("\n\n\n", example.code.index(OWN[page]))], namespace)
+    return namespace[OWN[page].split()[1]]
+
+
+def test_the_cell_of_the_page_is_the_minimal_gated_unit(key: jax.Array):
+    cell = own("rnnscale/cells/README.md")(3, 5, key=key)
+    biased = jax.random.normal(key, (10,))
+    cell = eqx.tree_at(lambda each: each.bias, cell, biased)
+
+    def oracle(cell: Any, xs: Any, h: Any) -> Any:
+        (v_f, v_h), (b_f, b_h) = np.split(cell.input, 2), np.split(cell.bias, 2)
+        hs = []
+        for x in xs:
+            f = 1 / (1 + np.exp(-(cell.gate @ h + v_f @ x + b_f)))
+            h = (1 - f) * h + f * np.tanh(cell.candidate @ (f * h) + v_h @ x + b_h)
+            hs.append(h)
+        return h, np.array(hs)
+
+    subject = CellSubject("MinimalGatedUnit", "Zhou 2016", lambda key: cell, oracle, lambda key: [])
+    assert all(check.passed for check in cell_matches_oracle(subject, key))
+
+
+def test_the_layer_of_the_page_keeps_the_laws(key: jax.Array):
+    layer, lengths = own("rnnscale/ssm/README.md")(5, key=key), [16, 7, 0, 1]
+    xs = jax.random.normal(key, (4, 16, 5))
+    for check in (
+        verify.step_equals_call(layer, xs),
+        verify.chunks_equal_one_call(layer, xs, 8),
+        verify.reset_equals_fresh(layer, xs, 7),
+        verify.padding_is_inert(layer, xs, lengths),
+        verify.padding_spares_gradient(layer, xs, lengths),
+    ):
+        assert check.passed, check
+    expected, decay = np.zeros((4, 5)), 1 / (1 + np.exp(-np.asarray(layer.logit, np.float64)))
+    for x in np.moveaxis(np.asarray(xs, np.float64), 1, 0):
+        expected = decay * expected + (1 - decay) * x
+    with jax.set_mesh(make_mesh(seq=8)):
+        state, _ = layer(xs)
+    np.testing.assert_allclose(state, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_readme_names_every_class():

@@ -49,24 +49,19 @@ def time_loop(
     **Returns:** `(state, ys)`: the state after the last step that was run, and the outputs, zero
     beyond `lengths`, in the dtype of `xs`.
 
-    **Raises:** `TypeError` if `cell` is not a `Cell`, and what `check_cell` raises; `ValueError` or
-    `TypeError` if the features, the state, `reset` or `lengths` do not
-    fit the cell and the sequences; `ValueError` if the ambient mesh has `seq` above 1 and the cell
-    is not a `LinearCell`.
+    **Raises:** `TypeError` if `cell` is not a `Cell`, or its methods do not return what they have
+    to; `ValueError` or `TypeError` if the features, the state, `reset` or `lengths` do not fit the
+    cell and the sequences; `ValueError` if the ambient mesh has `seq` above 1 and the cell is not a
+    `LinearCell`.
     """
     check_cell("time_loop", cell)
     xs = jnp.asarray(xs)
     state, lengths = check_call(cell, xs, state, reset, lengths)
     batch_shape, time = xs.shape[:-2], xs.shape[-2]
-    valid = None
-    if lengths is not None:
-        valid = jnp.arange(time) < lengths[..., None]
-        xs = zero_padding(xs, lengths)
-        reset = None if reset is None else reset & valid
     if time == 0:
         return state, jnp.zeros((*batch_shape, 0, cell.odim), xs.dtype)
     run = _in_parallel if isinstance(cell, LinearCell) else _step_by_step
-    return run(cell, xs, state, reset, valid, reverse, remat)
+    return run(cell, zero_padding(xs, lengths), state, reset, lengths, reverse, remat)
 
 
 def _in_parallel(
@@ -74,18 +69,16 @@ def _in_parallel(
     xs: Array,
     state: Any,
     reset: Array | None,
-    valid: Array | None,
+    lengths: Array | None,
     reverse: bool,
     remat: bool,
 ) -> tuple[State, Array]:
     def run(cell: Cell, xs: Array, state: Any) -> tuple[Any, Array]:
         decay, drive = cell.drive(compute_weights(cell, xs.dtype), xs)
-        if valid is not None:
-            decay = jnp.where(valid[..., None], decay, 1)
-            drive = jnp.where(valid[..., None], drive, 0)
-        hs, state = sharding.linear_scan(decay, drive, state, reset=reset, reverse=reverse)
-        ys = cell.output(hs).astype(xs.dtype)
-        return state, ys if valid is None else jnp.where(valid[..., None], ys, 0)
+        hs, state = sharding.linear_scan(
+            decay, drive, state, reset=reset, lengths=lengths, reverse=reverse
+        )
+        return state, zero_padding(cell.output(hs).astype(xs.dtype), lengths)
 
     return (eqx.filter_checkpoint(run) if remat else run)(cell, xs, state)
 
@@ -95,11 +88,15 @@ def _step_by_step(
     xs: Array,
     state: State,
     reset: Array | None,
-    valid: Array | None,
+    lengths: Array | None,
     reverse: bool,
     remat: bool,
 ) -> tuple[State, Array]:
     _check_time_is_unsplit(cell)
+    valid = None
+    if lengths is not None:
+        valid = jnp.arange(xs.shape[-2]) < lengths[..., None]
+        reset = None if reset is None else reset & valid
     if reset is not None and reverse:
         # Backwards, a segment starts before the first step of the one that follows it in time.
         reset = jnp.concatenate([reset[..., 1:], jnp.zeros_like(reset[..., :1])], axis=-1)

@@ -23,6 +23,7 @@ from rnnscale_kernels import (
     SSM,
     OpArguments,
     Planar,
+    checked_lengths,
     diagonal_ssm as local_diagonal_ssm,
     linear_scan as local_linear_scan,
 )
@@ -99,6 +100,7 @@ def linear_scan(
     *,
     reverse: bool = False,
     reset: Bool[Array, "*batch time"] | None = None,
+    lengths: Int[Array, "*batch"] | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "*batch time channel"] | Planar, Float[Array, "*batch channel"] | Planar]:
     """`rnnscale_kernels.linear_scan` over the mesh that `jax.set_mesh` has set.
@@ -107,11 +109,24 @@ def linear_scan(
     over `seq`. If `seq` does not divide the number of steps, the sequence is gathered and padded,
     with a warning. Over a mesh only first-order reverse-mode derivatives are available.
 
-    **Arguments** and **Returns:** those of `rnnscale_kernels.linear_scan`.
+    **Arguments** and **Returns:** those of `rnnscale_kernels.linear_scan`, and
+
+    - `lengths`: the number of valid steps of each row, from 0 to `time`. Beyond them the states are
+        zero, and `h_last` is the state after the last valid step.
 
     **Raises:** in addition to the errors of the kernel, `ValueError` if there are fewer steps than
     devices of `seq`.
     """
+    if lengths is not None:
+        (a, b), h0, reset, _ = SCAN.check(a, b, h0, reset=reset, implementation=implementation)
+        lengths = checked_lengths(lengths, b.shape[:-2], b.shape[-2])
+        valid = jnp.arange(b.shape[-2]) < lengths[..., None]
+        a, b = _held(a, b, valid)
+        reset = None if reset is None else reset & valid
+        h, h_last = linear_scan(
+            a, b, h0, reverse=reverse, reset=reset, implementation=implementation
+        )
+        return jax.tree.map(lambda x: jnp.where(valid[..., None], x, 0), h), h_last
     mesh = jax.sharding.get_abstract_mesh()
     if not automatic_axes(mesh):
         return local_linear_scan(
@@ -145,6 +160,13 @@ def linear_scan(
         ),
     )
     return jax.tree.map(lambda x: x[..., :time, :], h), h_last
+
+
+def _held(a: Any, b: Any, valid: Bool[Array, "*batch time"]) -> tuple[Any, Any]:
+    """A decay of one and an input of zero where a step is not valid, so that the state stays."""
+    one = Planar(jnp.array(1), jnp.array(0)) if isinstance(a, Planar) else 1
+    a = jax.tree.map(lambda x, fill: jnp.where(valid[..., None], x, fill), a, one)
+    return a, jax.tree.map(lambda x: jnp.where(valid[..., None], x, 0), b)
 
 
 def _axes(shape: tuple[int, ...], states: tuple[int, ...], mesh: AbstractMesh) -> tuple:

@@ -51,12 +51,7 @@ def in_chunks(loss: Callable[..., tuple[Any, Totals]], steps: int) -> Callable[.
     """
     if steps < 1:
         raise ValueError(f"in_chunks: steps must be at least 1; got {steps}.")
-    if not takes_state(loss):
-        raise TypeError(
-            "in_chunks hands a state from chunk to chunk and adds up sums, so it takes a "
-            f"loss(model, batch, key, state) -> (state, sums), not a mean. See {LOSS_PAGE}."
-        )
-    loss = as_sums(loss)
+    loss = _sums_with_state(loss)
 
     def chunked(
         model: PyTree,
@@ -97,6 +92,17 @@ def in_chunks(loss: Callable[..., tuple[Any, Totals]], steps: int) -> Callable[.
         return state, totals
 
     return chunked
+
+
+def _sums_with_state(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Totals]]:
+    """`as_sums(loss)`. Raises `TypeError` for a loss that takes no state."""
+    if not takes_state(loss):
+        raise TypeError(
+            "in_chunks hands a state from chunk to chunk and adds up sums, so it takes a "
+            "loss(model, batch, key, state) -> (state, sums), not numbers for rows. "
+            f"See {LOSS_PAGE}."
+        )
+    return as_sums(loss)
 
 
 def _check_cuts(model: PyTree, batch: Mapping[str, Array], axes: tuple[int, ...]) -> None:

@@ -19,23 +19,23 @@ from rnnscale.training._loss import Batch, Totals
 type Loss = Callable[[Any, Batch, Key[Array, "*#batch"] | None, State | None], tuple[State, Totals]]
 """`loss(model, batch, key, state) -> (state, totals)`, which returns sums."""
 
-type MeanLoss = Callable[[Any, Batch], Float[Array, ""]]
-"""`loss(model, batch) -> value`, which returns a mean over the rows of the batch."""
+type RowLoss = Callable[[Any, Batch], Float[Array, "batch"] | Float[Array, ""]]
+"""`loss(model, batch) -> value`, which returns a number for each row, or their mean."""
 
 LOSS_PAGE = '"A loss of your own" in rnnscale/training/README.md'
 
-_FORMS = "loss(model, batch) -> mean, or loss(model, batch, key, state) -> (state, sums)"
+_FORMS = "loss(model, batch) -> rows, or loss(model, batch, key, state) -> (state, sums)"
 
 
-def as_sums(loss: Loss | MeanLoss) -> Loss:
+def as_sums(loss: Loss | RowLoss) -> Loss:
     """The loss in the form that returns sums, which are checked when a program is traced.
 
-    A mean over the rows of a batch becomes the sum over its rows and their number.
+    Numbers for the rows of a batch become their sum, weighted by `weight` if the batch has it.
 
     **Raises:** `TypeError` if `loss` is not a function of one of the two forms.
     """
     given: Any = loss
-    sums: Loss = given if takes_state(given) else _sums_of_mean(given)
+    sums: Loss = given if takes_state(given) else _sums_of_rows(given)
     name = _name(loss)
 
     def checked(
@@ -90,25 +90,39 @@ def _name(loss: Any) -> str:
     return f"an object of class {type(loss).__name__}"
 
 
-def _sums_of_mean(loss: Callable[[Any, Batch], Any]) -> Loss:
-    name = _name(loss)
+def _sums_of_rows(loss: RowLoss) -> Loss:
+    name = f"{_name(loss)}(model, batch)"
 
     def sums(
         model: PyTree, batch: Batch, key: Key[Array, "*#batch"] | None, state: State | None
     ) -> tuple[State, Totals]:
         if state is not None:
             raise ValueError(
-                f"the training state has a carry, but {name}(model, batch) takes no state: write "
-                "it as loss(model, batch, key, state) -> (state, sums), or leave the carry out."
+                f"the training state has a carry, but {name} takes no state: write it as "
+                "loss(model, batch, key, state) -> (state, sums), or leave the carry out."
             )
+        rows = jax.tree.leaves(batch)[0].shape[0]
         value = loss(model, batch)
-        if not _is_scalar(value):
+        if not _is_floating(value) or value.shape not in ((), (rows,)):
             raise TypeError(
-                f"{name}(model, batch) must return one floating number, a mean over the rows of "
-                f"the batch; got {shapes(value)}."
+                f"{name} must return one floating number for each of the {rows} rows, or their "
+                f"mean; got {shapes(value)}."
             )
-        rows = jnp.asarray(jax.tree.leaves(batch)[0].shape[0], jnp.float32)
-        return None, {"loss": value * rows, "count": rows}
+        weight = jnp.asarray(batch.get("weight", jnp.ones(rows)), jnp.float32)
+        if weight.shape != (rows,):
+            raise ValueError(
+                f"the batch has weights of shape {weight.shape}, and {name} gives a number for "
+                "each row: write it as loss(model, batch, key, state) -> (state, sums)."
+            )
+        if value.shape == (rows,):
+            weighted = jnp.where(weight > 0, value * weight, 0)
+            return None, {"loss": jnp.sum(weighted), "count": jnp.sum(weight)}
+        if "weight" in batch:
+            raise ValueError(
+                f"the batch has a `weight`, which is 0 for the copies that fill up the last batch "
+                f"of an evaluation. {name} must return a number for each row then, not their mean."
+            )
+        return None, {"loss": value * rows, "count": jnp.float32(rows)}
 
     return sums
 
@@ -126,13 +140,12 @@ def _check_sums(name: str, result: Any) -> None:
             f"{name}: the sums must include `loss` and `count`, whose quotient is minimised; got "
             f"{', '.join(sorted(sums))} without {' and '.join(sorted(missing))}. See {LOSS_PAGE}."
         )
-    if not _is_scalar(sums["loss"]) or jnp.shape(sums["count"]) != ():
+    if not _is_floating(sums["loss"]) or jnp.shape(sums["loss"]) or jnp.shape(sums["count"]):
         raise TypeError(
             f"{name}: the sums `loss` and `count` must be single numbers, `loss` a floating one; "
             f"got {shapes({each: sums[each] for each in ('loss', 'count')})}. See {LOSS_PAGE}."
         )
 
 
-def _is_scalar(value: Any) -> bool:
-    is_array = isinstance(value, jax.Array)
-    return is_array and value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.floating)

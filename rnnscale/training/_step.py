@@ -16,12 +16,12 @@ from rnnscale.layers import row_keys
 from rnnscale.sharding import ACTIVATION_AXES, automatic_axes, parameter_spec
 from rnnscale.training._carry import Carry
 from rnnscale.training._loss import Batch, Totals, means
-from rnnscale.training._loss_form import Loss, MeanLoss, as_sums
+from rnnscale.training._loss_form import Loss, RowLoss, as_sums
 from rnnscale.training._state import TrainState, check_optimiser, skip_non_finite
 
 
 def make_train_step(
-    loss: Loss | MeanLoss, optimiser: optax.GradientTransformation, *, accumulation: int = 1
+    loss: Loss | RowLoss, optimiser: optax.GradientTransformation, *, accumulation: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Makes `train_step(state, batch) -> (state, metrics)`, a jitted function for any loop.
 
@@ -32,11 +32,11 @@ def make_train_step(
 
     **Arguments:**
 
-    - `loss`: `loss(model, batch) -> value`, a mean over the rows of the batch that is minimised.
-        Or `loss(model, batch, keys, state) -> (state, totals)`: the model's last state, and sums
-        over the batch, among them `loss` and `count`, whose quotient is minimised. `keys` has one
-        key for each row of the batch, so that a row draws the same random numbers on any device.
-        See `cross_entropy` and `squared_error`.
+    - `loss`: `loss(model, batch) -> value`, with a number for each row of the batch, or their mean,
+        which is minimised. Or `loss(model, batch, keys, state) -> (state, totals)`: the model's
+        last state, and sums over the batch, among them `loss` and `count`, whose quotient is
+        minimised. `keys` has one key for each row of the batch, so that a row draws the same random
+        numbers on any device. See `cross_entropy` and `squared_error`.
     - `optimiser`: the one that `TrainState.create` was given.
     - `accumulation`: number of parts in which the batch is processed, one after another, to save
         memory; at least 1. Each device goes through its own rows. Gradients are added up over
@@ -102,7 +102,7 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def make_eval_step(loss: Loss | MeanLoss) -> Callable[..., tuple[Carry | None, Totals]]:
+def make_eval_step(loss: Loss | RowLoss) -> Callable[..., tuple[Carry | None, Totals]]:
     """Makes `eval_step(model, batch, carry=None) -> (carry, totals)`, a jitted function.
 
     **Arguments:**

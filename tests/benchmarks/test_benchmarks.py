@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from rich.console import Console
 import benchmarks.__main__ as command
 from benchmarks import _loading, gpu, linear_scan, message_passing, scaling, tune_triton, watch
 from benchmarks._benchmark import Benchmark
+from rnnscale.training import restore_part
 from rnnscale_kernels.testing import ScanArguments, missing
 
 BENCHMARKS = Path(command.__file__).parent
@@ -49,23 +51,49 @@ def shown(benchmark, rows):
     return captured.get()
 
 
-def test_the_users_script_runs_unchanged_on_one_and_on_eight_devices(monkeypatch, capsys):
-    script = BENCHMARKS / "train_script.py"
-    assert len(script.read_text().splitlines()) <= 40
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
-    alone = subprocess.Popen(
-        [sys.executable, script, "10"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-    )
-    monkeypatch.setattr(sys, "argv", [str(script), "10"])
+def test_the_script_in_full_goes_on_where_it_was_killed_on_another_mesh(
+    tmp_path, monkeypatch, capsys
+):
+    """Killed after a checkpoint with time over two devices, it ends with the batch over eight as an
+    uninterrupted run on one device does."""
+    script, steps = BENCHMARKS / "train_script.py", 60
+    assert len(script.read_text().splitlines()) <= 45
+
+    def start(name: str, devices: int, seq: int) -> subprocess.Popen:
+        flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
+        return subprocess.Popen(
+            [sys.executable, script, tmp_path / name, str(steps), str(seq)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags}{devices}"},
+        )
+
+    alone, killed = start("alone", 1, 1), start("run", 2, 2)
+    while not (tmp_path / "run" / "20").exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "run"), str(steps), "1"])
     assert jax.device_count() == 8
-    runpy.run_path(str(script), run_name="__main__")
-    printed = [alone.communicate()[0], capsys.readouterr().out]
-    assert alone.returncode == 0
-    ((one,), (eight,)) = ([float(x) for x in re.findall(r"loss ([\d.]+)", p)] for p in printed)
-    assert one == pytest.approx(eight, rel=1e-4)
+    ended = runpy.run_path(str(script), run_name="__main__")
+
+    def rows(printed: str) -> dict[int, float]:
+        found = re.findall(r"'step': (\d+), 'loss': ([\d.]+)", printed)
+        return {int(step): float(loss) for step, loss in found}
+
+    expected, before = rows(alone.communicate()[0]), rows(killed.communicate()[0])
+    resumed = rows(capsys.readouterr().out)
+    assert (alone.returncode, killed.returncode) == (0, -signal.SIGKILL)
+    assert 10 in before and list(expected) == list(range(10, steps + 1, 10))
+    assert list(resumed) in (list(range(first, steps + 1, 10)) for first in (30, 50))
+    for step, loss in {**before, **resumed}.items():
+        assert loss == pytest.approx(expected[step], rel=1e-6), step
+    saved = restore_part(tmp_path / "alone", {"model": ended["state"].model})
+    assert saved is not None and saved[1] == steps
+    for got, like in zip(
+        jax.tree.leaves(ended["state"].model), jax.tree.leaves(saved[0]["model"]), strict=True
+    ):
+        np.testing.assert_allclose(got, like, rtol=1e-6, atol=3e-6)
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """`linear_scan` and layers that use the ops give the results of one device on every mesh."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -139,3 +141,43 @@ def test_an_explicit_mesh_is_refused():
     mesh = jax.make_mesh((8,), ("data",))
     with jax.set_mesh(mesh), pytest.raises(ValueError, match="axis data is of type Explicit"):
         linear_scan(jnp.ones(3), jnp.ones((8, 4, 3)))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("sizes", [None, MESHES["data=2,seq=4"]], ids=["no mesh", "data=2,seq=4"])
+def test_rows_of_other_lengths_are_those_of_shorter_sequences(sizes, reverse, key):
+    """Complex numbers; whatever lies beyond a row, a reset or NaN, changes nothing."""
+    lengths, time = np.array([8, 0, 1, 5]), 8
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(4, time, 2)) + 1j * rng.normal(size=(4, time, 2)) for _ in range(2))
+    h0 = rng.normal(size=(4, 2)) + 0j
+    reset = np.zeros((4, time), bool)
+    reset[:, 3] = reset[2:, 6] = True
+    b[1:, 5:] = np.nan
+
+    def planes(x):
+        return Planar(*(jnp.asarray(plane, jnp.float32) for plane in (x.real, x.imag)))
+
+    def run() -> Any:
+        return linear_scan(
+            *map(planes, (a, b, h0)),
+            reset=jnp.asarray(reset),
+            lengths=jnp.asarray(lengths),
+            reverse=reverse,
+        )
+
+    if sizes is None:
+        h, last = run()
+    else:
+        with jax.set_mesh(make_mesh(*sizes)):
+            h, last = run()
+    for row, length in enumerate(lengths):
+        state, expected = h0[row], np.zeros((time, 2), complex)
+        for t in reversed(range(length)) if reverse else range(length):
+            state = a[row, t] * state + b[row, t]
+            start = t if not reverse else t + 1
+            if start < length and reset[row, start]:
+                state = b[row, t]
+            expected[t] = state
+        np.testing.assert_allclose(h.re[row] + 1j * h.im[row], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(last.re[row] + 1j * last.im[row], state, rtol=1e-5, atol=1e-5)

@@ -42,9 +42,9 @@ def step(loss: Any, **options: Any) -> tuple[Any, Any]:
     return make_train_step(loss, OPTIMISER, **options)(state, BATCH)
 
 
-@pytest.mark.parametrize("parts", [1, 4])
-def test_a_mean_gives_the_step_of_the_sums(parts: int):
-    got, metrics = step(mean_error, accumulation=parts)
+@pytest.mark.parametrize(("loss", "parts"), [(0, 1), (0, 4), (1, 4)])
+def test_a_mean_or_numbers_for_rows_give_the_step_of_the_sums(loss: int, parts: int):
+    got, metrics = step((mean_error, row_errors)[loss], accumulation=parts)
     expected, others = step(squared_error)
     np.testing.assert_allclose(metrics["loss"], others["loss"], rtol=1e-6)
     for a, b in zip(jax.tree.leaves(got.model), jax.tree.leaves(expected.model), strict=True):
@@ -57,6 +57,24 @@ def test_a_mean_is_evaluated_over_rows_of_batches_of_any_size():
     assert got == {"loss": pytest.approx(float(mean_error(model(), BATCH)), rel=1e-6)}
 
 
+def row_errors(model, batch):
+    y, _ = model(batch["inputs"])
+    return jnp.mean((y - batch["labels"]) ** 2, axis=-1)
+
+
+def test_numbers_for_rows_are_weighted_and_a_mean_refuses_weights():
+    """As in the last batch of `evaluation_batches`: copies of a row, and whatever is in them."""
+    filled = {**BATCH, "weight": jnp.arange(8) < 5.0}
+    filled["inputs"] = BATCH["inputs"].at[5:].set(jnp.nan)
+    got = evaluate(make_eval_step(row_errors), model(), [filled])
+    kept = jax.tree.map(lambda x: x[:5], BATCH)
+    assert got == {"loss": pytest.approx(float(mean_error(model(), kept)), rel=1e-6)}
+    with pytest.raises(ValueError, match=r"must return a number for each row then, not their mean"):
+        make_eval_step(mean_error)(model(), filled)
+    with pytest.raises(ValueError, match=r"weights of shape \(8, 5\), and row_errors"):
+        make_eval_step(row_errors)(model(), {**BATCH, "weight": jnp.ones((8, 5))})
+
+
 def test_a_mean_takes_no_carry():
     state = TrainState.create(model(), OPTIMISER, jax.random.key(2), carry=Carry.zeros(model(), 8))
     with pytest.raises(ValueError, match=r"the training state has a carry, but mean_error"):
@@ -65,7 +83,9 @@ def test_a_mean_takes_no_carry():
 
 def test_a_mean_is_not_cut_into_chunks():
     mean: Any = mean_error
-    with pytest.raises(TypeError, match=r"in_chunks hands a state .*, not a mean.*A loss of your"):
+    with pytest.raises(
+        TypeError, match=r"in_chunks hands a state .*, not numbers for.*A loss of your"
+    ):
         in_chunks(mean, 2)
 
 
@@ -91,8 +111,8 @@ def test_options_are_set_by_keyword():
     )
 
 
-def rows(model, batch):
-    return jnp.zeros(8)
+def steps(model, batch):
+    return jnp.zeros((8, 5))
 
 
 def pair(model, batch):
@@ -122,7 +142,7 @@ def loss_of_rows(model, batch, key, state):
 @pytest.mark.parametrize(
     ("loss", "error", "message"),
     [
-        (rows, TypeError, r"rows\(model, batch\) must return one floating number.*float32\[8\]"),
+        (steps, TypeError, r"steps\(model, batch\) must return one floating .*float32\[8,5\]"),
         (pair, TypeError, r"pair\(model, batch\) must return one floating number.*\(float32\[\], "),
         (integer, TypeError, r"integer\(model, batch\) must return one floating.*int32\[\]"),
         (totals_only, TypeError, r"totals_only\(.*\) must return \(state, sums\).*; got \{"),
