@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from rnnscale.experiments._experiment import Entry, Experiment
+from rnnscale.experiments._pixels import LIPSCHITZ
 from rnnscale.experiments._train import QUIET, train
 
 _SHARED = {
@@ -49,6 +50,8 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "lru": {"cell": {"r_min": 0.9, "r_max": 0.999}},
     "indrnn": {"cell": {"input_std": 0.1}},
     "clockwork": {"cell": {"periods": [1, 2, 4, 8]}},
+    "lipschitz": {"cell": LIPSCHITZ},
+    "lipschitz-gated": {"cell": LIPSCHITZ},
 }
 
 LANGUAGE = (

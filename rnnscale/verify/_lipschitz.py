@@ -1,6 +1,7 @@
 """Lipschitz networks: their equations in NumPy, and their invariants."""
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -62,15 +63,17 @@ def _oracle(
 
 def _build(make: type[Any], method: str, key: PRNGKeyArray) -> Any:
     options = {"epsilon": 0.3, "beta": (0.6, 0.9), "gamma": (0.2, 0.4), "init_std": 2.0}
-    return with_normal(make(3, 5, method=method, key=key, **options), key, bias=1.0)
+    with warnings.catch_warnings(action="ignore"):  # it grows, which a few steps show best
+        cell = make(3, 5, method=method, key=key, **options)
+    return with_normal(cell, key, bias=1.0)
 
 
 def _invariants(method: str, key: PRNGKeyArray) -> list[Check]:
     small = build(partial(_build, LipschitzRNNCell, method), key)
-    large = build(lambda key: LipschitzRNNCell(7, 40, init_std=8.0, key=key), key)
+    large = build(lambda key: LipschitzRNNCell(7, 40, init_std=0.5, key=key), key)
     checks = [
         _order_of(small, _slope, key),
-        follows("initial M", large.recurrent, normal(8 / 40)),
+        follows("initial M", large.recurrent, normal(0.5 / 40)),
         follows("initial U", large.input, normal(math.sqrt(2 / 47))),
     ]
     with jax.enable_x64(True):
@@ -105,11 +108,11 @@ def _gated_invariants(method: str, key: PRNGKeyArray) -> list[Check]:
         input=gated.input[0],
         bias=gated.bias[0],
     )
-    large = build(lambda key: GatedLipschitzRNNCell(7, 40, init_std=8.0, key=key), key)
+    large = build(lambda key: GatedLipschitzRNNCell(7, 40, init_std=0.5, key=key), key)
     return [
         _order_of(gated, _gated_slope, key),
         *gate_is_open_or_shut(gated, plain, key),
-        follows("initial M", large.recurrent, normal(8 / 40)),
+        follows("initial M", large.recurrent, normal(0.5 / 40)),
         follows("initial U and U_z", large.input, normal(math.sqrt(2 / 47))),
     ]
 

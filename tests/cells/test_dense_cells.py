@@ -3,6 +3,10 @@
 What the papers promise is checked by `rnnscale.verify`, and tests/interop compares with torch.
 """
 
+import math
+import re
+import warnings
+
 import diffrax
 import equinox as eqx
 import jax
@@ -28,6 +32,7 @@ def run(cell, xs, state):
     return jax.lax.scan(lambda state, x: cell(x, state), state, xs)
 
 
+@pytest.mark.filterwarnings("ignore:LipschitzRNNCell. states may grow")
 @pytest.mark.parametrize(
     ("method", "solver"), [("euler", diffrax.Euler()), ("rk2", diffrax.Midpoint())]
 )
@@ -110,6 +115,22 @@ def test_clockwork_clock_does_not_overflow(key):
 def test_warns_of_unstable_arguments(cell, gamma, key):
     with pytest.warns(UserWarning, match=rf"{cell.__name__}: .* \[0, 4\]; got {gamma}"):
         cell(3, 8, epsilon=0.5, gamma=gamma, key=key)
+
+
+@pytest.mark.parametrize(("init_std", "grows"), [(32.0, True), (0.1, False)])
+def test_lipschitz_warns_of_growth_before_training(init_std, grows, key):
+    options = {"epsilon": 0.01, "beta": 0.65, "init_std": init_std, "key": key}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cell = LipschitzRNNCell(1, 128, **options)
+    assert len(caught) == grows
+    linear_part = np.split(np.asarray(cell.weights().recurrent), 2)[0]
+    rate = 0.01 * np.linalg.eigvalsh((linear_part + linear_part.T) / 2)[-1]
+    if grows:
+        factor = float(re.findall(r"factor of ([\d.]+)", str(caught[0].message))[0])
+        assert math.log(factor) == pytest.approx(rate, rel=0.1)
+    state, _ = run(cell, jnp.ones((784, 1)), cell.init_state())
+    assert (jnp.max(jnp.abs(state)) > 100) == grows
 
 
 @pytest.mark.parametrize(("gamma", "grows"), [(-0.1, True), (4.1, True), (3.9, False)])
