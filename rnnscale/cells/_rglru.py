@@ -39,6 +39,11 @@ class RGLRUCell(LinearCell):
     - $\log a_t$ is at most $-2^{-22}$ (a memory of four million steps), so that $a_t$ stays below
       one in float32 and the root has a finite gradient, which is zero there.
     - The root is applied at the first step of a sequence too, where the authors' code has 1.
+
+    **Differs from the authors' code**, recurrentgemma, in how parameters start. There,
+    $e^{-\mathrm{softplus}(\Lambda)}$ lies between 0.9 and 0.999, its square uniform, and the decay
+    with an open gate is the eighth power of it: memories are eight times shorter. The variance of
+    the gates is `1 / idim` there, whatever `blocks` is.
     """
 
     gates: Float[Array, "2 blocks out in"] = parameter()

@@ -110,8 +110,10 @@ class S5(DiagonalSSM, TakesIntervals):
         - `step_rescale`: multiplies every step, so that a trained layer runs on input sampled at
             another rate: 2 for every second sample. An array leaf that is not trained.
         - `clip_eigenvalues`: hold the real parts of $\Lambda$ at or below $-10^{-4}$.
-        - `c_init`: `"lecun"` for a Lecun-normal $C$ times the eigenvectors, `"complex_normal"` for
-            $\tilde C$ drawn directly, of unit variance.
+        - `c_init`: `"lecun"` for a $C$ whose rows are Lecun-normal, of variance `1 / state_dim`,
+            times the eigenvectors: what the authors' code calls `trunc_standard_normal`. (Their
+            `lecun_normal` is smaller by the root of `odim`.) `"complex_normal"` for $\tilde C$
+            drawn directly, of unit variance.
         - `key`: for the initial parameters.
 
         **Raises:** `ValueError` if a size, range or choice is invalid; `TypeError` if an argument
