@@ -51,9 +51,10 @@ class UnitaryEvolutionRNNCell(Cell):
 
     **Differs from the paper:** the initial $v$ and $V$ are those of the authors' code.
 
-    **Differs from the authors' code:** there, a reflection is $1 - 2 \bar v v^T / \|v\|^2$, which is
-    ours for the conjugate of $v$, so weights from there need the sign of `reflection_im` changed;
-    and modReLU divides by $|z| + 10^{-5}$, in later versions with $|z|^2 + 10^{-5}$ under the root.
+    **Differs from the authors' code:** there, a reflection is
+    $1 - 2 \bar v v^T / \|v\|^2$, which is ours for the conjugate of $v$, so weights from there need
+    the sign of `reflection_im` changed; and modReLU divides by $|z| + 10^{-5}$, in later versions
+    with $|z|^2 + 10^{-5}$ under the root.
     """
 
     theta: Float[Array, "3 hdim"] = parameter(group="recurrence")
