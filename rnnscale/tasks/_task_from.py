@@ -11,7 +11,7 @@ from rnnscale.tasks._data_options import DataOptions
 from rnnscale.tasks._task import Task
 from rnnscale.tasks.files._fields import fields_of_table
 from rnnscale.tasks.files._packed import is_packed, packed_fields
-from rnnscale.tasks.files._read import has_series, read_table
+from rnnscale.tasks.files._read import has_series, name_of, read_table
 from rnnscale.tasks.files._series_table import SeriesTable
 
 
@@ -35,7 +35,7 @@ def task_from(path: str | PathLike[str], *, seq_len: int | None = None, **option
     if is_series(path, chosen):
         return task_of_table(path, read_table(path, chosen), chosen, seq_len)
     if is_packed(path):
-        return Task(name=path.resolve().stem, **packed_fields(path, chosen))
+        return Task(name=name_of(path), **packed_fields(path, chosen, seq_len))
     return _text_task(path, chosen, seq_len)
 
 
@@ -54,11 +54,11 @@ def task_of_table(
 ) -> Task:
     """The task of the series that were read from a path."""
     fields = fields_of_table(table, options, seq_len)
-    return Task(name=path.resolve().stem, notes={"data": str(path)}, **fields)
+    return Task(name=name_of(path), notes={"data": str(path)}, **fields)
 
 
 def _text_task(path: Path, options: DataOptions, seq_len: int | None) -> Task:
     if isinstance(options.split, str) or options.label or options.group or options.time:
         raise UserError(f"{path} is read as text, which has no columns; leave out their names")
     task = bytes_task(1024 if seq_len is None else seq_len, path, options.split)
-    return replace(task, name=path.resolve().stem)
+    return replace(task, name=name_of(path))

@@ -258,6 +258,23 @@ def write_list_parquet(folder: Path, inputs: np.ndarray, names: np.ndarray) -> d
     return {"label": "name"}
 
 
+@pytest.mark.parametrize("options", [{"group": "who"}, {}])
+def test_new_tables_need_neither_labels_nor_splits(options, tmp_path: Path):
+    path, new = tmp_path / "own.csv", tmp_path / "new.csv"
+    lines = ["who,a,b,name,part"]
+    for who, part in enumerate(["train", "validation", "test"] * 4):
+        # Of a group, both steps have the same label.
+        lines += [f"{who},{step},{who},{'xy'[who % 2]},{part}" for step in (0.5, 7)]
+    path.write_text("\n".join(lines) + "\n")
+    new.write_text("\n".join(line.rsplit(",", 2)[0] for line in lines) + "\n")
+    task = task_from(path, label="name", split="part", **options)
+    with_labels, without = (records(fitted(task).read(each)) for each in (path, new))
+    assert len(without) == (12 if options else 24)
+    for record, expected in zip(without, with_labels, strict=True):
+        assert expected.keys() - record.keys() == {"labels"}
+        np.testing.assert_array_equal(record["inputs"], expected["inputs"])
+
+
 MULTIVARIATE = [write_npz, write_ts, write_long_csv, write_long_parquet, write_list_parquet]
 UNIVARIATE = [write_wide_csv, write_archive_tsv]
 
@@ -461,6 +478,16 @@ def test_the_baselines_of_a_forecast_repeat_the_last_value_and_the_last_season()
         np.testing.assert_allclose(found[name], error**0.5, rtol=1e-5)
 
 
+def test_labels_are_of_no_use_for_a_forecast(tmp_path: Path):
+    path = tmp_path / "own_TRAIN.ts"
+    path.write_text(TS + "".join(f"{','.join(map(repr, sine(50).tolist()))}:a\n" for _ in range(3)))
+    path.with_name("own_TEST.ts").write_text(path.read_text())
+    task = task_from(path, horizon=2)
+    assert (task.name, task.odim) == ("own", 2)
+    assert fitted(task).targets == ("channel 0+1", "channel 0+2")
+    assert "labels" not in fitted(task).read(path)[0]
+
+
 def test_a_long_csv_of_a_real_series_is_forecast(tmp_path: Path):
     path = aeon_folder("solar") / "solar.csv"
     values = np.loadtxt(path, delimiter=",", skiprows=1, usecols=1)
@@ -622,8 +649,8 @@ LONG = "who,a,name\n1,2,x\n"
         ("x.csv", "a,b\n1,2\n\n3,x\n", {}, "x.csv, line 4, column 'b': 'x' is not a number"),
         ("x.csv", "a,b\n1,inf\n", {}, "x.csv, line 2, column 'b': the value is infinite"),
         ("x.csv", "a,a\n1,2\n", {}, "two columns have the name 'a'"),
-        ("x.csv", "a,b\n1,\xff2\n", {}, "x.csv can't be read as CSV: 'utf-8' codec"),
-        ("x.csv", 'a,b\n1,"2\n', {}, "x.csv can't be read as CSV: unexpected end"),
+        ("x.csv", "a,b\n1,\xff2\n", {}, "line 1 or later: it can't be read as CSV: 'utf-8'"),
+        ("x.csv", 'a,b\n1,"2\n', {}, "line 3 or later: it can't be read as CSV: unexp"),
         ("x.csv", LONG, {"label": "y"}, "x.csv has no column 'y'; it has who, a, name"),
         ("x.csv", LONG, {"inputs": "a", "time": "name"}, "line 2, column 'name': x is not a time"),
         (
@@ -640,6 +667,10 @@ LONG = "who,a,name\n1,2,x\n"
         ("x.csv", LONG, {"split": "a", "inputs": "a"}, "the column 'a' has two roles"),
         ("x.csv", LONG, {"label": "a", "inputs": "a"}, "the column 'a' has two roles"),
         ("x.csv", "y,a,b\n1,2,3\n", {"label": "y"}, "validation split is empty: 1 series"),
+        ("x.csv", "y,a\nu,1\n,2\n", {"label": "y"}, "x.csv, line 3: its label is missing"),
+        ("x.csv", "g,a\nu,1\n,2\n", {"group": "g"}, "line 3, column 'g': the group is missing"),
+        ("x.csv", "y,a\n" + "u,1\nv,2\n" * 9, {"label": "y", "seq_len": 9}, "up to 1 steps, got"),
+        ("x.npz", "PK\x03\x04 no more", {}, "x.npz can't be read as arrays of NumPy"),
         ("x.ts", TS + "1,2:3:a\n", {}, r"x.ts, line 5: its channels have different lengths"),
         ("x.ts", TS, {}, "x.ts has no series"),
         ("x.ts", TS + "1:2:a\n", {"label": "y"}, "a .ts file has no columns; leave out label"),

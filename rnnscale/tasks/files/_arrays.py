@@ -1,5 +1,7 @@
 """Arrays in memory and in `.npz` and `.npy` files."""
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,10 @@ def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
     **Raises:** `ValueError` if the file can't be read, or an array is missing or has another shape.
     """
     try:
-        stored = np.load(path, allow_pickle=False)
-        arrays = {"inputs": stored} if isinstance(stored, np.ndarray) else dict(stored)
-    except (ValueError, OSError, EOFError) as error:
+        with path.open("rb") as file:  # NumPy leaves a file open that it can't read
+            stored = np.load(file, allow_pickle=False)
+            arrays = {"inputs": stored} if isinstance(stored, np.ndarray) else dict(stored)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} can't be read as arrays of NumPy: {error}") from error
     if options.label or options.group or options.time or options.inputs:
         raise UserError(f"{path}: arrays have no columns; leave out label, group, time, inputs")

@@ -135,6 +135,9 @@ def _long(columns: Columns, roles: Roles, splits: np.ndarray | None) -> SeriesTa
     """A step in each row. Rows with the same group and split are a series."""
     count = len(columns.inputs)
     group = columns.texts[roles.group].astype(str) if roles.group else np.zeros(count, "U1")
+    if roles.group and (group == "").any():
+        row = int((group == "").argmax())
+        raise UserError(f"{columns.name(row)}, column {roles.group!r}: the group is missing")
     split = np.zeros(count, "U1") if splits is None else splits
     times = None if roles.time is None else _times(columns, roles.time)
     keys: dict[tuple[str, str], list[int]] = {}

@@ -26,17 +26,18 @@ def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
 
     **Raises:** `ValueError` with file and line if a line can't be used.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            start = file.readline()
-            separator = next((s for s in "\t;," if s in start), ",")
-            file.seek(0)
-            reader = csv.reader(file, delimiter=separator, strict=True)
-            # The number of a line is known only after it is read.
-            lines = ((line, reader.line_num) for line in reader)
+    with path.open("rb") as file:
+        start = file.readline()
+    separator = next((mark for mark in "\t;," if mark.encode() in start), ",")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        # The number of a line is known only after it is read.
+        lines = ((line, reader.line_num) for line in reader)
+        try:
             return _read(path, (line for line in lines if line[0]), options, new)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} can't be read as CSV: {error}") from error
+        except (UnicodeDecodeError, csv.Error) as error:
+            where = f"{path}, line {reader.line_num + 1} or later"
+            raise UserError(f"{where}: it can't be read as CSV: {error}") from error
 
 
 def _read(path: Path, lines: Iterator[Line], options: DataOptions, new: bool) -> SeriesTable:

@@ -36,4 +36,10 @@ def fields_of_table(
         raise UserError("next-token prediction needs text or packed tokens; these data are series")
     if options.kind == "forecast":
         return forecast_fields(table, replace(options, horizon=options.horizon or 1), seq_len)
-    return labelled_fields(table, options)
+    fields = labelled_fields(table, options)
+    if seq_len not in (None, fields["seq_len"]):
+        raise UserError(
+            f"seq_len is for forecasts and text; these series have up to {fields['seq_len']} steps,"
+            f" got {seq_len=}"
+        )
+    return fields

@@ -47,7 +47,8 @@ def forecast_fields(
         check_complete(table)
     horizon = options.horizon
     assert horizon is not None  # its default depends on nothing here
-    targets = table.targets or table.columns
+    # Labels, which the headers of some files name, are of no use here.
+    targets = table.columns if table.labels or not table.targets else table.targets
     segments = _segments(table, options.fractions)
     for split, of_split in segments.items():
         longest = max((s.stop - s.start for s in of_split), default=0)

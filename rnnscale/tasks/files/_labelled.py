@@ -170,7 +170,11 @@ def _with_labels_of(table: SeriesTable, is_classes: bool) -> SeriesTable:
     if is_classes:
         if len(table.targets) != 1:
             raise UserError(f"classification needs one label; got {', '.join(table.targets)}")
-        return replace(table, labels=[class_names(label) for label in table.labels])
+        named = [class_names(label) for label in table.labels]
+        for name, label in zip(table.names, named, strict=True):
+            if np.isin(label, ("", "nan")).any():
+                raise UserError(f"{name}: its label is missing")
+        return replace(table, labels=named)
     labels = []
     for name, label in zip(table.names, table.labels, strict=True):
         try:

@@ -18,7 +18,7 @@ def is_packed(path: Path) -> bool:
     return (path / "index.json").is_file()
 
 
-def packed_fields(path: Path, options: DataOptions) -> dict[str, Any]:
+def packed_fields(path: Path, options: DataOptions, seq_len: int | None) -> dict[str, Any]:
     """The fields of a `Task` of a folder of packed rows.
 
     Rows are split by the fractions, and read one by one. Features and real labels are
@@ -35,6 +35,9 @@ def packed_fields(path: Path, options: DataOptions) -> dict[str, Any]:
         )
     if isinstance(options.split, str) or options.horizon:
         raise UserError("packed rows take no column for split, and no horizon; leave them out")
+    steps = spec["inputs"].shape[0]
+    if seq_len not in (None, steps):
+        raise UserError(f"the rows in {path} have {steps} steps; got {seq_len=}")
     _, validation, test = options.fractions
     indices = stratified_split(np.zeros(len(rows), np.int64), validation, test)
     if not all(map(len, indices)):
@@ -61,7 +64,6 @@ def packed_fields(path: Path, options: DataOptions) -> dict[str, Any]:
     scales = _scales(splits["train"], [n for n in ("inputs", "labels") if n not in sizes])
     if scales:
         splits = {split: _Scaled(each, scales) for split, each in splits.items()}
-    steps = spec["inputs"].shape[0]
     return {
         **splits,
         "inputs": "tokens" if tokens else "features",

@@ -100,6 +100,12 @@ def split_of_name(path: Path) -> str | None:
     return _SPLIT_OF_NAME.get(path.stem.rpartition("_")[2].lower())
 
 
+def name_of(path: Path) -> str:
+    """The name of a data set: that of its file or folder, without suffix and split."""
+    stem = path.resolve().stem
+    return stem.rpartition("_")[0] if path.is_file() and split_of_name(path) else stem
+
+
 def _without_split(path: Path) -> str:
     return path.stem.rpartition("_")[0].lower()
 
