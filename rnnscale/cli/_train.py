@@ -182,6 +182,23 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
         "default: no",
     )
     log.add_argument(
+        "--sample-bytes",
+        type=int,
+        metavar="N",
+        help="length of the text that a model of bytes writes after each evaluation; "
+        f"default: {TrainConfig.sample_bytes}",
+    )
+    log.add_argument(
+        "--tensorboard",
+        action=argparse.BooleanOptionalAction,
+        help="log for TensorBoard too; default: no",
+    )
+    log.add_argument(
+        "--wandb",
+        metavar="PROJECT",
+        help="log to this project of Weights & Biases too; default: none",
+    )
+    log.add_argument(
         "--stuck-minutes",
         type=float,
         metavar="X",

@@ -40,6 +40,9 @@ _WITHOUT_EFFECT = {
     "save_every",
     "save_minutes",
     "evaluate_every",
+    "sample_bytes",
+    "tensorboard",
+    "wandb",
     "stuck_minutes",
 }
 
@@ -103,6 +106,11 @@ class TrainConfig:
         metric of the task on the validation split; 0 to go on to the last step.
     - `keep_best`: keep the checkpoint that is best on the validation split, and judge that one at
         the end; `load_run` takes it as well.
+    - `sample_bytes`: length of the text that a model of bytes writes after each evaluation, into
+        `samples/`; 0 for none.
+    - `tensorboard`: log for TensorBoard, into `tensorboard/`. Needs the extra `tensorboard`.
+    - `wandb`: log to this project of Weights & Biases; see `WandB`. Needs the extra `wandb`. None
+        for no log there.
     - `save_minutes`: save as well when this many minutes have passed since the last save, positive;
         None to save by steps only.
     - `stuck_minutes`: end a process in which a step takes longer than this, positive. See
@@ -148,6 +156,9 @@ class TrainConfig:
     evaluate_every: int | None = None
     patience: int = 0
     keep_best: bool = False
+    sample_bytes: int = 100
+    tensorboard: bool = False
+    wandb: str | None = None
     stuck_minutes: float = 10.0
 
     def __post_init__(self):
@@ -170,7 +181,14 @@ class TrainConfig:
             self._check_at_least(1, name)
         for name in ("accumulation", "chunk", "log_every", "save_every"):
             self._check_at_least(1, name)
-        for name in ("evaluate_every", "patience", "warmup", "weight_decay", "seed"):
+        for name in (
+            "evaluate_every",
+            "patience",
+            "sample_bytes",
+            "warmup",
+            "weight_decay",
+            "seed",
+        ):
             self._check_at_least(0, name)
         if self.seed >= 2**32:
             raise UserError(f"seed must be below 2**32, got {self.seed}")

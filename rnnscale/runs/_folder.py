@@ -40,6 +40,9 @@ class RunFolder:
     summary.json     the figures at the end
     curves.png       loss and metrics over the steps
     checkpoints/     see `Checkpointer`
+    samples/         for a model of bytes, a text of its own after each evaluation
+    tensorboard/     with `tensorboard`, the metrics for TensorBoard
+    wandb/           with `wandb`, the files of Weights & Biases
     programs/        what was compiled, for the next session
     run.lock         which process writes here, while one does
     ```
@@ -56,6 +59,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = MetricsFile(self.path / "metrics.jsonl")
         self.programs = self.path / "programs"
+        self.tensorboard = self.path / "tensorboard"
+        self._samples = self.path / "samples"
         self._config = self.path / "config.json"
         self._task = self.path / "task.json"
         self._summary = self.path / "summary.json"
@@ -178,6 +183,13 @@ class RunFolder:
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the metrics."""
         return self.metrics.rows()
+
+    def write_sample(self, step: int, text: str) -> None:
+        """Writes a text that the model wrote after a step, and logs its first line."""
+        with self._errors_of_writing():
+            self._samples.mkdir(exist_ok=True)
+            (self._samples / f"{step}.txt").write_text(text, encoding="utf-8")
+        _log.info("step %d writes: %s", step, text.split("\n")[0])
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the figures at the end of the run."""

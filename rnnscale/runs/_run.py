@@ -26,6 +26,7 @@ from rnnscale.runs._config import TrainConfig
 from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._load import restore_model
 from rnnscale.runs._programs import kept_programs
+from rnnscale.runs._sample import Writer
 from rnnscale.runs._setup import Setup, load_task_of, make_run_mesh, set_up
 from rnnscale.sharding import sharded_init
 from rnnscale.tasks import Task
@@ -42,7 +43,10 @@ from rnnscale.training import (
     ProgressBar,
     SkippedSteps,
     StopOnSignal,
+    TensorBoard,
+    TextSample,
     TrainState,
+    WandB,
     fit,
 )
 
@@ -171,9 +175,21 @@ def _callbacks(
     def validate(state: TrainState) -> dict[str, float] | None:
         return setup.evaluate(state.averaged, "validation", stop=stop, watchdog=watchdog)
 
+    boards: list[TensorBoard | WandB] = []
+    if config.tensorboard:
+        boards.append(TensorBoard(folder.tensorboard, config=config.as_json()))
+    if config.wandb:
+        boards.append(WandB(config.wandb, folder=folder.path, config=config.as_json()))
     evaluation: list[Callback] = []
     if config.evaluate_every:
         evaluation.append(Evaluation(validate, every=config.evaluate_every))
+        if config.sample_bytes and task.metric == "bits_per_byte":
+            writer = Writer(setup.mesh, config.sample_bytes, config.seed)
+            texts = [folder.write_sample, *(board.write_text for board in boards)]
+            sample = TextSample(
+                lambda state: writer(state.averaged), *texts, every=config.evaluate_every
+            )
+            evaluation.append(sample)
     if config.patience:
         evaluation.append(EarlyStopping(best, patience=config.patience))
     return [
@@ -181,9 +197,11 @@ def _callbacks(
         Heartbeat(watchdog),
         SkippedSteps(),
         bar,
+        *boards,
         Log(
             folder.metrics,
             bar.show,
+            *(board.write for board in boards),
             every=config.log_every,
             tokens_per_step=config.batch_size * task.seq_len,
             clock=clock,

@@ -32,3 +32,6 @@ from ._step import (
     make_train_step as make_train_step,
 )
 from ._stop_on_signal import StopOnSignal as StopOnSignal
+from ._tensorboard import TensorBoard as TensorBoard
+from ._text_sample import TextSample as TextSample
+from ._wandb import WandB as WandB

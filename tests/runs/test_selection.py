@@ -1,5 +1,6 @@
-"""Which model a run ends with: early stopping, the best checkpoint and averaged parameters, in one
-run in bfloat16 whose rate is too large, so that it gets worse again."""
+"""Which model a run ends with, and what it writes on the way: early stopping, the best checkpoint,
+averaged parameters, samples and a log for TensorBoard, in one run on text in bfloat16 whose rate is
+too large, so that it gets worse again."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,12 @@ from rnnscale.training import restore_part
 
 def config(folder: Path, **changed: Any) -> TrainConfig:
     options: dict[str, Any] = {
-        "model": "gru",
+        "model": "lru",
+        "text": str(folder.parent / "text"),
         "seq_len": 8,
-        "dim": 8,
+        "dim": 4,
+        "depth": 1,
+        "state_dim": 4,
         "batch_size": 8,
         "steps": 40,
         "learning_rate": 0.3,
@@ -30,13 +34,18 @@ def config(folder: Path, **changed: Any) -> TrainConfig:
         "patience": 3,
         "keep_best": True,
         "save_every": 100,
+        "sample_bytes": 16,
+        "tensorboard": True,
     }
-    return TrainConfig.for_task("adding", out=str(folder), **{**options, **changed})
+    return TrainConfig.for_task("bytes", out=str(folder), **{**options, **changed})
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, RunFolder, SavedRun]]:
     folder = tmp_path_factory.mktemp("runs") / "run"
+    (folder.parent / "text").mkdir()
+    for i in range(10):
+        (folder.parent / "text" / f"{i}.txt").write_text(f"line {i}\n" * 20)
     summary = run(config(folder))
     yield summary, RunFolder(folder), load_run(folder)
     jax.clear_caches()
@@ -44,13 +53,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Run
 
 def test_a_run_stops_early_and_its_best_model_is_tested_and_loaded(trained: Any):
     summary, folder, saved = trained
-    losses = [row["validation_mse"] for row in folder.rows()]
+    losses = [row["validation_bits_per_byte"] for row in folder.rows()]
     best = int(np.argmin(losses)) + 1
     assert summary["steps"] == len(losses) == best + 3 < 40
-    assert (summary["best_step"], summary["best_validation_mse"]) == (best, min(losses))
+    assert (summary["best_step"], summary["best_validation_bits_per_byte"]) == (best, min(losses))
     assert saved.step == best
-    assert saved.evaluate("validation")["mse"] == pytest.approx(min(losses), rel=1e-6)
-    assert saved.evaluate("test")["mse"] == pytest.approx(summary["test_mse"], rel=1e-6)
+    assert saved.evaluate("validation")["bits_per_byte"] == pytest.approx(min(losses), rel=1e-6)
+    assert saved.evaluate("test")["bits_per_byte"] == pytest.approx(
+        summary["test_bits_per_byte"], rel=1e-6
+    )
 
 
 def test_the_loaded_parameters_are_averaged(trained: Any):
@@ -61,6 +72,17 @@ def test_the_loaded_parameters_are_averaged(trained: Any):
     last, averaged = jax.tree.leaves(found[0]), jax.tree.leaves(saved.model)
     differences = [np.abs(np.asarray(a) - b).max() for a, b in zip(last, averaged, strict=True)]
     assert max(differences) > 0.1
+
+
+def test_samples_and_figures_are_written_on_the_way(trained: Any):
+    summary, folder, _ = trained
+    samples = {int(file.stem): file.read_text() for file in (folder.path / "samples").iterdir()}
+    assert sorted(samples) == list(range(1, summary["steps"] + 1))
+    assert any(samples.values())
+    (events,) = folder.tensorboard.iterdir()
+    written = events.read_bytes()
+    for name in (b"validation_bits_per_byte", b"grad_norm", b"config", b"sample"):
+        assert name in written
 
 
 @pytest.mark.parametrize(
