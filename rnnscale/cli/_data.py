@@ -128,7 +128,7 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
 def _describe(arguments: argparse.Namespace) -> int:
     from rnnscale.tasks import describe
 
-    options = own_data(arguments)
+    options = own_data(arguments).get("data", {})
     for line in describe(arguments.path, seq_len=arguments.seq_len, **options):
         print(line)
     return 0

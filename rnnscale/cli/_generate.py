@@ -23,9 +23,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "generate",
         help="write text with the trained model of a run",
-        description="Writes text with the model of a run on `bytes`, from its newest checkpoint. A "
-        "prompt of any length is read in constant memory, as the beginning of a file. The text "
-        "ends where the model ends the file, or after --steps bytes. Several prompts form a batch; "
+        description="Writes text with the model of a run on `bytes` or on your own text, from its "
+        "newest checkpoint. A prompt of any length is read in constant memory, as the beginning of "
+        "a file. The text ends where the model ends the file, or after --steps bytes. Several "
+        "prompts form a batch; "
         "the text of each does not depend on the others.",
         examples=(
             "rnnscale generate runs/text --prompt 'import ' --steps 200 --temperature 0.8",
@@ -90,10 +91,11 @@ def _generate(arguments: argparse.Namespace) -> int:
     prompts = prompts or [b""]
     # The model does not depend on the text, which may be gone.
     saved = load_run(arguments.run, make_mesh(devices=jax.devices()[:1]), text=None, seq_len=None)
-    if saved.spec.name != "bytes":
+    if saved.spec.metric != "bits_per_byte":
         raise UserError(
             f"generate needs a model of bytes, and {arguments.run} is a run of "
-            f"{saved.spec.name!r}: name the folder of a run of `rnnscale train bytes`"
+            f"{saved.spec.name!r}: name the folder of a run of `rnnscale train bytes`, or on your "
+            "own text"
         )
     with jax.set_mesh(saved.mesh):
         blocks = _blocks(saved.model, prompts, arguments)

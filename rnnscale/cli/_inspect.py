@@ -9,8 +9,10 @@ from rnnscale._errors import UserError, as_user_error
 from rnnscale.cli._options import (
     add_data_options,
     add_mesh_option,
+    add_moved_data_option,
     check_folder_of,
     given_options,
+    own_data,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="largest number of time steps in the test sequences; default: %(default)s",
     )
     add_data_options(parser)
+    add_moved_data_option(parser)
     add_mesh_option(parser, "for the table of parameters; default: that of the run")
 
 
@@ -67,7 +70,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out {out}: must end in .html or .png")
     if arguments.steps < 2:
         raise UserError(f"--steps must be at least 2, got {arguments.steps}")
-    saved = load_run(arguments.run, **given_options(arguments, "text", "folder"))
+    given = {**own_data(arguments), **given_options(arguments, "text", "folder")}
+    saved = load_run(arguments.run, **given)
     check_folder_of("--out", str(out))
     figure_class()  # raises if there is no matplotlib
     config = saved.config

@@ -21,6 +21,7 @@ from rnnscale.cli import (
     _inspect,
     _models,
     _plan,
+    _predict,
     _tasks,
     _train,
     _verify,
@@ -32,6 +33,7 @@ from rnnscale.cli._parser import Parser
 _COMMANDS = (
     _train,
     _eval,
+    _predict,
     _experiment,
     _export,
     _generate,

@@ -66,6 +66,7 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
         "--seq-len", type=int, metavar="L", help="time steps in a sequence; default: the task's"
     )
     add_data_options(parser)
+    add_own_data_options(parser, path_flag="--data")
     parser.add_argument(
         "--rows",
         choices=choices(Rows),
@@ -83,7 +84,10 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
         metavar="D",
         help="decay of a moving average of the parameters, such as 0.999; default: 0, for none",
     )
-    model = parser.add_argument_group("model")
+    _add_model_options(parser.add_argument_group("model"))
+
+
+def _add_model_options(model: argparse._ActionsContainer) -> None:
     model.add_argument("--dim", type=int, metavar="N", help=f"width; default: {TrainConfig.dim}")
     model.add_argument(
         "--depth", type=int, metavar="N", help=f"number of blocks; default: {TrainConfig.depth}"
@@ -146,11 +150,24 @@ def add_own_data_options(parser: argparse.ArgumentParser, *, path_flag: str | No
             group.add_argument(flag, dest=dest, default=argparse.SUPPRESS, **field.metadata)
 
 
+def add_moved_data_option(parser: argparse.ArgumentParser) -> None:
+    """The flag for the path alone, of commands that read the data of a run."""
+    parser.add_argument(
+        "--data",
+        dest=f"{_OWN_DATA}path",
+        default=argparse.SUPPRESS,
+        metavar="PATH",
+        help="where your own data of the run are now; default: where they were",
+    )
+
+
 def own_data(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The values of the flags of `add_own_data_options` that were given, taken from `arguments`."""
+    """The flags of `add_own_data_options` that were given, taken from `arguments`, as the option
+    `data` of a run; empty if there are none."""
     values = vars(arguments)
     names = [name for name in values if name.startswith(_OWN_DATA)]
-    return {name.removeprefix(_OWN_DATA): values.pop(name) for name in names}
+    data = {name.removeprefix(_OWN_DATA): values.pop(name) for name in names}
+    return {"data": data} if data else {}
 
 
 def add_mesh_option(parser: argparse._ActionsContainer, default: str) -> None:

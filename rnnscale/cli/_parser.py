@@ -27,7 +27,8 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         # The message of argparse suggests nothing before Python 3.14.
         if action.choices is not None:
-            kind = action.metavar if isinstance(action.metavar, str) else action.dest
+            name = (action.option_strings or [action.dest])[-1].lstrip("-")
+            kind = action.metavar if isinstance(action.metavar, str) else name
             try:
                 check_name(str(value), list(action.choices), kind.lower().replace("_", "-"))
             except UserError as error:

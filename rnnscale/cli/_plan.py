@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rnnscale._errors import UserError
-from rnnscale.cli._options import DEFAULTS, add_step_options, check_folder_of, write_json
-from rnnscale.runs import TrainConfig
+from rnnscale.cli._options import DEFAULTS, add_step_options, check_folder_of, own_data, write_json
+from rnnscale.runs import config_and_task
 from rnnscale.tasks import TASKS
 
 
@@ -28,7 +28,13 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         argument_default=argparse.SUPPRESS,  # the namespace holds only the options given
     )
     parser.set_defaults(command=_plan)
-    parser.add_argument("task", choices=TASKS, metavar="TASK", help="see `rnnscale tasks`")
+    parser.add_argument(
+        "task",
+        nargs="?",
+        choices=TASKS,
+        metavar="TASK",
+        help="see `rnnscale tasks`; not needed with --data",
+    )
     parser.add_argument(
         "--target",
         required=True,
@@ -51,14 +57,14 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    given = vars(arguments)
+    given = {**own_data(arguments), **vars(arguments)}
     del given["command"]
     search, file = given.pop("search"), given.pop("json")
     if search and "mesh" in given:
         raise UserError("--search tries all meshes: leave out --mesh")
     check_folder_of("--json", file)
     target = given.pop("target")
-    config = TrainConfig.for_task(**given, out="")
+    config, task = config_and_task({**given, "out": ""})
     import jax
 
     from rnnscale.cli._console import Console
@@ -69,7 +75,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from rnnscale.runs import load_task_of
 
     topology = Topology.named(target)
-    planner = Planner(config, load_task_of(config), topology)
+    planner = Planner(config, load_task_of(config, task), topology)
     console = Console(stderr=file == "-")
     if search:
         result = Search.of(planner, lambda sizes: _compile_apart(given, topology.name, sizes))
@@ -100,6 +106,9 @@ def _as_argument(name: str, value: Any) -> list[str]:
     match value:
         case _ if name == "task":
             return [value]
+        case _ if name == "data":
+            flags = {"data" if k == "path" else k: str(x) for k, x in value.items()}
+            return [word for flag, x in flags.items() for word in (f"--{flag}", x)]
         case True:
             return [option]
         case False:

@@ -3,13 +3,14 @@
 import argparse
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from rnnscale import distributed, runs
 from rnnscale._errors import UserError
-from rnnscale.cli._options import DEFAULTS, add_step_options, choices
+from rnnscale.cli._options import DEFAULTS, add_step_options, choices, own_data
 from rnnscale.runs import TrainConfig
 from rnnscale.tasks import TASKS
 from rnnscale.training import Schedule
@@ -24,6 +25,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         examples=(
             "rnnscale train digits --model lru --out runs/digits",
             "rnnscale train bytes --mesh data=2,seq=4 --seq-len 4096 --batch-size 8",
+            "rnnscale train --data ward.csv --group patient --label outcome --out runs/wards",
             "rnnscale train --resume --out runs/digits --steps 2000",
         ),
         argument_default=argparse.SUPPRESS,  # the namespace holds only the options given
@@ -34,7 +36,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         nargs="?",
         choices=TASKS,
         metavar="TASK",
-        help="see `rnnscale tasks`; not needed with --resume",
+        help="see `rnnscale tasks`; not needed with --data, --config or --resume",
     )
     parser.add_argument(
         "--out", metavar="DIR", help="folder of the run; default: a new one in runs/"
@@ -207,7 +209,7 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    given = vars(arguments)
+    given = {**own_data(arguments), **vars(arguments)}
     del given["command"]
     resume = given.pop("resume")
     address = [given.pop(name, None) for name in ("coordinator", "processes", "process")]
@@ -217,22 +219,27 @@ def _train(arguments: argparse.Namespace) -> int:
         raise UserError("--resume takes the options of the run: leave out --config")
     if resume and "out" not in given:
         raise UserError("--resume needs --out, the folder of the run to continue")
+    has_folder = "out" in given
     if file is not None:
-        stored = runs.read_options(Path(file))
-        stored.pop("out", None)  # that run has its folder
-        given = {**stored, **given}
-    if not resume:
-        if "task" not in given:
-            raise UserError("the task is missing; `rnnscale tasks` lists them")
-        TrainConfig.for_task(**{"out": "", **given})  # raises if an option is wrong: jax is slow
+        given = runs.read_options(Path(file), given)
+    given = {"out": "", **given}
+    # Before jax, which is slow to start: this raises if an option is wrong.
+    new = None if resume else runs.config_and_task(given)
     distributed.connect(*address, minutes=minutes)
     if distributed.process_index() != 0:
         logging.getLogger("rnnscale").setLevel(logging.WARNING)
     distributed.check_same({**given, "resume": resume})
     # The options depend on the contents of the folder, which one process may create before another
     # looks; so process 0 decides for all.
-    config = TrainConfig(**distributed.on_process_0(lambda: _config(given, resume).as_json()))
-    summary = runs.run(config, resume=resume)
+    stored = distributed.on_process_0(lambda: _stored(given)) if resume else None
+    if stored is not None:
+        config, task = TrainConfig.from_json(stored), None
+    else:
+        config, task = new or runs.config_and_task(given)
+    if not has_folder:
+        name = f"{config.task if task is None else task.name}-{config.model}"
+        config = replace(config, out=distributed.on_process_0(lambda: str(_new_folder(name))))
+    summary = runs.run(config, task=task, resume=resume)
     if distributed.process_index() != 0:
         return 0
     if summary is None:
@@ -243,16 +250,16 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _config(given: Mapping[str, Any], resume: bool) -> TrainConfig:
-    if resume and runs.RunFolder(given["out"]).is_run:
-        return TrainConfig.resumed(runs.RunFolder(given["out"]).config(), **given)
-    if "task" not in given:
+def _stored(given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The options to resume a run with; None if there is no run yet, and the task for one."""
+    folder = runs.RunFolder(given["out"])
+    if folder.is_run:
+        return TrainConfig.resumed(folder.config(), **given).as_json()
+    if "task" not in given and "data" not in given:
         raise UserError(
             f"out={given['out']} holds no run to resume; name the folder of one, or a task to start"
         )
-    model = given.get("model", runs.default_model(given["task"]))
-    out = given["out"] if "out" in given else str(_new_folder(f"{given['task']}-{model}"))
-    return TrainConfig.for_task(**{**given, "out": out})
+    return None
 
 
 def _results(summary: Mapping[str, Any]) -> str:

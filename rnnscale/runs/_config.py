@@ -7,10 +7,12 @@ from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType, NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeAliasType, get_args, get_origin
 
+from rnnscale import tasks
 from rnnscale._errors import UserError, check_name
 from rnnscale.runs._defaults import default_model, default_options
 from rnnscale.runs._models import MODELS
 from rnnscale.sharding import AXES
+from rnnscale.tasks import DataOptions
 from rnnscale.training import Optimiser, Schedule
 
 if TYPE_CHECKING:
@@ -57,7 +59,9 @@ class TrainConfig:
 
     **Attributes:**
 
-    - `task`: one of `rnnscale.tasks.TASKS`; None for a task that is passed to `run`.
+    - `task`: one of `rnnscale.tasks.TASKS`; None for data of your own, or a task that is passed to
+        `run`.
+    - `data`: your own data, in place of a task's name, and how to read them.
     - `out`: the folder of the run.
     - `model`: the layer or the cell, one of `MODELS`.
     - `cell`: options of the cell or layer, under the names of its constructor: `{"dt": 0.06}`. None
@@ -65,7 +69,7 @@ class TrainConfig:
     - `steps`: number of training steps, at least 1.
     - `batch_size`: sequences in a step, over all devices and accumulated parts, at least 1.
     - `seq_len`: time steps in a sequence, at least 1; the task's default if None.
-    - `text`: a folder with text files, for tasks that read text.
+    - `text`: a folder with text files, for the task `bytes`.
     - `folder`: the folder with the data, for tasks that come without them.
     - `rows`: what a row of a training batch is. `"records"`: one sequence, in random order;
         `"packed"`: as many sequences as fit, see `rnnscale.data.pack`; `"lanes"`: the next piece of
@@ -121,6 +125,7 @@ class TrainConfig:
 
     task: str | None = None
     _: KW_ONLY
+    data: DataOptions | None = None
     out: str
     model: str = "s5"
     cell: dict[str, Any] | None = None
@@ -163,6 +168,10 @@ class TrainConfig:
 
     def __post_init__(self):
         self._check_types()
+        if self.task is not None and self.data is not None:
+            raise UserError(
+                f"give a task or your own data, not both; got {self.task!r} and {self.data.path!r}"
+            )
         check_name(self.model, MODELS, "model")
         self._check_numbers()
         for axis, size in (self.mesh or {}).items():
@@ -231,25 +240,80 @@ class TrainConfig:
     def resumed(cls, stored: Mapping[str, Any], **given: Any) -> "TrainConfig":
         """The options to continue a run with: those stored in its folder, except for the given
         ones. Warns of each given option that changes the results."""
-        for name, value in given.items():
-            if name not in _WITHOUT_EFFECT and value != stored.get(name):
+        options = overridden(stored, given)
+        for name in given:
+            if name not in _WITHOUT_EFFECT and options[name] != stored.get(name):
                 _log.warning(
                     "%s was %s and is now %s: no longer the same run",
                     name,
                     stored.get(name),
-                    value,
+                    options[name],
                 )
-        return cls(**{**stored, **given})
+        return cls.from_json(options)
 
     def as_json(self) -> dict[str, Any]:
         """The options as JSON can hold them, without those that are None."""
-        return {
-            name: value for name, value in dataclasses.asdict(self).items() if value is not None
-        }
+        return _without_none(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, options: Mapping[str, Any]) -> "TrainConfig":
+        """The options of which `as_json` is the JSON."""
+        data = options.get("data")
+        return cls(**{**options, "data": None if data is None else data_options(data)})
+
+
+def config_and_task(options: Mapping[str, Any]) -> tuple[TrainConfig, "Task | None"]:
+    """The options of a new run with all that suits its task, and the task if they name data of
+    one's own: what suits these depends on their kind and size.
+
+    **Arguments:**
+
+    - `options`: as JSON holds them; see `TrainConfig.as_json`.
+
+    **Raises:** `ValueError` if they name neither a task nor data, or a value can't be used.
+    """
+    config = TrainConfig.from_json(options)  # refuses a wrong option before data are read
+    if config.task is None and config.data is None:
+        raise UserError(
+            "the task is missing: name one that `rnnscale tasks` lists, or give your own data as "
+            "--data"
+        )
+    given = {**options, "data": config.data}
+    given.pop("task", None)
+    if config.data is None:
+        return TrainConfig.for_task(str(config.task), **given), None
+    task = tasks.task_from(**dataclasses.asdict(config.data), seq_len=config.seq_len)
+    return TrainConfig.for_task(task, **given), task
+
+
+def data_options(options: Mapping[str, Any]) -> DataOptions:
+    """The options of reading one's own data.
+
+    **Raises:** `ValueError` if one is unknown, or the path is missing.
+    """
+    for name in options:
+        check_name(
+            name, [field.name for field in dataclasses.fields(DataOptions)], "option of data"
+        )
+    if not options.get("path"):
+        raise UserError("options of your own data need its path: give it as --data")
+    return DataOptions(**options)
+
+
+def overridden(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored options, except for the given ones; both as JSON holds them. Each option of
+    `data` counts for itself. A given task replaces stored data, and the other way round."""
+    options = {**stored, **given}
+    if "data" in given:
+        options["data"] = {**stored.get("data", {}), **given["data"]}
+    for name, other in (("task", "data"), ("data", "task")):
+        if name in given and other not in given:
+            options.pop(other, None)
+    return options
 
 
 def options_from(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `TrainConfig` that a `config.json` holds.
+    """The options that a `config.json` holds, for `TrainConfig.from_json`.
 
     A mesh of `data` alone is left out. It was all devices of that run, and is now all of these.
 
@@ -267,6 +331,14 @@ def options_from(stored: Mapping[str, Any]) -> dict[str, Any]:
     if set(options.get("mesh") or ()) <= {"data"}:
         options.pop("mesh", None)
     return options
+
+
+def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, dict) else value
+        for name, value in options.items()
+        if value is not None
+    }
 
 
 def _is_of(annotation: Any, value: Any) -> bool:

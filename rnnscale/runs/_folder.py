@@ -17,10 +17,10 @@ from typing import Any
 
 from rnnscale._errors import SaveFailedError, UserError
 from rnnscale.distributed import all_reduce, on_process_0, process_count, process_index
-from rnnscale.runs._config import VERSIONS, options_from
+from rnnscale.runs._config import VERSIONS, options_from, overridden
 from rnnscale.runs._curves import draw_curves
 from rnnscale.runs._lock import FolderLock
-from rnnscale.tasks import Task, TaskSpec
+from rnnscale.tasks import Preprocessing, Task, TaskSpec
 from rnnscale.training import MetricsFile, saved_steps, where_to_resume
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -36,6 +36,7 @@ class RunFolder:
     ```
     config.json      the options, with the values used, and the versions of Python and packages
     task.json        what the model knows about its task
+    preprocessing.json  for one's own data: what was fitted to the training split
     metrics.jsonl    one line per logged step
     summary.json     the figures at the end
     curves.png       loss and metrics over the steps
@@ -63,6 +64,7 @@ class RunFolder:
         self._samples = self.path / "samples"
         self._config = self.path / "config.json"
         self._task = self.path / "task.json"
+        self._preprocessing = self.path / "preprocessing.json"
         self._summary = self.path / "summary.json"
         self._curves = self.path / "curves.png"
         self._lock = self.path / "run.lock"
@@ -175,10 +177,18 @@ class RunFolder:
     def write_task(self, task: Task) -> None:
         """Writes what is needed of the task to use the trained model."""
         _write(self._task, asdict(task.spec))
+        if task.preprocessing is not None:
+            _write(self._preprocessing, task.preprocessing.to_json())
 
     def task_spec(self) -> TaskSpec | None:
         """What the model knows about its task; None in a run of an older version."""
         return TaskSpec(**json.loads(self._task.read_bytes())) if self._task.is_file() else None
+
+    def preprocessing(self) -> Preprocessing | None:
+        """What was fitted to the training split; None if the task has none."""
+        if not self._preprocessing.is_file():
+            return None
+        return Preprocessing.from_json(json.loads(self._preprocessing.read_bytes()))
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the metrics."""
@@ -230,8 +240,13 @@ class RunFolder:
         return UserError(f"{failure}; choose another folder")
 
 
-def read_options(file: Path) -> dict[str, Any]:
-    """The options of `TrainConfig` that a `config.json` holds.
+def read_options(file: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The options that a `config.json` holds, for `TrainConfig.from_json`.
+
+    **Arguments:**
+
+    - `file`: the file.
+    - `given`: options that override those of the file; for `data`, each one for itself.
 
     **Raises:** `ValueError` if it can't be read or has an option that is unknown.
     """
@@ -241,7 +256,7 @@ def read_options(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} can't be read ({error}); name the config.json of a run") from error
     if not isinstance(stored, dict):
         raise UserError(f"{file} holds no options; name the config.json of a run")
-    return options_from(stored)
+    return overridden(options_from(stored), given or {})
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

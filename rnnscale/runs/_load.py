@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from jax.sharding import Mesh
 from rnnscale._base import SequenceModel
 from rnnscale._errors import UserError
 from rnnscale.runs._build import make_model
-from rnnscale.runs._config import TrainConfig
+from rnnscale.runs._config import TrainConfig, overridden
 from rnnscale.runs._folder import RunFolder
+from rnnscale.runs._predict import Predictions, predict
 from rnnscale.runs._rows import Split
 from rnnscale.runs._setup import layout_of, load_task_of, make_run_mesh, set_up
-from rnnscale.tasks import Task, TaskSpec
+from rnnscale.tasks import Preprocessing, Task, TaskSpec
 from rnnscale.training import MovingAverage, restore_part
 
 
@@ -33,6 +35,7 @@ class SavedRun:
     - `mesh`: the mesh on which the model is laid out.
     - `step`: the number of training steps that led to the model.
     - `model`: the model.
+    - `preprocessing`: for your own data, what was fitted to the training split; otherwise None.
     - `given_task`: the task if it was passed to `load_run`.
     """
 
@@ -41,6 +44,7 @@ class SavedRun:
     mesh: Mesh
     step: int
     model: SequenceModel
+    preprocessing: Preprocessing | None = None
     given_task: Task | None = None
 
     @cached_property
@@ -81,6 +85,33 @@ class SavedRun:
                 figures["perplexity"] = float(np.exp(figures["loss"]))
         return figures
 
+    def predict(self, path: str | PathLike[str]) -> Predictions:
+        """Predictions for new data, with the preprocessing that was fitted in training.
+
+        **Arguments:**
+
+        - `path`: a file or a folder of the same form as the training data. Labels may be missing,
+            and series may have other lengths.
+
+        **Returns:** see `Predictions`; for a forecast, what follows the end of each series.
+
+        **Raises:** `ValueError` if the run has no preprocessing, or the data can't be read or do
+        not fit it.
+        """
+        if self.preprocessing is None:
+            raise UserError(
+                f"the run on {self.spec.name!r} keeps no preprocessing to read new data with: it "
+                "must be a run on your own series, rnnscale train --data"
+            )
+        return predict(
+            self.model,
+            self.preprocessing,
+            path,
+            config=self.config,
+            spec=self.spec,
+            mesh=self.mesh,
+        )
+
 
 def load_run(
     path: str | Path,
@@ -108,27 +139,29 @@ def load_run(
         there are as many devices, and otherwise all devices on `data`.
     - `task`: the task of the run, if it is one of your own; only needed for `SavedRun.evaluate`.
     - `changed`: options that differ from those of the run, see `TrainConfig`: `batch_size`, `rows`,
-        `chunk`, `text`, `folder`.
+        `chunk`, `text`, `folder`; and of `data`, a mapping of the options that changed, such as
+        the `path`.
 
     **Returns:** the model, with its options and what it was trained on.
 
     **Raises:** `ValueError` if there is no run or no checkpoint, the checkpoint is of another model
     than the options, or the options do not fit the task or the devices.
     """
-    config = replace(TrainConfig.resumed(_run_in(path).config()), **changed)
+    run = _run_in(path)
+    config = TrainConfig.from_json(overridden(run.config(), changed))
     if mesh is None and math.prod((config.mesh or {}).values()) == jax.device_count():
         mesh = config.mesh
     if not isinstance(mesh, Mesh):
         if mesh is not None:
             replace(config, mesh=dict(mesh))  # checks its axes
         mesh = make_run_mesh(mesh)
-    spec = _run_in(path).task_spec() if task is None else task.spec
+    spec = run.task_spec() if task is None else task.spec
     if spec is None:  # a run of an older version
         spec = load_task_of(config).spec
     with jax.set_mesh(mesh):
         like = jax.eval_shape(lambda: make_model(config, spec, jax.random.key(0)))
         model, step = restore_model(path, like, mesh)
-    return SavedRun(config, spec, mesh, step, model, task)
+    return SavedRun(config, spec, mesh, step, model, run.preprocessing(), task)
 
 
 def restore_model(path: str | Path, like: SequenceModel, mesh: Mesh) -> tuple[SequenceModel, int]:

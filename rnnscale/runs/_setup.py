@@ -3,7 +3,7 @@ also serves `rnnscale plan`, which has no devices."""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import grain
@@ -22,7 +22,7 @@ from rnnscale.runs._config import TrainConfig
 from rnnscale.runs._models import MODELS
 from rnnscale.runs._rows import Split, evaluation_rows, training_rows
 from rnnscale.sharding import AXES, batch_sharding, make_mesh, shardings
-from rnnscale.tasks import Task, load_task, pad_time
+from rnnscale.tasks import Task, TaskSpec, load_task, pad_time, task_from
 from rnnscale.training import (
     Carry,
     MovingAverage,
@@ -72,11 +72,7 @@ class Setup:
 
     def layout(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
         """The sharding of an array of a batch."""
-        with_time = {"inputs", "reset", "intervals"}
-        if self.task.labels == "step":
-            with_time |= {"labels", "scored", "weight"}
-        in_time = name in with_time and len(shape) > 1
-        return batch_sharding(self.mesh, len(shape), time_axis=1 if in_time else None)
+        return batch_layout(self.mesh, self.task.spec, name, shape)
 
     def evaluate(
         self,
@@ -181,23 +177,29 @@ def load_task_of(config: TrainConfig, given: Task | None = None) -> Task:
     **Raises:** `UserError` if there is none, or the options name another one than the given.
     """
     if given is not None:
-        if config.task not in (None, given.name):
+        task = given
+        if config.task not in (None, task.name):
             raise UserError(
-                f"the options name the task {config.task!r}, and the given one is {given.name!r}: "
+                f"the options name the task {config.task!r}, and the given one is {task.name!r}: "
                 "leave one of them out"
             )
-        if config.seq_len not in (None, given.seq_len):
-            raise UserError(
-                f"the sequences of {given.name!r} have {given.seq_len} steps; got "
-                f"seq_len={config.seq_len}"
-            )
-        return given
-    if config.task is None:
-        raise UserError(
-            "the options name no task: it was, or must be, given in Python. Pass it as "
-            "run(config, task=...) or load_run(path, task=...)"
+    elif config.data is not None:
+        task = task_from(**asdict(config.data), seq_len=config.seq_len)
+    elif config.task is not None:
+        task = load_task(
+            config.task, seq_len=config.seq_len, text=config.text, folder=config.folder
         )
-    return load_task(config.task, seq_len=config.seq_len, text=config.text, folder=config.folder)
+    else:
+        raise UserError(
+            "the options name neither a task nor data: the task was, or must be, given in Python. "
+            "Pass it as run(config, task=...) or load_run(path, task=...)"
+        )
+    if config.seq_len not in (None, task.seq_len):
+        raise UserError(
+            f"the sequences of {task.name!r} have {task.seq_len} steps; got "
+            f"seq_len={config.seq_len}"
+        )
+    return task
 
 
 def make_run_mesh(sizes: Mapping[str, int] | None) -> Mesh:
@@ -208,6 +210,15 @@ def make_run_mesh(sizes: Mapping[str, int] | None) -> Mesh:
     sizes = sizes or {"data": jax.device_count()}
     with as_user_error():
         return make_mesh(*(sizes.get(axis, 1) for axis in AXES))
+
+
+def batch_layout(mesh: Mesh, spec: TaskSpec, name: str, shape: tuple[int, ...]) -> NamedSharding:
+    """The sharding of an array of a batch of a task."""
+    with_time = {"inputs", "reset", "intervals"}
+    if spec.labels == "step":
+        with_time |= {"labels", "scored", "weight"}
+    in_time = name in with_time and len(shape) > 1
+    return batch_sharding(mesh, len(shape), time_axis=1 if in_time else None)
 
 
 def layout_of(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:

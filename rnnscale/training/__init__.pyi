@@ -15,6 +15,7 @@ from ._heartbeat import Heartbeat as Heartbeat
 from ._log import Clock as Clock, Log as Log
 from ._loss import (
     Totals as Totals,
+    call_model as call_model,
     cross_entropy as cross_entropy,
     squared_error as squared_error,
 )

@@ -44,7 +44,7 @@ def cross_entropy(
     **Raises:** `ValueError` if the shape of labels or `scored` does not match the logits.
     """
     labels = batch["labels"]
-    state, logits = _call(model, batch, key, state, label_axes=jnp.ndim(labels))
+    state, logits = call_model(model, batch, key, state, label_axes=jnp.ndim(labels))
     if labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"labels must have the shape of the logits without classes, {logits.shape[:-1]}; got "
@@ -93,7 +93,7 @@ def squared_error(
     **Raises:** `ValueError` if the shapes of labels and predictions differ.
     """
     labels = batch["labels"]
-    state, predictions = _call(model, batch, key, state, label_axes=jnp.ndim(labels) - 1)
+    state, predictions = call_model(model, batch, key, state, label_axes=jnp.ndim(labels) - 1)
     if labels.shape != predictions.shape:
         raise ValueError(
             f"labels must have the shape of the predictions, {predictions.shape}; got "
@@ -147,15 +147,27 @@ def with_metric(means: Mapping[str, Any], metric: str | None) -> dict[str, Any]:
     return dict(means)
 
 
-def _call(
+def call_model(
     model: PyTree,
     batch: Batch,
-    key: Key[Array, "*#batch"] | None,
-    state: State | None,
+    key: Key[Array, "*#batch"] | None = None,
+    state: State | None = None,
     *,
     label_axes: int,
 ) -> tuple[State, Array]:
-    """The last state and an output for each label, of which there are `label_axes` axes."""
+    """Calls a model on a batch, as the losses do.
+
+    **Arguments:**
+
+    - `model`, `key`, `state`: as for `cross_entropy`.
+    - `batch`: the inputs, and those of `reset`, `lengths` and `intervals` that there are.
+    - `label_axes`: the axes of the labels without features: those of the batch for a label per
+        sequence, and one more for a label per step.
+
+    **Returns:** the last state, and an output for each label.
+
+    **Raises:** `ValueError` if the batch has `intervals` that the model does not take.
+    """
     inputs = jnp.asarray(batch["inputs"])
     options: dict[str, Any] = {name: batch[name] for name in _MODEL_ARGUMENTS if name in batch}
     if "intervals" in options and not isinstance(model, TakesIntervals):

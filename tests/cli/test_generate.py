@@ -102,6 +102,6 @@ def test_bad_input_is_one_line(
     assert "--seed must be" in error("--seed", "-1")
     assert "can't be read (No such file" in error("--prompt-file", str(tmp_path / "no"))
     loaded = load_run(run, text=None)
-    digits = replace(loaded, spec=replace(loaded.spec, name="digits"))
+    digits = replace(loaded, spec=replace(loaded.spec, name="digits", metric="accuracy"))
     monkeypatch.setattr(runs, "load_run", lambda *_, **__: digits)
     assert "is a run of 'digits'" in error()

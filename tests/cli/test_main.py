@@ -60,7 +60,7 @@ def test_usage_errors_are_one_line(arguments: list[str], error_line: Callable[..
 def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """`rnnscale train` raises this error when the run starts."""
 
-    def run(config: object, *, resume: bool) -> None:
+    def run(config: object, **_: object) -> None:
         raise error
 
     monkeypatch.setattr("rnnscale.runs.run", run)

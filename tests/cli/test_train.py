@@ -295,7 +295,7 @@ def test_default_folders_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     given = []
 
-    def run(config: Any, *, resume: bool) -> None:
+    def run(config: Any, **_: Any) -> None:
         given.append(config.out)
         RunFolder(config.out).open({})
 

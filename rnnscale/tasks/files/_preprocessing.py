@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data import PaddedSource, SequenceArrays
+from rnnscale.data import PaddedSource, SequenceArrays, arrays_over_time
 from rnnscale.tasks._data_options import DataOptions, Kind
 from rnnscale.tasks.files._read import read_new, with_constant_labels_once
 from rnnscale.tasks.files._series_table import SeriesTable, check_complete
@@ -24,7 +24,7 @@ class NewSeries(PaddedSource):
     """
 
     def __init__(self, source: SequenceArrays, steps: int, names: Sequence[str]):
-        super().__init__(source, steps, per_step=("inputs", "intervals"))
+        super().__init__(source, steps, per_step=tuple(arrays_over_time(source.element_spec)))
         self.names = tuple(names)
 
 
