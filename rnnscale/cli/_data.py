@@ -135,11 +135,11 @@ def _describe(arguments: argparse.Namespace) -> int:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from rnnscale.data import next_token, write_packed
-
     source = Path(arguments.source)
     if not source.exists():
         raise UserError(f"there is no file or folder {source}")
+    from rnnscale.data import next_token, write_packed
+
     kind = arguments.kind or _kind(source)
     opened = _open(kind, source, arguments)
     sequences = opened

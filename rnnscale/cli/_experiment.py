@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnnscale._errors import UserError, check_name
+from rnnscale._errors import UserError
 from rnnscale.cli._options import add_data_options, check_folder_of, given_options, write_json
+from rnnscale.experiments import EXPERIMENTS, Experiment
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from rnnscale.experiments import Experiment
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -29,7 +28,11 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(command=_experiment)
     parser.add_argument(
-        "name", nargs="?", metavar="NAME", help="without it, experiments are listed"
+        "name",
+        nargs="?",
+        choices=EXPERIMENTS,
+        metavar="EXPERIMENT",
+        help="without it, experiments are listed",
     )
     parser.add_argument("--only", nargs="+", metavar="ENTRY", help="run only these; default: all")
     parser.add_argument(
@@ -39,7 +42,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "--steps", type=int, metavar="N", help="training steps; default: those of each entry"
     )
     add_data_options(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/experiments/NAME")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: a folder in runs/experiments"
+    )
     parser.add_argument(
         "--json",
         metavar="FILE",
@@ -48,23 +53,22 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _experiment(arguments: argparse.Namespace) -> int:
-    import jax
-
     from rnnscale.cli._console import Console
-    from rnnscale.experiments import EXPERIMENTS
-    from rnnscale_kernels.testing import environment
 
     console = Console(width=100, stderr=arguments.json == "-")
     if arguments.name is None:
         console.print(_list(list(EXPERIMENTS.values())))
         return 0
-    check_name(arguments.name, EXPERIMENTS, "experiment")
     experiment = EXPERIMENTS[arguments.name]
     if experiment.folder and arguments.folder is None:
         raise UserError(f"{experiment.name} reads its data from a folder: give it as --folder")
     check_folder_of("--json", arguments.json)
     given = given_options(arguments, "steps", "folder", "text")
     out = arguments.out or Path("runs", "experiments", experiment.name)
+    import jax
+
+    from rnnscale_kernels.testing import environment
+
     # The seeds of an entry share their compiled programs.
     jax.config.update("jax_compilation_cache_dir", str((out / "programs").resolve()))
     rows = list(experiment.run(out, seeds=arguments.seeds, only=arguments.only, **given))
@@ -97,7 +101,7 @@ def _command(arguments: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def _list(experiments: Sequence["Experiment"]) -> "Table":
+def _list(experiments: Sequence[Experiment]) -> "Table":
     from rich.table import Table
 
     table = Table("experiment", "what it is", "entries", "seeds", "minutes on two cores")
@@ -109,7 +113,7 @@ def _list(experiments: Sequence["Experiment"]) -> "Table":
     return table
 
 
-def _table(experiment: "Experiment", rows: Sequence[dict[str, Any]]) -> "Table":
+def _table(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> "Table":
     from rich.table import Table
 
     table = Table(title=f"{experiment.name}: {experiment.metric}", title_justify="left")

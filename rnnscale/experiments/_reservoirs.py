@@ -14,15 +14,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Protocol
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from rnnscale import cells, layers
 from rnnscale._errors import UserError
-from rnnscale.cells import LeakyElmanCell
 from rnnscale.experiments._experiment import Entry, Experiment, Result
-from rnnscale.layers import ReservoirComputer, as_reservoir
 from rnnscale.tasks import load_series
 
 WASHOUT = 100
@@ -64,16 +60,20 @@ class Model(Protocol):
 
 class Ours:
     def __init__(self, units: int, setting: Setting, data: Segments, steps: int, seed: int):
+        # Here and below, so that the list of experiments needs no jax.
+        import jax
+        import jax.numpy as jnp
+
         keys = jax.random.split(jax.random.key(seed), 3)
         idim, odim = data.inputs.shape[-1], data.targets.shape[-1]
-        cell = as_reservoir(
-            LeakyElmanCell(idim, units, leak=1.0, key=keys[0]),
+        cell = layers.as_reservoir(
+            cells.LeakyElmanCell(idim, units, leak=1.0, key=keys[0]),
             spectral_radius=setting.spectral_radius,
             input_scale=setting.input_scale,
             bias_scale=setting.bias_scale,
             key=keys[1],
         )
-        self.reservoir = ReservoirComputer(cell, odim, key=keys[2]).fit(
+        self.reservoir = layers.ReservoirComputer(cell, odim, key=keys[2]).fit(
             jnp.asarray(data.inputs[:steps], jnp.float32),
             data.targets[:steps],
             ridge=setting.ridge,
@@ -81,10 +81,16 @@ class Ours:
         )
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
+        import equinox as eqx
+        import jax.numpy as jnp
+
         _, predictions = eqx.filter_jit(self.reservoir)(jnp.asarray(inputs, jnp.float32))
         return np.asarray(predictions, np.float64)
 
     def forecast(self, known: np.ndarray) -> np.ndarray:
+        import equinox as eqx
+        import jax.numpy as jnp
+
         forecast = eqx.filter_jit(self.reservoir.forecast)
         _, forecasts = forecast(jnp.asarray(known, jnp.float32), steps=PREDICTED)
         return np.asarray(forecasts, np.float64)

@@ -6,21 +6,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from rnnscale import runs
 from rnnscale.experiments._experiment import Result
-from rnnscale.runs import RunFolder, TrainConfig, run
+from rnnscale.runs import TrainConfig
 
 _BASELINES = ("constant_mse", "memoryless_accuracy", "count_model_bits_per_byte")
 
 
 def train(metric: str, options: Mapping[str, Any], seed: int, folder: Path) -> Result | None:
-    """Trains with these options of `TrainConfig`, or a curriculum, see `runs`, and returns the
+    """Trains with these options of `TrainConfig`, or a curriculum, see `configs`, and returns the
     metric on the test split. Continues a run that is in the folder. `None` if a signal stopped it.
 
     The seconds are those of all runs together.
     """
     summaries = []
-    for config in runs(options, seed, folder):
-        summary = run(config, resume=RunFolder(config.out).is_run)
+    for config in configs(options, seed, folder):
+        summary = runs.run(config, resume=runs.RunFolder(config.out).is_run)
         if summary is None:
             return None
         summaries.append(summary)
@@ -33,7 +34,7 @@ def train(metric: str, options: Mapping[str, Any], seed: int, folder: Path) -> R
     )
 
 
-def runs(options: Mapping[str, Any], seed: int, folder: Path) -> list[TrainConfig]:
+def configs(options: Mapping[str, Any], seed: int, folder: Path) -> list[TrainConfig]:
     """One run for each entry of the option `before`, with the changes that it lists, and then the
     run itself. Each starts from the model of the run before it."""
     common = dict(options)

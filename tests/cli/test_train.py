@@ -238,6 +238,8 @@ def test_falls_back_from_a_truncated_checkpoint(
     stderr = capsys.readouterr().err
     assert f"checkpoint {STEPS}" in stderr and "damaged" in stderr
     assert "falling back to checkpoint 55" in stderr
+    opening = "rnnscale: s5 on digits: 499 parameters, 8 x cpu, mesh data=4, tensor=2, rnnscale "
+    assert stderr.index(opening) > stderr.index("resuming after step 55")
     assert losses(copy) == losses(digits_run)
 
 

@@ -16,8 +16,8 @@ from rnnscale._fields import parameters
 from rnnscale.cells import Cell
 from rnnscale.cli import main
 from rnnscale.experiments import EXPERIMENTS, Entry, Experiment, Figure, Result
-from rnnscale.experiments._train import runs, train
-from rnnscale.runs import MODELS, RunFolder, TrainConfig, set_up
+from rnnscale.experiments._train import configs, train
+from rnnscale.runs import MODELS, RunFolder, TrainConfig, load_task_of, set_up
 from rnnscale.runs._build import make_sequence_layer
 from rnnscale.runs._models import CellEntry, LayerEntry
 from rnnscale.sharding import make_mesh
@@ -93,7 +93,7 @@ def test_presets_fit_their_tasks(preset):
     tasks = {}
     for entry in preset.entries:
         options = {name: x for name, x in entry.options.items() if name != "before"}
-        *before, config = runs(entry.options, 0, Path("unused"))
+        *before, config = configs(entry.options, 0, Path("unused"))
         assert {name: getattr(config, name) for name in options} == options
         if preset.folder:  # the data are elsewhere, the layer is here
             model = MODELS[config.model]
@@ -105,7 +105,7 @@ def test_presets_fit_their_tasks(preset):
         for each in (*before, config):
             key = (each.task, each.seq_len)
             if key not in tasks:
-                tasks[key] = load_task(each.task, seq_len=each.seq_len)
+                tasks[key] = load_task_of(each)
             # Traces the model with the options of its layers.
             models.append(set_up(each, tasks[key], mesh).abstract_state().model)
         assert any(each.trainable for each in parameters(models[0]))
@@ -185,7 +185,7 @@ def test_a_stopped_curriculum_continues_where_it_was_stopped(tmp_path, monkeypat
             return None
         return {"test_mse": 0.5, "parameters": 7, "seconds": 1.0, "test_loss": 0.5}
 
-    monkeypatch.setattr("rnnscale.experiments._train.run", run)
+    monkeypatch.setattr("rnnscale.runs.run", run)
     options = {"task": "adding", "before": [{"steps": 2}, {"steps": 3}]}
     assert train("mse", options, 0, tmp_path) is None
     stop_at.clear()
@@ -198,7 +198,7 @@ def test_a_stopped_curriculum_continues_where_it_was_stopped(tmp_path, monkeypat
 
 def test_a_stopped_experiment_leaves_the_earlier_file(tmp_path, capsys, monkeypatch):
     stopped = {"n": experiment(Counted(stop_at=4))}
-    monkeypatch.setattr("rnnscale.experiments.EXPERIMENTS", stopped)
+    monkeypatch.setattr("rnnscale.cli._experiment.EXPERIMENTS", stopped)
     file = tmp_path / "rows.json"
     file.write_text("of before")
     assert main(["experiment", "n", "--out", str(tmp_path / "runs"), "--json", str(file)]) == 0
