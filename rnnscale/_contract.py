@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, use_abstract_mesh
 from jaxtyping import PyTree
 
@@ -54,7 +55,7 @@ def check_layer(owner: str, layer: Any) -> None:
 def check_sizes(name: str, page: str, **sizes: Any) -> None:
     """Raises `TypeError` unless the sizes that an object declares are Python integers."""
     for field, size in sizes.items():
-        if not isinstance(size, int):
+        if not isinstance(size, int | np.integer) or isinstance(size, bool):
             raise TypeError(
                 f"{name}.{field} must be an int, declared as `{field}: int = "
                 f"eqx.field(static=True)`; got {type(size).__name__}. See {page}."

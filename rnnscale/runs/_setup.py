@@ -22,7 +22,7 @@ from rnnscale.runs._config import TrainConfig
 from rnnscale.runs._models import MODELS
 from rnnscale.runs._rows import Split, evaluation_rows, training_rows
 from rnnscale.sharding import AXES, batch_sharding, make_mesh, shardings
-from rnnscale.tasks import Task, TaskSpec, load_task, pad_time, task_from
+from rnnscale.tasks import Task, TaskSpec, check_records, load_task, pad_time, task_from
 from rnnscale.training import (
     Carry,
     MovingAverage,
@@ -174,9 +174,11 @@ def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
 def load_task_of(config: TrainConfig, given: Task | None = None) -> Task:
     """The given task, or else the one that the options name.
 
-    **Raises:** `UserError` if there is none, or the options name another one than the given.
+    **Raises:** `UserError` if there is none, if the options name another one than the given, or if
+    the records of the given one are not as it says.
     """
     if given is not None:
+        check_records(given)
         task = given
         if config.task not in (None, task.name):
             raise UserError(

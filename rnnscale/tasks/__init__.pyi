@@ -44,7 +44,7 @@ from ._speech_commands import (
     speech_commands as speech_commands,
 )
 from ._table import TASKS as TASKS, TaskInfo as TaskInfo, load_task as load_task
-from ._task import Task as Task, TaskSpec as TaskSpec
+from ._task import Task as Task, TaskSpec as TaskSpec, check_records as check_records
 from ._task_from import task_from as task_from
 from ._watch import WATCH_PEOPLE as WATCH_PEOPLE, watch as watch
 from ._windows import Windows as Windows

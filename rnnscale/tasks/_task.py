@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rnnscale.data import SequenceSource, Source
+from rnnscale._errors import UserError
+from rnnscale.data import SequenceSource, Source, element_spec
 from rnnscale.tasks.files._fields import fields_of_arrays
 from rnnscale.tasks.files._preprocessing import Preprocessing
 
@@ -150,3 +151,37 @@ class Task:
         """
         arrays = {"inputs": inputs, "labels": labels, "lengths": lengths, "times": times}
         return cls(name=name, **fields_of_arrays(arrays, split, seq_len, name, options))
+
+
+def check_records(task: Any) -> None:
+    """Raises unless the records of a task are as it says, by the first one of each split.
+
+    **Raises:** `UserError` if it is not a `Task`, a split is empty, or arrays of its records are
+    missing or have another kind or shape.
+    """
+    if not isinstance(task, Task):
+        raise UserError(
+            "task must be a rnnscale.tasks.Task, such as Task.from_arrays(inputs, labels); got "
+            f"{type(task).__name__}"
+        )
+    steps = (task.seq_len,)
+    real_inputs, real_labels = task.inputs == "features", task.odim is not None
+    expected = {
+        "inputs": (real_inputs, (*steps, task.idim) if real_inputs else steps),
+        "labels": (
+            real_labels,
+            (*(steps if task.labels == "step" else ()), *((task.odim,) if real_labels else ())),
+        ),
+    }
+    for split in ("train", "validation", "test"):
+        spec = element_spec(getattr(task, split))
+        for name, (real, shape) in expected.items():
+            got = spec[name] if name in spec else None
+            if got is None or tuple(got.shape) != shape or (got.dtype.kind == "f") != real:
+                raise UserError(
+                    f"the task {task.name!r} has records with {name} "
+                    f"{'float' if real else 'int'}{list(shape)}, from what it says of itself, but "
+                    f"its split {split} has "
+                    + ("none" if got is None else f"{got.dtype}{list(got.shape)}")
+                    + '. See "Add a task" in rnnscale/tasks/README.md'
+                )

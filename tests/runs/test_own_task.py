@@ -1,13 +1,14 @@
 """Runs on a task of one's own, given in Python."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rnnscale.data import ArraySource
 from rnnscale.runs import RunFolder, TrainConfig, load_run, run
-from rnnscale.tasks import Task
+from rnnscale.tasks import Task, check_records
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -69,3 +70,43 @@ def test_it_is_resumed_with_its_task_only(config: TrainConfig, task: Task):
 def test_options_that_name_another_task_are_refused(config: TrainConfig, task: Task):
     with pytest.raises(ValueError, match="name the task 'adding', and the given one is 'signs'"):
         run(replace(config, task="adding", out=config.out + "-2"), task=task)
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "message"),
+    [
+        (
+            "train",
+            {"idim": 2},
+            r"inputs float\[6, 2\], .*, but its split train has float32\[6, 1\]",
+        ),
+        ("train", {"labels": "step"}, r"labels int\[6\], .*, but its split train has int32\[\]"),
+        ("train", {"inputs": "tokens"}, r"inputs int\[6\], .* has float32\[6, 1\]"),
+        (
+            "train",
+            {"classes": None, "odim": 1, "metric": "mse"},
+            r"labels float\[1\], .* has int32",
+        ),
+        ("test", {"test": [{"inputs": np.zeros((6, 1), np.float32)}]}, "labels .* test has none"),
+    ],
+)
+def test_records_that_are_not_as_the_task_says_are_refused(
+    split: str, change: dict[str, Any], message: str, config: TrainConfig, task: Task
+):
+    with pytest.raises(
+        ValueError, match=f"the task 'signs' has records with {message}.*tasks/READ"
+    ):
+        run(replace(config, out=config.out + "-3"), task=replace(task, **change))
+
+
+def test_what_is_not_a_task_is_refused(config: TrainConfig, task: Task):
+    source: Any = task.train
+    with pytest.raises(ValueError, match="must be a rnnscale.tasks.Task, .*; got ArraySource"):
+        run(replace(config, out=config.out + "-4"), task=source)
+
+
+def test_tasks_of_arrays_are_as_they_say():
+    xs = np.random.default_rng(0).normal(size=(20, 6, 2))
+    for labels in (["a", "b"] * 10, xs[:, 0, :1], xs[..., :1]):
+        check_records(Task.from_arrays(xs, labels))
+    check_records(Task.from_arrays(np.sin(np.arange(100.0)), horizon=2))
