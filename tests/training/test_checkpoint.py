@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from jaxtyping import Array
 
 from rnnscale.training import Checkpointer
+from rnnscale.training._manifest import write_manifest
 
 
 class Model(eqx.Module):
@@ -209,6 +210,37 @@ def test_half_written_checkpoint_is_passed_over(folder: Path, caplog: pytest.Log
     assert "checkpoint 4" in caplog.text and "half-written" in caplog.text
     assert "falling back to checkpoint 3" in caplog.text
     assert not half.exists()
+
+
+def test_killed_before_or_after_it_wrote_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What a kill at these points leaves is what is on disk there."""
+    folder, left = tmp_path / "checkpoints", []
+
+    def kill() -> None:
+        left.append(shutil.copytree(folder, tmp_path / str(len(left))))
+
+    def write(unfinished: Path) -> None:
+        kill()
+        write_manifest(unfinished)
+        kill()
+
+    monkeypatch.setattr("rnnscale.training._checkpointer.write_manifest", write)
+    with Checkpointer(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state(step))
+    monkeypatch.undo()
+    for i, each in enumerate(left):
+        with Checkpointer(each) as checkpoints:
+            restored = checkpoints.restore(state(0))
+            if i < 2:
+                assert restored is None
+            else:
+                assert restored is not None
+                assert_same(restored[0], state(1))
+            checkpoints.save(2, state(2))
+        assert_same(restore(each)[0], state(2))
 
 
 def test_no_readable_checkpoint_is_an_error(folder: Path):
