@@ -23,6 +23,7 @@ from rnnscale.runs._lock import FolderLock
 from rnnscale.tasks import Preprocessing, Task, TaskSpec
 from rnnscale.training import MetricsFile, saved_steps, where_to_resume
 
+_SHARED = ".shared-"  # what the name of a file begins with that all processes should see
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _log = logging.getLogger(__name__)
@@ -80,8 +81,8 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out={self.path} is a file; name a folder")
         # A run that was killed before it had written its config has not begun.
-        begun = {_partial(self._config).name, self._lock.name}
-        others = {path.name for path in _entries(self.path)} - begun
+        left = (_partial(self._config).name, self._lock.name, _SHARED)
+        others = [path for path in _entries(self.path) if not path.name.startswith(left)]
         if others and not self.is_run:
             raise UserError(
                 f"out={self.path} is not empty and holds no run (it has no {self._config.name}); "
@@ -108,7 +109,7 @@ class RunFolder:
             return
 
         def write() -> str:
-            name = f".shared-{uuid.uuid4().hex}"
+            name = f"{_SHARED}{uuid.uuid4().hex}"
             with self._errors_of_writing():
                 self.path.mkdir(parents=True, exist_ok=True)
                 (self.path / name).touch()

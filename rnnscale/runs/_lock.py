@@ -106,7 +106,7 @@ class FolderLock:
 
     def _wait_for_silence(self, holder: dict[str, Any]) -> None:
         renewed = self.path.stat().st_mtime
-        with tempfile.NamedTemporaryFile(dir=self.path.parent) as new:
+        with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=self.path.name) as new:
             silent = os.fstat(new.fileno()).st_mtime - renewed
         until = monotonic() + _SILENT_SECONDS - silent
         if monotonic() < until:

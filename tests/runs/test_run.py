@@ -50,8 +50,10 @@ def test_a_folder_that_is_no_run(tmp_path: Path, resume: bool):
         RunFolder(tmp_path / "thesis.tex").check(resume=resume)
 
 
-def test_killed_while_the_config_was_written(tmp_path: Path):
+def test_killed_before_the_config_was_written(tmp_path: Path):
     (tmp_path / "config.json.partial").write_text('{"ta')
+    for name in ("run.lock", "run.lock4k2s", ".shared-1f"):
+        (tmp_path / name).touch()
     RunFolder(tmp_path).check(resume=True)
 
 
