@@ -420,6 +420,9 @@ def test_a_column_says_the_split_and_labels_can_change_in_a_series(tmp_path: Pat
     assert (task.labels, task.classes) == ("step", 2)
     # Each part has series 0 to 11 in the order of the file.
     on = [int(record["labels"].sum()) for record in records(task.test)]
+    path.write_text("\n".join(lines[:-3]) + "\n")  # the last series is shorter
+    last = fitted(task).read(path)[11]
+    assert last["labels"].shape == (15,) and last["lengths"] == 12
     assert on == [14 - who for who in (3, 7, 11)] and fitted(task).classes == ("off", "on")
 
 
@@ -536,7 +539,7 @@ def test_several_series_and_gaps_in_a_forecast():
 
 def test_times_become_intervals_in_units_of_the_training_data(tmp_path: Path):
     random = np.random.RandomState(0)
-    path, lines = tmp_path / "own.csv", ["when,who,a,label"]
+    path, lines = tmp_path / "own.CSV", ["when,who,a,label"]
     times = {who: np.sort(random.uniform(0, 100, 10)) for who in range(30)}
     for who, of_series in times.items():
         for step in random.permutation(10):  # rows are sorted by their times
@@ -710,6 +713,9 @@ def test_files_and_options_that_can_not_be_used(name, content, options, message,
         ({"X": np.zeros((4, 5)), "X_train": np.zeros((4, 5))}, "either all arrays or none"),
         ({"X": np.zeros((4, 5, 2, 2)), "y": np.zeros(4)}, r"inputs must have the shape .*; got \("),
         ({"X": np.array([["a"]]), "y": np.zeros(1)}, "series 0 must be real numbers"),
+        ({"X": np.zeros((2, 3)), "y": [0, 1], "t": [[0, 1, 2], [0, 1, 1]]}, "series 1 must incr"),
+        ({"X": [[1, np.inf]], "y": [0]}, "series 0, step 1, channel 0 is infinite"),
+        ({"X": np.zeros((2, 5)), "y": [0, 1], "split": ["train", "x"]}, "row 1 is not"),
         ({"X": np.zeros((2, 5)), "y": np.zeros(2), "lengths": [6, 1]}, "series 0 must have 1 to 5"),
         ({"X": np.zeros((2, 5)), "y": np.zeros((2, 3, 4))}, "labels must have the shape"),
         ({"X": np.zeros((2, 5)), "y": np.zeros(2), "t": np.zeros((2, 4))}, "times must have the"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from rnnscale._errors import UserError
 from rnnscale.tasks._data_options import DataOptions
-from rnnscale.tasks.files._series_table import SeriesTable, joined
+from rnnscale.tasks.files._series_table import SeriesTable, joined, split_named
 
 # The names under which each array is found in a file, in lower case.
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -20,7 +20,6 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "times": ("times", "time", "t"),
     "split": ("split", "splits"),
 }
-_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
 def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
@@ -40,7 +39,7 @@ def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
     by_split: dict[str, dict[str, np.ndarray]] = {}
     for stored_name, array in arrays.items():
         name, _, suffix = stored_name.lower().rpartition("_")
-        split = _SPLITS.get(suffix, "") if name else ""
+        split = (name and split_named(suffix)) or ""
         name = names.get(name if split else stored_name.lower())
         if name is None:
             known = ", ".join("/".join(aliases) for aliases in _NAMES.values())
@@ -91,6 +90,13 @@ def table_of_arrays(
     times_of = None if times is None else [np.asarray(t, np.float64) for t in times]
     if times_of is not None and [len(t) for t in times_of] != [len(x) for x in series]:
         raise UserError(f"{where}: times must have the shape (series, steps) of the inputs")
+    for row, of_series in enumerate(times_of or []):
+        if not (np.diff(of_series[: steps[row]]) > 0).all():  # false for NaN too
+            raise UserError(f"{where}: the times of series {row} must increase from step to step")
+    splits = [split_named(str(each)) for each in (() if split is None else split)]
+    if None in splits:
+        row = splits.index(None)
+        raise UserError(f"{where}: split must be train, validation or test; row {row} is not")
     targets = found[0].shape[-1] if found else 0
     return SeriesTable(
         columns=tuple(f"channel {c}" for c in range(series[0].shape[1])),
@@ -99,7 +105,7 @@ def table_of_arrays(
         targets=("label",) if targets == 1 else tuple(f"label {n}" for n in range(targets)),
         labels=[y[:n] for y, n in zip(found, steps, strict=True)] if per_step else found,
         times=() if times_of is None else [t[:n] for t, n in zip(times_of, steps, strict=True)],
-        splits=() if split is None else [str(each) for each in split],
+        splits=[each for each in splits if each is not None],
     )
 
 
@@ -124,6 +130,9 @@ def _series(
                 f"channels); got {x.dtype} of shape {x.shape}"
             )
         series.append(x.astype(np.float64).reshape(len(x), -1))
+        if np.isinf(series[row]).any():
+            step, channel = np.argwhere(np.isinf(series[row]))[0]
+            raise UserError(f"{where}, series {row}, step {step}, channel {channel} is infinite")
         if series[row].shape[1] != series[0].shape[1] or not series[row].size:
             raise UserError(
                 f"{where}: series {row} has the shape {series[row].shape}, and the first one "

@@ -10,7 +10,7 @@ import numpy as np
 from rnnscale._errors import UserError
 from rnnscale.data import parse_time
 from rnnscale.tasks._data_options import DataOptions
-from rnnscale.tasks.files._series_table import SeriesTable
+from rnnscale.tasks.files._series_table import SeriesTable, split_named
 
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
 
@@ -194,16 +194,10 @@ def _times(columns: Columns, name: str) -> np.ndarray:
     return times
 
 
-_SPLITS = {
-    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-}
-
-
 def _splits(columns: Columns, roles: Roles) -> np.ndarray | None:
     if roles.split is None:
         return None
-    found = [_SPLITS.get(str(text).strip().lower()) for text in columns.texts[roles.split]]
+    found = [split_named(str(text)) for text in columns.texts[roles.split]]
     if None in found:
         row = found.index(None)
         raise UserError(

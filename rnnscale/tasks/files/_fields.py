@@ -35,7 +35,7 @@ def fields_of_table(
     if options.kind == "next_token":
         raise UserError("next-token prediction needs text or packed tokens; these data are series")
     if options.kind == "forecast":
-        return forecast_fields(table, replace(options, horizon=options.horizon or 1), seq_len)
+        return forecast_fields(table, options, seq_len)
     fields = labelled_fields(table, options)
     if seq_len not in (None, fields["seq_len"]):
         raise UserError(

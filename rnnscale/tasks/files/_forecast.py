@@ -45,8 +45,7 @@ def forecast_fields(
     """
     if options.missing == "error":
         check_complete(table)
-    horizon = options.horizon
-    assert horizon is not None  # its default depends on nothing here
+    horizon = options.horizon or 1
     # Labels, which the headers of some files name, are of no use here.
     targets = table.columns if table.labels or not table.targets else table.targets
     segments = _segments(table, options.fractions)
@@ -65,7 +64,8 @@ def forecast_fields(
             f"seq_len must be 1 to {training}, the steps of the training split without the "
             f"horizon; got {steps}"
         )
-    preprocessing = _fit(table, segments["train"], options, targets, horizon, steps)
+    options = replace(options, path="", horizon=horizon)
+    preprocessing = _fit(table, segments["train"], options, targets, steps)
     series = preprocessing.sequences(replace(table, labels=()))
     records = [series[row] for row in range(len(table))]
     values = [_targets_of(x, table, targets, preprocessing) for x in table.inputs]
@@ -171,17 +171,16 @@ def _windows(segments: list[_Segment], steps: int, horizon: int, *, overlap: boo
     for segment in segments:
         # The label of step t has the values t + 1 to t + horizon.
         first, end = max(segment.start - 1, 0), segment.stop - horizon
+        past = 0 if overlap else steps // 2
         if overlap:
-            starts = range(segment.start, max(end - steps, segment.start) + 1)
-            found = [(segment.series, s, min(s + steps, end), s) for s in starts if s < end]
+            scored = np.arange(first, max(end - steps, first) + 1)
         else:
-            past = steps // 2
-            found = [
-                (segment.series, max(s - past, 0), min(s + steps - past, end), s)
-                for s in range(first, end, steps - past)
-            ]
-        windows += found
-    return np.array(windows, np.int64).reshape(-1, 4)
+            scored = np.arange(first, end, steps - past)
+        scored = scored[scored < end]
+        start, stop = np.maximum(scored - past, 0), np.minimum(scored + steps - past, end)
+        series = np.full(len(scored), segment.series)
+        windows.append(np.stack([series, start, stop, scored], axis=1))
+    return np.concatenate(windows)
 
 
 def _fit(
@@ -189,20 +188,20 @@ def _fit(
     training: list[_Segment],
     options: DataOptions,
     targets: tuple[str, ...],
-    horizon: int,
     steps: int,
 ) -> Preprocessing:
     values = [table.inputs[s.series][s.start : s.stop] for s in training]
     mean, std = mean_and_std(np.concatenate(values))
-    at = [table.columns.index(target) for target in targets] * horizon
+    ahead = range(1, (options.horizon or 1) + 1)
+    at = [table.columns.index(target) for target in targets] * len(ahead)
     times = [table.times[s.series][s.start : s.stop] for s in training] if table.times else ()
     interval = median_interval(times)
     return Preprocessing(
-        options=replace(options, path=""),
+        options=options,
         columns=table.columns,
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
-        targets=tuple(f"{t}+{h}" for h in range(1, horizon + 1) for t in targets),
+        targets=tuple(f"{t}+{h}" for h in ahead for t in targets),
         classes=None,
         target_mean=tuple(mean[at].tolist()),
         target_std=tuple(std[at].tolist()),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rnnscale._errors import UserError
-from rnnscale.data import PaddedSource
+from rnnscale.data import PaddedSource, arrays_over_time
 from rnnscale.tasks._baselines import most_frequent
 from rnnscale.tasks._data_options import DataOptions, Kind
 from rnnscale.tasks._split import part_of_each_class, stratified_split
@@ -68,7 +68,7 @@ def labelled_fields(table: SeriesTable, options: DataOptions) -> dict[str, Any]:
     sequences = {
         split: preprocessing.sequences(table.select(of_split)) for split, of_split in rows.items()
     }
-    per_step = ("inputs", "intervals") + (("labels",) if table.labels_per_step else ())
+    per_step = arrays_over_time(sequences["train"].element_spec)
     longest = preprocessing.seq_len
 
     def baseline() -> Mapping[str, float]:

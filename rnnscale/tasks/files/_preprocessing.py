@@ -24,7 +24,7 @@ class NewSeries(PaddedSource):
     """
 
     def __init__(self, source: SequenceArrays, steps: int, names: Sequence[str]):
-        super().__init__(source, steps, per_step=tuple(arrays_over_time(source.element_spec)))
+        super().__init__(source, steps, per_step=arrays_over_time(source.element_spec))
         self.names = tuple(names)
 
 
@@ -37,7 +37,7 @@ class Preprocessing:
 
     **Attributes:**
 
-    - `options`: how the data are read. Their kind and form are decided.
+    - `options`: how the data are read. Their kind is decided.
     - `columns`: the names of the inputs in the data.
     - `mean`, `std`: of each input in the training split, without missing values; 1 for the standard
         deviation of a constant input.

@@ -10,7 +10,7 @@ from rnnscale._errors import UserError
 from rnnscale.data import files_under
 from rnnscale.tasks._data_options import DataOptions
 from rnnscale.tasks.files import _arrays, _csv, _parquet, _ts
-from rnnscale.tasks.files._series_table import SeriesTable, joined
+from rnnscale.tasks.files._series_table import SeriesTable, joined, split_named
 
 
 class _Reader(Protocol):
@@ -27,13 +27,6 @@ READERS: Mapping[str, _Reader] = {
     ".parquet": _parquet.read,
     ".csv": _csv.read,
     ".tsv": _csv.read,
-}
-_SPLIT_OF_NAME = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
 }
 
 
@@ -66,7 +59,7 @@ def read_table(path: str | PathLike[str], options: DataOptions) -> SeriesTable:
     splits = {file: split_of_name(file) for file in files}
     tables = []
     for file, split in splits.items():
-        table = READERS[file.suffix](file, options, new=False)
+        table = _reader(file)(file, options, new=False)
         if split is not None:
             table = replace(table, splits=[split] * len(table))
         tables.append(table)
@@ -77,7 +70,7 @@ def read_table(path: str | PathLike[str], options: DataOptions) -> SeriesTable:
 
 def read_new(path: str | PathLike[str], options: DataOptions) -> SeriesTable:
     """The series of new data, all of them, for predictions."""
-    return joined([READERS[file.suffix](file, options, new=True) for file in _files(Path(path))])
+    return joined([_reader(file)(file, options, new=True) for file in _files(Path(path))])
 
 
 def with_constant_labels_once(table: SeriesTable) -> SeriesTable:
@@ -92,18 +85,22 @@ def with_constant_labels_once(table: SeriesTable) -> SeriesTable:
 def has_series(path: Path) -> bool:
     """Whether a file, or any file of a folder, has the suffix of a format for series."""
     files = files_under(path) if path.is_dir() else [path]
-    return any(file.suffix in READERS for file in files)
+    return any(file.suffix.lower() in READERS for file in files)
 
 
 def split_of_name(path: Path) -> str | None:
     """The split that a file's name ends with; None if it ends with none."""
-    return _SPLIT_OF_NAME.get(path.stem.rpartition("_")[2].lower())
+    return split_named(path.stem.rpartition("_")[2])
 
 
 def name_of(path: Path) -> str:
     """The name of a data set: that of its file or folder, without suffix and split."""
     stem = path.resolve().stem
     return stem.rpartition("_")[0] if path.is_file() and split_of_name(path) else stem
+
+
+def _reader(path: Path) -> _Reader:
+    return READERS[path.suffix.lower()]
 
 
 def _without_split(path: Path) -> str:
@@ -113,14 +110,14 @@ def _without_split(path: Path) -> str:
 def _files(path: Path, suffix: str | None = None) -> list[Path]:
     """The files to read, all of one format: that of the first suffix of `READERS`."""
     if path.is_file():
-        if path.suffix not in READERS:
+        if path.suffix.lower() not in READERS:
             raise UserError(f"{path} must end in {', '.join(READERS)}; got {path.suffix!r}")
         return [path]
     if not path.is_dir():
         raise UserError(f"there is no file or folder {path}")
     found = files_under(path)
     for known in READERS if suffix is None else (suffix,):
-        if files := [file for file in found if file.suffix == known]:
+        if files := [file for file in found if file.suffix.lower() == known.lower()]:
             return files
     suffixes = ", ".join(sorted({file.suffix or "none" for file in found})) or "no files"
     raise UserError(f"{path} must have files that end in {', '.join(READERS)}; it has {suffixes}")

@@ -9,6 +9,15 @@ from rnnscale._errors import UserError
 from rnnscale.tasks._data_options import Kind
 
 SPLITS = ("train", "validation", "test")
+_SPLIT_NAMES = {
+    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+}
+
+
+def split_named(text: str) -> str | None:
+    """The split that a word in data or file names stands for; None if it is another word."""
+    return _SPLIT_NAMES.get(text.strip().lower())
 
 
 @dataclass(frozen=True, eq=False)
