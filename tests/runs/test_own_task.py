@@ -47,7 +47,7 @@ def config(task: Task, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 def test_it_is_loaded_without_its_task_and_evaluated_with_it(config: TrainConfig, task: Task):
     saved = load_run(config.out)
     assert saved.spec == task.spec and saved.step >= 2
-    with pytest.raises(ValueError, match="the options name no task"):
+    with pytest.raises(ValueError, match="the options name neither a task nor data"):
         saved.evaluate()
     summary = RunFolder(config.out).summary()
     assert summary is not None
