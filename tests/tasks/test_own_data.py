@@ -263,7 +263,7 @@ def test_new_tables_need_neither_labels_nor_splits(options, tmp_path: Path):
     path, new = tmp_path / "own.csv", tmp_path / "new.csv"
     lines = ["who,a,b,name,part"]
     for who, part in enumerate(["train", "validation", "test"] * 4):
-        # Of a group, both steps have the same label.
+        # Both steps of a group have the same label.
         lines += [f"{who},{step},{who},{'xy'[who % 2]},{part}" for step in (0.5, 7)]
     path.write_text("\n".join(lines) + "\n")
     new.write_text("\n".join(line.rsplit(",", 2)[0] for line in lines) + "\n")
