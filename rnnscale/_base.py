@@ -5,13 +5,16 @@ is said by the classes that it inherits from, and found out by `isinstance` only
 """
 
 from abc import abstractmethod
-from typing import Any, TypeAliasType, TypeGuard, get_args
+from typing import Any, TypeGuard
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PyTree
 
+from rnnscale._checks import are_keys, shown
 from rnnscale_kernels import check_reset, checked_lengths
 
 type State = PyTree[Array]
@@ -162,34 +165,86 @@ def zero_padding(
     return jnp.where(valid[..., None], xs, 0)
 
 
-def check_features(owner: eqx.Module, x: Array, size: int, rank: int = 1) -> None:
-    """Raises unless `x` is floating and has at least `rank` axes, the last with `size` features."""
+def check_features(owner: eqx.Module, x: Array, size: int | None, rank: int = 1) -> None:
+    """Raises unless `x` is floating and has at least `rank` axes, the last with `size` features;
+    with any number of them if `size` is `None`."""
     name = type(owner).__name__
+    axes = "(*batch, time, features)" if rank == 2 else "(*batch, features)"
+    takes = f"{name} takes an array of shape {axes}" + (size is not None) * f" with {size} features"
+    if not isinstance(x, jax.Array | np.ndarray):
+        raise TypeError(f"{takes}; got {shown(x)}.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"{name} computes in the dtype of its input, which must be floating; got {x.dtype}. "
             "Cast the input, for example with `x.astype(jnp.float32)`."
         )
-    if jnp.ndim(x) < rank or x.shape[-1] != size:
-        axes = "(*batch, time, features)" if rank == 2 else "(*batch, features)"
+    if jnp.ndim(x) < rank or size not in (None, x.shape[-1]):
+        raise ValueError(f"{takes}; got shape {x.shape}.")
+
+
+def check_tokens(owner: eqx.Module, tokens: Array, rank: int = 0) -> None:
+    """Raises unless `tokens` are integers, with at least `rank` axes."""
+    axes = "(*batch, time)" if rank else "(*batch)"
+    takes = f"{type(owner).__name__} takes integer tokens of shape {axes}"
+    if not isinstance(tokens, jax.Array | np.ndarray):
+        raise TypeError(f"{takes}; got {shown(tokens)}.")
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(f"{takes}; got {tokens.dtype}.")
+    if tokens.ndim < rank:
+        raise ValueError(f"{takes}; got shape {tokens.shape}.")
+
+
+def check_keys(key: Any, batch_shape: tuple[int, ...]) -> None:
+    """Raises unless `key` is `None`, one random key, or one for each row of the batch."""
+    expected = f"key must be one key or one for each row of the batch, of shape {batch_shape}"
+    if key is None:
+        return
+    if not are_keys(key):
+        raise TypeError(f"{expected}; got {shown(key)}.")
+    shape = key.shape[:-1] if key.dtype == jnp.uint32 else key.shape
+    if shape not in ((), tuple(batch_shape)):
+        raise ValueError(f"{expected}; got keys of shape {shape}.")
+
+
+def checked_timing(
+    steps: tuple[int, ...],
+    reset: Bool[Array, "*batch time"] | None,
+    lengths: Int[Array, "*batch"] | None,
+    key: Key[Array, "*#batch"] | None,
+    intervals: Float[Array, "*batch time"] | None = None,
+) -> Int[Array, "*batch"] | None:
+    """The lengths, for arguments of a call that fit the axes "*batch time" of its sequences.
+
+    Raises `ValueError` or `TypeError` for arguments that do not fit.
+    """
+    batch_shape = steps[:-1]
+    check_reset(reset, steps)
+    check_keys(key, batch_shape)
+    checked = None if lengths is None else checked_lengths(lengths, batch_shape, steps[-1])
+    if intervals is not None:
+        check_intervals("intervals", intervals, steps, lengths)
+    return checked
+
+
+def check_intervals(name: str, intervals: Any, shape: tuple[int, ...], lengths: Any = None) -> None:
+    """Raises unless `intervals` are real numbers of this shape and, where they are known and within
+    `lengths`, at least 0."""
+    expected = f"{name} must be a floating array with a value for each step, of shape {shape}"
+    if not isinstance(intervals, jax.Array | np.ndarray):
+        raise TypeError(f"{expected}; got {shown(intervals)}.")
+    if not jnp.issubdtype(intervals.dtype, jnp.floating):
+        raise TypeError(f"{expected}; got {intervals.dtype}.")
+    if intervals.shape != shape:
+        raise ValueError(f"{expected}; got shape {intervals.shape}.")
+    if isinstance(intervals, Tracer) or isinstance(lengths, Tracer):
+        return
+    known = np.asarray(intervals)
+    if lengths is not None:
+        known = known[np.arange(shape[-1]) < np.asarray(lengths)[..., None]]
+    if not np.all(known >= 0):
         raise ValueError(
-            f"{name} takes an array of shape {axes} with {size} features; got shape {x.shape}."
-        )
-
-
-def check_size(owner: type, **sizes: int) -> None:
-    """Raises unless every named size is a positive integer."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{owner.__name__}: {name} must be at least 1; got {size}.")
-
-
-def check_choice(owner: type, name: str, value: str, choices: TypeAliasType) -> None:
-    """Raises `ValueError` unless `value` is one of `choices`, an alias of a `Literal`."""
-    allowed = get_args(choices.__value__)
-    if value not in allowed:
-        raise ValueError(
-            f"{owner.__name__}: {name} must be one of {', '.join(allowed)}; got {value!r}."
+            f"{name} are times from step to step and must be at least 0; got {np.min(known)}. For "
+            "sorted times of steps, they are the differences."
         )
 
 
@@ -199,6 +254,8 @@ def check_call(
     state: State | None,
     reset: Bool[Array, "*batch time"] | None,
     lengths: Int[Array, "*batch"] | None,
+    key: Key[Array, "*#batch"] | None = None,
+    intervals: Float[Array, "*batch time"] | None = None,
 ) -> tuple[Any, Int[Array, "*batch"] | None]:
     """The state to start from and the lengths, for arguments of a call that fit one another.
 
@@ -206,25 +263,35 @@ def check_call(
     for arguments that do not fit.
     """
     check_features(layer, xs, layer.idim, rank=2)
-    batch_shape, time = xs.shape[:-2], xs.shape[-2]
+    lengths = checked_timing(xs.shape[:-1], reset, lengths, key, intervals)
+    return checked_state(layer, state, xs.shape[:-2], xs.dtype), lengths
+
+
+def check_step(
+    layer: Any, x: Float[Array, "*batch idim"], state: Any, key: Key[Array, "*#batch"] | None = None
+) -> Any:
+    """The state, for arguments of one step that fit one another. Raises if they do not."""
+    check_features(layer, x, layer.idim)
+    check_keys(key, x.shape[:-1])
     if state is None:
-        state = layer.init_state(batch_shape, xs.dtype)
-    check_reset(reset, (*batch_shape, time))
-    if lengths is not None:
-        lengths = checked_lengths(lengths, batch_shape, time)
-    return checked_state(layer, state, batch_shape, xs.dtype), lengths
+        raise TypeError(f"{type(layer).__name__}: state must be as from init_state; got None.")
+    return checked_state(layer, state, x.shape[:-1], x.dtype)
 
 
 def checked_state(owner: Any, state: Any, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Any:
-    """The state, cast to the dtypes of `owner.init_state(batch_shape, dtype)`.
-
-    Raises unless it has the same structure, shapes and kinds of numbers.
-    """
+    """The state, cast to the dtypes of `owner.init_state(batch_shape, dtype)`; that one if it is
+    `None`. Raises unless it has the same structure, shapes and kinds of numbers."""
+    dtype = jax.dtypes.canonicalize_dtype(dtype)  # NumPy's float64 may be more than JAX has
+    if state is None:
+        return owner.init_state(batch_shape, dtype)
     expected = jax.eval_shape(lambda: owner.init_state(batch_shape, dtype))
     name = type(owner).__name__
     leaves, specs = jax.tree.leaves(state), jax.tree.leaves(expected)
-    same = jax.tree.structure(state) == jax.tree.structure(expected)
-    if not same or any(jnp.shape(x) != spec.shape for x, spec in zip(leaves, specs, strict=True)):
+    same = jax.tree.structure(state) == jax.tree.structure(expected) and all(
+        isinstance(x, jax.Array | np.ndarray | np.generic) and x.shape == spec.shape
+        for x, spec in zip(leaves, specs, strict=True)
+    )
+    if not same:
         raise ValueError(
             f"{name} takes a state like init_state({tuple(batch_shape)}), of {_shapes(expected)}; "
             f"got {_shapes(state)}."
@@ -233,11 +300,11 @@ def checked_state(owner: Any, state: Any, batch_shape: tuple[int, ...], dtype: D
     def cast(x, spec):
         if jnp.issubdtype(spec.dtype, jnp.complexfloating):
             raise TypeError(f"{name}: a complex state is a pair of real arrays; got {spec.dtype}.")
-        floating = jnp.issubdtype(spec.dtype, jnp.floating)
-        if floating != jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        kind = jnp.floating if jnp.issubdtype(spec.dtype, jnp.floating) else jnp.integer
+        if not jnp.issubdtype(x.dtype, kind):
             raise TypeError(
                 f"{name} takes a state like init_state({tuple(batch_shape)}), with {spec.dtype}; "
-                f"got {jnp.result_type(x)}."
+                f"got {x.dtype}."
             )
         return jnp.asarray(x, spec.dtype)
 
@@ -245,7 +312,11 @@ def checked_state(owner: Any, state: Any, batch_shape: tuple[int, ...], dtype: D
 
 
 def _shapes(tree: Any) -> str:
-    return str(jax.tree.map(lambda leaf: tuple(jnp.shape(leaf)), tree))
+    def shape(leaf: Any) -> Any:
+        is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+        return tuple(leaf.shape) if is_array else type(leaf).__name__
+
+    return str(jax.tree.map(shape, tree))
 
 
 def at_least_float32(x: Array) -> Array:

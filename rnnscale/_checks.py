@@ -31,7 +31,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import AbstractArray, DTypeLike, PRNGKeyArray, PyTree
+from jax.export import is_symbolic_dim
+from jaxtyping import AbstractArray, DTypeLike, Int, Integer, Key, PRNGKeyArray, PyTree
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ type Range[T] = Annotated[
 type NonEmpty[T] = Annotated[
     Sequence[T], Must("have at least one element", lambda each: len(each) > 0)
 ]
+type BatchShape = tuple[Count, ...]
 type FloatDType = Annotated[
     DTypeLike, Must("be a floating dtype", lambda each: jnp.issubdtype(each, jnp.floating))
 ]
@@ -79,9 +82,12 @@ def check_arguments[F: Callable](function: F) -> F:
         hints = _hints(function)
 
         def check(name: str, value: Any) -> Any:
-            return _checked(name, hints[name], value) if name in hints else value
+            # `self`, and names that the function does not have.
+            if name == "self" or name not in hints:
+                return value
+            return _checked(name, hints[name], value)
 
-        # Arguments that are missing or unknown are left to the call, which names them.
+        # Arguments too few or too many are left to the call, whose errors name them.
         try:
             args = (*map(check, names, args), *args[len(names) :])
             kwargs = {name: check(name, value) for name, value in kwargs.items()}
@@ -124,15 +130,13 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
     if origin in (Union, types.UnionType):
         return _one_of(name, arguments, value)
     if origin is Literal:
-        if isinstance(value, str) and value in arguments:
-            return value
-        raise _Refused(ValueError, name, f"be one of {', '.join(arguments)}", value)
+        expected = f"be one of {', '.join(arguments)}"
+        choice = _of_kind(name, expected, lambda each: isinstance(each, str), value)
+        return _meeting(name, Any, [Must(expected, lambda each: each in arguments)], choice)
     if origin in (collections.abc.Sequence, list, tuple):
         return _with_elements(name, origin, arguments, value)
     if _is(annotation, AbstractArray):
-        expected = f'be an array {annotation.dtype.__name__}[Array, "{annotation.dim_str}"]'
-        like = annotation.dtype[jax.Array | np.ndarray, annotation.dim_str]
-        return _of_kind(name, expected, lambda each: isinstance(each, like), value)
+        return _array(name, annotation, value)
     if origin is collections.abc.Callable:
         return _of_kind(name, "be a function", callable, value)
     if isinstance(origin, type):
@@ -160,6 +164,9 @@ def _meeting(name: str, kind: Any, conditions: Sequence[Must], value: Any) -> An
 
 
 def _one_of(name: str, alternatives: Sequence[Any], value: Any) -> Any:
+    if set(get_args(PRNGKeyArray)) <= set(alternatives):  # a union within the union
+        rest = [each for each in alternatives if each not in get_args(PRNGKeyArray)]
+        alternatives = [PRNGKeyArray, *rest]
     expected = []
     for each in alternatives:
         try:
@@ -171,6 +178,16 @@ def _one_of(name: str, alternatives: Sequence[Any], value: Any) -> Any:
             expected.append(refused.expected)
     phrase = " or ".join([expected[0], *(each.removeprefix("be ") for each in expected[1:])])
     raise _Refused(TypeError, name, phrase, value)
+
+
+def _array(name: str, annotation: Any, value: Any) -> Any:
+    """Shapes are left to the function, which knows the sizes."""
+    if annotation.dtype is Key:
+        return _of_kind(name, "be a random key, or one for each row", are_keys, value)
+    expected = f'be an array {annotation.dtype.__name__}[Array, "{annotation.dim_str}"]'
+    dtype: Any = Integer if annotation.dtype is Int else annotation.dtype  # unsigned ones too
+    any_shape = dtype[jax.Array | np.ndarray, "..."]
+    return _of_kind(name, expected, lambda each: isinstance(each, any_shape), value)
 
 
 def _with_elements(name: str, origin: Any, arguments: tuple[Any, ...], value: Any) -> Any:
@@ -187,7 +204,8 @@ def _with_elements(name: str, origin: Any, arguments: tuple[Any, ...], value: An
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    integer = is_symbolic_dim(value) or isinstance(value, int | np.integer)
+    return integer and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
@@ -197,13 +215,24 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def is_key(value: Any) -> bool:
-    """Whether the value is one random key, typed or raw."""
+def are_keys(value: Any) -> bool:
+    """Whether the value is a random key or an array of them, typed or raw."""
     if not isinstance(value, jax.Array | np.ndarray):
         return False
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return value.ndim == 0
-    return value.dtype == jnp.uint32 and value.shape in ((2,), (4,))
+        return True
+    return value.dtype == jnp.uint32 and value.shape[-1:] in ((2,), (4,))
+
+
+def _is_key(value: Any) -> bool:
+    return are_keys(value) and value.ndim == (value.dtype == jnp.uint32)
+
+
+def _is_array_like(value: Any) -> bool:
+    try:
+        return np.asarray(value).dtype.kind in "biuf"
+    except ValueError:  # rows of different lengths
+        return False
 
 
 def _is_dtype(value: Any) -> bool:
@@ -224,7 +253,8 @@ _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     str: ("be a string", lambda value: isinstance(value, str)),
     type(None): ("be None", lambda value: value is None),
     DTypeLike: ("be a dtype, such as jnp.float32", _is_dtype),
-    PRNGKeyArray: ("be one random key, such as jax.random.key(0)", is_key),
+    ArrayLike: ("be an array, or lists of numbers", _is_array_like),
+    PRNGKeyArray: ("be one random key, such as jax.random.key(0)", _is_key),
 }
 
 

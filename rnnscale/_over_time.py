@@ -13,16 +13,18 @@ from jax import lax
 from jaxtyping import Array, Int, PyTree
 
 from rnnscale import sharding
+from rnnscale._checks import Count, Size, check_arguments
 from rnnscale_kernels import vary_alike
 
 
+@check_arguments
 def over_time(
     body: Callable[[Any, Any, Int[Array, ""]], tuple[Any, Any]],
     carry: PyTree[Array],
     xs: PyTree[Array],
     *,
-    steps: int,
-    axis: int,
+    steps: Size,
+    axis: Count,
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     """`jax.lax.scan` over pieces of `steps` time steps; the last piece may be shorter.
 
@@ -57,8 +59,6 @@ def over_time(
     **Raises:** `ValueError` if `steps` is below 1, arrays of `xs` differ in their steps, or the
     ambient mesh has `seq` above 1.
     """
-    if steps < 1:
-        raise ValueError(f"over_time: steps must be at least 1; got {steps}.")
     times = {x.shape[axis] for x in jax.tree.leaves(xs)}
     if len(times) != 1:
         raise ValueError(
@@ -92,8 +92,8 @@ def over_equal_pieces(
     carry: PyTree[Array],
     xs: PyTree[Array],
     *,
-    steps: int,
-    axis: int,
+    steps: Size,
+    axis: Count,
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     """As `over_time`, with a gradient with respect to `xs` that adds no passes over `xs`.
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Key, PyTree
 
-from rnnscale._base import State, check_features, checked_state, state_dtype
+from rnnscale._base import State, check_step, state_dtype
+from rnnscale._checks import BatchShape, FloatDType, check_arguments
 
 type Weights = PyTree
 """The arrays that the equations of a cell use, computed from its parameters once in a call."""
@@ -112,9 +113,8 @@ class Cell(eqx.Module):
     def output(self, state: Any) -> Float[Array, "*axes odim"]:
         return state
 
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> State:
+    @check_arguments
+    def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> State:
         """The state before the first step, and after a reset: zero unless a cell says otherwise.
 
         **Arguments:**
@@ -144,9 +144,8 @@ class Cell(eqx.Module):
         **Raises:** `ValueError` if `x` does not have `idim` features, or if the state has another
         structure or shape than `init_state`; `TypeError` if one has another kind of numbers.
         """
+        state = check_step(self, x, state, key)
         x = jnp.asarray(x)
-        check_features(self, x, self.idim)
-        state = checked_state(self, state, x.shape[:-1], x.dtype)
         weights = compute_weights(self, x.dtype)
         state = self.advance(weights, self.drive(weights, x), state, affine)
         return state, self.output(state).astype(x.dtype)
@@ -195,8 +194,9 @@ class LinearCell(Cell):
         return a * state + b
 
     @final
+    @check_arguments
     def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+        self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> Float[Array, "*batch hdim"]:
         return jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
 

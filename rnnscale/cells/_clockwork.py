@@ -7,11 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from numpy.typing import NDArray
 
 from rnnscale._base import state_dtype
-from rnnscale._checks import NonEmpty, Size, check_arguments
+from rnnscale._checks import BatchShape, FloatDType, NonEmpty, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, AffineInputCell, DenseWeights, Units
 from rnnscale.cells._init import normal
@@ -111,8 +111,9 @@ class ClockWorkRNNCell(AffineInputCell):
     def output(self, state: ClockWorkState) -> Units:
         return state[0]
 
+    @check_arguments
     def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+        self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> ClockWorkState:
         zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
         return zeros, jnp.zeros(batch_shape, jnp.int32)

@@ -5,10 +5,10 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import state_dtype
-from rnnscale._checks import Size, check_arguments
+from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, AffineInputCell, DenseWeights, Units
 from rnnscale.cells._init import uniform
@@ -77,8 +77,9 @@ class LongShortTermMemoryCell(AffineInputCell):
     def output(self, state: LSTMState) -> Units:
         return state[0]
 
+    @check_arguments
     def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+        self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> LSTMState:
         zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
         return zeros, zeros

@@ -3,9 +3,10 @@
 from typing import final
 
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, Float
 
 from rnnscale._base import state_dtype
+from rnnscale._checks import BatchShape, FloatDType, check_arguments
 from rnnscale.cells._base import AffineInputCell, Units
 from rnnscale.cells._warn import warn_caller
 
@@ -21,8 +22,9 @@ class OscillatorCell(AffineInputCell):
         return state[0]
 
     @final
+    @check_arguments
     def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+        self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> Oscillators:
         zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
         return zeros, zeros

@@ -10,12 +10,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rnnscale import sharding
 from rnnscale._base import State, check_call, zero_padding
+from rnnscale._checks import check_arguments
 from rnnscale._over_time import mesh_axes_of_time
 from rnnscale.cells._base import Cell, LinearCell, compute_weights
 from rnnscale.cells._contract import check_cell
 from rnnscale.cells._step_loop import StepLoop
 
 
+@check_arguments
 def time_loop(
     cell: Cell,
     xs: Float[Array, "*batch time idim"],
@@ -55,8 +57,8 @@ def time_loop(
     `LinearCell`.
     """
     check_cell("time_loop", cell)
-    xs = jnp.asarray(xs)
     state, lengths = check_call(cell, xs, state, reset, lengths)
+    xs = jnp.asarray(xs)
     batch_shape, time = xs.shape[:-2], xs.shape[-2]
     if time == 0:
         return state, jnp.zeros((*batch_shape, 0, cell.odim), xs.dtype)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from rnnscale._base import state_dtype
-from rnnscale._checks import Size, check_arguments
+from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Cell, linear
 from rnnscale.cells._init import uniform
@@ -117,9 +117,8 @@ class UnitaryEvolutionRNNCell(Cell):
     def output(self, state: Planar) -> Float[Array, "*axes odim"]:
         return jnp.concatenate(state, axis=-1)
 
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Planar:
+    @check_arguments
+    def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> Planar:
         shape, dtype = (*batch_shape, self.hdim), state_dtype(dtype)
         planes = (self.initial_re, self.initial_im)
         return Planar(*(jnp.broadcast_to(plane.astype(dtype), shape) for plane in planes))

@@ -4,16 +4,18 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer, Key, PRNGKeyArray
 
 from rnnscale._base import (
     State,
     Stepwise,
     check_features,
-    check_size,
+    check_tokens,
     zero_padding,
 )
-from rnnscale.layers._encoder import Encoder, check_encoder
+from rnnscale._checks import BatchShape, Count, FloatDType, NonNegative, Size, check_arguments
+from rnnscale.layers._encoder import Encoder
 from rnnscale.layers._feedback import draw_tokens, feed_back
 from rnnscale.layers._linear import Linear
 from rnnscale.layers._row_keys import row_keys
@@ -37,6 +39,7 @@ class AutoregressiveRNN(Stepwise):
     encoder: Encoder
     readout: Linear
 
+    @check_arguments
     def __init__(self, encoder: Encoder, *, key: PRNGKeyArray):
         """**Arguments:**
 
@@ -45,7 +48,6 @@ class AutoregressiveRNN(Stepwise):
 
         **Raises:** `TypeError` if it is not an `Encoder`, `ValueError` if it is not causal.
         """
-        check_encoder(AutoregressiveRNN, encoder)
         if not (isinstance(encoder, Stepwise) and encoder.causal):
             raise ValueError(
                 "AutoregressiveRNN continues from its own output, but "
@@ -78,8 +80,8 @@ class AutoregressiveRNN(Stepwise):
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time idim"]]:
         """Teacher forcing: `(state, predictions)`, as a call of a sequence layer."""
-        xs = self._vectors(xs)
-        state, hs = self.encoder(xs, state, reset=reset, lengths=lengths)
+        xs = self._vectors(xs, rank=2)
+        state, hs = self.encoder(xs, state, reset=reset, lengths=lengths, key=key)
         return state, zero_padding(self.readout(hs), lengths)
 
     def step(
@@ -90,20 +92,20 @@ class AutoregressiveRNN(Stepwise):
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch idim"]]:
         encoder = cast(Stepwise, self.encoder)  # which `__init__` has checked
-        state, h = encoder.step(self._vectors(x), state)
+        state, h = encoder.step(self._vectors(x), state, key=key)
         return state, self.readout(h)
 
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> State:
+    @check_arguments
+    def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> State:
         return self.encoder.init_state(batch_shape, dtype)
 
+    @check_arguments
     def forecast(
         self,
         xs: Float[Array, "*batch time idim"],
         state: State | None = None,
         *,
-        steps: int,
+        steps: Size,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch steps idim"]]:
         """The values that follow `xs`, each predicted from the ones before it.
@@ -125,16 +127,17 @@ class AutoregressiveRNN(Stepwise):
         state, y = self._read(xs, state, steps, lengths)
         return feed_back(self.step, state, y, steps)
 
+    @check_arguments
     def generate(
         self,
-        tokens: Int[Array, "*batch time"],
+        tokens: Integer[Array, "*batch time"],
         state: State | None = None,
         *,
-        steps: int,
-        temperature: float | Float[Array, ""] = 1.0,
-        top_k: int | None = None,
+        steps: Size,
+        temperature: NonNegative | Float[Array, ""] = 1.0,
+        top_k: Size | None = None,
         lengths: Int[Array, "*batch"] | None = None,
-        drawn: int | Int[Array, ""] = 0,
+        drawn: Count | Int[Array, ""] = 0,
         key: Key[Array, "*#batch"],
     ) -> tuple[State, Int[Array, "*batch steps"]]:
         """Tokens that follow `tokens`, each drawn given the ones before it.
@@ -158,10 +161,9 @@ class AutoregressiveRNN(Stepwise):
         **Raises:** `TypeError` if tokens are not integers; `ValueError` if `steps` is below 1, the
         temperature is negative, `top_k` is out of range, or there is no prompt.
         """
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise TypeError(f"tokens must be integers; got {tokens.dtype}. See also `forecast`.")
+        check_tokens(self, tokens, rank=1)
         keys: Any = row_keys(key, tokens.shape[:-1])
-        state, logits = self._read(self._vectors(tokens), state, steps, lengths)
+        state, logits = self._read(self._vectors(tokens, rank=2), state, steps, lengths)
         return draw_tokens(
             self.step,
             state,
@@ -177,11 +179,10 @@ class AutoregressiveRNN(Stepwise):
         self,
         xs: Float[Array, "*batch time idim"],
         state: State | None,
-        steps: int,
+        steps: Size,
         lengths: Int[Array, "*batch"] | None,
     ) -> tuple[State, Float[Array, "*batch idim"]]:
         """The state after `xs`, and the prediction that follows."""
-        check_size(AutoregressiveRNN, steps=steps)
         if xs.shape[-2] == 0:
             raise ValueError(
                 "AutoregressiveRNN: there is no step to continue from; give at least one."
@@ -189,7 +190,11 @@ class AutoregressiveRNN(Stepwise):
         state, _ = self.encoder(xs, state, lengths=lengths)
         return state, self.readout(self.encoder.output(state).astype(xs.dtype))
 
-    def _vectors(self, xs: Array) -> Float[Array, "*axes idim"]:
-        if jnp.issubdtype(xs.dtype, jnp.integer):
+    def _vectors(self, xs: Array, rank: int = 1) -> Float[Array, "*axes idim"]:
+        """Features as they are, tokens one-hot. Raises unless `xs` has at least `rank` axes, which
+        for tokens do not include features."""
+        if isinstance(xs, jax.Array | np.ndarray) and jnp.issubdtype(xs.dtype, jnp.integer):
+            check_tokens(self, xs, rank - 1)
             return jax.nn.one_hot(xs, self.idim, dtype=jnp.float32)
+        check_features(self, xs, self.idim, rank)
         return xs

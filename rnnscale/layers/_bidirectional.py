@@ -2,9 +2,10 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from rnnscale._base import State
+from rnnscale._base import State, check_call
+from rnnscale._checks import BatchShape, FloatDType, check_arguments
 from rnnscale.cells import Cell, check_cell, time_loop
 from rnnscale.layers._encoder import Encoder
 
@@ -26,6 +27,7 @@ class BidirectionalRNNEncoder(Encoder):
     odim: int = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
 
+    @check_arguments
     def __init__(self, forward: Cell, backward: Cell, *, remat: bool = False):
         """**Arguments:**
 
@@ -57,7 +59,7 @@ class BidirectionalRNNEncoder(Encoder):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[tuple[State, State], Float[Array, "*batch time odim"]]:
-        start, end = (None, None) if state is None else check_parts(self, state, 2)
+        (start, end), lengths = check_call(self, xs, state, reset, lengths, key)
         end_state, forwards = time_loop(
             self.forward, xs, start, reset=reset, lengths=lengths, remat=self.remat
         )
@@ -66,8 +68,9 @@ class BidirectionalRNNEncoder(Encoder):
         )
         return (end_state, start_state), jnp.concatenate([forwards, backwards], axis=-1)
 
+    @check_arguments
     def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+        self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> tuple[State, State]:
         return (
             self.forward.init_state(batch_shape, dtype),
@@ -78,14 +81,3 @@ class BidirectionalRNNEncoder(Encoder):
         """The forward cell's output at the last step and the backward cell's at the first."""
         outputs = self.forward.output(state[0]), self.backward.output(state[1])
         return jnp.concatenate(outputs, axis=-1)
-
-
-def check_parts(owner: eqx.Module, state: State, count: int) -> tuple[State, ...]:
-    """The state. Raises `ValueError` unless it is a tuple of `count` states."""
-    if not isinstance(state, tuple) or len(state) != count:
-        raise ValueError(
-            f"{type(owner).__name__} takes a state like init_state(), a tuple of {count} states; "
-            f"got {type(state).__name__}"
-            + (f" of {len(state)}." if isinstance(state, tuple | list) else ".")
-        )
-    return state

@@ -1,24 +1,26 @@
 """`CausalConv`, a short convolution over time, also over a mesh that splits time."""
 
 import math
+from typing import Annotated
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rnnscale import sharding
 from rnnscale._base import (
     CausalLayer,
     at_least_float32,
     check_call,
-    check_features,
-    check_size,
-    checked_state,
+    check_step,
     state_dtype,
     zero_padding,
 )
+from rnnscale._checks import BatchShape, FloatDType, Must, Size, check_arguments
 from rnnscale._fields import parameter
+
+type Width = Annotated[int, Must("be at least 2", lambda n: n >= 2)]
 
 
 class CausalConv(CausalLayer):
@@ -42,7 +44,8 @@ class CausalConv(CausalLayer):
     odim: int = eqx.field(static=True)
     width: int = eqx.field(static=True)
 
-    def __init__(self, idim: int, width: int = 4, *, key: PRNGKeyArray):
+    @check_arguments
+    def __init__(self, idim: Size, width: Width = 4, *, key: PRNGKeyArray):
         """**Arguments:**
 
         - `idim`: features of the input, and of the output.
@@ -52,12 +55,6 @@ class CausalConv(CausalLayer):
 
         **Raises:** `ValueError` if `idim` is below 1 or `width` below 2.
         """
-        check_size(CausalConv, idim=idim)
-        if width < 2:
-            raise ValueError(
-                f"CausalConv: width must be at least 2, the step itself and one before it; got "
-                f"{width}."
-            )
         bound = 1 / math.sqrt(width)
         self.weight = jax.random.uniform(key, (idim, width), jnp.float32, -bound, bound)
         self.bias = jnp.zeros((idim,), jnp.float32)
@@ -73,7 +70,7 @@ class CausalConv(CausalLayer):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[Float[Array, "*batch past idim"], Float[Array, "*batch time idim"]]:
-        past, lengths = check_call(self, xs, state, reset, lengths)
+        past, lengths = check_call(self, xs, state, reset, lengths, key)
         batch_shape, time = xs.shape[:-2], xs.shape[-2]
         xs = zero_padding(xs, lengths)
         if time == 0:
@@ -107,14 +104,14 @@ class CausalConv(CausalLayer):
         *,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[Float[Array, "*batch past idim"], Float[Array, "*batch idim"]]:
-        check_features(self, x, self.idim)
-        state = checked_state(self, state, x.shape[:-1], x.dtype)
+        state = check_step(self, x, state, key)
         xs = jnp.concatenate([state, x[..., None, :].astype(state.dtype)], axis=-2)
         y = _weighted_sum(self.weight, self.bias, list(jnp.moveaxis(xs.astype(x.dtype), -2, 0)))
         return xs[..., 1:, :], y
 
+    @check_arguments
     def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+        self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> Float[Array, "*batch past idim"]:
         return jnp.zeros((*batch_shape, self.width - 1, self.idim), state_dtype(dtype))
 

@@ -1,13 +1,11 @@
 """`DeepRNNEncoder`, encoders on top of one another."""
 
-from collections.abc import Sequence
-
 import equinox as eqx
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from rnnscale._base import State, Stepwise, check_size, has_step
-from rnnscale.layers._bidirectional import check_parts
-from rnnscale.layers._encoder import Encoder, call_in_chunks, check_encoder
+from rnnscale._base import State, Stepwise, check_step, has_step
+from rnnscale._checks import BatchShape, FloatDType, NonEmpty, Size, check_arguments
+from rnnscale.layers._encoder import Encoder, call_in_chunks
 
 
 class DeepRNNEncoder(Encoder, Stepwise):
@@ -21,7 +19,8 @@ class DeepRNNEncoder(Encoder, Stepwise):
     odim: int = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
 
-    def __init__(self, encoders: Sequence[Encoder], *, chunk: int | None = None):
+    @check_arguments
+    def __init__(self, encoders: NonEmpty[Encoder], *, chunk: Size | None = None):
         """**Arguments:**
 
         - `encoders`: from the input to the output, at least one.
@@ -33,10 +32,6 @@ class DeepRNNEncoder(Encoder, Stepwise):
         takes another number of features than the one before it gives, or if `chunk` is below 1 or
         given for encoders that are not causal.
         """
-        if not encoders:
-            raise ValueError("DeepRNNEncoder: got no encoder; give at least one.")
-        for encoder in encoders:
-            check_encoder(DeepRNNEncoder, encoder)
         for i, (below, above) in enumerate(zip(encoders, encoders[1:], strict=False)):
             if below.odim != above.idim:
                 raise ValueError(
@@ -45,13 +40,11 @@ class DeepRNNEncoder(Encoder, Stepwise):
                 )
         self.encoders, self.chunk = tuple(encoders), chunk
         self.idim, self.odim = encoders[0].idim, encoders[-1].odim
-        if chunk is not None:
-            check_size(DeepRNNEncoder, chunk=chunk)
-            if not self.causal:
-                raise ValueError(
-                    f"DeepRNNEncoder: chunk={chunk} hands states from chunk to chunk, but an "
-                    "encoder looks ahead: leave chunk out, or use causal encoders."
-                )
+        if chunk is not None and not self.causal:
+            raise ValueError(
+                f"DeepRNNEncoder: chunk={chunk} hands states from chunk to chunk, but an encoder "
+                "looks ahead: leave chunk out, or use causal encoders."
+            )
 
     @property
     def causal(self) -> bool:
@@ -66,20 +59,18 @@ class DeepRNNEncoder(Encoder, Stepwise):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[tuple[State, ...], Float[Array, "*batch time odim"]]:
-        before = None if state is None else check_parts(self, state, len(self.encoders))
-        return call_in_chunks(self, self._run, self.chunk, xs, before, reset, lengths)
+        return call_in_chunks(self, self._run, self.chunk, xs, state, reset, lengths, key)
 
     def _run(
         self,
         xs: Float[Array, "*batch time idim"],
-        state: tuple[State, ...] | None,
+        state: tuple[State, ...],
         *,
         reset: Bool[Array, "*batch time"] | None,
         lengths: Int[Array, "*batch"] | None,
     ) -> tuple[tuple[State, ...], Float[Array, "*batch time odim"]]:
-        before = (None,) * len(self.encoders) if state is None else state
         after = []
-        for encoder, start in zip(self.encoders, before, strict=True):
+        for encoder, start in zip(self.encoders, state, strict=True):
             end, xs = encoder(xs, start, reset=reset, lengths=lengths)
             after.append(end)
         return tuple(after), xs
@@ -92,8 +83,8 @@ class DeepRNNEncoder(Encoder, Stepwise):
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[tuple[State, ...], Float[Array, "*batch odim"]]:
         """One step of time. **Raises** `TypeError` if an encoder is not causal."""
-        parts, after = check_parts(self, state, len(self.encoders)), []
-        for encoder, start in zip(self.encoders, parts, strict=True):
+        state, after = check_step(self, x, state, key), []
+        for encoder, start in zip(self.encoders, state, strict=True):
             if not has_step(encoder):
                 raise TypeError(
                     "DeepRNNEncoder: an encoder looks ahead, so there is no single step."
@@ -102,8 +93,9 @@ class DeepRNNEncoder(Encoder, Stepwise):
             after.append(end)
         return tuple(after), x
 
+    @check_arguments
     def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+        self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> tuple[State, ...]:
         return tuple(encoder.init_state(batch_shape, dtype) for encoder in self.encoders)
 

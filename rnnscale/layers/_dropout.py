@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from rnnscale._base import check_features
+from rnnscale._checks import Rate, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.layers._row_keys import fold_keys, row_keys
 
@@ -21,10 +23,9 @@ class Dropout(eqx.Module):
 
     rate: Float[Array, ""] = parameter(trainable=False)
 
-    def __init__(self, rate: float):
+    @check_arguments
+    def __init__(self, rate: Rate):
         """`rate` is in `[0, 1)`. **Raises** `ValueError` otherwise."""
-        if not 0 <= rate < 1:
-            raise ValueError(f"Dropout: rate must be in [0, 1); got {rate}.")
         self.rate = jnp.asarray(rate, jnp.float32)
 
     def __call__(
@@ -35,6 +36,7 @@ class Dropout(eqx.Module):
         - `xs`: sequences.
         - `key`: one key, or one for each row. `None` means inference and returns `xs`.
         """
+        check_features(self, xs, None, rank=2)
         keys = row_keys(key, xs.shape[:-2])
         if keys is None:
             return xs
@@ -45,6 +47,7 @@ class Dropout(eqx.Module):
         self, x: Float[Array, "*batch dim"], *, key: Key[Array, "*#batch"] | None
     ) -> Float[Array, "*batch dim"]:
         """One step of time, with the key of this step: `fold_in(row_key, t)` as a call would."""
+        check_features(self, x, None)
         keys = row_keys(key, x.shape[:-1])
         return x if keys is None else self._drop(x, keys)
 

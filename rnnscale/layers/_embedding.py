@@ -3,10 +3,11 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from rnnscale import sharding
-from rnnscale._base import check_size
+from rnnscale._base import check_tokens
+from rnnscale._checks import FloatDType, Size, check_arguments
 from rnnscale._fields import parameter
 
 
@@ -20,16 +21,15 @@ class Embedding(eqx.Module):
     vocab: int = eqx.field(static=True)
     dim: int = eqx.field(static=True)
 
-    def __init__(self, vocab: int, dim: int, *, key: PRNGKeyArray):
-        check_size(Embedding, vocab=vocab, dim=dim)
+    @check_arguments
+    def __init__(self, vocab: Size, dim: Size, *, key: PRNGKeyArray):
         self.weight = jax.random.normal(key, (vocab, dim), jnp.float32)
         self.vocab, self.dim = vocab, dim
 
     def __call__(
-        self, tokens: Int[Array, "*axes"], dtype: DTypeLike = jnp.float32
+        self, tokens: Int[Array, "*axes"], dtype: FloatDType = jnp.float32
     ) -> Float[Array, "*axes dim"]:
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise TypeError(f"Embedding takes integer tokens; got {tokens.dtype}.")
+        check_tokens(self, tokens)
         # Gather the table once. Otherwise the compiler looks up in each part of the table that
         # `fsdp` splits, and sums over devices.
         weight = sharding.gathered(self).weight.astype(dtype)

@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from rnnscale._base import CausalLayer, SequenceLayer, State, check_features, check_size
+from rnnscale._base import CausalLayer, SequenceLayer, State, check_call, check_step
+from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._over_time import lengths_within, over_time
 from rnnscale.cells import Cell, check_cell, time_loop
-from rnnscale_kernels import checked_lengths
 
 
 class Encoder(SequenceLayer):
@@ -40,7 +40,8 @@ class RNNEncoder(Encoder, CausalLayer):
     remat: bool = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
 
-    def __init__(self, cell: Cell, *, remat: bool = False, chunk: int | None = None):
+    @check_arguments
+    def __init__(self, cell: Cell, *, remat: bool = False, chunk: Size | None = None):
         """**Arguments:**
 
         - `cell`: any cell.
@@ -54,8 +55,6 @@ class RNNEncoder(Encoder, CausalLayer):
         **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `chunk` is below 1.
         """
         check_cell("RNNEncoder", cell)
-        if chunk is not None:
-            check_size(RNNEncoder, chunk=chunk)
         self.cell, self.remat, self.chunk = cell, remat, chunk
         self.idim, self.odim = cell.idim, cell.odim
 
@@ -69,7 +68,7 @@ class RNNEncoder(Encoder, CausalLayer):
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time odim"]]:
         run = partial(time_loop, self.cell, remat=self.remat)
-        return call_in_chunks(self, run, self.chunk, xs, state, reset, lengths)
+        return call_in_chunks(self, run, self.chunk, xs, state, reset, lengths, key)
 
     def step(
         self,
@@ -78,11 +77,10 @@ class RNNEncoder(Encoder, CausalLayer):
         *,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch odim"]]:
-        return self.cell(x, state)
+        return self.cell(x, check_step(self, x, state, key))
 
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> State:
+    @check_arguments
+    def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> State:
         return self.cell.init_state(batch_shape, dtype)
 
     def output(self, state: State) -> Float[Array, "*batch odim"]:
@@ -97,29 +95,17 @@ def call_in_chunks(
     state: State | None,
     reset: Bool[Array, "*batch time"] | None,
     lengths: Int[Array, "*batch"] | None,
+    key: Key[Array, "*#batch"] | None,
 ) -> tuple[Any, Float[Array, "*batch time odim"]]:
     """`run(xs, state, reset=reset, lengths=lengths)`, which is the call of a causal encoder, on
     `chunk` steps at a time; on all steps if `chunk` is `None`."""
+    state, lengths = check_call(encoder, xs, state, reset, lengths, key)
     if chunk is None:
         return run(xs, state, reset=reset, lengths=lengths)
-    check_features(encoder, xs, encoder.idim, rank=2)
-    batch_shape, time = xs.shape[:-2], xs.shape[-2]
-    lengths = None if lengths is None else checked_lengths(lengths, batch_shape, time)
-    if state is None:
-        state = encoder.init_state(batch_shape, xs.dtype)
 
     def body(state: State, piece: tuple, start: Int[Array, ""]) -> tuple[State, Array]:
         xs, reset = piece
         valid = None if lengths is None else lengths_within(lengths, start, xs.shape[-2])
         return run(xs, state, reset=reset, lengths=valid)
 
-    return over_time(body, state, (xs, reset), steps=chunk, axis=len(batch_shape))
-
-
-def check_encoder(owner: type, encoder: Any) -> None:
-    """Raises `TypeError` unless `encoder` is an `Encoder`."""
-    if not isinstance(encoder, Encoder):
-        raise TypeError(
-            f"{owner.__name__} takes encoders, such as RNNEncoder(cell); got "
-            f"{type(encoder).__name__}."
-        )
+    return over_time(body, state, (xs, reset), steps=chunk, axis=xs.ndim - 2)

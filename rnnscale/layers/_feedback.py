@@ -1,14 +1,13 @@
 """The loops in which a model reads its own output, for values and for tokens."""
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from rnnscale._base import State
+from rnnscale._checks import Count, NonNegative, Size, check_arguments
 from rnnscale.layers._row_keys import fold_keys
 
 
@@ -36,16 +35,17 @@ def feed_back(
     return state, jnp.moveaxis(jnp.concatenate([y[None], ys]), 0, -2)
 
 
+@check_arguments
 def draw_tokens(
     step: Callable[[Array, State], tuple[State, Array]],
     state: State,
     logits: Float[Array, "*batch vocab"],
-    steps: int,
+    steps: Size,
     *,
-    temperature: float | Float[Array, ""] = 1.0,
-    top_k: int | None = None,
+    temperature: NonNegative | Float[Array, ""] = 1.0,
+    top_k: Size | None = None,
     keys: Key[Array, "*batch"],
-    drawn: int | Int[Array, ""] = 0,
+    drawn: Count | Int[Array, ""] = 0,
 ) -> tuple[State, Int[Array, "*batch steps"]]:
     """Tokens, each drawn given the ones before it.
 
@@ -64,12 +64,8 @@ def draw_tokens(
 
     **Raises:** `ValueError` if a number is out of range.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}.")
-    if not isinstance(temperature, Tracer) and not 0 <= float(temperature) < math.inf:
-        raise ValueError(f"temperature must be at least 0, and finite; got {temperature}.")
     vocab = logits.shape[-1]
-    if top_k is not None and not 1 <= top_k <= vocab:
+    if top_k is not None and top_k > vocab:
         raise ValueError(f"top_k must be 1 to {vocab}, the number of tokens; got {top_k}.")
 
     def draw(logits: Array, number: Int[Array, ""]) -> Int[Array, "*batch"]:

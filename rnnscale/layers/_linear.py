@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_features, check_size
+from rnnscale._base import check_features
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 
 
@@ -21,8 +22,8 @@ class Linear(eqx.Module):
     idim: int = eqx.field(static=True)
     odim: int = eqx.field(static=True)
 
-    def __init__(self, idim: int, odim: int, *, use_bias: bool = True, key: PRNGKeyArray):
-        check_size(Linear, idim=idim, odim=odim)
+    @check_arguments
+    def __init__(self, idim: Size, odim: Size, *, use_bias: bool = True, key: PRNGKeyArray):
         lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
         self.weight = lecun(key, (odim, idim), jnp.float32)
         self.bias = jnp.zeros((odim,), jnp.float32) if use_bias else None

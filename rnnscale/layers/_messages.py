@@ -2,16 +2,16 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from numpy.typing import ArrayLike
 
-from rnnscale._base import check_choice, check_size
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells import linear
 
@@ -61,8 +61,6 @@ class Messages(eqx.Module):
         key: PRNGKeyArray,
     ):
         """`stacks` are the leading axes of the maps and of the queries."""
-        check_size(type(self), idim=idim, odim=odim)
-        check_choice(type(self), "aggregation", aggregation, Aggregation)
         maps_shape, query_shape = ((*axes, odim, idim) for axes in stacks)
         if maps is not None and jnp.shape(maps) != maps_shape:
             raise ValueError(
@@ -113,11 +111,12 @@ class DenseMessages(Messages):
 
     mask: Bool[Array, "modules modules"] = parameter(trainable=False)
 
+    @check_arguments
     def __init__(
         self,
-        mask: Bool[ArrayLike, "modules modules"] | Sequence[Sequence[int]],
-        idim: int,
-        odim: int,
+        mask: ArrayLike,
+        idim: Size,
+        odim: Size,
         *,
         aggregation: Aggregation = "sum",
         maps: Float[Array, "modules modules odim idim"] | None = None,
@@ -194,13 +193,14 @@ class SparseMessages(Messages):
     receivers: Int[Array, "edges"] = parameter(trainable=False)
     shared: bool = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        senders: Sequence[int] | Int[ArrayLike, "edges"],
-        receivers: Sequence[int] | Int[ArrayLike, "edges"],
-        modules: int,
-        idim: int,
-        odim: int,
+        senders: ArrayLike,
+        receivers: ArrayLike,
+        modules: Size,
+        idim: Size,
+        odim: Size,
         *,
         aggregation: Aggregation = "sum",
         maps: Literal["own", "shared"]
@@ -223,10 +223,6 @@ class SparseMessages(Messages):
         """
         self.senders, self.receivers = _checked_edges(senders, receivers, modules)
         fixed = None if isinstance(maps, str) else maps
-        if fixed is None and maps not in ("own", "shared"):
-            raise ValueError(
-                f"SparseMessages: maps must be 'own', 'shared' or an array; got {maps!r}."
-            )
         self.shared = maps == "shared" if fixed is None else jnp.ndim(fixed) == 2
         stacks = ((), ()) if self.shared else ((len(self.senders),), (modules,))
         super().__init__(modules, idim, odim, aggregation, fixed, stacks=stacks, key=key)
@@ -267,7 +263,6 @@ class SparseMessages(Messages):
 def _checked_edges(
     senders: Any, receivers: Any, modules: int
 ) -> tuple[Int[Array, "edges"], Int[Array, "edges"]]:
-    check_size(SparseMessages, modules=modules)
     sources, targets = np.asarray(senders), np.asarray(receivers)
     for name, ends in {"senders": sources, "receivers": targets}.items():
         if ends.ndim != 1 or not ends.size or not np.issubdtype(ends.dtype, np.integer):

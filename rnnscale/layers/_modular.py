@@ -1,7 +1,6 @@
 """`ModularRNN`, a directed graph of cells that send one another messages."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
-from rnnscale._base import State, check_size
+from rnnscale._base import State
+from rnnscale._checks import BatchShape, FloatDType, NonEmpty, Size, check_arguments
 from rnnscale.cells import Affine, Cell, affine as plain_affine, check_cell
-from rnnscale.layers._messages import Messages
+from rnnscale.layers._messages import DenseMessages, Messages, SparseMessages
 
 
 class Modules(eqx.Module):
@@ -42,7 +42,8 @@ class SharedModules(Modules):
     cell: Cell
     count: int = eqx.field(static=True)
 
-    def __init__(self, cell: Cell, count: int):
+    @check_arguments
+    def __init__(self, cell: Cell, count: Size):
         """**Arguments:**
 
         - `cell`: any cell.
@@ -51,7 +52,6 @@ class SharedModules(Modules):
         **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `count` is below 1.
         """
         check_cell("SharedModules", cell)
-        check_size(SharedModules, count=count)
         self.cell, self.count = cell, count
 
     def weights(self) -> Any:
@@ -76,7 +76,8 @@ class StackedModules(Modules):
     cell: Cell
     count: int = eqx.field(static=True)
 
-    def __init__(self, cells: Sequence[Cell]):
+    @check_arguments
+    def __init__(self, cells: NonEmpty[Cell]):
         """**Arguments:**
 
         - `cells`: one for each module, equal in all but the values of their parameters.
@@ -86,7 +87,6 @@ class StackedModules(Modules):
         """
         for cell in cells:
             check_cell("StackedModules", cell)
-        check_size(StackedModules, cells=len(cells))
         for i, cell in enumerate(cells):
             if _specs(cell) != _specs(cells[0]):
                 raise ValueError(
@@ -162,7 +162,12 @@ class ModularRNN(Cell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
 
-    def __init__(self, groups: Sequence[Modules], messages: Messages):
+    @check_arguments
+    def __init__(
+        self,
+        groups: NonEmpty[StackedModules | SharedModules],
+        messages: DenseMessages | SparseMessages,
+    ):
         """**Arguments:**
 
         - `groups`: the modules, grouped by kind and size: `StackedModules` with parameters of their
@@ -174,17 +179,6 @@ class ModularRNN(Cell):
         messages are for another number of modules or another size of outputs, or have more features
         than a cell's input.
         """
-        for group in groups:
-            if not isinstance(group, Modules):
-                raise TypeError(
-                    "ModularRNN: groups must be StackedModules or SharedModules; got "
-                    f"{type(group).__name__}."
-                )
-        if not isinstance(messages, Messages):
-            raise TypeError(
-                "ModularRNN: messages must be DenseMessages or SparseMessages; got "
-                f"{type(messages).__name__}."
-            )
         modules = sum(group.count for group in groups)
         if messages.modules != modules:
             raise ValueError(
@@ -246,8 +240,9 @@ class ModularRNN(Cell):
             [h.reshape(*h.shape[:-2], -1) for h in self._outputs(state)], axis=-1
         )
 
+    @check_arguments
     def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+        self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> tuple[State, ...]:
         return tuple(group.init_state(batch_shape, dtype) for group in self.groups)
 

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rnnscale._base import at_least_float32, check_features, check_size
+from rnnscale._base import at_least_float32, check_features
+from rnnscale._checks import NonNegative, Size, check_arguments
 from rnnscale._fields import parameter
 
 
@@ -20,8 +21,8 @@ class LayerNorm(eqx.Module):
     dim: int = eqx.field(static=True)
     epsilon: float = eqx.field(static=True)
 
-    def __init__(self, dim: int, *, epsilon: float = 1e-6):
-        check_size(LayerNorm, dim=dim)
+    @check_arguments
+    def __init__(self, dim: Size, *, epsilon: NonNegative = 1e-6):
         self.scale = jnp.ones((dim,), jnp.float32)
         self.bias = jnp.zeros((dim,), jnp.float32)
         self.dim, self.epsilon = dim, epsilon
@@ -45,8 +46,8 @@ class RMSNorm(eqx.Module):
     dim: int = eqx.field(static=True)
     epsilon: float = eqx.field(static=True)
 
-    def __init__(self, dim: int, *, epsilon: float = 1e-6):
-        check_size(RMSNorm, dim=dim)
+    @check_arguments
+    def __init__(self, dim: Size, *, epsilon: NonNegative = 1e-6):
         self.scale = jnp.ones((dim,), jnp.float32)
         self.dim, self.epsilon = dim, epsilon
 

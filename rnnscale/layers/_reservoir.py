@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Integer, Key, PRNGKeyArray
 from numpy.typing import NDArray
 
 from rnnscale._base import (
@@ -15,11 +15,12 @@ from rnnscale._base import (
     SequenceModel,
     State,
     at_least_float32,
-    check_choice,
+    check_call,
     check_features,
-    check_size,
+    check_step,
     zero_padding,
 )
+from rnnscale._checks import BatchShape, Count, FloatDType, NonNegative, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells import Cell, check_cell, time_loop
 from rnnscale.layers._feedback import feed_back
@@ -59,9 +60,8 @@ class Reservoir(SequenceModel):
         """The cell, without gradients."""
         return jax.lax.stop_gradient(self.cell)
 
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> State:
+    @check_arguments
+    def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> State:
         return self.frozen.init_state(batch_shape, dtype)
 
     def states(
@@ -81,7 +81,8 @@ class Reservoir(SequenceModel):
         with _full_precision():
             return self.readout(features)
 
-    def solve[R: "Reservoir"](self: R, sums: RidgeSums, *, ridge: float) -> R:
+    @check_arguments
+    def solve[R: "Reservoir"](self: R, sums: RidgeSums, *, ridge: NonNegative) -> R:
         """A reservoir with the readout that fits the samples of `sums`.
 
         **Arguments:**
@@ -139,7 +140,8 @@ class ReservoirComputer(Reservoir, CausalLayer):
     cell: Cell = parameter(trainable=False)
     readout: Linear
 
-    def __init__(self, cell: Cell, odim: int, *, key: PRNGKeyArray):
+    @check_arguments
+    def __init__(self, cell: Cell, odim: Size, *, key: PRNGKeyArray):
         """**Arguments:**
 
         - `cell`: any cell. `as_reservoir` gives one the weights of an echo state network.
@@ -149,7 +151,6 @@ class ReservoirComputer(Reservoir, CausalLayer):
         **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `odim` is below 1.
         """
         check_cell("ReservoirComputer", cell)
-        check_size(ReservoirComputer, odim=odim)
         self.cell, self.readout = cell, Linear(cell.odim, odim, key=key)
 
     def __call__(
@@ -161,6 +162,7 @@ class ReservoirComputer(Reservoir, CausalLayer):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time odim"]]:
+        state, lengths = check_call(self, xs, state, reset, lengths, key)
         state, hs = self.states(xs, state, reset=reset, lengths=lengths)
         return state, zero_padding(self.read(hs), lengths)
 
@@ -171,17 +173,19 @@ class ReservoirComputer(Reservoir, CausalLayer):
         *,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch odim"]]:
+        state = check_step(self, x, state, key)
         with _full_precision():
             state, h = self.frozen(x, state)
         return state, self.read(h)
 
+    @check_arguments
     def fit(
         self,
         xs: Float[Array, "*batch time idim"],
-        targets: Float[Array, "*batch time odim"] | Int[Array, "*batch time"] | NDArray,
+        targets: Float[Array, "*batch time odim"] | Integer[Array, "*batch time"] | NDArray,
         *,
-        ridge: float,
-        washout: int = 0,
+        ridge: NonNegative,
+        washout: Count = 0,
         reset: Bool[Array, "*batch time"] | None = None,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> "ReservoirComputer":
@@ -189,13 +193,14 @@ class ReservoirComputer(Reservoir, CausalLayer):
         _, sums = self.accumulate(xs, targets, washout=washout, reset=reset, lengths=lengths)
         return self.solve(sums, ridge=ridge)
 
+    @check_arguments
     def accumulate(
         self,
         xs: Float[Array, "*batch time idim"],
-        targets: Float[Array, "*batch time odim"] | Int[Array, "*batch time"] | NDArray,
+        targets: Float[Array, "*batch time odim"] | Integer[Array, "*batch time"] | NDArray,
         state: State | None = None,
         *,
-        washout: int = 0,
+        washout: Count = 0,
         reset: Bool[Array, "*batch time"] | None = None,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> tuple[State, RidgeSums]:
@@ -229,12 +234,13 @@ class ReservoirComputer(Reservoir, CausalLayer):
         counted = _counted(steps, reset, lengths, washout)
         return state, _sums(self, hs, targets, counted)
 
+    @check_arguments
     def forecast(
         self,
         xs: Float[Array, "*batch time idim"],
         state: State | None = None,
         *,
-        steps: int,
+        steps: Size,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch steps idim"]]:
         """The values that follow `xs`, each predicted from the ones before it, by a reservoir that
@@ -250,7 +256,6 @@ class ReservoirComputer(Reservoir, CausalLayer):
                 "ReservoirComputer.forecast feeds predictions back as inputs, which needs odim "
                 f"equal to idim; got odim={self.odim} and idim={self.idim}."
             )
-        check_size(ReservoirComputer, steps=steps)
         check_features(self, xs, self.idim, rank=2)
         if xs.shape[-2] == 0:
             raise ValueError(
@@ -283,7 +288,8 @@ class ReservoirClassifier(Reservoir):
     readout: Linear
     pool: _Pooling = eqx.field(static=True)
 
-    def __init__(self, cell: Cell, odim: int, *, pool: _Pooling = "last", key: PRNGKeyArray):
+    @check_arguments
+    def __init__(self, cell: Cell, odim: Size, *, pool: _Pooling = "last", key: PRNGKeyArray):
         """**Arguments:**
 
         - `cell`: any cell. `as_reservoir` gives one the weights of an echo state network.
@@ -296,8 +302,6 @@ class ReservoirClassifier(Reservoir):
         `pool` is invalid.
         """
         check_cell("ReservoirClassifier", cell)
-        check_size(ReservoirClassifier, odim=odim)
-        check_choice(ReservoirClassifier, "pool", pool, _Pooling)
         self.cell, self.readout, self.pool = cell, Linear(cell.odim, odim, key=key), pool
 
     def __call__(
@@ -314,6 +318,7 @@ class ReservoirClassifier(Reservoir):
         The output for a row of length zero is the readout of the state it started from, or of a
         mean of zero.
         """
+        state, lengths = check_call(self, xs, state, reset, lengths, key)
         state, features = self.pooled(xs, state, reset=reset, lengths=lengths)
         return state, self.read(features)
 
@@ -334,21 +339,23 @@ class ReservoirClassifier(Reservoir):
         steps = jnp.asarray(xs.shape[-2] if lengths is None else lengths, total.dtype)
         return state, (total / jnp.maximum(steps, 1)[..., None]).astype(xs.dtype)
 
+    @check_arguments
     def fit(
         self,
         xs: Float[Array, "*batch time idim"],
-        targets: Float[Array, "*batch odim"] | Int[Array, "*batch"] | NDArray,
+        targets: Float[Array, "*batch odim"] | Integer[Array, "*batch"] | NDArray,
         *,
-        ridge: float,
+        ridge: NonNegative,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> "ReservoirClassifier":
         """A reservoir with the readout that fits these sequences: `accumulate`, then `solve`."""
         return self.solve(self.accumulate(xs, targets, lengths=lengths), ridge=ridge)
 
+    @check_arguments
     def accumulate(
         self,
         xs: Float[Array, "*batch time idim"],
-        targets: Float[Array, "*batch odim"] | Int[Array, "*batch"] | NDArray,
+        targets: Float[Array, "*batch odim"] | Integer[Array, "*batch"] | NDArray,
         *,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> RidgeSums:
@@ -392,7 +399,7 @@ def _pooled(reservoir: ReservoirClassifier, xs: Array, lengths: Array | None) ->
 
 
 def _counted(
-    steps: tuple[int, ...], reset: Array | None, lengths: Array | None, washout: int
+    steps: tuple[int, ...], reset: Array | None, lengths: Array | None, washout: Count
 ) -> Bool[Array, "*batch time"]:
     """Whether a step is valid and after the washout of its segment."""
     time = jnp.arange(steps[-1])

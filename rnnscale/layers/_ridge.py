@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from numpy.typing import NDArray
 
 from rnnscale import sharding
+from rnnscale._checks import NonNegative, Size, check_arguments
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class RidgeSums:
             )
 
     @classmethod
-    def zeros(cls, features: int, targets: int) -> "RidgeSums":
+    @check_arguments
+    def zeros(cls, features: Size, targets: Size) -> "RidgeSums":
         """The sums over no samples."""
         size = 1 + features + targets
         return cls(np.zeros((size, size)), features)
@@ -72,7 +74,8 @@ class RidgeSums:
             raise ValueError(f"RidgeSums of {self._sizes()} and of {other._sizes()} do not add up.")
         return RidgeSums(self.moments + other.moments, self.features)
 
-    def solve(self, ridge: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    @check_arguments
+    def solve(self, ridge: NonNegative) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         r"""The weight and the bias that minimise
         $\sum |W h + b - y|^2 + \mathrm{ridge} \, |W|^2$.
 
@@ -89,8 +92,6 @@ class RidgeSums:
         # Not imported with `rnnscale`, because it takes as long as all the rest.
         import scipy.linalg
 
-        if not 0 <= ridge < np.inf:
-            raise ValueError(f"ridge must be at least 0; got {ridge}.")
         if self.count < 1:
             raise ValueError(
                 "RidgeSums.solve: there is no sample to fit. Are all steps within the washout?"
@@ -121,6 +122,7 @@ class RidgeSums:
         return f"{self.features} features and {len(self.moments) - 1 - self.features} targets"
 
 
+@check_arguments
 def ridge_sums(
     features: Float[Array, "*axes features"],
     targets: Float[Array, "*axes targets"] | NDArray[np.floating],

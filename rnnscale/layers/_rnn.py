@@ -1,11 +1,10 @@
 """Recurrent networks, which are an encoder and a linear readout."""
 
-from collections.abc import Sequence
-
 import equinox as eqx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
 from rnnscale._base import SequenceModel, State
+from rnnscale._checks import BatchShape, FloatDType, NonEmpty, Size, check_arguments
 from rnnscale.cells import Cell
 from rnnscale.layers._bidirectional import BidirectionalRNNEncoder
 from rnnscale.layers._deep import DeepRNNEncoder
@@ -82,9 +81,8 @@ class RecurrentNetwork(SequenceModel):
         """Features of the output."""
         return self.readout.odim
 
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> State:
+    @check_arguments
+    def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> State:
         return self.encoder.init_state(batch_shape, dtype)
 
 
@@ -100,13 +98,14 @@ class RNN(RecurrentNetwork):
     encoder: RNNEncoder
     readout: Linear
 
+    @check_arguments
     def __init__(
         self,
         cell: Cell,
-        odim: int,
+        odim: Size,
         *,
         remat: bool = False,
-        chunk: int | None = None,
+        chunk: Size | None = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -129,8 +128,9 @@ class BidirectionalRNN(RecurrentNetwork):
     encoder: BidirectionalRNNEncoder
     readout: Linear
 
+    @check_arguments
     def __init__(
-        self, forward: Cell, backward: Cell, odim: int, *, remat: bool = False, key: PRNGKeyArray
+        self, forward: Cell, backward: Cell, odim: Size, *, remat: bool = False, key: PRNGKeyArray
     ):
         """**Arguments:**
 
@@ -150,13 +150,14 @@ class DeepRNN(RecurrentNetwork):
     encoder: DeepRNNEncoder
     readout: Linear
 
+    @check_arguments
     def __init__(
         self,
-        cells: Sequence[Cell],
-        odim: int,
+        cells: NonEmpty[Cell],
+        odim: Size,
         *,
         remat: bool = False,
-        chunk: int | None = None,
+        chunk: Size | None = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -179,10 +180,11 @@ class DeepBidirectionalRNN(RecurrentNetwork):
     encoder: DeepRNNEncoder
     readout: Linear
 
+    @check_arguments
     def __init__(
         self,
-        cells: Sequence[tuple[Cell, Cell]],
-        odim: int,
+        cells: NonEmpty[tuple[Cell, Cell]],
+        odim: Size,
         *,
         remat: bool = False,
         key: PRNGKeyArray,

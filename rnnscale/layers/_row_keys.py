@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Integer, Key
 
+from rnnscale._base import check_keys
+
 
 def row_keys(
     key: Key[Array, "*#batch"] | None, batch_shape: tuple[int, ...]
@@ -20,21 +22,17 @@ def row_keys(
 
     **Returns:** keys of shape `batch_shape`, or `None` if `key` is `None`.
 
-    **Raises:** `ValueError` if `key` has any other shape.
+    **Raises:** `TypeError` if `key` is no key, `ValueError` if it has any other shape.
     """
+    check_keys(key, tuple(batch_shape))
     if key is None:
         return None
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     keys = key if typed else jax.random.wrap_key_data(key)
     if keys.shape == tuple(batch_shape):
         return keys
-    if keys.shape == ():
-        rows = jnp.arange(math.prod(batch_shape), dtype=jnp.uint32).reshape(batch_shape)
-        return fold_keys(keys, rows)
-    raise ValueError(
-        f"key must be one key or one for each row of the batch, of shape {tuple(batch_shape)}; "
-        f"got keys of shape {keys.shape}."
-    )
+    rows = jnp.arange(math.prod(batch_shape), dtype=jnp.uint32).reshape(batch_shape)
+    return fold_keys(keys, rows)
 
 
 def fold_keys(

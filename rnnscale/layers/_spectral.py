@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpy.typing import NDArray
 
+from rnnscale._checks import Fraction, NonNegative, Positive, check_arguments
 from rnnscale._fields import Parameter, map_parameters
 from rnnscale.cells import Cell
 
@@ -18,14 +19,15 @@ _DENSE = 200
 _EIGENVALUES, _BASIS = 8, 96
 
 
+@check_arguments
 def as_reservoir[Reservoir: Cell](
     cell: Reservoir,
     *,
-    spectral_radius: float,
-    input_scale: float = 1.0,
-    bias_scale: float = 0.0,
-    density: float = 0.1,
-    input_density: float = 0.1,
+    spectral_radius: Positive,
+    input_scale: NonNegative = 1.0,
+    bias_scale: NonNegative = 0.0,
+    density: Fraction = 0.1,
+    input_density: Fraction = 0.1,
     key: PRNGKeyArray,
 ) -> Reservoir:
     r"""The cell with the random weights of an echo state network.
@@ -62,12 +64,6 @@ def as_reservoir[Reservoir: Cell](
     Jaeger, *The "Echo State" Approach to Analysing and Training Recurrent Neural Networks*, GMD
     Report 148, 2001; Lukoševičius, *A Practical Guide to Applying Echo State Networks*, 2012.
     """
-    if not isinstance(cell, Cell):
-        raise TypeError(f"as_reservoir takes a rnnscale.cells.Cell; got {type(cell).__name__}.")
-    _check_scales(input_scale=input_scale, bias_scale=bias_scale)
-    _check_densities(density=density, input_density=input_density)
-    if not 0 < spectral_radius < np.inf:
-        raise ValueError(f"as_reservoir: spectral_radius must be positive; got {spectral_radius}.")
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     recurrent = []
 
@@ -101,6 +97,7 @@ def as_reservoir[Reservoir: Cell](
     return reservoir
 
 
+@check_arguments
 def spectral_radius(matrix: Float[Array, "n n"] | NDArray[np.floating]) -> float:
     """The largest magnitude of an eigenvalue, in float64.
 
@@ -140,18 +137,6 @@ def spectral_radius(matrix: Float[Array, "n n"] | NDArray[np.floating]) -> float
         f"spectral_radius: ARPACK found no eigenvalues of a matrix of shape {matrix.shape} with "
         f"{basis} vectors. Scale it by numpy.linalg.eigvals, which takes long but always ends."
     ) from failure
-
-
-def _check_scales(**scales: float) -> None:
-    for name, value in scales.items():
-        if not 0 <= value < np.inf:
-            raise ValueError(f"as_reservoir: {name} must be at least 0; got {value}.")
-
-
-def _check_densities(**densities: float) -> None:
-    for name, value in densities.items():
-        if not 0 < value <= 1:
-            raise ValueError(f"as_reservoir: {name} must be in (0, 1]; got {value}.")
 
 
 def _is_recurrent(each: Parameter) -> bool:

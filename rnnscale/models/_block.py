@@ -3,17 +3,19 @@
 from collections.abc import Callable
 
 import equinox as eqx
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rnnscale._base import (
     SequenceLayer,
     State,
     Stepwise,
     TakesIntervals,
-    check_features,
+    check_call,
+    check_step,
     has_step,
     zero_padding,
 )
+from rnnscale._checks import BatchShape, FloatDType, Rate, check_arguments
 from rnnscale._contract import check_layer
 from rnnscale.layers import Dropout, LayerNorm, fold_keys, row_keys
 from rnnscale.models._mixers import HalfGLU, Pointwise
@@ -40,13 +42,14 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
     idim: int = eqx.field(static=True)
     odim: int = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
         layer: SequenceLayer,
         *,
         make_mixer: Callable[..., Pointwise] = HalfGLU,
         make_norm: Callable[..., Pointwise] = LayerNorm,
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -89,7 +92,7 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
         intervals: Float[Array, "*batch time"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time dim"]]:
-        check_features(self, xs, self.idim, rank=2)
+        state, lengths = check_call(self, xs, state, reset, lengths, key, intervals)
         options = self._timing(intervals=intervals)
         layer_key, dropout_key = _split(key, xs.shape[:-2])
         xs = zero_padding(xs, lengths)
@@ -116,7 +119,7 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
                 f"{type(self.layer).__name__} is not causal: it needs the full sequence and has "
                 "no step. Call it instead."
             )
-        check_features(self, x, self.idim)
+        state = check_step(self, x, state, key)
         layer_key, dropout_key = _split(key, x.shape[:-1])
         options = self._timing(interval=interval)
         state, y = self.layer.step(self.norm(x), state, key=layer_key, **options)
@@ -125,9 +128,8 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
             y = self.dropout.step(y, key=dropout_key)
         return state, x + y
 
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> State:
+    @check_arguments
+    def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> State:
         return self.layer.init_state(batch_shape, dtype)
 
     def _timing(self, **intervals: Array | None) -> dict[str, Array]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rnnscale import sharding
 from rnnscale._base import (
@@ -14,17 +14,18 @@ from rnnscale._base import (
     State,
     TakesIntervals,
     at_least_float32,
-    check_choice,
     check_features,
-    check_size,
+    check_tokens,
+    checked_state,
+    checked_timing,
     zero_padding,
 )
+from rnnscale._checks import BatchShape, FloatDType, Rate, Size, check_arguments
 from rnnscale._over_time import lengths_within, over_time
 from rnnscale.layers import Embedding, LayerNorm, Linear, fold_keys, row_keys
 from rnnscale.models._mixers import HalfGLU, Pointwise
 from rnnscale.models._parts import make_part
 from rnnscale.models._stack import BlockStack, check_width
-from rnnscale_kernels import checked_lengths
 
 type Pooling = Literal["last", "mean", "none"]
 
@@ -55,22 +56,23 @@ class SequenceClassifier(TakesIntervals):
     chunk: int | None = eqx.field(static=True)
     dtype: jnp.dtype = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        idim: int,
-        classes: int,
+        idim: Size,
+        classes: Size,
         *,
         make_layer: Callable[[PRNGKeyArray], SequenceLayer],
-        dim: int,
-        depth: int,
+        dim: Size,
+        depth: Size,
         make_encoder: Callable[..., Linear | Embedding] = Linear,
         make_mixer: Callable[..., Pointwise] = HalfGLU,
         make_norm: Callable[..., Pointwise] = LayerNorm,
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
         pool: Pooling = "mean",
         remat: bool = False,
-        chunk: int | None = None,
-        dtype: DTypeLike = jnp.float32,
+        chunk: Size | None = None,
+        dtype: FloatDType = jnp.float32,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -96,8 +98,6 @@ class SequenceClassifier(TakesIntervals):
         **Raises:** see `Block`; and `ValueError` if a size is below 1, the layer does not have
         `dim` features, `pool` is invalid, or a `chunk` is given for a layer that is not causal.
         """
-        check_size(SequenceClassifier, idim=idim, classes=classes, dim=dim)
-        check_choice(SequenceClassifier, "pool", pool, Pooling)
         encoder_key, stack_key, head_key = jax.random.split(key, 3)
         self.encoder = make_part(
             "SequenceClassifier", "make_encoder", make_encoder, idim, dim, key=encoder_key
@@ -119,14 +119,12 @@ class SequenceClassifier(TakesIntervals):
         check_width(SequenceClassifier, dim, self.stack)
         self.norm = make_norm(dim)
         self.head = Linear(dim, classes, key=head_key)
-        if chunk is not None:
-            check_size(SequenceClassifier, chunk=chunk)
-            if not self.causal:
-                raise ValueError(
-                    f"SequenceClassifier: chunk={chunk} hands a state from chunk to chunk, but "
-                    f"{type(self.stack.blocks.layer).__name__} needs the full sequence: leave "
-                    "chunk out, or use a causal layer."
-                )
+        if chunk is not None and not self.causal:
+            raise ValueError(
+                f"SequenceClassifier: chunk={chunk} hands a state from chunk to chunk, but "
+                f"{type(self.stack.blocks.layer).__name__} needs the full sequence: leave chunk "
+                "out, or use a causal layer."
+            )
         self.idim, self.classes, self.pool, self.chunk = idim, classes, pool, chunk
         self.dtype = jnp.dtype(dtype)
 
@@ -149,11 +147,9 @@ class SequenceClassifier(TakesIntervals):
         **Returns:** `(state, logits)`. The logits have no time axis unless `pool` is `"none"`. For
         a row of length zero, they are those of a zero feature vector.
         """
-        *batch_shape, time = self._batch_and_time(xs)
-        batch_shape = tuple(batch_shape)
-        if lengths is not None:
-            lengths = checked_lengths(lengths, batch_shape, time)
-        keys = row_keys(key, batch_shape)
+        steps = self._batch_and_time(xs)
+        lengths = checked_timing(steps, reset, lengths, key, intervals)
+        keys = row_keys(key, steps[:-1])
         inputs = xs, reset, intervals
         if self.chunk is None:
             state, features = self._features(inputs, state, lengths, keys)
@@ -163,7 +159,7 @@ class SequenceClassifier(TakesIntervals):
         if self.pool == "none":
             return state, outputs
         if self.pool == "mean":
-            count = jnp.asarray(time if lengths is None else lengths, outputs.dtype)
+            count = jnp.asarray(steps[-1] if lengths is None else lengths, outputs.dtype)
             outputs = outputs / jnp.maximum(count, 1)[..., None]
         return state, self.head(outputs.astype(self._compute_dtype(xs)))
 
@@ -177,10 +173,7 @@ class SequenceClassifier(TakesIntervals):
         if not self.reads_tokens:
             check_features(self, xs, self.idim, rank=2)
             return xs.shape[:-1]
-        if jnp.ndim(xs) < 1:
-            raise ValueError(
-                f"SequenceClassifier takes tokens of shape (*batch, time); got {xs.shape}."
-            )
+        check_tokens(self, xs, rank=1)
         return xs.shape
 
     def _compute_dtype(self, xs: Array) -> jnp.dtype:
@@ -238,8 +231,7 @@ class SequenceClassifier(TakesIntervals):
         """The last state and the `_outputs` of all steps, from `chunk` steps at a time."""
         *batch_shape, time = self._batch_and_time(inputs[0])
         dtype = self._compute_dtype(inputs[0])
-        if state is None:
-            state = self.init_state(tuple(batch_shape), dtype)
+        state = checked_state(self, state, tuple(batch_shape), dtype)
         ends = jnp.full(batch_shape, time) if lengths is None else lengths
 
         def run(carry: tuple, piece: tuple, start: Int[Array, ""]) -> tuple[tuple, Any]:
@@ -259,7 +251,6 @@ class SequenceClassifier(TakesIntervals):
         )
         return state, logits if self.pool == "none" else pooled
 
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> State:
+    @check_arguments
+    def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> State:
         return self.stack.init_state(batch_shape, dtype)

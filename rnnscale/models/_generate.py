@@ -6,24 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from rnnscale._base import State
+from rnnscale._checks import Count, NonNegative, Size, check_arguments
 from rnnscale._over_time import lengths_within, over_time
 from rnnscale.layers import draw_tokens, row_keys
 
 
+@check_arguments
 def generate(
     model: Any,
-    tokens: Int[Array, "*batch time"],
+    tokens: Integer[Array, "*batch time"],
     state: State | None = None,
     *,
-    steps: int,
-    temperature: float | Float[Array, ""] = 1.0,
-    top_k: int | None = None,
+    steps: Size,
+    temperature: NonNegative | Float[Array, ""] = 1.0,
+    top_k: Size | None = None,
     lengths: Int[Array, "*batch"] | None = None,
-    chunk: int = 1024,
-    drawn: int | Int[Array, ""] = 0,
+    chunk: Size = 1024,
+    drawn: Count | Int[Array, ""] = 0,
     key: Key[Array, "*#batch"],
 ) -> tuple[State, Int[Array, "*batch steps"]]:
     """Tokens that follow `tokens`, each drawn given the ones before it.
@@ -59,8 +61,6 @@ def generate(
     **Raises:** `TypeError` if tokens are not integers, `ValueError` if a number is out of range or
     a prompt is empty.
     """
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise TypeError(f"tokens must be integers; got {tokens.dtype}.")
     time = tokens.shape[-1]
     if time == 0:
         raise ValueError("there is no token to continue from; give at least one in each row.")

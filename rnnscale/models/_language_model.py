@@ -5,16 +5,18 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rnnscale._base import (
     SequenceLayer,
     State,
     Stepwise,
     TakesIntervals,
-    check_size,
+    check_tokens,
+    checked_timing,
     zero_padding,
 )
+from rnnscale._checks import BatchShape, FloatDType, Rate, Size, check_arguments
 from rnnscale.layers import Embedding, LayerNorm, Linear
 from rnnscale.models._mixers import HalfGLU, Pointwise
 from rnnscale.models._stack import BlockStack, check_width
@@ -39,18 +41,19 @@ class LanguageModel(Stepwise, TakesIntervals):
     vocab: int = eqx.field(static=True)
     dtype: jnp.dtype = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        vocab: int,
+        vocab: Size,
         *,
         make_layer: Callable[[PRNGKeyArray], SequenceLayer],
-        dim: int,
-        depth: int,
+        dim: Size,
+        depth: Size,
         make_mixer: Callable[..., Pointwise] = HalfGLU,
         make_norm: Callable[..., Pointwise] = LayerNorm,
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
         remat: bool = False,
-        dtype: DTypeLike = jnp.float32,
+        dtype: FloatDType = jnp.float32,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -69,7 +72,6 @@ class LanguageModel(Stepwise, TakesIntervals):
         features; `TypeError` if it is not causal, since it would see the token that it has to
         predict.
         """
-        check_size(LanguageModel, vocab=vocab, dim=dim)
         embedding_key, stack_key, head_key = jax.random.split(key, 3)
         self.embedding = Embedding(vocab, dim, key=embedding_key)
         self.stack = BlockStack(
@@ -105,11 +107,8 @@ class LanguageModel(Stepwise, TakesIntervals):
         intervals: Float[Array, "*batch time"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time vocab"]]:
-        if jnp.ndim(tokens) < 1:
-            raise ValueError(
-                f"LanguageModel takes tokens of shape (*batch, time); got shape {tokens.shape}. "
-                "For a single step there is `step`."
-            )
+        check_tokens(self, tokens, rank=1)
+        lengths = checked_timing(tokens.shape, reset, lengths, key, intervals)
         xs = zero_padding(self.embedding(tokens, self.dtype), lengths)
         state, xs = self.stack(
             xs, state, reset=reset, lengths=lengths, intervals=intervals, key=key
@@ -124,11 +123,11 @@ class LanguageModel(Stepwise, TakesIntervals):
         interval: Float[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch vocab"]]:
+        check_tokens(self, token)
         x = self.embedding(token, self.dtype)
         state, x = self.stack.step(x, state, interval=interval, key=key)
         return state, self.head(self.norm(x))
 
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> State:
+    @check_arguments
+    def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> State:
         return self.stack.init_state(batch_shape, self.dtype if dtype is None else dtype)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import check_features, check_size
+from rnnscale._base import check_features
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.layers import Linear
 
@@ -29,12 +30,14 @@ class GLU(eqx.Module):
     value: Linear
     gate: Linear
 
-    def __init__(self, dim: int, *, key: PRNGKeyArray):
+    @check_arguments
+    def __init__(self, dim: Size, *, key: PRNGKeyArray):
         value_key, gate_key = jax.random.split(key)
         self.value = Linear(dim, dim, key=value_key)
         self.gate = Linear(dim, dim, key=gate_key)
 
     def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes dim"]:
+        check_features(self, x, self.value.idim)
         x = jax.nn.gelu(x)
         return self.value(x) * jax.nn.sigmoid(self.gate(x))
 
@@ -44,10 +47,12 @@ class HalfGLU(eqx.Module):
 
     gate: Linear
 
-    def __init__(self, dim: int, *, key: PRNGKeyArray):
+    @check_arguments
+    def __init__(self, dim: Size, *, key: PRNGKeyArray):
         self.gate = Linear(dim, dim, key=key)
 
     def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes dim"]:
+        check_features(self, x, self.gate.idim)
         x = jax.nn.gelu(x)
         return x * jax.nn.sigmoid(self.gate(x))
 
@@ -61,11 +66,12 @@ class FFN(eqx.Module):
     b_out: Float[Array, "odim"] = parameter(group="bias")
     activation: Callable[[Array], Array] = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        dim: int,
+        dim: Size,
         *,
-        hidden: int | None = None,
+        hidden: Size | None = None,
         activation: Callable[[Array], Array] = jax.nn.gelu,
         key: PRNGKeyArray,
     ):
@@ -77,7 +83,6 @@ class FFN(eqx.Module):
         - `key`: for the initial weights, Lecun-normal; the biases start at zero.
         """
         hidden = 4 * dim if hidden is None else hidden
-        check_size(FFN, dim=dim, hidden=hidden)
         in_key, out_key = jax.random.split(key)
         lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
         self.w_in = lecun(in_key, (hidden, dim), jnp.float32)
@@ -97,9 +102,10 @@ class Nonlinearity(eqx.Module):
 
     activation: Callable[[Array], Array] = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
-        dim: int | None = None,
+        dim: Size | None = None,
         *,
         activation: Callable[[Array], Array] = jax.nn.gelu,
         key: PRNGKeyArray | None = None,
@@ -108,13 +114,15 @@ class Nonlinearity(eqx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes dim"]:
+        check_features(self, x, None)
         return self.activation(x)
 
 
 class Identity(eqx.Module):
     """$y = x$, without parameters. With a linear sequence layer the block is linear."""
 
-    def __init__(self, dim: int | None = None, *, key: PRNGKeyArray | None = None):
+    @check_arguments
+    def __init__(self, dim: Size | None = None, *, key: PRNGKeyArray | None = None):
         """`dim` and `key` are not used. They are arguments of every mixer."""
 
     def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes dim"]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rnnscale import sharding
 from rnnscale._base import (
@@ -13,9 +13,11 @@ from rnnscale._base import (
     State,
     Stepwise,
     TakesIntervals,
-    check_features,
-    check_size,
+    check_call,
+    check_step,
 )
+from rnnscale._checks import BatchShape, FloatDType, Rate, Size, check_arguments
+from rnnscale._contract import LAYER_PAGE, check_kind
 from rnnscale.layers import LayerNorm, fold_keys, row_keys
 from rnnscale.models._block import Block
 from rnnscale.models._mixers import HalfGLU, Pointwise
@@ -36,14 +38,15 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
     depth: int = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
 
+    @check_arguments
     def __init__(
         self,
         make_layer: Callable[[PRNGKeyArray], SequenceLayer],
-        depth: int,
+        depth: Size,
         *,
         make_mixer: Callable[..., Pointwise] = HalfGLU,
         make_norm: Callable[..., Pointwise] = LayerNorm,
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
         remat: bool = False,
         key: PRNGKeyArray,
     ):
@@ -59,12 +62,13 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
 
         **Raises:** see `Block`, and `ValueError` if `depth` is below 1.
         """
-        check_size(BlockStack, depth=depth)
 
         def make_block(key: PRNGKeyArray) -> Block:
             layer_key, block_key = jax.random.split(key)
+            layer = make_part("BlockStack", "make_layer", make_layer, layer_key)
+            check_kind("BlockStack", "what make_layer makes", layer, SequenceLayer, LAYER_PAGE)
             return Block(
-                make_part("BlockStack", "make_layer", make_layer, layer_key),
+                layer,
                 make_mixer=make_mixer,
                 make_norm=make_norm,
                 dropout=dropout,
@@ -89,11 +93,8 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         intervals: Float[Array, "*batch time"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time dim"]]:
-        check_features(self, xs, self.idim, rank=2)
-        batch_shape = xs.shape[:-2]
-        keys = row_keys(key, batch_shape)
-        if state is None:
-            state = self.init_state(batch_shape, xs.dtype)
+        state, lengths = check_call(self, xs, state, reset, lengths, key, intervals)
+        keys = row_keys(key, xs.shape[:-2])
 
         def run(block: Block, xs: Array, state: State, keys: Array | None) -> tuple[Array, State]:
             state, xs = block(
@@ -111,7 +112,7 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         interval: Float[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch dim"]]:
-        check_features(self, x, self.idim)
+        state = check_step(self, x, state, key)
 
         def run(block: Block, x: Array, state: State, keys: Array | None) -> tuple[Array, State]:
             state, x = block.step(x, state, interval=interval, key=keys)
@@ -119,9 +120,8 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
 
         return self._over_depth(run, x, state, row_keys(key, x.shape[:-1]))
 
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> State:
+    @check_arguments
+    def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> State:
         return eqx.filter_vmap(lambda block: block.init_state(batch_shape, dtype))(self.blocks)
 
     def _over_depth(

@@ -9,18 +9,18 @@ from typing import cast
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from rnnscale import sharding
 from rnnscale._base import (
     CausalLayer,
     check_call,
-    check_features,
-    checked_state,
+    check_step,
     in_precision,
     state_dtype,
     zero_padding,
 )
+from rnnscale._checks import BatchShape, FloatDType, check_arguments
 from rnnscale_kernels import Planar
 
 
@@ -55,9 +55,10 @@ class DiagonalSSM(CausalLayer):
         *,
         reset: Bool[Array, "*batch time"] | None,
         lengths: Int[Array, "*batch"] | None,
+        key: Key[Array, "*#batch"] | None,
     ) -> tuple[Planar, Float[Array, "*batch time odim"]]:
         """All steps, as a call of a sequence layer."""
-        carried, lengths = check_call(self, xs, state, reset, lengths)
+        carried, lengths = check_call(self, xs, state, reset, lengths, key)
         if xs.shape[-2] == 0:
             return carried, jnp.zeros((*xs.shape[:-1], self.odim), xs.dtype)
         xs = zero_padding(xs, lengths)
@@ -66,11 +67,10 @@ class DiagonalSSM(CausalLayer):
         return cast(Planar, last), self.add_skip(xs, ys)
 
     def one_step(
-        self, x: Float[Array, "*batch idim"], state: Planar
+        self, x: Float[Array, "*batch idim"], state: Planar, key: Key[Array, "*#batch"] | None
     ) -> tuple[Planar, Float[Array, "*batch odim"]]:
         """One step, as `step` of a sequence layer."""
-        check_features(self, x, self.idim)
-        state = checked_state(self, state, x.shape[:-1], x.dtype)
+        state = check_step(self, x, state, key)
         decay, b, c = in_precision(self, x.dtype).discretise()
         u = x.astype(state.dtype)
         state = Planar(
@@ -80,9 +80,8 @@ class DiagonalSSM(CausalLayer):
         y = state.re @ c.re.T - state.im @ c.im.T
         return state, self.add_skip(x, y.astype(x.dtype))
 
-    def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Planar:
+    @check_arguments
+    def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> Planar:
         decay = jax.eval_shape(self.discretise)[0]
         dtype = jnp.promote_types(state_dtype(dtype), decay.dtype)
         zeros = jnp.zeros((*batch_shape, *decay.shape), dtype)

@@ -4,11 +4,11 @@ from typing import cast
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rnnscale import sharding
 from rnnscale._base import SequenceLayer, at_least_float32, check_call, in_precision, zero_padding
-from rnnscale._checks import Positive, Size, check_arguments
+from rnnscale._checks import BatchShape, FloatDType, Positive, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.ssm._discretise import Discretisation, scale
 from rnnscale.ssm._hippo import OutputInit, half_of_hippo, output_map
@@ -82,7 +82,7 @@ class BidirectionalS5(SequenceLayer):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[tuple[Planar, Planar], Float[Array, "*batch time odim"]]:
-        (before, after), lengths = check_call(self, xs, state, reset, lengths)
+        (before, after), lengths = check_call(self, xs, state, reset, lengths, key)
         xs = zero_padding(xs, lengths)
         before, ys = self.forward(xs, before, reset=reset, lengths=lengths)
         if xs.shape[-2] == 0:
@@ -95,8 +95,9 @@ class BidirectionalS5(SequenceLayer):
         )
         return (before, cast(Planar, after)), ys + ys_backward
 
+    @check_arguments
     def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+        self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> tuple[Planar, Planar]:
         return self.forward.init_state(batch_shape, dtype), self.forward.init_state(
             batch_shape, dtype

@@ -13,12 +13,11 @@ from rnnscale import sharding
 from rnnscale._base import (
     CausalLayer,
     check_call,
-    check_features,
-    checked_state,
+    check_step,
     state_dtype,
     zero_padding,
 )
-from rnnscale._checks import Size, check_arguments
+from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale_kernels import vary_alike
 
@@ -132,7 +131,7 @@ class LinearAttention(CausalLayer):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[AttentionState, Float[Array, "*batch time odim"]]:
-        carried, lengths = check_call(self, xs, state, reset, lengths)
+        carried, lengths = check_call(self, xs, state, reset, lengths, key)
         batch_shape, time = xs.shape[:-2], xs.shape[-2]
         if time == 0:
             return carried, jnp.zeros((*batch_shape, 0, self.odim), xs.dtype)
@@ -189,8 +188,7 @@ class LinearAttention(CausalLayer):
         *,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[AttentionState, Float[Array, "*batch odim"]]:
-        check_features(self, x, self.idim)
-        state = checked_state(self, state, x.shape[:-1], x.dtype)
+        state = check_step(self, x, state, key)
         query, key_, value = self._project(x)
         memory = state.memory + key_[..., :, None] * value[..., None, :]
         normaliser = state.normaliser + key_
@@ -198,8 +196,9 @@ class LinearAttention(CausalLayer):
         weight = jnp.sum(query * normaliser, axis=-1, keepdims=True)
         return AttentionState(memory, normaliser), self._mix(mixed / weight, x.dtype)
 
+    @check_arguments
     def init_state(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+        self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> AttentionState:
         shape, dtype = (*batch_shape, self.heads, self.key_dim), state_dtype(dtype)
         return AttentionState(jnp.zeros((*shape, self.value_dim), dtype), jnp.zeros(shape, dtype))

@@ -105,7 +105,7 @@ class LRU(DiagonalSSM):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[Planar, Float[Array, "*batch time odim"]]:
-        return self.scan_steps(xs, state, reset=reset, lengths=lengths)
+        return self.scan_steps(xs, state, reset=reset, lengths=lengths, key=key)
 
     def step(
         self,
@@ -114,7 +114,7 @@ class LRU(DiagonalSSM):
         *,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[Planar, Float[Array, "*batch odim"]]:
-        return self.one_step(x, state)
+        return self.one_step(x, state, key)
 
     def discretise(self) -> tuple[Planar, Planar, Planar]:
         nu_log, theta_log, gamma_log = map(

@@ -1,26 +1,24 @@
 """S5, the simplified state-space layer, for regular and for irregular samples."""
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rnnscale import sharding
 from rnnscale._base import (
     TakesIntervals,
     at_least_float32,
     check_call,
-    check_features,
-    checked_state,
+    check_intervals,
+    check_step,
     in_precision,
     zero_padding,
 )
-from rnnscale._checks import Positive, Size, check_arguments, shown
+from rnnscale._checks import Positive, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale._over_time import mesh_axes_of_time, over_equal_pieces
 from rnnscale.ssm._base import DiagonalSSM
@@ -174,11 +172,10 @@ class S5(DiagonalSSM, TakesIntervals):
         with the shape of batch and time, or are known and negative or NaN.
         """
         if intervals is None:
-            return self.scan_steps(xs, state, reset=reset, lengths=lengths)
-        given = lengths
-        carried, lengths = check_call(self, xs, state, reset, lengths)
+            return self.scan_steps(xs, state, reset=reset, lengths=lengths, key=key)
+        carried, lengths = check_call(self, xs, state, reset, lengths, key, intervals)
         batch_shape, time = xs.shape[:-2], xs.shape[-2]
-        intervals = _checked_intervals(intervals, given, (*batch_shape, time), carried.dtype)
+        intervals = _not_negative(jnp.asarray(intervals, carried.dtype))
         if time == 0:
             return carried, jnp.zeros((*batch_shape, 0, self.odim), xs.dtype)
         if lengths is not None:
@@ -202,10 +199,10 @@ class S5(DiagonalSSM, TakesIntervals):
     ) -> tuple[Planar, Float[Array, "*batch odim"]]:
         """One step of time, `interval` after the one before; see `intervals` of a call."""
         if interval is None:
-            return self.one_step(x, state)
-        check_features(self, x, self.idim)
-        state = checked_state(self, state, x.shape[:-1], x.dtype)
-        interval = _checked_intervals(interval, None, x.shape[:-1], state.dtype)
+            return self.one_step(x, state, key)
+        state = check_step(self, x, state, key)
+        check_intervals("interval", interval, x.shape[:-1])
+        interval = _not_negative(jnp.asarray(interval, state.dtype))
         wide = in_precision(self, x.dtype)
         decay, drive = wide._decay_and_drive(x, interval)
         state = Planar(*(h + u for h, u in zip(multiply(decay, state), drive, strict=True)))
@@ -269,29 +266,7 @@ class S5(DiagonalSSM, TakesIntervals):
         return state, ys[..., :time, :]
 
 
-def _checked_intervals(
-    intervals: Any, lengths: Any, shape: tuple[int, ...], dtype: DTypeLike
-) -> Float[Array, "*axes"]:
-    """`intervals` in `dtype`. Raises unless they are real numbers of this shape and, within
-    `lengths`, at least 0; traced ones are clipped."""
-    if not isinstance(intervals, jax.Array | np.ndarray):
-        raise TypeError(f"S5: intervals must be an array; got {shown(intervals)}.")
-    if not jnp.issubdtype(intervals.dtype, jnp.floating):
-        raise TypeError(f"S5: intervals must be real numbers; got {intervals.dtype}.")
-    if intervals.shape != shape:
-        raise ValueError(
-            f"S5: intervals must have a value for each step, so be of shape {shape}; got shape "
-            f"{intervals.shape}."
-        )
-    if not isinstance(intervals, Tracer) and not isinstance(lengths, Tracer):
-        known = np.asarray(intervals)
-        if lengths is not None:
-            known = known[np.arange(shape[-1]) < np.asarray(lengths)[..., None]]
-        if not np.all(known >= 0):
-            raise ValueError(
-                f"S5: intervals are times from step to step and must be at least 0; got "
-                f"{np.min(known)}. For sorted times of steps, they are the differences."
-            )
-    intervals = jnp.asarray(intervals, dtype)
+def _not_negative(intervals: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
+    """`intervals` with zero in the place of negative ones, which are not known when traced."""
     # Unlike a maximum, it has the derivative of positive intervals at zero too.
     return jnp.where(intervals < 0, 0, intervals)

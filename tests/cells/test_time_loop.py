@@ -263,14 +263,14 @@ def while_lines(program: Program) -> list[str]:
     ("change", "error", "message"),
     [
         ({"xs": jnp.zeros((2, 7, 4))}, ValueError, "3 features"),
-        ({"xs": jnp.zeros((2, 7, 3), int)}, TypeError, "floating"),
+        ({"xs": jnp.zeros((2, 7, 3), int)}, TypeError, "xs must be an array Float"),
         ({"state": jnp.zeros((2, 5))}, ValueError, r"init_state\(\(2,\)\)"),
         ({"state": (jnp.zeros((2, 5)), jnp.zeros((2, 4)))}, ValueError, "init_state"),
         ({"lengths": jnp.array([8, 1])}, ValueError, "from 0 to the 7 steps"),
         ({"lengths": jnp.array([-1, 1])}, ValueError, "from 0 to the 7 steps"),
-        ({"lengths": jnp.array([1.0, 2.0])}, ValueError, "integers"),
+        ({"lengths": jnp.array([1.0, 2.0])}, TypeError, "lengths must be an array Int"),
         ({"lengths": jnp.array([1])}, ValueError, "shape"),
-        ({"reset": jnp.zeros((2, 7))}, TypeError, "boolean"),
+        ({"reset": jnp.zeros((2, 7))}, TypeError, "reset must be an array Bool"),
         ({"reset": jnp.zeros((7,), bool)}, ValueError, "batch time"),
     ],
 )

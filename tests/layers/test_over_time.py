@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnnscale import verify
+from rnnscale import over_time, verify
 from rnnscale.cells import ElmanRNNCell, MinGRUCell
 from rnnscale.layers import (
     RNN,
@@ -15,7 +15,6 @@ from rnnscale.layers import (
     DeepRNN,
     DeepRNNEncoder,
     RNNEncoder,
-    over_time,
 )
 from rnnscale.sharding import make_mesh
 

@@ -307,7 +307,7 @@ def test_sums_that_cannot_be_solved(key):
     weight, _ = sums.solve(1e-6)
     # Twins share the weight.
     np.testing.assert_allclose(weight[:, :4], np.eye(2, 4) / 2, atol=1e-6)
-    with pytest.raises(ValueError, match="ridge must be at least 0; got -1"):
+    with pytest.raises(ValueError, match="ridge must be at least 0 and finite; got -1"):
         ridge_sums(features, targets).solve(-1)
     with pytest.raises(ValueError, match="there is no sample to fit"):
         RidgeSums.zeros(4, 2).solve(1)
@@ -382,10 +382,10 @@ def test_arpack_gets_more_vectors_and_then_gives_up(key, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"spectral_radius": 0.0}, "spectral_radius must be positive; got 0.0"),
-        ({"spectral_radius": float("nan")}, "spectral_radius must be positive; got nan"),
-        ({"input_scale": -1.0}, "input_scale must be at least 0; got -1.0"),
-        ({"bias_scale": float("inf")}, "bias_scale must be at least 0; got inf"),
+        ({"spectral_radius": 0.0}, "spectral_radius must be positive and finite; got 0.0"),
+        ({"spectral_radius": float("nan")}, "spectral_radius must be positive and finite; got nan"),
+        ({"input_scale": -1.0}, "input_scale must be at least 0 and finite; got -1.0"),
+        ({"bias_scale": float("inf")}, "bias_scale must be at least 0 and finite; got inf"),
         ({"density": 0.0}, r"density must be in \(0, 1\]; got 0.0"),
         ({"input_density": 1.5}, r"input_density must be in \(0, 1\]; got 1.5"),
         ({"density": 1e-3}, r"of recurrent, \(20, 20\), has no eigenvalue but zero"),
@@ -402,7 +402,7 @@ def test_only_cells_with_a_matrix_have_a_radius(key):
     for cell in (IndRNNCell(2, 6, key=key), UnitaryEvolutionRNNCell(2, 6, key=key)):
         with pytest.raises(ValueError, match=f"{type(cell).__name__} has no recurrent matrix"):
             as_reservoir(cell, spectral_radius=0.9, density=1.0, input_density=1.0, key=key)
-    with pytest.raises(TypeError, match=r"takes a rnnscale\.cells\.Cell; got int"):
+    with pytest.raises(TypeError, match=r"cell must be a rnnscale\.cells\.Cell; got 3"):
         as_reservoir(3, spectral_radius=0.9, key=key)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"a square matrix; got shape \(2, 3\)"):
         spectral_radius(np.ones((2, 3)))
@@ -415,7 +415,7 @@ def test_only_cells_with_a_matrix_have_a_radius(key):
 def test_bad_arguments(reservoir, batch, key):
     xs, ys = batch
     for washout in (-1, 9):
-        with pytest.raises(ValueError, match=f"at least 0 and below the 9 steps; got {washout}"):
+        with pytest.raises(ValueError, match=f"washout must be at least 0.*; got {washout}"):
             reservoir.fit(xs, ys, ridge=1.0, washout=washout)
     with pytest.raises(ValueError, match=r"targets of 3 features of shape \(4, 9, 3\); got shape"):
         reservoir.fit(xs, ys[:, :-1], ridge=1.0)

@@ -145,7 +145,7 @@ def test_memory_grows_with_the_tokens_only():
 def test_bad_requests_say_what_to_give(key):
     model = Markov(jnp.zeros((VOCAB, VOCAB)))
     prompt, lengths = jnp.zeros((2, 3), int), jnp.array([0, 3])
-    with pytest.raises(TypeError, match="tokens must be integers; got float32"):
+    with pytest.raises(TypeError, match="tokens must be an array Integer.*; got an array float32"):
         generate(model, jnp.zeros((2, 3)), steps=1, key=key)
     with pytest.raises(ValueError, match="give at least one in each row"):
         generate(model, prompt[:, :0], steps=1, key=key)

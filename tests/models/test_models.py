@@ -258,7 +258,7 @@ def test_bidirectional_has_no_step(key):
     ("build", "error", "message"),
     [
         (lambda key: classifier(key, pool="max"), ValueError, "mean, none; got 'max'"),
-        (lambda key: classifier(key, dropout=1.0), ValueError, r"rate must be in \[0, 1\)"),
+        (lambda key: classifier(key, dropout=1.0), ValueError, r"dropout must be in \[0, 1\)"),
         (
             lambda key: SequenceClassifier(3, 0, make_layer=make_layer, dim=5, depth=2, key=key),
             ValueError,
@@ -300,7 +300,7 @@ def test_bidirectional_has_no_step(key):
         (
             lambda key: language_model(key)(jnp.zeros((2, 6))),
             TypeError,
-            "integer tokens; got float32",
+            "integer tokens of shape .*; got float32",
         ),
         (
             lambda key: language_model(key)(jnp.array(3)),
