@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -613,6 +614,25 @@ def test_text_of_a_folder_and_of_one_file(tmp_path: Path):
         found += bytes([int(w["inputs"][0]) for w in windows] + [int(windows[-1]["labels"][0])])
     assert found == content  # in order, each byte in one split
     assert len(task.train) == round(0.5 * len(content)) - 1
+
+
+def test_sources_can_be_sent_to_workers_and_files_are_not_held_in_memory(tmp_path: Path):
+    (tmp_path / "text.txt").write_text("some text\n" * 20_000)
+    documents = data.next_token(data.TextFiles(tmp_path / "text.txt"), end=0)
+    data.write_packed(documents, tmp_path / "rows", 256)
+    inputs, labels = two_classes(40, 0)
+    held = (Task.from_arrays(inputs, labels), Task.from_arrays(sine(500), horizon=3))
+    streamed = (task_from(tmp_path / "text.txt", seq_len=64), task_from(tmp_path / "rows"))
+    for task in (*held, *streamed):
+        for split in SPLITS:
+            source = getattr(task, split)
+            sent = pickle.dumps(source)
+            copy = pickle.loads(sent)
+            assert len(copy) == len(source)
+            for name, array in source[len(source) - 1].items():
+                np.testing.assert_array_equal(copy[len(source) - 1][name], array)
+            # Of 200 kB of text and 1 MB of rows.
+            assert task in held or len(sent) < 10_000
 
 
 # What is understood, and errors
