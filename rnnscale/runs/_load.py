@@ -1,7 +1,7 @@
 """The trained model of a run, for use after it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from os import PathLike
@@ -85,13 +85,14 @@ class SavedRun:
                 figures["perplexity"] = float(np.exp(figures["loss"]))
         return figures
 
-    def predict(self, path: str | PathLike[str]) -> Predictions:
+    def predict(self, data: str | PathLike[str] | np.ndarray | Sequence[np.ndarray]) -> Predictions:
         """Predictions for new data, with the preprocessing that was fitted in training.
 
         **Arguments:**
 
-        - `path`: a file or a folder of the same form as the training data. Labels may be missing,
-            and series may have other lengths.
+        - `data`: a file or a folder of the same form as the training data, whose labels may be
+            missing; or inputs in memory, as `Task.from_arrays` takes them. Series may have other
+            lengths than in the training.
 
         **Returns:** see `Predictions`; for a forecast, what follows the end of each series.
 
@@ -106,7 +107,7 @@ class SavedRun:
         return predict(
             self.model,
             self.preprocessing,
-            path,
+            data,
             config=self.config,
             spec=self.spec,
             mesh=self.mesh,

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -85,17 +85,17 @@ def check_suffix(path: str | PathLike[str]) -> None:
 def predict(
     model: SequenceModel,
     preprocessing: Preprocessing,
-    path: str | PathLike[str],
+    data: str | PathLike[str] | np.ndarray | Sequence[np.ndarray],
     *,
     config: TrainConfig,
     spec: TaskSpec,
     mesh: Mesh,
 ) -> Predictions:
-    """The predictions of a trained model for a file or a folder.
+    """The predictions of a trained model for new data; see `Preprocessing.read`.
 
     **Raises:** `ValueError` if the data can't be read or do not fit the model.
     """
-    series = preprocessing.read(path)
+    series = preprocessing.read(data)
     per_step = spec.labels == "step"
     over_time = ("inputs", "intervals", "labels") if per_step else ("inputs", "intervals")
     records = PaddedSource(series, mesh.shape["seq"], per_step=over_time)

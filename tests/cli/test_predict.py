@@ -156,6 +156,11 @@ def test_labels_at_each_step_are_a_row_each(tmp_path: Path, capsys: pytest.Captu
     assert [row["step"] for row in rows] == list("01234") * 30
     saved = load_run(out)
     assert saved.preprocessing is not None
+    in_memory = saved.predict(inputs[..., 0])
+    assert not in_memory.figures and in_memory.steps is not None
+    assert list(map(str, in_memory.steps)) == [row["step"] for row in rows]
+    for name, values in in_memory.values.items():
+        assert [row[name] for row in rows] == list(map(str, values))
     (target,) = saved.preprocessing.targets
     predicted = np.array([float(row[target]) for row in rows])
     errors = predicted - 100 - 10 * np.cumsum(inputs, axis=1).ravel()

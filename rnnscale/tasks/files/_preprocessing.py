@@ -11,6 +11,7 @@ import numpy as np
 from rnnscale._errors import UserError
 from rnnscale.data import PaddedSource, SequenceArrays, arrays_over_time
 from rnnscale.tasks._data_options import DataOptions, Kind
+from rnnscale.tasks.files._arrays import table_of_arrays
 from rnnscale.tasks.files._read import read_new, with_constant_labels_once
 from rnnscale.tasks.files._series_table import SeriesTable, check_complete
 
@@ -94,12 +95,13 @@ class Preprocessing:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         return cls(**{**values, "options": DataOptions.from_json(stored["options"])})
 
-    def read(self, path: str | PathLike[str]) -> NewSeries:
+    def read(self, data: str | PathLike[str] | np.ndarray | Sequence[np.ndarray]) -> NewSeries:
         """Records of new data, as the model takes them.
 
         **Arguments:**
 
-        - `path`: a file or a folder, of the same form as the training data. Labels can be missing.
+        - `data`: a file or a folder, of the same form as the training data, whose labels can be
+            missing; or inputs in memory, as `Task.from_arrays` takes them.
 
         **Returns:**
 
@@ -112,7 +114,13 @@ class Preprocessing:
         **Raises:** `ValueError` if the data can't be read, or have other columns or classes than
         the training data.
         """
-        table = read_new(path, self.options)
+        if isinstance(data, (str, PathLike)):
+            path, table = data, read_new(data, self.options)
+        else:
+            if self.kind != "forecast" and isinstance(data, np.ndarray) and data.ndim == 2:
+                data = data[..., None]  # series of one channel
+            path = "the array"
+            table = table_of_arrays(path, data)
         if table.columns != self.columns:
             raise UserError(
                 f"{path} has the inputs {', '.join(table.columns)}; the training data had "
