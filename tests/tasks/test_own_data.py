@@ -482,6 +482,33 @@ def test_the_baselines_of_a_forecast_repeat_the_last_value_and_the_last_season()
         np.testing.assert_allclose(found[name], error**0.5, rtol=1e-5)
 
 
+def test_parquet_has_columns_of_every_type(tmp_path: Path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path, count = tmp_path / "own.parquet", 200
+    start, numbers = np.datetime64("2024-05-31"), np.arange(count)
+    columns = {
+        "day": pa.array(start + numbers, pa.date32()),
+        "when": pa.array((start + numbers).astype("datetime64[us]"), pa.timestamp("us", "UTC")),
+        "value": pa.array([None if n == 3 else n for n in numbers.tolist()], pa.int64()),
+        "flag": pa.array(numbers % 2 == 0),
+        "who": pa.array(numbers // 5),
+        "state": pa.array(np.where(numbers // 5 % 2, "on", "off")).dictionary_encode(),
+    }
+    parquet.write_table(pa.table(columns), path)
+    with pytest.raises(ValueError, match="own.parquet, step 3, column 'value'"):
+        task_from(path, time="day", inputs="value")
+    for time in ("day", "when"):
+        task = task_from(path, time=time, inputs="value,flag", missing="mask")
+        assert fitted(task).interval == 86400 and task.idim == 4
+    task = task_from(path, group="who", label="state", inputs="flag")
+    assert fitted(task).classes == ("off", "on")
+    assert fitted(task).read(path).names[3] == f"{path}, group '3'"
+    columns["who"] = pa.array([None, *columns["who"].to_pylist()[1:]])
+    parquet.write_table(pa.table(columns), path)
+    with pytest.raises(ValueError, match="row 0, column 'who': the group is missing"):
+        task_from(path, group="who", label="state", inputs="flag")
+
+
 def test_labels_are_of_no_use_for_a_forecast(tmp_path: Path):
     path = tmp_path / "own_TRAIN.ts"
     path.write_text(TS + "".join(f"{','.join(map(repr, sine(50).tolist()))}:a\n" for _ in range(3)))

@@ -10,7 +10,7 @@ import numpy as np
 from rnnscale._errors import UserError
 from rnnscale.data import parse_time
 from rnnscale.tasks._data_options import DataOptions
-from rnnscale.tasks.files._series_table import SeriesTable, split_named
+from rnnscale.tasks.files._series_table import SeriesTable, names_of, split_named
 
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
 
@@ -134,9 +134,9 @@ def _wide(columns: Columns, roles: Roles, splits: np.ndarray | None) -> SeriesTa
 def _long(columns: Columns, roles: Roles, splits: np.ndarray | None) -> SeriesTable:
     """A step in each row. Rows with the same group and split are a series."""
     count = len(columns.inputs)
-    group = columns.texts[roles.group].astype(str) if roles.group else np.zeros(count, "U1")
-    if roles.group and (group == "").any():
-        row = int((group == "").argmax())
+    group = names_of(columns.texts[roles.group]) if roles.group else np.zeros(count, "U1")
+    if roles.group and (missing := np.isin(group, ("", "nan"))).any():
+        row = int(missing.argmax())
         raise UserError(f"{columns.name(row)}, column {roles.group!r}: the group is missing")
     split = np.zeros(count, "U1") if splits is None else splits
     times = None if roles.time is None else _times(columns, roles.time)

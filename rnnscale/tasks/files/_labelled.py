@@ -13,12 +13,11 @@ from rnnscale.tasks._data_options import DataOptions, Kind
 from rnnscale.tasks._split import part_of_each_class, stratified_split
 from rnnscale.tasks.files._preprocessing import (
     Preprocessing,
-    class_names,
     is_even,
     mean_and_std,
     median_interval,
 )
-from rnnscale.tasks.files._series_table import SPLITS, SeriesTable, check_complete
+from rnnscale.tasks.files._series_table import SPLITS, SeriesTable, check_complete, names_of
 
 # Numbers with at most this many different whole values can be classes.
 _MOST_CLASSES = 100
@@ -170,7 +169,7 @@ def _with_labels_of(table: SeriesTable, is_classes: bool) -> SeriesTable:
     if is_classes:
         if len(table.targets) != 1:
             raise UserError(f"classification needs one label; got {', '.join(table.targets)}")
-        named = [class_names(label) for label in table.labels]
+        named = [names_of(label) for label in table.labels]
         for name, label in zip(table.names, named, strict=True):
             if np.isin(label, ("", "nan")).any():
                 raise UserError(f"{name}: its label is missing")

@@ -13,7 +13,7 @@ from rnnscale.data import PaddedSource, SequenceArrays, arrays_over_time
 from rnnscale.tasks._data_options import DataOptions, Kind
 from rnnscale.tasks.files._arrays import table_of_arrays
 from rnnscale.tasks.files._read import read_new, with_constant_labels_once
-from rnnscale.tasks.files._series_table import SeriesTable, check_complete
+from rnnscale.tasks.files._series_table import SeriesTable, check_complete, names_of
 
 
 class NewSeries(PaddedSource):
@@ -214,7 +214,7 @@ class Preprocessing:
             scaled = (labels - np.array(self.target_mean)) / np.array(self.target_std)
             return scaled.astype(np.float32)
         numbers = {label: number for number, label in enumerate(self.classes)}
-        names = class_names(labels).ravel().tolist()
+        names = names_of(labels).ravel().tolist()
         found = [numbers.get(label) for label in names]
         if None in found:
             unknown = names[found.index(None)]
@@ -222,13 +222,6 @@ class Preprocessing:
                 f"{name}: the class {unknown!r} is not one of {', '.join(self.classes)}"
             )
         return np.array(found, np.int32).reshape(labels.shape[:-1])
-
-
-def class_names(labels: np.ndarray) -> np.ndarray:
-    """Labels as the names of classes: whole numbers without a decimal point."""
-    if labels.dtype.kind == "f" and (labels == np.round(labels)).all():
-        labels = labels.astype(np.int64)
-    return labels.astype(str)
 
 
 def mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -124,3 +124,10 @@ def check_complete(table: SeriesTable) -> None:
             f"{count} values are missing, the first at {first}; replace them in the data, or give "
             "missing='mask' (--missing mask)"
         )
+
+
+def names_of(values: np.ndarray) -> np.ndarray:
+    """Values as names, such as those of classes: whole numbers without a decimal point."""
+    if values.dtype.kind == "f" and (values == np.round(values)).all():
+        values = values.astype(np.int64)
+    return values.astype(str)
