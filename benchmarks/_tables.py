@@ -214,6 +214,14 @@ def memory() -> str:
     return markdown(("layer", "", *(f"{length:,} steps" for length in lengths)), rows)
 
 
+def resume() -> str:
+    found = jobs(load("resume_cpu")["rows"], ("model",))
+    rows = []
+    for (model,), sessions in found.items():
+        rows.append((model, *(f"{row['cpu_s']:.1f} s" for row in sessions)))
+    return markdown(("model", "new run", "resumed run"), rows)
+
+
 def pixels() -> str:
     names = ("digits", "digits-permuted", "mnist5k", "mnist5k-permuted")
     tables = {
@@ -355,6 +363,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "latency": latency,
     "large-batch": large_batch,
     "memory": memory,
+    "resume": resume,
     "pixels": pixels,
     "experiments": others,
     "bytes": language,
