@@ -101,8 +101,11 @@ class DataOptions:
             value, known = getattr(self, field.name), field.metadata["choices"]
             if known is not None and value not in (*known, field.default):
                 raise UserError(f"{field.name} must be one of {', '.join(known)}; got {value!r}")
-        if self.horizon is not None and not self.horizon >= 1:
-            raise UserError(f"horizon must be at least 1 step; got {self.horizon}")
+        for name in ("path", "group", "time"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) or (value is None and name != "path")):
+                raise TypeError(f"{name} must be a string; got {value!r}")
+        check_steps("horizon", self.horizon)
         if self.horizon is not None and self.kind not in (None, "forecast"):
             raise UserError(f"horizon is for forecasts, and kind is {self.kind!r}; leave one out")
         if self.form == "wide" and (self.group or self.time):
@@ -125,11 +128,25 @@ class DataOptions:
         return cls(**stored)
 
 
+def check_steps(name: str, value: Any) -> None:
+    """**Raises:** `ValueError` if a number of steps is neither None nor an integer from 1 on."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise UserError(f"{name} must be a whole number of at least 1 step; got {value!r}")
+
+
+def are_fractions(value: Any) -> bool:
+    """Whether a value is three numbers, as the fractions of a split are."""
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        return False
+    return all(isinstance(part, int | float) for part in value)
+
+
 def _names(value: Any) -> tuple[str, ...]:
     """Names from one string with commas, or from several strings."""
-    if value is None:
-        return ()
-    return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"columns must be named by strings; got {value!r}")
+    return tuple(names)
 
 
 def _split(value: Any) -> tuple[float, float, float] | str:
@@ -140,8 +157,8 @@ def _split(value: Any) -> tuple[float, float, float] | str:
             parts = [float(part) for part in value.split(",")]
         except ValueError:
             return value
-    fractions = tuple(parts)
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    fractions = tuple(parts) if are_fractions(parts) else ()
+    if not fractions or not min(fractions) > 0 or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(
             "split must be three positive fractions that add up to 1, for training, validation and "
             f"test, or the name of a column; got {value!r}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from rnnscale._errors import UserError
 from rnnscale.data import SequenceSource, Source, element_spec
+from rnnscale.tasks._data_options import DataOptions, Kind, Missing
 from rnnscale.tasks.files._fields import fields_of_arrays
 from rnnscale.tasks.files._preprocessing import Preprocessing
 
@@ -123,9 +124,11 @@ class Task:
         lengths: np.ndarray | None = None,
         times: np.ndarray | Sequence[np.ndarray] | None = None,
         split: tuple[float, float, float] | Sequence[str] | np.ndarray = (0.7, 0.1, 0.2),
+        kind: Kind | None = None,
+        horizon: int | None = None,
+        missing: Missing = "error",
         seq_len: int | None = None,
         name: str = "arrays",
-        **options: Any,
     ) -> "Task":
         """A task of arrays in memory, standardised by its training split.
 
@@ -141,16 +144,17 @@ class Task:
             spaced.
         - `split`: the fractions of training, validation and test; or for each series `"train"`,
             `"validation"` or `"test"`.
+        - `kind`, `horizon`, `missing`: see `DataOptions`.
         - `seq_len`: steps in a record of a forecast, at least 1.
         - `name`: the name that logs and summaries show.
-        - `options`: `kind`, `horizon` and `missing`, see `DataOptions`.
 
         **Returns:** the task, see `task_from`.
 
         **Raises:** `ValueError` if an array has another shape, or a value can't be used.
         """
         arrays = {"inputs": inputs, "labels": labels, "lengths": lengths, "times": times}
-        return cls(name=name, **fields_of_arrays(arrays, split, seq_len, name, options))
+        options = DataOptions(kind=kind, horizon=horizon, missing=missing)
+        return cls(name=name, **fields_of_arrays(arrays, split, options, seq_len, name))
 
 
 def check_records(task: Any) -> None:

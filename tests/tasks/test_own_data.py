@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -729,7 +730,9 @@ LONG = "who,a,name\n1,2,x\n"
         ("x.bin", "\x00", {}, "no text file"),
         ("x.txt", "text", {"label": "y"}, "x.txt is read as text, which has no columns"),
         ("x.txt", "text", {}, "less than one window of seq_len"),
-        ("x.csv", LONG, {"horizon": 0}, "horizon must be at least 1 step; got 0"),
+        ("x.csv", LONG, {"horizon": 0}, "horizon must be .* at least 1 step; got 0"),
+        ("x.csv", LONG, {"horizon": 2.5}, "horizon must be a whole number .*; got 2.5"),
+        ("x.csv", LONG, {"seq_len": True, "inputs": "a"}, "seq_len must be a whole .*; got True"),
         ("x.csv", LONG, {"kind": "guess"}, "kind must be one of classification, .*; got 'guess'"),
         ("x.csv", LONG, {"split": (0.5, 0.5, 0.5)}, "three positive fractions that add up to 1"),
         ("x.csv", LONG, {"label": "a", "group": "a"}, "the column 'a' has two roles"),
@@ -754,7 +757,7 @@ def test_files_and_options_that_can_not_be_used(name, content, options, message,
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"X": np.zeros((4, 5, 2)), "y": np.zeros(3)}, "labels must have 4 rows, as inputs; got 3"),
+        ({"X": np.zeros((4, 5, 2)), "y": np.zeros(3)}, "labels must have 4 rows, as inputs"),
         ({"X": np.zeros((4, 5)), "z": np.zeros(4)}, "has an array 'z'; expected inputs/x/data"),
         ({"y": np.zeros(4)}, "has no array 'inputs'; it has y"),
         ({"X": np.zeros((4, 5)), "X_train": np.zeros((4, 5))}, "either all arrays or none"),
@@ -765,13 +768,47 @@ def test_files_and_options_that_can_not_be_used(name, content, options, message,
         ({"X": np.zeros((2, 5)), "y": [0, 1], "split": ["train", "x"]}, "row 1 is not"),
         ({"X": np.zeros((2, 5)), "y": np.zeros(2), "lengths": [6, 1]}, "series 0 must have 1 to 5"),
         ({"X": np.zeros((2, 5)), "y": np.zeros((2, 3, 4))}, "labels must have the shape"),
-        ({"X": np.zeros((2, 5)), "y": np.zeros(2), "t": np.zeros((2, 4))}, "times must have the"),
+        ({"X": np.zeros((2, 5)), "y": np.zeros(2), "t": np.zeros((2, 4))}, "times must be real"),
     ],
 )
 def test_arrays_that_can_not_be_used(arrays, message, tmp_path: Path):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(ValueError, match=f"x.npz.*{message}"):
         task_from(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"inputs": None}, r"inputs must have the shape .*; got \("),
+        ({"inputs": []}, "inputs have no series"),
+        ({"inputs": "abc"}, "inputs must have the shape"),
+        ({"inputs": np.ones((4, 5)) * 1j}, "series 0 must be real numbers .*; got complex128"),
+        ({"labels": [None] * 4}, "labels must be real numbers or strings; .* series 0 is object"),
+        ({"labels": np.ones(4) * 1j}, "labels must be real numbers or strings"),
+        ({"labels": [0, np.nan, 1, 1]}, "arrays, series 1: its label is missing"),
+        ({"lengths": 3}, "lengths must have 4 rows"),
+        ({"lengths": np.full(4, 2.5)}, "series 0 must have 1 to 5 steps, whole numbers; got 2.5"),
+        ({"times": "abc"}, "times must have 4 rows"),
+        ({"times": [["a"] * 5] * 4}, "times must be real numbers .* series 0 are <U1"),
+        ({"split": None}, "split must be three fractions, or a name for each series; got None"),
+        ({"split": 0.8}, "split must be three fractions, or a name for each series; got 0.8"),
+        ({"split": (0.5, 0.6, 0.1)}, "three positive fractions that add up to 1"),
+        ({"split": (float("nan"), 0.5, 0.5)}, "three positive fractions that add up to 1"),
+        ({"missing": None}, "missing must be one of error, mask; got None"),
+    ],
+)
+def test_odd_arrays_are_named(given, message):
+    arguments = {"inputs": np.zeros((4, 5)), "labels": np.arange(4) % 2}
+    with pytest.raises(ValueError, match=message):
+        Task.from_arrays(**{**arguments, **given})
+
+
+def test_names_of_columns_are_strings():
+    all_wrong: list[dict[str, Any]] = [{"group": 3}, {"label": 3}, {"inputs": [1]}, {"path": None}]
+    for wrong in all_wrong:
+        with pytest.raises(TypeError, match="must be (a string|named by strings); got"):
+            DataOptions(**wrong)
 
 
 def test_paths_that_can_not_be_used(tmp_path: Path):

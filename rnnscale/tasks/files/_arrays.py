@@ -75,25 +75,18 @@ def table_of_arrays(
 
     - `where`: the name of the arrays in messages.
     """
-    series = _series(where, inputs, labels)
-    count = len(series)
-    for name, array in (("labels", labels), ("lengths", lengths), ("split", split)):
-        if array is not None and len(array) != count:
-            raise UserError(f"{where}: {name} must have {count} rows, as inputs; got {len(array)}")
-    steps = [len(x) for x in series] if lengths is None else np.asarray(lengths).tolist()
-    for row, (x, length) in enumerate(zip(series, steps, strict=True)):
-        if not (isinstance(length, int) and 1 <= length <= len(x)):
-            raise UserError(
-                f"{where}: series {row} must have 1 to {len(x)} steps, whole numbers; got {length}"
-            )
-    found, per_step = _labels(where, labels, [len(x) for x in series])
-    times_of = None if times is None else [np.asarray(t, np.float64) for t in times]
-    if times_of is not None and [len(t) for t in times_of] != [len(x) for x in series]:
-        raise UserError(f"{where}: times must have the shape (series, steps) of the inputs")
-    for row, of_series in enumerate(times_of or []):
-        if not (np.diff(of_series[: steps[row]]) > 0).all():  # false for NaN too
-            raise UserError(f"{where}: the times of series {row} must increase from step to step")
-    splits = [split_named(str(each)) for each in (() if split is None else split)]
+    series = _series(where, _rows(inputs), one=labels is None)
+    given = {"labels": labels, "lengths": lengths, "times": times, "split": split}
+    rows = {name: _rows(value) for name, value in given.items() if value is not None}
+    for name, each in rows.items():
+        if len(each) != len(series):
+            raise UserError(f"{where}: {name} must have {len(series)} rows, as inputs")
+    steps = [len(x) for x in series]
+    if lengths is not None:
+        steps = _lengths(where, rows["lengths"], steps)
+    found, per_step = _labels(where, rows.get("labels"), [len(x) for x in series])
+    times_of = _times(where, rows.get("times", ()), series, steps)
+    splits = [split_named(str(each)) for each in rows.get("split", ())]
     if None in splits:
         row = splits.index(None)
         raise UserError(f"{where}: split must be train, validation or test; row {row} is not")
@@ -101,21 +94,55 @@ def table_of_arrays(
     return SeriesTable(
         columns=tuple(f"channel {c}" for c in range(series[0].shape[1])),
         inputs=[x[:length] for x, length in zip(series, steps, strict=True)],
-        names=[f"{where}, series {row}" for row in range(count)],
+        names=[f"{where}, series {row}" for row in range(len(series))],
         targets=("label",) if targets == 1 else tuple(f"label {n}" for n in range(targets)),
         labels=[y[:n] for y, n in zip(found, steps, strict=True)] if per_step else found,
-        times=() if times_of is None else [t[:n] for t, n in zip(times_of, steps, strict=True)],
+        times=times_of,
         splits=[each for each in splits if each is not None],
     )
 
 
-def _series(
-    where: str, inputs: np.ndarray | Sequence[np.ndarray], labels: object
-) -> list[np.ndarray]:
-    """The series, each of shape `(steps, channels)`."""
+def _rows(value: Any) -> Any:
+    """Rows that may have different lengths: a list as it is, and anything else as an array, of
+    which a single value has no rows."""
+    if isinstance(value, list | tuple):
+        return value
+    array = np.asarray(value)
+    return array if array.ndim else np.zeros(0)
+
+
+def _lengths(where: str, lengths: Any, steps: list[int]) -> list[int]:
+    for row, (length, longest) in enumerate(zip(lengths, steps, strict=True)):
+        whole = isinstance(length, int | np.integer) and not isinstance(length, bool)
+        if not (whole and 1 <= length <= longest):
+            raise UserError(
+                f"{where}: series {row} must have 1 to {longest} steps, whole numbers; got {length}"
+            )
+    return [int(length) for length in lengths]
+
+
+def _times(where: str, times: Any, series: list[np.ndarray], steps: list[int]) -> list[np.ndarray]:
+    """The times of the steps of each series, without padding."""
+    found = []
+    for row, of_series in enumerate(times):
+        of_series = np.asarray(of_series)
+        if of_series.dtype.kind not in "iuf" or of_series.shape != (len(series[row]),):
+            raise UserError(
+                f"{where}: times must be real numbers of the shape (series, steps) of the inputs; "
+                f"those of series {row} are {of_series.dtype} of shape {of_series.shape}"
+            )
+        found.append(of_series[: steps[row]].astype(np.float64))
+        if not (np.diff(found[row]) > 0).all():  # false for NaN too
+            raise UserError(f"{where}: the times of series {row} must increase from step to step")
+    return found
+
+
+def _series(where: str, inputs: Any, *, one: bool) -> list[np.ndarray]:
+    """The series, each of shape `(steps, channels)`. `one` allows for an array that is a single
+    series."""
     if isinstance(inputs, np.ndarray):
-        if inputs.ndim == 1 or (inputs.ndim == 2 and labels is None):
-            inputs = inputs[None]  # one series
+        if one and inputs.ndim in (1, 2):
+            inputs = inputs[None]
         if inputs.ndim not in (2, 3):
             raise UserError(
                 f"{where}: inputs must have the shape (series, steps) or (series, steps, "
@@ -143,14 +170,20 @@ def _series(
     return series
 
 
-def _labels(
-    where: str, labels: np.ndarray | Sequence[Any] | None, steps: list[int]
-) -> tuple[list[np.ndarray], bool]:
+def _labels(where: str, labels: Any, steps: list[int]) -> tuple[list[np.ndarray], bool]:
     """The labels of each series as a table has them, and whether there is one at each step."""
     if labels is None:
         return [], False
     rows = [np.asarray(row) for row in labels]
-    rows = [row.astype(str) if row.dtype.kind in "OSU" else row.astype(np.float64) for row in rows]
+    for number, row in enumerate(rows):
+        if row.dtype.kind == "O" and all(isinstance(each, str) for each in row.ravel()):
+            row = row.astype(str)
+        if row.dtype.kind not in "biufU":
+            raise UserError(
+                f"{where}: labels must be real numbers or strings; that of series {number} is "
+                f"{row.dtype}"
+            )
+        rows[number] = row if row.dtype.kind == "U" else row.astype(np.float64)
     shapes = {
         row.shape[1:] if row.shape[:1] == (n,) else None for row, n in zip(rows, steps, strict=True)
     }

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from rnnscale._errors import UserError
-from rnnscale.tasks._data_options import FRACTIONS, DataOptions
+from rnnscale.tasks._data_options import DataOptions, are_fractions, check_steps
 from rnnscale.tasks.files._arrays import table_of_arrays
 from rnnscale.tasks.files._forecast import forecast_fields
 from rnnscale.tasks.files._labelled import kind_of, labelled_fields
@@ -13,24 +13,22 @@ from rnnscale.tasks.files._series_table import SeriesTable
 
 
 def fields_of_arrays(
-    arrays: Mapping[str, Any],
-    split: Any,
-    seq_len: int | None,
-    name: str,
-    options: Mapping[str, Any],
+    arrays: Mapping[str, Any], split: Any, options: DataOptions, seq_len: int | None, name: str
 ) -> dict[str, Any]:
     """The fields of a `Task` of arrays in memory; see `Task.from_arrays`."""
-    fractions = FRACTIONS
-    if len(split) == 3 and all(isinstance(part, (int, float)) for part in split):
-        fractions, split = split, None
-    table = table_of_arrays(name, split=split, **arrays)
-    return fields_of_table(table, DataOptions(split=fractions, **options), seq_len)
+    if are_fractions(split):
+        table = table_of_arrays(name, **arrays)
+        return fields_of_table(table, replace(options, split=split), seq_len)
+    if split is None or isinstance(split, str | int | float):
+        raise UserError(f"split must be three fractions, or a name for each series; got {split!r}")
+    return fields_of_table(table_of_arrays(name, split=split, **arrays), options, seq_len)
 
 
 def fields_of_table(
     table: SeriesTable, options: DataOptions, seq_len: int | None
 ) -> dict[str, Any]:
     """The fields of a `Task` of a table of series."""
+    check_steps("seq_len", seq_len)
     options = replace(options, kind=kind_of(table, options))
     if options.kind == "next_token":
         raise UserError("next-token prediction needs text or packed tokens; these data are series")
