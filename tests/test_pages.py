@@ -114,7 +114,7 @@ def commands(text: str) -> Iterator[str]:
 
 def check_command(command: str) -> None:
     """Raises unless it is a command that could run in a clone."""
-    words = shlex.split(command, comments=True)
+    words = shlex.split(re.sub(r" > \S+", "", command), comments=True)
     while "=" in words[0]:  # a variable of the environment
         words.pop(0)
     program, *arguments = words
@@ -139,7 +139,7 @@ def check_command(command: str) -> None:
 
 
 def check_rnnscale(arguments: list[str]) -> None:
-    if "--help" in arguments:
+    if {"--help", "--version", "--print-completion"} & set(arguments):
         with pytest.raises(SystemExit) as end:
             _parser().parse_args(arguments)
         assert end.value.code == 0

@@ -106,5 +106,5 @@ def test_bad_input_is_one_line(
     assert "there is no folder" in error(out=tmp_path / "no" / "file")
     assert "is a folder; name a file" in error(out=tmp_path)
     assert "--batch-size must be" in error("--batch-size", "0")
-    assert "--platforms" in error("--platforms", "gpu")
+    assert "unknown platform 'gpu'; did you mean 'tpu'?" in error("--platforms", "gpu")
     assert "is not causal" in error(run=make_run("digits", model="s5-bidirectional", state_dim=8))

@@ -103,7 +103,8 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     def broken_step(state: object, batch: dict[str, jax.Array]) -> None:
         batch["inputs"].reshape(2, 2)
 
-    monkeypatch.setattr("rnnscale.runs._setup.make_train_step", lambda *_, **__: broken_step)
+    step = jax.jit(broken_step)
+    monkeypatch.setattr("rnnscale.runs._setup.make_train_step", lambda *_, **__: step)
     with pytest.raises(TypeError, match="cannot reshape"):
         main(["train", "digits", "--dim", "4", "--out", str(tmp_path / "run")])
 
