@@ -81,7 +81,7 @@ def start():
 
 def squared(record: data.Record) -> data.Record:
     """Computes with jax, which starts its devices."""
-    return {"inputs": np.asarray(jnp.square(record["inputs"])), "process": np.int32(os.getpid())}
+    return {"inputs": np.asarray(jnp.square(record["inputs"])), "process": np.asarray(os.getpid())}
 
 
 @pytest.mark.slow
