@@ -202,7 +202,7 @@ def check_keys(key: Any, batch_shape: tuple[int, ...]) -> None:
     if not are_keys(key):
         raise TypeError(f"{expected}; got {shown(key)}.")
     shape = key.shape[:-1] if key.dtype == jnp.uint32 else key.shape
-    if shape not in ((), tuple(batch_shape)):
+    if shape not in ((), batch_shape):
         raise ValueError(f"{expected}; got keys of shape {shape}.")
 
 

@@ -73,7 +73,7 @@ def check_arguments[F: Callable](function: F) -> F:
     **Raises:** `TypeError` if an argument is another kind of thing; `ValueError` if it is the right
     kind, and out of range.
     """
-    owner = function.__qualname__.removesuffix(".__init__")
+    owner = function.__qualname__.removesuffix(".__init__").removesuffix(".__call__")
     parameters = signature(function).parameters.values()
     names = [each.name for each in parameters if each.kind is not Parameter.KEYWORD_ONLY]
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Int, PyTree
 
 from rnnscale import sharding
-from rnnscale._checks import Count, Size, check_arguments
+from rnnscale._checks import Count, Size, check_arguments, shown
 from rnnscale_kernels import vary_alike
 
 
@@ -56,10 +57,16 @@ def over_time(
 
     **Returns:** `(carry, ys)`, with the `ys` of all pieces concatenated.
 
-    **Raises:** `ValueError` if `steps` is below 1, arrays of `xs` differ in their steps, or the
-    ambient mesh has `seq` above 1.
+    **Raises:** `TypeError` if an argument has another kind; `ValueError` if `steps` is below 1,
+    arrays of `xs` differ in their steps, or the ambient mesh has `seq` above 1.
     """
-    times = {x.shape[axis] for x in jax.tree.leaves(xs)}
+    leaves = jax.tree.leaves(xs)
+    for x in leaves:
+        if not isinstance(x, jax.Array | np.ndarray) or x.ndim <= axis:
+            raise ValueError(
+                f"over_time: xs must be arrays with time on axis {axis}; got {shown(x)}."
+            )
+    times = {x.shape[axis] for x in leaves}
     if len(times) != 1:
         raise ValueError(
             f"over_time: all arrays must have the same number of steps, on axis {axis}; got "

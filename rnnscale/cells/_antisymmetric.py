@@ -67,8 +67,7 @@ class AntiSymmetricRNNCell(AffineInputCell):
             searches 0, 1, 2, 4, 8, and 16.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1, or `epsilon` or `recurrent_std` is outside
-        its range.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
 
         **Warns:** if $\gamma$ is outside $[0, 2 / \epsilon]$: small states then grow, whatever $W$
         is.
@@ -135,8 +134,7 @@ class GatedAntiSymmetricRNNCell(AffineInputCell):
         - `recurrent_std`: times $1 / \sqrt{n}$, the initial standard deviation of $W$.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1, or `epsilon` or `recurrent_std` is outside
-        its range.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
 
         **Warns:** if $\gamma$ is outside $[0, 2 / \epsilon]$: small states then grow, whatever $W$
         is.

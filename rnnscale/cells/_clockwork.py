@@ -70,8 +70,8 @@ class ClockWorkRNNCell(AffineInputCell):
         - `nonlinearity`: $\sigma$, elementwise.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size or a period is below 1, a period is not an integer, the
-        groups are not equal, or the least common multiple of the periods is not a 32-bit integer.
+        **Raises:** `TypeError` if an argument has another kind; `ValueError` if it is out of range,
+        the groups are not equal, or the least common multiple of the periods is no 32-bit integer.
         """
         if hdim % len(periods):
             raise ValueError(

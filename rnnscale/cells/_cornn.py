@@ -80,7 +80,7 @@ class CoupledOscillatoryRNNCell(OscillatorCell):
 
         **Warns:** if an undriven unit is not stable.
 
-        **Raises:** `ValueError` if a size is below 1 or a number is out of its range.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         warn_of_growth(CoupledOscillatoryRNNCell, dt, gamma, epsilon)
         recurrent_key, input_key, bias_key = jax.random.split(key, 3)

@@ -54,7 +54,7 @@ class ExpRNNCell(Cell):
             has $-\tan(u / 2)$ for $u$ uniform in $[0, \pi / 2)$).
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1 or `init` is not one of the two.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         log_key, input_key, bias_key = jax.random.split(key, 3)
         self.log_orthogonal = initial_log(log_key, hdim, init)

@@ -62,7 +62,7 @@ class GatedRecurrentUnitCell(Cell):
         - `hdim`: number of units.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         recurrent_key, input_key, bias_key, candidate_key = jax.random.split(key, 4)
         limit = 1 / math.sqrt(hdim)
@@ -140,7 +140,7 @@ class ChoGatedRecurrentUnitCell(Cell):
         - `hdim`: number of units.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         recurrent_key, input_key = jax.random.split(key)
         self.recurrent = jax.random.orthogonal(recurrent_key, hdim, (3,), jnp.float32)

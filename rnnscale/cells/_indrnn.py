@@ -63,8 +63,7 @@ class IndRNNCell(AffineInputCell):
         - `nonlinearity`: $\sigma$, elementwise.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1, the range is empty, or `input_std` is not
-            positive.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         recurrent_key, input_key = jax.random.split(key)
         self.recurrent = jax.random.uniform(recurrent_key, (hdim,), jnp.float32, *recurrent_range)

@@ -95,8 +95,7 @@ class LipschitzRNNCell(AffineInputCell):
             the state at each step instead of one.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1, `method` is not one of the two, or `epsilon`,
-        `beta` or `init_std` is outside its range.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
 
         **Warns:** if $\gamma_A$ is outside $[0, 2 / \epsilon]$: states then grow through $A$ unless
         $M_A$ prevents it; and if the initial $A$ makes states grow tenfold within 1000 steps.
@@ -175,8 +174,7 @@ class GatedLipschitzRNNCell(AffineInputCell):
         - `method`: `"euler"` or `"rk2"`, as in `LipschitzRNNCell`.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1, `method` is not one of the two, or `epsilon`,
-        `beta` or `init_std` is outside its range.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
 
         **Warns:** if $\gamma_A$ is outside $[0, 2 / \epsilon]$: states then grow through $A$ unless
         $M_A$ prevents it; and if the initial $A$ makes states grow tenfold within 1000 steps.

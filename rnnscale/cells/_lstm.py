@@ -46,7 +46,7 @@ class LongShortTermMemoryCell(AffineInputCell):
         - `hdim`: number of units.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         recurrent_key, input_key, bias_key = jax.random.split(key, 3)
         limit = 1 / math.sqrt(hdim)

@@ -41,7 +41,7 @@ class MinGRUCell(LinearCell):
         - `hdim`: number of units.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         input_key, bias_key = jax.random.split(key)
         limit = 1 / math.sqrt(idim)
@@ -85,7 +85,7 @@ class MinLSTMCell(LinearCell):
         - `hdim`: number of units.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         input_key, bias_key = jax.random.split(key)
         limit = 1 / math.sqrt(idim)

@@ -62,7 +62,7 @@ class NonNormalRNNCell(Cell):
         - `init`: how $P$ starts, as in `ExpRNNCell`.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1, `hdim` is odd, or `init` is another word.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         if hdim % 2:
             raise ValueError(

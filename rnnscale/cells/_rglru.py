@@ -60,7 +60,7 @@ class RGLRUCell(LinearCell):
         - `blocks`: blocks of $W_a$ and of $W_x$, a divisor of `idim`.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1 or `blocks` does not divide `idim`.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         if idim % blocks:
             raise ValueError(

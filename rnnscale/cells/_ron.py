@@ -73,7 +73,7 @@ class RandomOscillatorsCell(OscillatorCell):
 
         **Warns:** if an undriven unit in these ranges is not stable.
 
-        **Raises:** `ValueError` if a size is below 1 or a number is out of its range.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         warn_of_growth(RandomOscillatorsCell, dt, gamma[1], epsilon[1])
         keys = jax.random.split(key, 5)

@@ -77,7 +77,7 @@ class UnitaryEvolutionRNNCell(Cell):
         - `hdim`: number of complex units.
         - `key`: for the initial parameters and $\Pi$.
 
-        **Raises:** `ValueError` if a size is below 1.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         keys = jax.random.split(key, 6)
         self.theta = uniform(keys[0], (3, hdim), math.pi)

@@ -61,7 +61,7 @@ class WilsonCowanCell(AffineInputCell):
         - `nonlinearity`: $\sigma$, elementwise.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1 or `rate` is outside its range.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         recurrent_key, input_key, bias_key = jax.random.split(key, 3)
         limit = 1 / math.sqrt(hdim)

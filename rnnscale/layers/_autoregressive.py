@@ -46,7 +46,8 @@ class AutoregressiveRNN(Stepwise):
         - `encoder`: a causal encoder, for example `RNNEncoder` or a `DeepRNNEncoder` of those.
         - `key`: for the readout.
 
-        **Raises:** `TypeError` if it is not an `Encoder`, `ValueError` if it is not causal.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if the encoder looks
+        ahead.
         """
         if not (isinstance(encoder, Stepwise) and encoder.causal):
             raise ValueError(
@@ -121,7 +122,8 @@ class AutoregressiveRNN(Stepwise):
         **Returns:** `(state, ys)`: the state after all but the last value were read, and the
         values.
 
-        **Raises:** `ValueError` if `steps` is below 1 or `xs` has no step, and what a call raises.
+        **Raises:** `TypeError` if an argument has another kind; `ValueError` if `steps` is below 1
+        or `xs` has no step, and what a call raises.
         """
         check_features(self, xs, self.idim, rank=2)
         state, y = self._read(xs, state, steps, lengths)
@@ -158,8 +160,8 @@ class AutoregressiveRNN(Stepwise):
         **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
         tokens.
 
-        **Raises:** `TypeError` if tokens are not integers; `ValueError` if `steps` is below 1, the
-        temperature is negative, `top_k` is out of range, or there is no prompt.
+        **Raises:** `TypeError` if an argument has another kind; `ValueError` if `steps` is below 1,
+        the temperature is negative, `top_k` is out of range, or there is no prompt.
         """
         check_tokens(self, tokens, rank=1)
         keys: Any = row_keys(key, tokens.shape[:-1])

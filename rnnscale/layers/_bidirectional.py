@@ -34,7 +34,8 @@ class BidirectionalRNNEncoder(Encoder):
         - `forward`, `backward`: cells with the same `idim`.
         - `remat`: see `RNNEncoder`.
 
-        **Raises:** `TypeError` if either is not a `Cell`, `ValueError` if their `idim` differs.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if their `idim`
+        differs.
         """
         check_cell("BidirectionalRNNEncoder", forward)
         check_cell("BidirectionalRNNEncoder", backward)

@@ -53,7 +53,8 @@ class CausalConv(CausalLayer):
             Time and memory grow with it.
         - `key`: for the initial weights.
 
-        **Raises:** `ValueError` if `idim` is below 1 or `width` below 2.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if `idim` is below 1
+        or `width` below 2.
         """
         bound = 1 / math.sqrt(width)
         self.weight = jax.random.uniform(key, (idim, width), jnp.float32, -bound, bound)

@@ -28,9 +28,9 @@ class DeepRNNEncoder(Encoder, Stepwise):
             if only the state is used, the outputs of more than one chunk never exist together. For
             causal encoders.
 
-        **Raises:** `TypeError` if one is not an `Encoder`; `ValueError` if there is none, if one
-        takes another number of features than the one before it gives, or if `chunk` is below 1 or
-        given for encoders that are not causal.
+        **Raises:** `TypeError` if an argument has another kind; `ValueError` if there is no
+        encoder, if one takes another number of features than the one before it gives, or if `chunk`
+        is below 1 or given for encoders that are not causal.
         """
         for i, (below, above) in enumerate(zip(encoders, encoders[1:], strict=False)):
             if below.odim != above.idim:

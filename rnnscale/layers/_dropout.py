@@ -25,7 +25,7 @@ class Dropout(eqx.Module):
 
     @check_arguments
     def __init__(self, rate: Rate):
-        """`rate` is in `[0, 1)`. **Raises** `ValueError` otherwise."""
+        """`rate` is in `[0, 1)`. **Raises** `TypeError` or `ValueError` otherwise."""
         self.rate = jnp.asarray(rate, jnp.float32)
 
     def __call__(

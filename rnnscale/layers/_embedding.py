@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from rnnscale import sharding
-from rnnscale._base import check_tokens
 from rnnscale._checks import FloatDType, Size, check_arguments
 from rnnscale._fields import parameter
 
@@ -26,10 +25,10 @@ class Embedding(eqx.Module):
         self.weight = jax.random.normal(key, (vocab, dim), jnp.float32)
         self.vocab, self.dim = vocab, dim
 
+    @check_arguments
     def __call__(
         self, tokens: Int[Array, "*axes"], dtype: FloatDType = jnp.float32
     ) -> Float[Array, "*axes dim"]:
-        check_tokens(self, tokens)
         # Gather the table once. Otherwise the compiler looks up in each part of the table that
         # `fsdp` splits, and sums over devices.
         weight = sharding.gathered(self).weight.astype(dtype)

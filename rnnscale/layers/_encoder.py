@@ -52,7 +52,7 @@ class RNNEncoder(Encoder, CausalLayer):
             backward pass. Under `jax.jit`, if only the state is used, the outputs of more than one
             chunk never exist together; about the square root of the length takes the least memory.
 
-        **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `chunk` is below 1.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if `chunk` is below 1.
         """
         check_cell("RNNEncoder", cell)
         self.cell, self.remat, self.chunk = cell, remat, chunk

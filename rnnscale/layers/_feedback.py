@@ -62,7 +62,8 @@ def draw_tokens(
     **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
     tokens.
 
-    **Raises:** `ValueError` if a number is out of range.
+    **Raises:** `TypeError` if an argument has another kind, `ValueError` if a number is out of
+    range.
     """
     vocab = logits.shape[-1]
     if top_k is not None and top_k > vocab:

@@ -24,6 +24,14 @@ class Linear(eqx.Module):
 
     @check_arguments
     def __init__(self, idim: Size, odim: Size, *, use_bias: bool = True, key: PRNGKeyArray):
+        """**Arguments:**
+
+        - `idim`, `odim`: features in and out.
+        - `use_bias`: whether there is a bias.
+        - `key`: for the initial weight.
+
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
+        """
         lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
         self.weight = lecun(key, (odim, idim), jnp.float32)
         self.bias = jnp.zeros((odim,), jnp.float32) if use_bias else None

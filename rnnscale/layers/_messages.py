@@ -131,8 +131,9 @@ class DenseMessages(Messages):
         - `maps`: fixed maps, at `[i, j]` the one from `j` to `i`. Default learned maps.
         - `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if a size is below 1, the mask is not square or has other values
-        than 0 and 1, maps have another shape, or `aggregation` is invalid.
+        **Raises:** `TypeError` if an argument has another kind; `ValueError` if a size is below 1,
+        the mask is not square or has other values than 0 and 1, maps have another shape, or
+        `aggregation` is invalid.
         """
         entries = np.asarray(mask)
         if entries.ndim != 2 or entries.shape[0] != entries.shape[1] or not entries.size:
@@ -217,9 +218,9 @@ class SparseMessages(Messages):
             one of each for all. An array has fixed maps, one for each edge or one for all.
         - `idim`, `odim`, `aggregation`, `key`: see `DenseMessages`.
 
-        **Raises:** `ValueError` if a size is below 1, there is no edge, the numbers of senders and
-        receivers differ, a module does not exist, maps have another shape, or `maps` or
-        `aggregation` is invalid.
+        **Raises:** `TypeError` if an argument has another kind; `ValueError` if a size is below 1,
+        there is no edge, the numbers of senders and receivers differ, a module does not exist, maps
+        have another shape, or `maps` or `aggregation` is invalid.
         """
         self.senders, self.receivers = _checked_edges(senders, receivers, modules)
         fixed = None if isinstance(maps, str) else maps
@@ -278,7 +279,7 @@ def _checked_edges(
             )
     if len(sources) != len(targets):
         raise ValueError(
-            "SparseMessages: senders and receivers are the two ends of each edge; got "
-            f"{len(sources)} senders and {len(targets)} receivers."
+            "SparseMessages: senders and receivers are the two ends of each edge, so there must be "
+            f"as many; got {len(sources)} senders and {len(targets)} receivers."
         )
     return jnp.asarray(sources, jnp.int32), jnp.asarray(targets, jnp.int32)

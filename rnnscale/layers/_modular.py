@@ -49,7 +49,7 @@ class SharedModules(Modules):
         - `cell`: any cell.
         - `count`: the number of modules.
 
-        **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `count` is below 1.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if `count` is below 1.
         """
         check_cell("SharedModules", cell)
         self.cell, self.count = cell, count
@@ -82,8 +82,8 @@ class StackedModules(Modules):
 
         - `cells`: one for each module, equal in all but the values of their parameters.
 
-        **Raises:** `TypeError` if one is not a `Cell`, `ValueError` if there is none or if kinds or
-        sizes differ.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if there is none or if
+        kinds or sizes differ.
         """
         for cell in cells:
             check_cell("StackedModules", cell)
@@ -175,9 +175,9 @@ class ModularRNN(Cell):
         - `messages`: `DenseMessages` or `SparseMessages`. Their `idim` is the largest output of a
             module.
 
-        **Raises:** `TypeError` if a group or the messages are of another kind; `ValueError` if the
-        messages are for another number of modules or another size of outputs, or have more features
-        than a cell's input.
+        **Raises:** `TypeError` if an argument has another kind; `ValueError` if the messages are
+        for another number of modules or another size of outputs, or have more features than a
+        cell's input.
         """
         modules = sum(group.count for group in groups)
         if messages.modules != modules:

@@ -93,7 +93,8 @@ class Reservoir(SequenceModel):
         **Returns:** a new reservoir. The readout is computed in float64 and then rounded to the
         dtype of the present one.
 
-        **Raises:** `ValueError` if `sums` has other sizes, and what `RidgeSums.solve` raises.
+        **Raises:** `TypeError` if an argument has another kind; `ValueError` if `sums` has other
+        sizes, and what `RidgeSums.solve` raises.
         """
         weight, bias = sums.solve(ridge)
         if weight.shape != self.readout.weight.shape:
@@ -148,7 +149,7 @@ class ReservoirComputer(Reservoir, CausalLayer):
         - `odim`: features of the readout.
         - `key`: for the readout before it is fitted.
 
-        **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `odim` is below 1.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if `odim` is below 1.
         """
         check_cell("ReservoirComputer", cell)
         self.cell, self.readout = cell, Linear(cell.odim, odim, key=key)
@@ -219,12 +220,11 @@ class ReservoirComputer(Reservoir, CausalLayer):
 
         **Returns:** `(state, sums)`: the state after the last step, and sums to add to others.
 
-        **Raises:** `ValueError` if shapes do not match, or if `washout` or a label that counts is
-        out of range.
+        **Raises:** `TypeError` if an argument has another kind; `ValueError` if shapes do not
+        match, or if `washout` or a label that counts is out of range.
         """
-        xs = jnp.asarray(xs)
-        check_features(self, xs, self.idim, rank=2)
-        steps = xs.shape[:-1]
+        state, lengths = check_call(self, xs, state, reset, lengths)
+        xs, steps = jnp.asarray(xs), xs.shape[:-1]
         if not 0 <= washout < max(steps[-1], 1):
             raise ValueError(
                 f"washout must be at least 0 and below the {steps[-1]} steps; got {washout}."
@@ -248,8 +248,8 @@ class ReservoirComputer(Reservoir, CausalLayer):
 
         **Arguments and returns:** those of `AutoregressiveRNN.forecast`.
 
-        **Raises:** `ValueError` if `odim` is not `idim`, `steps` is below 1 or `xs` has no step,
-        and what a call raises.
+        **Raises:** `TypeError` if an argument has another kind; `ValueError` if `odim` is not
+        `idim`, `steps` is below 1 or `xs` has no step, and what a call raises.
         """
         if self.odim != self.idim:
             raise ValueError(
@@ -298,8 +298,8 @@ class ReservoirClassifier(Reservoir):
             `"mean"` over the valid steps.
         - `key`: for the readout before it is fitted.
 
-        **Raises:** `TypeError` if `cell` is not a `Cell`, `ValueError` if `odim` is below 1 or
-        `pool` is invalid.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if `odim` is below 1
+        or `pool` is invalid.
         """
         check_cell("ReservoirClassifier", cell)
         self.cell, self.readout, self.pool = cell, Linear(cell.odim, odim, key=key), pool
@@ -368,11 +368,11 @@ class ReservoirClassifier(Reservoir):
         - `targets`: a target for each sequence, or an integer below `odim`, which is fitted
             one-hot.
 
-        **Raises:** `ValueError` if shapes do not match or a label is out of range.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if shapes do not match
+        or a label is out of range.
         """
-        xs = jnp.asarray(xs)
-        check_features(self, xs, self.idim, rank=2)
-        rows = xs.shape[:-2]
+        _, lengths = check_call(self, xs, None, None, lengths)
+        xs, rows = jnp.asarray(xs), xs.shape[:-2]
         _check_targets(self, targets, rows)
         features = _pooled(self, xs, lengths)
         steps = jnp.asarray(xs.shape[-2] if lengths is None else lengths)

@@ -86,8 +86,9 @@ class RidgeSums:
 
         **Returns:** `(weight, bias)`, of shapes `(targets, features)` and `(targets,)`.
 
-        **Raises:** `ValueError` if `ridge` is negative, there is no sample, or the sums are not
-        finite or, with that ridge, singular in float64.
+        **Raises:** `TypeError` if an argument has another kind; `ValueError` if `ridge` is
+        negative, there is no sample, or the sums are not finite or, with that ridge, singular in
+        float64.
         """
         # Not imported with `rnnscale`, because it takes as long as all the rest.
         import scipy.linalg
@@ -142,7 +143,8 @@ def ridge_sums(
     - `features`, `targets`: any leading axes. NumPy targets of float64 keep their precision.
     - `counted`: which samples count. Default all. The others may hold anything, including NaN.
 
-    **Raises:** `ValueError` if the leading axes differ.
+    **Raises:** `TypeError` if an argument has another kind, `ValueError` if the leading axes
+    differ.
     """
     axes = features.shape[:-1]
     counted = jnp.ones(axes, bool) if counted is None else counted

@@ -43,6 +43,7 @@ class RecurrentNetwork(SequenceModel):
         state, hs = self.encoder(xs, state, reset=reset, lengths=lengths, key=key)
         return self._read_last(state, xs.dtype), hs
 
+    @check_arguments
     def outputs(
         self,
         xs: Float[Array, "*batch time idim"],
@@ -115,7 +116,7 @@ class RNN(RecurrentNetwork):
         - `remat`, `chunk`: see `RNNEncoder`.
         - `key`: for the readout.
 
-        **Raises:** see `RNNEncoder`, and `ValueError` if `odim` is below 1.
+        **Raises:** see `RNNEncoder` and `Linear`.
         """
         self.encoder = RNNEncoder(cell, remat=remat, chunk=chunk)
         self.readout = Linear(self.encoder.odim, odim, key=key)
@@ -137,7 +138,7 @@ class BidirectionalRNN(RecurrentNetwork):
         - `forward`, `backward`: cells with the same `idim`.
         - `odim`, `remat`, `key`: see `RNN`.
 
-        **Raises:** see `BidirectionalRNNEncoder`, and `ValueError` if `odim` is below 1.
+        **Raises:** see `BidirectionalRNNEncoder` and `Linear`.
         """
         self.encoder = BidirectionalRNNEncoder(forward, backward, remat=remat)
         self.readout = Linear(self.encoder.odim, odim, key=key)
@@ -166,7 +167,7 @@ class DeepRNN(RecurrentNetwork):
         - `odim`, `remat`, `key`: see `RNN`.
         - `chunk`: see `DeepRNNEncoder`.
 
-        **Raises:** see `DeepRNNEncoder`, and `ValueError` if `odim` is below 1.
+        **Raises:** see `DeepRNNEncoder` and `Linear`.
         """
         encoders = [RNNEncoder(cell, remat=remat) for cell in cells]
         self.encoder = DeepRNNEncoder(encoders, chunk=chunk)
@@ -195,7 +196,7 @@ class DeepBidirectionalRNN(RecurrentNetwork):
             pair below gives: `forward.odim + backward.odim` features.
         - `odim`, `remat`, `key`: see `RNN`.
 
-        **Raises:** see `DeepRNNEncoder`, and `ValueError` if `odim` is below 1.
+        **Raises:** see `DeepRNNEncoder` and `Linear`.
         """
         self.encoder = DeepRNNEncoder(
             [BidirectionalRNNEncoder(*pair, remat=remat) for pair in cells]

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Integer, Key
 
 from rnnscale._base import check_keys
+from rnnscale._checks import BatchShape, check_arguments
 
 
+@check_arguments
 def row_keys(
-    key: Key[Array, "*#batch"] | None, batch_shape: tuple[int, ...]
+    key: Key[Array, "*#batch"] | None, batch_shape: BatchShape
 ) -> Key[Array, "*batch"] | None:
     """One key for each row.
 
@@ -24,12 +26,12 @@ def row_keys(
 
     **Raises:** `TypeError` if `key` is no key, `ValueError` if it has any other shape.
     """
-    check_keys(key, tuple(batch_shape))
+    check_keys(key, batch_shape)
     if key is None:
         return None
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     keys = key if typed else jax.random.wrap_key_data(key)
-    if keys.shape == tuple(batch_shape):
+    if keys.shape == batch_shape:
         return keys
     rows = jnp.arange(math.prod(batch_shape), dtype=jnp.uint32).reshape(batch_shape)
     return fold_keys(keys, rows)

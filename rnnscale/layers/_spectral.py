@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
-from numpy.typing import NDArray
+from jaxtyping import Array, PRNGKeyArray
+from numpy.typing import ArrayLike, NDArray
 
 from rnnscale._checks import Fraction, NonNegative, Positive, check_arguments
 from rnnscale._fields import Parameter, map_parameters
@@ -57,9 +57,9 @@ def as_reservoir[Reservoir: Cell](
 
     **Returns:** the cell with new float32 weights.
 
-    **Raises:** `TypeError` if `cell` is not a `Cell`; `ValueError` if a number is out of range, the
-    cell has no recurrent matrix, or so few entries were drawn that a matrix cannot be scaled or no
-    input reaches the cell; `RuntimeError` if ARPACK does not converge.
+    **Raises:** `TypeError` if an argument has another kind; `ValueError` if a number is out of
+    range, the cell has no recurrent matrix, or so few entries were drawn that a matrix cannot be
+    scaled or no input reaches the cell; `RuntimeError` if ARPACK does not converge.
 
     Jaeger, *The "Echo State" Approach to Analysing and Training Recurrent Neural Networks*, GMD
     Report 148, 2001; Lukoševičius, *A Practical Guide to Applying Echo State Networks*, 2012.
@@ -98,7 +98,7 @@ def as_reservoir[Reservoir: Cell](
 
 
 @check_arguments
-def spectral_radius(matrix: Float[Array, "n n"] | NDArray[np.floating]) -> float:
+def spectral_radius(matrix: ArrayLike) -> float:
     """The largest magnitude of an eigenvalue, in float64.
 
     It runs on the host. For large matrices it is computed by ARPACK, from a fixed start, with a
@@ -107,9 +107,10 @@ def spectral_radius(matrix: Float[Array, "n n"] | NDArray[np.floating]) -> float
 
     **Arguments:**
 
-    - `matrix`: square.
+    - `matrix`: real and square, `n n`.
 
-    **Raises:** `ValueError` if it is not square, `RuntimeError` if ARPACK does not converge.
+    **Raises:** `TypeError` if an argument has another kind; `ValueError` if the matrix is not
+    square; `RuntimeError` if ARPACK does not converge.
     """
     matrix = np.asarray(matrix, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:

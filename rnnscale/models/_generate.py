@@ -58,8 +58,8 @@ def generate(
     **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
     tokens.
 
-    **Raises:** `TypeError` if tokens are not integers, `ValueError` if a number is out of range or
-    a prompt is empty.
+    **Raises:** `TypeError` if an argument has another kind, `ValueError` if a number is out of
+    range or a prompt is empty.
     """
     time = tokens.shape[-1]
     if time == 0:

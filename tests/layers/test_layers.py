@@ -86,7 +86,9 @@ def test_wrong_features(layer, name, key):
 
 
 def test_wrong_tokens(key):
-    with pytest.raises(TypeError, match="integer tokens of shape .*; got float32"):
+    with pytest.raises(
+        TypeError, match="Embedding: tokens must be an array Int.*; got an array float32"
+    ):
         Embedding(7, 3, key=key)(jnp.zeros(3))
 
 
