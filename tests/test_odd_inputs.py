@@ -557,6 +557,46 @@ def _encoder() -> Any:
     return layers.RNNEncoder(cell())
 
 
+def _square_cell() -> Any:
+    return filled(cells.ElmanRNNCell, 3, 3, key=KEY)
+
+
+def _autoregressive() -> Any:
+    encoder = layers.RNNEncoder(_square_cell())
+    return filled(lambda key: layers.AutoregressiveRNN(encoder, key=key), KEY)
+
+
+def _reservoir() -> Any:
+    return filled(lambda key: layers.ReservoirComputer(_square_cell(), 3, key=key), KEY)
+
+
+def _sequences() -> dict[str, Any]:
+    return {
+        "xs": arrays(ROWS, TIME, 3),
+        "state": arrays(ROWS, 3),
+        "reset": np.zeros((ROWS, TIME), bool),
+        "lengths": np.array([TIME, 1], np.int32),
+    }
+
+
+def _tokens() -> np.ndarray:
+    return np.zeros((ROWS, TIME), np.int32)
+
+
+def _ends(_: Any) -> list[Odd]:
+    """Of the edges of a graph."""
+    return refused(None, 3, "a", [0.5, 1], [0], [0, 7], [])
+
+
+_DRAWING: dict[str, Kind] = {
+    "key": lambda valid: [
+        *refused(None),
+        *(odd for odd in row_key(valid) if odd.value is not None),
+    ],
+    "temperature": lambda _: refused(None, "1", nan, inf, -1.0, True, [1.0], 1j),
+}
+
+
 LAYER_CASES = [
     constructor(layers.RNN, lambda: {"cell": cell()}, odim=2, chunk=2),
     constructor(layers.RNNEncoder, lambda: {"cell": cell()}, chunk=2),
@@ -588,6 +628,107 @@ LAYER_CASES = [
     constructor(layers.LayerNorm, dim=3, more={"epsilon": refused(-1.0)}),
     constructor(layers.RMSNorm, dim=3, more={"epsilon": refused(-1.0)}),
     constructor(layers.Dropout, rate=0.5, more={"rate": refused(-0.1, 1.0)}),
+    constructor(
+        layers.DenseMessages,
+        mask=[[0, 1], [1, 0]],
+        idim=3,
+        odim=2,
+        kinds={
+            "mask": lambda _: refused(None, 3, "a", [[0, 2], [1, 0]], [[0, 1]], [0, 1]),
+            "maps": lambda _: refused("a", 3, arrays(2, 2)),
+        },
+    ),
+    constructor(
+        layers.SparseMessages,
+        senders=[0, 1],
+        receivers=[1, 0],
+        modules=2,
+        idim=3,
+        odim=2,
+        kinds={
+            "senders": _ends,
+            "receivers": _ends,
+            "maps": lambda _: refused(None, "a", 3, arrays(2, 2)),
+        },
+    ),
+    Case(
+        "ModularRNN",
+        lambda: (
+            layers.ModularRNN,
+            {
+                "groups": [layers.SharedModules(filled(cells.ElmanRNNCell, 4, 3, key=KEY), 2)],
+                "messages": filled(layers.DenseMessages, [[0, 1], [1, 0]], 3, 2, key=KEY),
+            },
+        ),
+        {"groups": modules, "messages": module},
+    ),
+    Case("RidgeSums.zeros", lambda: (layers.RidgeSums.zeros, {"features": 2, "targets": 1})),
+    Case(
+        "row_keys",
+        lambda: (layers.row_keys, {"key": KEY, "batch_shape": (ROWS,)}),
+        {"key": row_key, "batch_shape": lambda _: refused(None, "2", 2.5, (-1,), (2.5,))},
+    ),
+    Case(
+        "over_time",
+        lambda: (
+            rnnscale.over_time,
+            {
+                "body": lambda carry, xs, start: (carry, xs),
+                "carry": arrays(2),
+                "xs": arrays(ROWS, TIME, 3),
+                "steps": 2,
+                "axis": 1,
+            },
+        ),
+        {"carry": lambda _: [], "xs": lambda _: refused(None, [], 3.0)},
+        {"axis": refused(7)},
+    ),
+    Case(
+        "ElmanRNNCell.time_loop",
+        lambda: (cells.time_loop, {"cell": _square_cell(), **_sequences()}),
+        {"state": optional_state},
+    ),
+    Case(
+        "RNN.outputs",
+        lambda: (
+            filled(lambda key: layers.RNN(_square_cell(), 2, key=key), KEY).outputs,
+            {"per_step": True, **_sequences()},
+        ),
+        {"state": optional_state, "key": row_key},
+    ),
+    Case(
+        "AutoregressiveRNN.forecast",
+        lambda: (_autoregressive().forecast, {"steps": 2, **_sequences()}),
+        {"state": optional_state},
+    ),
+    Case(
+        "AutoregressiveRNN.generate",
+        lambda: (
+            _autoregressive().generate,
+            {"tokens": _tokens(), "steps": 2, "top_k": 2, "key": KEY, **_sequences()},
+        ),
+        {"state": optional_state} | _DRAWING,
+    ),
+    Case(
+        "ReservoirComputer.forecast",
+        lambda: (_reservoir().forecast, {"steps": 2, **_sequences()}),
+        {"state": optional_state},
+    ),
+    Case(
+        "Linear.call",
+        lambda: (filled(layers.Linear, 3, 2, key=KEY), {"x": arrays(ROWS, 3)}),
+    ),
+    Case("LayerNorm.call", lambda: (filled(layers.LayerNorm, 3), {"x": arrays(ROWS, 3)})),
+    Case("RMSNorm.call", lambda: (filled(layers.RMSNorm, 3), {"x": arrays(ROWS, 3)})),
+    Case(
+        "Embedding.call",
+        lambda: (filled(layers.Embedding, 3, 2, key=KEY), {"tokens": _tokens()}),
+    ),
+    Case(
+        "Dropout.call",
+        lambda: (filled(layers.Dropout, 0.5), {"xs": arrays(ROWS, TIME, 3), "key": KEY}),
+        {"key": row_key, "xs": lambda xs: refused(None, "x", 3, xs.astype(int), xs[0, 0])},
+    ),
 ]
 
 
@@ -606,6 +747,33 @@ _FACTORIES: dict[str, Kind] = {
     "make_encoder": function,
 }
 MODEL_CASES = [
+    Case(
+        "generate",
+        lambda: (
+            models.generate,
+            {
+                "model": filled(
+                    lambda key: models.LanguageModel(
+                        5, make_layer=_layer_of, dim=3, depth=2, key=key
+                    ),
+                    KEY,
+                ),
+                "tokens": _tokens(),
+                "steps": 2,
+                "top_k": 2,
+                "key": KEY,
+            },
+        ),
+        {
+            "model": lambda _: [],
+            "state": lambda _: refused("a", 3),
+            "lengths": lambda _: refused("a", [0, 1], [1, TIME + 1], [1], 2.5),
+        }
+        | _DRAWING,
+    ),
+    Case("GLU.call", lambda: (filled(models.GLU, 3, key=KEY), {"x": arrays(ROWS, 3)})),
+    Case("HalfGLU.call", lambda: (filled(models.HalfGLU, 3, key=KEY), {"x": arrays(ROWS, 3)})),
+    Case("FFN.call", lambda: (filled(models.FFN, 3, key=KEY), {"x": arrays(ROWS, 3)})),
     constructor(models.FFN, dim=3, hidden=4),
     constructor(models.GLU, dim=3),
     constructor(models.HalfGLU, dim=3),
