@@ -584,7 +584,7 @@ def _tokens() -> np.ndarray:
 
 
 def _ends(_: Any) -> list[Odd]:
-    """Of the edges of a graph."""
+    """Odd senders and receivers of edges."""
     return refused(None, 3, "a", [0.5, 1], [0], [0, 7], [])
 
 
