@@ -1,14 +1,17 @@
 """`check_arguments`: what it refuses, in which words, and what it lets through."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from rnnscale import cells, layers, models, ssm
 from rnnscale._checks import FloatDType, Fraction, NonEmpty, Range, Size, check_arguments
 from rnnscale.cells import Cell, ElmanRNNCell
 
@@ -89,6 +92,18 @@ def test_accepts_what_means_the_same():
         make(key=key)
         jax.vmap(lambda key: jnp.asarray(make(key=key).given[0]))(jnp.stack([key, key]))
     make(xs=np.ones((4, 2, 3)), flag=np.bool_(True), dtype="bfloat16", pair=(0, 1))
+
+
+def test_every_public_constructor_checks_its_arguments():
+    found = [getattr(part, name) for part in (cells, layers, models, ssm) for name in part.__all__]
+    constructors = {
+        each.__name__: vars(each)["__init__"]
+        for each in found
+        if inspect.isclass(each) and issubclass(each, eqx.Module) and not inspect.isabstract(each)
+    }
+    assert len(constructors) > 50
+    unchecked = {name for name, each in constructors.items() if inspect.unwrap(each) is each}
+    assert unchecked == {"RecurrentNetwork", "Reservoir"}  # which have abstract fields instead
 
 
 def test_leaves_missing_and_unknown_arguments_to_python():
