@@ -305,7 +305,7 @@ def overridden(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     `data` counts for itself. A given task replaces stored data, and the other way round."""
     options = {**stored, **given}
     if "data" in given:
-        options["data"] = {**stored.get("data", {}), **given["data"]}
+        options["data"] = {**(stored.get("data") or {}), **given["data"]}
     for name, other in (("task", "data"), ("data", "task")):
         if name in given and other not in given:
             options.pop(other, None)
@@ -328,6 +328,8 @@ def options_from(stored: Mapping[str, Any]) -> dict[str, Any]:
             f"config.json has options that are unknown here: {', '.join(unknown)}; use {wrote} "
             "that wrote it"
         )
+    if not isinstance(options.get("data") or {}, dict):
+        raise UserError(f"data must be a mapping of options such as path; got {options['data']!r}")
     if set(options.get("mesh") or ()) <= {"data"}:
         options.pop("mesh", None)
     return options

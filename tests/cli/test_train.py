@@ -117,6 +117,7 @@ def test_a_config_starts_the_same_run_and_options_override_it(
         ("steps", "3", "steps must be an integer; got '3'"),
         ("dim", True, "dim must be an integer; got True"),
         ("learning_rate", [1], "learning_rate must be a number; got [1]"),
+        ("data", "ward.csv", "data must be a mapping of options such as path; got 'ward.csv'"),
     ):
         wrong.write_text(json.dumps({**first, name: value}))
         assert words in error_line("train", "--config", str(wrong))
