@@ -41,6 +41,7 @@ from .cells import (
     IndRNNCell as IndRNNCell,
     LeakyElmanCell as LeakyElmanCell,
     LipschitzRNNCell as LipschitzRNNCell,
+    LongShortTermMemory as LongShortTermMemory,
     LongShortTermMemoryCell as LongShortTermMemoryCell,
     MinGRUCell as MinGRUCell,
     MinLSTMCell as MinLSTMCell,

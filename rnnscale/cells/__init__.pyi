@@ -28,7 +28,10 @@ from ._lipschitz import (
     GatedLipschitzRNNCell as GatedLipschitzRNNCell,
     LipschitzRNNCell as LipschitzRNNCell,
 )
-from ._lstm import LongShortTermMemoryCell as LongShortTermMemoryCell
+from ._lstm import (
+    LongShortTermMemory as LongShortTermMemory,
+    LongShortTermMemoryCell as LongShortTermMemoryCell,
+)
 from ._minimal import MinGRUCell as MinGRUCell, MinLSTMCell as MinLSTMCell
 from ._nnrnn import NonNormalRNNCell as NonNormalRNNCell
 from ._rglru import RGLRUCell as RGLRUCell

@@ -25,7 +25,7 @@ class LongShortTermMemoryCell(AffineInputCell):
 
     Parameters have a leading axis of the four gates, in the order `i, f, g, o`. They start uniform
     in $\pm 1 / \sqrt{n}$, for `n = hdim`, and the bias of the forget gate at one. The state is
-    `(h, c)`.
+    `(h, c)`. `LongShortTermMemory` is another name of this class.
 
     Hochreiter, Schmidhuber, *Long Short-Term Memory*, Neural Computation 1997; forget gate: Gers,
     Schmidhuber, Cummins, *Learning to Forget*, Neural Computation 2000; its bias: Jozefowicz,
@@ -83,3 +83,6 @@ class LongShortTermMemoryCell(AffineInputCell):
     ) -> LSTMState:
         zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
         return zeros, zeros
+
+
+LongShortTermMemory = LongShortTermMemoryCell

@@ -1,5 +1,7 @@
 """`DeepRNNEncoder`, encoders on top of one another."""
 
+from typing import Any
+
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -59,6 +61,31 @@ class DeepRNNEncoder(Encoder, Stepwise):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[tuple[State, ...], Float[Array, "*batch time odim"]]:
+        return call_in_chunks(self, self._run_top, self.chunk, xs, state, reset, lengths, key)
+
+    def layer_outputs(
+        self,
+        xs: Float[Array, "*batch time idim"],
+        state: tuple[State, ...] | None = None,
+        *,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
+    ) -> tuple[tuple[State, ...], tuple[Float[Array, "*batch time _"], ...]]:
+        """The outputs of every encoder. A call returns those of the last one only.
+
+        ```python
+        cells = [LongShortTermMemoryCell(1, 8, key=key), ElmanRNNCell(8, 4, key=key)]
+        deep = DeepRNN(cells, odim=3, key=key)
+        state, (below, above) = deep.encoder.layer_outputs(xs)
+        y = deep.readout(deep.encoder.output(state))
+        ```
+
+        **Arguments:** those of a call.
+
+        **Returns:** `(state, outputs)`, where `outputs[i]` is an array "*batch time odim" of the
+        encoder `i`.
+        """
         return call_in_chunks(self, self._run, self.chunk, xs, state, reset, lengths, key)
 
     def _run(
@@ -68,12 +95,19 @@ class DeepRNNEncoder(Encoder, Stepwise):
         *,
         reset: Bool[Array, "*batch time"] | None,
         lengths: Int[Array, "*batch"] | None,
-    ) -> tuple[tuple[State, ...], Float[Array, "*batch time odim"]]:
-        after = []
+    ) -> tuple[tuple[State, ...], tuple[Array, ...]]:
+        after, outputs = [], []
         for encoder, start in zip(self.encoders, state, strict=True):
             end, xs = encoder(xs, start, reset=reset, lengths=lengths)
             after.append(end)
-        return tuple(after), xs
+            outputs.append(xs)
+        return tuple(after), tuple(outputs)
+
+    def _run_top(
+        self, xs: Float[Array, "*batch time idim"], state: tuple[State, ...], **timing: Any
+    ) -> tuple[tuple[State, ...], Float[Array, "*batch time odim"]]:
+        state, outputs = self._run(xs, state, **timing)
+        return state, outputs[-1]
 
     def step(
         self,

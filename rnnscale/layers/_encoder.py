@@ -89,21 +89,21 @@ class RNNEncoder(Encoder, CausalLayer):
 
 def call_in_chunks(
     encoder: Encoder,
-    run: Callable[..., tuple[Any, Array]],
+    run: Callable[..., tuple[Any, Any]],
     chunk: int | None,
     xs: Float[Array, "*batch time idim"],
     state: State | None,
     reset: Bool[Array, "*batch time"] | None,
     lengths: Int[Array, "*batch"] | None,
     key: Key[Array, "*#batch"] | None,
-) -> tuple[Any, Float[Array, "*batch time odim"]]:
+) -> tuple[Any, Any]:
     """`run(xs, state, reset=reset, lengths=lengths)`, which is the call of a causal encoder, on
     `chunk` steps at a time; on all steps if `chunk` is `None`."""
     state, lengths = check_call(encoder, xs, state, reset, lengths, key)
     if chunk is None:
         return run(xs, state, reset=reset, lengths=lengths)
 
-    def body(state: State, piece: tuple, start: Int[Array, ""]) -> tuple[State, Array]:
+    def body(state: State, piece: tuple, start: Int[Array, ""]) -> tuple[State, Any]:
         xs, reset = piece
         valid = None if lengths is None else lengths_within(lengths, start, xs.shape[-2])
         return run(xs, state, reset=reset, lengths=valid)

@@ -1,7 +1,8 @@
 """Mixers, which mix the channels after a sequence layer at each step independently.
 
 `make_mixer(dim, key=key)` makes a mixer, which maps "*axes dim" to "*axes dim". Any function with
-that signature can be one, for example `functools.partial(FFN, hidden=512)`.
+that signature can be one, for example `functools.partial(FFN, hidden=512)`. Outside of a block,
+`GLU` and `FFN` may give another number of features than they take.
 """
 
 from collections.abc import Callable
@@ -31,12 +32,19 @@ class GLU(eqx.Module):
     gate: Linear
 
     @check_arguments
-    def __init__(self, dim: Size, *, key: PRNGKeyArray):
-        value_key, gate_key = jax.random.split(key)
-        self.value = Linear(dim, dim, key=value_key)
-        self.gate = Linear(dim, dim, key=gate_key)
+    def __init__(self, dim: Size, *, odim: Size | None = None, key: PRNGKeyArray):
+        """**Arguments:**
 
-    def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes dim"]:
+        - `dim`: features in.
+        - `odim`: features out. Default `dim`, as a `Block` needs it.
+        - `key`: for the initial weights; see `Linear`.
+        """
+        odim = dim if odim is None else odim
+        value_key, gate_key = jax.random.split(key)
+        self.value = Linear(dim, odim, key=value_key)
+        self.gate = Linear(dim, odim, key=gate_key)
+
+    def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes odim"]:
         check_features(self, x, self.value.idim)
         x = jax.nn.gelu(x)
         return self.value(x) * jax.nn.sigmoid(self.gate(x))
@@ -72,26 +80,29 @@ class FFN(eqx.Module):
         dim: Size,
         *,
         hidden: Size | None = None,
+        odim: Size | None = None,
         activation: Callable[[Array], Array] = jax.nn.gelu,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
 
-        - `dim`: features in and out.
+        - `dim`: features in.
         - `hidden`: features between the two maps. Default `4 * dim`.
+        - `odim`: features out. Default `dim`, as a `Block` needs it.
         - `activation`: the elementwise function between them.
         - `key`: for the initial weights, Lecun-normal; the biases start at zero.
         """
         hidden = 4 * dim if hidden is None else hidden
+        odim = dim if odim is None else odim
         in_key, out_key = jax.random.split(key)
         lecun = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
         self.w_in = lecun(in_key, (hidden, dim), jnp.float32)
         self.b_in = jnp.zeros((hidden,), jnp.float32)
-        self.w_out = lecun(out_key, (dim, hidden), jnp.float32)
-        self.b_out = jnp.zeros((dim,), jnp.float32)
+        self.w_out = lecun(out_key, (odim, hidden), jnp.float32)
+        self.b_out = jnp.zeros((odim,), jnp.float32)
         self.activation = activation
 
-    def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes dim"]:
+    def __call__(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes odim"]:
         check_features(self, x, self.w_in.shape[-1])
         x = self.activation(x @ self.w_in.astype(x.dtype).T + self.b_in.astype(x.dtype))
         return x @ self.w_out.astype(x.dtype).T + self.b_out.astype(x.dtype)

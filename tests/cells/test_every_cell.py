@@ -24,6 +24,8 @@ from rnnscale.cells import (
     IndRNNCell,
     LeakyElmanCell,
     LipschitzRNNCell,
+    LongShortTermMemory,
+    LongShortTermMemoryCell,
     NonNormalRNNCell,
     RandomOscillatorsCell,
     RGLRUCell,
@@ -52,8 +54,9 @@ def test_initialise_inside_jit_and_vmap(key):
         np.testing.assert_allclose(got[1], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_alias():
+def test_aliases():
     assert GatedRecurrentUnit is GatedRecurrentUnitCell
+    assert LongShortTermMemory is LongShortTermMemoryCell
 
 
 @over_cells

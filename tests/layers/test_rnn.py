@@ -140,3 +140,45 @@ def test_a_mesh_splits_units_that_are_independent_and_describe_names_the_others(
     said = " ".join(capsys.readouterr().out.split())
     assert "replicated over tensor: encoder.encoders.1.cell.recurrent" in said
     assert "replicated over tensor: encoder.encoders.0" not in said
+
+
+def deep_networks(key):
+    """A deep network in chunks of time, and one that runs in both directions."""
+    below, above = LongShortTermMemoryCell(2, 3, key=key), IndRNNCell(3, 4, key=key)
+    both = [(elman(2, 3), below), (IndRNNCell(6, 4, key=key), elman(6, 5))]
+    return DeepRNN([below, above], 1, chunk=4, key=key), DeepBidirectionalRNN(both, 1, key=key)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["chunks", "bidirectional"])
+def test_layer_outputs_are_those_of_the_encoders_one_by_one(which, key):
+    model = deep_networks(key)[which]
+    xs = jax.random.normal(key, (3, 10, 2)).at[1, 7:].set(jnp.nan)
+    timing = {
+        "lengths": jnp.array([10, 7, 0]),
+        "reset": jnp.zeros((3, 10), bool).at[0, 6].set(True),
+    }
+    state, outputs = eqx.filter_jit(model.encoder.layer_outputs)(xs, **timing)
+    assert [each.shape[-1] for each in outputs] == [each.odim for each in model.encoder.encoders]
+    below = xs
+    for encoder, after, output in zip(model.encoder.encoders, state, outputs, strict=True):
+        end, below = encoder(below, **timing)
+        for got, expected in zip(
+            jax.tree.leaves((after, output)), jax.tree.leaves((end, below)), strict=True
+        ):
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+        assert np.all(np.asarray(output)[1, 7:] == 0) and np.all(np.asarray(output)[2] == 0)
+    y, hs = model(xs, **timing)
+    np.testing.assert_allclose(outputs[-1], hs, rtol=1e-5, atol=1e-6)
+    last = model.readout(model.encoder.output(state))
+    np.testing.assert_allclose(last, y, rtol=1e-5, atol=1e-6)
+
+
+def test_layer_outputs_continue_from_a_state_and_refuse_a_wrong_one(key):
+    encoder = deep_networks(key)[0].encoder
+    xs = jax.random.normal(key, (10, 2))
+    state, _ = encoder.layer_outputs(xs[:6])
+    _, rest = encoder.layer_outputs(xs[6:], state)
+    for got, expected in zip(rest, encoder.layer_outputs(xs)[1], strict=True):
+        np.testing.assert_allclose(got, expected[6:], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="DeepRNNEncoder takes a state like init_state"):
+        encoder.layer_outputs(xs, state[:1])

@@ -67,17 +67,27 @@ def test_mixers(axes, getkey):
     def linear(layer, x):
         return np.einsum("...i,oi->...o", x, layer.weight) + np.asarray(layer.bias)
 
+    def glu_oracle(glu):
+        return linear(glu.value, gelu(wide)) * sigmoid(linear(glu.gate, gelu(wide)))
+
+    def ffn_oracle(ffn):
+        inner = gelu(np.einsum("...i,mi->...m", wide, ffn.w_in) + np.asarray(ffn.b_in))
+        return np.einsum("...m,om->...o", inner, ffn.w_out) + np.asarray(ffn.b_out)
+
     glu, half, ffn = GLU(5, key=getkey()), HalfGLU(5, key=getkey()), FFN(5, key=getkey())
-    inner = gelu(np.einsum("...i,mi->...m", wide, ffn.w_in) + np.asarray(ffn.b_in))
+    narrow, wider = GLU(5, odim=2, key=getkey()), FFN(5, hidden=3, odim=7, key=getkey())
     for got, expected in (
-        (glu(x), linear(glu.value, gelu(wide)) * sigmoid(linear(glu.gate, gelu(wide)))),
+        (glu(x), glu_oracle(glu)),
+        (narrow(x), glu_oracle(narrow)),
         (half(x), gelu(wide) * sigmoid(linear(half.gate, gelu(wide)))),
-        (ffn(x), np.einsum("...m,om->...o", inner, ffn.w_out) + np.asarray(ffn.b_out)),
+        (ffn(x), ffn_oracle(ffn)),
+        (wider(x), ffn_oracle(wider)),
         (Nonlinearity(5, activation=jnp.tanh)(x), np.tanh(wide)),
         (Identity(5)(x), wide),
     ):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
     assert ffn.w_in.shape == (20, 5) and FFN(5, hidden=3, key=getkey()).w_out.shape == (5, 3)
+    assert narrow(x).shape == (*axes, 2) and wider(x).shape == (*axes, 7)
     assert not np.allclose(glu.value.weight, glu.gate.weight)
 
 
