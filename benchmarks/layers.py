@@ -51,6 +51,7 @@ CELLS: dict[str, Callable[..., cells.Cell]] = {
             cells.GatedLipschitzRNNCell,
             cells.UnitaryEvolutionRNNCell,
             cells.CoupledOscillatoryRNNCell,
+            cells.HeterogeneousOscillatoryRNNCell,
             cells.RandomOscillatorsCell,
             cells.ExpRNNCell,
             cells.NonNormalRNNCell,

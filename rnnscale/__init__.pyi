@@ -38,6 +38,7 @@ from .cells import (
     GatedLipschitzRNNCell as GatedLipschitzRNNCell,
     GatedRecurrentUnit as GatedRecurrentUnit,
     GatedRecurrentUnitCell as GatedRecurrentUnitCell,
+    HeterogeneousOscillatoryRNNCell as HeterogeneousOscillatoryRNNCell,
     IndRNNCell as IndRNNCell,
     LeakyElmanCell as LeakyElmanCell,
     LipschitzRNNCell as LipschitzRNNCell,

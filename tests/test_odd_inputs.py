@@ -437,7 +437,13 @@ SIZES: dict[str, Any] = {"idim": 4, "hdim": 8}
 CELL_CASES = [
     constructor(cells.AntiSymmetricRNNCell, **SIZES, more={"epsilon": refused(0.0, -1.0)}),
     constructor(cells.ChoGatedRecurrentUnitCell, **SIZES),
-    constructor(cells.ClockWorkRNNCell, **SIZES, kinds={"periods": _periods}),
+    constructor(
+        cells.ClockWorkRNNCell,
+        **SIZES,
+        sizes=(2, 2, 2, 2),
+        kinds={"periods": _periods, "sizes": _periods},
+        more={"sizes": refused((8,), (2, 2, 2, 3))},
+    ),
     constructor(
         cells.CoupledOscillatoryRNNCell,
         **SIZES,
@@ -448,6 +454,11 @@ CELL_CASES = [
     constructor(cells.GatedAntiSymmetricRNNCell, **SIZES, more={"recurrent_std": refused(-1.0)}),
     constructor(cells.GatedLipschitzRNNCell, **SIZES, more={"beta": refused(-0.1, 1.1)}),
     constructor(cells.GatedRecurrentUnitCell, **SIZES),
+    constructor(
+        cells.HeterogeneousOscillatoryRNNCell,
+        **SIZES,
+        more={"dt": refused(0.0, -1.0), "gamma": refused((2.0, 1.0), (-1.0, 1.0))},
+    ),
     constructor(cells.IndRNNCell, **SIZES, more={"recurrent_range": refused((1.0, 0.0))}),
     constructor(cells.LeakyElmanCell, **SIZES, more={"leak": refused(0.0, -0.5, 1.5)}),
     constructor(cells.LipschitzRNNCell, **SIZES, more={"epsilon": refused(0.0, -0.1)}),

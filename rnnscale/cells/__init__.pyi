@@ -14,7 +14,10 @@ from ._base import (
 )
 from ._clockwork import ClockWorkRNNCell as ClockWorkRNNCell
 from ._contract import check_cell as check_cell
-from ._cornn import CoupledOscillatoryRNNCell as CoupledOscillatoryRNNCell
+from ._cornn import (
+    CoupledOscillatoryRNNCell as CoupledOscillatoryRNNCell,
+    HeterogeneousOscillatoryRNNCell as HeterogeneousOscillatoryRNNCell,
+)
 from ._elman import ElmanRNNCell as ElmanRNNCell
 from ._exprnn import ExpRNNCell as ExpRNNCell
 from ._gru import (

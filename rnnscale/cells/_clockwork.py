@@ -24,8 +24,8 @@ _LARGEST_CLOCK = 2**31 - 1
 class ClockWorkRNNCell(AffineInputCell):
     r"""The clockwork network.
 
-    Units form equal groups, one for each period, from the fastest to the slowest. At step t
-    those with $t \bmod T_i = 0$ are active, and hear the groups that are at least as slow:
+    Units form groups, one for each period, from the fastest to the slowest. At step t those
+    with $t \bmod T_i = 0$ are active, and hear the groups that are at least as slow:
 
     $$h_{t,i} = \begin{cases}
         \sigma(\sum_{j : T_j \ge T_i} W_{ij} h_{t-1,j} + V_i x_t + b_i) & t \bmod T_i = 0 \\
@@ -50,6 +50,7 @@ class ClockWorkRNNCell(AffineInputCell):
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
     periods: tuple[int, ...] = eqx.field(static=True)
+    sizes: tuple[int, ...] = eqx.field(static=True)
     nonlinearity: Callable[[Array], Array] = eqx.field(static=True)
 
     @check_arguments
@@ -59,26 +60,36 @@ class ClockWorkRNNCell(AffineInputCell):
         hdim: Size,
         *,
         periods: NonEmpty[Size] = (1, 2, 4, 8),
+        sizes: NonEmpty[Size] | None = None,
         nonlinearity: Callable[[Array], Array] = jnp.tanh,
         key: PRNGKeyArray,
     ):
         r"""**Arguments:**
 
         - `idim`: number of input features.
-        - `hdim`: number of units, a multiple of the number of periods.
+        - `hdim`: number of units.
         - `periods`: the period of each group in steps, in any order. The paper uses powers of two.
+        - `sizes`: the number of units in each group, in the order of `periods`; they sum to `hdim`.
+            Default equal groups, for which `hdim` is a multiple of the number of periods.
         - `nonlinearity`: $\sigma$, elementwise.
         - `key`: for the initial parameters.
 
         **Raises:** `TypeError` if an argument has another kind; `ValueError` if it is out of range,
         the groups are not equal, or the least common multiple of the periods is no 32-bit integer.
         """
-        if hdim % len(periods):
+        if sizes is None and hdim % len(periods):
             raise ValueError(
-                f"ClockWorkRNNCell: the {len(periods)} periods need groups of equal size, so hdim "
-                f"must be a multiple of {len(periods)}; got {hdim}."
+                f"ClockWorkRNNCell: for {len(periods)} groups of equal size, hdim must be a "
+                f"multiple of {len(periods)}; got {hdim}. Give sizes for groups that differ."
             )
-        self.periods = tuple(sorted(periods))
+        if sizes is None:
+            sizes = [hdim // len(periods)] * len(periods)
+        if len(sizes) != len(periods) or sum(sizes) != hdim:
+            raise ValueError(
+                f"ClockWorkRNNCell: sizes must have the units of each of the {len(periods)} "
+                f"groups, which sum to hdim={hdim}; got {tuple(sizes)}."
+            )
+        self.periods, self.sizes = zip(*sorted(zip(periods, sizes, strict=True)), strict=True)
         if math.lcm(*self.periods) > _LARGEST_CLOCK:
             raise ValueError(
                 "ClockWorkRNNCell: the least common multiple of the periods must be at most "
@@ -93,7 +104,7 @@ class ClockWorkRNNCell(AffineInputCell):
     @property
     def unit_periods(self) -> NDArray[np.int32]:
         """The period of every unit."""
-        return np.repeat(np.array(self.periods, np.int32), self.hdim // len(self.periods))
+        return np.repeat(np.array(self.periods, np.int32), self.sizes)
 
     def weights(self) -> DenseWeights:
         periods = self.unit_periods

@@ -28,16 +28,21 @@ def _build(key: PRNGKeyArray) -> ClockWorkRNNCell:
     return with_normal(cell, key, recurrent=1 / 3, input=1.0, bias=1.0)
 
 
+def _build_unequal(key: PRNGKeyArray) -> ClockWorkRNNCell:
+    cell = ClockWorkRNNCell(2, 9, periods=(3, 1, 2), sizes=(2, 3, 4), key=key)
+    return with_normal(cell, key, recurrent=1 / 3, input=1.0, bias=1.0)
+
+
 def _oracle(cell: Any, xs: Doubles, state: Any) -> tuple[Any, Doubles]:
     r"""Koutník et al. 2014; state (h, t), where t counts the steps taken.
 
-    The rows of h are equal groups, one for each period, in ascending order of the periods. Group i
-    is active where $t \bmod T_i = 0$; otherwise it is copied. Active groups hear those that are at
+    The rows of h are groups, one for each period, in ascending order of the periods. Group i is
+    active where $t \bmod T_i = 0$; otherwise it is copied. Active groups hear those that are at
     least as slow: $h'_i = \tanh(\sum_{j: T_j \ge T_i} W_{ij} h_j + V_i x + b_i)$. The blocks of W
     that the sum leaves out are not read.
     """
     periods = sorted(cell.periods)
-    groups = np.split(np.arange(cell.hdim), len(periods))
+    groups = np.split(np.arange(cell.hdim), np.cumsum(cell.sizes)[:-1])
     W, V, b = cell.recurrent, cell.input, cell.bias
 
     def step(state, x):
@@ -93,4 +98,23 @@ def _invariants(key: PRNGKeyArray) -> list[Check]:
     ]
 
 
-SUBJECTS = [CellSubject("ClockWorkRNNCell", "Koutník et al. 2014", _build, _oracle, _invariants)]
+def _unequal_invariants(key: PRNGKeyArray) -> list[Check]:
+    """The units that change at each step are those of the active groups: 3, 4 and 2 of them."""
+    cell = build(_build_unequal, key)
+    h, xs = draw(key, (9,), (25, 2))
+    _, ys = run_steps(cell, xs, (h, np.int32(0)))
+    changed = np.diff(np.concatenate([h[None], ys]), axis=0) != 0
+    active = np.arange(25)[:, None] % np.array([1, 1, 1, 2, 2, 2, 2, 3, 3]) == 0
+    return [Check("units that are active in the wrong steps", float(np.sum(changed ^ active)), 0.0)]
+
+
+SUBJECTS = [
+    CellSubject("ClockWorkRNNCell", "Koutník et al. 2014", _build, _oracle, _invariants),
+    CellSubject(
+        "ClockWorkRNNCell unequal groups",
+        "Koutník et al. 2014",
+        _build_unequal,
+        _oracle,
+        _unequal_invariants,
+    ),
+]

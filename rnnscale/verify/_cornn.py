@@ -1,4 +1,4 @@
-"""The coupled oscillatory network: its equations in NumPy, and its invariants."""
+"""The coupled oscillatory networks: their equations in NumPy, and their invariants."""
 
 from typing import Any
 
@@ -7,10 +7,11 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpy.typing import NDArray
 
-from rnnscale.cells import CoupledOscillatoryRNNCell
+from rnnscale._fields import parameters
+from rnnscale.cells import CoupledOscillatoryRNNCell, HeterogeneousOscillatoryRNNCell
 from rnnscale.verify._check import Check, agrees, relative_error
 from rnnscale.verify._double import Doubles, fold, to_double
-from rnnscale.verify._probe import build, run_steps, with_arrays
+from rnnscale.verify._probe import build, draw, run_steps, with_arrays
 from rnnscale.verify._subject import CellSubject
 
 # Step, square of the frequency, damping and, to three digits, the spectral radius of the map.
@@ -27,11 +28,18 @@ def _build(key: PRNGKeyArray) -> CoupledOscillatoryRNNCell:
     return CoupledOscillatoryRNNCell(3, 7, dt=0.3, gamma=1.7, epsilon=2.3, key=key)
 
 
+def _build_heterogeneous(key: PRNGKeyArray) -> HeterogeneousOscillatoryRNNCell:
+    return HeterogeneousOscillatoryRNNCell(
+        3, 7, dt=0.3, gamma=(0.5, 2.5), epsilon=(1.0, 3.0), key=key
+    )
+
+
 def _oracle(cell: Any, xs: Doubles, state: Any) -> tuple[Any, Doubles]:
     r"""Rusch and Mishra 2021, as in the authors' code; state (y, z), output y.
 
     $z' = z + \Delta t (\tanh(W y + \mathcal{W} z + V u + b) - \gamma y - \epsilon z)$, then
-    $y' = y + \Delta t z'$. W_z is the paper's $\mathcal{W}$.
+    $y' = y + \Delta t z'$. W_z is the paper's $\mathcal{W}$. γ and ε are numbers, or vectors
+    with one for each unit.
     """
     W, W_z = cell.recurrent
 
@@ -55,6 +63,45 @@ def _invariants(key: PRNGKeyArray) -> list[Check]:
             *units_are_oscillators(name, cell),
             Check(f"{name}: units alike", max(relative_error(x, unit) for x in others), 0.0),
             Check(f"{name}: spectral radius", float(abs(found - radius)), 5e-4),
+        ]
+    return checks
+
+
+def _heterogeneous_invariants(key: PRNGKeyArray) -> list[Check]:
+    cell = build(_build_heterogeneous, key)
+    trained = {each.path for each in parameters(cell) if each.trainable}
+    expected = {"recurrent", "input", "bias", "gamma", "epsilon"}
+    alike = build(
+        lambda key: HeterogeneousOscillatoryRNNCell(
+            3, 7, dt=0.3, gamma=(1.7, 1.7), epsilon=(2.3, 2.3), key=key
+        ),
+        key,
+    )
+    same = {name: getattr(alike, name) for name in ("recurrent", "input", "bias")}
+    plain = with_arrays(build(_build, key), **same)
+    start, xs = (np.zeros(7, np.float32),) * 2, draw(key, (12, 3))[0]
+    return [
+        *units_are_oscillators("each unit", cell),
+        Check("arrays that are not trained as they should", float(len(trained ^ expected)), 0.0),
+        *units_differ(cell, gamma=(0.5, 2.5), epsilon=(1.0, 3.0)),
+        agrees(
+            "with equal units it is coRNN",
+            run_steps(alike, xs, start)[1],
+            run_steps(plain, xs, start)[1],
+            1e-6,
+        ),
+    ]
+
+
+def units_differ(cell: Any, **ranges: tuple[float, float]) -> list[Check]:
+    """The arrays of these names start within their ranges, and differ from unit to unit."""
+    checks = []
+    for name, (low, high) in ranges.items():
+        values = np.asarray(getattr(cell, name), np.float64)
+        excess = max(low - values.min(), values.max() - high)
+        checks += [
+            Check(f"{name} beyond its range", float(excess), 0.0),
+            Check(f"{name} the same in all units", -float(values.std()), -0.1),
         ]
     return checks
 
@@ -91,5 +138,12 @@ def _undriven_maps(cell: Any) -> NDArray[np.float64]:
 
 
 SUBJECTS = [
-    CellSubject("CoupledOscillatoryRNNCell", "Rusch and Mishra 2021", _build, _oracle, _invariants)
+    CellSubject("CoupledOscillatoryRNNCell", "Rusch and Mishra 2021", _build, _oracle, _invariants),
+    CellSubject(
+        "HeterogeneousOscillatoryRNNCell",
+        "Rusch and Mishra 2021",
+        _build_heterogeneous,
+        _oracle,
+        _heterogeneous_invariants,
+    ),
 ]

@@ -8,7 +8,7 @@ from jaxtyping import PRNGKeyArray
 from rnnscale._fields import parameters
 from rnnscale.cells import RandomOscillatorsCell
 from rnnscale.verify._check import Check, agrees
-from rnnscale.verify._cornn import units_are_oscillators
+from rnnscale.verify._cornn import units_are_oscillators, units_differ
 from rnnscale.verify._double import Doubles, fold
 from rnnscale.verify._probe import build
 from rnnscale.verify._subject import CellSubject
@@ -51,17 +51,8 @@ def _invariants(key: PRNGKeyArray) -> list[Check]:
         *checks,
         Check("arrays that are trained", float(trained), 0.0),
         *units_are_oscillators("each unit", cell),
-        Check("γ beyond its range", _excess(cell.gamma, 0.5, 2.5), 0.0),
-        Check("ε beyond its range", _excess(cell.epsilon, 1.0, 3.0), 0.0),
-        Check("γ the same in all units", -float(np.std(cell.gamma)), -0.1),
-        Check("ε the same in all units", -float(np.std(cell.epsilon)), -0.1),
+        *units_differ(cell, gamma=(0.5, 2.5), epsilon=(1.0, 3.0)),
     ]
-
-
-def _excess(values: Any, low: float, high: float) -> float:
-    """How far the values go beyond an interval."""
-    values = np.asarray(values, np.float64)
-    return float(max(low - values.min(), values.max() - high))
 
 
 SUBJECTS = [CellSubject("RandomOscillatorsCell", "Ceni et al. 2024", _build, _oracle, _invariants)]

@@ -11,9 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnnscale.cells import CoupledOscillatoryRNNCell, RandomOscillatorsCell, time_loop
+from rnnscale.cells import (
+    CoupledOscillatoryRNNCell,
+    HeterogeneousOscillatoryRNNCell,
+    RandomOscillatorsCell,
+    time_loop,
+)
 
-CELLS = [CoupledOscillatoryRNNCell, RandomOscillatorsCell]
+CELLS = [CoupledOscillatoryRNNCell, HeterogeneousOscillatoryRNNCell, RandomOscillatorsCell]
 over_cells = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.__name__)
 
 
