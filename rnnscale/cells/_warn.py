@@ -5,9 +5,10 @@ from pathlib import Path
 
 import equinox as eqx
 
-# Constructors and their callers: Equinox and `check_arguments` have frames of their own.
+# Constructors and their callers: Equinox and `check_arguments` have frames of their own. Python takes
+# no prefix that is the full name of a file.
 _CELLS = Path(__file__).parent
-_INTERNAL = tuple(map(str, (_CELLS, _CELLS.parent / "_checks.py", Path(eqx.__file__).parent)))
+_INTERNAL = tuple(map(str, (_CELLS, _CELLS.parent / "_checks", Path(eqx.__file__).parent)))
 
 
 def warn_caller(message: str) -> None:
