@@ -165,6 +165,8 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    if not Path(arguments.folder).is_dir():
+        raise UserError(f"there is no folder {arguments.folder}")
     from rnnscale.data import PackedSource
 
     packed = PackedSource(arguments.folder)

@@ -13,6 +13,7 @@ from rnnscale.cli._options import (
     own_data,
     write_json,
 )
+from rnnscale.runs import RunFolder
 
 if TYPE_CHECKING:
     from rnnscale.runs import SavedRun
@@ -75,12 +76,13 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    file = arguments.json
+    check_folder_of("--json", file)
+    RunFolder.existing(arguments.run)
     from rnnscale.cli._console import Console
     from rnnscale.distributed import use_cpu_devices
     from rnnscale.runs import load_run
 
-    file = arguments.json
-    check_folder_of("--json", file)
     if arguments.cpu_devices is not None:
         use_cpu_devices(arguments.cpu_devices)
     given = given_options(arguments, "batch_size", "rows", "chunk", "text", "folder")

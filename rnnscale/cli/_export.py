@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rnnscale._errors import UserError
 from rnnscale.cli._options import check_folder_of
+from rnnscale.runs import RunFolder
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -44,18 +45,19 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    import jax
-
-    from rnnscale.interop import export_step
-    from rnnscale.runs import load_run
-    from rnnscale.sharding import make_mesh
-
     out = Path(arguments.out)
     check_folder_of("--out", arguments.out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file")
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    RunFolder.existing(arguments.run)
+    import jax
+
+    from rnnscale.interop import export_step
+    from rnnscale.runs import load_run
+    from rnnscale.sharding import make_mesh
+
     # The model does not depend on the text, which may be gone.
     changed = {"text": None, "seq_len": None}
     if arguments.folder is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnscale._errors import UserError
+from rnnscale.runs import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,16 +80,17 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    import jax
-
-    from rnnscale.runs import load_run
-    from rnnscale.sharding import make_mesh
-
     _check_options(arguments)
     # As bytes, including those that are not UTF-8.
     prompts = [text.encode("utf-8", "surrogateescape") for text in arguments.prompt]
     prompts += [_read(file) for file in arguments.prompt_file]
     prompts = prompts or [b""]
+    RunFolder.existing(arguments.run)
+    import jax
+
+    from rnnscale.runs import load_run
+    from rnnscale.sharding import make_mesh
+
     # The model does not depend on the text, which may be gone.
     saved = load_run(arguments.run, make_mesh(devices=jax.devices()[:1]), text=None, seq_len=None)
     if saved.spec.metric != "bits_per_byte":

@@ -14,6 +14,7 @@ from rnnscale.cli._options import (
     given_options,
     own_data,
 )
+from rnnscale.runs import RunFolder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,21 +56,21 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    folder = RunFolder.existing(arguments.run)
+    out = Path(arguments.out or folder.path / "inspect.html")
+    if out.suffix not in (".html", ".png"):
+        raise UserError(f"--out {out}: must end in .html or .png")
+    if arguments.steps < 2:
+        raise UserError(f"--steps must be at least 2, got {arguments.steps}")
     import jax
     import jax.numpy as jnp
     import numpy as np
     from jax.sharding import AbstractMesh, AxisType
 
     from rnnscale.analysis import Panel, Report, dynamics_panels, figure_class
-    from rnnscale.runs import RunFolder, load_run
+    from rnnscale.runs import load_run
     from rnnscale.sharding import AXES, layouts
 
-    folder = RunFolder(arguments.run)
-    out = Path(arguments.out or folder.path / "inspect.html")
-    if out.suffix not in (".html", ".png"):
-        raise UserError(f"--out {out}: must end in .html or .png")
-    if arguments.steps < 2:
-        raise UserError(f"--steps must be at least 2, got {arguments.steps}")
     given = {**own_data(arguments), **given_options(arguments, "text", "folder")}
     saved = load_run(arguments.run, **given)
     check_folder_of("--out", str(out))

@@ -3,6 +3,7 @@
 import argparse
 
 from rnnscale.cli._options import add_mesh_option, check_folder_of, given_options
+from rnnscale.runs import RunFolder, check_suffix
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -40,11 +41,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from rnnscale.distributed import use_cpu_devices
-    from rnnscale.runs import check_suffix, load_run
-
     check_suffix(arguments.out)
     check_folder_of("--out", arguments.out)
+    RunFolder.existing(arguments.run)
+    from rnnscale.distributed import use_cpu_devices
+    from rnnscale.runs import load_run
+
     if arguments.cpu_devices is not None:
         use_cpu_devices(arguments.cpu_devices)
     saved = load_run(arguments.run, arguments.mesh, **given_options(arguments, "batch_size"))

@@ -225,6 +225,8 @@ def _train(arguments: argparse.Namespace) -> int:
     given = {"out": "", **given}
     # Before jax, which is slow to start: this raises if an option is wrong.
     new = None if resume else runs.config_and_task(given)
+    if new is not None and new[0].start_from is not None:
+        runs.RunFolder.existing(new[0].start_from)
     distributed.connect(*address, minutes=minutes)
     if distributed.process_index() != 0:
         logging.getLogger("rnnscale").setLevel(logging.WARNING)

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from rnnscale import cells, layers, models, ssm
 from rnnscale._errors import check_name
 from rnnscale.cli._options import class_name
 
@@ -38,6 +39,11 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    # Before the suites, which import the classes: this finds what is spelled wrongly.
+    packages = cells, layers, ssm, models
+    known = [name for package in packages for name in package.__all__ if name[0].isupper()]
+    for name in arguments.classes:
+        check_name(name, known, "class")
     import jax
     from rich.table import Table
     from rich.text import Text
@@ -77,6 +83,8 @@ def _suites(classes: list[str]) -> "list[Suite]":
         # `S5` stands for `S5 bilinear` too.
         found = [suite for suite in SUITES if name in (suite.name, suite.name.split()[0])]
         if not found:
-            check_name(name, dict.fromkeys(suite.name.split()[0] for suite in SUITES), "class")
+            check_name(
+                name, dict.fromkeys(suite.name.split()[0] for suite in SUITES), "class with checks"
+            )
         chosen += [suite for suite in found if suite not in chosen]
     return chosen

@@ -173,6 +173,7 @@ class TrainConfig:
                 f"give a task or your own data, not both; got {self.task!r} and {self.data.path!r}"
             )
         check_name(self.model, MODELS, "model")
+        MODELS[self.model].check_options(self.cell or {})
         self._check_numbers()
         for axis, size in (self.mesh or {}).items():
             check_name(axis, AXES, "mesh axis")

@@ -1,4 +1,4 @@
-"""The folder of a run: which files it has, and when a run may use it."""
+"""The folder of a run: which files it has, and when a run may use it. Importing it needs no jax."""
 
 import errno
 import importlib.util
@@ -15,8 +15,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+from rnnscale import distributed
 from rnnscale._errors import SaveFailedError, UserError
-from rnnscale.distributed import all_reduce, on_process_0, process_count, process_index
 from rnnscale.runs._config import VERSIONS, options_from, overridden
 from rnnscale.runs._curves import draw_curves
 from rnnscale.runs._lock import FolderLock
@@ -70,6 +70,20 @@ class RunFolder:
         self._curves = self.path / "curves.png"
         self._lock = self.path / "run.lock"
 
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunFolder":
+        """The folder of a run that was started.
+
+        **Raises:** `ValueError` if there is none.
+        """
+        folder = cls(path)
+        if not folder.is_run:
+            raise UserError(
+                f"{path} holds no run (it has no config.json); name the folder that `rnnscale "
+                "train` wrote"
+            )
+        return folder
+
     @property
     def is_run(self) -> bool:
         """Whether a run was ever started here."""
@@ -105,7 +119,7 @@ class RunFolder:
 
         **Raises:** `ValueError` in all processes if one does not see what process 0 writes here.
         """
-        if process_count() == 1:
+        if distributed.process_count() == 1:
             return
 
         def write() -> str:
@@ -125,11 +139,11 @@ class RunFolder:
                     "disk that they share"
                 )
 
-        name = on_process_0(write)
+        name = distributed.on_process_0(write)
         until = monotonic() + seconds
         while not (sees := (self.path / name).exists()) and monotonic() < until:
             sleep(0.2)
-        all_reduce(sees, compare)
+        distributed.all_reduce(sees, compare)
 
     @contextmanager
     def locked(self, *, resume: bool) -> Iterator[None]:
@@ -146,17 +160,17 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock.acquire()
 
-        on_process_0(acquire)
+        distributed.on_process_0(acquire)
         try:
             # Another run may have come and gone since the first check.
-            on_process_0(lambda: self.check(resume=resume))
+            distributed.on_process_0(lambda: self.check(resume=resume))
             yield
         except OSError as error:
             if error.errno in _DISK_FULL:
                 raise self._cannot_write(error) from error
             raise
         finally:
-            if process_index() == 0:
+            if distributed.process_index() == 0:
                 lock.release()
 
     def open(self, config: Mapping[str, Any]) -> None:

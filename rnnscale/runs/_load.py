@@ -17,7 +17,8 @@ from rnnscale._errors import UserError
 from rnnscale.runs._build import make_model
 from rnnscale.runs._config import TrainConfig, overridden
 from rnnscale.runs._folder import RunFolder
-from rnnscale.runs._predict import Predictions, predict
+from rnnscale.runs._predict import predict
+from rnnscale.runs._predictions import Predictions
 from rnnscale.runs._rows import Split
 from rnnscale.runs._setup import layout_of, load_task_of, make_run_mesh, set_up
 from rnnscale.tasks import Preprocessing, Task, TaskSpec
@@ -148,7 +149,7 @@ def load_run(
     **Raises:** `ValueError` if there is no run or no checkpoint, the checkpoint is of another model
     than the options, or the options do not fit the task or the devices.
     """
-    run = _run_in(path)
+    run = RunFolder.existing(path)
     config = TrainConfig.from_json(overridden(run.config(), changed))
     if mesh is None and math.prod((config.mesh or {}).values()) == jax.device_count():
         mesh = config.mesh
@@ -170,7 +171,7 @@ def restore_model(path: str | Path, like: SequenceModel, mesh: Mesh) -> tuple[Se
 
     **Raises:** `ValueError` if there is no run or no checkpoint, or it is of another model.
     """
-    run = _run_in(path)
+    run = RunFolder.existing(path)
     config = TrainConfig.resumed(run.config())
     parts: dict[str, Any] = {"model": like}
     if config.average:
@@ -181,13 +182,3 @@ def restore_model(path: str | Path, like: SequenceModel, mesh: Mesh) -> tuple[Se
     restored, step = found
     model = restored["model"]
     return (restored["average"].within(model) if config.average else model), step
-
-
-def _run_in(path: str | Path) -> RunFolder:
-    run = RunFolder(path)
-    if not run.is_run:
-        raise UserError(
-            f"{run.path} holds no run (it has no config.json); name the folder that `rnnscale "
-            "train` wrote"
-        )
-    return run

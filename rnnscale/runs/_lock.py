@@ -14,8 +14,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+from rnnscale import distributed
 from rnnscale._errors import UserError
-from rnnscale.distributed import end
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class FolderLock:
         while not self._closed.wait(_BEAT_SECONDS):
             try:
                 if (holder := self._holder()) != self._mine:
-                    end(f"out={self.path.parent} was taken over by {_words(holder)}", 1)
+                    distributed.end(f"out={self.path.parent} was taken over by {_words(holder)}", 1)
                 os.utime(self._file)
             except OSError as error:
                 _log.warning("the lock %s can't be renewed: %s", self.path, error)

@@ -34,6 +34,14 @@ class _Entry:
     def class_name(self) -> str:
         return self.reference.partition(":")[2]
 
+    def check_options(self, given: Mapping[str, Any]) -> None:
+        """**Raises:** `UserError` if a run may not give one of these options."""
+        if unknown := given.keys() - set(self.options):
+            raise UserError(
+                f"{self.name} has no option {', '.join(sorted(unknown))}; its options are "
+                f"{', '.join(self.options) or 'none'}"
+            )
+
     def load(self) -> type[Any]:
         return resolve_name(f"rnnscale.{self.reference}")
 
@@ -65,13 +73,8 @@ def construct(
 ) -> Any:
     """The cell or layer of an entry, with the options of a run.
 
-    **Raises:** `UserError` if the entry has no such option, or the constructor refuses its value.
+    **Raises:** `UserError` if the constructor refuses the value of an option.
     """
-    if unknown := options.keys() - set(entry.options):
-        raise UserError(
-            f"{entry.name} has no option {', '.join(sorted(unknown))}; its options are "
-            f"{', '.join(entry.options) or 'none'}"
-        )
     with as_user_error():
         return constructor(entry)(*sizes, key=key, **options)
 

@@ -1,12 +1,9 @@
-"""Predictions for new data, in the names and units of the data, and the files that hold them."""
+"""Predictions of a trained model for new data, in the names and units of the data."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,70 +13,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from rnnscale._base import SequenceModel
-from rnnscale._errors import UserError
 from rnnscale.data import PaddedSource, Record, evaluation_batches
 from rnnscale.runs._config import TrainConfig
+from rnnscale.runs._predictions import Predictions
 from rnnscale.runs._setup import batch_layout
 from rnnscale.tasks import Preprocessing, TaskSpec
 from rnnscale.training import call_model
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Predictions for the series of new data: one row for each series, or, if the task has labels
-    at each step, one for each of its steps.
-
-    **Attributes:**
-
-    - `series`: shape `(rows,)`: where the series comes from, such as `"x.csv, line 12"`.
-    - `steps`: shape `(rows,)`: the step in its series, from 0; None for one row per series.
-    - `values`: arrays of shape `(rows,)`. For classes `"prediction"`, the name of the likeliest,
-        and `"probability of NAME"` for each; for real labels, each under its name, in the units of
-        the data.
-    - `figures`: if the data have labels, `"accuracy"`; or for real labels, `"rmse of NAME"`, the
-        root of the mean squared error in the units of the data. Otherwise empty.
-    """
-
-    series: np.ndarray
-    steps: np.ndarray | None
-    values: Mapping[str, np.ndarray]
-    figures: Mapping[str, float]
-
-    def write(self, path: str | PathLike[str]) -> None:
-        """Writes all rows to a file.
-
-        **Arguments:**
-
-        - `path`: a `.csv` file, with a line per row; or a `.npz` file, with an array per column.
-            The columns are `series`, `step` if there is one, and those of `values`.
-
-        **Raises:** `ValueError` if the file has another suffix or can't be written.
-        """
-        check_suffix(path)
-        columns = {"series": self.series}
-        if self.steps is not None:
-            columns["step"] = self.steps
-        if clashes := columns.keys() & self.values.keys():
-            raise UserError(
-                f"{path} would have two columns {min(clashes)!r}: rename that label in the data"
-            )
-        columns |= self.values
-        try:
-            if Path(path).suffix == ".npz":
-                np.savez(path, allow_pickle=False, **columns)
-                return
-            with Path(path).open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(columns)
-                writer.writerows(zip(*(each.tolist() for each in columns.values()), strict=True))
-        except OSError as error:
-            raise UserError(f"{path} can't be written ({error.strerror})") from error
-
-
-def check_suffix(path: str | PathLike[str]) -> None:
-    """**Raises:** `UserError` if predictions can't be written to a file of that name."""
-    if Path(path).suffix not in (".csv", ".npz"):
-        raise UserError(f"predictions are written to a .csv or an .npz file; got {str(path)!r}")
 
 
 def predict(

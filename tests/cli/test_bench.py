@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from rnnscale.cli import main
+from rnnscale.cli._bench import IMPLEMENTATIONS
+from rnnscale_kernels import scan_implementations
 from rnnscale_kernels.testing import (
     BASELINES,
     MODES,
@@ -146,17 +148,22 @@ BAD = {
     "zero": ("bench scan --tokens 0", ["--tokens", "positive", "0"]),
     "rounds": ("bench scan --rounds 2", ["--rounds", "at least 3", "2"]),
     "dtype": ("bench scan --dtype float16", ["float16", "bfloat16"]),
-    "name": ("bench scan --implementation fast", ["fast", "no such", "sequential", "lax_scan"]),
+    "name": ("bench scan --implementation fast", ["fast", "unknown", "sequential", "lax_scan"]),
     "other platform": ("bench scan --implementation mosaic_gpu", ["mosaic_gpu", "sequential"]),
     "interpreter": (
         "bench scan --implementation mosaic_gpu_interpreted",
-        ["mosaic_gpu_interpreted", "sequential"],
+        ["unknown", "did you mean 'mosaic_gpu'"],
     ),
     "folder": ("bench scan --json {tmp}/absent/rows.json", ["--json", "{tmp}/absent"]),
     "no rows": ("bench plot {tmp}/absent.json --out x.png", ["{tmp}/absent.json"]),
     "other rows": ("bench plot {tmp}/other.json --out x.png", ["{tmp}/other.json"]),
     "empty": ("bench plot {tmp}/empty.json --out x.png", ["{tmp}/empty.json", "no times"]),
 }
+
+
+def test_all_implementations_can_be_named():
+    names = [name for name, *_ in scan_implementations("cpu") if not name.endswith("_interpreted")]
+    assert [*names, *BASELINES] == list(IMPLEMENTATIONS)
 
 
 @pytest.mark.parametrize("name", BAD)

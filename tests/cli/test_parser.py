@@ -186,18 +186,41 @@ def test_help_version_and_refusals_cost_less_than_jax():
     ):
         command = ("-m", "rnnscale", *arguments.split())
         assert min(processor_time(*command, code=code) for _ in range(2)) < jax / 2, arguments
+    command = ("-m", "rnnscale", *"train --resume --out missing".split())
+    assert min(processor_time(*command, code=2) for _ in range(2)) < jax + 0.3
 
 
-def test_help_imports_no_jax():
-    code = """
+WITHOUT_JAX = (
+    "--help",
+    "train --help",
+    "--version",
+    "train digits --dim 0",
+    "train digits --model cornn --cell dtt=1",
+    "train digits --start-from missing",
+    "train --data missing",
+    "eval missing",
+    "predict missing --data new.csv --out predictions.csv",
+    "generate missing",
+    "inspect missing",
+    "export missing --out step",
+    "verify LRUU",
+    "bench scan --implementation fast",
+    "data check missing",
+)
+
+
+def test_help_and_refusals_import_no_jax():
+    code = f"""
 import sys
 from rnnscale.cli import main
-for arguments in ["--help"], ["train", "--help"], ["--version"], ["train", "digits", "--dim", "0"]:
+for arguments in {WITHOUT_JAX}:
     try:
-        main(arguments)
-    except SystemExit:
-        pass
-    print("loaded:", *({"jax", "grain", "optax", "equinox", "sklearn"} & sys.modules.keys()))
+        code = main(arguments.split())
+    except SystemExit as end:
+        code = end.code
+    heavy = {{"jax", "grain", "optax", "equinox", "sklearn"}} & sys.modules.keys()
+    print("loaded:", code, *heavy)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert re.findall("loaded:.*", done.stdout) == ["loaded:"] * 4
+    refused = len(WITHOUT_JAX) - 3
+    assert re.findall("loaded:.*", done.stdout) == ["loaded: 0"] * 3 + ["loaded: 2"] * refused

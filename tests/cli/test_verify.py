@@ -12,8 +12,8 @@ from rnnscale.verify import Check, Suite
 @pytest.fixture
 def two_suites(monkeypatch: pytest.MonkeyPatch):
     suites = [
-        Suite("Good variant", "Author 2000", lambda key: [Check("holds", 1e-8, 1e-5)]),
-        Suite("Bad", "", lambda key: [Check("holds", 1e-8, 1e-5), Check("breaks", 0.25, 1e-5)]),
+        Suite("LRU variant", "Author 2000", lambda key: [Check("holds", 1e-8, 1e-5)]),
+        Suite("S5", "", lambda key: [Check("holds", 1e-8, 1e-5), Check("breaks", 0.25, 1e-5)]),
     ]
     monkeypatch.setattr(verify, "SUITES", suites)
 
@@ -21,18 +21,19 @@ def two_suites(monkeypatch: pytest.MonkeyPatch):
 def test_prints_every_figure_with_its_bound(two_suites, capsys: pytest.CaptureFixture[str]):
     assert main(["verify"]) == 1
     printed = capsys.readouterr().out
-    figures = "Good variant, Author 2000", "holds", "1e-08", "1e-05", "breaks", "0.25", "FAILED"
+    figures = "LRU variant, Author 2000", "holds", "1e-08", "1e-05", "breaks", "0.25", "FAILED"
     assert all(text in printed for text in figures), printed
     assert "2 subjects, 3 checks, 1 failed" in printed
 
 
 def test_runs_the_named_classes(two_suites, capsys: pytest.CaptureFixture[str]):
-    assert main(["verify", "Good"]) == 0
+    assert main(["verify", "LRU"]) == 0
     assert "1 subjects, 1 checks, 0 failed" in capsys.readouterr().out
 
 
 def test_an_unknown_class_is_one_line(two_suites, error_line: Callable[..., str]):
-    assert "did you mean 'Good'" in error_line("verify", "Goood")
+    assert "unknown class 'LRUU'; did you mean 'LRU'" in error_line("verify", "LRUU")
+    assert "unknown class with checks 'GLU'" in error_line("verify", "GLU")
 
 
 def test_a_real_one(capsys: pytest.CaptureFixture[str]):

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from rnnscale import distributed
 from rnnscale.runs import _lock
 from rnnscale.runs._lock import FolderLock
 
@@ -152,7 +153,7 @@ def test_a_file_system_without_locks_of_the_kernel(
 def test_one_that_was_taken_over_ends_itself(lock: FolderLock, monkeypatch: pytest.MonkeyPatch):
     ended: queue.Queue[tuple[str, int]] = queue.Queue()
     monkeypatch.setattr(_lock, "_BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(_lock, "end", lambda message, code: ended.put((message, code)))
+    monkeypatch.setattr(distributed, "end", lambda message, code: ended.put((message, code)))
     lock.acquire()
     time.sleep(0.3)
     assert ended.empty()
