@@ -283,6 +283,29 @@ def test_the_readme_names_every_class():
     assert sorted(named) == sorted(classes)
 
 
+# The classes of `rnn_jax`, and its function that makes an echo state network.
+PREDECESSOR = """
+    RNN BidirectionalRNN DeepRNN DeepBidirectionalRNN RNNEncoder BidirectionalRNNEncoder BaseCell
+    AntiSymmetricRNNCell GatedAntiSymmetricRNNCell LongShortTermMemory LongShortTermMemoryCell
+    GatedRecurrentUnit CoupledOscillatoryRNNCell UnitaryEvolutionRNNCell ElmanRNNCell IndRNNCell
+    LipschitzRNNCell ClockWorkRNNCell BaseSSMLayer LinearRecurrentUnit SimplifiedStateSpaceLayer
+    GLUMixer IdentityMixer FFNMixer NonLinearIdentityMixer DeepStateSpaceModelEncoder
+    ReservoirComputer ModularRNN LeakyElmanCell init_reservoir_esn
+"""
+
+
+def test_the_map_from_rnn_jax_has_all_of_its_names_and_only_names_of_ours():
+    section = PAGES["rnnscale/interop/README.md"].split("\n## Coming from RNN-JAX\n")[1]
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", section.split("\n## ")[0], re.MULTILINE)
+    theirs, ours = (
+        {name for row in rows for name in re.findall(r"`(\w+)", row[column])} for column in (0, 1)
+    )
+    assert set(PREDECESSOR.split()) <= theirs
+    packages = (rnnscale, rnnscale.cells, rnnscale.layers, rnnscale.models)
+    there = {name for package in packages for name in public(package)}
+    assert {name for name in ours if name[0].isupper() or "reservoir" in name} <= there
+
+
 def links(page: str) -> Iterator[tuple[str, str]]:
     """The relative links of a page: the target's path from the root, and the heading's anchor."""
     prose = re.sub(r"^```.*\n(?s:.*?)^```$", "", PAGES[page], flags=re.MULTILINE)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import equinox as eqx
 
-# Constructors and their callers: Equinox and `check_arguments` have frames of their own. Python takes
-# no prefix that is the full name of a file.
+# Constructors and their callers: Equinox and `check_arguments` have frames of their own. To Python,
+# the full name of a file is no prefix of it.
 _CELLS = Path(__file__).parent
 _INTERNAL = tuple(map(str, (_CELLS, _CELLS.parent / "_checks", Path(eqx.__file__).parent)))
 
