@@ -27,13 +27,13 @@ from typing import (
     get_type_hints,
 )
 
-import jax
-import jax.numpy as jnp
+import jaxtyping
 import numpy as np
-from jax.core import Tracer
-from jax.export import is_symbolic_dim
-from jaxtyping import AbstractArray, DTypeLike, Int, Integer, Key, PRNGKeyArray, PyTree
+from jaxtyping import AbstractArray, Int, Integer, Key
 from numpy.typing import ArrayLike
+
+# jax is imported at the first check, and so are the types of jaxtyping that are written with a dot:
+# sources of data are checked too, and the command line needs their names long before it needs jax.
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ type NonEmpty[T] = Annotated[
 ]
 type BatchShape = tuple[Count, ...]
 type FloatDType = Annotated[
-    DTypeLike, Must("be a floating dtype", lambda each: jnp.issubdtype(each, jnp.floating))
+    jaxtyping.DTypeLike, Must("be a floating dtype", lambda each: _is_floating(each))
 ]
 
 
@@ -116,7 +116,7 @@ class _Refused(Exception):
 def _checked(name: str, annotation: Any, value: Any) -> Any:
     """The value, if the annotation allows it. Raises `_Refused` otherwise."""
     origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
-    if annotation is Any or _is(annotation, PyTree):
+    if annotation is Any or _is(annotation, jaxtyping.PyTree):
         return value
     if isinstance(origin, TypeAliasType):
         meaning = origin.__value__[arguments] if arguments else origin.__value__
@@ -125,8 +125,8 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
         return _checked(name, annotation.__bound__, value)
     if origin is Annotated:
         return _meeting(name, annotation.__origin__, annotation.__metadata__, value)
-    if annotation in _KINDS:
-        return _of_kind(name, *_KINDS[annotation], value)
+    if annotation in _kinds():
+        return _of_kind(name, *_kinds()[annotation], value)
     if origin in (Union, types.UnionType):
         return _one_of(name, arguments, value)
     if origin is Literal:
@@ -140,7 +140,9 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
     if origin is collections.abc.Callable:
         return _of_kind(name, "be a function", callable, value)
     if isinstance(origin, type):
-        expected = f"be a {origin.__module__.partition('._')[0]}.{origin.__qualname__}"
+        # Names of rnnscale are public two levels down, and others without their private modules.
+        package = origin.__module__.partition("._")[0].split(".")[:2]
+        expected = f"be a {'.'.join([*package, origin.__qualname__])}"
         return _of_kind(name, expected, lambda each: isinstance(each, origin), value)
     raise TypeError(f"check_arguments cannot read the annotation {annotation!r} of {name}")
 
@@ -164,9 +166,10 @@ def _meeting(name: str, kind: Any, conditions: Sequence[Must], value: Any) -> An
 
 
 def _one_of(name: str, alternatives: Sequence[Any], value: Any) -> Any:
-    if set(get_args(PRNGKeyArray)) <= set(alternatives):  # a union within the union
-        rest = [each for each in alternatives if each not in get_args(PRNGKeyArray)]
-        alternatives = [PRNGKeyArray, *rest]
+    keys = get_args(jaxtyping.PRNGKeyArray)
+    if set(keys) <= set(alternatives):  # a union within the union
+        rest = [each for each in alternatives if each not in keys]
+        alternatives = [jaxtyping.PRNGKeyArray, *rest]
     expected = []
     for each in alternatives:
         try:
@@ -182,6 +185,8 @@ def _one_of(name: str, alternatives: Sequence[Any], value: Any) -> Any:
 
 def _array(name: str, annotation: Any, value: Any) -> Any:
     """Shapes are left to the function, which knows the sizes."""
+    import jax
+
     if annotation.dtype is Key:
         return _of_kind(name, "be a random key, or one for each row", are_keys, value)
     expected = f'be an array {annotation.dtype.__name__}[Array, "{annotation.dim_str}"]'
@@ -204,12 +209,17 @@ def _with_elements(name: str, origin: Any, arguments: tuple[Any, ...], value: An
 
 
 def _is_integer(value: Any) -> bool:
+    from jax.export import is_symbolic_dim
+
     integer = is_symbolic_dim(value) or isinstance(value, int | np.integer)
     return integer and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, jax.Array | np.ndarray):
+    import jax.numpy as jnp
+    from jax.core import Tracer
+
+    if isinstance(value, jnp.ndarray | np.ndarray):
         real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
         return real and value.ndim == 0 and not isinstance(value, Tracer)
     return isinstance(value, Real) and not isinstance(value, bool)
@@ -217,15 +227,17 @@ def _is_number(value: Any) -> bool:
 
 def are_keys(value: Any) -> bool:
     """Whether the value is a random key or an array of them, typed or raw."""
+    import jax
+
     if not isinstance(value, jax.Array | np.ndarray):
         return False
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
         return True
-    return value.dtype == jnp.uint32 and value.shape[-1:] in ((2,), (4,))
+    return value.dtype == np.uint32 and value.shape[-1:] in ((2,), (4,))
 
 
 def _is_key(value: Any) -> bool:
-    return are_keys(value) and value.ndim == (value.dtype == jnp.uint32)
+    return are_keys(value) and value.ndim == (value.dtype == np.uint32)
 
 
 def _is_array_like(value: Any) -> bool:
@@ -235,31 +247,44 @@ def _is_array_like(value: Any) -> bool:
         return False
 
 
+def _is_floating(dtype: Any) -> bool:
+    import jax
+
+    return jax.numpy.issubdtype(dtype, jax.numpy.floating)
+
+
 def _is_dtype(value: Any) -> bool:
+    import jax
+
     if value is None:
         return False  # NumPy takes it for float64
     try:
-        jnp.dtype(value)
+        jax.numpy.dtype(value)
     except TypeError:
         return False
     return True
 
 
-# The kinds that are not classes to inherit from: what is said of them, and how they are recognised.
-_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    bool: ("be True or False", lambda value: isinstance(value, bool | np.bool_)),
-    int: ("be an integer", _is_integer),
-    float: ("be a number", _is_number),
-    str: ("be a string", lambda value: isinstance(value, str)),
-    type(None): ("be None", lambda value: value is None),
-    DTypeLike: ("be a dtype, such as jnp.float32", _is_dtype),
-    ArrayLike: ("be an array, or lists of numbers", _is_array_like),
-    PRNGKeyArray: ("be one random key, such as jax.random.key(0)", _is_key),
-}
+@cache
+def _kinds() -> dict[Any, tuple[str, Callable[[Any], bool]]]:
+    """The kinds that are not classes to inherit from: what is said of them, and how they are
+    recognised."""
+    return {
+        bool: ("be True or False", lambda value: isinstance(value, bool | np.bool_)),
+        int: ("be an integer", _is_integer),
+        float: ("be a number", _is_number),
+        str: ("be a string", lambda value: isinstance(value, str)),
+        type(None): ("be None", lambda value: value is None),
+        jaxtyping.DTypeLike: ("be a dtype, such as jnp.float32", _is_dtype),
+        ArrayLike: ("be an array, or lists of numbers", _is_array_like),
+        jaxtyping.PRNGKeyArray: ("be one random key, such as jax.random.key(0)", _is_key),
+    }
 
 
 def shown(value: Any) -> str:
     """The value in an error message: short, and without the numbers of arrays."""
+    import jax
+
     if isinstance(value, jax.Array | np.ndarray):
         return f"an array {value.dtype} of shape {value.shape}"
     if isinstance(value, list | tuple) and len(value) <= 8:

@@ -27,14 +27,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import rnnscale
 import rnnscale_kernels
-from rnnscale import cells, layers, models, ssm
+from rnnscale import analysis, cells, data, interop, layers, models, sharding, ssm, training
 from rnnscale._base import has_step
 from rnnscale._checks import Count
 from rnnscale.verify import CELLS, LAYERS, MODELS, NETWORKS, sample_inputs
+from rnnscale_kernels import Planar
 
 SOURCES = tuple(str(Path(module.__path__[0])) for module in (rnnscale, rnnscale_kernels))
 KEY = jax.random.key(0)
@@ -261,7 +263,8 @@ def odd_values(name: str, annotation: Any, valid: Any, kinds: Mapping[str, Kind]
         if kind is None and origin is Callable:
             kind = function
         kind = kind or BY_TYPE.get(origin)
-    assert kind is not None, f"no kind for {name}: {annotation}"
+    if kind is None:
+        raise TypeError(f"no kind for {name}: {annotation}")
     found = kind(valid)
     if NoneType in types:
         found = [each for each in found if each.value is not None]
@@ -274,17 +277,21 @@ class Call:
 
     function: Callable[..., Any]
     given: dict[str, Any]
+    traced: bool = True
 
     def shapes(self, **changed: Any) -> Any:
         """The result, with shapes and dtypes in the place of arrays, if arguments are changed."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return eqx.filter_eval_shape(lambda: self.function(**self.given | changed))
+            arguments = self.given | changed
+            if not self.traced:
+                return self.function(**arguments)
+            return eqx.filter_eval_shape(lambda: self.function(**arguments))
 
     @property
     def parts(self) -> set[str]:
-        """The classes inside a module that is called, of which an error may name one."""
-        module = getattr(self.function, "__self__", self.function)
+        """The classes of the modules involved, of which an error may name one."""
+        module = getattr(self.function, "__self__", self.function), self.given
         found: set[str] = set()
 
         def visit(each: Any) -> bool:
@@ -305,32 +312,34 @@ class Case:
     """A valid call.
 
     - `name`: what an error may name instead of the argument: the class or the function.
-    - `make`: returns the function and its arguments, all of which are varied but for `fixed`.
+    - `make`: returns the function and its arguments.
     - `kinds`: of arguments for which neither their name nor their type says it.
     - `more`: further values of an argument that are out of its range.
+    - `traced`: whether the call can be traced. If not, only what it has to refuse is tried.
     """
 
     name: str
     make: Callable[[], tuple[Callable[..., Any], dict[str, Any]]]
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     more: Mapping[str, list[Odd]] = field(default_factory=dict)
-    fixed: frozenset[str] = frozenset()
+    traced: bool = True
 
     def odd_inputs(self) -> Iterator[tuple["Call", str, Odd]]:
         """`(call, name, odd value)`, one for each odd input."""
         function, given = self.make()
         parameters = inspect.signature(function).parameters
         given = {name: value for name, value in given.items() if name in parameters}
-        call = Call(function, given)
+        call = Call(function, given, self.traced)
         for name, each in parameters.items():
-            if name in self.fixed or each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+            if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
                 continue
             valid = given.get(name, None if each.default is each.empty else each.default)
             odd = odd_values(name, each.annotation, valid, self.kinds)
             if each.default is None:
                 odd = [value for value in odd if value.value is not None]
             for value in [*odd, *self.more.get(name, [])]:
-                yield call, name, value
+                if self.traced or value.outcome == "refused":
+                    yield call, name, value
 
 
 def complaint(case: Case, call: Call, name: str, odd: Odd) -> str | None:
@@ -800,7 +809,413 @@ MODEL_CASES = [
     ),
 ]  # fmt: skip
 
-CASES = [*CELL_CASES, *SSM_CASES, *CALL_CASES, *LAYER_CASES, *MODEL_CASES]
+
+def paths(_: Any) -> list[Odd]:
+    return refused(None, 3, 2.5, ["a"], object())
+
+
+def list_of_paths(_: Any) -> list[Odd]:
+    return refused(None, "a.bin", 3, [None], [3], {})
+
+
+def mapping(_: Any) -> list[Odd]:
+    return refused(None, 3, "a", [("inputs", 1)], object())
+
+
+def names(_: Any) -> list[Odd]:
+    return refused(None, 3, [None], [3], object())
+
+
+def records(_: Any) -> list[Odd]:
+    return refused(None, 3, object(), np.float32(2))
+
+
+def sequence_source(_: Any) -> list[Odd]:
+    return refused(None, 3, "abc", [1, 2], object(), data.ArraySource(inputs=np.zeros((2, 3))))
+
+
+def mesh_of(_: Any) -> list[Odd]:
+    return refused(None, 3, "data=2", {"data": 1}, object())
+
+
+def model(_: Any) -> list[Odd]:
+    return refused(3, "lru", object(), ssm.LRU, [1, 2])
+
+
+def _untried(_: Any) -> list[Odd]:
+    return []
+
+
+def seed(valid: Any) -> list[Odd]:
+    return natural(valid) + refused(2**32)
+
+
+def whole(valid: Any) -> list[Odd]:
+    return [each for each in natural(valid) if each.value != -1]
+
+
+def planar(valid: Any) -> list[Odd]:
+    """For the complex arguments of a kernel, whose planes have one dtype."""
+    return [each for each in optional_state(valid) if each.outcome == "refused"]
+
+
+def _complex(*shape: int) -> Planar:
+    plane: Any = arrays(*shape)
+    return Planar(plane, plane)
+
+
+def _scan(complex: bool) -> dict[str, Any]:
+    make = _complex if complex else arrays
+    return {"a": make(4), "b": make(ROWS, TIME, 4), "h0": make(ROWS, 4)}
+
+
+def _ssm(complex: bool) -> dict[str, Any]:
+    make = _complex if complex else arrays
+    maps = {"decay": make(4), "b": make(4, 3), "c": make(2, 4), "h0": make(ROWS, 4)}
+    return {"u": arrays(ROWS, TIME, 3), **maps}
+
+
+def _kernel(function: Any, make: Callable[[bool], dict[str, Any]], complex: bool) -> Case:
+    valid = make(complex)
+    kinds: dict[str, Kind] = {
+        name: planar if isinstance(value, Planar) else features for name, value in valid.items()
+    }
+    kinds["implementation"] = lambda _: refused("fast", 3, True, ["sequential"])
+    rows = {"reset": np.zeros((ROWS, TIME), bool), "lengths": np.array([TIME, 1], np.int32)}
+    given = valid | rows
+    return Case(
+        f"{function.__name__}.{'complex' if complex else 'real'}", lambda: (function, given), kinds
+    )
+
+
+def _platform(_: Any) -> list[Odd]:
+    return refused(None, 3, "gpu", ["cpu"], True)
+
+
+KERNEL_CASES = [
+    *(
+        _kernel(function, make, complex)
+        for package in (rnnscale_kernels, sharding)
+        for function, make in ((package.linear_scan, _scan), (package.diagonal_ssm, _ssm))
+        for complex in (False, True)
+    ),
+    *(
+        Case(
+            function.__name__, lambda f=function: (f, {"platform": "cpu"}), {"platform": _platform}
+        )
+        for function in (
+            rnnscale_kernels.scan_implementations,
+            rnnscale_kernels.ssm_implementations,
+        )
+    ),
+]
+
+
+def _mesh() -> Any:
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def host_case(function: Any, kinds: Mapping[str, Kind] | None = None, **given: Any) -> Case:
+    """The case of a function that is not traced: only what it has to refuse is tried."""
+    more = given.pop("more", {})
+    return Case(
+        function.__qualname__,
+        lambda: (function, {k: v() if k in _LAZY else v for k, v in given.items()}),
+        kinds or {},
+        more,
+        traced=False,
+    )
+
+
+_LAZY = {"mesh", "model", "optimiser", "sequences", "documents", "source", "records", "layer"}
+_MESH: dict[str, Kind] = {"mesh": mesh_of, "devices": lambda _: refused(3, "cpu", object())}
+
+
+def _lru() -> Any:
+    return filled(_layer_of, KEY)
+
+
+SHARDING_CASES = [
+    host_case(sharding.make_mesh, _MESH, more={"data": refused(7)}),
+    host_case(
+        sharding.sharded_init, {**_MESH, "init": function}, init=_layer_of, key=KEY, mesh=_mesh
+    ),
+    host_case(sharding.layouts, {**_MESH, "model": _untried}, model=_lru, mesh=_mesh),
+    host_case(sharding.describe, {**_MESH, "model": _untried}, model=_lru, mesh=_mesh),
+    host_case(sharding.shardings, {**_MESH, "tree": _untried}, tree={}, mesh=_mesh),
+    host_case(
+        sharding.batch_sharding, {**_MESH, "time_axis": whole}, mesh=_mesh, ndim=2, time_axis=1
+    ),
+    host_case(sharding.time_parts, time=3),
+]
+
+
+def _optimiser() -> Any:
+    return optax.adam(1e-3)
+
+
+def _loss(model: Any, batch: Any) -> Any:
+    return jnp.zeros(())
+
+
+def _totals(model: Any, batch: Any, key: Any, state: Any) -> Any:
+    return state, {"loss": jnp.zeros(()), "count": jnp.ones(())}
+
+
+_TRAINING: dict[str, Kind] = {
+    "loss": lambda _: refused(None, "mse", 3, lambda model: 0),
+    "optimiser": lambda _: refused(None, "adam", 3, object()),
+    "model": model,
+    "folder": paths,
+    "path": paths,
+    "watchdog": records,
+    "signals": records,
+    "best": records,
+    "evaluate": function,
+    "minutes": lambda valid: [each for each in number(valid) if each.value != inf],
+}
+TRAINING_CASES = [
+    host_case(
+        training.make_optimiser,
+        {"model": _untried},
+        model=_lru,
+        learning_rate=0.1,
+        recurrence_rate=0.1,
+        weight_decay=0.1,
+        warmup=1,
+        steps=9,
+        clip=1.0,
+        more={
+            "learning_rate": refused(0.0, -1.0),
+            "recurrence_rate": refused(-1.0),
+            "weight_decay": refused(-1.0),
+            "warmup": refused(9),
+            "clip": refused(0.0, -1.0),
+        },
+    ),
+    host_case(
+        training.make_schedule,
+        {"name": choice},
+        name="cosine",
+        peak=0.1,
+        warmup=1,
+        steps=9,
+        more={"peak": refused(0.0, -1.0), "warmup": refused(9)},
+    ),
+    host_case(training.make_train_step, _TRAINING, loss=_loss, optimiser=_optimiser),
+    host_case(training.make_eval_step, _TRAINING, loss=_loss),
+    host_case(training.in_chunks, _TRAINING, loss=_totals, steps=4),
+    host_case(training.indrnn_constraint, limit=1.0, more={"limit": refused(0.0, -1.0)}),
+    host_case(training.Evaluation, _TRAINING, evaluate=lambda state: {}, every=2),
+    host_case(training.EarlyStopping, _TRAINING, best=training.Best("validation_loss"), patience=2),
+    host_case(training.SkippedSteps),
+    host_case(training.Heartbeat, _TRAINING, watchdog=None),
+    host_case(training.StopOnSignal, _TRAINING, signals=None),
+    host_case(training.MetricsFile, _TRAINING, path="metrics.jsonl"),
+    host_case(training.Log, {"clock": records}, tokens_per_step=2, metric="mse"),
+    host_case(
+        training.Checkpointer,
+        _TRAINING,
+        folder="x",
+        minutes=1.0,
+        more={"minutes": refused(0.0, -1.0)},
+    ),
+    host_case(training.saved_steps, _TRAINING, folder="x"),
+    host_case(training.where_to_resume, _TRAINING, folder="x"),
+    host_case(training.Carry.zeros, {**_TRAINING}, model=_lru, batch_size=2, dtype=np.float32),
+    host_case(
+        training.MovingAverage.start,
+        {"model": _untried},
+        model=_lru,
+        decay=0.9,
+        more={"decay": refused(0.0, 1.0, -1.0)},
+    ),
+    host_case(
+        training.Best,
+        {
+            "better": choice,
+            **dict.fromkeys(("figure", "step", "value", "failures", "last"), _untried),
+        },
+        figure="validation_loss",
+        better="lower",
+    ),
+]
+
+
+def _sequences() -> Any:
+    return data.SequenceArrays({"inputs": [np.zeros((n, 2), np.float32) for n in (3, 2)]})
+
+
+def _documents() -> Any:
+    return data.SequenceArrays({"tokens": [np.zeros(n, np.int32) for n in (3, 2)]})
+
+
+def _source() -> Any:
+    return data.ArraySource(inputs=np.zeros((4, 3)), labels=np.zeros(4))
+
+
+_DATA: dict[str, Kind] = {
+    "sequences": sequence_source,
+    "documents": sequence_source,
+    "source": records,
+    "records": records,
+    "rows": records,
+    "seed": seed,
+    "bounds": lambda _: refused(None, 3, "abc", [], [0, 3], [3, 2], [2.5, 4], ["a"], [True, 4]),
+    "change": function,
+    "decode": function,
+    "progress": function,
+    "shardings": lambda _: refused(3, "data", [1]),
+    "start": whole,
+    "end": whole,
+    "folder": paths,
+    "path": paths,
+    "shards": list_of_paths,
+    "files": list_of_paths,
+    "columns": names,
+    "labels": names,
+    "offsets": list_of_paths,
+    "per_step": names,
+    "notes": mapping,
+    "over_time": mapping,
+    "per_sequence": mapping,
+    "workers": natural,
+    "start_step": natural,
+    "delimiter": text,
+    "suffix": text,
+    "left_out": lambda _: refused(None, 3, [1]),
+    "skipped": names,
+    "dtype": lambda _: refused("float33", object()),
+}
+DATA_CASES = [
+    host_case(data.bucket, _DATA, sequences=_sequences, bounds=[2, 3], batch_size=1, seed=0),
+    host_case(data.lanes, _DATA, sequences=_sequences, batch_size=1, steps=2, seed=0),
+    host_case(data.lanes_once, _DATA, sequences=_sequences, batch_size=1, steps=2),
+    host_case(data.next_token, _DATA, documents=_documents, start=1, end=1),
+    host_case(data.augment, _DATA, source=_source, change=lambda record, random: record, seed=0),
+    host_case(data.repeat, _DATA, source=_source),
+    host_case(data.shuffle, _DATA, source=_source, seed=0),
+    host_case(data.pack, _DATA, sequences=_sequences, steps=3),
+    host_case(
+        data.write_packed, _DATA, sequences=_sequences, folder="x", steps=3, rows_per_shard=2
+    ),
+    host_case(data.write_rows, _DATA, rows=None, folder="x", rows_per_shard=2),
+    host_case(data.PaddedSource, _DATA, source=_source, multiple_of=2, per_step=("inputs",)),
+    host_case(data.pad, _DATA, sequences=_sequences, steps=3),
+    host_case(data.batches, _DATA, source=_source, batch_size=2, seed=0),
+    host_case(data.evaluation_batches, _DATA, source=_source, batch_size=2),
+    host_case(data.stream, _DATA, records=_source, batch_size=2),
+    host_case(
+        data.window, _DATA, sequences=_sequences, steps=2, stride=1, more={"stride": refused(3)}
+    ),
+    host_case(data.SequenceFiles, {**_DATA, "offsets": paths}, over_time={"inputs": "x.npy"}),
+    host_case(data.ArrayRecordFiles, _DATA, shards=["x"], decode=lambda content: {}),
+    host_case(data.SequenceArrays, _DATA, over_time={"inputs": [np.zeros((3, 2))]}),
+    host_case(data.CsvSeries, _DATA, folder="x"),
+    host_case(data.ByteFiles, _DATA, folder="x"),
+    host_case(data.TextFiles, _DATA, folder="x"),
+    host_case(data.files_under, _DATA, folder="x"),
+    host_case(data.PackedSource, _DATA, folder="x"),
+    host_case(data.ParquetRows, _DATA, files=["x"]),
+    host_case(data.ParquetSequences, _DATA, files=["x"]),
+    host_case(data.open_npy, _DATA, path="x"),
+    host_case(data.open_npz, _DATA, path="x"),
+    host_case(data.open_parquet, _DATA, path="x"),
+    host_case(data.read_ts, _DATA, path="x"),
+    host_case(data.parse_ts, _DATA, path="x"),
+    host_case(data.TokenShards, _DATA, shards=["x"], end=1),
+    host_case(data.element_spec, _DATA, source=_source),
+]
+
+_ANALYSIS: dict[str, Kind] = {
+    "layer": module,
+    "xs": lambda valid: [odd for odd in sequences(valid) if odd.outcome == "refused"],
+    "x": lambda valid: [odd for odd in features(valid) if odd.outcome == "refused"],
+    "state": lambda valid: [odd for odd in optional_state(valid) if odd.outcome == "refused"],
+    "cell": module,
+    "key": lambda valid: [odd for odd in init_key(valid) if odd.outcome == "refused"],
+    "axes": _untried,
+    **{name: mapping for name in ("values", "norms", "exponents", "steps")},
+}
+_STEP = {"x": arrays(3)}
+_CALL = {"xs": arrays(ROWS, TIME, 3)}
+ANALYSIS_CASES = [
+    host_case(analysis.eigenvalues, _ANALYSIS, layer=_encoder, **_STEP, state=arrays(4)),
+    host_case(analysis.timescales, _ANALYSIS, layer=_encoder, **_STEP, state=arrays(4)),
+    host_case(analysis.continuous_eigenvalues, _ANALYSIS, layer=_lru),
+    host_case(
+        analysis.gradient_norms, _ANALYSIS, layer=_encoder, **_CALL, state=arrays(ROWS, 4), key=KEY
+    ),
+    host_case(
+        analysis.state_gradient_norms,
+        _ANALYSIS,
+        layer=_encoder,
+        **_CALL,
+        state=arrays(ROWS, 4),
+        key=KEY,
+    ),
+    host_case(
+        analysis.lyapunov_spectrum,
+        _ANALYSIS,
+        layer=_encoder,
+        **_CALL,
+        state=arrays(ROWS, 4),
+        count=2,
+        more={"count": refused(5), "burn_in": refused(TIME)},
+    ),
+    host_case(analysis.recurrent_matrix, _ANALYSIS, cell=None),
+    host_case(analysis.plot_eigenvalues, _ANALYSIS, axes=None, values={}),
+    host_case(analysis.plot_gradient_norms, _ANALYSIS, axes=None, norms={}),
+    host_case(analysis.plot_lyapunov, _ANALYSIS, axes=None, exponents={}),
+    host_case(analysis.plot_timescales, _ANALYSIS, axes=None, steps={}, seq_len=2),
+]
+
+_INTEROP: dict[str, Kind] = {
+    "state_dict": mapping,
+    "params": mapping,
+    "variables": mapping,
+    "prefix": text,
+    "model": model,
+    "batch_shape": lambda _: refused(None, 3, [2.5], [None], [-1]),
+    "platforms": lambda _: refused(None, 3, ["gpu"], [3], "cpu"),
+    "dtype": lambda _: refused("float33", object(), 3),
+    "file": lambda _: refused(None, 3, "x", b"x", ["x"]),
+}
+INTEROP_CASES = [
+    *(
+        host_case(function, _INTEROP, state_dict={})
+        for function in (
+            interop.lstm_from_torch,
+            interop.gru_from_torch,
+            interop.elman_from_torch,
+            interop.lstm_cell_from_torch,
+            interop.gru_cell_from_torch,
+            interop.elman_cell_from_torch,
+        )
+    ),
+    host_case(interop.s5_from_lindermanlab, _INTEROP, params={}),
+    host_case(interop.s5_layers_from_lindermanlab, _INTEROP, params={}),
+    host_case(interop.s5_classifier_from_lindermanlab, _INTEROP, variables={}),
+    host_case(interop.lru_from_minimal, _INTEROP, params={}),
+    host_case(interop.lru_layers_from_minimal, _INTEROP, params={}),
+    host_case(interop.lru_classifier_from_minimal, _INTEROP, variables={}),
+    host_case(interop.export_step, _INTEROP, model=_lru),
+    host_case(interop.load_step, _INTEROP, file=b""),
+]
+
+CASES = [
+    *CELL_CASES,
+    *SSM_CASES,
+    *CALL_CASES,
+    *LAYER_CASES,
+    *MODEL_CASES,
+    *KERNEL_CASES,
+    *SHARDING_CASES,
+    *TRAINING_CASES,
+    *DATA_CASES,
+    *ANALYSIS_CASES,
+    *INTEROP_CASES,
+]
 
 # Failures that are known, for each class or function. It only shrinks, and ends empty.
 KNOWN: dict[str, int] = {}

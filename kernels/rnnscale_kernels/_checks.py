@@ -14,12 +14,9 @@ from ._planar import Planar
 def check_planes(**arguments) -> None:
     """Checks that all arguments are real floating-point arrays, or all are `Planar`.
 
-    `None` stands for an absent argument.
-
     **Raises:** `TypeError` if they are not; `ValueError` if two planes differ.
     """
-    given = {name: x for name, x in arguments.items() if x is not None}
-    for name, x in given.items():
+    for name, x in arguments.items():
         for plane in x if isinstance(x, Planar) else (x,):
             dtype = plane.dtype if isinstance(plane, (Array, np.ndarray, np.generic)) else None
             if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
@@ -35,7 +32,7 @@ def check_planes(**arguments) -> None:
                 f"the planes of {name} must have the same shape and dtype, got {x.re.shape} "
                 f"{x.re.dtype} and {x.im.shape} {x.im.dtype}"
             )
-    kinds = {name: isinstance(x, Planar) for name, x in given.items()}
+    kinds = {name: isinstance(x, Planar) for name, x in arguments.items()}
     if len(set(kinds.values())) > 1:
         named = ", ".join(f"{n} is {'Planar' if p else 'real'}" for n, p in kinds.items())
         raise TypeError(f"{', '.join(kinds)} must all be real or all Planar, but {named}")

@@ -107,7 +107,7 @@ class Dispatch:
     def describe(self, platform: str) -> list[tuple[str, bool, str]]:
         """For every implementation: its name, whether it can be used on the platform's device, and
         if not, why. Those that are tried by default come first, in their order."""
-        if platform not in self.order:
+        if not isinstance(platform, str) or platform not in self.order:
             raise ValueError(f"platform must be one of {list(self.order)}, got {platform!r}")
         target = Target.of(platform)
         names = dict.fromkeys((*self.order[platform], *self.names))

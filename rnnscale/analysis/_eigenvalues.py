@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from rnnscale._base import State
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.analysis._step import Recurrent, as_vector, check_recurrent, on_vectors, step_of
 from rnnscale.ssm import S5, BidirectionalS5, DiagonalSSM
@@ -17,6 +18,7 @@ from rnnscale.ssm import S5, BidirectionalS5, DiagonalSSM
 _LARGEST_REAL_PART = -1e-4
 
 
+@check_arguments
 def eigenvalues(
     layer: Recurrent, x: Float[Array, "idim"] | None = None, state: State | None = None
 ) -> Complex[np.ndarray, "units"]:
@@ -87,6 +89,7 @@ def continuous_eigenvalues(layer: S5 | BidirectionalS5) -> Complex[np.ndarray, "
     return real + 1j * np.asarray(layer.lambda_im, np.float64)
 
 
+@check_arguments
 def timescales(
     layer: Recurrent, x: Float[Array, "idim"] | None = None, state: State | None = None
 ) -> Float[np.ndarray, "units"]:

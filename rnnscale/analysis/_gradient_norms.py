@@ -11,11 +11,13 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import State
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.analysis._step import Recurrent, as_vector, check_recurrent, step_of
 from rnnscale.cells import Cell, time_loop
 
 
+@check_arguments
 def gradient_norms(
     layer: Recurrent,
     xs: Float[Array, "*batch time idim"],
@@ -61,6 +63,7 @@ def gradient_norms(
     return _root_mean_square(_by_input(layer, xs, state, keys))
 
 
+@check_arguments
 def state_gradient_norms(
     layer: Recurrent,
     xs: Float[Array, "*batch time idim"],

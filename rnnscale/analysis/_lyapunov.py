@@ -10,10 +10,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from rnnscale._base import State
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.analysis._step import Recurrent, as_vector, check_recurrent, on_vectors, step_of
 
 
+@check_arguments
 def lyapunov_spectrum(
     layer: Recurrent,
     xs: Float[Array, "*batch time idim"],

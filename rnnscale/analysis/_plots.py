@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rnnscale._checks import Size, check_arguments
+
 # The palette of Okabe and Ito, distinct for all kinds of colour vision, from dark to light.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", "-.", ":")
 _MARKS = ("o", "x", "^", "s", "+", "v")
 
 
+@check_arguments
 def plot_eigenvalues(axes: Any, values: Mapping[str, ArrayLike]) -> None:
     """Eigenvalues in the complex plane, with the unit circle.
 
@@ -46,6 +49,7 @@ def plot_eigenvalues(axes: Any, values: Mapping[str, ArrayLike]) -> None:
     axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
+@check_arguments
 def plot_gradient_norms(axes: Any, norms: Mapping[str, ArrayLike]) -> None:
     """Gradient norms against the lag, on a logarithmic axis. Norms of zero are left out.
 
@@ -62,6 +66,7 @@ def plot_gradient_norms(axes: Any, norms: Mapping[str, ArrayLike]) -> None:
     _legend(axes, norms)
 
 
+@check_arguments
 def plot_lyapunov(axes: Any, exponents: Mapping[str, ArrayLike]) -> None:
     """Lyapunov exponents by their rank, with zero marked.
 
@@ -79,8 +84,9 @@ def plot_lyapunov(axes: Any, exponents: Mapping[str, ArrayLike]) -> None:
     _legend(axes, exponents)
 
 
+@check_arguments
 def plot_timescales(
-    axes: Any, steps: Mapping[str, ArrayLike], *, seq_len: int | None = None
+    axes: Any, steps: Mapping[str, ArrayLike], *, seq_len: Size | None = None
 ) -> None:
     """Time scales of the modes, from the slowest, on a logarithmic axis. Modes that fade within a
     tenth of a step and modes that never fade are left out; the legend has the number of the latter.

@@ -29,11 +29,8 @@ def check_recurrent(
 
     - `rank`: axes of one row of `xs`: 1 for `idim`, 2 for `time idim`.
 
-    **Raises:** `TypeError` if `layer` is not a cell or a sequence layer; `ValueError` or
-    `TypeError` if `xs` or the state does not fit it.
+    **Raises:** `ValueError` or `TypeError` if `xs` or the state does not fit the layer.
     """
-    if not isinstance(layer, Cell | SequenceLayer):
-        raise TypeError(f"expected a rnnscale cell or sequence layer; got {type(layer).__name__}.")
     xs = jnp.zeros(layer.idim) if xs is None else jnp.asarray(xs)
     check_features(layer, xs, layer.idim, rank=rank)
     batch_shape = xs.shape[:-rank]

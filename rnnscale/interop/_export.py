@@ -16,9 +16,13 @@ from jax import export
 from jaxtyping import DTypeLike
 
 from rnnscale._base import Stepwise
+from rnnscale._checks import check_arguments
 from rnnscale._errors import MissingPackageError, UserError
 from rnnscale.interop._fold import with_constants_folded
 from rnnscale.interop._stepwise import reads_tokens, stepwise
+
+# An alias, so that `check_arguments` does not take it for its parts.
+type _DType = DTypeLike
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 FORMAT = 1
@@ -27,12 +31,13 @@ FORMAT = 1
 _MOST_BYTES = 2**31 - 1
 
 
+@check_arguments
 def export_step(
     model: eqx.Module,
     *,
     batch_shape: Sequence[int | str] = ("batch",),
     platforms: Sequence[str] = ("cpu",),
-    dtype: DTypeLike | None = None,
+    dtype: _DType | None = None,
 ) -> bytes:
     """Export one step of a causal layer or model as a file: its program and its weights.
 

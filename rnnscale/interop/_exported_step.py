@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import export
 from jaxtyping import Array
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.interop._export import FORMAT, check_flatbuffers
 
@@ -82,6 +83,7 @@ class ExportedStep:
         return self._init_state(x)
 
 
+@check_arguments
 def load_step(file: bytes) -> ExportedStep:
     """Read a step from the contents of a file that `export_step` or `rnnscale export` wrote.
 

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.interop._arrays import check_mapping, make_with, read_arrays
 from rnnscale.interop._flax import Params, Pool, find_layers, read_classifier
@@ -48,6 +49,7 @@ class S5Options(TypedDict, total=False):
     step_rescale: float
 
 
+@check_arguments
 def s5_from_lindermanlab(params: Params, **options: Unpack[S5Options]) -> S5 | BidirectionalS5:
     r"""A layer `S5SSM`, which their models call `seq`.
 
@@ -72,6 +74,7 @@ def s5_from_lindermanlab(params: Params, **options: Unpack[S5Options]) -> S5 | B
     return _read_layer("S5SSM", params, **options)
 
 
+@check_arguments
 def s5_layers_from_lindermanlab(
     params: Params, **options: Unpack[S5Options]
 ) -> dict[str, S5 | BidirectionalS5]:
@@ -90,6 +93,7 @@ def s5_layers_from_lindermanlab(
     return {path: _read_layer(path, tree, **options) for path, tree in found.items()}
 
 
+@check_arguments
 def s5_classifier_from_lindermanlab(
     variables: Params,
     *,

@@ -1,5 +1,6 @@
 """Importers for the LRU code of NicolasZucchet/minimal-LRU."""
 
+from rnnscale._checks import check_arguments
 from rnnscale.interop._arrays import make_with, read_arrays
 from rnnscale.interop._flax import Params, Pool, find_layers, read_classifier
 from rnnscale.models import GLU, SequenceClassifier
@@ -17,6 +18,7 @@ _SHAPES = {
 }
 
 
+@check_arguments
 def lru_from_minimal(params: Params) -> LRU:
     r"""A layer `LRU`, which their models call `seq`.
 
@@ -31,6 +33,7 @@ def lru_from_minimal(params: Params) -> LRU:
     return _read_layer("LRU", params)
 
 
+@check_arguments
 def lru_layers_from_minimal(params: Params) -> dict[str, LRU]:
     """All layers `LRU` of a model, by their path, such as `"encoder.layers_0.seq"`.
 
@@ -39,6 +42,7 @@ def lru_layers_from_minimal(params: Params) -> dict[str, LRU]:
     return {path: _read_layer(path, tree) for path, tree in find_layers(params, "nu_log").items()}
 
 
+@check_arguments
 def lru_classifier_from_minimal(variables: Params, *, pool: Pool = "mean") -> SequenceClassifier:
     """A full `ClassificationModel`, with batch or layer norms, as it is after training.
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import NDArray
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.cells import Cell, ElmanRNNCell, GatedRecurrentUnitCell, LongShortTermMemoryCell
 from rnnscale.interop._arrays import check_mapping, make_with, read_arrays
@@ -20,6 +21,7 @@ type _MakeCell = Callable[["_CellWeights"], Cell]
 _NAME = re.compile(r"(weight|bias)_(ih|hh)_l(\d+)(_reverse)?")
 
 
+@check_arguments
 def lstm_from_torch(state_dict: _StateDict, *, prefix: str = "") -> Encoder:
     """A `torch.nn.LSTM` of any depth, in one direction or both, with or without biases.
 
@@ -46,11 +48,13 @@ def lstm_from_torch(state_dict: _StateDict, *, prefix: str = "") -> Encoder:
     return _network("torch.nn.LSTM", 4, _lstm, state_dict, prefix)
 
 
+@check_arguments
 def gru_from_torch(state_dict: _StateDict, *, prefix: str = "") -> Encoder:
     """A `torch.nn.GRU`. **Arguments**, **Returns**, **Raises:** as for `lstm_from_torch`."""
     return _network("torch.nn.GRU", 3, _gru, state_dict, prefix)
 
 
+@check_arguments
 def elman_from_torch(
     state_dict: _StateDict,
     *,
@@ -64,16 +68,19 @@ def elman_from_torch(
     return _network("torch.nn.RNN", 1, _elman(nonlinearity), state_dict, prefix)
 
 
+@check_arguments
 def lstm_cell_from_torch(state_dict: _StateDict, *, prefix: str = "") -> LongShortTermMemoryCell:
     """A `torch.nn.LSTMCell`. **Arguments**, **Raises:** as for `lstm_from_torch`."""
     return _cell("torch.nn.LSTMCell", 4, _lstm, state_dict, prefix)
 
 
+@check_arguments
 def gru_cell_from_torch(state_dict: _StateDict, *, prefix: str = "") -> GatedRecurrentUnitCell:
     """A `torch.nn.GRUCell`. **Arguments**, **Raises:** as for `lstm_from_torch`."""
     return _cell("torch.nn.GRUCell", 3, _gru, state_dict, prefix)
 
 
+@check_arguments
 def elman_cell_from_torch(
     state_dict: _StateDict,
     *,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from rnnscale._checks import check_arguments
 from rnnscale._fields import parameters
 from rnnscale.sharding._rules import mesh_axes, parameter_spec
 
@@ -33,6 +34,7 @@ class Layout:
         return mesh_axes(self.spec)
 
 
+@check_arguments
 def layouts(model: PyTree, mesh: Mesh | AbstractMesh) -> list[Layout]:
     """The layout of every parameter.
 
@@ -52,6 +54,7 @@ def layouts(model: PyTree, mesh: Mesh | AbstractMesh) -> list[Layout]:
     return rows
 
 
+@check_arguments
 def describe(model: PyTree, mesh: Mesh | AbstractMesh) -> None:
     """Print a table of all parameters with their axes, their layout and their bytes per device.
 

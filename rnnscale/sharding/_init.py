@@ -7,9 +7,11 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from rnnscale._checks import check_arguments
 from rnnscale.sharding._rules import shardings
 
 
+@check_arguments
 def sharded_init[T](init: Callable[[Key[Array, ""]], T], key: Key[Array, ""], mesh: Mesh) -> T:
     """Build a model, or a training state, directly in its layout over the mesh.
 

@@ -5,18 +5,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from rnnscale._checks import Size, check_arguments
 from rnnscale.sharding._axes import AXES
 
 
+@check_arguments
 def make_mesh(
-    data: int = 1,
-    fsdp: int = 1,
-    tensor: int = 1,
-    seq: int = 1,
+    data: Size = 1,
+    fsdp: Size = 1,
+    tensor: Size = 1,
+    seq: Size = 1,
     *,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[Any] | np.ndarray | None = None,
 ) -> Mesh:
     """A mesh with the axes `data`, `fsdp`, `tensor` and `seq`, for `jax.set_mesh`.
 
@@ -34,10 +37,7 @@ def make_mesh(
     of devices.
     """
     sizes = dict(zip(AXES, (data, fsdp, tensor, seq), strict=True))
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"mesh axis {name} must be at least 1, got {size}")
-    devices = jax.devices() if devices is None else devices
+    devices = jax.devices() if devices is None else list(devices)
     if math.prod(sizes.values()) != len(devices):
         sizes_in_words = (
             " * ".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "1"

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import Parameter, map_parameters
 
 _logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ def mesh_axes(spec: PartitionSpec) -> list[Axes]:
     return [(each,) if isinstance(each, str) else tuple(each or ()) for each in spec]
 
 
+@check_arguments
 def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree[NamedSharding]:
     """The sharding of every array of a model, an optimiser state or a training state.
 
@@ -163,8 +165,9 @@ def automatic_axes(mesh: AbstractMesh | Mesh) -> frozenset[str]:
     return frozenset(name for name, kind in kinds.items() if kind == AxisType.Auto)
 
 
+@check_arguments
 def batch_sharding(
-    mesh: Mesh | AbstractMesh, ndim: int, *, time_axis: int | None = None
+    mesh: Mesh | AbstractMesh, ndim: Size, *, time_axis: int | None = None
 ) -> NamedSharding:
     """The layout of an array of a batch: the leading axis over `data` and `fsdp`, time over `seq`.
 

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
+from rnnscale._checks import Count, check_arguments
 from rnnscale.sharding._rules import ACTIVATION_AXES, automatic_axes, constrain, warn_once
 
 (_SEQ,) = ACTIVATION_AXES["time"]
 
 
-def time_parts(time: int) -> int:
+@check_arguments
+def time_parts(time: Count) -> int:
     """The number of parts into which the ambient mesh splits `time` steps: the size of `seq`, or 1
     without a mesh. It is also 1, with a warning, if `seq` does not divide `time`."""
     mesh = jax.sharding.get_abstract_mesh()

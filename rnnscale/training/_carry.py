@@ -5,9 +5,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Shaped
+from jaxtyping import Array, Shaped
 
 from rnnscale._base import SequenceModel, State
+from rnnscale._checks import FloatDType, Size, check_arguments
 
 
 class Carry(eqx.Module):
@@ -23,8 +24,9 @@ class Carry(eqx.Module):
     structure: Any = eqx.field(static=True)
 
     @classmethod
+    @check_arguments
     def zeros(
-        cls, model: SequenceModel, batch_size: int, dtype: DTypeLike | None = None
+        cls, model: SequenceModel, batch_size: Size, dtype: FloatDType | None = None
     ) -> "Carry":
         """The state before the first step.
 

@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import SaveFailedError, UserError
 from rnnscale.distributed import Event, on_process_0, process_count, process_index
 from rnnscale.training._manifest import (
@@ -47,6 +48,7 @@ class Checkpointer:
     same arguments, and see the same folder. Each writes the parts that its devices hold.
     """
 
+    @check_arguments
     def __init__(
         self,
         folder: str | Path,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from rnnscale._checks import check_arguments
 from rnnscale.distributed import Watchdog
 from rnnscale.training._best import Best
 from rnnscale.training._callback import Callback, FinishedStep
@@ -26,6 +27,7 @@ class Checkpoints(Callback):
     - `watchdog`: hears of each save, which may take longer than a step.
     """
 
+    @check_arguments
     def __init__(
         self,
         checkpointer: Checkpointer,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
 from rnnscale._base import SequenceModel
+from rnnscale._checks import Size, check_arguments
 from rnnscale._over_time import check_time_is_not_split, lengths_within, over_time
 from rnnscale.layers import fold_keys, row_keys
 from rnnscale.training._loss import Totals
@@ -16,7 +17,8 @@ from rnnscale.training._loss_form import LOSS_PAGE, as_sums, takes_state
 from rnnscale_kernels import checked_lengths
 
 
-def in_chunks(loss: Callable[..., tuple[Any, Totals]], steps: int) -> Callable[..., Any]:
+@check_arguments
+def in_chunks(loss: Callable[..., tuple[Any, Totals]], steps: Size) -> Callable[..., Any]:
     """The same loss, computed on `steps` time steps at a time.
 
     The model runs on one chunk after another, with its state handed on, and the totals are summed.
@@ -49,8 +51,6 @@ def in_chunks(loss: Callable[..., tuple[Any, Totals]], steps: int) -> Callable[.
     when it is called, if the labels are not one for each step, the model is not a causal
     `SequenceModel`, or the mesh has `seq` above 1.
     """
-    if steps < 1:
-        raise ValueError(f"in_chunks: steps must be at least 1; got {steps}.")
     loss = _sums_with_state(loss)
 
     def chunked(

@@ -9,10 +9,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from rnnscale._checks import Positive, check_arguments
 from rnnscale.cells import IndRNNCell
 
 
-def indrnn_constraint(limit: float) -> optax.GradientTransformation:
+@check_arguments
+def indrnn_constraint(limit: Positive) -> optax.GradientTransformation:
     r"""Keeps $|u| \le$ `limit` in every `IndRNNCell` of a model, exactly, after each update.
 
     With `limit` $2^{1/T}$, a gradient through T steps of a relu grows by a factor of at most two.
@@ -38,8 +40,6 @@ def indrnn_constraint(limit: float) -> optax.GradientTransformation:
     **Raises:** `ValueError` if `limit` is not positive; in `init`, if the parameters have no
     `IndRNNCell`; in the update, if it gets no parameters.
     """
-    if not limit > 0:
-        raise ValueError(f"indrnn_constraint: limit must be positive; got {limit}.")
 
     def init(params: PyTree) -> optax.EmptyState:
         if not any(map(_is_indrnn, jax.tree.leaves(params, is_leaf=_is_indrnn))):

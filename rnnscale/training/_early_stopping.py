@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from rnnscale._checks import Size, check_arguments
 from rnnscale.training._best import Best
 from rnnscale.training._callback import Callback, FinishedStep
 
@@ -20,9 +21,8 @@ class EarlyStopping(Callback):
     **Raises:** `ValueError` if `patience` is below 1.
     """
 
-    def __init__(self, best: Best, *, patience: int):
-        if patience < 1:
-            raise ValueError(f"patience must be at least 1 evaluation, got {patience}")
+    @check_arguments
+    def __init__(self, best: Best, *, patience: Size):
         self._best = best
         self._patience = patience
 

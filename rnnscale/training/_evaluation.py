@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rnnscale._checks import Size, check_arguments
 from rnnscale._errors import UserError
 from rnnscale.distributed import StopSignals
 from rnnscale.training._callback import Callback
@@ -29,15 +30,14 @@ class Evaluation(Callback):
     **Raises:** `ValueError` if `every` is below 1.
     """
 
+    @check_arguments
     def __init__(
         self,
         evaluate: Callable[[Any], Mapping[str, float] | None],
         *,
-        every: int,
+        every: Size,
         name: str = "validation",
     ):
-        if every < 1:
-            raise ValueError(f"every must be at least 1 step, got {every}")
         self._evaluate = evaluate
         self._every = every
         self._name = name

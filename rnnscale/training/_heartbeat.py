@@ -1,5 +1,6 @@
 """The connection between `fit` and the watchdog, which knows nothing about training."""
 
+from rnnscale._checks import check_arguments
 from rnnscale.distributed import Watchdog
 from rnnscale.training._callback import Callback, FinishedStep
 
@@ -12,6 +13,7 @@ class Heartbeat(Callback):
     - `watchdog`: ends the process if no step finishes for too long.
     """
 
+    @check_arguments
     def __init__(self, watchdog: Watchdog):
         self._watchdog = watchdog
 

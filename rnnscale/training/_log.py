@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from rnnscale._checks import Size, check_arguments
 from rnnscale.distributed import process_index
 from rnnscale.training._callback import Callback, FinishedStep
 from rnnscale.training._loss import with_metric
@@ -70,16 +71,15 @@ class Log(Callback):
     **Raises:** `ValueError` if `every` is below 1.
     """
 
+    @check_arguments
     def __init__(
         self,
         *writers: Callable[[Row], Any],
-        every: int = 10,
-        tokens_per_step: int | None = None,
+        every: Size = 10,
+        tokens_per_step: Size | None = None,
         clock: Clock | None = None,
         metric: str | None = None,
     ):
-        if every < 1:
-            raise ValueError(f"every must be at least 1 step, got {every}")
         self.clock = Clock() if clock is None else clock
         self._writers = writers
         self._every = every

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -29,11 +30,13 @@ def write_manifest(folder: Path) -> None:
     (folder / _MANIFEST).write_text(json.dumps(files, indent=1))
 
 
+@check_arguments
 def saved_steps(folder: str | Path) -> list[int]:
     """The steps with a committed checkpoint in `folder`, damaged or not, in increasing order."""
     return sorted(int(p.name) for p in entries(Path(folder)) if p.name.isdigit() and p.is_dir())
 
 
+@check_arguments
 def where_to_resume(folder: str | Path) -> str:
     """The end of an error message about a file that can't be written. It names the newest
     checkpoint in `folder` that is whole, and logs nothing."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rnnscale._checks import check_arguments
+
 
 class MetricsFile:
     """A file with one line of JSON per row; a writer for `Log`.
@@ -22,6 +24,7 @@ class MetricsFile:
     - `path`: the file, which is made when the first row is written. Rows are appended to it.
     """
 
+    @check_arguments
     def __init__(self, path: str | Path):
         self.path = Path(path)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from rnnscale._checks import check_arguments
 from rnnscale._fields import trainable
 
 
@@ -36,6 +37,7 @@ class MovingAverage(eqx.Module):
     decay: float = eqx.field(static=True)
 
     @classmethod
+    @check_arguments
     def start(cls, model: PyTree, decay: float) -> "MovingAverage":
         """The average before the first step, which is the model itself.
 

@@ -8,6 +8,7 @@ import optax
 import optax.contrib
 from jaxtyping import PyTree
 
+from rnnscale._checks import Count, NonNegative, Positive, Size, check_arguments
 from rnnscale._fields import Parameter, map_parameters, parameters
 from rnnscale.training._names import Optimiser, Schedule
 from rnnscale.training._schedule import make_schedule
@@ -17,15 +18,16 @@ _MATRIX = "matrix"  # a part of the group `weight`
 _RMS_OF_ADAMW = 0.2  # the size of the updates of AdamW, by Liu et al.
 
 
+@check_arguments
 def make_optimiser(
     model: PyTree,
     *,
-    learning_rate: float,
-    recurrence_rate: float,
-    weight_decay: float,
-    warmup: int,
-    steps: int,
-    clip: float,
+    learning_rate: Positive,
+    recurrence_rate: Positive,
+    weight_decay: NonNegative,
+    warmup: Count,
+    steps: Size,
+    clip: Positive,
     optimiser: Optimiser = "adamw",
     schedule: Schedule = "cosine",
 ) -> optax.GradientTransformation:

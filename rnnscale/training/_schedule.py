@@ -4,12 +4,14 @@ from typing import get_args
 
 import optax
 
+from rnnscale._checks import Count, Positive, Size, check_arguments
 from rnnscale.training._names import Schedule
 
 _WSD_DECAY = 0.2  # the fraction of all steps in which the rate falls
 
 
-def make_schedule(name: Schedule, peak: float, *, warmup: int, steps: int) -> optax.Schedule:
+@check_arguments
+def make_schedule(name: Schedule, peak: Positive, *, warmup: Count, steps: Size) -> optax.Schedule:
     r"""A linear rise from zero to `peak` in `warmup` steps, and what follows it.
 
     With $t$, which goes from 0 to 1 between the end of the warm-up and `steps`, the rate is

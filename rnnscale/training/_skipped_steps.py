@@ -2,6 +2,7 @@
 
 import logging
 
+from rnnscale._checks import Size, check_arguments
 from rnnscale._errors import DivergedError
 from rnnscale.training._callback import Callback, FinishedStep
 
@@ -21,9 +22,8 @@ class SkippedSteps(Callback):
     `fit` then raises `DivergedError`, which is a `FloatingPointError`.
     """
 
-    def __init__(self, at_most: int = 5):
-        if at_most < 1:
-            raise ValueError(f"at_most must be at least 1 step, got {at_most}")
+    @check_arguments
+    def __init__(self, at_most: Size = 5):
         self._at_most = at_most
 
     def on_step(self, finished: FinishedStep) -> None:

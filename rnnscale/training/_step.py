@@ -11,6 +11,7 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, PyTree
 
+from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import map_parameters, trainable
 from rnnscale.layers import row_keys
 from rnnscale.sharding import ACTIVATION_AXES, automatic_axes, parameter_spec
@@ -20,8 +21,9 @@ from rnnscale.training._loss_form import Loss, RowLoss, as_sums
 from rnnscale.training._state import TrainState, check_optimiser, skip_non_finite
 
 
+@check_arguments
 def make_train_step(
-    loss: Loss | RowLoss, optimiser: optax.GradientTransformation, *, accumulation: int = 1
+    loss: Loss | RowLoss, optimiser: optax.GradientTransformation, *, accumulation: Size = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Makes `train_step(state, batch) -> (state, metrics)`, a jitted function for any loop.
 
@@ -53,8 +55,6 @@ def make_train_step(
     """
     loss = as_sums(loss)
     check_optimiser("make_train_step", optimiser)
-    if accumulation < 1:
-        raise ValueError(f"accumulation must be at least 1, got {accumulation}")
     optimiser = skip_non_finite(optimiser)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -102,6 +102,7 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
+@check_arguments
 def make_eval_step(loss: Loss | RowLoss) -> Callable[..., tuple[Carry | None, Totals]]:
     """Makes `eval_step(model, batch, carry=None) -> (carry, totals)`, a jitted function.
 

@@ -1,5 +1,6 @@
 """The connection between `fit` and signals such as Ctrl-C, which end training between two steps."""
 
+from rnnscale._checks import check_arguments
 from rnnscale.distributed import StopSignals
 from rnnscale.training._callback import Callback
 
@@ -12,6 +13,7 @@ class StopOnSignal(Callback):
     - `signals`: a `rnnscale.distributed.StopSignals`, entered by the caller.
     """
 
+    @check_arguments
     def __init__(self, signals: StopSignals):
         self._signals = signals
 

@@ -102,5 +102,5 @@ def test_bad_arguments(getkey):
             norms(cell, jnp.zeros((5, 3)), key=getkey())
         with pytest.raises(ValueError, match="init_state"):
             norms(cell, jnp.zeros((5, 2)), jnp.zeros(3), key=getkey())
-        with pytest.raises(TypeError, match="got str"):
+        with pytest.raises(TypeError, match="got .lstm."):
             norms(cast(Any, "lstm"), jnp.zeros((5, 2)), key=getkey())

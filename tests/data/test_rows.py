@@ -246,7 +246,7 @@ def test_weights_of_sequences_are_kept_in_packed_rows(over_time):
 )
 def test_records_of_one_length_are_not_sequences(make):
     for source in (data.ArraySource(inputs=np.zeros((2, 3))), grain.MapDataset.range(3)):
-        with pytest.raises(TypeError, match="expected sequences of different lengths"):
+        with pytest.raises(TypeError, match=r"must be a rnnscale\.data.*SequenceSource"):
             make(source)
 
 

@@ -393,7 +393,7 @@ decay, b, c = (
         ((u[:, :0], decay, b, c), {}, ValueError, "must have at least one time step"),
         ((u, decay.re, b, c), {}, TypeError, "decay is real, b is Planar"),
         ((u.astype(int), decay, b, c), {}, TypeError, "u must hold floating-point"),
-        ((u, decay, b, c, Planar(*(jnp.zeros((2, 3)),) * 2)), {}, ValueError, "h0 has shape"),
+        ((u, decay, b, c, Planar(*(jnp.zeros((2, 3)),) * 2)), {}, ValueError, "h0 must be"),
         ((u, decay, b, c), {"lengths": jnp.zeros(2)}, TypeError, "lengths must be integers"),
         (
             (u, decay, b, c),

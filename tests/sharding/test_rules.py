@@ -85,7 +85,7 @@ def test_fsdp_splits_another_axis_that_it_divides(caplog):
     ("axes", "says"),
     [
         ({"data": 3}, "needs 3 devices (data=3), but there are 8"),
-        ({"data": 0}, "mesh axis data must be at least 1, got 0"),
+        ({"data": 0}, "data must be at least 1; got 0"),
         ({"data": 4, "tensor": 4}, "needs 16 devices (data=4 * tensor=4)"),
     ],
 )

@@ -128,7 +128,7 @@ def test_accuracy_is_better_higher_and_others_say_so():
         Best("validation_within_one")
     with pytest.raises(ValueError, match="must be 'higher' or 'lower'; got 'max'"):
         Best(better="max")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="patience must be at least 1 evaluation, got 0"):
+    with pytest.raises(ValueError, match="patience must be at least 1; got 0"):
         EarlyStopping(Best(), patience=0)
 
 

@@ -119,7 +119,7 @@ def test_bad_arguments(key):
     cell: Any = IndRNNCell(2, 3, key=key)
     other: Any = ElmanRNNCell(2, 3, key=key)
     transformation = indrnn_constraint(1.0)
-    with pytest.raises(ValueError, match=r"limit must be positive; got 0"):
+    with pytest.raises(ValueError, match=r"limit must be positive and finite; got 0"):
         indrnn_constraint(0.0)
     with pytest.raises(ValueError, match="no IndRNNCell in the parameters"):
         transformation.init(other)

@@ -421,11 +421,11 @@ def test_elapsed_and_rates_leave_out_what_is_not_training(tmp_path: Path):
 def test_numbers_out_of_range():
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         fit(start(), train_step, Batches(), steps=0)
-    with pytest.raises(ValueError, match="every must be at least 1 step, got 0"):
+    with pytest.raises(ValueError, match="every must be at least 1; got 0"):
         Log(every=0)
-    with pytest.raises(ValueError, match="every must be at least 1 step, got -1"):
+    with pytest.raises(ValueError, match="every must be at least 1; got -1"):
         Evaluation(lambda _: None, every=-1)
-    with pytest.raises(ValueError, match="at_most must be at least 1 step, got 0"):
+    with pytest.raises(ValueError, match="at_most must be at least 1; got 0"):
         SkippedSteps(at_most=0)
 
 

@@ -338,7 +338,7 @@ def test_bfloat16_trains_with_float32_parameters(key, plain_step):
 def test_errors(key, plain_step):
     model = classifier(key)
     optimiser, _ = plain_step
-    with pytest.raises(ValueError, match="accumulation must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="accumulation must be at least 1; got 0"):
         make_train_step(cross_entropy, optimiser, accumulation=0)
     step = make_train_step(cross_entropy, optimiser, accumulation=3)
     with pytest.raises(ValueError, match="accumulation=3 must divide the 16 rows"):

@@ -103,7 +103,7 @@ def _check(
 ) -> OpArguments:
     check_implementation(implementation, DISPATCH.names)
     check_reverse(reverse)
-    check_planes(decay=decay, b=b, c=c, h0=h0)
+    check_planes(decay=decay, b=b, c=c, **({} if h0 is None else {"h0": h0}))
     check_planes(u=u)
     _check_shapes(u, decay, b, c)
     *batch, time, _ = u.shape
@@ -114,7 +114,9 @@ def _check(
     if h0 is None:
         h0 = jax.tree.map(lambda _: jnp.zeros((*batch, state), dtype), decay)
     elif h0.shape != (*batch, state):
-        raise ValueError(f"h0 has shape {h0.shape}, expected '*batch state', {(*batch, state)}")
+        raise ValueError(
+            f"diagonal_ssm: h0 must be '*batch state', {(*batch, state)}, got shape {h0.shape}"
+        )
     if lengths is not None:
         lengths = checked_lengths(lengths, tuple(batch), time)
     return OpArguments((u, cast(decay, dtype), b, c), cast(h0, dtype), reset, lengths)
@@ -201,14 +203,18 @@ def _turn(x, lengths, axis: int):
 
 def _check_shapes(u, decay, b, c) -> None:
     if u.ndim < 2:
-        raise ValueError(f"u must be '*batch time idim', got shape {u.shape}")
+        raise ValueError(f"diagonal_ssm: u must be '*batch time idim', got shape {u.shape}")
     *_, time, idim = u.shape
     if time == 0:
-        raise ValueError(f"u must have at least one time step, got shape {u.shape}")
+        raise ValueError(f"diagonal_ssm: u must have at least one time step, got shape {u.shape}")
     if decay.ndim != 1:
-        raise ValueError(f"decay must be 'state', one axis, got shape {decay.shape}")
+        raise ValueError(f"diagonal_ssm: decay must be 'state', one axis, got shape {decay.shape}")
     (state,) = decay.shape
     if b.shape != (state, idim):
-        raise ValueError(f"b must be 'state idim', {(state, idim)}, got shape {b.shape}")
+        raise ValueError(
+            f"diagonal_ssm: b must be 'state idim', {(state, idim)}, got shape {b.shape}"
+        )
     if c.ndim != 2 or c.shape[1] != state:
-        raise ValueError(f"c must be 'odim state' with {state} states, got shape {c.shape}")
+        raise ValueError(
+            f"diagonal_ssm: c must be 'odim state' with {state} states, got shape {c.shape}"
+        )

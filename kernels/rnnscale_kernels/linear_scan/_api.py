@@ -69,7 +69,7 @@ def linear_scan(
 def _check(a, b, h0=None, *, reverse=False, reset=None, implementation=None) -> OpArguments:
     check_implementation(implementation, DISPATCH.names)
     check_reverse(reverse)
-    check_planes(a=a, b=b, h0=h0)
+    check_planes(a=a, b=b, **({} if h0 is None else {"h0": h0}))
     a, b, h0 = jax.tree.map(jnp.asarray, (a, b, h0))
     if b.ndim < 2:
         raise ValueError(f"linear_scan: b must be '*batch time channel', got shape {b.shape}")

@@ -7,13 +7,15 @@ from functools import lru_cache
 import grain
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.pipelines._batch_rows import BatchRows
 from rnnscale.data.pipelines._order import check_seed
 from rnnscale.data.pipelines._pad import padded_record
-from rnnscale.data.sources._source import Record, SequenceSource, check_sequences
+from rnnscale.data.sources._source import Record, SequenceSource
 
 
+@check_arguments
 def bucket(
     sequences: SequenceSource, bounds: Sequence[int], batch_size: int, *, seed: int
 ) -> grain.MapDataset:
@@ -39,7 +41,6 @@ def bucket(
     **Raises:** `ValueError` if an argument is out of range, bounds do not increase, or a sequence
     is longer than the last bound.
     """
-    check_sequences(sequences)
     check_seed(seed)
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {batch_size}")

@@ -5,6 +5,7 @@ import sys
 import grain
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.pipelines._batch_rows import BatchRows
 from rnnscale.data.pipelines._order import check_seed
@@ -12,11 +13,11 @@ from rnnscale.data.sources._source import (
     Record,
     SequenceSource,
     arrays_over_time,
-    check_sequences,
     element_spec,
 )
 
 
+@check_arguments
 def lanes(sequences: SequenceSource, batch_size: int, steps: int, *, seed: int) -> grain.MapDataset:
     """Endless contiguous streams for `stream` (stateful batching): row `i` of each batch continues
     row `i` of the previous batch.
@@ -42,12 +43,12 @@ def lanes(sequences: SequenceSource, batch_size: int, steps: int, *, seed: int) 
     **Raises:** `ValueError` if an argument is out of range, there are fewer steps than lanes, or an
     array is not over time.
     """
-    check_sequences(sequences)
     check_seed(seed)
     order = np.random.RandomState([seed]).permutation(len(sequences))
     return _Lanes(_ring_for(sequences, order, batch_size, steps), batch_size, steps)
 
 
+@check_arguments
 def lanes_once(sequences: SequenceSource, batch_size: int, steps: int) -> grain.MapDataset:
     """Contiguous streams that have every step once, for evaluation; otherwise like `lanes`.
 
@@ -57,7 +58,6 @@ def lanes_once(sequences: SequenceSource, batch_size: int, steps: int) -> grain.
 
     **Arguments, raises:** see `lanes`.
     """
-    check_sequences(sequences)
     ring = _ring_for(sequences, np.arange(len(sequences)), batch_size, steps)
     return _LanesOnce(ring, batch_size, steps)
 

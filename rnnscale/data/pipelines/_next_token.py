@@ -2,19 +2,20 @@
 
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._source import (
     AbstractSequences,
     ArraySpec,
     Record,
     SequenceSource,
-    check_sequences,
     element_spec,
 )
 
 _TOKEN = ArraySpec((None,), np.dtype(np.int32))
 
 
+@check_arguments
 def next_token(
     documents: SequenceSource, *, start: int | None = None, end: int | None = None
 ) -> SequenceSource:
@@ -34,7 +35,6 @@ def next_token(
     **Raises:** `ValueError` if the source has no integer `"tokens"`; and at an index, if a token
     does not fit into int32.
     """
-    check_sequences(documents)
     spec = element_spec(documents)
     if "tokens" not in spec:
         raise UserError(f"next_token needs records with 'tokens'; these have {', '.join(spec)}")

@@ -6,6 +6,7 @@ from functools import lru_cache
 import grain
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._source import Record, Source
 
@@ -25,6 +26,7 @@ def as_dataset(source: Source | grain.MapDataset) -> grain.MapDataset:
     return grain.MapDataset.range(len(source)).map(source.__getitem__)
 
 
+@check_arguments
 def shuffle(source: Source | grain.MapDataset, *, seed: int) -> grain.MapDataset:
     """The records in a random order; under `repeat`, in a new order in each epoch.
 
@@ -71,6 +73,7 @@ def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.RandomState(words).permutation(count)
 
 
+@check_arguments
 def repeat(source: Source | grain.MapDataset) -> grain.MapDataset:
     """The records again and again, endlessly.
 
@@ -81,6 +84,7 @@ def repeat(source: Source | grain.MapDataset) -> grain.MapDataset:
     return as_dataset(source).repeat(None)
 
 
+@check_arguments
 def augment(
     source: Source | grain.MapDataset,
     change: Callable[[Record, np.random.Generator], Record],

@@ -8,6 +8,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.pipelines._order import as_dataset
 from rnnscale.data.pipelines._window import window
@@ -21,6 +22,7 @@ from rnnscale.data.sources._source import (
 )
 
 
+@check_arguments
 def pack(sequences: SequenceSource, steps: int) -> grain.MapDataset:
     """Rows of `steps` time steps, each with as many sequences as fit.
 
@@ -49,6 +51,7 @@ def pack(sequences: SequenceSource, steps: int) -> grain.MapDataset:
     return as_dataset(_Packed(sequences, steps))
 
 
+@check_arguments
 def write_packed(
     sequences: SequenceSource,
     folder: str | os.PathLike[str],

@@ -5,18 +5,19 @@ from functools import partial
 import grain
 import numpy as np
 
+from rnnscale._checks import Size, check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._padded import with_zeros
 from rnnscale.data.sources._source import (
     Record,
     SequenceSource,
     arrays_over_time,
-    check_sequences,
     element_spec,
 )
 
 
-def pad(sequences: SequenceSource, steps: int | None = None) -> grain.MapDataset:
+@check_arguments
+def pad(sequences: SequenceSource, steps: Size | None = None) -> grain.MapDataset:
     """The sequences, padded with zeros to one length; `"lengths"`, int32, is their own length.
 
     **Arguments:**
@@ -26,7 +27,6 @@ def pad(sequences: SequenceSource, steps: int | None = None) -> grain.MapDataset
 
     **Raises:** `ValueError` if a sequence is longer, or there are no sequences.
     """
-    check_sequences(sequences)
     if not len(sequences):
         raise UserError("there is nothing to pad: the source has no sequences")
     longest = int(sequences.lengths.max())

@@ -9,6 +9,7 @@ import math
 import grain
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.pipelines._batch_rows import check_batch_size
 from rnnscale.data.pipelines._layout import Shardings
@@ -18,6 +19,7 @@ from rnnscale.data.pipelines._prefetch import Batches
 from rnnscale.data.sources._source import Record, Source
 
 
+@check_arguments
 def batches(
     source: Source,
     batch_size: int,
@@ -70,6 +72,7 @@ def batches(
     )
 
 
+@check_arguments
 def stream(
     records: Source | grain.MapDataset,
     batch_size: int,
@@ -114,6 +117,7 @@ def stream(
     return load_batches(records, batch_size, steps, shardings, workers)
 
 
+@check_arguments
 def evaluation_batches(
     source: Source | grain.MapDataset, batch_size: int, *, shardings: Shardings | None = None
 ) -> Batches:

@@ -2,17 +2,18 @@
 
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._source import (
     AbstractSequences,
     Record,
     SequenceSource,
     arrays_over_time,
-    check_sequences,
     element_spec,
 )
 
 
+@check_arguments
 def window(sequences: SequenceSource, steps: int, *, stride: int | None = None) -> SequenceSource:
     """The sequences in windows of at most `steps` time steps, in order.
 
@@ -32,7 +33,6 @@ def window(sequences: SequenceSource, steps: int, *, stride: int | None = None) 
     **Raises:** `ValueError` if a number is out of range, or a sequence with a label of its own
     would be cut or has no steps.
     """
-    check_sequences(sequences)
     stride = steps if stride is None else stride
     if not 1 <= stride <= steps:
         raise UserError(

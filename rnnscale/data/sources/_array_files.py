@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._source import AbstractSequences, ArraySpec, Record
 from rnnscale.data.sources._stored import StoredArray, open_npy
@@ -73,6 +74,7 @@ class SequenceFiles(AbstractSequences):
     record, if a file has changed.
     """
 
+    @check_arguments
     def __init__(
         self,
         over_time: Mapping[str, ArrayFile],

@@ -11,6 +11,7 @@ from typing import Any, Self
 import grain
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._source import ElementSpec, Record, describe_spec, record_spec
 from rnnscale.data.sources._unchanged import UnchangedFile
@@ -110,6 +111,7 @@ class ArrayRecordFiles:
     Records are numbered within their file.
     """
 
+    @check_arguments
     def __init__(
         self,
         shards: Sequence[str | os.PathLike[str]],

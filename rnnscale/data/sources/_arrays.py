@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._source import AbstractSequences, ArraySpec, Record, Skipped
 
@@ -45,6 +46,7 @@ class SequenceArrays(AbstractSequences):
     their number of steps.
     """
 
+    @check_arguments
     def __init__(
         self,
         over_time: dict[str, list[np.ndarray]],

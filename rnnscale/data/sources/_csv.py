@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._documents import files_under
 from rnnscale.data.sources._source import AbstractSequences, ArraySpec, Record
@@ -39,6 +40,7 @@ class CsvSeries(AbstractSequences):
     column; and at an index, with file and record, if a file has changed.
     """
 
+    @check_arguments
     def __init__(
         self,
         folder: str | os.PathLike[str],

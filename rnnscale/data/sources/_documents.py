@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._source import AbstractSequences, ArraySpec, Record
 from rnnscale.data.sources._unchanged import UnchangedFile
@@ -20,6 +21,7 @@ class _Documents(AbstractSequences):
     """The files of a folder and its subfolders, each a document of bytes, in the order of their
     paths. A subclass decides which files can be used."""
 
+    @check_arguments
     def __init__(self, folder: str | os.PathLike[str], suffix: str = "", *, skip: bool = False):
         self._files: list[UnchangedFile] = []
         unusable = Unusable(skip)
@@ -89,6 +91,7 @@ class TextFiles(_Documents):
         return None
 
 
+@check_arguments
 def files_under(
     folder: str | os.PathLike[str], suffix: str = "", left_out: Set[str] = frozenset()
 ) -> list[Path]:

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._array_record import DamagedRecordError, RecordShard
 from rnnscale.data.sources._source import ArraySpec, ElementSpec, Record, Source, record_spec
@@ -36,6 +37,7 @@ class ShardInfo:
     sha256: str
 
 
+@check_arguments
 def write_rows(
     rows: Source | grain.MapDataset,
     folder: str | os.PathLike[str],
@@ -129,6 +131,7 @@ class PackedSource:
     the file has changed. Records are numbered within their shard.
     """
 
+    @check_arguments
     def __init__(self, folder: str | os.PathLike[str]):
         self._folder = Path(folder).absolute()
         index = _read_index(self._folder / _INDEX)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._source import Record, Source
 
@@ -23,6 +24,7 @@ class PaddedSource:
     number of steps.
     """
 
+    @check_arguments
     def __init__(self, source: Source, multiple_of: int, *, per_step: tuple[str, ...]):
         if multiple_of < 1:
             raise UserError(f"multiple_of must be at least 1; got {multiple_of}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import MissingPackageError, UserError
 from rnnscale.data.sources._source import (
     AbstractSequences,
@@ -39,6 +40,7 @@ class ParquetRows:
     pyarrow is not installed.
     """
 
+    @check_arguments
     def __init__(
         self, files: Sequence[str | os.PathLike[str]], columns: Sequence[str] | None = None
     ):
@@ -81,6 +83,7 @@ class ParquetSequences(AbstractSequences):
     pyarrow is not installed.
     """
 
+    @check_arguments
     def __init__(
         self,
         files: Sequence[str | os.PathLike[str]],
@@ -314,6 +317,7 @@ def _is_list(kind: Any) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
+@check_arguments
 def open_parquet(path: str | os.PathLike[str]) -> Any:
     """Opens a file as a `pyarrow.parquet.ParquetFile`.
 

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 
 type Record = dict[str, np.ndarray]
@@ -27,6 +28,7 @@ class ArraySpec(NamedTuple):
 type ElementSpec = Mapping[str, ArraySpec]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to records.
 
@@ -99,15 +101,7 @@ class AbstractSequences(abc.ABC):
         """Record `index` with steps `start` to `stop - 1` of its arrays over time."""
 
 
-def check_sequences(source: object) -> None:
-    """**Raises:** `TypeError` if `source` is not a `SequenceSource`."""
-    if not isinstance(source, SequenceSource):
-        raise TypeError(
-            "expected sequences of different lengths, with `lengths` and a method `read` (see "
-            f"SequenceSource), such as SequenceArrays or TextFiles; got {type(source).__name__}"
-        )
-
-
+@check_arguments
 def element_spec(source: Source) -> ElementSpec:
     """The shapes and dtypes of a source's records; a source without a spec reads its first record.
 

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._source import ArraySpec
 from rnnscale.data.sources._unchanged import UnchangedFile
@@ -66,6 +67,7 @@ class StoredArray:
         return array.astype(self.native, copy=False)
 
 
+@check_arguments
 def open_npy(path: str | os.PathLike[str]) -> StoredArray:
     """Opens a `.npy` file.
 
@@ -79,6 +81,7 @@ def open_npy(path: str | os.PathLike[str]) -> StoredArray:
         return _stored(file, opened, file.path)
 
 
+@check_arguments
 def open_npz(path: str | os.PathLike[str]) -> dict[str, StoredArray]:
     """Opens a `.npz` file.
 

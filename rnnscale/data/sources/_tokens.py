@@ -4,7 +4,9 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import DTypeLike
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._array_files import read_offsets
 from rnnscale.data.sources._source import AbstractSequences, ArraySpec, Record
@@ -13,6 +15,10 @@ from rnnscale.data.sources._unchanged import UnchangedFile
 from rnnscale.data.sources._unusable import Unusable
 
 _BLOCK = 1 << 22
+
+
+# An alias, so that `check_arguments` does not take it for its parts.
+type _DType = DTypeLike
 
 
 class TokenShards(AbstractSequences):
@@ -38,11 +44,12 @@ class TokenShards(AbstractSequences):
     with file and record, if a file has changed. Records are numbered within their shard.
     """
 
+    @check_arguments
     def __init__(
         self,
         shards: Sequence[str | os.PathLike[str]],
         *,
-        dtype: np.typing.DTypeLike | None = None,
+        dtype: _DType | None = None,
         end: int | None = None,
         offsets: Sequence[str | os.PathLike[str]] | None = None,
         skip: bool = False,
@@ -51,8 +58,6 @@ class TokenShards(AbstractSequences):
             raise UserError("there must be at least one shard")
         if offsets is not None and end is not None:
             raise UserError("give either end or offsets, not both")
-        if isinstance(shards, str | os.PathLike):
-            raise UserError(f"shards must be a list of files; got {os.fspath(shards)!r}")
         if offsets is not None and len(offsets) != len(shards):
             raise UserError(f"got {len(offsets)} files of offsets for {len(shards)} shards")
         self._shards = [_open(path, dtype) for path in shards]
@@ -90,7 +95,7 @@ class TokenShards(AbstractSequences):
         return {"tokens": shard.read(first + start, first + stop, int(self._record[index]))}
 
 
-def _open(path: str | os.PathLike[str], dtype: np.typing.DTypeLike | None) -> StoredArray:
+def _open(path: str | os.PathLike[str], dtype: DTypeLike | None) -> StoredArray:
     if os.fspath(path).endswith(".npy"):
         shard = open_npy(path)
         if len(shard.shape) != 1:

@@ -7,12 +7,14 @@ from typing import TextIO
 
 import numpy as np
 
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.data.sources._arrays import SequenceArrays
 from rnnscale.data.sources._times import parse_time
 from rnnscale.data.sources._unusable import Unusable
 
 
+@check_arguments
 def read_ts(path: str | os.PathLike[str], *, skip: bool = False) -> SequenceArrays:
     """Reads a `.ts` file, the format of the archives at timeseriesclassification.com, into memory.
 
@@ -95,6 +97,7 @@ class TsFile:
     lines: list[tuple[int, TsSeries | str]]
 
 
+@check_arguments
 def parse_ts(path: str | os.PathLike[str]) -> TsFile:
     """Reads a `.ts` file, with missing values.
 
