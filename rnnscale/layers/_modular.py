@@ -1,5 +1,6 @@
 """`ModularRNN`, a directed graph of cells that send one another messages."""
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -237,7 +238,8 @@ class ModularRNN(Cell):
 
     def output(self, state: tuple[State, ...]) -> Float[Array, "*axes odim"]:
         return jnp.concatenate(
-            [h.reshape(*h.shape[:-2], -1) for h in self._outputs(state)], axis=-1
+            [h.reshape(*h.shape[:-2], math.prod(h.shape[-2:])) for h in self._outputs(state)],
+            axis=-1,
         )
 
     @check_arguments

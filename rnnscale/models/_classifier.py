@@ -210,7 +210,7 @@ class SequenceClassifier(TakesIntervals):
         """
         if self.pool == "none":
             return zero_padding(self.head(features), lengths)
-        if self.pool == "mean":
+        if self.pool == "mean" or features.shape[-2] == 0:
             # A sum over time in bfloat16 would lose the later steps.
             return jnp.sum(at_least_float32(features), axis=-2)
         steps = features.shape[-2]

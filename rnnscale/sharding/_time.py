@@ -36,7 +36,8 @@ def split_time(x: Shaped[Array, "..."], parts: int, *, time_axis: int) -> Shaped
 
 def join_time(x: Shaped[Array, "..."], *, time_axis: int) -> Shaped[Array, "..."]:
     """Reshape "*batch parts steps ..." to "*batch time ...". The parts are on axis `time_axis`."""
-    shape = (*x.shape[:time_axis], -1, *x.shape[time_axis + 2 :])
+    parts, steps = x.shape[time_axis : time_axis + 2]
+    shape = (*x.shape[:time_axis], parts * steps, *x.shape[time_axis + 2 :])
     return constrain_time(x.reshape(shape), time_axis=time_axis)
 
 

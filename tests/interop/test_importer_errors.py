@@ -77,7 +77,7 @@ def without(tree: dict, name: str) -> dict:
         (lstm_from_torch, LSTM | {"weight_hr_l0": zeros(2, 5)}, "weight_hr_l0.*without proj_size"),
         (lstm_from_torch, {f"rnn.{key}": value for key, value in LSTM.items()}, "say with prefix"),
         (lstm_from_torch, {}, "weights called weight_hh...; got none"),
-        (lstm_from_torch, [1], "must be a mapping from names to arrays.*got list"),
+        (lstm_from_torch, [1], "state_dict must be a collections.abc.Mapping; got"),
         (lstm_from_torch, LSTM | {"bias_hh_l0": np.zeros(20, int)}, "bias_hh_l0 must hold real"),
         (lstm_from_torch, LSTM | {"bias_hh_l0": {"a": 1}}, "bias_hh_l0 must be an array"),
         (gru_from_torch, LSTM, r"GRU: weight_hh_l0 .* \(3\*units, units\); got \(20, 5\)"),
@@ -106,7 +106,7 @@ def without(tree: dict, name: str) -> dict:
     ],
 )
 def test_the_wrong_weight_is_named(read, weights, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises((TypeError, ValueError), match=message) as error:
         read(weights)
     assert "\n" not in str(error.value)
 
