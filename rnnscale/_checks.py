@@ -103,6 +103,13 @@ def _hints(function: Callable) -> Mapping[str, Any]:
     return get_type_hints(function, include_extras=True)
 
 
+CELL_PAGE = '"A cell of your own" in rnnscale/cells/README.md'
+LAYER_PAGE = '"A layer of your own" in rnnscale/ssm/README.md'
+
+# The classes of which users write their own.
+_PAGES = {"rnnscale.cells.Cell": CELL_PAGE, "rnnscale.SequenceLayer": LAYER_PAGE}
+
+
 class _Refused(Exception):
     """A value that an annotation does not allow. `name` is that of an argument or its element."""
 
@@ -110,7 +117,9 @@ class _Refused(Exception):
         self.kind, self.name, self.expected, self.value = kind, name, expected, value
 
     def error(self, owner: str) -> Exception:
-        return self.kind(f"{owner}: {self.name} must {self.expected}; got {shown(self.value)}.")
+        see = "".join(f" See {page}." for name, page in _PAGES.items() if name in self.expected)
+        got = shown(self.value)
+        return self.kind(f"{owner}: {self.name} must {self.expected}; got {got}.{see}")
 
 
 def _checked(name: str, annotation: Any, value: Any) -> Any:

@@ -152,7 +152,10 @@ def test_everything_that_takes_a_cell_checks_it(take: Any):
     with pytest.raises(TypeError, match=r"(?s)in the loop over time.*IndexesMatrix.advance"):
         take(cast(Any, IndexesMatrix)())
     for other in (ElmanRNNCell, S5(3, 4, key=KEY), lambda x, h: h, None):
-        with pytest.raises(TypeError, match=r"must be a rnnscale.cells.Cell; got"):
+        with pytest.raises(
+            TypeError,
+            match=r"must be a rnnscale.cells.Cell; got .*\. See \"A cell of your own\" in",
+        ):
             take(other)
 
 
@@ -223,7 +226,7 @@ def classifier(**options: Any) -> SequenceClassifier:
     ("options", "message"),
     [
         ({"make_layer": SoundLayer()}, "make_layer must be a function .*; got .* SoundLayer"),
-        ({"make_layer": lambda key: ElmanRNNCell(4, 4, key=key)}, "SequenceLayer; got Elman"),
+        ({"make_layer": lambda key: ElmanRNNCell(4, 4, key=key)}, "SequenceLayer; it made Elman"),
         ({"make_layer": S5}, "(?s)S5.*raised by make_layer"),
         ({"make_mixer": FFN(4, key=KEY)}, "(?s)'key'.*raised by make_mixer"),
         ({"make_norm": lambda dim: None}, "make_norm must make a function .*; it made NoneType"),

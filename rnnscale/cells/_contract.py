@@ -9,9 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from rnnscale._checks import CELL_PAGE
 from rnnscale._contract import (
     blame,
-    check_kind,
     check_output,
     check_sizes,
     check_state,
@@ -21,25 +21,16 @@ from rnnscale._contract import (
 from rnnscale.cells._base import Cell, LinearCell, affine, compute_weights
 from rnnscale.cells._layout import lay_out
 
-CELL_PAGE = '"A cell of your own" in rnnscale/cells/README.md'
-
 _HINT = "It may use the arrays of `weights`, and not those of `self`, which has none there. "
 _STEPS, _ROWS = 3, 2
 
 
-def check_cell(owner: str, cell: Any) -> None:
-    """Raises unless `cell` is a `Cell` whose stages return what the loop over time needs.
+def check_cell(cell: Cell) -> None:
+    """Raises unless the stages of `cell` return what the loop over time needs.
 
-    **Arguments:**
-
-    - `owner`: the name of the class or function that was given the cell.
-    - `cell`: the object to check.
-
-    **Raises:** `TypeError` if it is not a `Cell`; `ValueError` or `TypeError` if a stage returns
-    something else than it has to; and whatever its methods raise, with a note that says what was
-    called.
+    **Raises:** `ValueError` or `TypeError` if a stage returns something else than it has to; and
+    whatever its methods raise, with a note that says what was called.
     """
-    check_kind(owner, "cell", cell, Cell, CELL_PAGE)
     name = type(cell).__name__
     check_sizes(name, CELL_PAGE, idim=cell.idim, hdim=cell.hdim, odim=cell.odim)
     trace(_run_stages, cell, jax.ShapeDtypeStruct((_STEPS, _ROWS, cell.idim), jnp.float32))

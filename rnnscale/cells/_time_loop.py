@@ -56,7 +56,7 @@ def time_loop(
     cell and the sequences; `ValueError` if the ambient mesh has `seq` above 1 and the cell is not a
     `LinearCell`.
     """
-    check_cell("time_loop", cell)
+    check_cell(cell)
     state, lengths = check_call(cell, xs, state, reset, lengths)
     xs = jnp.asarray(xs)
     batch_shape, time = xs.shape[:-2], xs.shape[-2]

@@ -37,8 +37,8 @@ class BidirectionalRNNEncoder(Encoder):
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if their `idim`
         differs.
         """
-        check_cell("BidirectionalRNNEncoder", forward)
-        check_cell("BidirectionalRNNEncoder", backward)
+        check_cell(forward)
+        check_cell(backward)
         if forward.idim != backward.idim:
             raise ValueError(
                 "BidirectionalRNNEncoder: both cells take the same input, but forward has "

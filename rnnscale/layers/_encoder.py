@@ -54,7 +54,7 @@ class RNNEncoder(Encoder, CausalLayer):
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if `chunk` is below 1.
         """
-        check_cell("RNNEncoder", cell)
+        check_cell(cell)
         self.cell, self.remat, self.chunk = cell, remat, chunk
         self.idim, self.odim = cell.idim, cell.odim
 

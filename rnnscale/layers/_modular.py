@@ -52,7 +52,7 @@ class SharedModules(Modules):
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if `count` is below 1.
         """
-        check_cell("SharedModules", cell)
+        check_cell(cell)
         self.cell, self.count = cell, count
 
     def weights(self) -> Any:
@@ -87,7 +87,7 @@ class StackedModules(Modules):
         kinds or sizes differ.
         """
         for cell in cells:
-            check_cell("StackedModules", cell)
+            check_cell(cell)
         for i, cell in enumerate(cells):
             if _specs(cell) != _specs(cells[0]):
                 raise ValueError(

@@ -151,7 +151,7 @@ class ReservoirComputer(Reservoir, CausalLayer):
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if `odim` is below 1.
         """
-        check_cell("ReservoirComputer", cell)
+        check_cell(cell)
         self.cell, self.readout = cell, Linear(cell.odim, odim, key=key)
 
     def __call__(
@@ -301,7 +301,7 @@ class ReservoirClassifier(Reservoir):
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if `odim` is below 1
         or `pool` is invalid.
         """
-        check_cell("ReservoirClassifier", cell)
+        check_cell(cell)
         self.cell, self.readout, self.pool = cell, Linear(cell.odim, odim, key=key), pool
 
     def __call__(

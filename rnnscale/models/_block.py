@@ -64,7 +64,7 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
             `ValueError` if the layer's `idim` and `odim` differ, or if the layer, the mixer or the
             norm returns other shapes than it has to.
         """
-        check_layer("Block", layer)
+        check_layer(layer)
         if layer.idim != layer.odim:
             raise ValueError(
                 "Block: the residual needs a layer with as many features out as in; "

@@ -16,8 +16,7 @@ from rnnscale._base import (
     check_call,
     check_step,
 )
-from rnnscale._checks import BatchShape, FloatDType, Rate, Size, check_arguments
-from rnnscale._contract import LAYER_PAGE, check_kind
+from rnnscale._checks import LAYER_PAGE, BatchShape, FloatDType, Rate, Size, check_arguments, shown
 from rnnscale.layers import LayerNorm, fold_keys, row_keys
 from rnnscale.models._block import Block
 from rnnscale.models._mixers import HalfGLU, Pointwise
@@ -66,7 +65,11 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         def make_block(key: PRNGKeyArray) -> Block:
             layer_key, block_key = jax.random.split(key)
             layer = make_part("BlockStack", "make_layer", make_layer, layer_key)
-            check_kind("BlockStack", "what make_layer makes", layer, SequenceLayer, LAYER_PAGE)
+            if not isinstance(layer, SequenceLayer):
+                raise TypeError(
+                    "BlockStack: make_layer must make a rnnscale.SequenceLayer; it made "
+                    f"{shown(layer)}. See {LAYER_PAGE}."
+                )
             return Block(
                 layer,
                 make_mixer=make_mixer,
