@@ -19,7 +19,8 @@ class Predictions:
 
     **Attributes:**
 
-    - `series`: shape `(rows,)`: where the series comes from, such as `"x.csv, line 12"`.
+    - `series`: shape `(rows,)`: where the series comes from, such as `"x.csv, line 12"`, or the
+        name of its group.
     - `steps`: shape `(rows,)`: the step in its series, from 0; None for one row per series.
     - `values`: arrays of shape `(rows,)`. For classes `"prediction"`, the name of the likeliest,
         and `"probability of NAME"` for each; for real labels, each under its name, in the units of

@@ -102,7 +102,7 @@ def test_predictions_equal_the_model_called_by_hand(
         for number, kind in enumerate(names):
             found = [float(row[f"probability of {kind}"]) for row in rows]
             np.testing.assert_allclose(found, expected[:, number], rtol=1e-5)
-        assert all(f"s{n:02}" in row["series"] for n, row in enumerate(rows))
+        assert [row["series"] for row in rows] == [f"s{n:02}" for n in range(len(rows))]
         if name == "bare":
             assert "accuracy" not in printed
         else:

@@ -95,7 +95,7 @@ def test_new_data_are_read_as_in_training(tmp_path: Path):
     np.savez(tmp_path / "new.npz", X=inputs)  # without labels
     new = preprocessing.read(tmp_path / "new.npz")
     assert len(new) == 40 and "labels" not in new[0]
-    assert new.names[3] == f"{tmp_path / 'new.npz'}, series 3"
+    assert new.names[3] == "new.npz, series 3"
     found = {new[index]["inputs"].tobytes() for index in range(40)}
     assert {task.test[index]["inputs"].tobytes() for index in range(len(task.test))} < found
     decoded = preprocessing.decode(np.log([[0.25, 0.75], [0.6, 0.4]]))
@@ -503,7 +503,12 @@ def test_parquet_has_columns_of_every_type(tmp_path: Path):
         assert fitted(task).interval == 86400 and task.idim == 4
     task = task_from(path, group="who", label="state", inputs="flag")
     assert fitted(task).classes == ("off", "on")
-    assert fitted(task).read(path).names[3] == f"{path}, group '3'"
+    assert fitted(task).read(path).names[3] == "3"
+    for name in ("a", "b"):
+        (tmp_path / "both").mkdir(exist_ok=True)
+        parquet.write_table(pa.table(columns), tmp_path / "both" / f"{name}.parquet")
+    both = fitted(task).read(tmp_path / "both").names
+    assert both[0] == f"{tmp_path}/both/a.parquet, group '0'" and len(set(both)) == 80
     columns["who"] = pa.array([None, *columns["who"].to_pylist()[1:]])
     parquet.write_table(pa.table(columns), path)
     with pytest.raises(ValueError, match="row 0, column 'who': the group is missing"):

@@ -95,6 +95,7 @@ def table_of_arrays(
         columns=tuple(f"channel {c}" for c in range(series[0].shape[1])),
         inputs=[x[:length] for x, length in zip(series, steps, strict=True)],
         names=[f"{where}, series {row}" for row in range(len(series))],
+        short_names=[f"{Path(where).name}, series {row}" for row in range(len(series))],
         targets=("label",) if targets == 1 else tuple(f"label {n}" for n in range(targets)),
         labels=[y[:n] for y, n in zip(found, steps, strict=True)] if per_step else found,
         times=times_of,

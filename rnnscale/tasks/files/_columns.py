@@ -63,6 +63,10 @@ class Columns:
         """The name of a row in messages."""
         return f"{self.path}, {self.word} {self.numbers[row]}"
 
+    def short_name(self, row: int) -> str:
+        """The name of a row in predictions."""
+        return f"{self.path.name}, {self.word} {self.numbers[row]}"
+
 
 def roles_of(path: Path, names: Sequence[str], options: DataOptions, *, new: bool) -> Roles:
     """The roles of the columns.
@@ -125,6 +129,7 @@ def _wide(columns: Columns, roles: Roles, splits: np.ndarray | None) -> SeriesTa
         columns=("value",),
         inputs=inputs,
         names=[columns.name(row) for row in range(len(inputs))],
+        short_names=[columns.short_name(row) for row in range(len(inputs))],
         targets=roles.targets,
         labels=() if labels is None else list(labels),
         splits=() if splits is None else splits.tolist(),
@@ -151,6 +156,7 @@ def _long(columns: Columns, roles: Roles, splits: np.ndarray | None) -> SeriesTa
         columns=roles.inputs,
         inputs=[columns.inputs[of_series] for of_series in rows],
         names=[f"{columns.path}{f', group {g!r}' if roles.group else ''}" for g, _ in keys],
+        short_names=[g if roles.group else columns.path.name for g, _ in keys],
         targets=roles.targets,
         labels=() if labels is None else [labels[of_series] for of_series in rows],
         times=() if times is None else [times[of_series] for of_series in rows],

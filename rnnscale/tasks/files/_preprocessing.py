@@ -21,7 +21,7 @@ class NewSeries(PaddedSource):
 
     **Attributes:**
 
-    - `names`: where each series comes from, such as `"x.ts, line 12"`.
+    - `names`: where each series comes from, such as `"x.ts, line 12"`, or the name of its group.
     """
 
     def __init__(self, source: SequenceArrays, steps: int, names: Sequence[str]):
@@ -140,9 +140,11 @@ class Preprocessing:
             raise UserError(f"{path} has {both[0]}times, and the training data had {both[1]}times")
         if table.times and not self.irregular:
             self._check_even(table)
-        return NewSeries(
-            self.sequences(table), max(self.seq_len, int(table.lengths.max())), table.names
-        )
+        names = table.short_names
+        if len(set(names)) < len(names):  # groups of the same name in several files
+            names = table.names
+        steps = max(self.seq_len, int(table.lengths.max()))
+        return NewSeries(self.sequences(table), steps, names)
 
     def decode(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
         """The predictions in the names and units of the data.

@@ -28,7 +28,9 @@ class SeriesTable:
 
     - `columns`: the names of the inputs.
     - `inputs`: for each series float64 of shape `(steps, columns)`; NaN where a value is missing.
-    - `names`: for each series its name in messages, such as `"x.ts, line 12"`.
+    - `names`: for each series its name in messages, such as `"data/x.ts, line 12"`.
+    - `short_names`: for each series its name in predictions: that of its group, or the name of the
+        file, without folders, and the line.
     - `targets`: the names of the labels; empty if there are none.
     - `labels`: for each series float64 or strings of shape `(targets,)`, or `(steps, targets)` with
         a label at each step; empty if there are none.
@@ -43,6 +45,7 @@ class SeriesTable:
     columns: tuple[str, ...]
     inputs: Sequence[np.ndarray]
     names: Sequence[str]
+    short_names: Sequence[str]
     targets: tuple[str, ...] = ()
     labels: Sequence[np.ndarray] = ()
     times: Sequence[np.ndarray] = ()
@@ -70,6 +73,7 @@ class SeriesTable:
             self,
             inputs=[self.inputs[row] for row in rows],
             names=[self.names[row] for row in rows],
+            short_names=[self.short_names[row] for row in rows],
             labels=[self.labels[row] for row in rows] if self.labels else (),
             times=[self.times[row] for row in rows] if self.times else (),
             splits=[self.splits[row] for row in rows] if self.splits else (),
@@ -104,6 +108,7 @@ def joined(tables: Sequence[SeriesTable]) -> SeriesTable:
         first,
         inputs=[x for table in tables for x in table.inputs],
         names=[x for table in tables for x in table.names],
+        short_names=[x for table in tables for x in table.short_names],
         labels=[x for table in tables for x in table.labels],
         times=[x for table in tables for x in table.times],
         splits=[x for table in tables for x in table.splits],

@@ -30,6 +30,7 @@ def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
         columns=tuple(f"channel {c}" for c in range(series[0].inputs.shape[1])),
         inputs=[each.inputs for each in series],
         names=[f"{path}, line {line}" for line, _ in file.lines],
+        short_names=[f"{path.name}, line {line}" for line, _ in file.lines],
         targets=(("class" if file.classes else "target"),) if labelled else (),
         labels=[np.array([each.label]) for each in series] if labelled else (),
         times=[each.times for each in series if each.times is not None],
