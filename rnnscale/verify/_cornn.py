@@ -82,7 +82,7 @@ def _heterogeneous_invariants(key: PRNGKeyArray) -> list[Check]:
     start, xs = (np.zeros(7, np.float32),) * 2, draw(key, (12, 3))[0]
     return [
         *units_are_oscillators("each unit", cell),
-        Check("arrays that are not trained as they should", float(len(trained ^ expected)), 0.0),
+        Check("arrays trained or fixed by mistake", float(len(trained ^ expected)), 0.0),
         *units_differ(cell, gamma=(0.5, 2.5), epsilon=(1.0, 3.0)),
         agrees(
             "with equal units it is coRNN",
