@@ -54,7 +54,8 @@ class Task:
     - `seq_len`: time steps in a record.
     - `metric`: how predictions on the test split are judged: `"accuracy"` or `"bits_per_byte"` for
         classes; `"mse"` or `"nrmse"` (its square root divided by the standard deviation of the
-        labels) for real labels.
+        labels) for real labels. These are the figures of the losses that `rnnscale.runs.run` uses.
+        A loss of your own is for your own loop, where `evaluate` takes the name of any of its sums.
     - `classes`: for classification, the number of label values: labels are ints in `[0, classes)`,
         of shape `()` or `(seq_len,)`.
     - `odim`: for regression, the number of features of a label: labels are float32 of shape
