@@ -35,7 +35,12 @@ class EarlyStopping(Callback):
     def on_end(self, step: int, state: Any) -> None:
         best = self._best
         if best.last == 0:
-            _log.warning("no callback measured %s, which early stopping goes by", best.figure)
+            _log.warning(
+                "%s was not measured within %d steps, so early stopping had no effect; evaluate "
+                "more often",
+                best.figure,
+                step,
+            )
         elif self.should_stop():
             _log.info(
                 "stopped early after step %d: %s was best at step %s, %d evaluations ago",
