@@ -92,8 +92,9 @@ class SavedRun:
         **Arguments:**
 
         - `data`: a file or a folder of the same form as the training data, whose labels may be
-            missing; or inputs in memory, as `Task.from_arrays` takes them. Series may have other
-            lengths than in the training.
+            missing; or inputs in memory, as `Task.from_arrays` takes them, with the channels in
+            the order of `preprocessing.columns`. Series may have other lengths than in the
+            training.
 
         **Returns:** see `Predictions`; for a forecast, what follows the end of each series.
 

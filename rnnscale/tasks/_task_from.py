@@ -28,8 +28,11 @@ def task_from(path: str | PathLike[str], *, seq_len: int | None = None, **option
 
     The task. Its split is the same every time; its `preprocessing` makes records of new data.
 
-    **Raises:** `ValueError` with the place if the data can't be used.
+    **Raises:** `ValueError` with the place if the data can't be used; `TypeError` if `path` is no
+    path.
     """
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"path must be that of a file or a folder; got {path!r}")
     chosen = DataOptions(path=str(path), **options)
     path = Path(path)
     if is_series(path, chosen):

@@ -119,8 +119,27 @@ def test_new_data_must_be_like_the_training_data(tmp_path: Path):
         preprocessing.read(tmp_path / "steps.npz")
     inputs[3, 4, 1] = np.nan
     np.savez(tmp_path / "gap.npz", X=inputs, y=labels)
-    with pytest.raises(ValueError, match="gap.npz, series 3, step 4, column 'channel 1'"):
+    with pytest.raises(ValueError, match="gap.npz, series 3, step 4, column .*, or train with"):
         preprocessing.read(tmp_path / "gap.npz")
+
+
+def test_new_arrays_have_the_columns_of_a_file_in_their_order(tmp_path: Path):
+    inputs = np.round(np.random.default_rng(0).normal(size=(20, 4, 2)), 3)
+    rows = ["who,up,down,name"]
+    for who, series in enumerate(inputs):
+        rows += [f"{who},{a},{b},{'xy'[who % 2]}" for a, b in series]
+    (tmp_path / "long.csv").write_text("\n".join(rows))
+    own = fitted(task_from(tmp_path / "long.csv", group="who", label="name"))
+    assert own.columns == ("up", "down")
+    of_file, of_arrays = own.read(tmp_path / "long.csv"), own.read(inputs)
+    for index in range(20):
+        np.testing.assert_array_equal(of_arrays[index]["inputs"], of_file[index]["inputs"])
+    with pytest.raises(ValueError, match="has the inputs channel 0; the training data had up, d"):
+        own.read(inputs[..., :1])
+    with pytest.raises(TypeError, match="data must be a path, an array, .*; got None"):
+        own.read(None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="path must be that of a file or a folder; got None"):
+        task_from(None)  # pyright: ignore[reportArgumentType]
 
 
 def test_missing_values_are_named_or_masked():
@@ -718,7 +737,7 @@ LONG = "who,a,name\n1,2,x\n"
         ("x.csv", "t,a\n1,2\n1,3\n", {"time": "t"}, "line 2 and .*, line 3 have the same time"),
         ("x.csv", "y,0,1\na,1,2\nb,,\n", {"label": "y"}, "x.csv, line 3 has no values"),
         ("x.csv", LONG, {"label": ("who", "a", "name")}, "no column is left for the inputs"),
-        ("x.csv", "a\n1\n2\n", {}, "the train split has 2 steps|validation split has"),
+        ("x.csv", "a\n1\n2\n", {}, "at least 2 steps in each .* validation split have at most 0"),
         ("x.csv", "a,b\n1,2\n", {"split": "a"}, "must be train, .*; got 1"),
         ("x.csv", LONG, {"split": "a", "inputs": "a"}, "the column 'a' has two roles"),
         ("x.csv", LONG, {"label": "a", "inputs": "a"}, "the column 'a' has two roles"),
@@ -748,6 +767,7 @@ LONG = "who,a,name\n1,2,x\n"
             "a row is a series, so group and time have",
         ),
         ("x.csv", LONG, {"horizon": 2, "kind": "regression"}, "horizon is for forecasts"),
+        ("x.csv", "y,a\nu,1\n", {"label": "y", "kind": "regression"}, "must be a number; got u$"),
     ],
 )
 def test_files_and_options_that_can_not_be_used(name, content, options, message, tmp_path: Path):
@@ -762,7 +782,7 @@ def test_files_and_options_that_can_not_be_used(name, content, options, message,
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"X": np.zeros((4, 5, 2)), "y": np.zeros(3)}, "labels must have 4 rows, as inputs"),
+        ({"X": np.zeros((4, 5, 2)), "y": np.zeros(3)}, "labels must have 4 rows, as inputs; got 3"),
         ({"X": np.zeros((4, 5)), "z": np.zeros(4)}, "has an array 'z'; expected inputs/x/data"),
         ({"y": np.zeros(4)}, "has no array 'inputs'; it has y"),
         ({"X": np.zeros((4, 5)), "X_train": np.zeros((4, 5))}, "either all arrays or none"),
@@ -821,6 +841,18 @@ def test_paths_that_can_not_be_used(tmp_path: Path):
         task_from(tmp_path / "missing")
     with pytest.raises(ValueError, match="no text file .* in"):
         task_from(tmp_path)
+
+
+def test_a_folder_has_one_format_or_a_data_set_of_the_archives(tmp_path: Path):
+    inputs, labels = two_classes(40, 0)
+    np.savez(tmp_path / "a.npz", X=inputs, y=labels)
+    (tmp_path / "b.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"several formats \(a.npz, b.csv\); give one of them"):
+        task_from(tmp_path)
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"a_{split}.npz", X=inputs, y=labels)
+    (tmp_path / "a.npz").unlink()
+    assert len(task_from(tmp_path).test) == 40
 
 
 def test_options_survive_json():

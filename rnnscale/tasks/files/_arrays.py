@@ -80,7 +80,9 @@ def table_of_arrays(
     rows = {name: _rows(value) for name, value in given.items() if value is not None}
     for name, each in rows.items():
         if len(each) != len(series):
-            raise UserError(f"{where}: {name} must have {len(series)} rows, as inputs")
+            raise UserError(
+                f"{where}: {name} must have {len(series)} rows, as inputs; got {len(each)}"
+            )
     steps = [len(x) for x in series]
     if lengths is not None:
         steps = _lengths(where, rows["lengths"], steps)

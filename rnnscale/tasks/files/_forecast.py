@@ -52,10 +52,13 @@ def forecast_fields(
     for split, of_split in segments.items():
         longest = max((s.stop - s.start for s in of_split), default=0)
         if longest <= horizon:
+            smaller = "a smaller horizon, " if horizon > 1 else ""
+            labels = "" if options.horizon else "; or give labels, if this is no forecast"
             raise UserError(
-                f"the {split} split has {longest} steps, and horizon={horizon} needs at least "
-                f"{horizon + 1}: give a smaller horizon, other fractions, or the column that says "
-                "the split of a series"
+                f"a forecast with horizon={horizon} needs at least {horizon + 1} steps in each "
+                f"split, and the series of the {split} split have at most {longest}: give "
+                f"{smaller}longer series, other fractions, or the column that says the split of a "
+                f"series{labels}"
             )
     training = max(s.stop - s.start for s in segments["train"]) - horizon
     steps = max(1, min(_STEPS, training // 2)) if seq_len is None else seq_len

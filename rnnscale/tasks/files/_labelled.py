@@ -180,7 +180,8 @@ def _with_labels_of(table: SeriesTable, is_classes: bool) -> SeriesTable:
             labels.append(label.astype(np.float64))
         except ValueError as error:
             raise UserError(
-                f"{name}: the label of a regression must be a number: {error}"
+                f"{name}: the label of a regression must be a number; got "
+                f"{', '.join(map(str, label.ravel()[:3]))}"
             ) from error
         if not np.isfinite(labels[-1]).all():
             raise UserError(f"{name}: its label is missing or not finite")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -101,7 +101,8 @@ class Preprocessing:
         **Arguments:**
 
         - `data`: a file or a folder, of the same form as the training data, whose labels can be
-            missing; or inputs in memory, as `Task.from_arrays` takes them.
+            missing; or inputs in memory, as `Task.from_arrays` takes them, with the channels in
+            the order of `columns`.
 
         **Returns:**
 
@@ -112,15 +113,19 @@ class Preprocessing:
         last of them is the forecast.
 
         **Raises:** `ValueError` if the data can't be read, or have other columns or classes than
-        the training data.
+        the training data; `TypeError` if they are no path and no arrays.
         """
         if isinstance(data, (str, PathLike)):
             path, table = data, read_new(data, self.options)
+        elif not isinstance(data, list | tuple) and np.ndim(data) == 0:
+            raise TypeError(f"data must be a path, an array, or a list of arrays; got {data!r}")
         else:
             if self.kind != "forecast" and isinstance(data, np.ndarray) and data.ndim == 2:
                 data = data[..., None]  # series of one channel
             path = "the array"
             table = table_of_arrays(path, data)
+            if len(table.columns) == len(self.columns):  # arrays have no names of their own
+                table = replace(table, columns=self.columns)
         if table.columns != self.columns:
             raise UserError(
                 f"{path} has the inputs {', '.join(table.columns)}; the training data had "
@@ -131,7 +136,7 @@ class Preprocessing:
         elif not self.labels_per_step:
             table = with_constant_labels_once(table)
         if self.options.missing == "error":
-            check_complete(table)
+            check_complete(table, new=True)
         if table.labels and table.labels_per_step != self.labels_per_step:
             per = "step" if self.labels_per_step else "series"
             raise UserError(f"{path} must have one label for each {per}, as the training data")

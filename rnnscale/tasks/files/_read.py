@@ -19,7 +19,8 @@ class _Reader(Protocol):
     def __call__(self, path: Path, options: DataOptions, *, new: bool) -> SeriesTable: ...
 
 
-# The readers by the suffixes of files. If a folder has several of them, the first one is read.
+# The readers by the suffixes of files. The archives have the same data in several formats; of these
+# the first one is read.
 READERS: Mapping[str, _Reader] = {
     ".ts": _ts.read,
     ".npz": _arrays.read,
@@ -118,6 +119,12 @@ def _files(path: Path, suffix: str | None = None) -> list[Path]:
     found = files_under(path)
     for known in READERS if suffix is None else (suffix,):
         if files := [file for file in found if file.suffix.lower() == known.lower()]:
+            others = [f for f in found if f.suffix.lower() in READERS and f not in files]
+            if others and not all(split_of_name(file) for file in files):
+                raise UserError(
+                    f"{path} has files of several formats ({files[0].name}, {others[0].name}); "
+                    "give one of them, or a folder with one format"
+                )
             return files
     suffixes = ", ".join(sorted({file.suffix or "none" for file in found})) or "no files"
     raise UserError(f"{path} must have files that end in {', '.join(READERS)}; it has {suffixes}")

@@ -115,8 +115,9 @@ def joined(tables: Sequence[SeriesTable]) -> SeriesTable:
     )
 
 
-def check_complete(table: SeriesTable) -> None:
-    """**Raises:** `ValueError` with series, step and column if a value is missing."""
+def check_complete(table: SeriesTable, *, new: bool = False) -> None:
+    """**Raises:** `ValueError` with series, step and column if a value is missing. `new` says that
+    these are new data, for a model that was trained without missing values."""
     count, first = 0, ""
     for name, inputs in zip(table.names, table.inputs, strict=True):
         missing = np.argwhere(np.isnan(inputs))
@@ -125,9 +126,10 @@ def check_complete(table: SeriesTable) -> None:
             first = f"{name}, step {step}, column {table.columns[column]!r}"
         count += len(missing)
     if count:
+        how = "train" if new else "read them"
         raise UserError(
-            f"{count} values are missing, the first at {first}; replace them in the data, or give "
-            "missing='mask' (--missing mask)"
+            f"{count} values are missing, the first at {first}; replace them in the data, or {how} "
+            "with missing='mask' (--missing mask)"
         )
 
 
