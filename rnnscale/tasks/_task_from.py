@@ -11,7 +11,7 @@ from rnnscale.tasks._data_options import DataOptions
 from rnnscale.tasks._task import Task
 from rnnscale.tasks.files._fields import fields_of_table
 from rnnscale.tasks.files._packed import is_packed, packed_fields
-from rnnscale.tasks.files._read import has_series, name_of, read_table
+from rnnscale.tasks.files._read import READERS, has_series, name_of, read_table
 from rnnscale.tasks.files._series_table import SeriesTable
 
 
@@ -62,6 +62,9 @@ def task_of_table(
 
 def _text_task(path: Path, options: DataOptions, seq_len: int | None) -> Task:
     if isinstance(options.split, str) or options.label or options.group or options.time:
-        raise UserError(f"{path} is read as text, which has no columns; leave out their names")
+        raise UserError(
+            f"{path} is read as text, which has no columns; leave out their names. Files of series "
+            f"end in {', '.join(READERS)}"
+        )
     task = bytes_task(1024 if seq_len is None else seq_len, path, options.split)
     return replace(task, name=name_of(path))

@@ -77,7 +77,8 @@ def roles_of(path: Path, names: Sequence[str], options: DataOptions, *, new: boo
     - `new`: whether these are new data, in which labels and the column with the split can be
         missing.
 
-    **Raises:** `ValueError` if a column is missing, or none is left for the inputs.
+    **Raises:** `ValueError` if a column is missing, none is left for the inputs, or an input has no
+    name.
     """
     forecast = options.kind == "forecast" or options.horizon is not None
     split = options.split if isinstance(options.split, str) else None
@@ -99,6 +100,11 @@ def roles_of(path: Path, names: Sequence[str], options: DataOptions, *, new: boo
         inputs += tuple(name for name in options.label if name not in inputs)
     if not inputs:
         raise UserError(f"{path}: no column is left for the inputs; it has {', '.join(names)}")
+    if "" in inputs:  # the first step of each series, or an input, would be the number of its row
+        raise UserError(
+            f"{path}: column {names.index('') + 1} has no name, as the index that pandas writes; "
+            "remove it or name it, or name the columns that are inputs"
+        )
     targets = tuple(name for name in options.label if name in names)
     if targets and len(targets) != len(options.label):
         raise UserError(f"{path} has only {', '.join(targets)} of {', '.join(options.label)}")
