@@ -106,8 +106,12 @@ def _hints(function: Callable) -> Mapping[str, Any]:
 CELL_PAGE = '"A cell of your own" in rnnscale/cells/README.md'
 LAYER_PAGE = '"A layer of your own" in rnnscale/ssm/README.md'
 
-# The classes of which users write their own.
-_PAGES = {"rnnscale.cells.Cell": CELL_PAGE, "rnnscale.SequenceLayer": LAYER_PAGE}
+# How to get an instance of a class.
+_ADVICE = {
+    "rnnscale.cells.Cell": f"See {CELL_PAGE}.",
+    "rnnscale.SequenceLayer": f"See {LAYER_PAGE}.",
+    "optax.GradientTransformation": "Make one with optax, as optax.adam(1e-3).",
+}
 
 
 class _Refused(Exception):
@@ -117,9 +121,9 @@ class _Refused(Exception):
         self.kind, self.name, self.expected, self.value = kind, name, expected, value
 
     def error(self, owner: str) -> Exception:
-        see = "".join(f" See {page}." for name, page in _PAGES.items() if name in self.expected)
-        got = shown(self.value)
-        return self.kind(f"{owner}: {self.name} must {self.expected}; got {got}.{see}")
+        message = f"{owner}: {self.name} must {self.expected}; got {shown(self.value)}."
+        advice = [text for name, text in _ADVICE.items() if name in self.expected]
+        return self.kind(" ".join([message, *advice]))
 
 
 def _checked(name: str, annotation: Any, value: Any) -> Any:

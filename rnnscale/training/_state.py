@@ -1,13 +1,11 @@
 """What training carries from step to step."""
 
-from types import FunctionType
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key, PyTree
 
+from rnnscale._checks import check_arguments
 from rnnscale._fields import trainable
 from rnnscale.training._carry import Carry
 from rnnscale.training._moving_average import MovingAverage
@@ -41,6 +39,7 @@ class TrainState(eqx.Module):
         return self.model if self.average is None else self.average.within(self.model)
 
     @classmethod
+    @check_arguments
     def create(
         cls,
         model: PyTree,
@@ -66,20 +65,10 @@ class TrainState(eqx.Module):
         - `average`: with `MovingAverage.start(model, decay)`, the steps keep a moving average of
             the parameters.
 
-        **Raises:** `TypeError` if `optimiser` is not an optax optimiser.
+        **Raises:** `TypeError` if an argument has another kind.
         """
-        check_optimiser("TrainState.create", optimiser)
         opt_state = skip_non_finite(optimiser).init(eqx.filter(model, trainable(model)))
         return cls(model, opt_state, key, jnp.zeros((), jnp.int32), carry, average)
-
-
-def check_optimiser(owner: str, optimiser: Any) -> None:
-    """Raises `TypeError` unless it is an optimiser of optax."""
-    if not isinstance(optimiser, optax.GradientTransformation):
-        got = "a function" if isinstance(optimiser, FunctionType) else type(optimiser).__name__
-        raise TypeError(
-            f"{owner}: optimiser must be made by optax, as optax.adam(1e-3); got {got}."
-        )
 
 
 def skip_non_finite(optimiser: optax.GradientTransformation) -> optax.GradientTransformation:

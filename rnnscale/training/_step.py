@@ -18,7 +18,7 @@ from rnnscale.sharding import ACTIVATION_AXES, automatic_axes, parameter_spec
 from rnnscale.training._carry import Carry
 from rnnscale.training._loss import Batch, Totals, means
 from rnnscale.training._loss_form import Loss, RowLoss, as_sums
-from rnnscale.training._state import TrainState, check_optimiser, skip_non_finite
+from rnnscale.training._state import TrainState, skip_non_finite
 
 
 @check_arguments
@@ -54,7 +54,6 @@ def make_train_step(
     `ValueError` if the loss does not return what it has to.
     """
     loss = as_sums(loss)
-    check_optimiser("make_train_step", optimiser)
     optimiser = skip_non_finite(optimiser)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
