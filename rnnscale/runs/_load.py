@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rnnscale._base import SequenceModel
-from rnnscale._errors import UserError
+from rnnscale._errors import UserError, check_name
 from rnnscale.runs._build import make_model
 from rnnscale.runs._config import TrainConfig, overridden
 from rnnscale.runs._folder import RunFolder
@@ -69,8 +69,10 @@ class SavedRun:
         **Returns:** `loss`; the metric of the task; and for tokens with a label at each step,
         `perplexity`, the exponential of the loss.
 
-        **Raises:** `ValueError` if the length or an option does not fit the task or the mesh.
+        **Raises:** `ValueError` if there is no such split, or the length or an option does not fit
+        the task or the mesh.
         """
+        check_name(split, ("validation", "test"), "split")
         # Packed rows and accumulation are for training.
         rows = "lanes" if self.config.rows == "lanes" else "records"
         config = replace(self.config, rows=rows, accumulation=1)

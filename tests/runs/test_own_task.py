@@ -55,6 +55,8 @@ def test_it_is_loaded_without_its_task_and_evaluated_with_it(config: TrainConfig
     assert saved.evaluate()["loss"] == summary["test_loss"]
     with pytest.raises(ValueError, match="sequences of 'signs' have 6 steps; got seq_len=7"):
         saved.evaluate(seq_len=7)
+    with pytest.raises(ValueError, match="unknown split 'train'; known: validation, test"):
+        saved.evaluate("train")  # pyright: ignore[reportArgumentType]
 
 
 def test_it_is_resumed_with_its_task_only(config: TrainConfig, task: Task):
