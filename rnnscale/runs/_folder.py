@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from time import monotonic, sleep
@@ -59,7 +60,6 @@ class RunFolder:
             raise UserError("out='' names no folder; give the folder of the run")
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
-        self.metrics = MetricsFile(self.path / "metrics.jsonl")
         self.programs = self.path / "programs"
         self.tensorboard = self.path / "tensorboard"
         self._samples = self.path / "samples"
@@ -69,6 +69,11 @@ class RunFolder:
         self._summary = self.path / "summary.json"
         self._curves = self.path / "curves.png"
         self._lock = self.path / "run.lock"
+
+    @cached_property
+    def metrics(self) -> MetricsFile:
+        """The rows of the metrics, in a file."""
+        return MetricsFile(self.path / "metrics.jsonl")  # checks its argument, which needs jax
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
