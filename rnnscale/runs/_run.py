@@ -100,6 +100,7 @@ def run(
                 return None
             model = state.averaged
             if config.keep_best and best.step not in (None, int(state.step)):
+                _log.info("testing the model of step %d, the best by %s", best.step, best.figure)
                 model, _ = restore_model(config.out, like.model, setup.mesh)
             figures = setup.evaluate(model, "test", stop=stop, watchdog=watchdog)
             if figures is None:
