@@ -47,11 +47,13 @@ def as_user_error() -> Iterator[None]:
 
 
 def check_name(name: str, known: Collection[str], kind: str) -> None:
-    """**Raises:** `UserError` if `name` is not known; it suggests the nearest known name.
+    """**Raises:** `UserError` if `name` is no string or not known; it suggests the nearest name.
 
     `kind` is what the names stand for, such as `"task"`. Upper and lower case are told apart, but
     not in the search for the nearest.
     """
+    if not isinstance(name, str):
+        raise UserError(f"the {kind} must be the name of one, a string; got {name!r}")
     if name not in known:
         by_lower = {each.lower(): each for each in known}
         nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)

@@ -172,6 +172,8 @@ def load_task(
     `ImportError` if the package with the data is not installed.
     """
     check_name(name, TASKS, "task")
+    if seq_len is not None and not isinstance(seq_len, int):
+        raise UserError(f"seq_len must be an integer; got {seq_len!r}")
     info = TASKS[name]
     given = {"seq_len": seq_len, "text": text, "folder": folder}
     passed = {a: value for a, value in given.items() if value is not None and a in info.arguments}

@@ -91,6 +91,14 @@ def test_the_guide_has_every_task():
     assert re.findall(r"^\| `([\w-]+)` \|", guide, re.MULTILINE) == list(tasks.TASKS)
 
 
+def test_names_and_lengths_of_a_wrong_type_are_named():
+    with pytest.raises(ValueError, match="the task must be the name of one, a string; got None"):
+        tasks.load_task(None)  # pyright: ignore[reportArgumentType]
+    for wrong in (9.5, "9"):
+        with pytest.raises(ValueError, match=f"seq_len must be an integer; got {wrong!r}"):
+            tasks.load_task("adding", seq_len=wrong)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize(
     "wrong, nearest", [("digit", "digits"), ("mnist-5k", "mnist5k"), ("byte", "bytes")]
 )
