@@ -52,7 +52,7 @@ class TrainState(eqx.Module):
         """The state before the first step. Call it in `rnnscale.sharding.sharded_init` to build a
         model and its optimiser state laid out over a mesh.
 
-        It holds the arrays of `model` and `key` themselves, and a train step donates them.
+        It holds the arrays of `model` themselves, and a train step donates them.
 
         **Arguments:**
 
@@ -68,7 +68,8 @@ class TrainState(eqx.Module):
         **Raises:** `TypeError` if an argument has another kind.
         """
         opt_state = skip_non_finite(optimiser).init(eqx.filter(model, trainable(model)))
-        return cls(model, opt_state, key, jnp.zeros((), jnp.int32), carry, average)
+        # A copy of the key, which the caller may use again after a step has donated the state.
+        return cls(model, opt_state, jnp.copy(key), jnp.zeros((), jnp.int32), carry, average)
 
 
 def skip_non_finite(optimiser: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -258,6 +258,15 @@ def test_values_that_are_not_trained_stay(key, plain_step):
     assert float(state.model.stack.blocks.layer.step_rescale[0]) == before
 
 
+def test_the_key_of_the_user_outlives_a_step(plain_step):
+    optimiser, step = plain_step
+    for own in (jax.random.key(3), jax.random.PRNGKey(3)):
+        state = TrainState.create(classifier(jax.random.key(0)), optimiser, own)
+        step(state, batch_of(0))
+        assert not own.is_deleted()
+        jax.random.normal(own)
+
+
 def test_a_step_that_is_not_finite_changes_nothing(key, plain_step):
     optimiser, step = plain_step
     state, _ = step(TrainState.create(classifier(key), optimiser, key), batch_of(0))
