@@ -108,8 +108,10 @@ LAYER_PAGE = '"A layer of your own" in rnnscale/ssm/README.md'
 
 # How to get an instance of a class.
 _ADVICE = {
+    "collections.abc.Iterator": "iter(...) makes one from a list.",
     "rnnscale.cells.Cell": f"See {CELL_PAGE}.",
     "rnnscale.SequenceLayer": f"See {LAYER_PAGE}.",
+    "rnnscale.training.HasStep": "It counts its steps in `step`, as a TrainState does.",
     "optax.GradientTransformation": "Make one with optax, as optax.adam(1e-3).",
 }
 
@@ -135,7 +137,8 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
         meaning = origin.__value__[arguments] if arguments else origin.__value__
         return _checked(name, meaning, value)
     if isinstance(annotation, TypeVar):
-        return _checked(name, annotation.__bound__, value)
+        bound = annotation.__bound__
+        return value if bound is None else _checked(name, bound, value)
     if origin is Annotated:
         return _meeting(name, annotation.__origin__, annotation.__metadata__, value)
     if annotation in _kinds():
@@ -155,7 +158,8 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
     if isinstance(origin, type):
         # Names of rnnscale are public two levels down, and others without their private modules.
         package = origin.__module__.partition("._")[0].split(".")[:2]
-        expected = f"be a {'.'.join([*package, origin.__qualname__])}"
+        article = "an" if package[0][0] in "aeiou" else "a"
+        expected = f"be {article} {'.'.join([*package, origin.__qualname__])}"
         return _of_kind(name, expected, lambda each: isinstance(each, origin), value)
     raise TypeError(f"check_arguments cannot read the annotation {annotation!r} of {name}")
 

@@ -271,5 +271,7 @@ def test_an_optimiser_is_checked_where_it_enters():
         TypeError, match=r"make_train_step: optimiser must be .*; got function.*optax.adam"
     ):
         make_train_step(loss, made)
-    with pytest.raises(TypeError, match=r"TrainState.create: optimiser must be .*; got 0.001"):
+    with pytest.raises(
+        TypeError, match=r"TrainState.create: optimiser must be an optax\..*; got 0.001"
+    ):
         TrainState.create(Sound(), 1e-3, KEY)  # pyright: ignore[reportArgumentType]

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from rnnscale._checks import Size, check_arguments
 from rnnscale.training._callback import Callback, FinishedStep
 
 
+@runtime_checkable
 class HasStep(Protocol):
     """All that `fit` needs to know about a state: the number of steps that led to it."""
 
@@ -17,12 +19,13 @@ class HasStep(Protocol):
     def step(self) -> Any: ...
 
 
+@check_arguments
 def fit[State: HasStep, Batch](
     state: State,
     train_step: Callable[[State, Batch], tuple[State, Mapping[str, jax.Array]]],
     batches: Iterator[Batch],
     *,
-    steps: int,
+    steps: Size,
     callbacks: Sequence[Callback] = (),
 ) -> State:
     """Trains until `steps` steps are done, counted from the start of the run, or until a callback
@@ -44,11 +47,9 @@ def fit[State: HasStep, Batch](
 
     **Returns:** the last state.
 
-    **Raises:** `ValueError` if `steps` is below 1 or the batches end too early; and whatever a
-    callback raises.
+    **Raises:** `TypeError` if an argument has another kind; `ValueError` if `steps` is below 1 or
+    the batches end too early; and whatever a callback raises.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
     step = int(state.step)
     queue = _Queue(callbacks)
     with ExitStack() as stack:

@@ -419,7 +419,7 @@ def test_elapsed_and_rates_leave_out_what_is_not_training(tmp_path: Path):
 
 
 def test_numbers_out_of_range():
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="fit: steps must be at least 1; got 0"):
         fit(start(), train_step, Batches(), steps=0)
     with pytest.raises(ValueError, match="every must be at least 1; got 0"):
         Log(every=0)
@@ -427,6 +427,26 @@ def test_numbers_out_of_range():
         Evaluation(lambda _: None, every=-1)
     with pytest.raises(ValueError, match="at_most must be at least 1; got 0"):
         SkippedSteps(at_most=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": "3"}, "steps must be an integer; got '3'"),
+        (
+            {"batches": [1, 2]},
+            "batches must be a collections.abc.Iterator; got [1, 2]. iter(...) makes one",
+        ),
+        ({"callbacks": [print]}, "callbacks[0] must be a rnnscale.training.Callback; got builtin"),
+        ({"state": 3}, "state must be a rnnscale.training.HasStep; got 3. It counts its steps"),
+        ({"train_step": 3}, "train_step must be a function; got 3"),
+    ],
+)
+def test_arguments_of_another_kind(given: dict[str, Any], message: str):
+    options: dict[str, Any] = {"state": start(), "train_step": train_step, "batches": Batches()}
+    with pytest.raises(TypeError) as caught:
+        fit(**{**options, "steps": 3, **given})
+    assert str(caught.value).startswith(f"fit: {message}")
 
 
 def test_batches_that_end():
