@@ -559,6 +559,18 @@ def test_a_long_csv_of_a_real_series_is_forecast(tmp_path: Path):
     assert_same(task_from(plain, horizon=12, seq_len=48), task)
 
 
+def test_rows_that_are_steps_are_not_taken_for_series_of_one_step(tmp_path: Path):
+    path = tmp_path / "series.csv"
+    lines = [f"{math.sin(n / 5)},{math.cos(n / 5)},{n // 20}" for n in range(120)]
+    path.write_text("\n".join(["load,heat,day", *lines]))
+    with pytest.raises(ValueError, match="of the 120 series .* one step.*--horizon 1.*--form long"):
+        task_from(path, label="load", inputs="heat")
+    assert task_from(path, label="load", inputs="heat", horizon=1, seq_len=8).labels == "step"
+    assert task_from(path, label="load", group="day").labels == "step"
+    with pytest.raises(ValueError, match="no column is left .*--horizon N"):
+        task_from(path, label="load,heat,day")
+
+
 def test_some_columns_are_forecast_from_all(tmp_path: Path):
     path = tmp_path / "own.csv"
     lines = ["load,heat,note"] + [f"{v},{n % 7},x" for n, v in enumerate(sine(300).tolist())]
@@ -745,7 +757,12 @@ LONG = "who,a,name\n1,2,x\n"
         ("x.csv", "y,a,b\n1,2,3\n", {"label": "y"}, "validation split is empty: 1 series"),
         ("x.csv", "y,a\nu,1\n,2\n", {"label": "y"}, "x.csv, line 3: its label is missing"),
         ("x.csv", "g,a\nu,1\n,2\n", {"group": "g"}, "line 3, column 'g': the group is missing"),
-        ("x.csv", "y,a\n" + "u,1\nv,2\n" * 9, {"label": "y", "seq_len": 9}, "up to 1 steps, got"),
+        (
+            "x.csv",
+            "y,a,b\n" + "u,1,1\nv,2,2\n" * 9,
+            {"label": "y", "seq_len": 9},
+            "to 2 steps, got",
+        ),
         ("x.npz", "PK\x03\x04 no more", {}, "x.npz can't be read as arrays of NumPy"),
         ("x.ts", TS + "1,2:3:a\n", {}, r"x.ts, line 5: its channels have different lengths"),
         ("x.ts", TS, {}, "x.ts has no series"),

@@ -99,7 +99,11 @@ def roles_of(path: Path, names: Sequence[str], options: DataOptions, *, new: boo
         # A forecast sees the past of what it forecasts.
         inputs += tuple(name for name in options.label if name not in inputs)
     if not inputs:
-        raise UserError(f"{path}: no column is left for the inputs; it has {', '.join(names)}")
+        past = ", ".join(options.label)
+        hint = past and f"; to forecast {past} from its past, give a horizon (--horizon N)"
+        raise UserError(
+            f"{path}: no column is left for the inputs; it has {', '.join(names)}{hint}"
+        )
     if "" in inputs:  # the first step of each series, or an input, would be the number of its row
         raise UserError(
             f"{path}: column {names.index('') + 1} has no name, as the index that pandas writes; "

@@ -54,10 +54,12 @@ def kind_of(table: SeriesTable, options: DataOptions) -> Kind:
 def labelled_fields(table: SeriesTable, options: DataOptions) -> dict[str, Any]:
     """The fields of a `Task` of a table with labels; `options.kind` says whether they are classes.
 
-    **Raises:** `ValueError` if there is no record in a split, or a label can't be used.
+    **Raises:** `ValueError` if there is no record in a split, a label can't be used, or a table has
+    only series of one step.
     """
     is_classes = options.kind == "classification"
     table = _with_labels_of(table, is_classes)
+    _check_steps(table, options)
     classes = _classes(table) if is_classes else None
     strata = np.zeros(len(table), np.int64)
     if classes is not None and not table.labels_per_step:
@@ -162,6 +164,19 @@ def fit(
         irregular=not is_even(table.times, interval),
         seq_len=int(table.lengths.max()),
     )
+
+
+def _check_steps(table: SeriesTable, options: DataOptions) -> None:
+    """**Raises:** `ValueError` if a table has only series of one step: its rows are steps then."""
+    if options.label and table.lengths.max() == 1:
+        labels = ", ".join(options.label)
+        raise UserError(
+            f"each of the {len(table)} series has only one step, the first at {table.names[0]}. If "
+            f"the rows are the steps of one series, forecast {labels} from its past with horizon=1 "
+            f"(--horizon 1), or predict {labels} at each step with form='long' and the column that "
+            "says the split (--form long --split COLUMN); of several series, name the column that "
+            "tells them apart as group (--group COLUMN)"
+        )
 
 
 def _with_labels_of(table: SeriesTable, is_classes: bool) -> SeriesTable:
