@@ -182,6 +182,24 @@ def test_the_kind_follows_from_the_labels(labels, classes, odim, per):
     assert task.train[0]["labels"].shape == (shape if odim is None else (*shape, odim))
 
 
+def test_whole_numbers_and_booleans_are_classes_with_one_name(tmp_path: Path):
+    path = tmp_path / "own.csv"
+    names = ["1", "1.0", "2", "2.", "1.50"] * 8
+    path.write_text("\n".join(["y,a,b", *(f"{name},{n},1" for n, name in enumerate(names))]))
+    task = task_from(path, label="y", kind="classification")
+    assert fitted(task).classes == ("1", "1.50", "2")
+    assert [int(record["labels"]) for record in records(fitted(task).read(path))] == [
+        {"1": 0, "1.0": 0, "1.50": 1, "2": 2, "2.": 2}[name] for name in names
+    ]
+    inputs, labels = two_classes(40, 0)
+    for given in (labels == 1, (labels == 1).tolist()):
+        task = Task.from_arrays(inputs, given)
+        assert fitted(task).classes == ("False", "True")
+        expected = np.bincount(labels).tolist()
+        found = [int(r["labels"]) for s in SPLITS for r in records(getattr(task, s))]
+        assert np.bincount(found).tolist() == expected
+
+
 def test_the_kind_can_be_given():
     inputs, labels = two_classes(40, 0)
     assert Task.from_arrays(inputs, labels, kind="regression").odim == 1
@@ -523,6 +541,8 @@ def test_parquet_has_columns_of_every_type(tmp_path: Path):
     task = task_from(path, group="who", label="state", inputs="flag")
     assert fitted(task).classes == ("off", "on")
     assert fitted(task).read(path).names[3] == "3"
+    named = task_from(path, group="who", label="flag", inputs="value", missing="mask")
+    assert fitted(named).classes == ("False", "True")
     for name in ("a", "b"):
         (tmp_path / "both").mkdir(exist_ok=True)
         parquet.write_table(pa.table(columns), tmp_path / "both" / f"{name}.parquet")

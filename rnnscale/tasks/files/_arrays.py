@@ -179,7 +179,8 @@ def _labels(where: str, labels: Any, steps: list[int]) -> tuple[list[np.ndarray]
         return [], False
     rows = [np.asarray(row) for row in labels]
     for number, row in enumerate(rows):
-        if row.dtype.kind == "O" and all(isinstance(each, str) for each in row.ravel()):
+        strings = row.dtype.kind == "O" and all(isinstance(each, str) for each in row.ravel())
+        if strings or row.dtype.kind == "b":  # classes False and True
             row = row.astype(str)
         if row.dtype.kind not in "biufU":
             raise UserError(

@@ -1,6 +1,7 @@
 """CSV files, read with Python's own module `csv`, so that no package is needed."""
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from rnnscale.tasks.files._series_table import SeriesTable
 
 # The fields of a line, and its number.
 type Line = tuple[list[str], int]
+
+# A whole number with a decimal point.
+_WHOLE = re.compile(r"^([+-]?\d+)\.0*$")
 
 # Rows that are kept as text before they become numbers.
 _ROWS = 4096
@@ -82,6 +86,7 @@ class _Parser:
         self._path, self._names, self._wide = path, names, roles.wide
         self._inputs = [names.index(name) for name in roles.inputs]
         self._texts = {name: names.index(name) for name in roles.texts}
+        self._targets = roles.targets
         self._fields: list[list[str]] = []
         self._blocks: list[np.ndarray] = []
         self._found: dict[str, list[str]] = {name: [] for name in roles.texts}
@@ -94,7 +99,10 @@ class _Parser:
             )
         line = [*line, *[""] * (len(self._names) - len(line))]
         for name, column in self._texts.items():
-            self._found[name].append(line[column].strip())
+            text = line[column].strip()
+            if name in self._targets:  # pandas writes whole numbers as 1.0 if one is missing
+                text = _WHOLE.sub(r"\1", text)
+            self._found[name].append(text)
         self._fields.append([line[column] for column in self._inputs])
         self._lines.append(number)
         if len(self._fields) == _ROWS:

@@ -50,6 +50,8 @@ def _text(column: Any) -> np.ndarray:
 
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return column.cast(pa.float64()).to_numpy()
+    if pa.types.is_boolean(column.type):  # as Python and pandas write it
+        return np.array(["" if each is None else str(each) for each in column.to_pylist()])
     return np.array(["" if each is None else each for each in column.cast(pa.string()).to_pylist()])
 
 
