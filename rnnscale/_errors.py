@@ -55,7 +55,13 @@ def check_name(name: str, known: Collection[str], kind: str) -> None:
     if not isinstance(name, str):
         raise UserError(f"the {kind} must be the name of one, a string; got {name!r}")
     if name not in known:
-        by_lower = {each.lower(): each for each in known}
-        nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-        suggestion = f"did you mean {by_lower[nearest[0]]!r}? K" if nearest else "k"
+        nearest = nearest_name(name, known)
+        suggestion = "k" if nearest is None else f"did you mean {nearest!r}? K"
         raise UserError(f"unknown {kind} {name!r}; {suggestion}nown: {', '.join(known)}")
+
+
+def nearest_name(name: str, known: Collection[str]) -> str | None:
+    """The known name that is most like `name`, whatever the case; None if there is none like it."""
+    by_lower = {each.lower(): each for each in known}
+    nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[nearest[0]] if nearest else None

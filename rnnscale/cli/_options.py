@@ -8,6 +8,7 @@ from typing import Any, TypeAliasType, get_args
 
 from rnnscale._errors import UserError
 from rnnscale.runs import MODELS, Dtype, Rows, TrainConfig
+from rnnscale.tasks import TASKS
 from rnnscale.training import Optimiser
 
 DEFAULTS = (
@@ -23,6 +24,15 @@ def choices(literal: TypeAliasType) -> tuple[str, ...]:
 def model_name(text: str) -> str:
     """The name of a model, for its own name or that of its class. Any other text stays as it is."""
     return next((name for name, entry in MODELS.items() if entry.class_name == text), text)
+
+
+def task_name(text: str) -> str:
+    """The name of a task. A path is refused, with the option that takes one."""
+    if text not in TASKS and (Path(text).suffix or Path(text).exists()):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not the name of a task; for your own data, write --data {text}"
+        )
+    return text
 
 
 def class_name(text: str) -> str:

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from rnnscale._errors import UserError
-from rnnscale.cli._options import DEFAULTS, add_step_options, check_folder_of, own_data, write_json
+from rnnscale.cli._options import (
+    DEFAULTS,
+    add_step_options,
+    check_folder_of,
+    own_data,
+    task_name,
+    write_json,
+)
 from rnnscale.runs import config_and_task
 from rnnscale.tasks import TASKS
 
@@ -31,6 +38,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "task",
         nargs="?",
+        type=task_name,
         choices=TASKS,
         metavar="TASK",
         help="see `rnnscale tasks`; not needed with --data",

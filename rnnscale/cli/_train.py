@@ -10,7 +10,7 @@ from typing import Any
 
 from rnnscale import distributed, runs
 from rnnscale._errors import UserError
-from rnnscale.cli._options import DEFAULTS, add_step_options, choices, own_data
+from rnnscale.cli._options import DEFAULTS, add_step_options, choices, own_data, task_name
 from rnnscale.runs import TrainConfig
 from rnnscale.tasks import TASKS
 from rnnscale.training import Schedule
@@ -34,6 +34,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "task",
         nargs="?",
+        type=task_name,
         choices=TASKS,
         metavar="TASK",
         help="see `rnnscale tasks`; not needed with --data, --config or --resume",

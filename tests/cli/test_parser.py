@@ -86,6 +86,27 @@ def test_a_wrong_choice_names_the_nearest(
     assert message in error_line(*arguments.split())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "train --data w.csv --label y --modle gru",
+            "unknown option --modle; did you mean --model?",
+        ),
+        ("train digits --sttps=3", "unknown option --sttps; did you mean --steps?"),
+        ("train --sttps 3", "unknown option --sttps; did you mean --steps?"),
+        ("train digits -steps 3", "unknown option -steps; did you mean --steps?"),
+        ("data describe w.csv --lable y", "unknown option --lable; did you mean --label?"),
+        ("train digits --zzzz 3", "unknown option --zzzz (see rnnscale train --help)"),
+        ("train digits --seed -1", "seed must be at least 0, got -1"),
+        ("train wide.csv", "for your own data, write --data wide.csv"),
+        ("plan wide.csv --target cpu:8", "for your own data, write --data wide.csv"),
+    ],
+)
+def test_a_wrong_option_is_named(arguments: str, message: str, error_line: Callable[..., str]):
+    assert message in error_line(*arguments.split())
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_has_the_name_of_its_class_too(name: str):
     parse = _parser().parse_args
