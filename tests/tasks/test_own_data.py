@@ -335,6 +335,25 @@ def test_every_format_gives_the_same_task(write: Callable, tmp_path: Path):
     assert {record["inputs"].tobytes() for record in records(new)} == shuffled
 
 
+def test_a_missing_value_of_a_wide_table_has_the_line_and_column_of_its_file(tmp_path: Path):
+    header = "y,monday,tuesday,friday,sunday\n"
+    (tmp_path / "x_TRAIN.csv").write_text(header + "a,1,2,3,4\n\nb,1,2,,4\n" + "a,1,2,3\n" * 9)
+    (tmp_path / "x_TEST.csv").write_text(header.replace("tues", "thurs") + "a,1,2,3,4\n")
+    with pytest.raises(ValueError, match=r"1 values .* at .*x_TRAIN.csv, line 4, column 'friday';"):
+        task_from(tmp_path, label="y")
+    (tmp_path / "x_TRAIN.csv").write_text(header + "a,1,2,3,4\nb,2,3,4,5\n" * 9)
+    preprocessing = fitted(task_from(tmp_path, label="y"))
+    (tmp_path / "new.csv").write_text(header + "a,1,2,3,4\na,1,,3,\n")
+    with pytest.raises(ValueError, match="new.csv, line 3, column 'tuesday'"):
+        preprocessing.read(tmp_path / "new.csv")
+    rows = [f"{','.join(map(str, sine(50).tolist()))}\n" for _ in range(3)]
+    (tmp_path / "f.csv").write_text(",".join(f"t{n}" for n in range(50)) + "\n" + "".join(rows))
+    forecast = fitted(task_from(tmp_path / "f.csv", form="wide", horizon=1, seq_len=4))
+    (tmp_path / "f.csv").write_text("t0,t1,t2,t3,t4,t5,t6\n1,2,3,4,,5,\n")
+    with pytest.raises(ValueError, match="line 2, column 't4'"):
+        forecast.read(tmp_path / "f.csv")
+
+
 def test_ts_files_of_every_kind(tmp_path: Path):
     path = tmp_path / "own.ts"
     lines = [f"{n},2,3:4,5,?:{'ab'[n % 2]}\n1,{n}:3,4:{'ab'[n % 2]}\n" for n in range(10)]

@@ -143,6 +143,7 @@ def _wide(columns: Columns, roles: Roles, splits: np.ndarray | None) -> SeriesTa
         targets=roles.targets,
         labels=() if labels is None else list(labels),
         splits=() if splits is None else splits.tolist(),
+        step_names=[roles.inputs] * len(inputs),
     )
 
 

@@ -87,4 +87,4 @@ def _lists(table: Any, columns: Columns, roles: Roles) -> SeriesTable:
         inputs.append(series.T)
     # Labels and splits are as in a wide table.
     others = table_of_columns(columns, replace(roles, wide=True))
-    return replace(others, columns=roles.inputs, inputs=inputs)
+    return replace(others, columns=roles.inputs, inputs=inputs, step_names=[()] * len(inputs))

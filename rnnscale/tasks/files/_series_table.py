@@ -37,6 +37,8 @@ class SeriesTable:
     - `times`: for each series the times of its steps, float64 of shape `(steps,)`; empty if the
         steps are evenly spaced.
     - `splits`: for each series `"train"`, `"validation"` or `"test"`; empty if the data do not say.
+    - `step_names`: for each series the names of its steps, if it is a row of a table with a column
+        for each step; a series can be shorter. Empty if steps have no names.
     - `kind`: the kind of problem that the format says; None if it does not.
     - `classes`: the names of all classes, if the format lists them.
     - `files`: the files that were read.
@@ -50,6 +52,7 @@ class SeriesTable:
     labels: Sequence[np.ndarray] = ()
     times: Sequence[np.ndarray] = ()
     splits: Sequence[str] = ()
+    step_names: Sequence[Sequence[str]] = ()
     kind: Kind | None = None
     classes: tuple[str, ...] | None = None
     files: Sequence[str] = ()
@@ -77,6 +80,7 @@ class SeriesTable:
             labels=[self.labels[row] for row in rows] if self.labels else (),
             times=[self.times[row] for row in rows] if self.times else (),
             splits=[self.splits[row] for row in rows] if self.splits else (),
+            step_names=[self.step_names[row] for row in rows] if self.step_names else (),
         )
 
     def last_steps(self, steps: int) -> "SeriesTable":
@@ -85,6 +89,10 @@ class SeriesTable:
             self,
             inputs=[x[-steps:] for x in self.inputs],
             times=[t[-steps:] for t in self.times],
+            step_names=[
+                names[: len(x)][-steps:]
+                for x, names in zip(self.inputs, self.step_names, strict=False)
+            ],
             labels=(),
         )
 
@@ -112,6 +120,7 @@ def joined(tables: Sequence[SeriesTable]) -> SeriesTable:
         labels=[x for table in tables for x in table.labels],
         times=[x for table in tables for x in table.times],
         splits=[x for table in tables for x in table.splits],
+        step_names=[x for table in tables for x in table.step_names],
     )
 
 
@@ -119,11 +128,14 @@ def check_complete(table: SeriesTable, *, new: bool = False) -> None:
     """**Raises:** `ValueError` with series, step and column if a value is missing. `new` says that
     these are new data, for a model that was trained without missing values."""
     count, first = 0, ""
-    for name, inputs in zip(table.names, table.inputs, strict=True):
+    for row, inputs in enumerate(table.inputs):
         missing = np.argwhere(np.isnan(inputs))
         if len(missing) and not count:
             step, column = missing[0]
-            first = f"{name}, step {step}, column {table.columns[column]!r}"
+            place = f"step {step}, column {table.columns[column]!r}"
+            if table.step_names and table.step_names[row]:  # a step is a column of the file
+                place = f"column {table.step_names[row][step]!r}"
+            first = f"{table.names[row]}, {place}"
         count += len(missing)
     if count:
         how = "train" if new else "read them"
