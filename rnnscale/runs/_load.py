@@ -104,6 +104,13 @@ class SavedRun:
         not fit it.
         """
         if self.preprocessing is None:
+            if self.spec.metric == "bits_per_byte":
+                raise UserError(
+                    f"predict is for series, and the run on {self.spec.name!r} is a model of text: "
+                    "write text with rnnscale generate RUN, and measure it on other text with "
+                    "rnnscale eval RUN, with --text FOLDER for the task bytes and --data PATH for "
+                    "your own text"
+                )
             raise UserError(
                 f"the run on {self.spec.name!r} keeps no preprocessing to read new data with: it "
                 "must be a run on your own series, rnnscale train --data"

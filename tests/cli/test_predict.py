@@ -169,7 +169,7 @@ def test_labels_at_each_step_are_a_row_each(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_bad_input_is_one_line(
-    run: Path, data: Path, tmp_path: Path, error_line: Callable[..., str]
+    run: Path, data: Path, bytes_run: Path, tmp_path: Path, error_line: Callable[..., str]
 ):
     def error(file: Path, *, of: Path = run, out: str = "out.csv") -> str:
         return error_line("predict", str(of), "--data", str(file), "--out", str(tmp_path / out))
@@ -187,6 +187,8 @@ def test_bad_input_is_one_line(
     without = shutil.copytree(run, tmp_path / "without")
     (without / "preprocessing.json").unlink()
     assert "keeps no preprocessing" in error(data, of=without)
+    of_text = error(data, of=bytes_run)
+    assert "rnnscale generate RUN" in of_text and "eval RUN, with --text FOLDER" in of_text
 
     def train(*options: str) -> str:
         return error_line("train", *options, "--out", str(tmp_path / "run"))
