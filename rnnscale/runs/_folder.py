@@ -94,9 +94,10 @@ class RunFolder:
         """Whether a run was ever started here."""
         return self._config.is_file()
 
-    def check(self, *, resume: bool) -> None:
+    def check(self, *, resume: bool, steps: int | None = None) -> None:
         """**Raises:** `ValueError` if a run can't be written here: the path is a file; the folder
-        holds something other than a run; or, without `resume`, a run that has checkpoints."""
+        holds something other than a run; without `resume`, a run that has checkpoints; or with it,
+        a run that has done more than `steps`, if that is given."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"out={self.path} is a file; name a folder")
         # A run that was killed before it had written its config has not begun.
@@ -107,11 +108,16 @@ class RunFolder:
                 f"out={self.path} is not empty and holds no run (it has no {self._config.name}); "
                 "choose a new or an empty folder"
             )
-        steps = saved_steps(self.checkpoints)
-        if steps and not resume:
+        saved = saved_steps(self.checkpoints)
+        if saved and not resume:
             raise UserError(
-                f"out={self.path} holds another run's checkpoints, up to step {steps[-1]}; "
+                f"out={self.path} holds another run's checkpoints, up to step {saved[-1]}; "
                 "continue that run with --resume, or choose another folder"
+            )
+        if saved and steps is not None and saved[-1] > steps:
+            raise UserError(
+                f"the run in {self.path} is already at step {saved[-1]}; got steps={steps}, which "
+                "counts from the start of the run: give a larger number"
             )
 
     def check_shared(self, *, seconds: float = 30.0) -> None:
@@ -273,7 +279,10 @@ def read_options(file: Path, given: Mapping[str, Any] | None = None) -> dict[str
     try:
         stored = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} can't be read ({error}); name the config.json of a run") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"{file} can't be read ({reason}); name the config.json of a run"
+        ) from error
     if not isinstance(stored, dict):
         raise UserError(f"{file} holds no options; name the config.json of a run")
     return overridden(options_from(stored), given or {})

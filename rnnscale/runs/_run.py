@@ -86,7 +86,7 @@ def run(
     with StopSignals() as stop, Watchdog(config.stuck_minutes) as watchdog:
         check_same({**asdict(config), "resume": resume})
         folder = RunFolder(config.out)
-        on_process_0(lambda: folder.check(resume=resume))
+        on_process_0(lambda: folder.check(resume=resume, steps=config.steps))
         folder.check_shared()
         setup = set_up(config, load_task_of(config, task), make_run_mesh(config.mesh))
         like = setup.abstract_state()

@@ -110,7 +110,9 @@ def test_a_config_starts_the_same_run_and_options_override_it(
     assert "--resume takes the options" in error_line(
         "train", "--resume", "--out", str(out), "--config", str(file)
     )
-    assert "can't be read" in error_line("train", "--config", str(tmp_path / "no.json"))
+    assert "no.json can't be read (No such file or directory); name" in error_line(
+        "train", "--config", str(tmp_path / "no.json")
+    )
     wrong = tmp_path / "wrong.json"
     for name, value, words in (
         ("gamma", 2, "unknown here: gamma; use rnnscale"),
@@ -434,6 +436,10 @@ BAD = {
         ["model.encoder.weight is float32[8, 1] there and float32[64, 1] here"],
     ),
     "start from an emptied run": ("digits --start-from {emptied}", ["no checkpoint in {emptied}"]),
+    "fewer steps than done": (
+        "--resume --out {copy} --steps 5",
+        ["{copy} is already at step 60", "got steps=5"],
+    ),
     "another run": ("digits --out {run}", ["{run}", "step 60", "--resume"]),
     "no run": ("digits --out {run}/checkpoints", ["holds no run", "choose"]),
     "another model": (

@@ -39,6 +39,9 @@ def test_checkpoints_of_another_run(run: RunFolder):
     ):
         run.check(resume=False)
     run.check(resume=True)
+    run.check(resume=True, steps=100)
+    with pytest.raises(ValueError, match="is already at step 100; got steps=80, which counts from"):
+        run.check(resume=True, steps=80)
 
 
 @pytest.mark.parametrize("resume", [False, True])
