@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rnnscale._base import SequenceModel
+from rnnscale._checks import are_keys, shown
 from rnnscale._contract import blame, shapes, trace
 from rnnscale.cells import Cell
 
@@ -18,15 +19,22 @@ def make_part(
 ) -> Any:
     """`make(*arguments, **named)`.
 
-    **Raises:** `TypeError` if `make` is not a function, but for example a layer.
+    **Raises:** `TypeError` if `make` is not a function, but for example a layer; and whatever it
+    raises, with a note that says how it was called.
     """
     if isinstance(make, SequenceModel | Cell) or not callable(make):
         raise TypeError(
             f"{owner}: {name} must be a function that makes a part, such as LayerNorm or lambda "
             f"key: S5(64, 64, key=key); got an object of class {type(make).__name__}. See {_PAGE}."
         )
-    with blame(name, _PAGE):
+    written = [_written(each) for each in arguments]
+    written += [f"{each}={_written(value)}" for each, value in named.items()]
+    with blame(f"{name}({', '.join(written)})", _PAGE):
         return make(*arguments, **named)
+
+
+def _written(argument: Any) -> str:
+    return "key" if are_keys(argument) else shown(argument)
 
 
 def check_pointwise(owner: str, name: str, part: Any, dim: int) -> None:
