@@ -88,7 +88,12 @@ class SavedRun:
                 figures["perplexity"] = float(np.exp(figures["loss"]))
         return figures
 
-    def predict(self, data: str | PathLike[str] | np.ndarray | Sequence[np.ndarray]) -> Predictions:
+    def predict(
+        self,
+        data: str | PathLike[str] | np.ndarray | Sequence[np.ndarray],
+        *,
+        times: np.ndarray | Sequence[np.ndarray] | None = None,
+    ) -> Predictions:
         """Predictions for new data, with the preprocessing that was fitted in training.
 
         **Arguments:**
@@ -97,6 +102,8 @@ class SavedRun:
             missing; or inputs in memory, as `Task.from_arrays` takes them, with the channels in
             the order of `preprocessing.columns`. Series may have other lengths than in the
             training.
+        - `times`: for inputs in memory, the times of their steps, see `Preprocessing.read`; needed
+            if the training data had times.
 
         **Returns:** see `Predictions`; for a forecast, what follows the end of each series.
 
@@ -119,6 +126,7 @@ class SavedRun:
             self.model,
             self.preprocessing,
             data,
+            times=times,
             config=self.config,
             spec=self.spec,
             mesh=self.mesh,

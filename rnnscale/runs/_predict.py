@@ -26,6 +26,7 @@ def predict(
     preprocessing: Preprocessing,
     data: str | PathLike[str] | np.ndarray | Sequence[np.ndarray],
     *,
+    times: np.ndarray | Sequence[np.ndarray] | None = None,
     config: TrainConfig,
     spec: TaskSpec,
     mesh: Mesh,
@@ -34,7 +35,7 @@ def predict(
 
     **Raises:** `ValueError` if the data can't be read or do not fit the model.
     """
-    series = preprocessing.read(data)
+    series = preprocessing.read(data, times=times)
     per_step = spec.labels == "step"
     over_time = ("inputs", "intervals", "labels") if per_step else ("inputs", "intervals")
     records = PaddedSource(series, mesh.shape["seq"], per_step=over_time)

@@ -159,6 +159,8 @@ def test_labels_at_each_step_are_a_row_each(tmp_path: Path, capsys: pytest.Captu
     in_memory = saved.predict(inputs[..., 0])
     assert not in_memory.figures and in_memory.steps is not None
     assert list(map(str, in_memory.steps)) == [row["step"] for row in rows]
+    with pytest.raises(ValueError, match="training data had no times; leave out times"):
+        saved.predict(inputs[..., 0], times=np.tile(np.arange(5), (30, 1)))
     for name, values in in_memory.values.items():
         assert [row[name] for row in rows] == list(map(str, values))
     (target,) = saved.preprocessing.targets

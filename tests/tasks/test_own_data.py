@@ -661,6 +661,33 @@ def test_times_become_intervals_in_units_of_the_training_data(tmp_path: Path):
         np.testing.assert_allclose(steps, np.arange(10), atol=1e-4)
 
 
+def test_new_arrays_can_have_times(tmp_path: Path):
+    random = np.random.RandomState(0)
+    times = 1e9 + np.cumsum(random.uniform(1, 5, size=(20, 6)), axis=1)
+    inputs, labels = random.normal(size=(20, 6)), np.arange(20) % 2
+    np.savez(tmp_path / "new.npz", inputs=inputs[..., None], times=times)
+    preprocessing = fitted(Task.from_arrays(inputs, labels, times=times))
+    expected = records(preprocessing.read(tmp_path / "new.npz"))
+    for given in (times, list(times)):
+        found = records(preprocessing.read(inputs, times=given))
+        for record, other in zip(found, expected, strict=True):
+            assert record.keys() == other.keys() and "intervals" in record
+            np.testing.assert_array_equal(record["intervals"], other["intervals"])
+    with pytest.raises(ValueError, match="the array has no times.*; give .* as times"):
+        preprocessing.read(inputs)
+    with pytest.raises(ValueError, match="new.npz has its own, leave them out"):
+        preprocessing.read(tmp_path / "new.npz", times=times)
+    with pytest.raises(ValueError, match="training data had no times; leave out times"):
+        fitted(Task.from_arrays(inputs, labels)).read(inputs, times=times)
+    long = np.cumsum(random.uniform(1, 5, size=60))
+    forecast = fitted(Task.from_arrays(sine(60), times=long, seq_len=4))
+    (record,) = records(forecast.read(sine(60), times=long))
+    assert forecast.interval is not None
+    np.testing.assert_allclose(
+        record["intervals"][1:], np.diff(long)[-3:] / forecast.interval, rtol=1e-5
+    )
+
+
 def test_evenly_spaced_times_need_no_intervals_and_new_data_must_be_so_too(tmp_path: Path):
     def write(path: Path, hours: int) -> Path:
         start = np.datetime64("2024-05-31T22:00")

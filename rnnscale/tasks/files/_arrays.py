@@ -76,6 +76,8 @@ def table_of_arrays(
     - `where`: the name of the arrays in messages.
     """
     series = _series(where, _rows(inputs), one=labels is None)
+    if isinstance(times, np.ndarray) and times.shape == (len(series[0]),) and len(series) == 1:
+        times = [times]  # of a single series, like its inputs
     given = {"labels": labels, "lengths": lengths, "times": times, "split": split}
     rows = {name: _rows(value) for name, value in given.items() if value is not None}
     for name, each in rows.items():

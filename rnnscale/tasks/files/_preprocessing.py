@@ -95,7 +95,12 @@ class Preprocessing:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         return cls(**{**values, "options": DataOptions.from_json(stored["options"])})
 
-    def read(self, data: str | PathLike[str] | np.ndarray | Sequence[np.ndarray]) -> NewSeries:
+    def read(
+        self,
+        data: str | PathLike[str] | np.ndarray | Sequence[np.ndarray],
+        *,
+        times: np.ndarray | Sequence[np.ndarray] | None = None,
+    ) -> NewSeries:
         """Records of new data, as the model takes them.
 
         **Arguments:**
@@ -103,6 +108,8 @@ class Preprocessing:
         - `data`: a file or a folder, of the same form as the training data, whose labels can be
             missing; or inputs in memory, as `Task.from_arrays` takes them, with the channels in
             the order of `columns`.
+        - `times`: for inputs in memory, the times of their steps, as `Task.from_arrays` takes them,
+            in the unit of the training data; dates are seconds since 1970.
 
         **Returns:**
 
@@ -116,6 +123,10 @@ class Preprocessing:
         the training data; `TypeError` if they are no path and no arrays.
         """
         if isinstance(data, (str, PathLike)):
+            if times is not None:
+                raise UserError(
+                    f"times are for inputs in memory; {data} has its own, leave them out"
+                )
             path, table = data, read_new(data, self.options)
         elif not isinstance(data, list | tuple) and np.ndim(data) == 0:
             raise TypeError(f"data must be a path, an array, or a list of arrays; got {data!r}")
@@ -123,7 +134,7 @@ class Preprocessing:
             if self.kind != "forecast" and isinstance(data, np.ndarray) and data.ndim == 2:
                 data = data[..., None]  # series of one channel
             path = "the array"
-            table = table_of_arrays(path, data)
+            table = table_of_arrays(path, data, times=times)
             if len(table.columns) == len(self.columns):  # arrays have no names of their own
                 table = replace(table, columns=self.columns)
         if table.columns != self.columns:
@@ -140,9 +151,15 @@ class Preprocessing:
         if table.labels and table.labels_per_step != self.labels_per_step:
             per = "step" if self.labels_per_step else "series"
             raise UserError(f"{path} must have one label for each {per}, as the training data")
-        if bool(table.times) != (self.interval is not None):
-            both = ("", "no ") if table.times else ("no ", "")
-            raise UserError(f"{path} has {both[0]}times, and the training data had {both[1]}times")
+        if table.times and self.interval is None:
+            raise UserError(
+                f"{path} has times, and the training data had no times; leave out times"
+            )
+        if not table.times and self.interval is not None:
+            raise UserError(
+                f"{path} has no times, and the training data had times; give those of all steps as "
+                "times, of the shape (series, steps)"
+            )
         if table.times and not self.irregular:
             self._check_even(table)
         names = table.short_names
