@@ -800,6 +800,8 @@ LONG = "who,a,name\n1,2,x\n"
         ("x.csv", "a,b\n", {}, "x.csv has no rows"),
         ("x.csv", "a,b\n1,2\n3\n", {}, "x.csv, line 3 has 1 fields; expected 2"),
         ("x.csv", "a,b\n1,2\n\n3,x\n", {}, "x.csv, line 4, column 'b': 'x' is not a number"),
+        ("x.csv", "a;b\n1;0,126\n", {}, "line 2, column 'b': '0,126' .* decimal=','"),
+        ("x.csv", "a,b\n1,01/31/2024\n", {"time": "b"}, "01/31/2024 is not .* format='%m/%d/%Y'"),
         ("x.csv", "a,b\n1,inf\n", {}, "x.csv, line 2, column 'b': the value is infinite"),
         ("x.csv", "a,a\n1,2\n", {}, "two columns have the name 'a'"),
         ("x.csv", ",a,y\n0,1,u\n", {"label": "y"}, "x.csv: column 1 has no name, as the index"),

@@ -206,7 +206,8 @@ def _times(columns: Columns, name: str) -> np.ndarray:
     if len(wrong):
         raise UserError(
             f"{columns.name(wrong[0])}, column {name!r}: {texts[wrong[0]]!s} is not a time; write "
-            "numbers, or dates like 2024-05-31 or 2024-05-31T12:00:00"
+            "numbers, or dates like 2024-05-31 or 2024-05-31T12:00:00, for example with "
+            "pandas.to_datetime(TIMES, format='%m/%d/%Y')"
         )
     return times
 

@@ -17,6 +17,8 @@ type Line = tuple[list[str], int]
 
 # A whole number with a decimal point.
 _WHOLE = re.compile(r"^([+-]?\d+)\.0*$")
+# A number with a decimal comma.
+_DECIMAL_COMMA = re.compile(r"^\s*[+-]?\d*,\d+\s*$")
 
 # Rows that are kept as text before they become numbers.
 _ROWS = 4096
@@ -139,10 +141,17 @@ class _Parser:
         try:
             return float(field)
         except ValueError as error:
+            hint = (
+                "if the column is no input, say what it is (label, group, time, split), or name "
+                "the columns that are inputs"
+            )
+            if _DECIMAL_COMMA.match(field):
+                hint = (
+                    "write it with a decimal point, for example with "
+                    "pandas.read_csv(FILE, sep=';', decimal=',').to_csv(NEW_FILE, index=False)"
+                )
             raise UserError(
-                f"{self._where(row, column)}: {field!r} is not a number; if the column is no "
-                "input, say what it is (label, group, time, split), or name the columns that are "
-                "inputs"
+                f"{self._where(row, column)}: {field!r} is not a number; {hint}"
             ) from error
 
     def _where(self, row: int, column: int) -> str:
