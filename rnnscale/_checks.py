@@ -108,6 +108,7 @@ LAYER_PAGE = '"A layer of your own" in rnnscale/ssm/README.md'
 
 # How to get an instance of a class.
 _ADVICE = {
+    "jax.Mesh": "rnnscale.sharding.make_mesh(data=2) makes one.",
     "collections.abc.Iterator": "iter(...) makes one from a list.",
     "rnnscale.cells.Cell": f"See {CELL_PAGE}.",
     "rnnscale.SequenceLayer": f"See {LAYER_PAGE}.",

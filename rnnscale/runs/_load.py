@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rnnscale._base import SequenceModel
+from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError, check_name
 from rnnscale.runs._build import make_model
 from rnnscale.runs._config import TrainConfig, overridden
@@ -133,6 +134,7 @@ class SavedRun:
         )
 
 
+@check_arguments
 def load_run(
     path: str | Path,
     mesh: Mesh | Mapping[str, int] | None = None,
@@ -164,8 +166,9 @@ def load_run(
 
     **Returns:** the model, with its options and what it was trained on.
 
-    **Raises:** `ValueError` if there is no run or no checkpoint, the checkpoint is of another model
-    than the options, or the options do not fit the task or the devices.
+    **Raises:** `TypeError` if `path`, `mesh` or `task` has another kind; `ValueError` if there is
+    no run or no checkpoint, the checkpoint is of another model than the options, or the options do
+    not fit the task or the devices.
     """
     run = RunFolder.existing(path)
     config = TrainConfig.from_json(overridden(run.config(), changed))

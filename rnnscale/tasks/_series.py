@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rnnscale._checks import Size, check_arguments
 from rnnscale._errors import UserError, check_name
 from rnnscale.tasks._packages import file_of_package, missing_package
 
@@ -140,7 +141,8 @@ SERIES: Mapping[str, SeriesInfo] = MappingProxyType(
 _SAME_SYSTEM = {"x0", "dF", "seed", "h", *_SOLVER}
 
 
-def load_series(name: str, *, steps: int | None = None, **options: Any) -> Series:
+@check_arguments
+def load_series(name: str, *, steps: Size | None = None, **options: Any) -> Series:
     r"""Generates a time series with ReservoirPy, without its transient, or loads a recorded one.
 
     - `mackey-glass`: $\dot x = a x(t-\tau) / (1 + x(t-\tau)^n) - b x$, a step of 1.
@@ -165,8 +167,9 @@ def load_series(name: str, *, steps: int | None = None, **options: Any) -> Serie
 
     **Returns:** the series.
 
-    **Raises:** `ValueError` if the name or an option is unknown, `steps` or `h` is out of range, or
-    the series diverges; `ImportError` if ReservoirPy is not installed.
+    **Raises:** `TypeError` if `name` or `steps` has another kind; `ValueError` if the name or an
+    option is unknown, an option is a string in place of a number, `steps` or `h` is out of range,
+    or the series diverges; `ImportError` if ReservoirPy is not installed.
 
     **References:** Mackey and Glass, Science 197 (1977); Lorenz, J. Atmos. Sci. 20 (1963);
     Rössler, Phys. Lett. A 57 (1976); Lorenz, ECMWF Seminar on Predictability (1996); Kassam and
@@ -185,12 +188,12 @@ def load_series(name: str, *, steps: int | None = None, **options: Any) -> Serie
     """
     check_name(name, SERIES, "series")
     info = SERIES[name]
-    for option in options:
+    for option, value in options.items():
         if option not in info.options:
             known = ", ".join(info.options) or "none"
             raise UserError(f"series {name!r} has no option {option!r}; it has: {known}")
-    if steps is not None and steps < 1:
-        raise UserError(f"steps must be at least 1; got {steps}")
+        if isinstance(value, str) and not isinstance(info.options[option], str):
+            raise UserError(f"{option} must be a number or an array of them; got {value!r}")
     chosen = {**info.options, **options}
     time_step = float(chosen.get("h", 1))
     if not time_step > 0:

@@ -3,10 +3,11 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rnnscale.runs import RunFolder
+from rnnscale.runs import RunFolder, load_run
 from rnnscale.training import MetricsFile
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -51,6 +52,21 @@ def test_a_folder_that_is_no_run(tmp_path: Path, resume: bool):
         RunFolder(tmp_path).check(resume=resume)
     with pytest.raises(ValueError, match=r"thesis.tex is a file"):
         RunFolder(tmp_path / "thesis.tex").check(resume=resume)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"path": None}, "path must be a string or a pathlib.Path; got None"),
+        ({"mesh": 3}, "mesh must be a jax.Mesh or a .*; got 3. rnnscale.sharding.make_mesh"),
+        ({"task": "digits"}, "task must be a rnnscale.tasks.Task or None; got 'digits'"),
+    ],
+)
+def test_a_run_is_loaded_with_arguments_of_the_right_kind(
+    run: RunFolder, given: dict[str, Any], message: str
+):
+    with pytest.raises(TypeError, match=f"load_run: {message}"):
+        load_run(**{"path": run.path, **given})
 
 
 def test_killed_before_the_config_was_written(tmp_path: Path):

@@ -195,10 +195,14 @@ def test_the_exponent_is_known_only_for_the_default_system():
         ({"name": "santafe", "h": 1}, "no option 'h'; it has: none"),
         ({"name": "lorenz96", "h": 0}, "h must be positive; got 0"),
         ({"name": "henon", "steps": 0}, "steps must be at least 1; got 0"),
+        ({"name": "lorenz", "steps": "5"}, "steps must be an integer or None; got '5'"),
+        ({"name": "lorenz", "steps": 2.5}, "steps must be an integer or None; got 2.5"),
+        ({"name": "lorenz", "rho": "a"}, "rho must be a number or an array of them; got 'a'"),
+        ({"name": "lorenz", "x0": "a"}, "x0 must be a number or an array of them; got 'a'"),
     ],
 )
 def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         tasks.load_series(**arguments)
 
 
