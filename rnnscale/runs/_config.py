@@ -273,7 +273,9 @@ def config_and_task(options: Mapping[str, Any]) -> tuple[TrainConfig, "Task | No
 
     **Raises:** `ValueError` if they name neither a task nor data, or a value can't be used.
     """
-    config = TrainConfig.from_json(options)  # refuses a wrong option before data are read
+    # Refuses a wrong option before data are read; but those of the cell are not known before the
+    # model is, which suits the task if none is named.
+    config = TrainConfig.from_json(options if "model" in options else {**options, "cell": None})
     if config.task is None and config.data is None:
         raise UserError(
             "the task is missing: name one that `rnnscale tasks` lists, or give your own data as "
