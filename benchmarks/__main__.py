@@ -47,6 +47,7 @@ BENCHMARKS = (
     "data",
     "message_passing",
     "watch",
+    "own_data",
     "gpu",
     "tune_triton",
 )

@@ -267,6 +267,37 @@ def watch() -> str:
     return markdown(("person left out", *people, "mean"), [("accuracy", *figures)])
 
 
+def own_series() -> str:
+    """Accuracies by data set, means over seeds, and the mean over the sets."""
+    found = [row for row in load("own_data_cpu")["rows"] if "accuracy" in row]
+    libraries = list(dict.fromkeys(row["library"] for row in found))
+    accuracies = {
+        key: statistics.mean(row["accuracy"] for row in rows)
+        for key, rows in jobs(found, ("name", "library")).items()
+    }
+    names = dict.fromkeys(row["name"] for row in found)
+    lines = [(f"`{name}`", [accuracies[name, each] for each in libraries]) for name in names]
+    means = [statistics.mean(column) for column in zip(*(each for _, each in lines), strict=True)]
+    return markdown(
+        ("data set", *libraries),
+        [(name, *(f"{x:.3f}" for x in each)) for name, each in [*lines, ("mean", means)]],
+    )
+
+
+def own_forecast() -> str:
+    rows = [row for row in load("own_data_cpu")["rows"] if "nrmse" in row]
+    return markdown(
+        ("seed", OURS, "the last season again", "no change"),
+        [
+            (
+                str(row["seed"]),
+                *(f"{row[name]:.3f}" for name in ("nrmse", "seasonal_nrmse", "persistence_nrmse")),
+            )
+            for row in rows
+        ],
+    )
+
+
 def streams() -> str:
     return markdown(
         ("rows of steps in a batch", "batches", "rows", "bits per byte", "with the state carried"),
@@ -368,6 +399,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "experiments": others,
     "bytes": language,
     "watch": watch,
+    "own-series": own_series,
+    "own-forecast": own_forecast,
     "streams": streams,
     "collectives": collectives,
     "loading": loading,

@@ -344,3 +344,14 @@ def test_what_is_tuned_fits_every_gpu():
         for each in found:
             # Asynchronous copies are of 4 bytes at least.
             assert each.block * itemsize >= 4 * 32 * each.warps
+
+
+@pytest.mark.slow
+def test_own_data_are_predicted_beside_their_rivals():
+    pytest.importorskip("aeon")
+    nearest, ours = run("own_data", "--quick", "--rounds", "1")[:2]
+    assert (nearest["library"], ours["library"]) == ("1-NN, Euclidean", "rnnscale")
+    # As published by the archive.
+    assert nearest["name"] == "ItalyPowerDemand"
+    assert nearest["accuracy"] == pytest.approx(0.9553, abs=1e-4)
+    assert ours["steps"] == 3 and 0 < ours["accuracy"] < 1
