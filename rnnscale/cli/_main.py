@@ -118,13 +118,23 @@ def _logging_to_stderr() -> Iterator[None]:
     log.setLevel(logging.INFO)
     log.propagate = False  # absl, which Orbax imports, adds its own handler to the root logger
     absl.setLevel(logging.CRITICAL)  # Orbax raises the errors that it logs, with their tracebacks
+    unraisable, sys.unraisablehook = sys.unraisablehook, _report_unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         log.removeHandler(handler)
         level, log.propagate, absl_level = before
         log.setLevel(level)
         absl.setLevel(absl_level)
+
+
+def _report_unraisable(error: "sys.UnraisableHookArgs") -> None:
+    """Prints errors of threads, except those that follow one which Orbax has raised: when a write
+    fails, it closes the event loop to which TensorStore reports its other writes."""
+    follows = isinstance(error.exc_value, RuntimeError) and "loop is closed" in str(error.exc_value)
+    if not follows:
+        sys.__unraisablehook__(error)
 
 
 def _parser() -> argparse.ArgumentParser:
