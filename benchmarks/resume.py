@@ -48,21 +48,21 @@ def session(arguments: list[str], out: Path) -> tuple[float, float]:
     rows, saves = len(folder.rows()), saved_steps(folder.checkpoints)
     command = [sys.executable, "-m", "rnnscale", "train", *arguments, "--out", str(out)]
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
 
-    def wait_for(happened: Callable[[], bool]) -> None:
-        while not happened():
-            if process.poll() is not None:
-                assert process.stderr is not None
-                raise RuntimeError(process.stderr.read().decode())
-            time.sleep(0.01)
+        def wait_for(happened: Callable[[], bool]) -> None:
+            while not happened():
+                if process.poll() is not None:
+                    assert process.stderr is not None
+                    raise RuntimeError(process.stderr.read().decode())
+                time.sleep(0.01)
 
-    wait_for(lambda: len(folder.rows()) > rows)
-    seconds = time.perf_counter() - start
-    wait_for(lambda: saved_steps(folder.checkpoints) != saves)
-    process.kill()
-    _, _, usage = os.wait4(process.pid, 0)
-    process.returncode = -9
+        wait_for(lambda: len(folder.rows()) > rows)
+        seconds = time.perf_counter() - start
+        wait_for(lambda: saved_steps(folder.checkpoints) != saves)
+        process.kill()
+        _, _, usage = os.wait4(process.pid, 0)
+        process.returncode = -9
     return seconds, usage.ru_utime + usage.ru_stime
 
 

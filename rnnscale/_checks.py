@@ -197,7 +197,8 @@ def _one_of(name: str, alternatives: Sequence[Any], value: Any) -> Any:
             if refused.kind is ValueError or refused.name != name:
                 raise
             expected.append(refused.expected)
-    phrase = " or ".join([expected[0], *(each.removeprefix("be ") for each in expected[1:])])
+    kinds = dict.fromkeys(each.removeprefix("be ") for each in expected)
+    phrase = f"be {' or '.join(kinds)}"
     raise _Refused(TypeError, name, phrase, value)
 
 

@@ -47,7 +47,7 @@ def shown(benchmark, rows):
         figure = Figure()
         benchmark.plot([{"device": "cpu", **row} for row in rows], figure)
         figure.canvas.draw()
-        assert any(panel.get_lines() for panel in figure.axes) or figure.texts
+        assert any(panel.has_data() for panel in figure.axes) or figure.texts
     return captured.get()
 
 
@@ -347,6 +347,7 @@ def test_what_is_tuned_fits_every_gpu():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:unsafe cast:numba.core.errors.NumbaTypeSafetyWarning")
 def test_own_data_are_predicted_beside_their_rivals():
     pytest.importorskip("aeon")
     nearest, ours = run("own_data", "--quick", "--rounds", "1")[:2]
