@@ -312,17 +312,13 @@ def test_default_folders_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for two checkpoints. Programs are not kept: how many a run compiles
-    depends on what this process has compiled before."""
+    """A file system with room for two checkpoints."""
     path = tmp_path / "disk"
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=480k", "tmpfs", str(path)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a file system can't be mounted here: only root may")
-    kept = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
     yield path
-    jax.config.update("jax_enable_compilation_cache", kept)
     subprocess.run(["umount", str(path)], check=True)
 
 
