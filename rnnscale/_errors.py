@@ -47,13 +47,13 @@ def as_user_error() -> Iterator[None]:
 
 
 def check_name(name: str, known: Collection[str], kind: str) -> None:
-    """**Raises:** `UserError` if `name` is no string or not known; it suggests the nearest name.
+    """**Raises:** `UserError` if `name` is not a string or not known; it suggests the nearest name.
 
-    `kind` is what the names stand for, such as `"task"`. Upper and lower case are told apart, but
-    not in the search for the nearest.
+    `kind` says what is named, such as `"task"`. Names are case-sensitive; the search for the
+    nearest one is not.
     """
     if not isinstance(name, str):
-        raise UserError(f"the {kind} must be the name of one, a string; got {name!r}")
+        raise UserError(f"the name of a {kind} must be a string; got {name!r}")
     if name not in known:
         nearest = nearest_name(name, known)
         suggestion = "k" if nearest is None else f"did you mean {nearest!r}? K"
@@ -61,7 +61,7 @@ def check_name(name: str, known: Collection[str], kind: str) -> None:
 
 
 def nearest_name(name: str, known: Collection[str]) -> str | None:
-    """The known name that is most like `name`, whatever the case; None if there is none like it."""
+    """The known name closest to `name`, ignoring case; None if no name is close."""
     by_lower = {each.lower(): each for each in known}
     nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     return by_lower[nearest[0]] if nearest else None

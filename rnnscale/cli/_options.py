@@ -172,8 +172,8 @@ def add_moved_data_option(parser: argparse.ArgumentParser) -> None:
 
 
 def own_data(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The flags of `add_own_data_options` that were given, taken from `arguments`, as the option
-    `data` of a run; empty if there are none."""
+    """The option `data` of a run, from the flags of `add_own_data_options`, which are removed from
+    `arguments`; empty if no such flag was given."""
     values = vars(arguments)
     names = [name for name in values if name.startswith(_OWN_DATA)]
     data = {name.removeprefix(_OWN_DATA): values.pop(name) for name in names}

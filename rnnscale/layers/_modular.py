@@ -83,8 +83,8 @@ class StackedModules(Modules):
 
         - `cells`: one for each module, equal in all but the values of their parameters.
 
-        **Raises:** `TypeError` if an argument has another kind, `ValueError` if there is none or if
-        kinds or sizes differ.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if no cell is given,
+        or if kinds or sizes differ.
         """
         for cell in cells:
             check_cell(cell)

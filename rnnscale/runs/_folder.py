@@ -79,7 +79,7 @@ class RunFolder:
     def existing(cls, path: str | Path) -> "RunFolder":
         """The folder of a run that was started.
 
-        **Raises:** `ValueError` if there is none.
+        **Raises:** `ValueError` if the folder holds no run.
         """
         folder = cls(path)
         if not folder.is_run:

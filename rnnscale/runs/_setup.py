@@ -174,8 +174,8 @@ def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
 def load_task_of(config: TrainConfig, given: Task | None = None) -> Task:
     """The given task, or else the one that the options name.
 
-    **Raises:** `UserError` if there is none, if the options name another one than the given, or if
-    the records of the given one are not as it says.
+    **Raises:** `UserError` if no task is given or named, if the given task has another name than
+    the options say, or if its records do not match its description.
     """
     if given is not None:
         check_records(given)

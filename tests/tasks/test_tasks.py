@@ -92,7 +92,7 @@ def test_the_guide_has_every_task():
 
 
 def test_names_and_lengths_of_a_wrong_type_are_named():
-    with pytest.raises(ValueError, match="the task must be the name of one, a string; got None"):
+    with pytest.raises(ValueError, match="the name of a task must be a string; got None"):
         tasks.load_task(None)  # pyright: ignore[reportArgumentType]
     for wrong in (9.5, "9"):
         with pytest.raises(ValueError, match=f"seq_len must be an integer; got {wrong!r}"):

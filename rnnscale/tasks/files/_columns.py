@@ -176,7 +176,7 @@ def _long(columns: Columns, roles: Roles, splits: np.ndarray | None) -> SeriesTa
 
 
 def _targets(columns: Columns, roles: Roles) -> np.ndarray | None:
-    """The labels of all rows, shape `(rows, targets)`; None if there are none."""
+    """The labels of all rows, shape `(rows, targets)`; None if no column has labels."""
     labels = [columns.texts[name] for name in roles.targets if name in columns.texts]
     if not labels:
         return None

@@ -227,7 +227,7 @@ def _baselines(test: ForecastWindows, training: list[_Segment]) -> Mapping[str, 
     """The errors of forecasting that nothing changes, and that the last season comes again.
 
     The season is the number of steps after which the training data differ least from before, among
-    those that a training series has three times; 1 if there is none.
+    those that fit three times into a training series; 1 if the series are too short.
     """
     season = _season([test.values[s.series][s.start : s.stop] for s in training])
     labels, persistent, seasonal = [], [], []

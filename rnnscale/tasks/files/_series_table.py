@@ -31,9 +31,9 @@ class SeriesTable:
     - `names`: for each series its name in messages, such as `"data/x.ts, line 12"`.
     - `short_names`: for each series its name in predictions: that of its group, or the name of the
         file, without folders, and the line.
-    - `targets`: the names of the labels; empty if there are none.
+    - `targets`: the names of the labels; empty for data without labels.
     - `labels`: for each series float64 or strings of shape `(targets,)`, or `(steps, targets)` with
-        a label at each step; empty if there are none.
+        a label at each step; empty for data without labels.
     - `times`: for each series the times of its steps, float64 of shape `(steps,)`; empty if the
         steps are evenly spaced.
     - `splits`: for each series `"train"`, `"validation"` or `"test"`; empty if the data do not say.
