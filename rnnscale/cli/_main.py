@@ -5,9 +5,10 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from typing import Any
 
 from rnnscale._errors import RunFailedError, UserError
 from rnnscale.cli import (
@@ -118,7 +119,8 @@ def _logging_to_stderr() -> Iterator[None]:
     log.setLevel(logging.INFO)
     log.propagate = False  # absl, which Orbax imports, adds its own handler to the root logger
     absl.setLevel(logging.CRITICAL)  # Orbax raises the errors that it logs, with their tracebacks
-    unraisable, sys.unraisablehook = sys.unraisablehook, _report_unraisable
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = _without_closed_loops(unraisable)
     try:
         yield
     finally:
@@ -129,12 +131,15 @@ def _logging_to_stderr() -> Iterator[None]:
         absl.setLevel(absl_level)
 
 
-def _report_unraisable(error: "sys.UnraisableHookArgs") -> None:
-    """Prints errors of threads, except those that follow one which Orbax has raised: when a write
-    fails, it closes the event loop to which TensorStore reports its other writes."""
-    follows = isinstance(error.exc_value, RuntimeError) and "loop is closed" in str(error.exc_value)
-    if not follows:
-        sys.__unraisablehook__(error)
+def _without_closed_loops(hook: Callable[..., Any]) -> Callable[..., None]:
+    """A `sys.unraisablehook` that hands all errors on to `hook`, except that an event loop is
+    closed: Orbax closes its loop when a write fails, and TensorStore then reports the others."""
+
+    def report(error: "sys.UnraisableHookArgs") -> None:
+        if str(error.exc_value) != "Event loop is closed":
+            hook(error)
+
+    return report
 
 
 def _parser() -> argparse.ArgumentParser:
