@@ -65,13 +65,11 @@ def _experiment(arguments: argparse.Namespace) -> int:
     check_folder_of("--json", arguments.json)
     given = given_options(arguments, "steps", "folder", "text")
     out = arguments.out or Path("runs", "experiments", experiment.name)
-    import jax
-
+    from rnnscale.runs import kept_programs
     from rnnscale_kernels.testing import environment
 
-    # The seeds of an entry share their compiled programs.
-    jax.config.update("jax_compilation_cache_dir", str((out / "programs").resolve()))
-    rows = list(experiment.run(out, seeds=arguments.seeds, only=arguments.only, **given))
+    with kept_programs(out / "programs"):  # which the seeds of an entry share
+        rows = list(experiment.run(out, seeds=arguments.seeds, only=arguments.only, **given))
     stopped = None in rows
     done = [row for row in rows if row is not None]
     console.print(_table(experiment, done))

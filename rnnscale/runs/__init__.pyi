@@ -9,6 +9,7 @@ from ._folder import RunFolder as RunFolder, read_options as read_options
 from ._load import SavedRun as SavedRun, load_run as load_run
 from ._models import MODELS as MODELS
 from ._predictions import Predictions as Predictions, check_suffix as check_suffix
+from ._programs import kept_programs as kept_programs
 from ._run import run as run
 from ._setup import (
     Setup as Setup,

@@ -1,5 +1,5 @@
-"""The compiled programs of a run, which JAX keeps in its folder, so that a run that is resumed does
-not compile them again."""
+"""The compiled programs that JAX keeps in the folder of a run or an experiment, so that a run which
+is resumed does not compile them again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from rnnscale.distributed import on_process_0
 @contextmanager
 def kept_programs(folder: Path) -> Iterator[None]:
     """Inside the `with`, JAX keeps each program that it compiles in a folder, and loads those that
-    are there. All processes enter it; process 0 writes.
+    are there. All processes enter it; process 0 writes. Runs within it use that folder too.
 
     JAX's own settings go first: with `JAX_COMPILATION_CACHE_DIR` the programs are kept there, and
     with `JAX_ENABLE_COMPILATION_CACHE=false` nowhere.

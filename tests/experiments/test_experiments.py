@@ -160,6 +160,7 @@ def test_a_preset_trains_and_a_second_call_reads(tmp_path, capsys):
     assert main([*command, "-"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == [row]
     assert written == {path: path.stat().st_mtime_ns for path in out.rglob("summary.json")}
+    assert jax.config.jax_compilation_cache_dir is None  # as before
 
 
 def test_a_curriculum_trains_run_after_run(tmp_path):

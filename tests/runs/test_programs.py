@@ -11,8 +11,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from rnnscale.runs import RunFolder, TrainConfig, run
-from rnnscale.runs._programs import kept_programs
+from rnnscale.runs import RunFolder, TrainConfig, kept_programs, run
 
 
 def config(out: Path) -> TrainConfig:
