@@ -1,4 +1,8 @@
-from ._dynamics import dynamics_panels as dynamics_panels
+from ._dynamics import (
+    LayerWithInputs as LayerWithInputs,
+    dynamics_panels as dynamics_panels,
+    recurrent_layers as recurrent_layers,
+)
 from ._eigenvalues import (
     continuous_eigenvalues as continuous_eigenvalues,
     eigenvalues as eigenvalues,
@@ -14,10 +18,6 @@ from ._plots import (
     plot_gradient_norms as plot_gradient_norms,
     plot_lyapunov as plot_lyapunov,
     plot_timescales as plot_timescales,
-)
-from ._recurrent_layers import (
-    LayerWithInputs as LayerWithInputs,
-    recurrent_layers as recurrent_layers,
 )
 from ._recurrent_matrix import recurrent_matrix as recurrent_matrix
 from ._report import (

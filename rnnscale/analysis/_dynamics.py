@@ -20,10 +20,10 @@ from rnnscale.analysis._plots import (
     plot_lyapunov,
     plot_timescales,
 )
-from rnnscale.analysis._recurrent_layers import LayerWithInputs, recurrent_layers
 from rnnscale.analysis._recurrent_matrix import recurrent_matrix
 from rnnscale.analysis._report import Panel
 from rnnscale.layers import RNNEncoder
+from rnnscale.models import LayerWithInputs, recurrent_layers
 
 # Rows used for Lyapunov exponents, which are the most expensive.
 _TRAJECTORIES = 4

@@ -9,4 +9,8 @@ from ._mixers import (
     Identity as Identity,
     Nonlinearity as Nonlinearity,
 )
+from ._recurrent_layers import (
+    LayerWithInputs as LayerWithInputs,
+    recurrent_layers as recurrent_layers,
+)
 from ._stack import BlockStack as BlockStack

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import rnnscale
-from rnnscale.analysis import recurrent_layers
-from rnnscale.models import LanguageModel, SequenceClassifier
+from rnnscale.models import LanguageModel, SequenceClassifier, recurrent_layers
 from rnnscale.ssm import LRU
 
 

@@ -15,7 +15,9 @@ from rnnscale.layers import (
     RecurrentNetwork,
     RNNEncoder,
 )
-from rnnscale.models import BlockStack, LanguageModel, SequenceClassifier
+from rnnscale.models._classifier import SequenceClassifier
+from rnnscale.models._language_model import LanguageModel
+from rnnscale.models._stack import BlockStack
 
 
 class LayerWithInputs(NamedTuple):
