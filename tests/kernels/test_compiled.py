@@ -6,7 +6,7 @@ read from it.
 
 import importlib.util
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,9 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rnnscale import ssm
 from rnnscale_kernels import Planar, diagonal_ssm, linear_scan
-from rnnscale_kernels.linear_scan import DISPATCH
 from rnnscale_kernels.testing import (
-    BASELINES,
     SCAN_ARGUMENTS,
     Program,
     ScanArguments,
@@ -152,16 +150,9 @@ def test_kernel_fits_an_older_gpu():
 
 def test_fallback_moves_a_quarter_of_the_bytes_of_autodiff():
     skip_unless_compilable("h100")
-    a, b, h0, _, g, g_last = structs(_SPEC).values()
-
-    def autodiff(a, b, h0, g, g_last):
-        results, pull = jax.vjp(BASELINES["associative_scan"], a, b, h0)
-        return results, pull((g, g_last))
-
-    ours = compile_scan(_SPEC, "associative", "h100").bytes_accessed()
-    textbook = compile_for(autodiff, a, b, h0, g, g_last, target="h100").bytes_accessed()
-    # 23 and 100 times the bytes of b.
-    assert ours <= textbook / 4
+    moved = compile_scan(_SPEC, "associative", "h100").bytes_accessed()
+    # Differentiated by JAX, `lax.associative_scan` moves 100 times the bytes of b; ours 23 times.
+    assert moved <= 25 * 8 * 4096 * 1024 * 4
 
 
 def compile_layer(layer_type, target: str) -> Program:
@@ -176,18 +167,13 @@ def compile_layer(layer_type, target: str) -> Program:
     return compile_for(gradient, layer, xs, xs, target=target)
 
 
-@pytest.mark.parametrize("layer_type", [ssm.LRU, slow(ssm.S5)])
-def test_layer_on_gpu_moves_fewer_bytes_than_xla_alone(
-    layer_type: type, monkeypatch: pytest.MonkeyPatch
-):
+# XLA alone moves 68 and 41 times the bytes of the input, the kernels 45 and 30 times.
+@pytest.mark.parametrize(("layer_type", "most"), [(ssm.LRU, 52), slow(ssm.S5, 31.5)])
+def test_layer_on_gpu_moves_fewer_bytes_than_xla_alone(layer_type: type, most: float):
     skip_unless_compilable("h100")
-    with_kernels = compile_layer(layer_type, "h100")
-    check_kernels(with_kernels, "mosaic_gpu", "h100", least=2)
-    monkeypatch.setitem(cast(dict, DISPATCH.order), "cuda", ("associative",))
-    xla_alone = compile_layer(layer_type, "h100")
-    assert not xla_alone.calls
-    # LRU: 45 and 68 times the bytes of the input, S5: 30 and 41.
-    assert with_kernels.bytes_accessed() <= xla_alone.bytes_accessed() / 1.3
+    program = compile_layer(layer_type, "h100")
+    check_kernels(program, "mosaic_gpu", "h100", least=2)
+    assert program.bytes_accessed() <= most * 8 * 4096 * 256 * 4
 
 
 @pytest.mark.parametrize("layer_type", [ssm.LRU, slow(ssm.S5)])
@@ -196,7 +182,7 @@ def test_layer_on_tpu_has_the_kernels(layer_type: type):
     check_kernels(compile_layer(layer_type, "v5e"), "mosaic_tpu", "v5e", least=2)
 
 
-def compile_ssm(width: int, mode: str, implementation: str | None) -> Program:
+def compile_ssm(width: int, mode: str) -> Program:
     """The program of `diagonal_ssm` with `width` features and states, for 8 x 4096 steps in
     bfloat16."""
 
@@ -208,7 +194,7 @@ def compile_ssm(width: int, mode: str, implementation: str | None) -> Program:
     u = jax.ShapeDtypeStruct((8, 4096, width), "bfloat16")
 
     def forward(u, decay, b, c):
-        return diagonal_ssm(u, decay, b, c, implementation=implementation)[0]
+        return diagonal_ssm(u, decay, b, c)[0]
 
     def gradient(u, decay, b, c, g):
         return jax.vjp(forward, u, decay, b, c)[1](g)
@@ -220,23 +206,19 @@ def compile_ssm(width: int, mode: str, implementation: str | None) -> Program:
 
 # A program takes the states of one segment at width 128, and of two segments at width 64.
 @pytest.mark.parametrize(
-    ("width", "mode", "fewer_bytes"),
-    [
-        (64, "forward", 12),
-        slow(64, "gradient", 6),
-        slow(128, "forward", 12),
-        slow(128, "gradient", 6),
-    ],
+    ("width", "mode"),
+    [(64, "forward"), slow(64, "gradient"), slow(128, "forward"), slow(128, "gradient")],
 )
-def test_fused_ssm_keeps_its_states_on_chip(width: int, mode: str, fewer_bytes: int):
+def test_fused_ssm_keeps_its_states_on_chip(width: int, mode: str):
     skip_unless_compilable("h100")
-    fused = compile_ssm(width, mode, None)
+    fused = compile_ssm(width, mode)
     check_kernels(fused, "mosaic_gpu", "h100", least=2 if mode == "forward" else 4)
-    states = 8 * 4096 * width * 8
+    states, sequence = 8 * 4096 * width * 8, 8 * 4096 * width * 2
     assert fused.temporaries <= states / 4
-    # 14 times fewer in the forward pass, 6.5 in both.
-    unfused = compile_ssm(width, mode, "unfused")
-    assert fused.bytes_accessed() <= unfused.bytes_accessed() / fewer_bytes
+    # The forward pass reads a sequence and writes one, the backward pass reads two and writes one.
+    # They move 1.6 and 4.2 times these bytes; without the kernels they would move 23 and 28 times.
+    most = 1.9 * 2 * sequence if mode == "forward" else 4.6 * 3 * sequence
+    assert fused.bytes_accessed() <= most
 
 
 @pytest.mark.parametrize(
