@@ -61,13 +61,21 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         default=None,
         help="write all figures; - for the standard output; default: no file",
     )
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        default=None,
+        metavar="N",
+        help="iterations of Newton's method, needed with --parallel; `rnnscale inspect` measures "
+        "them",
+    )
     add_step_options(parser)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     given = {**own_data(arguments), **vars(arguments)}
     del given["command"]
-    search, file = given.pop("search"), given.pop("json")
+    search, file, iterations = (given.pop(name) for name in ("search", "json", "iterations"))
     if search and "mesh" in given:
         raise UserError("--search tries all meshes: leave out --mesh")
     check_folder_of("--json", file)
@@ -83,10 +91,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     from rnnscale.runs import load_task_of
 
     topology = Topology.named(target)
-    planner = Planner(config, load_task_of(config, task), topology)
+    planner = Planner(config, load_task_of(config, task), topology, iterations)
     console = Console(stderr=file == "-")
     if search:
-        result = Search.of(planner, lambda sizes: _compile_apart(given, topology.name, sizes))
+        apart = given if iterations is None else {**given, "iterations": iterations}
+        result = Search.of(planner, lambda sizes: _compile_apart(apart, topology.name, sizes))
     else:
         result = Report.of(planner, config.mesh or {"data": topology.count})
     result.show(console)

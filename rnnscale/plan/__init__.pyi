@@ -15,3 +15,4 @@ from ._planner import (
 from ._report import Report as Report
 from ._search import Search as Search, rank_meshes as rank_meshes
 from ._topology import Topology as Topology
+from ._units import in_bytes as in_bytes, in_seconds as in_seconds

@@ -10,7 +10,6 @@ from jax.sharding import AbstractMesh, Mesh
 
 from rnnscale.plan._device_cost import DeviceCost
 from rnnscale.plan._hardware import Hardware
-from rnnscale.plan._jaxpr import KernelCall
 from rnnscale.plan._memory import gathered_bytes, gradient_bytes
 from rnnscale.runs import Setup
 from rnnscale_kernels.testing import Collective
@@ -24,7 +23,7 @@ class CollectiveCost:
     - `axes`: the mesh axes that it runs over.
     - `devices`: the number of devices that take part in one collective.
     - `bytes`: the size of its result on one device.
-    - `count`: how often it runs in a step, or `None` if the program does not say.
+    - `count`: how often it runs in a step.
     - `in_loop`: whether it stands inside a loop.
     """
 
@@ -32,7 +31,7 @@ class CollectiveCost:
     axes: tuple[str, ...]
     devices: int
     bytes: int
-    count: int | None
+    count: int
     in_loop: bool
 
     @property
@@ -46,18 +45,21 @@ class CollectiveCost:
             "all-to-all": others,
             "collective-permute": 1.0,
         }[self.kind]
-        return factor * self.bytes * (self.count or 1)
+        return factor * self.bytes * self.count
 
 
 def compiled_collectives(collectives: Iterable[Collective]) -> list[CollectiveCost]:
-    """The collectives of a compiled program; those of equal kind, axes and size are merged."""
+    """The collectives of a compiled program; those of equal kind, axes and size are merged.
+
+    **Raises:** `ValueError` if the program does not say how often one of them runs.
+    """
     counts = defaultdict[tuple, float](float)
     for each in collectives:
         counts[each.kind, each.axes, each.devices, each.bytes, bool(each.loops)] += each.turns
+    if any(map(math.isnan, counts.values())):
+        raise ValueError("the program does not say how often its collectives run: give iterations")
     return [
-        CollectiveCost(
-            kind, axes, devices, size, None if math.isnan(count) else int(count), in_loop
-        )
+        CollectiveCost(kind, axes, devices, size, int(count), in_loop)
         for (kind, axes, devices, size, in_loop), count in counts.items()
     ]
 
@@ -71,7 +73,8 @@ def estimated_collectives(setup: Setup, cost: DeviceCost) -> list[CollectiveCost
     - Over `tensor`, `diagonal_ssm` sums its outputs, and in the backward pass the gradients of its
         inputs.
     - Over `seq`, a recurrence gathers the last state of every device, and in the backward pass its
-        cotangent. If its decay varies in time, it also gathers the products of the decays.
+        cotangent. If its decay varies in time, it also gathers the products of the decays. An
+        iteration of Newton's method is one such recurrence.
     """
     sizes = setup.mesh.shape
     parts = setup.config.accumulation
@@ -90,14 +93,8 @@ def estimated_collectives(setup: Setup, cost: DeviceCost) -> list[CollectiveCost
         if each.operation == "diagonal_ssm":
             features = each.idim if each.backward else each.odim
             add("all-reduce", ("tensor",), 4 * each.tokens * features, turns, turns > 1)
-        add("all-gather", ("seq",), sizes["seq"] * _summary_bytes(each), turns, turns > 1)
+        add("all-gather", ("seq",), 4 * sizes["seq"] * each.rows * each.total, turns, turns > 1)
     return found
-
-
-def _summary_bytes(call: KernelCall) -> int:
-    """Bytes by which one device describes its part of the sequence to the others."""
-    arrays = 2 if call.operation == "linear_scan" else 1
-    return 4 * arrays * call.planes * call.rows * call.states
 
 
 def crosses_hosts(axes: tuple[str, ...], mesh: Mesh | AbstractMesh, hardware: Hardware) -> bool:

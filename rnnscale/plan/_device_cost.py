@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh
 
 from rnnscale._fields import trainable
 from rnnscale.plan._jaxpr import KernelCall, flops, kernel_calls, peak_bytes, total_bytes
+from rnnscale.plan._kernels import kernels
 from rnnscale.runs import Setup, TrainConfig, set_up
 from rnnscale.sharding import make_mesh
 from rnnscale.tasks import Task
@@ -27,21 +28,24 @@ class DeviceCost:
     - `flops`: operations of matrix products and recurrences, forward and backward.
     - `saved_bytes`: arrays that the forward pass keeps for the backward pass.
     - `peak_bytes`: the most that is alive at one time, training state and batch excluded.
-    - `kernel_calls`: the calls of `linear_scan` and `diagonal_ssm`.
+    - `kernel_calls`: the calls of the recurrences.
+    - `chain`, `iterated_bytes`: see `Kernels`.
     """
 
     flops: int
     saved_bytes: int
     peak_bytes: int
     kernel_calls: tuple[KernelCall, ...]
+    chain: int
+    iterated_bytes: int
 
 
 class CostModel:
     """The per-device costs of one run on any mesh. Meshes that give a device the same arrays share
-    one trace."""
+    one trace. `iterations` are those of Newton's method, if the run uses it."""
 
-    def __init__(self, config: TrainConfig, task: Task):
-        self._config, self._task = config, task
+    def __init__(self, config: TrainConfig, task: Task, iterations: int | None):
+        self._config, self._task, self._iterations = config, task, iterations
         self._setups: dict[int, Setup] = {}
         self._costs: dict[Any, DeviceCost] = {}
 
@@ -59,7 +63,8 @@ class CostModel:
         tensor = mesh.shape["tensor"]
         key = tensor, tuple(sorted((name, x.shape) for name, x in batch.items()))
         if key not in self._costs:
-            self._costs[key] = _traced_cost(self._one_device_setup(tensor), batch)
+            setup = self._one_device_setup(tensor)
+            self._costs[key] = _traced_cost(setup, batch, self._iterations)
         return self._costs[key]
 
     def _one_device_setup(self, tensor: int) -> Setup:
@@ -72,7 +77,9 @@ class CostModel:
         return self._setups[tensor]
 
 
-def _traced_cost(setup: Setup, batch: dict[str, jax.ShapeDtypeStruct]) -> DeviceCost:
+def _traced_cost(
+    setup: Setup, batch: dict[str, jax.ShapeDtypeStruct], iterations: int | None
+) -> DeviceCost:
     model = jax.eval_shape(setup.init, jax.random.key(0)).model
     rows = batch["inputs"].shape[0]
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
@@ -95,4 +102,12 @@ def _traced_cost(setup: Setup, batch: dict[str, jax.ShapeDtypeStruct]) -> Device
     forward, step = traced(residuals), traced(gradient)
     arguments = {*forward.invars, *forward.constvars}
     saved = (x for x in forward.outvars if isinstance(x, Var) and x not in arguments)
-    return DeviceCost(flops(step), total_bytes(saved), peak_bytes(step), tuple(kernel_calls(step)))
+    found = kernels(step, iterations)
+    return DeviceCost(
+        flops(step, iterations),
+        total_bytes(saved),
+        peak_bytes(step),
+        tuple(kernel_calls(step, iterations)),
+        found.chain,
+        found.iterated_bytes,
+    )

@@ -18,6 +18,8 @@ class Hardware:
     - `network`: bytes per second that it can send to devices of other hosts; `None` if it is the
         same.
     - `devices_per_host`: the devices that share the interconnect of a host; `None` for all.
+    - `launch`: the least seconds from the end of a kernel to the start of one that needs its
+        result; 0 if a program is one kernel.
     """
 
     name: str
@@ -28,9 +30,12 @@ class Hardware:
     interconnect: float
     network: float | None = None
     devices_per_host: int | None = None
+    launch: float = 0.0
 
 
-_GPU_HOST = {"network": 50e9, "devices_per_host": 8}  # InfiniBand NDR: 400 Gbit/s per GPU
+# InfiniBand NDR: 400 Gbit/s per GPU. Launches: a kernel of 2.9 us takes 3.4 us as a node of a CUDA
+# graph and 3.8 us in a stream (Gray, "Getting Started with CUDA Graphs", NVIDIA, 2019; on a V100).
+_GPU_HOST = {"network": 50e9, "devices_per_host": 8, "launch": 0.5e-6}
 
 HARDWARE = {
     "a100": Hardware(

@@ -1,4 +1,8 @@
-"""Operation counts, memory and kernel calls of a traced function, read from its jaxpr."""
+"""Operation counts, memory and recurrences of a traced function, read from its jaxpr.
+
+How often a `while` loop runs is not in a jaxpr. Newton's method over time is such a loop, so the
+functions here take its number of `iterations`, and raise without it.
+"""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -9,21 +13,23 @@ import jax
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
+from rnnscale._errors import UserError
+
 _BACKWARD = "_transpose"
 
 
 @dataclass(frozen=True)
 class KernelCall:
-    """A call of `linear_scan` or `diagonal_ssm`, and the sizes of its arguments.
+    """A call of a recurrence, and the sizes of its arguments.
 
-    - `operation`: `"linear_scan"` or `"diagonal_ssm"`.
+    - `operation`: `"linear_scan"`, `"block_scan"`, `"matrix_scan"` or `"diagonal_ssm"`.
     - `backward`: whether this is the backward pass of the operation.
     - `turns`: the number of times that it runs.
     - `rows`: the number of sequences.
     - `tokens`: the number of time steps of all rows together.
-    - `idim`, `odim`: the numbers of input and output features; for `linear_scan`, of states.
+    - `idim`, `odim`: the numbers of input and output features of `diagonal_ssm`; else of states.
     - `states`: the number of states of a row.
-    - `planes`: 2 if the states are complex, else 1.
+    - `planes`: the planes of a state: 2 if it is complex, and the rows of a block of `block_scan`.
     """
 
     operation: str
@@ -39,9 +45,11 @@ class KernelCall:
     @property
     def flops(self) -> int:
         """Floating-point operations of one turn."""
-        step = 8 if self.planes == 2 else 2
-        scan = self.tokens * self.states * step
-        if self.operation == "linear_scan":
+        scan = self.tokens * self.states * 2 * self.planes**2
+        if self.operation == "matrix_scan":
+            # In parallel over time, each matrix is multiplied by the product of those before it.
+            scan = self.tokens * 2 * self.states**2 * (self.states + 1)
+        if self.operation != "diagonal_ssm":
             return 2 * scan if self.backward else scan
         drive = 2 * self.planes * self.tokens * self.states * self.idim
         read = 2 * self.planes * self.tokens * self.states * self.odim
@@ -49,29 +57,64 @@ class KernelCall:
         # needs two products for each of the input and output maps.
         return 3 * scan + 3 * drive + 2 * read if self.backward else scan + drive + read
 
+    @property
+    def total(self) -> int:
+        """The numbers by which a device describes what its steps do to one row: the state that
+        leaves it, and the product of all decays or matrices if they vary in time."""
+        state = self.planes * self.states
+        match self.operation:
+            case "diagonal_ssm":
+                return state
+            case "block_scan":
+                return state + self.planes**2 * self.states
+            case "matrix_scan":
+                return state + self.states**2
+        return 2 * state
 
-def flops(jaxpr: Jaxpr) -> int:
+
+def flops(jaxpr: Jaxpr, iterations: int | None = None) -> int:
     """Floating-point operations of all matrix products and kernel calls; a multiply-add counts two.
 
-    The body of a scan counts once for each turn, a conditional as its most expensive branch.
+    The body of a loop counts once for each turn, a conditional as its most expensive branch.
     Elementwise operations do not count, since they are bound by memory.
+
+    **Arguments:**
+
+    - `iterations`: the turns of a loop whose number of turns depends on the data.
+
+    **Raises:** `UserError` if there is such a loop and `iterations` is `None`.
     """
-    products = sum(turns * _product_flops(eqn) for eqn, turns in _equations(jaxpr))
-    return products + sum(each.turns * each.flops for each in kernel_calls(jaxpr))
+    products = sum(turns * _product_flops(eqn) for eqn, turns in _equations(jaxpr, iterations))
+    return products + sum(each.turns * each.flops for each in kernel_calls(jaxpr, iterations))
 
 
-def kernel_calls(jaxpr: Jaxpr) -> list[KernelCall]:
-    """The calls of `linear_scan` and `diagonal_ssm`, backward passes included."""
+def kernel_calls(jaxpr: Jaxpr, iterations: int | None = None) -> list[KernelCall]:
+    """The calls of the recurrences, backward passes included; see `flops` for `iterations`."""
     return [
         _kernel_call(eqn, turns)
-        for eqn, turns in _equations(jaxpr)
-        if eqn.primitive.name.removesuffix(_BACKWARD) in ("linear_scan", "diagonal_ssm")
+        for eqn, turns in _equations(jaxpr, iterations)
+        if eqn.primitive.name in RECURRENCES
     ]
+
+
+def turns_of(loop: JaxprEqn, iterations: int | None) -> int:
+    """The number of times that the body of a `scan` or a `while` runs.
+
+    **Raises:** `UserError` if this depends on the data and `iterations` is `None`.
+    """
+    if loop.primitive.name == "scan":
+        return loop.params["length"]
+    if iterations is None:
+        raise UserError(
+            "the number of iterations depends on the data, as in Newton's method over time: give "
+            "iterations (--iterations), which rnnscale.analysis.parallelisable measures"
+        )
+    return iterations
 
 
 def total_bytes(variables: Iterable[Var]) -> int:
     """Bytes of all variables together, each counted once."""
-    return sum(map(_bytes, set(variables)))
+    return sum(map(bytes_of, set(variables)))
 
 
 def peak_bytes(jaxpr: Jaxpr) -> int:
@@ -96,12 +139,12 @@ def peak_bytes(jaxpr: Jaxpr) -> int:
     live = peak = 0
     for index, eqn in enumerate(jaxpr.eqns):
         results = [each for each in eqn.outvars if each in last]
-        inner = max((peak_bytes(each) for each in _inner_jaxprs(eqn)), default=0)
-        if eqn.primitive.name not in _LOOPS:
+        inner = max((peak_bytes(each) for each in inner_jaxprs(eqn)), default=0)
+        if eqn.primitive.name not in LOOPS:
             # The results of a call are results of its inner jaxpr, and counted there already.
             inner -= min(inner, total_bytes(results))
         for each in results:
-            alive[each] = 0 if _is_fused(eqn, readers[each]) else _bytes(each)
+            alive[each] = 0 if _is_fused(eqn, readers[each]) else bytes_of(each)
             live += alive[each]
         peak = max(peak, live + inner)
         for each in (*eqn.invars, *results):
@@ -110,28 +153,30 @@ def peak_bytes(jaxpr: Jaxpr) -> int:
     return peak
 
 
-_LOOPS = frozenset({"scan", "while"})
+LOOPS = frozenset({"scan", "while"})
+
+RECURRENCES = frozenset(
+    f"{name}{direction}"
+    for name in ("linear_scan", "diagonal_ssm", "block_scan", "matrix_scan")
+    for direction in ("", _BACKWARD)
+)
 
 # Results of these are views or conversions, which compilers fuse into every consumer.
-_VIEWS = frozenset(
+VIEWS = frozenset(
     {"broadcast_in_dim", "convert_element_type", "copy", "iota", "reshape", "squeeze", "transpose"}
 )
 
 # Operations that are not fused: compilers write their operands and results to memory.
-_WRITTEN = frozenset(
+_WRITTEN = RECURRENCES | frozenset(
     {
         "argmax",
         "concatenate",
         "conv_general_dilated",
         "cumsum",
-        "diagonal_ssm",
-        "diagonal_ssm_transpose",
         "dot_general",
         "dynamic_slice",
         "dynamic_update_slice",
         "gather",
-        "linear_scan",
-        "linear_scan_transpose",
         "optimization_barrier",
         "reduce_max",
         "reduce_sum",
@@ -143,30 +188,43 @@ _WRITTEN = frozenset(
 
 
 def _is_fused(eqn: JaxprEqn, readers: list[JaxprEqn | None]) -> bool:
-    if eqn.primitive.name in _VIEWS:
+    if eqn.primitive.name in VIEWS:
         return True
-    return len(readers) == 1 and _is_elementwise(eqn) and _is_elementwise(readers[0])
+    return len(readers) == 1 and is_elementwise(eqn) and is_elementwise(readers[0])
 
 
-def _is_elementwise(eqn: JaxprEqn | None) -> bool:
-    return eqn is not None and eqn.primitive.name not in _WRITTEN and not any(_inner_jaxprs(eqn))
+def is_elementwise(eqn: JaxprEqn | None) -> bool:
+    """Whether compilers fuse the operation with others that are elementwise too."""
+    return eqn is not None and eqn.primitive.name not in _WRITTEN and not any(inner_jaxprs(eqn))
 
 
-def _equations(jaxpr: Jaxpr, turns: int = 1) -> Iterator[tuple[JaxprEqn, int]]:
+def _equations(
+    jaxpr: Jaxpr, iterations: int | None, turns: int = 1
+) -> Iterator[tuple[JaxprEqn, int]]:
     """Every equation without an inner jaxpr, and the number of times that it runs."""
     for eqn in jaxpr.eqns:
-        inner = list(_inner_jaxprs(eqn))
+        inner = list(inner_jaxprs(eqn))
         if not inner:
             yield eqn, turns
         elif eqn.primitive.name == "cond":
-            yield from _equations(max(inner, key=flops), turns)
+            yield from _equations(branch_of(eqn, iterations), iterations, turns)
         else:
-            times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+            times = turns_of(eqn, iterations) if eqn.primitive.name in LOOPS else 1
             for each in inner:
-                yield from _equations(each, turns * times)
+                yield from _equations(each, iterations, turns * times)
 
 
-def _inner_jaxprs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+def branch_of(conditional: JaxprEqn, iterations: int | None) -> Jaxpr:
+    """The branch of a conditional that counts: of one between platforms the default, which is that
+    of accelerators, and otherwise the most expensive one."""
+    branches = [each.jaxpr for each in conditional.params["branches"]]
+    if (platforms := conditional.params.get("branches_platforms")) is not None:
+        return branches[platforms.index(None)]
+    return max(branches, key=lambda branch: flops(branch, iterations))
+
+
+def inner_jaxprs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+    """The functions that an equation calls."""
     for value in eqn.params.values():
         for each in value if isinstance(value, tuple | list) else (value,):
             if isinstance(each, ClosedJaxpr):
@@ -187,7 +245,7 @@ def _product_flops(eqn: JaxprEqn) -> int:
 def _kernel_call(eqn: JaxprEqn, turns: int) -> KernelCall:
     operation = eqn.primitive.name.removesuffix(_BACKWARD)
     primals, *_ = jax.tree.unflatten(eqn.params["tree"], [each.aval for each in eqn.invars])
-    if operation == "linear_scan":
+    if operation != "diagonal_ssm":
         planes = jax.tree.leaves(primals[1])
         *batch, time, states = planes[0].shape
         idim = odim = states
@@ -210,7 +268,8 @@ def _kernel_call(eqn: JaxprEqn, turns: int) -> KernelCall:
     )
 
 
-def _bytes(variable: Var) -> int:
+def bytes_of(variable: Var) -> int:
+    """The size of an array."""
     aval = variable.aval
     # Tokens and other abstract values without a shape take no memory.
     return math.prod(aval.shape) * aval.dtype.itemsize if isinstance(aval, ShapedArray) else 0

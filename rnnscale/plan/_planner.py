@@ -1,16 +1,23 @@
 """The plan of a train step on one mesh, estimated or compiled."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, use_abstract_mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh, use_abstract_mesh
 
-from rnnscale._errors import as_user_error
-from rnnscale.plan._bound import Bound, lower_bound
-from rnnscale.plan._collectives import CollectiveCost, compiled_collectives, estimated_collectives
+from rnnscale._errors import UserError, as_user_error
+from rnnscale.plan._bound import Bound
+from rnnscale.plan._collectives import (
+    CollectiveCost,
+    compiled_collectives,
+    crosses_hosts,
+    estimated_collectives,
+)
 from rnnscale.plan._device_cost import CostModel, DeviceCost
+from rnnscale.plan._hardware import Hardware
 from rnnscale.plan._memory import Memory, compiled_memory, estimated_memory
 from rnnscale.plan._topology import Topology
 from rnnscale.runs import Setup, TrainConfig, check_fits, set_up
@@ -66,17 +73,27 @@ class Planner:
     - `config`: the options of the run; its `mesh` is ignored.
     - `task`: the task of the run.
     - `topology`: from `Topology.named`.
+    - `iterations`: the iterations that Newton's method takes, needed if the run solves its cells
+        by it (`TrainConfig.parallel`). `rnnscale.analysis.parallelisable` measures them. The plan
+        is that of a step in which they suffice, so that no row is finished step by step.
+
+    **Raises:** `ValueError` if `iterations` is below 1.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, topology: Topology):
+    def __init__(
+        self, config: TrainConfig, task: Task, topology: Topology, iterations: int | None = None
+    ):
+        if iterations is not None and iterations < 1:
+            raise UserError(f"iterations must be at least 1, got {iterations}")
         self.config, self.task, self.topology = config, task, topology
-        self._cost_model = CostModel(config, task)
+        self.iterations = iterations
+        self._cost_model = CostModel(config, task, iterations)
         self._sizes_that_split_time: set[int] = set()
 
     def estimate(self, sizes: dict[str, int]) -> Plan:
         """The plan by the analytic model. The mesh may have any number of devices.
 
-        **Raises:** `ValueError` if the run can't be split over the mesh.
+        **Raises:** `ValueError` if the run can't be split over the mesh, or needs `iterations`.
         """
         self._check(sizes)
         mesh = self.mesh(sizes)
@@ -95,16 +112,17 @@ class Planner:
         """The plan of the compiled step.
 
         **Raises:** `ValueError` if the mesh and the topology differ in their number of devices, or
-        if the run can't be split over the mesh.
+        if the run can't be split over the mesh or needs `iterations`.
         """
         with as_user_error():
             mesh = make_mesh(**sizes, devices=self.topology.devices())
         setup = set_up(self.config, self.task, mesh)
         state, batch = setup.abstract_state(), setup.abstract_batch()
-        compiled = compile_on(mesh, setup.train_step, state, batch)
         cost = self._cost_model.device_cost(mesh.abstract_mesh)
+        compiled = compile_on(mesh, setup.train_step, state, batch)
         memory = compiled_memory(setup, cost, compiled)
-        collectives = compiled_collectives(Program(compiled, mesh).collectives)
+        program = Program(compiled, mesh, iterations=self.iterations or math.nan)
+        collectives = compiled_collectives(program.collectives)
         return self._plan(setup, cost, "compiled", memory, collectives)
 
     def mesh(self, sizes: dict[str, int]) -> AbstractMesh:
@@ -137,10 +155,37 @@ class Planner:
         collectives: list[CollectiveCost],
     ) -> Plan:
         hardware, mesh = self.topology.hardware, setup.mesh
-        flops = self.config.accumulation * cost.flops
+        parts = self.config.accumulation
         fits = bound = None
         if hardware is not None:
             fits = memory.total <= hardware.memory
-            bound = lower_bound(flops, self.config.dtype, memory, collectives, mesh, hardware)
+            dtype = self.config.dtype
+            bound = _lower_bound(cost, parts, dtype, memory, collectives, mesh, hardware)
         sizes = {axis: mesh.shape[axis] for axis in AXES}
-        return Plan(sizes, source, fits, memory, collectives, flops, bound)
+        return Plan(sizes, source, fits, memory, collectives, parts * cost.flops, bound)
+
+
+def _lower_bound(
+    cost: DeviceCost,
+    parts: int,
+    dtype: str,
+    memory: Memory,
+    collectives: Iterable[CollectiveCost],
+    mesh: Mesh | AbstractMesh,
+    hardware: Hardware,
+) -> Bound:
+    """The bound for a step of `parts` micro-batches with this cost, memory and communication."""
+    state = memory.parameters + memory.optimiser
+    moved = 2 * state + 2 * memory.activations + memory.batch + parts * cost.iterated_bytes
+    seconds = 0.0
+    for each in collectives:
+        rate = hardware.interconnect
+        if hardware.network is not None and crosses_hosts(each.axes, mesh, hardware):
+            rate = hardware.network
+        seconds += each.sent / rate
+    return Bound(
+        parts * cost.flops / hardware.flops[dtype],
+        moved / hardware.memory_bandwidth,
+        seconds,
+        parts * cost.chain * hardware.launch,
+    )

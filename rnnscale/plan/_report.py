@@ -1,7 +1,7 @@
 """The report of `rnnscale plan` on one mesh, as tables and as JSON."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from rnnscale.plan._bound import Bound
 from rnnscale.plan._collectives import crosses_hosts
 from rnnscale.plan._meshes import larger_mesh, smaller_mesh
 from rnnscale.plan._planner import InfeasibleMesh, Plan, Planner, mesh_name
+from rnnscale.plan._units import in_bytes, in_flops, in_seconds
 
 _SHOWN = 12
 
@@ -53,6 +54,7 @@ class Report:
         del options["out"], options["mesh"]
         return {
             "options": options,
+            "iterations": self.planner.iterations,
             "target": topology.name,
             "devices": topology.count,
             "compiled_for": topology.compiled_for,
@@ -104,7 +106,7 @@ class Report:
                 each.kind,
                 ",".join(each.axes),
                 in_bytes(each.bytes),
-                "?" if each.count is None else str(each.count),
+                str(each.count),
                 "yes" if each.in_loop else "no",
                 in_bytes(each.sent),
             )
@@ -116,6 +118,11 @@ class Report:
             "Parameters, optimiser and batch are exact. The compiler reports only the sum of "
             "activations and temporaries; the activations are estimated."
         ]
+        if self.planner.iterations is not None:
+            notes.append(
+                f"Newton's method takes {self.planner.iterations} iterations in this plan, and no "
+                "row is finished step by step."
+            )
         for name, plan in (("smaller", self.smaller), ("larger", self.larger)):
             if isinstance(plan, InfeasibleMesh):
                 notes.append(
@@ -167,28 +174,6 @@ def verdict(plan: Plan) -> str:
     return "?" if plan.fits is None else "yes" if plan.fits else "NO"
 
 
-def in_bytes(count: float) -> str:
-    """A number of bytes as text, such as "12.3 MB"."""
-    return _scaled(count, ("B", "kB", "MB", "GB", "TB", "PB"))
-
-
-def in_seconds(count: float) -> str:
-    """A time in seconds as text, such as "12.3 ms"."""
-    return _scaled(count * 1e9, ("ns", "us", "ms", "s"))
-
-
-def in_flops(count: float) -> str:
-    """A number of operations as text, such as "12.3 TFLOP"."""
-    return _scaled(count, tuple(f"{each}FLOP" for each in ("", "k", "M", "G", "T", "P")))
-
-
-def _scaled(count: float, units: Sequence[str]) -> str:
-    power = 0
-    while count >= 1000 and power < len(units) - 1:
-        count, power = count / 1000, power + 1
-    return f"{count:.3g} {units[power]}" if count < 999.5 else f"{count:.0f} {units[power]}"
-
-
 def _time(seconds: Callable[[Bound], float]) -> Callable[[Plan], str]:
     return lambda plan: "?" if plan.bound is None else in_seconds(seconds(plan.bound))
 
@@ -205,5 +190,6 @@ _ROWS = (
     ("compute time", _time(lambda bound: bound.compute)),
     ("memory time", _time(lambda bound: bound.memory)),
     ("interconnect time", _time(lambda bound: bound.interconnect)),
+    ("launch time", _time(lambda bound: bound.launch)),
     ("least time of a step", _time(lambda bound: bound.step)),
 )

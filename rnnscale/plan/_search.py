@@ -10,7 +10,8 @@ from rich.table import Table
 from rnnscale._errors import UserError
 from rnnscale.plan._meshes import all_meshes
 from rnnscale.plan._planner import InfeasibleMesh, Plan, Planner, mesh_name
-from rnnscale.plan._report import in_bytes, in_seconds, plan_as_json, print_line, verdict
+from rnnscale.plan._report import plan_as_json, print_line, verdict
+from rnnscale.plan._units import in_bytes, in_seconds
 
 _COMPILED = 3
 _SHOWN = 12

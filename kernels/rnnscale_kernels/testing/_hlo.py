@@ -89,9 +89,11 @@ class HLO:
 
     - `calls`: each with its turns, which is how often it runs.
     - `loops`: for each the name of its body, its turns, and the turns of what is around it.
+
+    `iterations` are the turns of a loop if the program does not say how many it has.
     """
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, iterations: float = math.nan):
         self._text: dict[str, list[str]] = {}
         self._computations: dict[str, dict[str, _Operation]] = {}
         lines: list[str] = []
@@ -108,6 +110,7 @@ class HLO:
         self.calls: list[tuple[Call, float]] = []
         self.loops: list[tuple[str, float, float]] = []
         self._collectives: list[tuple[_Operation, int, float, tuple[str, ...]]] = []
+        self._iterations = iterations
         self._visit(self._entry, 1, ())
 
     def _visit(self, computation: str, turns: float, loops: tuple[str, ...]) -> None:
@@ -119,7 +122,8 @@ class HLO:
                 size = _size(each.type) + sum(_size(operations[x].type) for x in once)
                 self.calls.append((_call(each.line, size), turns))
             elif each.opcode == "while":
-                inner = turns * _trip_count(each, operations, self._computations)
+                count = _trip_count(each, operations, self._computations)
+                inner = turns * (self._iterations if math.isnan(count) else count)
                 self.loops.append((each.attribute("body"), inner, turns))
                 for part in ("condition", "body"):
                     self._visit(each.attribute(part), inner, (*loops, each.source))

@@ -1,5 +1,6 @@
 """A compiled program, and what can be read back from it."""
 
+import math
 import re
 from functools import cached_property
 from typing import Any
@@ -18,14 +19,21 @@ class Program:
     - `text`: the program after all passes of XLA.
     - `calls`: its calls of code that XLA has not generated.
     - `kernels`: the hand-written GPU kernels in it: Triton's, and those given as `mosaic_kernels`.
+
+    `iterations` are the turns of a loop whose number of turns depends on the data; NaN if they are
+    not known.
     """
 
     def __init__(
-        self, compiled: jax.stages.Compiled, mesh: Mesh, mosaic_kernels: tuple[Kernel, ...] = ()
+        self,
+        compiled: jax.stages.Compiled,
+        mesh: Mesh,
+        mosaic_kernels: tuple[Kernel, ...] = (),
+        iterations: float = math.nan,
     ):
         self.compiled = compiled
         self.text: str = compiled.as_text() or ""
-        self._hlo = HLO(self.text)
+        self._hlo = HLO(self.text, iterations)
         self._mesh = mesh
         self.calls = tuple(call for call, _ in self._hlo.calls)
         payloads = re.findall(r'"triton_kernel_call_ffi".*\bopaque = "(.*?)"', self.text)
