@@ -69,7 +69,9 @@ from .ssm import (
     LRU as LRU,
     S5 as S5,
     BidirectionalS5 as BidirectionalS5,
+    DampedLinOSS as DampedLinOSS,
     LinearAttention as LinearAttention,
+    LinOSS as LinOSS,
 )
 
 __version__: str

@@ -503,6 +503,20 @@ SSM_CASES = [
     ),
     constructor(ssm.S5, idim=3, state_dim=8, odim=5, more=_S5_RANGES),
     constructor(ssm.BidirectionalS5, idim=3, state_dim=8, odim=5, more=_S5_RANGES),
+    constructor(ssm.LinOSS, idim=3, state_dim=4, odim=5),
+    constructor(
+        ssm.DampedLinOSS,
+        idim=3,
+        state_dim=4,
+        odim=5,
+        more={
+            "r_min": refused(0.0, -0.1, 1.5),
+            "r_max": refused(0.0, 0.1, 1.5),
+            "theta_min": refused(-0.1, 3.5),
+            "theta_max": refused(-0.1, 3.5),
+            "step_std": refused(-0.1),
+        },
+    ),
     constructor(ssm.LinearAttention, idim=4, heads=2, odim=3, key_dim=2, value_dim=2),
     Case("hippo_legs", lambda: (ssm.hippo_legs, {"state_dim": 4})),
     Case("hippo_normal", lambda: (ssm.hippo_normal, {"state_dim": 4})),
@@ -1319,13 +1333,13 @@ def test_batches_and_sequences_may_be_empty(name: str, build: Any) -> None:
 
 ABSTRACT = """
     Affine AffineInputCell Cell LinearCell Encoder RecurrentNetwork Reservoir CausalLayer
-    SequenceLayer SequenceModel Stepwise TakesIntervals DiagonalSSM AbstractSequences SequenceSource
-    Source SpecifiedSource Callback
+    SequenceLayer SequenceModel Stepwise TakesIntervals DiagonalSSM OscillatorySSM AbstractSequences
+    SequenceSource Source SpecifiedSource Callback
 """
 MADE_BY_THE_LIBRARY = """
     Layout Specs OpArguments Operation RecurrentOp Planar ArraySpec ShardInfo StoredArray
     UnchangedFile Batches FinishedStep Clock TrainState LayerWithInputs Panel Report ExportedStep
-    FrozenBatchNorm HalfGLU2 S5Options
+    FrozenBatchNorm HalfGLU2 S5Options OscillatorState
 """
 # Parts of implementations: their callers have checked what they are given.
 INNER = """

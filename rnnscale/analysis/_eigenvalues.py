@@ -12,7 +12,7 @@ from rnnscale._base import State
 from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.analysis._step import Recurrent, as_vector, check_recurrent, on_vectors, step_of
-from rnnscale.ssm import S5, BidirectionalS5, DiagonalSSM
+from rnnscale.ssm import S5, BidirectionalS5, DiagonalSSM, OscillatorySSM
 
 # The largest real part of an eigenvalue to which `S5` clips them.
 _LARGEST_REAL_PART = -1e-4
@@ -26,7 +26,8 @@ def eigenvalues(
 
     A mode whose magnitude is below one is forgotten; its angle is in radians per step. For `LRU`,
     `S5` and `BidirectionalS5` the eigenvalues are the layer's decays, in the order of its states
-    and the same at every point; `S5` keeps one of each conjugate pair, and so does the result.
+    and the same at every point; `S5` keeps one of each conjugate pair, and so does the result. Each
+    oscillator of a `LinOSS` or `DampedLinOSS` has one too, that with a positive imaginary part.
     Every other layer is linearised at a point. A complex unit of its state counts as two real ones,
     so the eigenvalues of a complex matrix come with their conjugates.
 
@@ -56,6 +57,11 @@ def eigenvalues(
     if isinstance(diagonal, DiagonalSSM):
         decay = diagonal.discretise()[0]
         return np.asarray(decay.re, np.float64) + 1j * np.asarray(decay.im, np.float64)
+    if isinstance(layer, OscillatorySSM):
+        (zz, zy), (yz, yy) = jax.tree.map(np.float64, layer.discretise()[0])
+        mean, square = (zz + yy) / 2, zz * yy - zy * yz
+        # A double eigenvalue may have a negative root through rounding.
+        return mean + 1j * np.sqrt(np.maximum(square - mean**2, 0))
     if x is not None and jnp.ndim(x) > 1:
         raise UserError(f"eigenvalues: x must be one input, (idim,); got shape {jnp.shape(x)}.")
     x, state = check_recurrent(layer, x, state, rank=1)

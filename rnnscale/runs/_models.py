@@ -104,6 +104,7 @@ def _linear_attention(
 _S5 = (
     "blocks", "dt_min", "dt_max", "discretisation", "step_rescale", "clip_eigenvalues", "c_init",
 )  # fmt: skip
+_DAMPED_LINOSS = ("r_min", "r_max", "theta_min", "theta_max", "step_std")
 _ANTISYMMETRIC = ("epsilon", "gamma", "recurrent_std")
 _LIPSCHITZ = ("epsilon", "beta", "gamma", "init_std", "method")
 
@@ -114,6 +115,8 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
             LayerEntry("s5", "ssm:S5", _S5),
             LayerEntry("s5-bidirectional", "ssm:BidirectionalS5", _S5),
             LayerEntry("lru", "ssm:LRU", ("r_min", "r_max", "max_phase")),
+            LayerEntry("linoss", "ssm:LinOSS", ("discretisation",)),
+            LayerEntry("d-linoss", "ssm:DampedLinOSS", _DAMPED_LINOSS),
             LayerEntry("rglru", "cells:RGLRUCell", ("blocks",), _rglru),
             LayerEntry("linear-attention", "ssm:LinearAttention", ("heads",), _linear_attention),
             CellEntry("elman", "cells:ElmanRNNCell"),

@@ -1,4 +1,4 @@
-"""The comparison of LRU and S5 with their oracles, and the bound on their decays."""
+"""The comparison of state-space layers with their oracles, and the bound on diagonal decays."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpy.typing import NDArray
 
-from rnnscale.ssm import LRU, S5, BidirectionalS5
-from rnnscale.verify import _lru, _s5
+from rnnscale.ssm import LRU, S5, BidirectionalS5, OscillatorySSM
+from rnnscale.verify import _linoss, _lru, _s5
 from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._double import Doubles, as_complex, directional_derivative, to_double
 from rnnscale.verify._laws import call_layer
 from rnnscale.verify._probe import draw, generator, with_arrays
 
-type SSM = LRU | S5 | BidirectionalS5
+type SSM = LRU | S5 | BidirectionalS5 | OscillatorySSM
 
 
 def ssm_matches_oracle(layer: Any, key: PRNGKeyArray) -> Iterator[Check]:
@@ -46,11 +46,16 @@ def matches_oracle(
     """
     options = {} if intervals is None else {"intervals": intervals}
     state, ys = call_layer(layer, xs, reset=reset, **options)
-    if isinstance(layer, BidirectionalS5):
-        state, _ = state
-    got = (as_complex(*state), ys)
+    got = (_complex_state(layer, state), ys)
     expected = _oracle(layer, xs, reset, intervals)
     return agrees(f"{type(layer).__name__} matches oracle", got, expected, bound)
+
+
+def _complex_state(layer: SSM, state: Any) -> Any:
+    """The part of the state that the oracle returns, with a complex array for each pair."""
+    if isinstance(layer, OscillatorySSM):
+        return as_complex(*state.z), as_complex(*state.y)
+    return as_complex(*(state[0] if isinstance(layer, BidirectionalS5) else state))
 
 
 def gradient_matches_oracle(
@@ -96,12 +101,14 @@ def gradient_matches_oracle(
 
 def _oracle(
     layer: SSM, xs: Any, reset: NDArray[np.bool_] | None, intervals: NDArray[np.floating] | None
-) -> tuple[NDArray[np.complex128], Doubles]:
+) -> tuple[Any, Doubles]:
     double, u = to_double((layer, xs))
     if intervals is not None:
         if not isinstance(layer, S5):
             raise TypeError(f"{type(layer).__name__} takes no intervals")
         return _s5.irregular_oracle(double, u, reset, np.asarray(intervals, np.float64))
+    if isinstance(layer, OscillatorySSM):
+        return _linoss.oracle(double, u, reset)
     if isinstance(layer, LRU):
         return _lru.oracle(double, u, reset)
     if isinstance(layer, BidirectionalS5):

@@ -47,7 +47,7 @@ from rnnscale.models import (
     LanguageModel,
     SequenceClassifier,
 )
-from rnnscale.ssm import LRU, S5, BidirectionalS5, LinearAttention
+from rnnscale.ssm import LRU, S5, BidirectionalS5, DampedLinOSS, LinearAttention, LinOSS
 from rnnscale.verify import (
     _antisymmetric,
     _clockwork,
@@ -148,6 +148,13 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
         "S5 bilinear",
         lambda key: S5(
             3, _STATES, 4, blocks=3, discretisation="bilinear", c_init="complex_normal", key=key
+        ),
+    ),
+    ("LinOSS", lambda key: LinOSS(_DIM, 7, key=key)),
+    (
+        "DampedLinOSS",
+        lambda key: DampedLinOSS(
+            _DIM, 7, 4, r_min=0.5, r_max=0.99, theta_min=0.3, theta_max=2.8, key=key
         ),
     ),
     (

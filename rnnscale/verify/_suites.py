@@ -11,11 +11,12 @@ from jaxtyping import PRNGKeyArray
 
 from rnnscale._base import has_step
 from rnnscale.layers import RecurrentNetwork, RNNEncoder
-from rnnscale.ssm import LRU, S5, BidirectionalS5
+from rnnscale.ssm import LRU, S5, BidirectionalS5, DampedLinOSS, LinOSS
 from rnnscale.verify import (
     _causal_conv,
     _laws,
     _linear_attention,
+    _linoss,
     _lru,
     _modular,
     _networks,
@@ -120,11 +121,28 @@ def _bidirectional_s5_invariants(layer: Any, key: PRNGKeyArray) -> Iterator[Chec
     yield from _s5.bidirectional_invariants(key)
 
 
+def _linoss_invariants(layer: Any, key: PRNGKeyArray) -> Iterator[Check]:
+    imex = build(lambda key: LinOSS(3, 7, discretisation="imex", key=key), key)
+    yield from _ssm.ssm_matches_oracle(imex, key)
+    yield from _linoss.invariants(imex, key)
+    yield from _ssm.ssm_matches_oracle(build(lambda key: LinOSS(3, 7, key=key), key), key)
+    yield from _linoss.invariants(layer, key)
+    yield from _linoss.linoss_invariants(key)
+
+
+def _damped_linoss_invariants(layer: Any, key: PRNGKeyArray) -> Iterator[Check]:
+    yield from _ssm.ssm_matches_oracle(build(lambda key: DampedLinOSS(3, 7, key=key), key), key)
+    yield from _linoss.invariants(layer, key)
+    yield from _linoss.damped_invariants(key)
+
+
 # By name: the paper, and what the class promises in addition to the laws.
 _PROMISES: dict[str, tuple[str, Invariants]] = {
     "LRU": ("Orvieto et al. 2023", _lru_invariants),
     "S5": ("Smith et al. 2023", _s5_invariants),
     "S5 bilinear": ("Smith et al. 2023", _bilinear_s5_invariants),
+    "LinOSS": ("Rusch, Rus 2025", _linoss_invariants),
+    "DampedLinOSS": ("Boyer, Rusch, Rus 2025", _damped_linoss_invariants),
     "BidirectionalS5": ("Smith et al. 2023", _bidirectional_s5_invariants),
     "BidirectionalRNNEncoder": ("Schuster, Paliwal 1997", _networks.directions_change_places),
     "AutoregressiveRNN": ("", _networks.autoregressive_invariants),
