@@ -869,8 +869,8 @@ def whole(valid: Any) -> list[Odd]:
     return [each for each in natural(valid) if each.value != -1]
 
 
-def planar(valid: Any) -> list[Odd]:
-    """For the complex arguments of a kernel, whose planes have one dtype."""
+def planes(valid: Any) -> list[Odd]:
+    """For the arguments of a kernel that have several planes, which have one dtype."""
     return [each for each in optional_state(valid) if each.outcome == "refused"]
 
 
@@ -890,17 +890,25 @@ def _ssm(complex: bool) -> dict[str, Any]:
     return {"u": arrays(ROWS, TIME, 3), **maps}
 
 
-def _kernel(function: Any, make: Callable[[bool], dict[str, Any]], complex: bool) -> Case:
-    valid = make(complex)
+def _blocks() -> dict[str, Any]:
+    def pair(x: Any) -> Any:
+        return (x, x)
+
+    return {
+        "a": pair(pair(arrays(4))),
+        "b": pair(arrays(ROWS, TIME, 4)),
+        "h0": pair(arrays(ROWS, 4)),
+    }
+
+
+def _kernel(function: Any, kind: str, valid: dict[str, Any]) -> Case:
     kinds: dict[str, Kind] = {
-        name: planar if isinstance(value, Planar) else features for name, value in valid.items()
+        name: planes if isinstance(value, tuple) else features for name, value in valid.items()
     }
     kinds["implementation"] = lambda _: refused("fast", 3, True, ["sequential"])
     rows = {"reset": np.zeros((ROWS, TIME), bool), "lengths": np.array([TIME, 1], np.int32)}
     given = valid | rows
-    return Case(
-        f"{function.__name__}.{'complex' if complex else 'real'}", lambda: (function, given), kinds
-    )
+    return Case(f"{function.__name__}.{kind}", lambda: (function, given), kinds)
 
 
 def _platform(_: Any) -> list[Odd]:
@@ -909,17 +917,19 @@ def _platform(_: Any) -> list[Odd]:
 
 KERNEL_CASES = [
     *(
-        _kernel(function, make, complex)
+        _kernel(function, "complex" if complex else "real", make(complex))
         for package in (rnnscale_kernels, sharding)
         for function, make in ((package.linear_scan, _scan), (package.diagonal_ssm, _ssm))
         for complex in (False, True)
     ),
+    _kernel(rnnscale_kernels.block_scan, "blocks", _blocks()),
     *(
         Case(
             function.__name__, lambda f=function: (f, {"platform": "cpu"}), {"platform": _platform}
         )
         for function in (
             rnnscale_kernels.scan_implementations,
+            rnnscale_kernels.block_implementations,
             rnnscale_kernels.ssm_implementations,
         )
     ),
@@ -1344,7 +1354,7 @@ MADE_BY_THE_LIBRARY = """
 # Parts of implementations: their callers have checked what they are given.
 INNER = """
     affine call_model check_cell compute_weights identity linear check_reset checked_lengths
-    conjugate fold_keys local_platform vary_alike zero_padding activation_spec
+    adjoint fold_keys local_platform vary_alike zero_padding activation_spec
     automatic_axes check_halo constrain constrain_time differentiable_on_mesh from_neighbour
     gathered join_time mesh_axes parameter_spec row_spec shift split_time take_step unit_specs
     arrays_over_time record_spec parse_time

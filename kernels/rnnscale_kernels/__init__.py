@@ -1,13 +1,15 @@
-"""Diagonal linear recurrences: kernels for GPUs and TPUs, and plain XLA for everything else."""
+"""Linear recurrences: kernels for GPUs and TPUs, and plain XLA for everything else."""
 
+from ._algebra import Planar as Planar, adjoint as adjoint
 from ._checks import check_reset as check_reset, checked_lengths as checked_lengths
 from ._operation import Operation as Operation, vary_alike as vary_alike
-from ._planar import (
-    Planar as Planar,
-    conjugate as conjugate,
-)
 from ._recurrent_op import OpArguments as OpArguments, RecurrentOp as RecurrentOp
 from ._target import local_platform as local_platform
+from .block_scan import (
+    BLOCK as BLOCK,
+    block_implementations as block_implementations,
+    block_scan as block_scan,
+)
 from .diagonal_ssm import (
     SSM as SSM,
     diagonal_ssm as diagonal_ssm,

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from ._planar import Planar
+from ._algebra import Planar
 
 
 def check_planes(**arguments) -> None:

@@ -28,7 +28,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool
 
-from rnnscale_kernels import OpArguments, RecurrentOp, conjugate, vary_alike
+from rnnscale_kernels import OpArguments, RecurrentOp, adjoint, vary_alike
 from rnnscale_kernels.linear_scan import previous
 
 type State = Any
@@ -153,13 +153,13 @@ def distributed_passes(op: DeviceOp, axis: str) -> tuple[Callable, Callable]:
         own, stopped = _own_arguments(op, arguments, axis)
         own = own._replace(h0=jax.tree.map(lambda x: x[0], entering))
         # 1. and 2. In the backward pass a device turns the cotangent of the state that leaves it
-        #    into that of its carry-in. The decay of this map is the conjugate one, and its end is
+        #    into that of its carry-in. The decay of this map is the adjoint one, and its end is
         #    the cotangent that comes from the device's own outputs. Only the ends are gathered:
         #    the decays and flags of all devices are residuals.
         _, g_end, _ = _all_gather_totals(axis, None, op.transpose_totals(own, g_ys), None)
         # 3. The scan over devices runs in the opposite direction. It starts from the cotangent of
         #    the last state and ends with the cotangent of h0.
-        decays = conjugate(op.decays(own, decay))
+        decays = adjoint(op.decays(own, decay))
         g_entering, g_h0 = op.chain(decays, g_end, g_last, cut, reverse=not op.reverse)
         # 4. The state that leaves a device is the carry-in of the next one, so their cotangents are
         #    the same. From it every device runs the backward pass of its own steps.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from .._algebra import Planar, cast, power, powers
 from .._checks import (
     check_implementation,
     check_planes,
@@ -17,7 +18,6 @@ from .._checks import (
     checked_lengths,
 )
 from .._operation import vary_alike
-from .._planar import Planar, cast, power, powers
 from .._recurrent_op import OpArguments, RecurrentOp
 from ..linear_scan import SCAN, cuts, time_invariant
 from ._implementations import DISPATCH

@@ -13,7 +13,7 @@ def _unfused_unsuited(target: Target, spec: SSMSpec) -> str | None:
         time=spec.time,
         channels=spec.state,
         dtype=spec.state_dtype,
-        planar=spec.planar,
+        planes=1 + spec.planar,
         varying=False,
         cut=spec.cut,
         reverse=False,

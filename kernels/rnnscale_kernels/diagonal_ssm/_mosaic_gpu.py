@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._planar import (
+from .._algebra import (
     cast,
     conjugate,
     in_double,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._planar import cast, conjugate
+from .._algebra import cast, conjugate
 from ._mosaic_gpu_plan import LANES, TILE, WIDTH, Plan, padded_time, padded_width
 from ._recurrence import stack, unstack
 

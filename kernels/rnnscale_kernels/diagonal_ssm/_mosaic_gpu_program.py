@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .._planar import add, as_number, multiply, multiply_conjugate
+from .._algebra import add, as_number, multiply, multiply_conjugate
 from ..linear_scan import advance, keep
 from ._mosaic_gpu_plan import LANES, TILE, WIDTH, Plan
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._planar import Planar, as_number
+from .._algebra import Planar, as_number
 from .._target import Target
 from ..linear_scan import NARROW, scan, time_invariant, transpose as scan_transpose
 

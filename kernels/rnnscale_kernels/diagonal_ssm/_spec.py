@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .._planar import Planar
+from .._algebra import Planar
 
 
 @dataclass(frozen=True)

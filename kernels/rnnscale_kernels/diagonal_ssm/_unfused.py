@@ -7,8 +7,8 @@ is the same for all targets and implementations, so its functions ignore these.
 import jax
 import jax.numpy as jnp
 
+from .._algebra import Planar, conjugate, where
 from .._operation import vary_alike
-from .._planar import Planar, conjugate, where
 from ..linear_scan import SCAN, scan, time_invariant
 from ._xla import product
 

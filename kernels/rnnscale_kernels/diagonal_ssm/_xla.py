@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._planar import conjugate
+from .._algebra import conjugate
 from .._target import Target
 from ._recurrence import passes_for, stack, unstack
 

@@ -1,17 +1,22 @@
-"""The diagonal linear recurrence h_t = a_t h_{t-1} + b_t."""
+"""The diagonal linear recurrence h_t = a_t h_{t-1} + b_t, and what all linear recurrences share."""
 
 from ._api import (
+    RECURRENCE as RECURRENCE,
     SCAN as SCAN,
-    cuts as cuts,
     linear_scan as linear_scan,
     scan_implementations as scan_implementations,
 )
 from ._backward import previous as previous
+from ._by_xla import associative as associative, chunked as chunked, sequential as sequential
 from ._implementations import DISPATCH as DISPATCH, NARROW as NARROW
-from ._operation import (
-    scan as scan,
-    time_invariant as time_invariant,
-    transpose as transpose,
+from ._operation import Recurrence as Recurrence, time_invariant as time_invariant
+from ._recurrent_op import (
+    check_steps as check_steps,
+    cuts as cuts,
+    op_arguments as op_arguments,
+    recurrent_op as recurrent_op,
 )
 from ._spec import ScanSpec as ScanSpec
 from ._steps import advance as advance, keep as keep
+
+scan, transpose = RECURRENCE.scan, RECURRENCE.transpose

@@ -1,20 +1,19 @@
-"""The public function, with its checks and the canonical form of its arguments; and `SCAN`."""
-
-import functools
-from functools import partial
-from typing import Any
+"""The public function, with its checks and the canonical form of its decay; and `SCAN`."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from .._checks import check_implementation, check_planes, check_reset, check_reverse
+from .._algebra import Planar
+from .._checks import check_implementation, check_planes, check_reverse
 from .._operation import vary_alike
-from .._planar import Planar, cast, power
-from .._recurrent_op import OpArguments, RecurrentOp
+from .._recurrent_op import OpArguments
 from ._implementations import DISPATCH
-from ._operation import operation, scan, time_invariant, totals, transpose_totals
+from ._operation import Recurrence, time_invariant
+from ._recurrent_op import check_steps, op_arguments, recurrent_op
+
+RECURRENCE = Recurrence(DISPATCH)
 
 
 def linear_scan(
@@ -62,8 +61,8 @@ def linear_scan(
     `NotImplementedError` if the implementation named cannot run there or take these arguments.
     """
     arguments = _check(a, b, h0, reverse=reverse, reset=reset, implementation=implementation)
-    primals, _ = _canonical(vary_alike(arguments), reverse=reverse)
-    return scan(*primals, reverse=reverse, implementation=implementation)
+    primals, _ = SCAN.canonical(vary_alike(arguments), reverse=reverse)
+    return RECURRENCE.scan(*primals, reverse=reverse, implementation=implementation)
 
 
 def _check(a, b, h0=None, *, reverse=False, reset=None, implementation=None) -> OpArguments:
@@ -71,67 +70,12 @@ def _check(a, b, h0=None, *, reverse=False, reset=None, implementation=None) -> 
     check_reverse(reverse)
     check_planes(a=a, b=b, **({} if h0 is None else {"h0": h0}))
     a, b, h0 = jax.tree.map(jnp.asarray, (a, b, h0))
-    if b.ndim < 2:
-        raise ValueError(f"linear_scan: b must be '*batch time channel', got shape {b.shape}")
-    *batch, time, channels = b.shape
-    if time == 0:
-        raise ValueError(f"linear_scan: b must have at least one time step, got shape {b.shape}")
+    check_steps("linear_scan", b.shape, "*batch time channel")
     a = _canonical_decay(a, b.shape)
-    given = [x.dtype for x in (a, b, h0) if x is not None]
-    dtype = functools.reduce(jnp.promote_types, given, jnp.dtype(jnp.float32))
-    if h0 is None:
-        h0 = jax.tree.map(lambda _: jnp.zeros((*batch, channels), dtype), b)
-    elif h0.shape != (*batch, channels):
-        raise ValueError(
-            f"linear_scan: h0 has shape {h0.shape}, but b of shape {b.shape} needs "
-            f"{(*batch, channels)}"
-        )
-    check_reset(reset, (*batch, time))
-    return OpArguments((a, b), cast(h0, dtype), reset, None)
+    return op_arguments("linear_scan", a, b, h0, reset, (*b.shape[:-2], b.shape[-1]))
 
 
-def _canonical(arguments: OpArguments, *, reverse: bool):
-    (a, b), h0, reset, _ = arguments
-    return (a, b, h0, cuts(reset, reverse=reverse)), lambda outputs: outputs
-
-
-def _static(primals, *, reverse: bool, implementation: str | None) -> dict[str, Any]:
-    return {"reverse": reverse, "implementation": implementation}
-
-
-def _total_decay(arguments: OpArguments):
-    a, b = arguments.values
-    if a.shape[-2] != 1:
-        return None
-    return power(_only_step(a), b.shape[-2])
-
-
-def _totals(primals, **static):
-    a, b, _, _ = primals
-    decay, end = totals(primals, **static)
-    return _only_step(a) if a.shape[-2] == b.shape[-2] == 1 else decay, end
-
-
-def _transpose_totals(primals, g, **static):
-    a, _, h0, cut = primals
-    return transpose_totals((a, g, h0, cut), **static)
-
-
-def _only_step(a):
-    return jax.tree.map(lambda x: x[..., 0, :], a)
-
-
-SCAN = RecurrentOp(
-    check=_check,
-    canonical=_canonical,
-    static=_static,
-    operation=operation,
-    time=lambda values: values[1].shape[-2],
-    total_decay=_total_decay,
-    totals=_totals,
-    transpose_totals=_transpose_totals,
-    chain=partial(scan, implementation="associative"),
-)
+SCAN = recurrent_op(RECURRENCE, _check)
 
 
 def scan_implementations(platform: str) -> list[tuple[str, bool, str]]:
@@ -145,15 +89,6 @@ def scan_implementations(platform: str) -> list[tuple[str, bool, str]]:
     **Raises:** `ValueError` if there is no such platform.
     """
     return DISPATCH.describe(platform)
-
-
-def cuts(
-    reset: Bool[Array, "*batch time"] | None, *, reverse: bool
-) -> Bool[Array, "*batch time"] | None:
-    """The steps into which no carry goes: t where `reset` is true, or t - 1 in reverse."""
-    if reset is None or not reverse:
-        return reset
-    return jnp.concatenate([reset[..., 1:], jnp.zeros_like(reset[..., :1])], axis=-1)
 
 
 def _canonical_decay(a, shape: tuple[int, ...]):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from .._planar import where
+from .._algebra import where
 from ._mosaic_tpu_plan import LANES, STREAMS, WINDOW, Plan
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from .._planar import cast
+from .._algebra import cast
 from ._kernels import Launch
 from ._mosaic_tpu_kernel import Given, kernel
 from ._mosaic_tpu_plan import LANES, STREAMS, WINDOW, Plan

@@ -3,18 +3,21 @@
 import math
 from dataclasses import dataclass
 
-from .._planar import Planar
+import jax
 
 
 @dataclass(frozen=True)
 class ScanSpec:
-    """The static properties of one call of `linear_scan`. `batch` counts all rows."""
+    """The static properties of one call of a scan.
+
+    `batch` counts all rows, `planes` the arrays that a state consists of: one, or two if complex.
+    """
 
     batch: int
     time: int
     channels: int
     dtype: str
-    planar: bool
+    planes: int
     varying: bool
     cut: bool
     reverse: bool
@@ -31,7 +34,7 @@ class ScanSpec:
             time=time,
             channels=channels,
             dtype=str(b.dtype),
-            planar=isinstance(b, Planar),
+            planes=len(jax.tree.leaves(b)),
             varying=a.shape[-2] > 1,
             cut=cut is not None,
             reverse=reverse,

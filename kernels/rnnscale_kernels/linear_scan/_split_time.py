@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._algebra import adjoint, power, product, sum_to
 from .._dispatch import Implementation
-from .._planar import conjugate, power, product
 from .._target import Target
-from ._backward import previous, sum_to
+from ._backward import previous
 from ._kernels import Kernels, Launch
 from ._spec import ScanSpec
 from ._xla import associative
@@ -129,7 +129,7 @@ def _transpose(kernels: Kernels, rows: _Rows, primals, outputs, cotangents):
     entering = jax.tree.map(lambda x: x[:, None], g_last)
     if rows.chunks > 1:
         products, end = kernels.backward_totals(rows.a, g, rows.cut, rows.launch)
-        entering = rows.entering(conjugate(rows.total_decay(products)), end, g_last)
+        entering = rows.entering(adjoint(rows.total_decay(products)), end, g_last)
     # A gradient that is still to be summed over the rows that share a decay keeps its precision.
     own_decay = rows.a.shape[0] == math.prod(rows.batch)
     da_dtype = a.dtype if own_decay else jnp.dtype(jnp.float32)
@@ -148,7 +148,7 @@ def _totals(kernels: Kernels, rows: _Rows, primals):
     products, end = kernels.forward_totals(rows.a, rows.fold(b), rows.cut, rows.launch)
     start = jax.tree.map(jnp.zeros_like, rows.fold(h0))
     _, end = rows.leaving(rows.total_decay(products), end, start)
-    total = None if products is None else product(products)
+    total = None if products is None else product(products, reverse=rows.launch.descending)
     return rows.unfold(total), rows.unfold(end)
 
 
@@ -157,7 +157,7 @@ def _transpose_totals(kernels: Kernels, rows: _Rows, primals):
     _, g, h0, _ = primals
     products, end = kernels.backward_totals(rows.a, rows.fold(g), rows.cut, rows.launch)
     start = jax.tree.map(jnp.zeros_like, rows.fold(h0))
-    _, end = rows.leaving(conjugate(rows.total_decay(products)), end, start)
+    _, end = rows.leaving(adjoint(rows.total_decay(products)), end, start)
     return rows.unfold(end)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from .._planar import Planar, add, multiply, multiply_conjugate, where
+from .._algebra import Planar, add, multiply, multiply_adjoint, outer, where
 from ._kernels import Kernels, Launch
 
 
@@ -27,7 +27,7 @@ def advance(h, cut, a, b):
 def advance_adjoint(c, cut, a, g):
     """`(s, c)`: the cotangent of h_t, and the cotangent that it passes on to h_{t-1}."""
     s = add(g, c)
-    return s, keep(cut, multiply_conjugate(a, s))
+    return s, keep(cut, multiply_adjoint(a, s))
 
 
 class SweepKernels(Kernels):
@@ -76,7 +76,7 @@ class SweepKernels(Kernels):
             c, total = carry
             s, c = advance_adjoint(c, cut, a, g)
             # The state before the step that this sweep takes last is the one before the row.
-            da = keep(cut, multiply_conjugate(where(t == last, h0, h_before), s))
+            da = keep(cut, outer(s, where(t == last, h0, h_before), like=a))
             # The gradient of a time-invariant decay is a sum, which stays on chip.
             return ((c, None), [s, da]) if varying else ((c, add(total, da)), [s])
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._planar import Planar, as_number
+from .._algebra import Planar, as_number
 from .._sizes import round_up
 from ._kernels import Kernels, Launch
 from ._triton_config import MAX_ROWS, Case, Config, choose_config, cores, narrowest_block

@@ -4,17 +4,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._planar import (
+from .._algebra import (
     add,
     cast,
+    identity,
     in_double,
     multiply,
-    multiply_conjugate,
+    multiply_adjoint,
     multiply_in_double,
-    ones_like,
+    outer,
+    sum_to,
     where,
 )
-from ._backward import previous, sum_to
+from ._backward import previous
 
 
 def _at(x, t):
@@ -73,17 +75,15 @@ def sequential_transpose(a, h, h0, cut, g, g_last, *, reverse):
         s = lax.optimization_barrier(add(carry, cast(_at(db, t), dtype)))
         before = cast(_at(h, jnp.clip(t + 1 if reverse else t - 1, 0, steps - 1)), dtype)
         before = _keep(cut, t, where(t == first, h0, before))
-        gradient = _keep(cut, t, multiply_conjugate(before, s))
+        gradient = _keep(cut, t, outer(s, before, like=a))
         da = _put(da, t, gradient) if varying else add(da, gradient)
-        carry = _keep(cut, t, multiply_conjugate(cast(_at(a, t), dtype), s))
+        carry = _keep(cut, t, multiply_adjoint(cast(_at(a, t), dtype), s))
         return carry, da, _put(db, t, s)
 
-    if varying:
-        # It is summed over the rows that share a decay, and rounded after that.
-        da_dtype = a.dtype if a.shape == g.shape else dtype
-        da = jax.tree.map(lambda g: jnp.zeros_like(g, da_dtype), g)
-    else:
-        da = jax.tree.map(jnp.zeros_like, h0)
+    # It is summed over the rows that share a decay, and rounded after that.
+    da_dtype = a.dtype if varying and a.shape[:-1] == g.shape[:-1] else dtype
+    like = jax.eval_shape(lambda x: outer(x, x, like=a), g if varying else h0)
+    da = jax.tree.map(lambda x: jnp.zeros(x.shape, da_dtype), like)
     dh0, da, db = lax.fori_loop(0, steps, step, (g_last, da, g))
     if not varying:
         da = jax.tree.map(lambda x: x[..., None, :], da)
@@ -175,7 +175,7 @@ def chunked(a, b, h0, cut, *, reverse):
     It does twice the arithmetic of `sequential` in far fewer and wider steps. That pays if one step
     takes less time than one turn of the loop.
     """
-    steps, channels = b.shape[-2:]
+    steps = b.shape[-2]
     count = chunk_count(steps)
     length = -(-steps // count)
     padding = count * length - steps
@@ -189,16 +189,15 @@ def chunked(a, b, h0, cut, *, reverse):
 
     out_dtype = b.dtype
     a, b = cast(a, h0.dtype), cast(b, h0.dtype)
+    b = jax.tree.map(lambda x: split(x, -2), b)
     if a.shape[-2] > 1:
-        a = jax.tree.map(lambda x: split(x, -2), a)
-        empty = b = jax.tree.map(lambda x: split(x, -2), b)
+        empty = a = jax.tree.map(lambda x: split(x, -2), a)
     else:
-        b = jax.tree.map(lambda x: split(x, -2), b)
         a = jax.tree.map(lambda x: x[..., None, :, :], a)
-        empty = jax.tree.map(lambda a: jnp.broadcast_to(a, (*a.shape[:-2], length, channels)), a)
+        empty = jax.tree.map(lambda x: jnp.broadcast_to(x, (*x.shape[:-2], length, x.shape[-1])), a)
     cut = None if cut is None else split(cut, -1)
     empty = jax.tree.map(jnp.zeros_like, empty)
-    one = ones_like(_at(empty, 0))
+    one = identity(_at(empty, 0))
     zero = jax.tree.map(jnp.zeros_like, _at(b, 0))
 
     # 1. Run every chunk from zero. Its total is the product of its decays and its last state.
@@ -218,7 +217,7 @@ def chunked(a, b, h0, cut, *, reverse):
         correction = where(seen[..., None], 0.0, correction)
 
     def join(x):
-        x = x.reshape(*x.shape[:-3], count * length, channels)
+        x = x.reshape(*x.shape[:-3], count * length, x.shape[-1])
         return lax.slice_in_dim(x, pad[0], pad[0] + steps, axis=x.ndim - 2)
 
     h = jax.tree.map(join, add(local, correction))

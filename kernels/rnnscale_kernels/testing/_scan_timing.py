@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._planar import Planar
+from .._algebra import Planar
 from .._target import Target, local_platform
 from ..linear_scan import DISPATCH, ScanSpec, linear_scan, scan_implementations
 from ._specs import ScanArguments

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .._planar import Planar
+from .._algebra import Planar
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,7 @@
+"""The linear recurrence whose coefficients are small blocks, one for each channel."""
+
+from ._api import (
+    BLOCK as BLOCK,
+    block_implementations as block_implementations,
+    block_scan as block_scan,
+)
