@@ -67,6 +67,7 @@ from .layers import (
 )
 from .ssm import (
     LRU as LRU,
+    S4D as S4D,
     S5 as S5,
     BidirectionalS5 as BidirectionalS5,
     DampedLinOSS as DampedLinOSS,

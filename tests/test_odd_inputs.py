@@ -501,6 +501,12 @@ SSM_CASES = [
             "max_phase": refused(0.0, -1.0, 7.0),
         },
     ),
+    constructor(
+        ssm.S4D,
+        idim=3,
+        state_dim=8,
+        more={name: _S5_RANGES[name] for name in ("state_dim", "dt_min", "dt_max")},
+    ),
     constructor(ssm.S5, idim=3, state_dim=8, odim=5, more=_S5_RANGES),
     constructor(ssm.BidirectionalS5, idim=3, state_dim=8, odim=5, more=_S5_RANGES),
     constructor(ssm.LinOSS, idim=3, state_dim=4, odim=5),

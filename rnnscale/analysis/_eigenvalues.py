@@ -12,10 +12,8 @@ from rnnscale._base import State
 from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.analysis._step import Recurrent, as_vector, check_recurrent, on_vectors, step_of
-from rnnscale.ssm import S5, BidirectionalS5, DiagonalSSM, OscillatorySSM
-
-# The largest real part of an eigenvalue to which `S5` clips them.
-_LARGEST_REAL_PART = -1e-4
+from rnnscale.ssm import S4D, S5, BidirectionalS5, DiagonalSSM, OscillatorySSM
+from rnnscale_kernels import Planar
 
 
 @check_arguments
@@ -25,9 +23,10 @@ def eigenvalues(
     r"""The eigenvalues of one step, that is of the Jacobian $\partial h_t / \partial h_{t-1}$.
 
     A mode whose magnitude is below one is forgotten; its angle is in radians per step. For `LRU`,
-    `S5` and `BidirectionalS5` the eigenvalues are the layer's decays, in the order of its states
-    and the same at every point; `S5` keeps one of each conjugate pair, and so does the result. Each
-    oscillator of a `LinOSS` or `DampedLinOSS` has one too, that with a positive imaginary part.
+    `S4D`, `S5` and `BidirectionalS5` the eigenvalues are the layer's decays, in the order of its
+    states and the same at every point; `S4D` and `S5` keep one of each conjugate pair, and so does
+    the result. Each oscillator of a `LinOSS` or `DampedLinOSS` has one too, that with a positive
+    imaginary part.
     Every other layer is linearised at a point. A complex unit of its state counts as two real ones,
     so the eigenvalues of a complex matrix come with their conjugates.
 
@@ -56,7 +55,7 @@ def eigenvalues(
     diagonal = layer.forward if isinstance(layer, BidirectionalS5) else layer
     if isinstance(diagonal, DiagonalSSM):
         decay = diagonal.discretise()[0]
-        return np.asarray(decay.re, np.float64) + 1j * np.asarray(decay.im, np.float64)
+        return _on_host(decay)
     if isinstance(layer, OscillatorySSM):
         (zz, zy), (yz, yy) = jax.tree.map(np.float64, layer.discretise()[0])
         mean, square = (zz + yy) / 2, zz * yy - zy * yz
@@ -74,25 +73,22 @@ def eigenvalues(
     return np.linalg.eigvals(jacobian).astype(np.complex128)
 
 
-def continuous_eigenvalues(layer: S5 | BidirectionalS5) -> Complex[np.ndarray, "state"]:
-    r"""The eigenvalues $\Lambda$ of an S5 in continuous time, as the layer uses them: if it clips
+def continuous_eigenvalues(layer: S4D | S5 | BidirectionalS5) -> Complex[np.ndarray, "state"]:
+    r"""The eigenvalues of an S4D or S5 in continuous time, as the layer uses them: if it clips
     eigenvalues, their real parts are at most $-10^{-4}$. They are per unit of the layer's time, in
-    which a step of one state lasts $\Delta$ = `step_rescale * exp(log_step)`.
+    which a step of one state lasts $\Delta$ = `exp(log_step)`, times the `step_rescale` of an S5.
 
     **Returns:** complex128, one of each conjugate pair.
 
-    **Raises:** `TypeError` if `layer` is not an `S5` or a `BidirectionalS5`.
+    **Raises:** `TypeError` if `layer` is not an `S4D`, `S5` or `BidirectionalS5`.
     """
     layer = layer.forward if isinstance(layer, BidirectionalS5) else layer
-    if not isinstance(layer, S5):
+    if not isinstance(layer, S4D | S5):
         raise TypeError(
-            f"continuous_eigenvalues takes an S5 or BidirectionalS5; got {type(layer).__name__}, "
-            "which has no continuous time. Use eigenvalues."
+            "continuous_eigenvalues takes an S4D, S5 or BidirectionalS5; got "
+            f"{type(layer).__name__}, which has no continuous time. Use eigenvalues."
         )
-    real = np.asarray(layer.lambda_re, np.float64)
-    if layer.clip_eigenvalues:
-        real = np.minimum(real, _LARGEST_REAL_PART)
-    return real + 1j * np.asarray(layer.lambda_im, np.float64)
+    return _on_host(layer.eigenvalues())
 
 
 @check_arguments
@@ -108,6 +104,10 @@ def timescales(
     magnitude = np.abs(eigenvalues(layer, x, state))
     with np.errstate(divide="ignore"):
         return np.where(magnitude < 1, -1 / np.log(np.minimum(magnitude, 1)), np.inf)
+
+
+def _on_host(x: Planar) -> Complex[np.ndarray, "state"]:
+    return (np.asarray(x.re, np.float64) + 1j * np.asarray(x.im, np.float64)).ravel()
 
 
 @eqx.filter_jit

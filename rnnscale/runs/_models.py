@@ -114,6 +114,7 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
         for entry in (
             LayerEntry("s5", "ssm:S5", _S5),
             LayerEntry("s5-bidirectional", "ssm:BidirectionalS5", _S5),
+            LayerEntry("s4d", "ssm:S4D", ("init", "dt_min", "dt_max", "discretisation")),
             LayerEntry("lru", "ssm:LRU", ("r_min", "r_max", "max_phase")),
             LayerEntry("linoss", "ssm:LinOSS", ("discretisation",)),
             LayerEntry("d-linoss", "ssm:DampedLinOSS", _DAMPED_LINOSS),

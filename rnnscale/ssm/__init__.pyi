@@ -6,4 +6,5 @@ from ._linear_attention import LinearAttention as LinearAttention
 from ._linoss import LinOSS as LinOSS
 from ._lru import LRU as LRU
 from ._oscillators import OscillatorState as OscillatorState, OscillatorySSM as OscillatorySSM
+from ._s4d import S4D as S4D
 from ._s5 import S5 as S5

@@ -1,4 +1,5 @@
-"""What diagonal state-space models share: the scan, the step and the state for given coefficients.
+"""What diagonal state-space models share: the state and the skip term and, for those whose states
+see all features, the scan and the step.
 
 Its own file because every layer of `rnnscale.ssm` with a diagonal decay derives from it.
 """
@@ -29,12 +30,8 @@ class DiagonalSSM(CausalLayer):
 
     $$h_t = \bar\lambda \odot h_{t-1} + \bar B u_t, \qquad y_t = \mathrm{Re}(C h_t) + d \odot u_t$$
 
-    A subclass defines the coefficients (`discretise` and `d`), and its `__call__` and `step` use
-    `scan_steps` and `one_step`. The state is `Planar(re, im)` with the axes `*batch state`, float32
-    under any compute dtype.
-
-    The recurrence is `rnnscale.sharding.diagonal_ssm`: it runs on the fastest kernel of the
-    platform, and is distributed over time if the ambient mesh splits time.
+    A subclass defines the coefficients (`discretise` and `d`), `__call__` and `step`. The state is
+    `Planar(re, im)` with the axes `*batch` and those of the decay, float32 under any compute dtype.
     """
 
     d: eqx.AbstractVar[Float[Array, "odim"] | None]
@@ -44,9 +41,32 @@ class DiagonalSSM(CausalLayer):
         r"""The discrete system `(decay, b, c)`, in the precision of the parameters, at least
         float32. For inputs of higher precision, the parameters are cast to it before.
 
-        `decay` has the axes `state`, `b` `state idim` and `c` `odim state`. If only one of each
-        conjugate pair of states is kept, `c` includes the factor 2.
+        If only one of each conjugate pair of states is kept, `c` includes the factor 2.
         """
+
+    @check_arguments
+    def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> Planar:
+        decay = jax.eval_shape(self.discretise)[0]
+        dtype = jnp.promote_types(state_dtype(dtype), decay.dtype)
+        zeros = jnp.zeros((*batch_shape, *decay.shape), dtype)
+        return Planar(zeros, zeros)
+
+    def add_skip(
+        self, xs: Float[Array, "*axes idim"], ys: Float[Array, "*axes odim"]
+    ) -> Float[Array, "*axes odim"]:
+        r"""$y + d \odot u$, or `ys` if there is no `d`."""
+        return ys if self.d is None else ys + self.d.astype(xs.dtype) * xs
+
+
+class DenseSSM(DiagonalSSM):
+    r"""A diagonal recurrence whose states see all features, through dense maps B and C.
+
+    `discretise` returns a decay with the axes `state`, `b` with `state idim` and `c` with
+    `odim state`. `__call__` and `step` of a subclass use `scan_steps` and `one_step`.
+
+    The recurrence is `rnnscale.sharding.diagonal_ssm`: it runs on the fastest kernel of the
+    platform, and is distributed over time if the ambient mesh splits time.
+    """
 
     def scan_steps(
         self,
@@ -79,16 +99,3 @@ class DiagonalSSM(CausalLayer):
         )
         y = state.re @ c.re.T - state.im @ c.im.T
         return state, self.add_skip(x, y.astype(x.dtype))
-
-    @check_arguments
-    def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> Planar:
-        decay = jax.eval_shape(self.discretise)[0]
-        dtype = jnp.promote_types(state_dtype(dtype), decay.dtype)
-        zeros = jnp.zeros((*batch_shape, *decay.shape), dtype)
-        return Planar(zeros, zeros)
-
-    def add_skip(
-        self, xs: Float[Array, "*axes idim"], ys: Float[Array, "*axes odim"]
-    ) -> Float[Array, "*axes odim"]:
-        r"""$y + d \odot u$, or `ys` if there is no `d`."""
-        return ys if self.d is None else ys + self.d.astype(xs.dtype) * xs

@@ -20,6 +20,9 @@ type Discretisation = Literal["zoh", "bilinear"]
 # rounding in the sine, the cosine and the products cannot carry |decay| back to one.
 MAX_MAGNITUDE = 1 - 2**-22
 
+# The largest real part of an eigenvalue, so that a continuous system forgets.
+LARGEST_REAL_PART = -1e-4
+
 # Training may move parameters anywhere, so nothing below may overflow: an infinity times a zero in
 # the gradient, or the cosine of an infinity, is NaN. At these values decays have underflowed.
 _LARGEST_LOG = 80.0
@@ -61,23 +64,23 @@ def limit_magnitude(x: Planar) -> Planar:
 
 def zero_order_hold(eigenvalue: Planar, step: Float[Array, "*n"]) -> tuple[Planar, Planar]:
     r"""$\bar\lambda = e^{\lambda\Delta}$ and $g = (e^{\lambda\Delta} - 1) / \lambda$."""
-    exponent = _bounded_product(eigenvalue, step)
+    exponent = _bounded(scale(eigenvalue, step))
     real, phase = jnp.minimum(exponent.re, _LARGEST_LOG), exponent.im
     decay = polar(jnp.exp(real), phase)
     # exp(x + iy) - 1 = expm1(x) cos(y) - 2 sin²(y/2) + i exp(x) sin(y)
     growth = Planar(jnp.expm1(real) * jnp.cos(phase) - 2 * jnp.sin(phase / 2) ** 2, decay.im)
-    return decay, multiply(growth, reciprocal(eigenvalue))
+    return decay, multiply(growth, reciprocal(_bounded(eigenvalue)))
 
 
 def bilinear(eigenvalue: Planar, step: Float[Array, "*n"]) -> tuple[Planar, Planar]:
     r"""$\bar\lambda = (1 + \lambda\Delta/2) / (1 - \lambda\Delta/2)$ and
     $g = \Delta / (1 - \lambda\Delta/2)$."""
-    product = _bounded_product(eigenvalue, step)
+    product = _bounded(scale(eigenvalue, step))
     inverse = reciprocal(Planar(1 - product.re / 2, -product.im / 2))
     # Written as 1 + λΔ / (1 - λΔ/2), the decay, which is near one, is rounded near one only once.
     growth = multiply(product, inverse)
     return Planar(1 + growth.re, growth.im), scale(inverse, step)
 
 
-def _bounded_product(x: Planar, factor: Float[Array, "*n"]) -> Planar:
-    return Planar(*(jnp.clip(plane * factor, -_LARGEST, _LARGEST) for plane in x))
+def _bounded(x: Planar) -> Planar:
+    return Planar(*(jnp.clip(plane, -_LARGEST, _LARGEST) for plane in x))

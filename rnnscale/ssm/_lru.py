@@ -10,12 +10,12 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from rnnscale._base import at_least_float32
 from rnnscale._checks import Positive, Share, Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale.ssm._base import DiagonalSSM
+from rnnscale.ssm._base import DenseSSM
 from rnnscale.ssm._discretise import MAX_MAGNITUDE, bounded_exp, limit_magnitude, polar
 from rnnscale_kernels import Planar
 
 
-class LRU(DiagonalSSM):
+class LRU(DenseSSM):
     r"""The linear recurrent unit.
 
     $$h_t = \lambda \odot h_{t-1} + e^{\gamma} \odot (B u_t), \qquad

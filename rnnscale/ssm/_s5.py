@@ -21,8 +21,9 @@ from rnnscale._base import (
 from rnnscale._checks import Positive, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale._over_time import mesh_axes_of_time, over_equal_pieces
-from rnnscale.ssm._base import DiagonalSSM
+from rnnscale.ssm._base import DenseSSM
 from rnnscale.ssm._discretise import (
+    LARGEST_REAL_PART,
     Discretisation,
     bilinear,
     bounded_exp,
@@ -34,13 +35,11 @@ from rnnscale.ssm._discretise import (
 from rnnscale.ssm._hippo import OutputInit, half_of_hippo, input_map, output_map
 from rnnscale_kernels import Planar
 
-_LARGEST_REAL_PART = -1e-4
-
 # The fewest steps whose decays are computed together, if steps differ in length.
 _FEWEST_STEPS = 256
 
 
-class S5(DiagonalSSM, TakesIntervals):
+class S5(DenseSSM, TakesIntervals):
     r"""The simplified state-space layer: one multi-input, multi-output system.
 
     $$\dot x = \Lambda x + \tilde B u, \qquad y = 2\,\mathrm{Re}(\tilde C x) + d \odot u$$
@@ -214,15 +213,17 @@ class S5(DiagonalSSM, TakesIntervals):
         c = scale(Planar(at_least_float32(self.c_re), at_least_float32(self.c_im)), 2.0)
         return decay, b, c
 
+    def eigenvalues(self) -> Planar:
+        """The eigenvalues in continuous time, clipped if the layer clips them."""
+        re, im = at_least_float32(self.lambda_re), at_least_float32(self.lambda_im)
+        return Planar(jnp.minimum(re, LARGEST_REAL_PART) if self.clip_eigenvalues else re, im)
+
     def _decay_and_gain(self, interval: Float[Array, "*axes"]) -> tuple[Planar, Planar]:
         """The decay and the gain of a step after `interval`, "*axes state"."""
-        eigenvalue = Planar(at_least_float32(self.lambda_re), at_least_float32(self.lambda_im))
-        if self.clip_eigenvalues:
-            eigenvalue = eigenvalue._replace(re=jnp.minimum(eigenvalue.re, _LARGEST_REAL_PART))
         step = self.step_rescale * bounded_exp(at_least_float32(self.log_step))
         transform = zero_order_hold if self.discretisation == "zoh" else bilinear
         interval = interval[..., None]
-        decay, gain = transform(eigenvalue, step * interval)
+        decay, gain = transform(self.eigenvalues(), step * interval)
         if self.clip_eigenvalues:
             # An interval of zero leaves the state as it is, so its decay of one is not limited.
             limited = limit_magnitude(decay)

@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpy.typing import NDArray
 
-from rnnscale.ssm import LRU, S5, BidirectionalS5, OscillatorySSM
-from rnnscale.verify import _linoss, _lru, _s5
+from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5, OscillatorySSM
+from rnnscale.verify import _linoss, _lru, _s4d, _s5
 from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._double import Doubles, as_complex, directional_derivative, to_double
 from rnnscale.verify._laws import call_layer
 from rnnscale.verify._probe import draw, generator, with_arrays
 
-type SSM = LRU | S5 | BidirectionalS5 | OscillatorySSM
+type SSM = LRU | S4D | S5 | BidirectionalS5 | OscillatorySSM
 
 
 def ssm_matches_oracle(layer: Any, key: PRNGKeyArray) -> Iterator[Check]:
@@ -111,12 +111,14 @@ def _oracle(
         return _linoss.oracle(double, u, reset)
     if isinstance(layer, LRU):
         return _lru.oracle(double, u, reset)
+    if isinstance(layer, S4D):
+        return _s4d.oracle(double, u, reset)
     if isinstance(layer, BidirectionalS5):
         return _s5.bidirectional_oracle(double, u, reset)
     return _s5.oracle(double, u, reset)
 
 
-def decay_below_one(layer: LRU | S5) -> Check:
+def decay_below_one(layer: LRU | S4D | S5) -> Check:
     """The magnitude of the discrete decay stays below one whatever the parameters.
 
     The figure is the largest over all combinations of extreme and ordinary float32 values, in
@@ -124,16 +126,26 @@ def decay_below_one(layer: LRU | S5) -> Check:
     """
     sizes = [0.0, 1e-30, 1e-7, 1e-3, 0.5, 5.0, 16.0, 60.0, 200.0, 1e5, 1e30, 3e38]
     values = np.unique(np.array([sizes, np.negative(sizes)], np.float32))
-    if isinstance(layer, LRU):
-        names = ["nu_log", "theta_log"]
-    else:
-        names = ["lambda_re", "lambda_im", "log_step"]
+    names = _names_of_decay(layer)
     grid = [axis.ravel() for axis in np.meshgrid(*[values] * len(names))]
-    zeros = np.zeros((grid[0].size, layer.idim))
-    changed = dict(zip(names, grid, strict=True)) | {"b_re": zeros, "b_im": zeros}
-    if isinstance(layer, LRU):
-        changed["gamma_log"] = zeros[:, 0]
+    changed = dict(zip(names, grid, strict=True))
+    if isinstance(layer, S4D):
+        changed |= {name: changed[name][:, None] for name in ("log_a_re", "a_im")}
+    else:
+        zeros = np.zeros((grid[0].size, layer.idim))
+        changed |= {"b_re": zeros, "b_im": zeros}
+        if isinstance(layer, LRU):
+            changed["gamma_log"] = zeros[:, 0]
     layer = with_arrays(layer, **changed)
     decay, _, _ = eqx.filter_jit(lambda layer: layer.discretise())(layer)
     excess = np.max(np.abs(as_complex(*decay))) - 1
     return Check(f"{type(layer).__name__} |decay| - 1", float(excess), -(2.0**-24))
+
+
+def _names_of_decay(layer: LRU | S4D | S5) -> list[str]:
+    """The parameters on which the decay depends."""
+    if isinstance(layer, LRU):
+        return ["nu_log", "theta_log"]
+    if isinstance(layer, S4D):
+        return ["log_a_re", "a_im", "log_step"]
+    return ["lambda_re", "lambda_im", "log_step"]

@@ -47,7 +47,7 @@ from rnnscale.models import (
     LanguageModel,
     SequenceClassifier,
 )
-from rnnscale.ssm import LRU, S5, BidirectionalS5, DampedLinOSS, LinearAttention, LinOSS
+from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5, DampedLinOSS, LinearAttention, LinOSS
 from rnnscale.verify import (
     _antisymmetric,
     _clockwork,
@@ -76,6 +76,10 @@ _DIM, _STATES = 5, 12
 
 def _lru(key: PRNGKeyArray) -> CausalLayer:
     return LRU(_DIM, 7, r_min=0.3, r_max=0.99, key=key)
+
+
+def _s4d(key: PRNGKeyArray) -> CausalLayer:
+    return S4D(_DIM, 6, key=key)
 
 
 def _s5(key: PRNGKeyArray) -> CausalLayer:
@@ -143,6 +147,7 @@ CELLS: list[CellSubject] = [
 
 CAUSAL_LAYERS: list[tuple[str, Builder]] = [
     ("LRU", _lru),
+    ("S4D", _s4d),
     ("S5", _s5),
     (
         "S5 bilinear",

@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from rnnscale._base import has_step
 from rnnscale.layers import RecurrentNetwork, RNNEncoder
-from rnnscale.ssm import LRU, S5, BidirectionalS5, DampedLinOSS, LinOSS
+from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5, DampedLinOSS, LinOSS
 from rnnscale.verify import (
     _causal_conv,
     _laws,
@@ -21,6 +21,7 @@ from rnnscale.verify import (
     _modular,
     _networks,
     _reservoir,
+    _s4d,
     _s5,
     _ssm,
 )
@@ -102,6 +103,12 @@ def _lru_invariants(layer: Any, key: PRNGKeyArray) -> Iterator[Check]:
     yield from _lru.invariants(key)
 
 
+def _s4d_invariants(layer: Any, key: PRNGKeyArray) -> Iterator[Check]:
+    yield from _ssm.ssm_matches_oracle(build(lambda key: S4D(3, 8, init="inv", key=key), key), key)
+    yield _ssm.decay_below_one(layer)
+    yield from _s4d.invariants(key)
+
+
 def _s5_invariants(layer: Any, key: PRNGKeyArray) -> Iterator[Check]:
     yield from _ssm.ssm_matches_oracle(build(lambda key: S5(3, 12, key=key), key), key)
     yield _ssm.decay_below_one(layer)
@@ -139,6 +146,7 @@ def _damped_linoss_invariants(layer: Any, key: PRNGKeyArray) -> Iterator[Check]:
 # By name: the paper, and what the class promises in addition to the laws.
 _PROMISES: dict[str, tuple[str, Invariants]] = {
     "LRU": ("Orvieto et al. 2023", _lru_invariants),
+    "S4D": ("Gu et al. 2022", _s4d_invariants),
     "S5": ("Smith et al. 2023", _s5_invariants),
     "S5 bilinear": ("Smith et al. 2023", _bilinear_s5_invariants),
     "LinOSS": ("Rusch, Rus 2025", _linoss_invariants),

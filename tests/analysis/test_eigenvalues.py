@@ -10,7 +10,7 @@ import pytest
 
 import rnnscale
 from rnnscale.analysis import continuous_eigenvalues, eigenvalues, recurrent_matrix, timescales
-from rnnscale.ssm import LRU, S5, BidirectionalS5
+from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5
 from rnnscale.verify import CELLS
 from rnnscale.verify._double import to_double
 
@@ -40,11 +40,21 @@ def test_s5_in_continuous_and_in_discrete_time(make, discretisation, key):
     drifted = eqx.tree_at(lambda s: s.lambda_re, s5, s5.lambda_re.at[0].set(0.7))
     layer = drifted if make is S5 else eqx.tree_at(lambda each: each.forward, layer, drifted)
     continuous = continuous_eigenvalues(layer)
-    assert continuous[0].real == -1e-4
+    assert continuous[0].real == np.float32(-1e-4)
     np.testing.assert_array_equal(np.imag(continuous), np.asarray(drifted.lambda_im, np.float64))
     exponent = continuous * 2 * np.exp(np.float64(drifted.log_step))
     decay = np.exp(exponent) if discretisation == "zoh" else (1 + exponent / 2) / (1 - exponent / 2)
     np.testing.assert_allclose(eigenvalues(layer), decay, atol=1e-6)
+
+
+def test_s4d_has_the_eigenvalues_of_all_features(key):
+    layer = S4D(2, 6, init="inv", key=key)
+    continuous: Any = continuous_eigenvalues(layer)
+    np.testing.assert_allclose(continuous.imag, np.ravel(layer.a_im))
+    np.testing.assert_allclose(continuous.real, -0.5, rtol=1e-6)
+    exponent = continuous * np.repeat(np.exp(np.float64(layer.log_step)), 3)
+    np.testing.assert_allclose(eigenvalues(layer), np.exp(exponent), atol=1e-6)
+    np.testing.assert_allclose(timescales(layer), -1 / exponent.real, rtol=1e-3)
 
 
 def test_s5_without_clipping(key):
@@ -192,7 +202,7 @@ def test_bad_arguments(key):
         eigenvalues(rnnscale.BidirectionalRNNEncoder(cell, cell))
     with pytest.raises(TypeError, match="got .lstm."):
         eigenvalues(cast(Any, "lstm"))
-    with pytest.raises(TypeError, match="takes an S5"):
+    with pytest.raises(TypeError, match="takes an S4D"):
         continuous_eigenvalues(cast(Any, LRU(2, 4, key=key)))
     with pytest.raises(TypeError, match=r"takes a rnnscale.cells.Cell; got LRU"):
         recurrent_matrix(cast(Any, LRU(2, 4, key=key)))

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnnscale import LRU, S5, BidirectionalS5, RNNEncoder, trainable
+from rnnscale import LRU, S4D, S5, BidirectionalS5, RNNEncoder, trainable
 from rnnscale.cells import MinGRUCell
 from rnnscale.models import FFN, LanguageModel, SequenceClassifier
 from rnnscale.sharding import batch_sharding, make_mesh, shardings
+from rnnscale.ssm import _siso
 
 ROWS, TIME, DIM = 8, 24, 16
 MESHES = {
@@ -40,6 +41,7 @@ LAYERS = {
     "BidirectionalS5": (lambda key: BidirectionalS5(DIM, 32, key=key), "last"),
     "MinGRU": (lambda key: RNNEncoder(MinGRUCell(DIM, DIM, key=key)), "none"),
     "LRU": (lambda key: LRU(DIM, 16, key=key), "tokens"),
+    "S4D": (lambda key: S4D(DIM, 4, key=key), "mean"),
 }
 
 
@@ -109,3 +111,8 @@ def test_losses_and_gradients_are_those_of_one_device(mesh_name):
 @pytest.mark.parametrize("layer", ["LRU", "BidirectionalS5", "MinGRU"])
 def test_other_layers_on_meshes_with_time(layer, mesh_name):
     check(layer, mesh_name)
+
+
+def test_s4d_on_a_mesh_with_several_chunks_on_a_device(monkeypatch):
+    monkeypatch.setattr(_siso, "_CHUNK", 4)
+    check("S4D", "fsdp=2,tensor=2,seq=2")

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from rnnscale import verify
-from rnnscale.ssm import LRU, S5, BidirectionalS5
+from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5
 from rnnscale.verify._double import to_double
 from rnnscale.verify._s5 import irregular_oracle
 
 LAYERS = {
     "LRU": partial(LRU, 3, 5, r_min=0.3, r_max=0.99),
+    "S4D": partial(S4D, 3, 8),
     "S5": partial(S5, 3, 8),
     "S5 bilinear": partial(S5, 3, 8, 2, discretisation="bilinear"),
     "BidirectionalS5": partial(BidirectionalS5, 3, 8),
