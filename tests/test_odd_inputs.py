@@ -222,6 +222,7 @@ BY_NAME: dict[str, Kind] = {
     "backward": module,
     "encoder": module,
     "layer": module,
+    "parallel": lambda _: refused(3, "newton", True, object(), []),
     "seed": natural,
     "drawn": natural,
     "burn_in": natural,
@@ -727,6 +728,11 @@ LAYER_CASES = [
     Case(
         "ElmanRNNCell.time_loop",
         lambda: (cells.time_loop, {"cell": _square_cell(), **_sequences()}),
+        {"state": optional_state},
+    ),
+    Case(
+        "ElmanRNNCell.certified_time_loop",
+        lambda: (cells.certified_time_loop, {"cell": _square_cell(), **_sequences()}),
         {"state": optional_state},
     ),
     Case(
@@ -1254,6 +1260,8 @@ _OTHER: dict[str, Kind] = {
 }
 OTHER_CASES = [
     host_case(cells.time_loop, _OTHER, cell=cell, xs=arrays(ROWS, TIME, 3)),
+    host_case(cells.certified_time_loop, _OTHER, cell=cell, xs=arrays(ROWS, TIME, 3)),
+    host_case(cells.Newton),
     host_case(layers.as_reservoir, _OTHER, cell=cell, spectral_radius=0.9, key=KEY),
     host_case(layers.spectral_radius, _OTHER, matrix=arrays(3, 3)),
     host_case(
@@ -1355,7 +1363,7 @@ ABSTRACT = """
 MADE_BY_THE_LIBRARY = """
     Layout Specs OpArguments Operation RecurrentOp Planar ArraySpec ShardInfo StoredArray
     UnchangedFile Batches FinishedStep Clock TrainState LayerWithInputs Panel Report ExportedStep
-    FrozenBatchNorm HalfGLU2 S5Options OscillatorState
+    FrozenBatchNorm HalfGLU2 S5Options OscillatorState Certificate
 """
 # Parts of implementations: their callers have checked what they are given.
 INNER = """

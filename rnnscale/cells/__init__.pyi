@@ -36,9 +36,13 @@ from ._lstm import (
     LongShortTermMemoryCell as LongShortTermMemoryCell,
 )
 from ._minimal import MinGRUCell as MinGRUCell, MinLSTMCell as MinLSTMCell
+from ._newton import Certificate as Certificate, Newton as Newton
 from ._nnrnn import NonNormalRNNCell as NonNormalRNNCell
 from ._rglru import RGLRUCell as RGLRUCell
 from ._ron import RandomOscillatorsCell as RandomOscillatorsCell
-from ._time_loop import time_loop as time_loop
+from ._time_loop import (
+    certified_time_loop as certified_time_loop,
+    time_loop as time_loop,
+)
 from ._unitary import UnitaryEvolutionRNNCell as UnitaryEvolutionRNNCell
 from ._wilson_cowan import WilsonCowanCell as WilsonCowanCell

@@ -5,7 +5,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Protocol, final, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -27,6 +27,11 @@ type Drive = PyTree[Array]
 
 type Coefficients = tuple[Units, Units]
 """`(a, b)` of `h_t = a_t * h_{t-1} + b_t`: the decay and the drive."""
+
+
+type JacobianKind = Literal["dense", "block", "diagonal"]
+"""A part of the Jacobian of a step: all of it, for each unit the block between its own state
+variables, or the diagonal."""
 
 
 class Matrix(eqx.Module):
@@ -94,6 +99,15 @@ class Cell(eqx.Module):
 
     `"state"` means that units do not see one another, so that a mesh may split them. All arrays of
     `weights()` then need annotations in which that axis is called `state` too.
+    """
+
+    jacobian: ClassVar[JacobianKind] = "dense"
+    """How much of the Jacobian of a step Newton's method needs to converge in few iterations when
+    the steps run in parallel, by `parallel="auto"`.
+
+    `"block"`: for each unit the block between its own state variables, which suffices if a state
+    forgets, as that of gated cells does, or if units depend most on themselves. `"dense"`: all of
+    it. A cell whose units do not see one another needs no more than the blocks, whatever this says.
     """
 
     @property

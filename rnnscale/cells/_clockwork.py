@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from rnnscale._base import state_dtype
 from rnnscale._checks import BatchShape, FloatDType, NonEmpty, Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, AffineInputCell, DenseWeights, Units
+from rnnscale.cells._base import Affine, AffineInputCell, DenseWeights, JacobianKind, Units
 from rnnscale.cells._init import normal
 
 type ClockWorkState = tuple[Units, Int[Array, "*axes"]]
@@ -43,6 +44,8 @@ class ClockWorkRNNCell(AffineInputCell):
     **Differs from the paper:** the products of inactive groups are computed and not used, so slow
     groups save no time.
     """
+
+    jacobian: ClassVar[JacobianKind] = "block"
 
     recurrent: Float[Array, "hdim hdim"] = parameter()
     input: Float[Array, "hdim idim"] = parameter()

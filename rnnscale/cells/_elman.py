@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, AffineInputCell, Units
+from rnnscale.cells._base import Affine, AffineInputCell, JacobianKind, Units
 from rnnscale.cells._init import uniform
 
 
@@ -23,6 +24,8 @@ class ElmanRNNCell(AffineInputCell):
 
     Elman, *Finding Structure in Time*, Cognitive Science 1990.
     """
+
+    jacobian: ClassVar[JacobianKind] = "block"
 
     recurrent: Float[Array, "hdim hdim"] = parameter()
     input: Float[Array, "hdim idim"] = parameter()

@@ -1,7 +1,7 @@
 """The gated recurrent unit, in the two forms that differ in where the reset gate acts."""
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, Cell, Units, identity, linear
+from rnnscale.cells._base import Affine, Cell, JacobianKind, Units, identity, linear
 from rnnscale.cells._init import normal, uniform
 
 type GRUDrive = tuple[Float[Array, "*axes gates"], Units]
@@ -46,6 +46,8 @@ class GatedRecurrentUnitCell(Cell):
     **Differs from the paper:** the paper's reset gate acts on the state before the product, as in
     `ChoGatedRecurrentUnitCell`, and the paper has no biases.
     """
+
+    jacobian: ClassVar[JacobianKind] = "block"
 
     recurrent: Float[Array, "3 hdim hdim"] = parameter()
     input: Float[Array, "3 hdim idim"] = parameter()
@@ -125,6 +127,8 @@ class ChoGatedRecurrentUnitCell(Cell):
 
     **Differs from the paper:** the paper has no biases.
     """
+
+    jacobian: ClassVar[JacobianKind] = "block"
 
     recurrent: Float[Array, "3 hdim hdim"] = parameter()
     input: Float[Array, "3 hdim idim"] = parameter()

@@ -1,6 +1,7 @@
 """The long short-term memory."""
 
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from rnnscale._base import state_dtype
 from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, AffineInputCell, DenseWeights, Units
+from rnnscale.cells._base import Affine, AffineInputCell, DenseWeights, JacobianKind, Units
 from rnnscale.cells._init import uniform
 
 type LSTMState = tuple[Units, Units]
@@ -31,6 +32,8 @@ class LongShortTermMemoryCell(AffineInputCell):
     Schmidhuber, Cummins, *Learning to Forget*, Neural Computation 2000; its bias: Jozefowicz,
     Zaremba, Sutskever, *An Empirical Exploration of Recurrent Network Architectures*, ICML 2015.
     """
+
+    jacobian: ClassVar[JacobianKind] = "block"
 
     recurrent: Float[Array, "4 hdim hdim"] = parameter()
     input: Float[Array, "4 hdim idim"] = parameter()

@@ -1,13 +1,13 @@
 """`OscillatorCell`, the base of networks of oscillators, and their step under a force."""
 
-from typing import final
+from typing import ClassVar, final
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rnnscale._base import state_dtype
 from rnnscale._checks import BatchShape, FloatDType, check_arguments
-from rnnscale.cells._base import AffineInputCell, Units
+from rnnscale.cells._base import AffineInputCell, JacobianKind, Units
 from rnnscale.cells._warn import warn_caller
 
 type Oscillators = tuple[Units, Units]
@@ -16,6 +16,8 @@ type Oscillators = tuple[Units, Units]
 
 class OscillatorCell(AffineInputCell):
     """A cell with the state `(y, z)`, positions and velocities, and the output `y`."""
+
+    jacobian: ClassVar[JacobianKind] = "block"
 
     @final
     def output(self, state: Oscillators) -> Units:

@@ -19,7 +19,7 @@ It treats the pre-activations $p_k$ of a step as variables of their own:
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AbstractMesh, PartitionSpec
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array
 
 from rnnscale import sharding
 from rnnscale._base import State
@@ -44,6 +44,7 @@ from rnnscale.cells._blocks import (
     unflatten_batch,
 )
 from rnnscale.cells._layout import as_gradient_of, floating_leaves, lay_out
+from rnnscale.cells._trees import floats, inner, where
 from rnnscale_kernels import vary_alike
 
 # Steps in a block. On a CPU the drives of so few stay in the cache.
@@ -124,6 +125,12 @@ class StepLoop:
         """The value, and the residuals in blocks: with `remat`, the state before each block."""
         return self._run(primals, keep=True)
 
+    def states(self, primals: tuple) -> tuple[tuple[State, Array], State]:
+        """The value, and the states before all steps, "batch time ..."."""
+        value, residuals = replace(self, remat=False)._run(primals, keep=True)
+        before = join_blocks(residuals).state
+        return value, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), before)
+
     def _run(self, primals: tuple, keep: bool) -> tuple[tuple[State, Array], Blocks]:
         batch_shape = primals[1].shape[:-2]
         weights, inputs, state, fresh = vary_alike(self._prepare(primals))
@@ -162,7 +169,7 @@ class StepLoop:
         weights, inputs, state, fresh = self._prepare(primals)
         arrays, _ = floating_leaves(weights)
         sums = [jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)) for p in arrays]
-        g_fresh = None if fresh is None else jax.tree.map(jnp.zeros_like, _floats(fresh))
+        g_fresh = None if fresh is None else jax.tree.map(jnp.zeros_like, floats(fresh))
         carry = (g_state, g_fresh, sums)
         residuals = outputs[1]
         weights, fresh, *arguments = vary_alike((weights, fresh, carry, inputs, residuals, g_ys))
@@ -208,7 +215,7 @@ class StepLoop:
 
         def step(state: State, inputs_t: tuple) -> tuple[State, tuple[Array, Any]]:
             drive, start, valid = inputs_t
-            before = state if start is None else _where(start, fresh, state)
+            before = state if start is None else where(start, fresh, state)
             pre_activations = []
 
             def recorded(plus: Any, weight: Map, h: Any) -> Any:
@@ -218,7 +225,7 @@ class StepLoop:
             after = self.cell.advance(weights, drive, before, recorded)
             y = self.cell.output(after).astype(inputs.x.dtype)
             if valid is not None:
-                after, y = _where(valid, after, before), _where(valid, y, jnp.zeros_like(y))
+                after, y = where(valid, after, before), where(valid, y, jnp.zeros_like(y))
             return after, (y, _Residuals(before, pre_activations) if keep else None)
 
         by_step = self.cell.drive(weights, inputs.x), inputs.start, inputs.valid
@@ -257,10 +264,10 @@ class StepLoop:
         def step_back(carry: tuple, inputs_t: tuple) -> tuple[tuple, tuple]:
             g_state, g_fresh = carry
             drive, start, valid, kept, g_y = inputs_t
-            floats, integers = eqx.partition(kept.state, eqx.is_inexact_array)
+            moving, integers = eqx.partition(kept.state, eqx.is_inexact_array)
             zeros = jax.tree.map(jnp.zeros_like, g_state)
             # A step beyond the length of its row hands its state on, and its cotangent back.
-            g_after = g_state if valid is None else _where(valid, g_state, zeros)
+            g_after = g_state if valid is None else where(valid, g_state, zeros)
 
             def step(before: State, pre_activations: list) -> tuple[State, Array]:
                 remaining = iter(pre_activations)
@@ -270,18 +277,18 @@ class StepLoop:
 
                 before = eqx.combine(before, integers)
                 after = self.cell.advance(weights, drive, before, kept_affine)
-                return _floats(after), self.cell.output(after)
+                return floats(after), self.cell.output(after)
 
-            (_, y), pull = jax.vjp(step, floats, kept.pre_activations)
+            (_, y), pull = jax.vjp(step, moving, kept.pre_activations)
             g_before, g_pre = pull((g_after, g_y.astype(y.dtype)))
             # Without it the compiler repeats a step's arithmetic in each of its users.
             g_before, g_pre = lax.optimization_barrier((g_before, g_pre))
             if valid is not None:
-                g_before = _where(valid, g_before, g_state)
+                g_before = where(valid, g_before, g_state)
             if start is not None:
                 # A step after a reset started from `fresh`, and not from the step before it.
-                g_fresh = jax.tree.map(jnp.add, g_fresh, _where(start, g_before, zeros))
-                g_before = _where(start, zeros, g_before)
+                g_fresh = jax.tree.map(jnp.add, g_fresh, where(start, g_before, zeros))
+                g_before = where(start, zeros, g_before)
             return (g_before, g_fresh), (g_after, g_pre)
 
         drive = self.cell.drive(weights, inputs.x)
@@ -306,13 +313,13 @@ class StepLoop:
 
             def constant_affine(plus: Any, weight: Map, h: Any) -> Any:
                 kept, g = next(remaining)
-                terms.append(_inner(g, affine(plus, weight, h)))
+                terms.append(inner(g, affine(plus, weight, h)))
                 return kept
 
             drive = self.cell.drive(weights, x)
             after = self.cell.advance(weights, drive, residuals.state, constant_affine)
-            results = _floats(after), self.cell.output(after)
-            return sum(terms, _inner((g_after, g_ys), results))
+            results = floats(after), self.cell.output(after)
+            return sum(terms, inner((g_after, g_ys), results))
 
         return jax.grad(weighted_sum, (0, 1))(arrays, x)
 
@@ -334,23 +341,3 @@ def _with_derivative_of_affine(kept: Any, plus: Any, weight: Map, h: Any) -> Any
     plus = jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape).astype(y.dtype), plus, kept)
     # On a mesh cotangents vary over its axes, so what they belong to must vary too.
     return replaced(*vary_alike((kept, plus, h)))
-
-
-def _inner(xs: PyTree[Array], ys: PyTree[Array]) -> Any:
-    """The inner product of two trees."""
-    pairs = zip(jax.tree.leaves(xs), jax.tree.leaves(ys), strict=True)
-    return sum(jnp.sum(x * y) for x, y in pairs)
-
-
-def _where[Tree: PyTree](condition: Bool[Array, "*axes"], x: Tree, y: Tree) -> Tree:
-    """`jnp.where` with a condition on the leading axes of every leaf."""
-
-    def choose(x, y):
-        axes = condition.shape + (1,) * (x.ndim - condition.ndim)
-        return jnp.where(condition.reshape(axes), x, y)
-
-    return jax.tree.map(choose, x, y)
-
-
-def _floats(tree: PyTree[Array]) -> PyTree[Array]:
-    return eqx.filter(tree, eqx.is_inexact_array)

@@ -1,7 +1,8 @@
-"""`time_loop`, which runs any cell over time: in parallel if it is linear, otherwise by steps."""
+"""`time_loop`, which runs any cell over time: in parallel if it is linear or if that is asked for,
+otherwise by steps."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -9,12 +10,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rnnscale import sharding
-from rnnscale._base import State, check_call, zero_padding
+from rnnscale._base import State, check_call, state_dtype, zero_padding
 from rnnscale._checks import check_arguments
 from rnnscale._over_time import mesh_axes_of_time
 from rnnscale.cells._base import Cell, LinearCell, compute_weights
 from rnnscale.cells._contract import check_cell
+from rnnscale.cells._newton import Certificate, Newton, suitable
+from rnnscale.cells._parallel_loop import ParallelLoop
 from rnnscale.cells._step_loop import StepLoop
+
+type Parallel = Newton | Literal["auto"] | None
+"""How a nonlinear cell runs over time: by Newton's method, as suits the cell, or by steps."""
 
 
 @check_arguments
@@ -27,12 +33,13 @@ def time_loop(
     lengths: Int[Array, "*batch"] | None = None,
     reverse: bool = False,
     remat: bool = False,
+    parallel: Newton | Literal["auto"] | None = None,
 ) -> tuple[State, Float[Array, "*batch time odim"]]:
     """Runs a cell over all steps of a sequence.
 
     A `LinearCell` runs in parallel over time, by `rnnscale.sharding.linear_scan`, which a mesh may
-    split over `seq`. Any other cell runs step by step and can be differentiated in reverse mode
-    only; over a mesh, to first order only.
+    split over `seq`. Any other cell runs step by step, or with `parallel` in parallel too. It can
+    be differentiated in reverse mode only; over a mesh, to first order only.
 
     **Arguments:**
 
@@ -46,27 +53,90 @@ def time_loop(
         there has no effect.
     - `reverse`: run from the last step to the first, each row within its own length.
     - `remat`: store only the states at the borders of blocks of about the square root of the
-        length, and recompute everything else in the backward pass. Default false.
+        length, and recompute everything else in the backward pass. Default false. In parallel,
+        the states of all steps are stored and nothing else, whatever this says.
+    - `parallel`: how a cell that is not a `LinearCell` runs. By default step by step; a `Newton`
+        solves for all steps at once, and `"auto"` does with the options that suit the cell, if
+        there are some. The result is that of the steps, to the tolerance of `Newton`.
 
     **Returns:** `(state, ys)`: the state after the last step that was run, and the outputs, zero
     beyond `lengths`, in the dtype of `xs`.
 
     **Raises:** `TypeError` if `cell` is not a `Cell`, or its methods do not return what they have
     to; `ValueError` or `TypeError` if the features, the state, `reset` or `lengths` do not fit the
-    cell and the sequences; `ValueError` if the ambient mesh has `seq` above 1 and the cell is not a
-    `LinearCell`.
+    cell and the sequences; `ValueError` if the ambient mesh has `seq` above 1 and the cell runs
+    step by step.
     """
+    run = _run(cell, xs, state, reset, lengths, reverse, remat, parallel)
+    return run[:2]
+
+
+@check_arguments
+def certified_time_loop(
+    cell: Cell,
+    xs: Float[Array, "*batch time idim"],
+    state: State | None = None,
+    *,
+    reset: Bool[Array, "*batch time"] | None = None,
+    lengths: Int[Array, "*batch"] | None = None,
+    reverse: bool = False,
+    remat: bool = False,
+    parallel: Newton | Literal["auto"] | None = "auto",
+) -> tuple[State, Float[Array, "*batch time odim"], Certificate]:
+    """`time_loop`, which also returns what Newton's method measured.
+
+    ```python
+    from rnnscale.cells import certified_time_loop
+
+    state, ys, certificate = certified_time_loop(cell, xs)
+    print(certificate.iterations, certificate.stepped)
+    ```
+
+    **Arguments:** those of `time_loop`, but `parallel` is `"auto"` by default.
+
+    **Returns:** `(state, ys, certificate)`. A `LinearCell` and a cell that runs step by step have a
+    residual of zero after no iterations.
+
+    **Raises:** the errors of `time_loop`.
+    """
+    return _run(cell, xs, state, reset, lengths, reverse, remat, parallel)
+
+
+def _run(
+    cell: Cell,
+    xs: Array,
+    state: State | None,
+    reset: Array | None,
+    lengths: Array | None,
+    reverse: bool,
+    remat: bool,
+    parallel: Parallel,
+) -> tuple[State, Array, Certificate]:
     check_cell(cell)
     state, lengths = check_call(cell, xs, state, reset, lengths)
     xs = jnp.asarray(xs)
     batch_shape, time = xs.shape[:-2], xs.shape[-2]
+    arguments = cell, zero_padding(xs, lengths), state, reset, lengths, reverse, remat
+    newton = suitable(cell) if parallel == "auto" else parallel
+    in_steps = 0
     if time == 0:
-        return state, jnp.zeros((*batch_shape, 0, cell.odim), xs.dtype)
-    run = _in_parallel if isinstance(cell, LinearCell) else _step_by_step
-    return run(cell, zero_padding(xs, lengths), state, reset, lengths, reverse, remat)
+        state, ys = state, jnp.zeros((*batch_shape, 0, cell.odim), xs.dtype)
+    elif isinstance(cell, LinearCell):
+        state, ys = _linear(*arguments)
+    elif newton is None:
+        state, ys = _step_by_step(*arguments)
+        in_steps = time if lengths is None else lengths
+    else:
+        return _by_newton(*arguments, newton)
+    certificate = Certificate(
+        jnp.zeros(batch_shape, state_dtype(xs.dtype)),
+        jnp.zeros(batch_shape, jnp.int32),
+        jnp.full(batch_shape, in_steps, jnp.int32),
+    )
+    return state, ys, certificate
 
 
-def _in_parallel(
+def _linear(
     cell: Cell,
     xs: Array,
     state: Any,
@@ -94,31 +164,62 @@ def _step_by_step(
     reverse: bool,
     remat: bool,
 ) -> tuple[State, Array]:
-    _check_time_is_unsplit(cell)
-    valid = None
-    if lengths is not None:
-        valid = jnp.arange(xs.shape[-2]) < lengths[..., None]
-        reset = None if reset is None else reset & valid
-    if reset is not None and reverse:
-        # Backwards, a segment starts before the first step of the one that follows it in time.
-        reset = jnp.concatenate([reset[..., 1:], jnp.zeros_like(reset[..., :1])], axis=-1)
-    batch_shape, time = xs.shape[:-2], xs.shape[-2]
-    cell = sharding.gathered(cell)
-    fresh = None if reset is None else cell.init_state(batch_shape, xs.dtype)
-    primals = compute_weights(cell, xs.dtype), xs, state, fresh, reset, valid
-    _, equations = eqx.partition(cell, eqx.is_array)
-    loop = StepLoop(equations, time, len(batch_shape), reverse, remat)
+    _check_time_is_unsplit(f"{type(cell).__name__} takes its steps one after another")
+    loop, primals = _steps(cell, xs, state, reset, lengths, reverse, remat)
+    primals = primals[:-1]
     return sharding.differentiable_on_mesh(
         loop.forward, loop.transpose, primals, partial(loop.specs, primals), value=loop.value
     )
 
 
-def _check_time_is_unsplit(cell: Cell) -> None:
+def _by_newton(
+    cell: Cell,
+    xs: Array,
+    state: State,
+    reset: Array | None,
+    lengths: Array | None,
+    reverse: bool,
+    remat: bool,
+    newton: Newton,
+) -> tuple[State, Array, Certificate]:
+    steps, primals = _steps(cell, xs, state, reset, lengths, reverse, remat)
+    loop = ParallelLoop.of(newton, cell, steps, xs.dtype)
+    return sharding.differentiable_on_mesh(
+        loop.forward, loop.transpose, primals, partial(loop.specs, primals), value=loop.value
+    )
+
+
+def _steps(
+    cell: Cell,
+    xs: Array,
+    state: State,
+    reset: Array | None,
+    lengths: Array | None,
+    reverse: bool,
+    remat: bool,
+) -> tuple[StepLoop, tuple]:
+    """The loop by steps, with its primals and the resets within the lengths."""
+    valid = None
+    if lengths is not None:
+        valid = jnp.arange(xs.shape[-2]) < lengths[..., None]
+        reset = None if reset is None else reset & valid
+    start = reset
+    if reset is not None and reverse:
+        # Backwards, a segment starts before the first step of the one that follows it in time.
+        start = jnp.concatenate([reset[..., 1:], jnp.zeros_like(reset[..., :1])], axis=-1)
+    batch_shape, time = xs.shape[:-2], xs.shape[-2]
+    cell = sharding.gathered(cell)
+    fresh = None if reset is None else cell.init_state(batch_shape, xs.dtype)
+    primals = compute_weights(cell, xs.dtype), xs, state, fresh, start, valid, reset
+    _, equations = eqx.partition(cell, eqx.is_array)
+    return StepLoop(equations, time, len(batch_shape), reverse, remat), primals
+
+
+def _check_time_is_unsplit(reason: str) -> None:
     for axis in mesh_axes_of_time():
         size = jax.sharding.get_abstract_mesh().shape[axis]
         raise ValueError(
-            f"the mesh splits time over {axis}={size}, but {type(cell).__name__} takes "
-            f"its steps one after another. Set {axis}=1 and put those devices on data or fsdp, or "
-            "use a layer that is linear in its state: S5, LRU, LinearAttention, or RNNEncoder of "
-            "MinGRUCell, MinLSTMCell or RGLRUCell"
+            f"the mesh splits time over {axis}={size}, but {reason}. Set {axis}=1 and put those "
+            "devices on data or fsdp, or use a layer that is linear in its state: S5, LRU, "
+            "LinearAttention, or RNNEncoder of MinGRUCell, MinLSTMCell or RGLRUCell"
         )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._checks import Fraction, Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, AffineInputCell, Units
+from rnnscale.cells._base import Affine, AffineInputCell, JacobianKind, Units
 from rnnscale.cells._init import uniform
 
 
@@ -34,6 +35,8 @@ class WilsonCowanCell(AffineInputCell):
     refractory period, and $W$ may have any sign, instead of an excitatory and an inhibitory
     population.
     """
+
+    jacobian: ClassVar[JacobianKind] = "block"
 
     recurrent: Float[Array, "hdim hdim"] = parameter()
     input: Float[Array, "hdim idim"] = parameter()

@@ -1,0 +1,222 @@
+r"""The iteration that solves a recurrence for all of its steps at once, and says when it has.
+
+The recurrence $h_t = F_t(h_{t-1})$ is given by a function that computes all steps from the states
+before them. The forward pass of the parallel loop solves that of the cell, the backward pass the
+linear one of the cotangents.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from rnnscale.cells._jacobian import Leaves
+from rnnscale.cells._linear import Line
+
+# Residuals of rounding, in units of the precision: of a few operations on a state.
+_ROUNDING = 4
+# Iterations in which a row may get no closer before it is given up.
+_PATIENCE = 6
+
+
+class Criterion(NamedTuple):
+    """When a row is done.
+
+    - `tolerance`: the largest residual and the largest last correction of a row that passes.
+    - `max_iterations`: when the other rows are given up.
+    - `exact`: whether the linear recurrence has the full Jacobian. The last correction then
+        is an estimate of the error before it. Otherwise that holds only if corrections become
+        smaller fast.
+    - `linear`: whether the recurrence that is solved is linear itself.
+    """
+
+    tolerance: float
+    max_iterations: int
+    exact: bool
+    linear: bool = False
+
+
+class Solution(NamedTuple):
+    """The states found, and how far they can be trusted.
+
+    - `states`: the states after each step; of no meaning in rows that did not pass.
+    - `entering`: the state before the first step, "batch ...".
+    - `residual`, `iterations`, `passed`: of each row.
+    """
+
+    states: Leaves
+    entering: Leaves
+    residual: Float[Array, "batch"]
+    iterations: Int[Array, "batch"]
+    passed: Bool[Array, "batch"]
+
+
+class _Iterate(NamedTuple):
+    """The carry of the iteration. Errors are relative, and the largest of a row.
+
+    - `states`, `entering`: the iterate, and the state before its first step.
+    - `sizes`: the largest state of each leaf, "batch leaf".
+    - `change`: the last correction on this device.
+    - `correction`: the one before it, on all devices.
+    - `residual`: the residual of the iterate before.
+    - `nearest`, `since`: the smallest residual so far, and how many iterations ago that was.
+    - `iterations`: how often the row was measured.
+    - `active`, `passed`: whether the row goes on, and whether it has passed.
+    """
+
+    states: Leaves
+    entering: Leaves
+    sizes: Float[Array, "batch leaf"]
+    change: Float[Array, "batch"]
+    correction: Float[Array, "batch"]
+    residual: Float[Array, "batch"]
+    nearest: Float[Array, "batch"]
+    since: Int[Array, "batch"]
+    iterations: Int[Array, "batch"]
+    active: Bool[Array, "batch"]
+    passed: Bool[Array, "batch"]
+
+
+def solve(
+    evaluate: Callable[[Leaves], tuple[Leaves, Any]],
+    line: Line,
+    guess: Leaves,
+    entering: Leaves,
+    criterion: Criterion,
+    active: Bool[Array, "batch"],
+) -> Solution:
+    """Solves `states = evaluate(states before them)`.
+
+    **Arguments:**
+
+    - `evaluate`: maps the states before all steps to those after them, and to the coefficients of
+        the linear recurrence.
+    - `line`: how steps follow one another, and the scan that solves linear recurrences.
+    - `guess`: the states to start from.
+    - `entering`: the state before the first step of all.
+    - `criterion`: when to stop.
+    - `active`: the rows to solve. The others keep the guess, and do not pass.
+    """
+    improve = partial(_improve, evaluate, line, guess, criterion)
+    end = lax.while_loop(
+        lambda now: jnp.any(now.active), improve, _start(line, guess, entering, active)
+    )
+    return Solution(end.states, end.entering, end.residual, end.iterations, end.passed)
+
+
+def _start(line: Line, guess: Leaves, entering: Leaves, active: Bool[Array, "batch"]) -> _Iterate:
+    infinite = jnp.full(active.shape, jnp.inf, guess[0].dtype)
+    none = jnp.zeros(active.shape, jnp.int32)
+    entering, sizes = line.share(guess, entering, _sizes(guess))
+    return _Iterate(
+        states=guess,
+        entering=entering,
+        sizes=sizes,
+        change=infinite,
+        correction=infinite,
+        residual=infinite,
+        nearest=infinite,
+        since=none,
+        iterations=none,
+        active=active,
+        passed=jnp.zeros_like(active),
+    )
+
+
+def _improve(
+    evaluate: Callable, line: Line, guess: Leaves, criterion: Criterion, now: _Iterate
+) -> _Iterate:
+    """Measures the iterate and corrects it."""
+    # 1. All steps from the iterate. What they miss it by is the residual.
+    after, a = evaluate(line.previous(now.states, now.entering))
+    missed = jax.tree.map(jnp.subtract, after, now.states)
+    scales = _scales(now.states, now.sizes)
+    measures = [_largest(missed, scales)[:, None], now.change[:, None], _sizes(now.states)]
+    # 2. The correction solves a linear recurrence, from which what is not finite is left out. Over
+    #    devices, the measures of all of them come with it.
+    steps, entering, measures = line.scan(
+        _finite(a), _finite(missed), now.states, now.entering, jnp.concatenate(measures, axis=1)
+    )
+    residual, correction, sizes = measures[:, 0], measures[:, 1], measures[:, 2:]
+    # 3. States that are not finite come back to the guess, and are measured again.
+    states = [
+        jnp.where(jnp.isfinite(x + d), x + d, first)
+        for x, d, first in zip(now.states, steps, guess, strict=True)
+    ]
+    change = _largest(jax.tree.map(jnp.subtract, states, now.states), scales)
+    # 4. The residual of this iterate and the correction that led to it decide. A comparison with
+    #    NaN is false, so that a row with NaN does not pass.
+    passes = residual <= criterion.tolerance
+    if not (criterion.exact and criterion.linear):
+        passes &= correction <= criterion.tolerance
+    if not criterion.exact:
+        rounding = _ROUNDING * float(jnp.finfo(residual.dtype).eps)
+        passes &= (correction <= now.correction / 2) | (residual <= rounding)
+    # 5. Rows that have passed keep the iterate that was measured. Rows that get no closer, or have
+    #    no iterations left, are given up.
+    nearer = residual < 0.9 * now.nearest
+    since = jnp.where(nearer, 0, now.since + 1)
+    iterations = now.iterations + 1
+    spent = (iterations >= criterion.max_iterations) | (since >= _PATIENCE)
+    new = _Iterate(
+        states=_where(passes, now.states, states),
+        entering=_where(passes, now.entering, entering),
+        sizes=sizes,
+        change=change,
+        correction=correction,
+        residual=residual,
+        nearest=jnp.where(nearer, residual, now.nearest),
+        since=since,
+        iterations=iterations,
+        active=~passes & ~spent,
+        passed=passes,
+    )
+    return jax.tree.map(partial(_where, now.active), new, now)
+
+
+def _sizes(states: Leaves) -> Float[Array, "batch leaf"]:
+    """The largest state of each leaf. The solution has to be finite, so these may be too."""
+    each = [jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim))) for x in states]
+    return jnp.stack(each, axis=1)
+
+
+def _scales(states: Leaves, sizes: Float[Array, "batch leaf"]) -> Leaves:
+    """What errors are relative to, for each leaf and step: the largest state of the step, but not
+    less than one, or than the largest state of the row if that is less than one.
+
+    A step may have states that all are near zero by chance.
+    """
+
+    def scale(x: Array, size: Float[Array, "batch"]) -> Array:
+        here = jnp.max(jnp.abs(x), axis=tuple(range(2, x.ndim)), keepdims=True)
+        smallest = jnp.minimum(size, 1).reshape(-1, *(1,) * (x.ndim - 1))
+        # Zero only if all states are, where no residual is small but zero.
+        return jnp.maximum(jnp.maximum(here, smallest), jnp.finfo(x.dtype).tiny)
+
+    return [scale(x, sizes[:, i]) for i, x in enumerate(states)]
+
+
+def _largest(errors: Leaves, scales: Leaves) -> Float[Array, "batch"]:
+    """The largest error of each row."""
+    each = [
+        jnp.max(jnp.abs(x) / scale, axis=tuple(range(1, x.ndim)))
+        for x, scale in zip(errors, scales, strict=True)
+    ]
+    return jnp.max(jnp.stack(each), axis=0)
+
+
+def _finite(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), tree)
+
+
+def _where(rows: Bool[Array, "batch"], xs: Any, ys: Any) -> Any:
+    """`xs` in some rows, `ys` in the others."""
+
+    def choose(x: Array, y: Array) -> Array:
+        return jnp.where(rows.reshape(rows.shape + (1,) * (x.ndim - 1)), x, y)
+
+    return jax.tree.map(choose, xs, ys)

@@ -1,0 +1,119 @@
+"""`Newton`, the options with which a nonlinear cell runs in parallel over time, and `Certificate`,
+which says how far the result can be trusted."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from rnnscale._checks import Positive, Size, check_arguments
+from rnnscale.cells._base import Cell, JacobianKind
+from rnnscale.cells._jacobian import floating_state
+
+# The largest number of state values for which `auto` takes the full Jacobian: products of such
+# matrices are what the iteration consists of.
+_SMALL = 64
+
+
+@dataclass(frozen=True, init=False)
+class Newton:
+    r"""Options of Newton's method on a complete sequence: how a nonlinear cell runs in parallel
+    over time.
+
+    The states $h_1, \dots, h_T$ are the unknowns of $h_t = f(h_{t-1}, x_t)$. From a guess, each
+    iteration measures the residual $r_t = f(h_{t-1}, x_t) - h_t$ of all steps at once, and corrects
+    the states by $\delta$, the solution of a *linear* recurrence, which runs in parallel over time:
+
+    $$\delta_t = A_t \delta_{t-1} + r_t, \qquad h_t \leftarrow h_t + \delta_t$$
+
+    $A_t$ is the Jacobian of the step, or a part of it. Only the speed of convergence depends on
+    that part, and never the result: a row of the batch passes if its residual and its last
+    correction are below a tolerance, and a row that does not is computed step by step.
+
+    ```python
+    from rnnscale.cells import Newton, time_loop
+
+    state, ys = time_loop(cell, xs, parallel=Newton("block", window=1024))
+    ```
+
+    Lim, Zhu, Selfridge, Kasim, *Parallelizing Non-Linear Sequential Models over the Sequence
+    Length*, ICLR 2024; with a diagonal: Gonzalez, Warrington, Smith, Linderman, *Towards Scalable
+    and Stable Parallelization of Nonlinear RNNs*, NeurIPS 2024.
+
+    **Differs from the papers:** they stop at a fixed number of iterations or at a small correction,
+    and return whatever they have then. Their gradient uses the part $A_t$ in place of the
+    Jacobian; ours is that of the states that were found.
+    """
+
+    jacobian: JacobianKind | None
+    tolerance: float | None
+    max_iterations: int
+    window: int | None
+
+    @check_arguments
+    def __init__(
+        self,
+        jacobian: JacobianKind | None = None,
+        *,
+        tolerance: Positive | None = None,
+        max_iterations: Size = 64,
+        window: Size | None = None,
+    ):
+        r"""**Arguments:**
+
+        - `jacobian`: what $A_t$ is. `"dense"`: the full Jacobian, for few units; an iteration
+            takes of the order of $n^3$ operations a step for n values of the state. `"block"`: for
+            each unit the block between its own state variables, such as position and velocity.
+            `"diagonal"`: the diagonal. By default the one that suits the cell.
+        - `tolerance`: the largest residual and the largest last correction, relative to the states,
+            with which a row passes. The default follows from the precision: 64 times the distance
+            of 1 to the next number, about 8e-6 in float32.
+        - `max_iterations`: a row that has not passed after as many is computed step by step. Rows
+            that get no closer are given up earlier.
+        - `window`: the steps that are solved together, by default all. Windows follow one another,
+            each from the state that the one before it left. Shorter ones converge more easily, and
+            hold the Jacobians of fewer steps in memory.
+
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
+        """
+        for name, value in (
+            ("jacobian", jacobian),
+            ("tolerance", tolerance),
+            ("max_iterations", max_iterations),
+            ("window", window),
+        ):
+            object.__setattr__(self, name, value)
+
+
+class Certificate(NamedTuple):
+    """What the parallel loop measured, for each row of the batch.
+
+    - `residual`: the largest residual of a step with which Newton's method ended, relative to the
+        states. It is large in the rows that were then computed step by step.
+    - `iterations`: the number of iterations that the row took; of all windows together.
+    - `stepped`: the number of steps that were taken one after another: 0 if the row passed,
+        otherwise all of its steps. Those have no error of Newton's method at all.
+    """
+
+    residual: Float[Array, "*batch"]
+    iterations: Int[Array, "*batch"]
+    stepped: Int[Array, "*batch"]
+
+
+def suitable(cell: Cell) -> Newton | None:
+    """What `parallel="auto"` means for a cell; `None` means step by step."""
+    kind = suitable_jacobian(cell)
+    if kind == "dense" and sum(x.size for x in floating_state(cell)) > _SMALL:
+        return None
+    return Newton(kind)
+
+
+def suitable_jacobian(cell: Cell) -> JacobianKind:
+    """The part of the Jacobian that Newton's method needs for a cell."""
+    return "block" if cell.unit_axis == "state" else cell.jacobian
+
+
+def default_tolerance(dtype: DTypeLike) -> float:
+    """The tolerance for sequences of this dtype."""
+    return 64 * float(jnp.finfo(dtype).eps)
