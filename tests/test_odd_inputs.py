@@ -913,6 +913,10 @@ def _blocks() -> dict[str, Any]:
     }
 
 
+def _matrices() -> dict[str, Any]:
+    return {"a": arrays(4, 4), "b": arrays(ROWS, TIME, 4), "h0": arrays(ROWS, 4)}
+
+
 def _kernel(function: Any, kind: str, valid: dict[str, Any]) -> Case:
     kinds: dict[str, Kind] = {
         name: planes if isinstance(value, tuple) else features for name, value in valid.items()
@@ -934,7 +938,14 @@ KERNEL_CASES = [
         for function, make in ((package.linear_scan, _scan), (package.diagonal_ssm, _ssm))
         for complex in (False, True)
     ),
-    _kernel(rnnscale_kernels.block_scan, "blocks", _blocks()),
+    *(
+        _kernel(function, kind, make())
+        for package in (rnnscale_kernels, sharding)
+        for function, kind, make in (
+            (package.block_scan, "blocks", _blocks),
+            (package.matrix_scan, "matrices", _matrices),
+        )
+    ),
     *(
         Case(
             function.__name__, lambda f=function: (f, {"platform": "cpu"}), {"platform": _platform}
@@ -942,6 +953,7 @@ KERNEL_CASES = [
         for function in (
             rnnscale_kernels.scan_implementations,
             rnnscale_kernels.block_implementations,
+            rnnscale_kernels.matrix_implementations,
             rnnscale_kernels.ssm_implementations,
         )
     ),

@@ -1,6 +1,6 @@
 """Linear recurrences: kernels for GPUs and TPUs, and plain XLA for everything else."""
 
-from ._algebra import Planar as Planar, adjoint as adjoint
+from ._algebra import Planar as Planar, adjoint as adjoint, identity as identity
 from ._checks import check_reset as check_reset, checked_lengths as checked_lengths
 from ._operation import Operation as Operation, vary_alike as vary_alike
 from ._recurrent_op import OpArguments as OpArguments, RecurrentOp as RecurrentOp
@@ -19,4 +19,9 @@ from .linear_scan import (
     SCAN as SCAN,
     linear_scan as linear_scan,
     scan_implementations as scan_implementations,
+)
+from .matrix_scan import (
+    MATRIX as MATRIX,
+    matrix_implementations as matrix_implementations,
+    matrix_scan as matrix_scan,
 )

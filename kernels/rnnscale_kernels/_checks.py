@@ -11,6 +11,23 @@ from jax.core import Tracer
 from ._algebra import Planar
 
 
+def check_real(**arguments) -> None:
+    """Checks that all arguments are real floating-point arrays.
+
+    **Raises:** `TypeError` if they are not.
+    """
+    for name, x in arguments.items():
+        dtype = x.dtype if isinstance(x, (Array, np.ndarray, np.generic)) else None
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
+            hint = (
+                "; give a complex array as Planar(x.real, x.imag)"
+                if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating)
+                else ""
+            )
+            got = type(x).__name__ if dtype is None else dtype
+            raise TypeError(f"{name} must hold floating-point arrays, got {got}{hint}")
+
+
 def check_planes(**arguments) -> None:
     """Checks that all arguments are real floating-point arrays, or all are `Planar`.
 
@@ -18,15 +35,7 @@ def check_planes(**arguments) -> None:
     """
     for name, x in arguments.items():
         for plane in x if isinstance(x, Planar) else (x,):
-            dtype = plane.dtype if isinstance(plane, (Array, np.ndarray, np.generic)) else None
-            if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
-                hint = (
-                    "; give a complex array as Planar(x.real, x.imag)"
-                    if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating)
-                    else ""
-                )
-                got = type(plane).__name__ if dtype is None else dtype
-                raise TypeError(f"{name} must hold floating-point arrays, got {got}{hint}")
+            check_real(**{name: plane})
         if isinstance(x, Planar) and (x.re.shape, x.re.dtype) != (x.im.shape, x.im.dtype):
             raise ValueError(
                 f"the planes of {name} must have the same shape and dtype, got {x.re.shape} "

@@ -14,7 +14,12 @@ from ._on_mesh import (
     row_spec as row_spec,
     unit_specs as unit_specs,
 )
-from ._ops import diagonal_ssm as diagonal_ssm, linear_scan as linear_scan
+from ._ops import (
+    block_scan as block_scan,
+    diagonal_ssm as diagonal_ssm,
+    linear_scan as linear_scan,
+    matrix_scan as matrix_scan,
+)
 from ._rules import (
     ACTIVATION_AXES as ACTIVATION_AXES,
     PARAMETER_AXES as PARAMETER_AXES,

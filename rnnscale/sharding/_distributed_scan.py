@@ -18,6 +18,7 @@ also gathers a flag for each row, and the decay of a flagged row is not used: an
 times zero would be NaN.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -32,7 +33,8 @@ from rnnscale_kernels import OpArguments, RecurrentOp, adjoint, vary_alike
 from rnnscale_kernels.linear_scan import previous
 
 type State = Any
-"""A tree of arrays "*batch state", "*batch device state" for all devices, or `None`."""
+"""A tree of arrays "*batch state", "*batch device state" for all devices, or `None`. A decay that
+is not elementwise, such as a matrix, has leaves and a last axis of its own."""
 
 
 @dataclass(frozen=True)
@@ -202,18 +204,17 @@ def _all_gather_totals(
     axis: str, decay: State, end: State, cut: Bool[Array, "*batch"] | None
 ) -> tuple[State, State, Bool[Array, "*batch device 1"] | None]:
     """The totals and reset flags of all devices, by a single all-gather of one array."""
-    ends, structure = jax.tree.flatten(end)
-    decays = [jnp.broadcast_to(x, ends[0].shape) for x in jax.tree.leaves(decay)]
-    flags = [] if cut is None else [cut[..., None].astype(ends[0].dtype)]
-    parts = vary_alike([*ends, *decays, *flags])
-    sizes = [x.shape[-1] for x in parts]
+    like, *_ = jax.tree.leaves(end)
+    *batch, _ = like.shape
+    decay = jax.tree.map(lambda x: jnp.broadcast_to(x, (*batch, x.shape[-1])), decay)
+    flags = None if cut is None else cut[..., None].astype(like.dtype)
+    parts, structure = jax.tree.flatten(vary_alike((decay, end, flags)))
+    borders = itertools.accumulate(x.shape[-1] for x in parts[:-1])
     together = jnp.concatenate(parts, axis=-1)
     together = lax.all_gather(together, axis, axis=together.ndim - 1, to="invarying")
-    parts = jnp.split(together, [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)], axis=-1)
-    end = jax.tree.unflatten(structure, parts[: len(ends)])
-    if decay is not None:
-        decay = jax.tree.unflatten(structure, parts[len(ends) : 2 * len(ends)])
-    return decay, end, None if cut is None else parts[-1] > 0
+    parts = jnp.split(together, list(borders), axis=-1)
+    decay, end, flags = jax.tree.unflatten(structure, parts)
+    return decay, end, None if flags is None else flags > 0
 
 
 def _carry_in(axis: str, leaving: State, start: State, *, reverse: bool) -> State:

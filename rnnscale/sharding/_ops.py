@@ -1,4 +1,4 @@
-"""`linear_scan` and `diagonal_ssm` on the ambient mesh: the layouts of their arguments and results.
+"""The recurrent ops on the ambient mesh: the layouts of their arguments and results.
 
 Each device runs the kernels on its own rows, states and time steps, under `shard_map`, so that the
 compiler does not choose the communication. States are independent: over `tensor` the only
@@ -12,21 +12,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from rnnscale.sharding._distributed_scan import DeviceOp, ScanResiduals, distributed_passes
 from rnnscale.sharding._on_mesh import Specs, differentiable_on_mesh, row_spec
 from rnnscale.sharding._rules import activation_spec, automatic_axes, warn_once
 from rnnscale_kernels import (
+    BLOCK,
+    MATRIX,
     SCAN,
     SSM,
     OpArguments,
     Planar,
+    RecurrentOp,
     checked_lengths,
     diagonal_ssm as local_diagonal_ssm,
-    linear_scan as local_linear_scan,
+    identity,
 )
+from rnnscale_kernels.block_scan import Blocks, Planes, State
 
 
 def diagonal_ssm(
@@ -66,7 +69,7 @@ def diagonal_ssm(
     if missing := _missing_steps(time, mesh):
         u, reset = _pad(u, missing, axis=-2), _pad(reset, missing, axis=-1)
         lengths = jnp.full(batch, time, jnp.int32) if lengths is None else lengths
-    row, seq, state = _axes(u.shape, decay.shape, mesh)
+    row, seq, state = _axes(u.shape, "state", decay.shape, mesh)
     rows, states = PartitionSpec(*row), PartitionSpec(*row, state)
     y, h_last = _on_mesh(
         DeviceOp(SSM, reverse, implementation, decay_varies=lengths is not None),
@@ -117,62 +120,132 @@ def linear_scan(
     **Raises:** in addition to the errors of the kernel, `ValueError` if there are fewer steps than
     devices of `seq`.
     """
+    return _scan(
+        SCAN, (a, b, h0), "state",
+        reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
+    )  # fmt: skip
+
+
+def block_scan(
+    a: Blocks,
+    b: Planes,
+    h0: State | None = None,
+    *,
+    reverse: bool = False,
+    reset: Bool[Array, "*batch time"] | None = None,
+    lengths: Int[Array, "*batch"] | None = None,
+    implementation: str | None = None,
+) -> tuple[Planes, State]:
+    """`rnnscale_kernels.block_scan` over the mesh that `jax.set_mesh` has set.
+
+    It is laid out as `linear_scan` is: channels over `tensor`, time over `seq`.
+
+    **Arguments** and **Returns:** those of `rnnscale_kernels.block_scan`, and `lengths` as in
+    `linear_scan`.
+
+    **Raises:** in addition to the errors of the kernel, `ValueError` if there are fewer steps than
+    devices of `seq`.
+    """
+    h, h_last = _scan(
+        BLOCK, (a, b, h0), "state",
+        reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
+    )  # fmt: skip
+    return tuple(h), tuple(h_last)
+
+
+def matrix_scan(
+    a: Float[Array, "*#batch time dim dim"] | Float[Array, "dim dim"],
+    b: Float[Array, "*batch time dim"],
+    h0: Float[Array, "*batch dim"] | None = None,
+    *,
+    reverse: bool = False,
+    reset: Bool[Array, "*batch time"] | None = None,
+    lengths: Int[Array, "*batch"] | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "*batch time dim"], Float[Array, "*batch dim"]]:
+    """`rnnscale_kernels.matrix_scan` over the mesh that `jax.set_mesh` has set.
+
+    The leading batch axis is split over `data` and `fsdp`, and time over `seq`, as in
+    `linear_scan`. A matrix mixes all channels, so each device of `tensor` has a copy of them.
+
+    **Arguments** and **Returns:** those of `rnnscale_kernels.matrix_scan`, and `lengths` as in
+    `linear_scan`.
+
+    **Raises:** in addition to the errors of the kernel, `ValueError` if there are fewer steps than
+    devices of `seq`.
+    """
+    return _scan(
+        MATRIX, (a, b, h0), None,
+        reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
+    )  # fmt: skip
+
+
+def _scan(
+    op: RecurrentOp, arguments: tuple, channel_axis: str | None, *,
+    reverse: bool, reset: Any, lengths: Any, implementation: str | None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """A recurrence whose values are its coefficients and inputs, over the ambient mesh.
+
+    `channel_axis` is the logical axis of the channels of its states.
+    """
+    (a, b), h0, reset, _ = op.check(
+        *arguments, reverse=reverse, reset=reset, implementation=implementation
+    )
+    *batch, time, _ = b.shape
+    valid = None
     if lengths is not None:
-        (a, b), h0, reset, _ = SCAN.check(a, b, h0, reset=reset, implementation=implementation)
-        lengths = checked_lengths(lengths, b.shape[:-2], b.shape[-2])
-        valid = jnp.arange(b.shape[-2]) < lengths[..., None]
+        lengths = checked_lengths(lengths, tuple(batch), time)
+        valid = jnp.arange(time) < lengths[..., None]
         a, b = _held(a, b, valid)
         reset = None if reset is None else reset & valid
-        h, h_last = linear_scan(
-            a, b, h0, reverse=reverse, reset=reset, implementation=implementation
-        )
-        return jax.tree.map(lambda x: jnp.where(valid[..., None], x, 0), h), h_last
     mesh = jax.sharding.get_abstract_mesh()
+    device_op = DeviceOp(op, reverse, implementation, decay_varies=a.shape[-2] > 1)
     if not automatic_axes(mesh):
-        return local_linear_scan(
-            a, b, h0, reverse=reverse, reset=reset, implementation=implementation
+        (h, h_last), _ = device_op.forward(OpArguments((a, b), h0, reset, None))
+    else:
+        if missing := _missing_steps(time, mesh):
+            a = jax.tree.map(lambda x: jnp.broadcast_to(x, (*x.shape[:-2], time, x.shape[-1])), a)
+            a, b = jax.tree.map(lambda x: _pad(x, missing, axis=-2), (a, b))
+            a, b = _held(a, b, jnp.arange(time + missing) < time)
+            reset = _pad(reset, missing, axis=-1)
+            device_op = replace(device_op, decay_varies=True)
+        (h, h_last) = _on_mesh(
+            device_op, OpArguments((a, b), h0, reset, None), _specs(a, b, channel_axis, mesh)
         )
-    (a, b), h0, reset, _ = SCAN.check(
-        a, b, h0, reverse=reverse, reset=reset, implementation=implementation
-    )
-    time = b.shape[-2]
-    if missing := _missing_steps(time, mesh):
-        # Steps with a decay of one and an input of zero leave the state unchanged.
-        one = Planar(jnp.array(1), jnp.array(0)) if isinstance(a, Planar) else jnp.array(1)
-        a = jax.tree.map(lambda x: jnp.broadcast_to(x, (*x.shape[:-2], *b.shape[-2:])), a)
-        a = jax.tree.map(lambda x, value: _pad(x, missing, axis=-2, value=value), a, one)
-        b = jax.tree.map(lambda x: _pad(x, missing, axis=-2), b)
-        reset = _pad(reset, missing, axis=-1)
-    row, seq, channel = _axes(b.shape, b.shape[-1:], mesh)
+        h = jax.tree.map(lambda x: x[..., :time, :], h)
+    if valid is not None:
+        h = jax.tree.map(lambda x: jnp.where(valid[..., None], x, 0), h)
+    return h, h_last
+
+
+def _specs(a: Any, b: Any, channel_axis: str | None, mesh: AbstractMesh) -> Specs:
+    row, seq, channel = _axes(b.shape, channel_axis, b.shape[-1:], mesh)
     steps, states = PartitionSpec(*row, seq, channel), PartitionSpec(*row, channel)
     # Axes along which the decay has size 1 are not split.
     decay = PartitionSpec(
         *(axes if n > 1 else None for axes, n in zip(steps, a.shape, strict=True))
     )
-    h, h_last = _on_mesh(
-        DeviceOp(SCAN, reverse, implementation, decay_varies=a.shape[-2] > 1),
-        OpArguments((a, b), h0, reset, None),
-        Specs(
-            primals=OpArguments((decay, steps), states, PartitionSpec(*row, seq), PartitionSpec()),
-            public=(steps, states),
-            residuals=PartitionSpec(),
-            partial_sums=((), ()),
-        ),
+    return Specs(
+        primals=OpArguments((decay, steps), states, PartitionSpec(*row, seq), PartitionSpec()),
+        public=(steps, states),
+        residuals=PartitionSpec(),
+        partial_sums=((), ()),
     )
-    return jax.tree.map(lambda x: x[..., :time, :], h), h_last
 
 
-def _held(a: Any, b: Any, valid: Bool[Array, "*batch time"]) -> tuple[Any, Any]:
-    """A decay of one and an input of zero where a step is not valid, so that the state stays."""
-    one = Planar(jnp.array(1), jnp.array(0)) if isinstance(a, Planar) else 1
-    a = jax.tree.map(lambda x, fill: jnp.where(valid[..., None], x, fill), a, one)
-    return a, jax.tree.map(lambda x: jnp.where(valid[..., None], x, 0), b)
+def _held(a: Any, b: Any, valid: Bool[Array, "*#batch time"]) -> tuple[Any, Any]:
+    """An identity and an input of zero where a step is not valid, so that the state stays."""
+    keep = valid[..., None]
+    a = jax.tree.map(lambda x, one: jnp.where(keep, x, one), a, identity(a))
+    return a, jax.tree.map(lambda x: jnp.where(keep, x, 0), b)
 
 
-def _axes(shape: tuple[int, ...], states: tuple[int, ...], mesh: AbstractMesh) -> tuple:
+def _axes(
+    shape: tuple[int, ...], state_axis: str | None, states: tuple[int, ...], mesh: AbstractMesh
+) -> tuple:
     """The mesh axes that split batch, time and states: `(batch axes, time axis, state axis)`."""
     (seq,) = activation_spec(("time",), shape[-2:-1], mesh)
-    (state,) = activation_spec(("state",), states, mesh)
+    (state,) = activation_spec((state_axis,), states, mesh)
     return row_spec(shape[:-2], mesh), seq, state
 
 
@@ -195,12 +268,12 @@ def _missing_steps(time: int, mesh: AbstractMesh) -> int:
     return missing
 
 
-def _pad(x: Array | None, missing: int, *, axis: int, value: ArrayLike = 0) -> Any:
+def _pad(x: Array | None, missing: int, *, axis: int) -> Any:
     if x is None:
         return None
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, missing)
-    return jnp.pad(x, widths, constant_values=value)
+    return jnp.pad(x, widths)
 
 
 def _on_mesh(op: DeviceOp, arguments: OpArguments, specs: Specs) -> tuple:

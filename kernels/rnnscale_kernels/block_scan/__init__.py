@@ -2,6 +2,9 @@
 
 from ._api import (
     BLOCK as BLOCK,
+    Blocks as Blocks,
+    Planes as Planes,
+    State as State,
     block_implementations as block_implementations,
     block_scan as block_scan,
 )

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from .._checks import check_implementation, check_planes, check_reverse
+from .._checks import check_implementation, check_real, check_reverse
 from .._operation import vary_alike
 from .._recurrent_op import OpArguments
 from ..linear_scan import Recurrence, check_steps, op_arguments, recurrent_op
@@ -15,8 +15,8 @@ from ._implementations import DISPATCH
 
 type Planes = tuple[Float[Array, "*batch time channel"], ...]
 type State = tuple[Float[Array, "*batch channel"], ...]
-type Plane = Float[Array, "*#batch time channel"] | Float[Array, " channel"]
-type Blocks = tuple[tuple[Plane, ...], ...]
+type Blocks = tuple[tuple[_Plane, ...], ...]
+type _Plane = Float[Array, "*#batch time channel"] | Float[Array, " channel"]
 
 _MOST = 4
 _RECURRENCE = Recurrence(DISPATCH)
@@ -98,7 +98,7 @@ def _vector(name: str, planes: Any, size: int | None = None) -> Vector:
     if len(planes) not in sizes:
         expected = f"1 to {_MOST} planes" if size is None else f"as many planes as b, {size}"
         raise ValueError(f"block_scan: {name} must have {expected}, got {len(planes)}")
-    check_planes(**{f"{name}[{i}]": plane for i, plane in enumerate(planes)})
+    check_real(**{f"{name}[{i}]": plane for i, plane in enumerate(planes)})
     vector = Vector(jnp.asarray(plane) for plane in planes)
     if len({(plane.shape, plane.dtype) for plane in vector}) > 1:
         listed = ", ".join(f"{plane.shape} {plane.dtype}" for plane in vector)
@@ -117,7 +117,7 @@ def _block(a: Any, size: int) -> tuple[tuple[Array, ...], ...]:
             f"planes, got {got}"
         )
     planes = {f"a[{i}][{j}]": x for i, row in enumerate(a) for j, x in enumerate(row)}
-    check_planes(**planes)
+    check_real(**planes)
     return tuple(tuple(jnp.asarray(x) for x in row) for row in a)
 
 

@@ -8,23 +8,27 @@ from . import _xla
 from ._backward import transpose_by_scan
 
 
-def sequential(transpose: Callable = _xla.sequential_transpose, **reasons) -> Implementation:
-    """One step after another."""
-    return _implementation("sequential", _xla.sequential, transpose, **reasons)
+def sequential(*, fused: bool = True, **reasons) -> Implementation:
+    """One step after another.
+
+    The backward pass is one loop, in which the gradient of a time-invariant coefficient adds up; or
+    unless `fused`, a loop for the cotangents of the states, and the gradient after it.
+    """
+    scan = _xla.sequential
+    transpose = _xla.sequential_transpose if fused else partial(transpose_by_scan, scan)
+    return _implementation("sequential", scan, transpose, **reasons)
 
 
 def chunked(**reasons) -> Implementation:
     """Chunks of time at once."""
-    return _by_scan("chunked", _xla.chunked, **reasons)
+    scan = _xla.chunked
+    return _implementation("chunked", scan, partial(transpose_by_scan, scan), **reasons)
 
 
 def associative(**reasons) -> Implementation:
     """A tree over time."""
-    return _by_scan("associative", _xla.associative, **reasons)
-
-
-def _by_scan(name: str, scan: Callable, **reasons) -> Implementation:
-    return _implementation(name, scan, partial(transpose_by_scan, scan), **reasons)
+    scan = _xla.associative
+    return _implementation("associative", scan, partial(transpose_by_scan, scan), **reasons)
 
 
 def _implementation(name: str, scan: Callable, transpose: Callable, **reasons) -> Implementation:

@@ -1,0 +1,7 @@
+"""The linear recurrence whose coefficients are dense matrices."""
+
+from ._api import (
+    MATRIX as MATRIX,
+    matrix_implementations as matrix_implementations,
+    matrix_scan as matrix_scan,
+)
