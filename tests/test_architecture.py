@@ -43,6 +43,7 @@ ALLOWED = {
     "layers": _LAYERS,
     "models": _MODELS,
     **{tool: _MODELS | {tool} for tool in _TOOLS},
+    "analysis": _MODELS | {"analysis", "plan"},
     "data": _DATA,
     "tasks": _DATA | {"tasks"},
     "distributed": {"_errors", "distributed"},

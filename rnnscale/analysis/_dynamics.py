@@ -14,6 +14,7 @@ from jaxtyping import Array
 from rnnscale.analysis._eigenvalues import eigenvalues, timescales
 from rnnscale.analysis._gradient_norms import gradient_norms, state_gradient_norms
 from rnnscale.analysis._lyapunov import lyapunov_spectrum
+from rnnscale.analysis._parallelisable import parallelisable
 from rnnscale.analysis._plots import (
     plot_eigenvalues,
     plot_gradient_norms,
@@ -21,7 +22,8 @@ from rnnscale.analysis._plots import (
     plot_timescales,
 )
 from rnnscale.analysis._recurrent_matrix import recurrent_matrix
-from rnnscale.analysis._report import Panel
+from rnnscale.analysis._report import Panel, Table
+from rnnscale.cells import LinearCell
 from rnnscale.layers import RNNEncoder
 from rnnscale.models import LayerWithInputs, recurrent_layers
 
@@ -87,6 +89,26 @@ def dynamics_panels(model: Any, xs: Array, *, seq_len: int) -> list[Panel]:
         draw = lambda figure: plot_lyapunov(figure.subplots(), exponents)  # noqa: E731
         panels.append(Panel("Lyapunov exponents", caption, 3.4, draw))
     return panels
+
+
+def parallel_tables(model: Any, xs: Array) -> list[Table]:
+    """Whether the cells of a model can compute their steps in parallel on sequences.
+
+    **Arguments:** as in `dynamics_panels`.
+
+    **Returns:** one table for each recurrent layer whose cell is not linear in its state.
+    """
+    tables = []
+    for name, layer, inputs in recurrent_layers(model, xs):
+        if not isinstance(layer, RNNEncoder) or isinstance(layer.cell, LinearCell):
+            continue
+        found = parallelisable(layer.cell, inputs[:_TRAJECTORIES].astype(jnp.float32))
+        rows = found.as_rows()
+        title = f"In parallel over time: {name}, {found.rows} sequences of {found.time} steps"
+        tables.append(
+            Table(title, [list(row.values()) for row in rows], list(rows[0]), found.verdict)
+        )
+    return tables
 
 
 def _measure(at: LayerWithInputs, burn_in: int) -> _LayerDynamics:

@@ -15,10 +15,20 @@ _TITLE_STYLE = {"fontsize": 12, "weight": "bold"}
 _TEXT_STYLE = {"fontsize": 7.5, "family": "monospace"}
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
+    """A table of the report, as text, with a line of text below its title."""
+
     title: str
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
     header: Sequence[str] | None = None
+    caption: str | None = None
+
+    @property
+    def lines(self) -> list[str]:
+        """The table as lines of text."""
+        rows = self.rows if self.header is None else [self.header, *self.rows]
+        caption = [] if self.caption is None else [self.caption]
+        return [*caption, *in_columns(rows)]
 
 
 class Panel(NamedTuple):
@@ -41,6 +51,7 @@ class Report(NamedTuple):
     - `title`, `status`: the heading, and the text below it.
     - `figures`: numbers of the run by name.
     - `panels`: the plots.
+    - `tables`: tables below the plots.
     - `options`: options of the run by name; those that are `None` are left out.
     - `mesh`: the sizes of the mesh axes that `layouts` is about.
     - `layouts`: what `rnnscale.sharding.layouts` returned for the model.
@@ -50,6 +61,7 @@ class Report(NamedTuple):
     status: str
     figures: Mapping[str, Any]
     panels: Sequence[Panel]
+    tables: Sequence[Table]
     options: Mapping[str, Any]
     mesh: Mapping[str, int]
     layouts: Sequence[Layout]
@@ -74,7 +86,7 @@ class Report(NamedTuple):
 
     def as_png(self) -> bytes:
         """A picture, ten inches wide, with the plots above the tables."""
-        texts = [(table.title, _in_columns(table)) for table in self._tables() if table.rows]
+        texts = [(table.title, table.lines) for table in self._tables() if table.rows]
         heights = [_HEAD, *(panel.height + _TITLE for panel in self.panels)]
         heights += [_TITLE + 0.2 + _LINE * len(lines) for _, lines in texts]
         figure = figure_class()(figsize=(10, sum(heights)), layout="constrained")
@@ -91,11 +103,12 @@ class Report(NamedTuple):
                 _write(place, (0.35 + _LINE * i) / height, line, _TEXT_STYLE)
         return _png(figure)
 
-    def _tables(self) -> list[_Table]:
+    def _tables(self) -> list[Table]:
         return [
-            _Table("Figures", [(name, _formatted(value)) for name, value in self.figures.items()]),
+            Table("Figures", [(name, _formatted(value)) for name, value in self.figures.items()]),
+            *self.tables,
             _parameter_table(f"Parameters on {_formatted(self.mesh)}", self.layouts),
-            _Table(
+            Table(
                 "Options", [(k, _formatted(v)) for k, v in self.options.items() if v is not None]
             ),
         ]
@@ -114,7 +127,7 @@ def figure_class() -> Any:
     return Figure
 
 
-def _parameter_table(title: str, layouts: Sequence[Layout]) -> _Table:
+def _parameter_table(title: str, layouts: Sequence[Layout]) -> Table:
     rows: list[Sequence[str]] = [
         (
             each.path,
@@ -127,7 +140,7 @@ def _parameter_table(title: str, layouts: Sequence[Layout]) -> _Table:
     ]
     total = sum(each.bytes_per_device for each in layouts)
     rows.append(("total", "", "", "", f"{total:,}"))
-    return _Table(title, rows, ("parameter", "shape", "axes", "mesh axes", "bytes per device"))
+    return Table(title, rows, ("parameter", "shape", "axes", "mesh axes", "bytes per device"))
 
 
 def _formatted(value: Any) -> str:
@@ -147,8 +160,8 @@ def _write(place: Any, depth: float, text: str, style: Mapping[str, Any]) -> Non
     place.text(0.02, 1 - depth, text, va="center", parse_math=False, **style)
 
 
-def _in_columns(table: _Table) -> list[str]:
-    rows = table.rows if table.header is None else [table.header, *table.rows]
+def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table as text."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -156,7 +169,7 @@ def _in_columns(table: _Table) -> list[str]:
     ]
 
 
-def _html_table(table: _Table) -> list[str]:
+def _html_table(table: Table) -> list[str]:
     """Lines of HTML; none for a table without rows."""
 
     def line(cells: Sequence[str], tag: str) -> str:
@@ -164,9 +177,11 @@ def _html_table(table: _Table) -> list[str]:
 
     if not table.rows:
         return []
+    caption = [] if table.caption is None else [f"<p>{_escape(table.caption)}</p>"]
     head = [] if table.header is None else [line(table.header, "th")]
     body = [line(row, "td") for row in table.rows]
-    return [f"<h2>{_escape(table.title)}</h2>", "<table>", *head, *body, "</table>"]
+    title = f"<h2>{_escape(table.title)}</h2>"
+    return [title, *caption, "<table>", *head, *body, "</table>"]
 
 
 def _escape(text: str) -> str:

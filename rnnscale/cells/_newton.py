@@ -2,7 +2,7 @@
 which says how far the result can be trusted."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
@@ -45,6 +45,10 @@ class Newton:
     and return whatever they have then. Their gradient uses the part $A_t$ in place of the
     Jacobian; ours is that of the states that were found.
     """
+
+    scope: ClassVar[str] = "newton_or_steps"
+    """The name scope in which a program chooses between the solution, if all rows passed, and the
+    loop by steps. Profilers show it, and plans count the first."""
 
     jacobian: JacobianKind | None
     tolerance: float | None

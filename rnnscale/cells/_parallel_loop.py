@@ -167,7 +167,8 @@ class ParallelLoop:
             state, ys = flatten_batch((state, ys), rank)
             return where(passed, found, vary_alike((state, ys, before)))
 
-        state, ys, before = lax.cond(jnp.all(passed), lambda found: found, finish, found)
+        with jax.named_scope(Newton.scope):
+            state, ys, before = lax.cond(jnp.all(passed), lambda found: found, finish, found)
         certificate = Certificate(
             progress.residual, progress.iterations, self._stepped(inputs, passed)
         )
@@ -288,11 +289,12 @@ class ParallelLoop:
             outputs = self.steps.forward(primals[:-1])
             return self.steps.transpose(primals[:-1], outputs, cotangents[:2])[:4]
 
-        gradients = lax.cond(
-            jnp.all(found.passed),
-            lambda: vary_alike(in_parallel()),
-            lambda: vary_alike(by_steps()),
-        )
+        with jax.named_scope(Newton.scope):
+            gradients = lax.cond(
+                jnp.all(found.passed),
+                lambda: vary_alike(in_parallel()),
+                lambda: vary_alike(by_steps()),
+            )
         return *gradients, *(None, None, None)
 
 

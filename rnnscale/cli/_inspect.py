@@ -31,8 +31,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="report what the layers of a run have learned to remember",
         description="Writes a report of a run, from its newest checkpoint, as one file: options, "
         "figures and curves; the eigenvalues, time scales, gradients against lag and Lyapunov "
-        "exponents of every recurrent layer on test sequences; and the layout of the parameters "
-        "on the mesh. The run may still be training.",
+        "exponents of every recurrent layer on test sequences; whether the steps of its cells can "
+        "be computed in parallel; and the layout of the parameters on the mesh. The run may still "
+        "be training.",
         examples=(
             "rnnscale inspect runs/text",
             "rnnscale inspect runs/text --out report.png --steps 500",
@@ -67,7 +68,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
     import numpy as np
     from jax.sharding import AbstractMesh, AxisType
 
-    from rnnscale.analysis import Panel, Report, dynamics_panels, figure_class
+    from rnnscale.analysis import (
+        Panel,
+        Report,
+        dynamics_panels,
+        figure_class,
+        parallel_tables,
+    )
     from rnnscale.runs import load_run
     from rnnscale.sharding import AXES, layouts
 
@@ -97,6 +104,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
             Panel("Curves", "Metrics over the training steps.", 3, folder.draw_curves),
             *dynamics_panels(on_one_device, xs, seq_len=saved.spec.seq_len),
         ],
+        tables=parallel_tables(on_one_device, xs),
         options=config.as_json(),
         mesh=sizes,
         layouts=laid_out,

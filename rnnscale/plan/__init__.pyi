@@ -1,4 +1,5 @@
 from ._bound import Bound as Bound
+from ._cell_cost import CellCost as CellCost, break_even as break_even, cell_cost as cell_cost
 from ._collectives import CollectiveCost as CollectiveCost
 from ._hardware import HARDWARE as HARDWARE, Hardware as Hardware
 from ._memory import Memory as Memory

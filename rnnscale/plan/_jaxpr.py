@@ -14,6 +14,7 @@ from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 from rnnscale._errors import UserError
+from rnnscale.cells import Newton
 
 _BACKWARD = "_transpose"
 
@@ -216,8 +217,11 @@ def _equations(
 
 def branch_of(conditional: JaxprEqn, iterations: int | None) -> Jaxpr:
     """The branch of a conditional that counts: of one between platforms the default, which is that
-    of accelerators, and otherwise the most expensive one."""
+    of accelerators; of one between Newton's solution and the loop by steps the solution; and
+    otherwise the most expensive one."""
     branches = [each.jaxpr for each in conditional.params["branches"]]
+    if Newton.scope in str(conditional.source_info.name_stack):
+        return branches[True]
     if (platforms := conditional.params.get("branches_platforms")) is not None:
         return branches[platforms.index(None)]
     return max(branches, key=lambda branch: flops(branch, iterations))

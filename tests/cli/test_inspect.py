@@ -92,7 +92,14 @@ def test_the_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ]
     assert all(data.startswith(PNG) for _, data in page.pictures)
     assert any("8 test sequences of 12 steps" in each for each in page.all("p"))
+    assert "In parallel over time: layer 0, 4 sequences of 12 steps" in page.all("h2")
     cells = page.all("td")
+    # Its six states are few enough for the dense Jacobian.
+    assert [each for each in cells if each in ("loop over time", "dense", "block", "diagonal")] == [
+        "loop over time",
+        "dense",
+        "diagonal",
+    ]
     # The text of the folder's name, quotes and all.
     assert cells[cells.index("out") + 1] == str(run)
     summary = json.loads((run / "summary.json").read_text())
