@@ -201,12 +201,17 @@ def _scales(states: Leaves, sizes: Float[Array, "batch leaf"]) -> Leaves:
 
 
 def _largest(errors: Leaves, scales: Leaves) -> Float[Array, "batch"]:
-    """The largest error of each row."""
-    each = [
-        jnp.max(jnp.abs(x) / scale, axis=tuple(range(1, x.ndim)))
-        for x, scale in zip(errors, scales, strict=True)
-    ]
-    return jnp.max(jnp.stack(each), axis=0)
+    """The largest error of each row, relative to the scales; infinite if one is not a number.
+
+    The maximum of XLA on a CPU leaves NaN out.
+    """
+
+    def largest(x: Array, scale: Array) -> Array:
+        relative = jnp.abs(x) / scale
+        relative = jnp.where(jnp.isnan(relative), jnp.inf, relative)
+        return jnp.max(relative, axis=tuple(range(1, x.ndim)))
+
+    return jnp.max(jnp.stack(jax.tree.map(largest, errors, scales)), axis=0)
 
 
 def _finite(tree: Any) -> Any:
