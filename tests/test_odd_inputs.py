@@ -474,11 +474,18 @@ CELL_CASES = [
     constructor(cells.LeakyElmanCell, **SIZES, more={"leak": refused(0.0, -0.5, 1.5)}),
     constructor(cells.LipschitzRNNCell, **SIZES, more={"epsilon": refused(0.0, -0.1)}),
     constructor(cells.LongShortTermMemoryCell, **SIZES),
+    constructor(cells.LrcSSMCell, **SIZES, more={"dt": refused(0.0, -1.0)}),
     constructor(cells.MinGRUCell, **SIZES),
     constructor(cells.MinLSTMCell, **SIZES),
+    constructor(cells.MinimalGatedUnitCell, **SIZES),
     constructor(cells.NonNormalRNNCell, **SIZES, more={"hdim": refused(3)}),
+    constructor(cells.ParaGRUCell, **SIZES, more={"heads": refused(3, 8)}),
+    constructor(cells.ParaLSTMCell, **SIZES, more={"heads": refused(3, 8)}),
     constructor(cells.RGLRUCell, idim=4, more={"blocks": refused(3)}),
     constructor(cells.RandomOscillatorsCell, **SIZES, more={"gamma": refused((2.0, 1.0))}),
+    constructor(
+        cells.UnICORNNCell, **SIZES, more={"dt": refused(0.0, -1.0), "alpha": refused(-1.0)}
+    ),
     constructor(cells.UnitaryEvolutionRNNCell, **SIZES),
     constructor(cells.WilsonCowanCell, **SIZES, more={"rate": refused(0.0, -0.5, 1.5)}),
 ]

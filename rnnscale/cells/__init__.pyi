@@ -31,18 +31,22 @@ from ._lipschitz import (
     GatedLipschitzRNNCell as GatedLipschitzRNNCell,
     LipschitzRNNCell as LipschitzRNNCell,
 )
+from ._lrcssm import LrcSSMCell as LrcSSMCell
 from ._lstm import (
     LongShortTermMemory as LongShortTermMemory,
     LongShortTermMemoryCell as LongShortTermMemoryCell,
 )
+from ._mgu import MinimalGatedUnitCell as MinimalGatedUnitCell
 from ._minimal import MinGRUCell as MinGRUCell, MinLSTMCell as MinLSTMCell
 from ._newton import Certificate as Certificate, Newton as Newton
 from ._nnrnn import NonNormalRNNCell as NonNormalRNNCell
+from ._pararnn import ParaGRUCell as ParaGRUCell, ParaLSTMCell as ParaLSTMCell
 from ._rglru import RGLRUCell as RGLRUCell
 from ._ron import RandomOscillatorsCell as RandomOscillatorsCell
 from ._time_loop import (
     certified_time_loop as certified_time_loop,
     time_loop as time_loop,
 )
+from ._unicornn import UnICORNNCell as UnICORNNCell
 from ._unitary import UnitaryEvolutionRNNCell as UnitaryEvolutionRNNCell
 from ._wilson_cowan import WilsonCowanCell as WilsonCowanCell

@@ -4,12 +4,12 @@ import math
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Coefficients, LinearCell
+from rnnscale.cells._gates import gate_products
 from rnnscale.cells._init import uniform
 
 
@@ -50,7 +50,7 @@ class MinGRUCell(LinearCell):
         self.idim, self.hdim = idim, hdim
 
     def drive(self, weights: "MinGRUCell", x: Float[Array, "*axes idim"]) -> Coefficients:
-        z, candidate = _gate_products(weights.input, x)
+        z, candidate = gate_products(weights.input, x)
         z_bias, candidate_bias = weights.bias
         z = z + z_bias
         # 1 - z as its own sigmoid keeps its digits near zero.
@@ -94,18 +94,8 @@ class MinLSTMCell(LinearCell):
         self.idim, self.hdim = idim, hdim
 
     def drive(self, weights: "MinLSTMCell", x: Float[Array, "*axes idim"]) -> Coefficients:
-        f, i, candidate = _gate_products(weights.input, x)
+        f, i, candidate = gate_products(weights.input, x)
         f_bias, i_bias, candidate_bias = weights.bias
         # log(f / i). A quotient of gates that have both underflowed would be 0 / 0.
         ratio = jax.nn.log_sigmoid(f + f_bias) - jax.nn.log_sigmoid(i + i_bias)
         return jax.nn.sigmoid(ratio), jax.nn.sigmoid(-ratio) * (candidate + candidate_bias)
-
-
-def _gate_products(
-    weight: Float[Array, "gates state idim"], x: Float[Array, "*axes idim"]
-) -> Float[Array, "gates *axes state"]:
-    """`weight[gate] @ x` for every gate in one product, at least float32."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    weight = weight.astype(x.dtype)
-    products = jnp.einsum("...i,gsi->...gs", x, weight, preferred_element_type=wide)
-    return jnp.moveaxis(products, -2, 0)

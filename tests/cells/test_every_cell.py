@@ -27,9 +27,14 @@ from rnnscale.cells import (
     LipschitzRNNCell,
     LongShortTermMemory,
     LongShortTermMemoryCell,
+    LrcSSMCell,
+    MinimalGatedUnitCell,
     NonNormalRNNCell,
+    ParaGRUCell,
+    ParaLSTMCell,
     RandomOscillatorsCell,
     RGLRUCell,
+    UnICORNNCell,
     WilsonCowanCell,
 )
 
@@ -116,6 +121,13 @@ def test_bad_sizes(cell, key):
         (ExpRNNCell, {"init": "haar"}, "init must be one of henaff, cayley; got 'haar'"),
         (NonNormalRNNCell, {"init": "haar"}, "init must be one of henaff, cayley; got 'haar'"),
         (NonNormalRNNCell, {"hdim": 5}, "hdim must be even, .*; got 5"),
+        (MinimalGatedUnitCell, {"reset": "both"}, "reset must be one of before, after, none; got"),
+        (UnICORNNCell, {"dt": 0.0}, "dt must be positive and finite; got 0.0"),
+        (UnICORNNCell, {"alpha": -1.0}, "alpha must be at least 0 and finite; got -1.0"),
+        (ParaGRUCell, {"heads": 2}, "heads must divide idim=3 and hdim=8; got heads=2"),
+        (ParaLSTMCell, {"heads": 3}, "heads must divide idim=3 and hdim=8; got heads=3"),
+        (LrcSSMCell, {"form": "odd"}, "form must be one of asymmetric, symmetric; got 'odd'"),
+        (LrcSSMCell, {"dt": math.inf}, "dt must be positive and finite; got inf"),
     ],
 )
 def test_bad_arguments(cell: Any, arguments, message, key):

@@ -15,6 +15,7 @@ from rnnscale.cells import (
     CoupledOscillatoryRNNCell,
     HeterogeneousOscillatoryRNNCell,
     RandomOscillatorsCell,
+    UnICORNNCell,
     time_loop,
 )
 
@@ -73,6 +74,17 @@ def test_warning_names_the_bound_and_the_caller(cell, key):
     with pytest.warns(UserWarning, match=r"dt² gamma \+ 2 dt epsilon must be at most 4") as caught:
         cell(1, 2, dt=1.0, key=key)
     assert [each.filename for each in caught] == [__file__]
+
+
+@pytest.mark.parametrize(("dt", "alpha", "warns"), [(0.19, 30.65, 0), (2.0, 1.0, 0), (2.1, 1.0, 1)])
+def test_unicornn_warns_of_a_step_that_may_be_unstable(dt, alpha, warns, key):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        jax.eval_shape(lambda key: UnICORNNCell(1, 2, dt=dt, alpha=alpha, key=key), key)
+    assert [each.filename for each in caught] == [__file__] * warns
+    d = dt / (1 + math.exp(-30))  # the largest step that the control can ask for
+    unit = np.array([[1 - d**2 * alpha, d], [-d * alpha, 1]])
+    assert (np.abs(np.linalg.eigvals(unit)).max() > 1 + 1e-6) == bool(warns)
 
 
 def test_step_sizes_are_swept_by_vmap(key, getkey):

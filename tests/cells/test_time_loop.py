@@ -23,6 +23,7 @@ from rnnscale.cells import (
     IndRNNCell,
     LinearCell,
     LongShortTermMemoryCell,
+    ParaGRUCell,
     UnitaryEvolutionRNNCell,
     affine,
     compute_weights,
@@ -240,6 +241,13 @@ def check_on_meshes(cell, meshes, key):
             # A linear cell may do without a loop.
             assert isinstance(cell, LinearCell) or while_lines(program)
             assert not in_loops(program), sizes
+
+
+@pytest.mark.parametrize(("heads", "tensor"), [(4, 2), (2, 4)])
+def test_heads_are_split_over_tensor(heads, tensor, getkey):
+    """A device has two heads of four, or half a head of two."""
+    cell = ParaGRUCell(8, 8, heads=heads, key=getkey())
+    check_on_meshes(cell, [{"data": 8 // tensor, "tensor": tensor}], getkey())
 
 
 def test_units_that_do_not_see_one_another_lie_on_tensor(getkey):
