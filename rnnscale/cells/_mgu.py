@@ -1,7 +1,7 @@
 """The minimal gated unit, in the forms that differ in where its gate resets the state."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Affine, AffineInputCell, Units
+from rnnscale.cells._base import Affine, AffineInputCell, JacobianKind, Units
 from rnnscale.cells._init import uniform
 
 type Reset = Literal["before", "after", "none"]
@@ -49,6 +49,8 @@ class MinimalGatedUnitCell(AffineInputCell):
     **Differs from the papers:** the gate of Collins et al. is $1 - f_t$. Flax's `MGUCell` resets by
     the gate that keeps the state, $1 - f_t$ here, and computes something else than any form.
     """
+
+    jacobian: ClassVar[JacobianKind] = "block"
 
     recurrent: Float[Array, "2 hdim hdim"] = parameter()
     input: Float[Array, "2 hdim idim"] = parameter()
