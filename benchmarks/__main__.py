@@ -35,6 +35,8 @@ BENCHMARKS = (
     "layers",
     "train_step",
     "growth",
+    "parallel_bounds",
+    "parallel_time",
     "compile_time",
     "start_up",
     "latency",

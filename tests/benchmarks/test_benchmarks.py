@@ -19,8 +19,18 @@ import pytest
 from rich.console import Console
 
 import benchmarks.__main__ as command
-from benchmarks import _loading, gpu, linear_scan, message_passing, scaling, tune_triton, watch
+from benchmarks import (
+    _loading,
+    gpu,
+    linear_scan,
+    message_passing,
+    parallel_bounds,
+    scaling,
+    tune_triton,
+    watch,
+)
 from benchmarks._benchmark import Benchmark
+from rnnscale.plan import HARDWARE
 from rnnscale.training import restore_part
 from rnnscale_kernels.testing import ScanArguments, missing
 
@@ -101,6 +111,29 @@ def test_memory_in_chunks_is_a_small_part_of_the_whole():
     whole, chunks = run("memory", "--quick")
     assert (whole["chunk"], chunks["chunk"]) == (None, 64)
     assert 8 * chunks["temp_bytes"] < whole["temp_bytes"]
+
+
+def test_bounds_on_newtons_method_grow_with_iterations_and_those_on_the_loop_with_steps():
+    bounds = partial(parallel_bounds.bounds, "GRU", "diagonal", hardware=HARDWARE["h100"])
+    short, long = (bounds(iterations=4, batch=1, length=length) for length in (1024, 4096))
+    assert long["loop_launches"] / 4 == pytest.approx(short["loop_launches"], rel=0.01)
+    assert long["newton_launches"] == short["newton_launches"]
+    assert long["ratio"] > short["ratio"] and long["loop_bottleneck"] == "launch"
+    # Five launches for each step: backward and forward a product, and the gates.
+    assert long["loop_ms"] == pytest.approx(4096 * 5 * 0.5e-3, rel=0.01)
+    wide = bounds(iterations=8, batch=64, length=4096)
+    assert wide["newton_bottleneck"] == "memory"
+    assert wide["newton_ms"] == pytest.approx(1e3 * wide["newton_bytes"] / 3.35e12)
+
+
+@pytest.mark.slow
+def test_newtons_method_is_timed_beside_the_loop():
+    rows = run("parallel_time", "--quick", "--rounds", "1")
+    assert [(row["mode"], row["contender"]) for row in rows] == [
+        (mode, name) for mode in ("forward", "gradient") for name in ("rnnscale", "diagonal")
+    ]
+    assert all(row["median_ms"] > 0 for row in rows)
+    assert [row["stepped"] for row in rows if "stepped" in row] == [0, 0]
 
 
 def test_memory_of_the_host_is_measured_after_each_save():
