@@ -188,18 +188,22 @@ def _one_of(name: str, alternatives: Sequence[Any], value: Any) -> Any:
     if set(keys) <= set(alternatives):  # a union within the union
         rest = [each for each in alternatives if each not in keys]
         alternatives = [jaxtyping.PRNGKeyArray, *rest]
+    kind: type[Exception] = TypeError
     expected = []
     for each in alternatives:
         try:
             return _checked(name, each, value)
         except _Refused as refused:
-            # The kind is right; the range, or an element, is not.
-            if refused.kind is ValueError or refused.name != name:
+            if refused.kind is ValueError and get_origin(each) is Literal:
+                # Another word than those: that of an alternative may have been meant.
+                kind = ValueError
+            elif refused.kind is ValueError or refused.name != name:
+                # The kind is right; the range, or an element, is not.
                 raise
             expected.append(refused.expected)
     kinds = dict.fromkeys(each.removeprefix("be ") for each in expected)
     phrase = f"be {' or '.join(kinds)}"
-    raise _Refused(TypeError, name, phrase, value)
+    raise _Refused(kind, name, phrase, value)
 
 
 def _array(name: str, annotation: Any, value: Any) -> Any:

@@ -1074,6 +1074,7 @@ TRAINING_CASES = [
     host_case(training.indrnn_constraint, limit=1.0, more={"limit": refused(0.0, -1.0)}),
     host_case(training.Evaluation, _TRAINING, evaluate=lambda state: {}, every=2),
     host_case(training.EarlyStopping, _TRAINING, best=training.Best("validation_loss"), patience=2),
+    host_case(training.Certificates, every=2, dtype=np.float32, chunk=2),
     host_case(training.SkippedSteps),
     host_case(training.Heartbeat, _TRAINING, watchdog=None),
     host_case(training.StopOnSignal, _TRAINING, signals=None),
@@ -1395,7 +1396,7 @@ INNER = """
 # Odd inputs of these are in the tests of their own packages, or they take anything.
 ELSEWHERE = """
     ArrayFiles ArraySource Identity ProgressBar TensorBoard TextSample WandB
-    cross_entropy dynamics_panels evaluate figure_class fit has_step parameter
+    certificates cross_entropy dynamics_panels evaluate figure_class fit has_step parameter
     recurrent_layers restore_part ridge_sums squared_error trainable
 """
 

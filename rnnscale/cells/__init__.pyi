@@ -44,6 +44,7 @@ from ._pararnn import ParaGRUCell as ParaGRUCell, ParaLSTMCell as ParaLSTMCell
 from ._rglru import RGLRUCell as RGLRUCell
 from ._ron import RandomOscillatorsCell as RandomOscillatorsCell
 from ._time_loop import (
+    Parallel as Parallel,
     certified_time_loop as certified_time_loop,
     time_loop as time_loop,
 )

@@ -8,6 +8,7 @@ from rnnscale.cli._options import (
     add_data_options,
     add_mesh_option,
     add_moved_data_option,
+    add_parallel_option,
     check_folder_of,
     given_options,
     own_data,
@@ -59,6 +60,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="time steps computed at once, to save memory; 0 for all; default: as trained",
     )
     add_data_options(parser)
+    add_parallel_option(parser, "default: as trained")
     add_moved_data_option(parser)
     parser.add_argument(
         "--json",
@@ -85,7 +87,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     if arguments.cpu_devices is not None:
         use_cpu_devices(arguments.cpu_devices)
-    given = given_options(arguments, "batch_size", "rows", "chunk", "text", "folder")
+    given = given_options(arguments, "batch_size", "rows", "chunk", "parallel", "text", "folder")
     given |= own_data(arguments)
     if arguments.chunk == 0:
         given["chunk"] = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAliasType, get_args
 
 from rnnscale._errors import UserError
-from rnnscale.runs import MODELS, Dtype, Rows, TrainConfig
+from rnnscale.runs import MODELS, Dtype, ParallelOption, Rows, TrainConfig
 from rnnscale.tasks import TASKS
 from rnnscale.training import Optimiser
 
@@ -129,6 +129,16 @@ def _add_model_options(model: argparse._ActionsContainer) -> None:
         type=int,
         metavar="N",
         help="time steps computed at once, to save memory; default: all",
+    )
+    add_parallel_option(model, f"default: {TrainConfig.parallel}")
+
+
+def add_parallel_option(parser: argparse._ActionsContainer, default: str) -> None:
+    parser.add_argument(
+        "--parallel",
+        choices=choices(ParallelOption),
+        help="compute all steps of a nonlinear cell at once, by Newton's method with this "
+        f"Jacobian; {default}",
     )
 
 

@@ -1,9 +1,10 @@
 """The parser of every command: its errors are one line, and its help ends with examples."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from rnnscale._errors import UserError, check_name, nearest_name
 
@@ -41,6 +42,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"rnnscale: error: {message} (see {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        # That of argparse hides that nobody reads a help which is longer than the buffer.
+        (file or sys.stderr).write(message)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         # The message of argparse suggests nothing before Python 3.14.

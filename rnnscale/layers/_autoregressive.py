@@ -43,7 +43,8 @@ class AutoregressiveRNN(Stepwise):
     def __init__(self, encoder: Encoder, *, key: PRNGKeyArray):
         """**Arguments:**
 
-        - `encoder`: a causal encoder, for example `RNNEncoder` or a `DeepRNNEncoder` of those.
+        - `encoder`: a causal encoder, for example `RNNEncoder` or a `DeepRNNEncoder` of those. Its
+            `parallel` holds for known inputs. What follows them is computed step by step.
         - `key`: for the readout.
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if the encoder looks

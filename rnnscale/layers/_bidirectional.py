@@ -1,12 +1,14 @@
 """`BidirectionalRNNEncoder`, two cells in opposite directions of time."""
 
+from functools import partial
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rnnscale._base import State, check_call
 from rnnscale._checks import BatchShape, FloatDType, check_arguments
-from rnnscale.cells import Cell, check_cell, time_loop
+from rnnscale.cells import Cell, Parallel, check_cell, time_loop
 from rnnscale.layers._encoder import Encoder
 
 
@@ -26,13 +28,21 @@ class BidirectionalRNNEncoder(Encoder):
     idim: int = eqx.field(static=True)
     odim: int = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
+    parallel: Parallel = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, forward: Cell, backward: Cell, *, remat: bool = False):
+    def __init__(
+        self,
+        forward: Cell,
+        backward: Cell,
+        *,
+        remat: bool = False,
+        parallel: Parallel = None,
+    ):
         """**Arguments:**
 
         - `forward`, `backward`: cells with the same `idim`.
-        - `remat`: see `RNNEncoder`.
+        - `remat`, `parallel`: see `RNNEncoder`.
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if their `idim`
         differs.
@@ -44,7 +54,8 @@ class BidirectionalRNNEncoder(Encoder):
                 "BidirectionalRNNEncoder: both cells take the same input, but forward has "
                 f"idim={forward.idim} and backward idim={backward.idim}."
             )
-        self.forward, self.backward, self.remat = forward, backward, remat
+        self.forward, self.backward = forward, backward
+        self.remat, self.parallel = remat, parallel
         self.idim, self.odim = forward.idim, forward.odim + backward.odim
 
     @property
@@ -61,12 +72,11 @@ class BidirectionalRNNEncoder(Encoder):
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[tuple[State, State], Float[Array, "*batch time odim"]]:
         (start, end), lengths = check_call(self, xs, state, reset, lengths, key)
-        end_state, forwards = time_loop(
-            self.forward, xs, start, reset=reset, lengths=lengths, remat=self.remat
+        run = partial(
+            time_loop, reset=reset, lengths=lengths, remat=self.remat, parallel=self.parallel
         )
-        start_state, backwards = time_loop(
-            self.backward, xs, end, reset=reset, lengths=lengths, reverse=True, remat=self.remat
-        )
+        end_state, forwards = run(self.forward, xs, start)
+        start_state, backwards = run(self.backward, xs, end, reverse=True)
         return (end_state, start_state), jnp.concatenate([forwards, backwards], axis=-1)
 
     @check_arguments

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rnnscale._base import CausalLayer, SequenceLayer, State, check_call, check_step
 from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._over_time import lengths_within, over_time
-from rnnscale.cells import Cell, check_cell, time_loop
+from rnnscale.cells import Cell, Parallel, check_cell, time_loop
 
 
 class Encoder(SequenceLayer):
@@ -32,6 +32,7 @@ class RNNEncoder(Encoder, CausalLayer):
 
     It runs on `rnnscale.cells.time_loop`: the input is multiplied before the loop, parameters get
     their gradients after it, and cells that are linear in their state run in parallel over time.
+    With `parallel`, so do all other cells, by Newton's method.
     """
 
     cell: Cell
@@ -39,9 +40,17 @@ class RNNEncoder(Encoder, CausalLayer):
     odim: int = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
+    parallel: Parallel = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, cell: Cell, *, remat: bool = False, chunk: Size | None = None):
+    def __init__(
+        self,
+        cell: Cell,
+        *,
+        remat: bool = False,
+        chunk: Size | None = None,
+        parallel: Parallel = None,
+    ):
         """**Arguments:**
 
         - `cell`: any cell.
@@ -51,11 +60,15 @@ class RNNEncoder(Encoder, CausalLayer):
         - `chunk`: run on this many steps at a time, and run each of these chunks again in the
             backward pass. Under `jax.jit`, if only the state is used, the outputs of more than one
             chunk never exist together; about the square root of the length takes the least memory.
+        - `parallel`: compute all steps at once by Newton's method, and one chunk after another if
+            there is a `chunk`; see `time_loop`. A `step` stays one step. Default: one step after
+            another.
 
-        **Raises:** `TypeError` if an argument has another kind, `ValueError` if `chunk` is below 1.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if `chunk` is below 1
+        or `parallel` does not suit the cell.
         """
         check_cell(cell)
-        self.cell, self.remat, self.chunk = cell, remat, chunk
+        self.cell, self.remat, self.chunk, self.parallel = cell, remat, chunk, parallel
         self.idim, self.odim = cell.idim, cell.odim
 
     def __call__(
@@ -67,7 +80,7 @@ class RNNEncoder(Encoder, CausalLayer):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time odim"]]:
-        run = partial(time_loop, self.cell, remat=self.remat)
+        run = partial(time_loop, self.cell, remat=self.remat, parallel=self.parallel)
         return call_in_chunks(self, run, self.chunk, xs, state, reset, lengths, key)
 
     def step(

@@ -36,6 +36,10 @@ class Reservoir(SequenceModel):
     The cell's field says that it is not trained, which the optimisers of this package read; for
     other optimisers, `jax.lax.stop_gradient` makes its gradient zero. The gradients of the input
     and of the readout are the usual ones. Products of float32 have full precision on every device.
+
+    It takes its steps one after another: `parallel` of `RNNEncoder` needs the matrix of derivatives
+    of all units at every step, and a reservoir has hundreds of units or more. The outputs of a
+    small one can come from `RNNEncoder`, with the readout fitted by `ridge_sums`.
     """
 
     cell: eqx.AbstractVar[Cell]

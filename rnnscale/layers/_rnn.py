@@ -5,7 +5,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
 from rnnscale._base import SequenceModel, State
 from rnnscale._checks import BatchShape, FloatDType, NonEmpty, Size, check_arguments
-from rnnscale.cells import Cell
+from rnnscale.cells import Cell, Parallel
 from rnnscale.layers._bidirectional import BidirectionalRNNEncoder
 from rnnscale.layers._deep import DeepRNNEncoder
 from rnnscale.layers._encoder import Encoder, RNNEncoder
@@ -107,18 +107,19 @@ class RNN(RecurrentNetwork):
         *,
         remat: bool = False,
         chunk: Size | None = None,
+        parallel: Parallel = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
 
         - `cell`: any cell.
         - `odim`: features of the readout.
-        - `remat`, `chunk`: see `RNNEncoder`.
+        - `remat`, `chunk`, `parallel`: see `RNNEncoder`.
         - `key`: for the readout.
 
         **Raises:** see `RNNEncoder` and `Linear`.
         """
-        self.encoder = RNNEncoder(cell, remat=remat, chunk=chunk)
+        self.encoder = RNNEncoder(cell, remat=remat, chunk=chunk, parallel=parallel)
         self.readout = Linear(self.encoder.odim, odim, key=key)
 
 
@@ -131,16 +132,23 @@ class BidirectionalRNN(RecurrentNetwork):
 
     @check_arguments
     def __init__(
-        self, forward: Cell, backward: Cell, odim: Size, *, remat: bool = False, key: PRNGKeyArray
+        self,
+        forward: Cell,
+        backward: Cell,
+        odim: Size,
+        *,
+        remat: bool = False,
+        parallel: Parallel = None,
+        key: PRNGKeyArray,
     ):
         """**Arguments:**
 
         - `forward`, `backward`: cells with the same `idim`.
-        - `odim`, `remat`, `key`: see `RNN`.
+        - `odim`, `remat`, `parallel`, `key`: see `RNN`.
 
         **Raises:** see `BidirectionalRNNEncoder` and `Linear`.
         """
-        self.encoder = BidirectionalRNNEncoder(forward, backward, remat=remat)
+        self.encoder = BidirectionalRNNEncoder(forward, backward, remat=remat, parallel=parallel)
         self.readout = Linear(self.encoder.odim, odim, key=key)
 
 
@@ -159,17 +167,18 @@ class DeepRNN(RecurrentNetwork):
         *,
         remat: bool = False,
         chunk: Size | None = None,
+        parallel: Parallel = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
 
         - `cells`: from the input to the output, each with the `idim` that the one below gives.
-        - `odim`, `remat`, `key`: see `RNN`.
+        - `odim`, `remat`, `parallel`, `key`: see `RNN`.
         - `chunk`: see `DeepRNNEncoder`.
 
         **Raises:** see `DeepRNNEncoder` and `Linear`.
         """
-        encoders = [RNNEncoder(cell, remat=remat) for cell in cells]
+        encoders = [RNNEncoder(cell, remat=remat, parallel=parallel) for cell in cells]
         self.encoder = DeepRNNEncoder(encoders, chunk=chunk)
         self.readout = Linear(self.encoder.odim, odim, key=key)
 
@@ -188,17 +197,18 @@ class DeepBidirectionalRNN(RecurrentNetwork):
         odim: Size,
         *,
         remat: bool = False,
+        parallel: Parallel = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
 
         - `cells`: pairs `(forward, backward)` from the input to the output, each taking what the
             pair below gives: `forward.odim + backward.odim` features.
-        - `odim`, `remat`, `key`: see `RNN`.
+        - `odim`, `remat`, `parallel`, `key`: see `RNN`.
 
         **Raises:** see `DeepRNNEncoder` and `Linear`.
         """
         self.encoder = DeepRNNEncoder(
-            [BidirectionalRNNEncoder(*pair, remat=remat) for pair in cells]
+            [BidirectionalRNNEncoder(*pair, remat=remat, parallel=parallel) for pair in cells]
         )
         self.readout = Linear(self.encoder.odim, odim, key=key)

@@ -1,4 +1,5 @@
 from ._block import Block as Block
+from ._certificates import certificates as certificates
 from ._classifier import SequenceClassifier as SequenceClassifier
 from ._generate import generate as generate
 from ._language_model import LanguageModel as LanguageModel

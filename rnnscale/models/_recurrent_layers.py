@@ -50,28 +50,34 @@ def recurrent_layers(model: Any, xs: Array) -> list[LayerWithInputs]:
     """
     return [
         LayerWithInputs(f"layer {i}{suffix}", layer, inputs)
-        for i, (outer, outer_xs) in enumerate(_layers(model, xs))
+        for i, (outer, outer_xs) in enumerate(layers_with_inputs(model, xs))
         for suffix, layer, inputs in _directions(outer, outer_xs)
     ]
 
 
-def _layers(model: Any, xs: Array) -> list[tuple[SequenceLayer, Array]]:
+def layers_with_inputs(
+    model: Any, xs: Array, **timing: Array | None
+) -> list[tuple[SequenceLayer, Array]]:
+    """As `recurrent_layers`, with both directions of an encoder as one layer.
+
+    - `timing`: `reset` and `lengths`, as of a call. Inputs beyond `lengths` may have any value.
+    """
     match model:
         case LanguageModel():
-            return _layers_of_stack(model.stack, model.embedding(xs, model.dtype))
+            return _layers_of_stack(model.stack, model.embedding(xs, model.dtype), timing)
         case SequenceClassifier(encoder=Embedding() as embedding):
-            return _layers_of_stack(model.stack, embedding(xs, model.dtype))
+            return _layers_of_stack(model.stack, embedding(xs, model.dtype), timing)
         case SequenceClassifier():
-            return _layers_of_stack(model.stack, model.encoder(xs))
+            return _layers_of_stack(model.stack, model.encoder(xs), timing)
         case BlockStack():
-            return _layers_of_stack(model, xs)
+            return _layers_of_stack(model, xs, timing)
         case RecurrentNetwork():
-            return _layers(model.encoder, xs)
+            return layers_with_inputs(model.encoder, xs, **timing)
         case DeepRNNEncoder():
             found = []
             for encoder in model.encoders:
                 found.append((encoder, xs))
-                _, xs = _call(encoder, xs)
+                _, xs = _call(encoder, xs, timing)
             return found
         case SequenceLayer():
             return [(model, jnp.asarray(xs))]
@@ -81,13 +87,15 @@ def _layers(model: Any, xs: Array) -> list[tuple[SequenceLayer, Array]]:
     )
 
 
-def _layers_of_stack(stack: BlockStack, xs: Array) -> list[tuple[SequenceLayer, Array]]:
+def _layers_of_stack(
+    stack: BlockStack, xs: Array, timing: dict[str, Array | None]
+) -> list[tuple[SequenceLayer, Array]]:
     arrays, static = eqx.partition(stack.blocks, eqx.is_array)
     found = []
     for depth in range(stack.depth):
         block = eqx.combine(jax.tree.map(lambda x, depth=depth: x[depth], arrays), static)
         found.append((block.layer, block.norm(xs)))
-        _, xs = _call(block, xs)
+        _, xs = _call(block, xs, timing)
     return found
 
 
@@ -95,12 +103,16 @@ def _directions(layer: SequenceLayer, xs: Array) -> list[tuple[str, SequenceLaye
     """The suffix of the name, the layer and its inputs, for each direction of a layer."""
     if isinstance(layer, BidirectionalRNNEncoder):
         return [
-            (" forward", RNNEncoder(layer.forward), xs),
-            (" backward", RNNEncoder(layer.backward), jnp.flip(xs, axis=-2)),
+            (" forward", RNNEncoder(layer.forward, parallel=layer.parallel), xs),
+            (
+                " backward",
+                RNNEncoder(layer.backward, parallel=layer.parallel),
+                jnp.flip(xs, axis=-2),
+            ),
         ]
     return [("", layer, xs)]
 
 
 @eqx.filter_jit
-def _call(layer: SequenceLayer, xs: Array) -> tuple[Any, Array]:
-    return layer(xs)
+def _call(layer: SequenceLayer, xs: Array, timing: dict[str, Array | None]) -> tuple[Any, Array]:
+    return layer(xs, **timing)

@@ -1,5 +1,6 @@
 from ._config import (
     Dtype as Dtype,
+    ParallelOption as ParallelOption,
     Rows as Rows,
     TrainConfig as TrainConfig,
     config_and_task as config_and_task,

@@ -1,7 +1,7 @@
 """The model of a run and what belongs to it, its loss and its constraint, from the options."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Key, PRNGKeyArray
 
 from rnnscale._base import SequenceLayer, SequenceModel, State
-from rnnscale.cells import Cell
+from rnnscale.cells import Cell, Newton
 from rnnscale.layers import DeepRNN, Embedding, RNNEncoder
 from rnnscale.models import LanguageModel, SequenceClassifier
 from rnnscale.runs._config import TrainConfig
@@ -30,7 +30,8 @@ def make_model(config: TrainConfig, task: TaskSpec, key: PRNGKeyArray) -> Sequen
 
     def make_layer(key: PRNGKeyArray) -> SequenceLayer:
         if isinstance(entry, CellEntry):
-            return RNNEncoder(_make_cell(config, task, entry, config.dim, 0, key))
+            cell = _make_cell(config, task, entry, config.dim, 0, key)
+            return RNNEncoder(cell, parallel=_newton(config))
         return make_sequence_layer(config, entry, key)
 
     shared = {
@@ -101,6 +102,7 @@ def _make_deep_rnn(
         task.outputs,
         remat=config.remat,
         chunk=_model_chunk(config, task),
+        parallel=_newton(config),
         key=readout_key,
     )
 
@@ -122,6 +124,17 @@ def _recurrent_limit(entry: CellEntry | LayerEntry, task: TaskSpec) -> float | N
     if not isinstance(entry, CellEntry) or entry.gain is None:
         return None
     return entry.gain ** (1 / task.seq_len)
+
+
+def _newton(config: TrainConfig) -> Newton | Literal["auto"] | None:
+    """How the encoders of a cell compute their steps."""
+    match config.parallel:
+        case "none":
+            return None
+        case "auto":
+            return "auto"
+        case jacobian:
+            return Newton(jacobian=jacobian)
 
 
 def _model_chunk(config: TrainConfig, task: TaskSpec) -> int | None:

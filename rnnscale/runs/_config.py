@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAliasType, get_args, get_ori
 from rnnscale import tasks
 from rnnscale._errors import UserError, check_name
 from rnnscale.runs._defaults import default_model, default_options
-from rnnscale.runs._models import MODELS
+from rnnscale.runs._models import MODELS, LayerEntry
 from rnnscale.sharding import AXES
 from rnnscale.tasks import DataOptions
 from rnnscale.training import Optimiser, Schedule
@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 type Dtype = Literal["float32", "bfloat16"]
 type Rows = Literal["records", "packed", "lanes"]
+type ParallelOption = Literal["none", "auto", "dense", "block", "diagonal"]
 
 # The entry of `config.json` that is no option.
 VERSIONS = "versions"
@@ -38,6 +39,7 @@ _WITHOUT_EFFECT = {
     "out",
     "remat",
     "chunk",
+    "parallel",
     "log_every",
     "save_every",
     "save_minutes",
@@ -103,6 +105,10 @@ class TrainConfig:
     - `remat`: recompute the activations of the blocks in the backward pass.
     - `chunk`: number of time steps to run at once, at least 1; each chunk is recomputed in the
         backward pass. None for all steps at once. See `in_chunks`.
+    - `parallel`: how the steps of a cell are computed. `"none"`: one after another; `"auto"`: all
+      at once by Newton's method, with the Jacobian that suits the cell, or one after another if
+      none does; `"dense"`, `"block"`, `"diagonal"`: all at once, with this Jacobian. With a
+      `chunk`, all steps of a chunk. See `rnnscale.cells.Newton`.
     - `log_every`, `save_every`: steps between two rows of metrics and two checkpoints, at least 1.
     - `evaluate_every`: steps between two evaluations on the validation split; 0 for none. If None,
         there are ten in a run, or fewer where they would take more than about a tenth of the time.
@@ -155,6 +161,7 @@ class TrainConfig:
     dtype: Dtype = "float32"
     remat: bool = False
     chunk: int | None = None
+    parallel: ParallelOption = "none"
     log_every: int = 10
     save_every: int = 20
     save_minutes: float | None = None
@@ -174,6 +181,12 @@ class TrainConfig:
             )
         check_name(self.model, MODELS, "model")
         MODELS[self.model].check_options(self.cell or {})
+        if self.parallel != "none" and isinstance(MODELS[self.model], LayerEntry):
+            raise UserError(
+                f"parallel={self.parallel!r} is for cells, whose steps otherwise run one after "
+                f"another. The steps of model={self.model!r} run in parallel already: leave "
+                "parallel out"
+            )
         self._check_numbers()
         for axis, size in (self.mesh or {}).items():
             check_name(axis, AXES, "mesh axis")

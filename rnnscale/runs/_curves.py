@@ -8,6 +8,7 @@ _NOT_DRAWN = {"step", "elapsed", "tokens_per_second", "learning_rate"}
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], figure: Any) -> int:
     """Draws the metrics over the steps, with one panel for each and validation in the same panel.
+    The figures of single layers, such as `parallel_residual/layer_0`, are left out.
 
     **Arguments:**
 
@@ -17,7 +18,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], figure: Any) -> int:
     **Returns:** the number of panels.
     """
     names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_DRAWN)
-    panels = [name for name in names if not name.startswith("validation_")]
+    panels = [name for name in names if not name.startswith("validation_") and "/" not in name]
     for i, name in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         for curve, style in ((name, "-"), (f"validation_{name}", "--")):

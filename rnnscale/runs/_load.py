@@ -161,8 +161,8 @@ def load_run(
         there are as many devices, and otherwise all devices on `data`.
     - `task`: the task of the run, if it is one of your own; only needed for `SavedRun.evaluate`.
     - `changed`: options that differ from those of the run, see `TrainConfig`: `batch_size`, `rows`,
-        `chunk`, `text`, `folder`; and of `data`, a mapping of the options that changed, such as
-        the `path`.
+        `chunk`, `parallel`, `text`, `folder`; and of `data`, a mapping of the options that changed,
+        such as the `path`.
 
     **Returns:** the model, with its options and what it was trained on.
 

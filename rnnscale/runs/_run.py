@@ -33,6 +33,7 @@ from rnnscale.tasks import Task
 from rnnscale.training import (
     Best,
     Callback,
+    Certificates,
     Checkpointer,
     Checkpoints,
     Clock,
@@ -154,10 +155,19 @@ def _train(
         on_process_0(proceed)
         _log.info("%s", _opening(setup, state))
         callbacks = _callbacks(setup, folder, checkpointer, clock, best, stop, watchdog)
+        certificates = _certificates(config)
         with stream(
             setup.rows, config.batch_size, start_step=step, shardings=setup.layout
         ) as batches:
-            state = fit(state, setup.train_step, batches, steps=config.steps, callbacks=callbacks)
+            for each in certificates:
+                batches = each.watched(batches)
+            state = fit(
+                state,
+                setup.train_step,
+                batches,
+                steps=config.steps,
+                callbacks=[*certificates, *callbacks],
+            )
     return state, clock, best
 
 
@@ -216,6 +226,19 @@ def _callbacks(
             watchdog=watchdog,
         ),
         _Compilation(setup, watchdog),
+    ]
+
+
+def _certificates(config: TrainConfig) -> list[Certificates]:
+    if config.parallel == "none":
+        return []
+    return [
+        Certificates(
+            every=config.evaluate_every or config.log_every,
+            dtype=config.dtype,
+            chunk=config.chunk,
+            accumulation=config.accumulation,
+        )
     ]
 
 

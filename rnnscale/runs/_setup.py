@@ -164,8 +164,9 @@ def set_up(config: TrainConfig, task: Task, mesh: Mesh) -> Setup:
     train_step = make_train_step(loss, optimiser, accumulation=config.accumulation)
     eval_step = make_eval_step(loss)
     setup = Setup(config, mesh, task, rows, init, loss, optimiser, train_step, eval_step)
-    if mesh.shape["seq"] > 1 or config.chunk is not None:
-        # A model that can't be split over time says so when it is traced. Here that is early.
+    if mesh.shape["seq"] > 1 or config.chunk is not None or config.parallel != "none":
+        # A model whose time can't be split, or whose steps can't be computed at once, says so when
+        # it is traced. Here that is early.
         with jax.set_mesh(mesh), as_user_error():
             jax.eval_shape(loss, model, setup.abstract_batch(), None)
     return setup

@@ -1,6 +1,7 @@
 from ._best import Best as Best
 from ._callback import Callback as Callback, FinishedStep as FinishedStep
 from ._carry import Carry as Carry
+from ._certificates import Certificates as Certificates
 from ._checkpointer import (
     Checkpointer as Checkpointer,
     restore_part as restore_part,

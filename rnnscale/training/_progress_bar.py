@@ -18,7 +18,8 @@ _IN_BAR = ("loss", "accuracy", "bits_per_byte", "tokens_per_second")
 
 class ProgressBar(Callback):
     """Shows a progress bar on a terminal, in process 0. Where stderr is not a terminal, there is no
-    bar, and rows are logged as lines.
+    bar, and rows are logged as lines, without the figures of single layers, such as
+    `parallel_residual/layer_0`.
 
     `show` is a writer for `Log`, which gives it the figures:
 
@@ -55,7 +56,8 @@ class ProgressBar(Callback):
     def show(self, row: Mapping[str, float]) -> None:
         """Shows the figures of a row."""
         if self._bar.disable:
-            figures = {k: x for k, x in row.items() if k not in ("step", "elapsed")}
+            left_out = ("step", "elapsed")
+            figures = {k: x for k, x in row.items() if k not in left_out and "/" not in k}
             _log.info("step %d/%d  %s", row["step"], self._steps, _text(figures))
         else:
             figures = {k: row[k] for k in _IN_BAR if k in row}
