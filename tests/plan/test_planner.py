@@ -254,6 +254,10 @@ def test_a_million_steps_on_eight_h100():
     assert all(each.axes == ("seq",) for each in states)
     # One per block and direction, with 256 complex states from each of 8 devices.
     assert [(each.bytes, each.count) for each in states] == [(8 * 256 * 2 * 4, 12)]
+    # All others are sums of gradients, which one model has, and of metrics.
+    sums = [each for each in compiled.collectives if each.kind != "all-gather"]
+    assert {(each.kind, each.axes) for each in sums} == {("all-reduce", ("seq",))}
+    assert sum(each.bytes * each.count for each in sums) < 1.1 * compiled.memory.parameters
 
 
 @pytest.mark.slow

@@ -45,7 +45,6 @@ def collectives(target: str, axes: dict[str, int], layer: str):
     [
         ("cpu", {"seq": 8}, "s5"),
         ("cpu", {"data": 2, "seq": 4}, "lru"),
-        pytest.param("h100:8", {"seq": 8}, "lru", marks=[with_h100, pytest.mark.slow]),
         pytest.param("h100:8", {"data": 2, "seq": 4}, "s5", marks=[with_h100, pytest.mark.slow]),
         pytest.param(
             "v5e:16x16", {"data": 16, "seq": 16}, "s5", marks=[with_v5e, pytest.mark.slow]

@@ -34,16 +34,7 @@ MESHES: Mapping[str, Mapping[str, int]] = {
     "tensor=8": {"tensor": 8},
     "data=2,seq=4": {"data": 2, "seq": 4},
 }
-MIXED = "data=2,fsdp=2,tensor=2"
-
-
-def on_meshes(build: Callable) -> list[Any]:
-    """A model on every mesh; `make test` has those on which axes are mixed."""
-    quick = (MIXED, "data=2,seq=4")
-    return [
-        pytest.param(mesh, build, marks=() if mesh in quick else pytest.mark.slow)
-        for mesh in MESHES
-    ]
+MIXED, OVER_TIME = "data=2,fsdp=2,tensor=2", "data=2,seq=4"
 
 
 def classifier(key: jax.Array, layer: Callable[..., Any] = S5, **changed: Any) -> Any:
@@ -147,7 +138,8 @@ def training() -> Iterator[Callable[..., Training]]:
     [
         *((mesh, classifier) for mesh in MESHES),
         # A second kind of layer and of input, with `remat`.
-        *on_meshes(language_model),
+        (MIXED, language_model),
+        (OVER_TIME, language_model),
     ],
 )
 def test_the_same_losses_on_every_mesh(mesh, build, training):
@@ -201,7 +193,8 @@ def plain_step() -> tuple[Any, Callable[..., Any]]:
     ("mesh", "build"),
     [
         *((mesh, classifier) for mesh in MESHES),
-        *on_meshes(bidirectional_classifier),
+        (MIXED, bidirectional_classifier),
+        (OVER_TIME, bidirectional_classifier),
     ],
 )
 def test_no_loop_over_time_communicates(mesh, build, training):
