@@ -1,6 +1,7 @@
 """Probes of cells with a unitary or orthogonal matrix and modReLU: their map, before and after
 training, and the lengths of their states."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -17,6 +18,9 @@ from rnnscale.verify._check import Check
 from rnnscale.verify._double import Doubles, to_double
 from rnnscale.verify._probe import draw, generator, with_arrays
 from rnnscale_kernels import Planar
+
+# Programs of many steps are worth optimising, also where the tests compile others without.
+_OPTIMISED = {"xla_backend_optimization_level": 1}
 
 
 def with_bias[C: Cell](cell: C, key: PRNGKeyArray) -> C:
@@ -57,7 +61,9 @@ def _drift(cell: Any, key: PRNGKeyArray, steps: int = 10_000) -> NDArray[np.floa
     state = jax.tree.map(
         lambda x: random.standard_normal(x.shape).astype(dtype), cell.init_state((), dtype)
     )
-    _, ys = eqx.filter_jit(time_loop)(cell, jnp.zeros((steps, cell.idim), dtype), state)
+    _, ys = eqx.filter_jit(time_loop, compiler_options=_OPTIMISED)(
+        cell, jnp.zeros((steps, cell.idim), dtype), state
+    )
     start = np.linalg.norm(np.asarray(cell.output(state), np.float64))
     return np.abs(np.linalg.norm(np.asarray(ys, np.float64), axis=1) / start - 1)
 
@@ -97,7 +103,7 @@ def trained[C: Cell](cell: C, key: PRNGKeyArray) -> C:
         updates, moments = optimiser.update(jax.grad(loss)(weights), moments)
         return (optax.apply_updates(weights, updates), moments), None
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=_OPTIMISED)
     def train(weights: Any) -> Any:
         return jax.lax.scan(step, (weights, optimiser.init(weights)), length=100)[0][0]
 

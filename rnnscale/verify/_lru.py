@@ -72,7 +72,7 @@ def ring_is_uniform(key: PRNGKeyArray, r_min: float = 0.4, r_max: float = 0.9) -
 def _white_noise_power(key: PRNGKeyArray) -> Check:
     """White noise of unit power gives states of unit power: E|h|² = 1, at the initial gamma."""
     layer = build(lambda key: LRU(64, 256, r_max=0.95, key=key), key)
-    (noise,) = draw(key, (256, 128, 64))
+    (noise,) = draw(key, (64, 128, 64))
     state, _ = jax.device_get(eqx.filter_jit(layer)(noise))
     power = np.mean(np.abs(as_complex(*state)) ** 2)
     return Check("white-noise power - 1", float(abs(power - 1)), 0.05)
