@@ -1,9 +1,10 @@
 """Long sequences in pieces of time, so that memory grows with the square root of the length.
 
-Everything that runs in pieces does it by one of the two functions here: `over_time` for data, and
-`over_equal_pieces` for activations, whose gradient is needed.
+Everything that runs in pieces does it by one of the functions here: `over_time` for data, and
+`over_equal_pieces` or `over_padded_pieces` for activations, whose gradient is needed.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ from jaxtyping import Array, Int, PyTree
 from rnnscale import sharding
 from rnnscale._checks import Count, Size, check_arguments, shown
 from rnnscale_kernels import vary_alike
+
+# Steps in the pieces of a short sequence, few enough to stay in the cache of a processor.
+_FEWEST_STEPS = 256
 
 
 @check_arguments
@@ -118,6 +122,31 @@ def over_equal_pieces(
     run = jax.checkpoint(lambda carry, piece: body(carry, piece), prevent_cse=False)
     carry, ys = lax.scan(run, carry, pieces)
     return carry, jax.tree.map(lambda y: _join(y, axis), ys)
+
+
+def over_padded_pieces(
+    body: Callable[[Any, Any], tuple[Any, Any]],
+    carry: PyTree[Array],
+    xs: PyTree[Array],
+    *,
+    axis: Count,
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    """As `over_equal_pieces`, with pieces of about the square root of the length, at least 256
+    steps, so that short sequences are one piece.
+
+    The last piece is padded with zeros. In steps whose arrays in `xs` are all zero, `body` must
+    keep the carry; what it returns for these steps is cut off.
+    """
+    time = jax.tree.leaves(xs)[0].shape[axis]
+    pieces = -(-time // max(_FEWEST_STEPS, math.isqrt(time)))
+    steps = -(-time // pieces)
+    missing = pieces * steps - time
+
+    def padded(x: Array) -> Array:
+        return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])
+
+    carry, ys = over_equal_pieces(body, carry, jax.tree.map(padded, xs), steps=steps, axis=axis)
+    return carry, jax.tree.map(lambda y: lax.slice_in_dim(y, 0, time, axis=axis), ys)
 
 
 def lengths_within(

@@ -6,13 +6,14 @@ Its own file because `LinOSS` and `DampedLinOSS`, each in the file of its paper,
 
 import math
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
+from rnnscale import sharding
 from rnnscale._base import (
     CausalLayer,
     at_least_float32,
@@ -23,6 +24,7 @@ from rnnscale._base import (
     zero_padding,
 )
 from rnnscale._checks import BatchShape, FloatDType, check_arguments
+from rnnscale._over_time import over_padded_pieces
 from rnnscale_kernels import Planar
 
 # Sigmoids below it are as good as a step of zero, whose square would underflow in a bound on A.
@@ -60,7 +62,8 @@ class OscillatorySSM(CausalLayer):
     `step` use `scan_steps` and `one_step`. The state is an `OscillatorState` with the axes
     `*batch state`, float32 under any compute dtype.
 
-    Complex $B$ and $C$ make
+    The recurrence is `rnnscale.sharding.block_scan`: it runs on the fastest implementation for the
+    platform, and is distributed over time if the ambient mesh splits time. Complex $B$ and $C$ make
     an oscillator two real ones with the same $M$: $\mathrm{Re}(C y) = \mathrm{Re}(C)\,y_{re} -
     \mathrm{Im}(C)\,y_{im}$.
     """
@@ -87,17 +90,32 @@ class OscillatorySSM(CausalLayer):
         lengths: Int[Array, "*batch"] | None,
         key: Key[Array, "*#batch"] | None,
     ) -> tuple[OscillatorState, Float[Array, "*batch time odim"]]:
-        """All steps, as a call of a sequence layer."""
+        """All steps, as a call of a sequence layer.
+
+        On one device a piece of time is computed at a time, and again in the backward pass: about
+        the square root of the length, at least 256 steps. Over a mesh all steps are computed at
+        once, so that outputs and gradients are summed over devices once.
+        """
         carried, lengths = check_call(self, xs, state, reset, lengths, key)
-        if xs.shape[-2] == 0:
+        *batch_shape, time, _ = xs.shape
+        if time == 0:
             return carried, jnp.zeros((*xs.shape[:-1], self.odim), xs.dtype)
         xs = zero_padding(xs, lengths)
-        matrix, b_z, b_y, c = in_precision(self, xs.dtype)._real_system()
-        drive = (xs @ b_z.T.astype(xs.dtype), xs @ b_y.T.astype(xs.dtype))
-        start = (_interleaved(carried.z), _interleaved(carried.y))
-        (_, y), (z_last, y_last) = _block_scan(matrix, drive, start, reset=reset, lengths=lengths)
+        system = in_precision(self, xs.dtype)._real_system()
+        start = _interleaved(carried.z), _interleaved(carried.y)
+        if sharding.automatic_axes(jax.sharding.get_abstract_mesh()):
+            (_, y), (z_last, y_last) = sharding.block_scan(
+                system.matrix, system.drive(xs), start, reset=reset, lengths=lengths
+            )
+            ys = system.read(y, xs.dtype)
+        else:
+            ends = jnp.array(time) if lengths is None else lengths[..., None]
+            valid = jnp.broadcast_to(jnp.arange(time) < ends, xs.shape[:-1])
+            (z_last, y_last), ys = over_padded_pieces(
+                system.scan, start, (xs, reset, valid), axis=len(batch_shape)
+            )
         last = OscillatorState(_planar(z_last), _planar(y_last))
-        return last, self.add_skip(xs, y @ c.T.astype(xs.dtype))
+        return last, self.add_skip(xs, zero_padding(ys, lengths))
 
     def one_step(
         self,
@@ -107,10 +125,12 @@ class OscillatorySSM(CausalLayer):
     ) -> tuple[OscillatorState, Float[Array, "*batch odim"]]:
         """One step, as `step` of a sequence layer."""
         state = check_step(self, x, state, key)
-        ((zz, zy), (yz, yy)), b_z, b_y, c = in_precision(self, x.dtype)._real_system()
-        z, y, u = _interleaved(state.z), _interleaved(state.y), x.astype(state.z.dtype)
-        z, y = zz * z + zy * y + u @ b_z.T, yz * z + yy * y + u @ b_y.T
-        return OscillatorState(_planar(z), _planar(y)), self.add_skip(x, (y @ c.T).astype(x.dtype))
+        system = in_precision(self, x.dtype)._real_system()
+        (zz, zy), (yz, yy) = system.matrix
+        z, y = _interleaved(state.z), _interleaved(state.y)
+        to_z, to_y = system.drive(x.astype(z.dtype))
+        z, y = zz * z + zy * y + to_z, yz * z + yy * y + to_y
+        return OscillatorState(_planar(z), _planar(y)), self.add_skip(x, system.read(y, x.dtype))
 
     @check_arguments
     def init_state(
@@ -126,12 +146,7 @@ class OscillatorySSM(CausalLayer):
         r"""$y + d \odot u$, or `ys` if there is no `d`."""
         return ys if self.d is None else ys + self.d.astype(xs.dtype) * xs
 
-    def _real_system(self) -> tuple[Matrix[Array], Array, Array, Array]:
-        """The system of twice as many real oscillators: `(M, its inputs to z and y, C)`.
-
-        The two parts of an oscillator follow one another, so that a device that holds some of the
-        oscillators holds both parts of these.
-        """
+    def _real_system(self) -> "_RealSystem":
         matrix, step = self.discretise()
         (zz, _), (yz, _) = matrix
         b = at_least_float32(jnp.stack([self.b_re, self.b_im], 1))
@@ -141,7 +156,50 @@ class OscillatorySSM(CausalLayer):
             return ((step * gain)[:, None, None] * b).reshape(-1, self.idim)
 
         doubled = jax.tree.map(lambda m: jnp.repeat(m, 2), matrix)
-        return doubled, inputs(zz), inputs(yz), c.reshape(self.odim, -1)
+        return _RealSystem(doubled, inputs(zz), inputs(yz), c.reshape(self.odim, -1))
+
+
+class _RealSystem(NamedTuple):
+    """Twice as many real oscillators: their matrices, the inputs to z and y, and the outputs of y.
+
+    The two parts of an oscillator follow one another, so that a device that holds some of the
+    oscillators holds both parts of these.
+    """
+
+    matrix: Matrix[Float[Array, "real"]]
+    b_z: Float[Array, "real idim"]
+    b_y: Float[Array, "real idim"]
+    c: Float[Array, "odim real"]
+
+    def drive(self, u: Float[Array, "*axes idim"]) -> tuple[Array, Array]:
+        """What the inputs add to z and y, at least float32."""
+
+        def product(b: Float[Array, "real idim"]) -> Float[Array, "*axes real"]:
+            wide = state_dtype(u.dtype)
+            return jnp.matmul(u, b.T.astype(u.dtype), preferred_element_type=wide)
+
+        return product(self.b_z), product(self.b_y)
+
+    def read(self, y: Float[Array, "*axes real"], dtype: DTypeLike) -> Float[Array, "*axes odim"]:
+        return y.astype(dtype) @ self.c.T.astype(dtype)
+
+    def scan(
+        self,
+        state: tuple[Array, Array],
+        inputs: tuple[Array, Array | None, Array],
+    ) -> tuple[tuple[Array, Array], Float[Array, "*batch time odim"]]:
+        """The steps `(xs, reset, valid)` from a state `(z, y)`: the state after the last valid step
+        of each row, and all outputs."""
+        xs, reset, valid = inputs
+        (z, y), _ = sharding.block_scan(self.matrix, self.drive(xs), state, reset=reset)
+        count = jnp.sum(valid, axis=-1, keepdims=True)
+        end = jnp.maximum(count - 1, 0)[..., None]
+
+        def at_end(x: Array, before: Array) -> Array:
+            """The state at the last valid step, the one before the first if there is none."""
+            return jnp.where(count > 0, jnp.take_along_axis(x, end, axis=-2)[..., 0, :], before)
+
+        return (at_end(z, state[0]), at_end(y, state[1])), self.read(y, xs.dtype)
 
 
 def step_length(logit: Float[Array, "state"]) -> Float[Array, "state"]:
@@ -188,34 +246,6 @@ def uniform_planes(
     bound = 1 / math.sqrt(shape[1])
     re, im = jax.random.uniform(key, (2, *shape), jnp.float32, minval=-bound, maxval=bound)
     return re, im
-
-
-def _block_scan(
-    a: Matrix[Array], b: Any, h0: Any, *, reset: Array | None, lengths: Array | None
-) -> tuple[Any, Any]:
-    """The states and the last state of $h_t = A h_{t-1} + b_t$, one step after another."""
-    (zz, zy), (yz, yy) = a
-    time = b[0].shape[-2]
-    shape = b[0].shape[:-1]
-    reset = jnp.zeros(shape, bool) if reset is None else reset
-    valid = jnp.arange(time) < (time if lengths is None else lengths[..., None])
-    valid = jnp.broadcast_to(valid, shape)
-
-    def step(carry, inputs):
-        (b_z, b_y), reset, valid = inputs
-        z, y = (jnp.where(reset[..., None], 0, x) for x in carry)
-        new = zz * z + zy * y + b_z, yz * z + yy * y + b_y
-        carry = tuple(
-            jnp.where(valid[..., None], x, old) for x, old in zip(new, carry, strict=True)
-        )
-        return carry, tuple(jnp.where(valid[..., None], x, 0).astype(b_z.dtype) for x in new)
-
-    inputs = (
-        tuple(jnp.moveaxis(x, -2, 0) for x in b),
-        *(jnp.moveaxis(x, -1, 0) for x in (reset, valid)),
-    )
-    last, h = jax.lax.scan(step, h0, inputs)
-    return tuple(jnp.moveaxis(x, 0, -2) for x in h), last
 
 
 def _interleaved(x: Planar) -> Float[Array, "*batch real"]:

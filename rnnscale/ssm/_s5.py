@@ -20,7 +20,7 @@ from rnnscale._base import (
 )
 from rnnscale._checks import Positive, Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale._over_time import mesh_axes_of_time, over_equal_pieces
+from rnnscale._over_time import mesh_axes_of_time, over_padded_pieces
 from rnnscale.ssm._base import DenseSSM
 from rnnscale.ssm._discretise import (
     LARGEST_REAL_PART,
@@ -34,9 +34,6 @@ from rnnscale.ssm._discretise import (
 )
 from rnnscale.ssm._hippo import OutputInit, half_of_hippo, input_map, output_map
 from rnnscale_kernels import Planar
-
-# The fewest steps whose decays are computed together, if steps differ in length.
-_FEWEST_STEPS = 256
 
 
 class S5(DenseSSM, TakesIntervals):
@@ -254,17 +251,8 @@ class S5(DenseSSM, TakesIntervals):
         self, state: Planar, inputs: tuple[Array, Array, Array | None]
     ) -> tuple[Planar, Float[Array, "*batch time odim"]]:
         """As `_scan_intervals`, without ever holding the decays of all steps."""
-        *batch_shape, time = inputs[1].shape
-        rank, pieces = len(batch_shape), -(-time // max(_FEWEST_STEPS, math.isqrt(time)))
-        steps = -(-time // pieces)
-        missing = pieces * steps - time
         # Padded with intervals of zero, after which the state is unchanged.
-        inputs = jax.tree.map(
-            lambda x: jnp.pad(x, [(0, missing if axis == rank else 0) for axis in range(x.ndim)]),
-            inputs,
-        )
-        state, ys = over_equal_pieces(self._scan_intervals, state, inputs, steps=steps, axis=rank)
-        return state, ys[..., :time, :]
+        return over_padded_pieces(self._scan_intervals, state, inputs, axis=inputs[1].ndim - 1)
 
 
 def _not_negative(intervals: Float[Array, "*axes"]) -> Float[Array, "*axes"]:

@@ -106,10 +106,10 @@ def spectral_radius_at_most_one(layer: OscillatorySSM) -> Check:
 
 def spectral_excess(layer: OscillatorySSM) -> float:
     """The largest magnitude of an eigenvalue of the layer's float32 matrices, minus one."""
-    matrices = _matrices(layer)
-    if not np.isfinite(matrices).all():
+    steps = matrices(layer)
+    if not np.isfinite(steps).all():
         return math.inf
-    return float(np.max(np.abs(np.linalg.eigvals(matrices))) - 1)
+    return float(np.max(np.abs(np.linalg.eigvals(steps))) - 1)
 
 
 def linoss_invariants(key: PRNGKeyArray) -> list[Check]:
@@ -141,7 +141,7 @@ def damped_invariants(key: PRNGKeyArray, r_min: float = 0.5, r_max: float = 0.95
     random = generator(key)
     a, g = 10 * random.standard_normal((2, units))
     layer = with_arrays(layer, a=a, g=g)
-    lengths = np.abs(np.linalg.eigvals(_matrices(layer)))
+    lengths = np.abs(np.linalg.eigvals(matrices(layer)))
     radius = (1 + sigmoid(np.float64(layer.step_logit)) * np.maximum(layer.g, 0)) ** -0.5
     checks.append(agrees("|λ|² = 1 / (1 + Δ G)", lengths.prod(axis=-1), radius**2, 1e-6))
 
@@ -162,9 +162,14 @@ def _maps_follow(layer: OscillatorySSM) -> list[Check]:
 
 
 def _matrix(layer: OscillatorySSM) -> Any:
-    return jax.device_get(eqx.filter_jit(lambda layer: layer.discretise()[0])(layer))
+    return jax.device_get(_discretise(layer))
 
 
-def _matrices(layer: OscillatorySSM) -> Doubles:
+@eqx.filter_jit
+def _discretise(layer: OscillatorySSM) -> Any:
+    return layer.discretise()[0]
+
+
+def matrices(layer: OscillatorySSM) -> Doubles:
     """The matrices with the axes `state 2 2`, in double precision."""
     return np.moveaxis(np.array(_matrix(layer), np.float64), -1, 0)
