@@ -40,6 +40,7 @@ from ._mgu import MinimalGatedUnitCell as MinimalGatedUnitCell
 from ._minimal import MinGRUCell as MinGRUCell, MinLSTMCell as MinLSTMCell
 from ._newton import Certificate as Certificate, Newton as Newton
 from ._nnrnn import NonNormalRNNCell as NonNormalRNNCell
+from ._over_seq import over_seq as over_seq
 from ._pararnn import ParaGRUCell as ParaGRUCell, ParaLSTMCell as ParaLSTMCell
 from ._rglru import RGLRUCell as RGLRUCell
 from ._ron import RandomOscillatorsCell as RandomOscillatorsCell

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from rnnscale._base import State, check_call
 from rnnscale._checks import BatchShape, FloatDType, check_arguments
-from rnnscale.cells import Cell, Parallel, check_cell, time_loop
+from rnnscale.cells import Cell, Parallel, check_cell, over_seq, time_loop
 from rnnscale.layers._encoder import Encoder
 
 
@@ -92,3 +92,7 @@ class BidirectionalRNNEncoder(Encoder):
         """The forward cell's output at the last step and the backward cell's at the first."""
         outputs = self.forward.output(state[0]), self.backward.output(state[1])
         return jnp.concatenate(outputs, axis=-1)
+
+    def over_seq(self) -> str:
+        forward, backward = (over_seq(x, self.parallel) for x in (self.forward, self.backward))
+        return forward if forward == backward else f"{forward}; backwards, {backward}"

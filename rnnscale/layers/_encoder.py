@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rnnscale._base import CausalLayer, SequenceLayer, State, check_call, check_step
 from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._over_time import lengths_within, over_time
-from rnnscale.cells import Cell, Parallel, check_cell, time_loop
+from rnnscale.cells import Cell, Parallel, check_cell, over_seq, time_loop
 
 
 class Encoder(SequenceLayer):
@@ -98,6 +98,9 @@ class RNNEncoder(Encoder, CausalLayer):
 
     def output(self, state: State) -> Float[Array, "*batch odim"]:
         return self.cell.output(state)
+
+    def over_seq(self) -> str:
+        return over_seq(self.cell, self.parallel)
 
 
 def call_in_chunks(

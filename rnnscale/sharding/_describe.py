@@ -2,13 +2,24 @@
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from rnnscale._checks import check_arguments
 from rnnscale._fields import parameters
 from rnnscale.sharding._rules import mesh_axes, parameter_spec
+
+
+@runtime_checkable
+class RunsOverTime(Protocol):
+    """A layer that says what it does where a mesh splits time."""
+
+    def over_seq(self) -> str:
+        """What it does with time split over `seq`, in words."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ def describe(model: PyTree, mesh: Mesh | AbstractMesh) -> None:
     """Print a table of all parameters with their axes, their layout and their bytes per device.
 
     The caption lists the matrices that `tensor` does not split, such as the recurrent matrices of
-    dense cells.
+    dense cells. On a mesh that splits time over `seq`, it says what the layers of cells do there.
 
     **Arguments:**
 
@@ -77,7 +88,7 @@ def describe(model: PyTree, mesh: Mesh | AbstractMesh) -> None:
     table = Table(
         title=f"parameters on {sizes}",
         show_footer=True,
-        caption=_replicated_over_tensor(rows, mesh),
+        caption="\n".join([*_replicated_over_tensor(rows, mesh), *_over_seq(model, mesh)]) or None,
     )
     table.add_column("parameter", "total", no_wrap=True)
     table.add_column("shape")
@@ -92,12 +103,26 @@ def describe(model: PyTree, mesh: Mesh | AbstractMesh) -> None:
     Console(markup=False).print(table)
 
 
-def _replicated_over_tensor(rows: list[Layout], mesh: Mesh | AbstractMesh) -> str | None:
+def _replicated_over_tensor(rows: list[Layout], mesh: Mesh | AbstractMesh) -> list[str]:
     if mesh.shape.get("tensor", 1) == 1:
-        return None
+        return []
     paths = [
         row.path
         for row in rows
         if len(row.shape) > 1 and not any("tensor" in axes for axes in row.mesh_axes)
     ]
-    return f"replicated over tensor: {', '.join(paths)}" if paths else None
+    return [f"replicated over tensor: {', '.join(paths)}"] if paths else []
+
+
+def _over_seq(model: PyTree, mesh: Mesh | AbstractMesh) -> list[str]:
+    if mesh.shape.get("seq", 1) == 1:
+        return []
+    found, _ = jax.tree_util.tree_flatten_with_path(
+        model, is_leaf=lambda node: isinstance(node, RunsOverTime)
+    )
+    return [
+        f"over seq: {jax.tree_util.keystr(path, simple=True, separator='.') or 'the layer'}: "
+        f"{layer.over_seq()}"
+        for path, layer in found
+        if isinstance(layer, RunsOverTime)
+    ]

@@ -18,11 +18,14 @@ from rnnscale import (
     DeepRNN,
     DeepRNNEncoder,
     ElmanRNNCell,
+    ExpRNNCell,
     IndRNNCell,
     LongShortTermMemoryCell,
+    MinGRUCell,
     RNNEncoder,
 )
 from rnnscale._fields import parameters
+from rnnscale.cells import Newton
 from rnnscale.layers import Linear
 from rnnscale.sharding import AXES, describe, parameter_spec
 
@@ -140,6 +143,28 @@ def test_a_mesh_splits_units_that_are_independent_and_describe_names_the_others(
     said = " ".join(capsys.readouterr().out.split())
     assert "replicated over tensor: encoder.encoders.1.cell.recurrent" in said
     assert "replicated over tensor: encoder.encoders.0" not in said
+    assert "over seq" not in said
+
+
+def test_describe_says_what_cells_do_where_time_is_split(capsys, key):
+    def described(*cells, parallel=None):
+        model = DeepRNN(cells, 4, parallel=parallel, key=key)
+        describe(model, AbstractMesh((1, 1, 1, 8), AXES))
+        return " ".join(capsys.readouterr().out.split())
+
+    indrnn, lstm = IndRNNCell(8, 16, key=key), LongShortTermMemoryCell(16, 48, key=key)
+    said = described(MinGRUCell(8, 8, key=key), LongShortTermMemoryCell(8, 8, key=key))
+    assert "encoder.encoders.0: MinGRUCell is linear in its state: one all-gather" in said
+    assert "encoder.encoders.1: LongShortTermMemoryCell takes its steps one after another" in said
+    # A state of 96 numbers is too large for the dense Jacobian of "auto".
+    said = described(indrnn, ExpRNNCell(16, 96, key=key), parallel="auto")
+    assert "IndRNNCell is solved by Newton's method (block): one all-gather in each iter" in said
+    assert "ExpRNNCell takes its steps one after another, which parallel" in said
+    both = BidirectionalRNNEncoder(lstm, IndRNNCell(16, 8, key=key), parallel=Newton("diagonal"))
+    describe(both, AbstractMesh((1, 1, 1, 8), AXES))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the layer: LongShortTermMemoryCell is solved by Newton's method (diagonal)" in said
+    assert "backwards, IndRNNCell is solved" in said
 
 
 def deep_networks(key):
