@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnnscale.sharding import diagonal_ssm, linear_scan, make_mesh
+from rnnscale.sharding import block_scan, diagonal_ssm, linear_scan, make_mesh, matrix_scan
 from rnnscale_kernels import Planar
-from rnnscale_kernels.testing import reference, to_jax as to_jax_of, to_numpy
+from rnnscale_kernels.testing import compile_for, reference, to_jax as to_jax_of, to_numpy
 
 ROWS = 4
 to_jax = functools.partial(to_jax_of, dtype="float32")
@@ -20,6 +20,7 @@ to_jax = functools.partial(to_jax_of, dtype="float32")
 MESHES: dict[str, Any] = {
     "data=2,seq=4": {"data": 2, "seq": 4},
     "tensor=2,seq=4": {"tensor": 2, "seq": 4},
+    "seq=8": {"seq": 8},
 }
 EXAMPLES = hypothesis.settings(max_examples=15)
 RESETS = st.sampled_from([0.0, 0.1, 0.7])
@@ -84,6 +85,96 @@ def test_linear_scan(mesh_name, time, decay, planar, reverse, with_resets, seed,
     options = {"reverse": reverse, "reset": reset}
     close(outputs, reference.linear_scan(a, b, h0, **options), 1e-12)
     close(gradients, reference.linear_scan_gradient(a, b, h0, g, g_last, **options), 1e-12)
+
+
+def planes(x, axes):
+    """Nested tuples of planes, from an array with that many axes of planes at its end."""
+    if not axes:
+        return x
+    parts = np.moveaxis(x, -axes, 0)
+    return tuple(planes(part, axes - 1) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("op", "mesh_name", "time", "varying", "reverse", "masks"),
+    [
+        (block_scan, "seq=8", 16, True, False, ("reset",)),
+        (block_scan, "tensor=2,seq=4", 13, True, True, ("reset", "lengths")),
+        (block_scan, "data=2,seq=4", 16, False, True, ()),
+        (matrix_scan, "data=2,seq=4", 16, True, True, ("reset",)),
+        (matrix_scan, "seq=8", 16, False, False, ("reset",)),
+        (matrix_scan, "tensor=2,seq=4", 13, False, False, ("lengths",)),
+    ],
+)
+@hypothesis.settings(max_examples=5)
+@hypothesis.given(
+    seed=st.integers(0, 2**32 - 1),
+    resets=RESETS,
+    lengths=st.lists(st.integers(0, 13), min_size=ROWS, max_size=ROWS),
+)
+def test_blocks(op, mesh_name, time, varying, reverse, masks, seed, resets, lengths):
+    """Blocks of two planes, and matrices, whose products are in the order of the devices."""
+    rng = np.random.default_rng(seed)
+    channels, size = (4, 2) if op is block_scan else (1, 3)
+    steps = (ROWS, time) if varying else (1, 1)
+    a = rng.normal(size=(*steps, channels, size, size)) * 0.6
+    b, g = rng.normal(size=(2, ROWS, time, channels, size))
+    h0, g_last = rng.normal(size=(2, ROWS, channels, size))
+    reset = rng.random((ROWS, time)) < resets if "reset" in masks else None
+    row_lengths = np.array(lengths if "lengths" in masks else [time] * ROWS)
+    # The reference knows no lengths: beyond them it holds the state.
+    valid = np.arange(time) < row_lengths[:, None]
+    held = np.where(valid[..., None, None, None], a, np.eye(size)), b * valid[..., None, None]
+    options = {"reverse": reverse, "reset": None if reset is None else reset & valid}
+    h, last = reference.block_scan(*held, h0, **options)
+    g_valid = g * valid[..., None, None]
+    da, db, dh0 = reference.block_scan_gradient(*held, h0, g_valid, g_last, **options)
+    da = da * valid[..., None, None, None]
+    da = da if varying else da.sum((0, 1), keepdims=True)
+    expected = h * valid[..., None, None], last, da, db * valid[..., None, None], dh0
+
+    def form(x, axes):
+        return planes(x, axes) if op is block_scan else x.squeeze(-1 - axes)
+
+    given, cotangents = (form(a, 2), form(b, 1), form(h0, 1)), (form(g, 1), form(g_last, 1))
+    given_masks = {name: {"reset": reset, "lengths": row_lengths}[name] for name in masks}
+    run, mesh = compiled(op, mesh_name, reverse)
+    with jax.enable_x64(True), jax.set_mesh(mesh):
+        outputs, gradients = run(given, given_masks, cotangents)
+    got = (*outputs, *gradients)
+    wanted = [form(x, axes) for x, axes in zip(expected, (1, 1, 2, 1, 1), strict=True)]
+    assert jax.tree.structure(got) == jax.tree.structure(tuple(wanted))
+    close(jax.tree.leaves(got), jax.tree.leaves(wanted), 1e-12)
+
+
+@pytest.mark.parametrize("op", [block_scan, matrix_scan])
+def test_one_gather_in_each_direction(op):
+    """Of totals and flags, whose size does not depend on the length."""
+    mesh, found = make_mesh(seq=8), []
+
+    def gradient(a, b, reset):
+        def loss(a, b):
+            return sum(jnp.sum(x**2) for x in jax.tree.leaves(op(a, b, reset=reset)))
+
+        return jax.grad(loss, (0, 1))(a, b)
+
+    for time in (16, 64):
+
+        def like(*shape, dtype=jnp.float32):
+            layout = jax.NamedSharding(mesh, jax.P(None, "seq"))
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
+
+        plane = like(2, time, 3)
+        row = (plane, plane)
+        given = ((row, row), row) if op is block_scan else (like(2, time, 3, 3), plane)
+        program = compile_for(gradient, *given, like(2, time, dtype=jnp.bool_), target=mesh)
+        found.append([(x.kind, x.axes, x.bytes, x.turns) for x in program.collectives])
+    short, long = found
+    assert short == long
+    states, decay = (2 * 3, 4 * 3) if op is block_scan else (3, 9)
+    # From eight devices, of two rows: the state, the decay and a flag, then the cotangents.
+    sizes = [8 * 2 * 4 * numbers for numbers in (states + decay + 1, states)]
+    assert short == [("all-gather", ("seq",), size, 1) for size in sizes]
 
 
 # Each combination of direction, resets and lengths compiles a program of its own.

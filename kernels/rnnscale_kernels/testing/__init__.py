@@ -13,7 +13,9 @@ from ._scan_timing import (
     usable_implementations as usable_implementations,
 )
 from ._specs import (
+    BLOCK_ARGUMENTS as BLOCK_ARGUMENTS,
     SCAN_ARGUMENTS as SCAN_ARGUMENTS,
+    BlockArguments as BlockArguments,
     ScanArguments as ScanArguments,
     rounded as rounded,
     to_jax as to_jax,

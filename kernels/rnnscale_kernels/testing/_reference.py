@@ -52,6 +52,48 @@ def linear_scan_gradient(a, b, h0, g, g_last, *, reverse=False, reset=None):
     return da.sum(axes, keepdims=True), db, s
 
 
+def block_scan(a, b, h0, *, reverse=False, reset=None):
+    """`(h, h_last)` for h_t = A_t h_{t-1} + b_t.
+
+    `b` is "*batch time channel k", with the planes in the last axis, and `a` "*batch time channel k
+    k", whose batch and time may be one long. For matrices there is one channel.
+    """
+    steps = b.shape[-3]
+    h = np.zeros(b.shape, np.result_type(a, b, h0))
+    carry = h0
+    for t in _order(steps, reverse):
+        carry = np.where(_is_cut_block(reset, t, steps, reverse), 0, carry)
+        a_t = a[..., t if a.shape[-4] > 1 else 0, :, :, :]
+        carry = (a_t @ carry[..., None])[..., 0] + b[..., t, :, :]
+        h[..., t, :, :] = carry
+    return h, carry
+
+
+def block_scan_gradient(a, b, h0, g, g_last, *, reverse=False, reset=None):
+    """(da, db, dh0) for the cotangents `g` of h and `g_last` of h_last."""
+    steps = b.shape[-3]
+    h, _ = block_scan(a, b, h0, reverse=reverse, reset=reset)
+    da, db = np.zeros((*h.shape, h.shape[-1]), h.dtype), np.zeros(h.shape, h.dtype)
+    s = g_last
+    order = list(_order(steps, reverse))
+    for i in reversed(range(steps)):
+        t = order[i]
+        s = s + g[..., t, :, :]
+        cut = _is_cut_block(reset, t, steps, reverse)
+        before = np.where(cut, 0, h[..., order[i - 1], :, :] if i else h0)
+        db[..., t, :, :] = s
+        da[..., t, :, :, :] = s[..., :, None] * before[..., None, :]
+        a_t = a[..., t if a.shape[-4] > 1 else 0, :, :, :]
+        s = np.where(cut, 0, (np.swapaxes(a_t, -1, -2) @ s[..., None])[..., 0])
+    axes = tuple(i for i, n in enumerate(a.shape) if n == 1 and da.shape[i] != 1)
+    return da.sum(axes, keepdims=True), db, s
+
+
+def _is_cut_block(reset, t: int, steps: int, reverse: bool):
+    cut = _is_cut(reset, t, steps, reverse)
+    return cut if cut is False else cut[..., None]
+
+
 def diagonal_ssm(u, decay, b, c, h0, *, reverse=False, reset=None, lengths=None):
     """(y, h_last): h_t = decay h_{t-1} + B u_t, y_t = Re(C h_t), for `u` "batch time idim"."""
     rows, steps, _ = u.shape

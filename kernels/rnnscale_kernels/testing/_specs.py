@@ -55,6 +55,47 @@ class ScanArguments:
         }
 
 
+@dataclass(frozen=True)
+class BlockArguments:
+    """The arguments of one call of `block_scan`, with blocks of `size` planes, or of `matrix_scan`,
+    with one channel and `size` for its dimension."""
+
+    batch: tuple[int, ...] = (2,)
+    time: int = 64
+    channels: int = 4
+    size: int = 2
+    varying: bool = True
+    dtype: str = "float32"
+    h0: bool = True
+    reset: bool = False
+    reverse: bool = False
+
+    def __str__(self) -> str:
+        flags = [name for name in ("h0", "reset", "reverse") if getattr(self, name)]
+        shape = "x".join(map(str, (*self.batch, self.time, self.channels, self.size)))
+        blocks = "varying" if self.varying else "invariant"
+        return "-".join([shape, self.dtype, blocks, *flags])
+
+    def arrays(self, seed: int = 0) -> dict[str, Any]:
+        """Random NumPy arrays as those of `ScanArguments`, with the planes in the last axis of `b`,
+        and rows and columns in the last two of `a`. Blocks have norms between 0 and 1."""
+        rng = np.random.default_rng(seed)
+        shape = (*self.batch, self.time, self.channels, self.size)
+        ends = (*self.batch, self.channels, self.size)
+        steps = shape[:-1] if self.varying else (1,) * (len(self.batch) + 1) + (self.channels,)
+        blocks = rng.normal(size=(*steps, self.size, self.size))
+        norms = np.linalg.norm(blocks, 2, (-2, -1), keepdims=True)
+        blocks = blocks / norms * rng.uniform(size=norms.shape)
+        return {
+            "a": rounded(blocks, self.dtype if self.varying else "float32"),
+            "b": rounded(rng.normal(size=shape), self.dtype),
+            "h0": rounded(rng.normal(size=ends), "float32") if self.h0 else np.zeros(ends),
+            "g": rounded(rng.normal(size=shape), self.dtype),
+            "g_last": rounded(rng.normal(size=ends), "float32"),
+            "reset": rng.random(shape[:-2]) < 0.1 if self.reset else None,
+        }
+
+
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     """The values rounded to `dtype`, in double precision."""
     if np.iscomplexobj(values):
@@ -92,3 +133,12 @@ SCAN_ARGUMENTS = (
     ScanArguments(dtype="bfloat16", planar=True, varying=False, reverse=True, reset=True, time=70),
 )
 """Real and planar, varying and invariant decay, both directions, resets, odd sizes, dtypes."""
+
+BLOCK_ARGUMENTS = (
+    BlockArguments(time=70),
+    BlockArguments(varying=False, reverse=True, reset=True, batch=(2, 2), time=67, size=3),
+    BlockArguments(reverse=True, reset=True, time=13, size=4, channels=2),
+    BlockArguments(varying=False, h0=False, dtype="bfloat16", time=30),
+    BlockArguments(batch=(), time=1, channels=3, reset=True, size=1),
+)
+"""Both kinds of blocks and directions, resets, odd sizes, dtypes."""
