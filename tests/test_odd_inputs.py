@@ -1245,6 +1245,7 @@ _INTEROP: dict[str, Kind] = {
     "platforms": lambda _: refused(None, 3, ["gpu"], [3], "cpu"),
     "dtype": lambda _: refused("float33", object(), 3),
     "file": lambda _: refused(None, 3, "x", b"x", ["x"]),
+    "dt": lambda _: refused(None, 0.0, -1.0, "1", [], [0.0]),
 }
 INTEROP_CASES = [
     *(
@@ -1264,6 +1265,8 @@ INTEROP_CASES = [
     host_case(interop.lru_from_minimal, _INTEROP, params={}),
     host_case(interop.lru_layers_from_minimal, _INTEROP, params={}),
     host_case(interop.lru_classifier_from_minimal, _INTEROP, variables={}),
+    host_case(interop.lrcssm_cell_from_farsang, _INTEROP, params={}),
+    host_case(interop.unicornn_from_rusch, _INTEROP, state_dict={}, dt=0.1, alpha=0.0),
     host_case(interop.export_step, _INTEROP, model=_lru),
     host_case(interop.load_step, _INTEROP, file=b""),
 ]

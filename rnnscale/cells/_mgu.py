@@ -13,7 +13,7 @@ from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, AffineInputCell, JacobianKind, Units
 from rnnscale.cells._init import uniform
 
-type Reset = Literal["before", "after", "none"]
+type ResetGate = Literal["before", "after", "none"]
 
 
 class _MGUWeights(NamedTuple):
@@ -58,15 +58,17 @@ class MinimalGatedUnitCell(AffineInputCell):
     candidate_bias: Float[Array, "hdim"] | None = parameter(group="bias")
     idim: int = eqx.field(static=True)
     hdim: int = eqx.field(static=True)
-    reset: Reset = eqx.field(static=True)
+    reset_gate: ResetGate = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, idim: Size, hdim: Size, *, reset: Reset = "before", key: PRNGKeyArray):
+    def __init__(
+        self, idim: Size, hdim: Size, *, reset_gate: ResetGate = "before", key: PRNGKeyArray
+    ):
         """**Arguments:**
 
         - `idim`: number of input features.
         - `hdim`: number of units.
-        - `reset`: `"before"`, `"after"` or `"none"`.
+        - `reset_gate`: `"before"`, `"after"` or `"none"`.
         - `key`: for the initial parameters.
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
@@ -76,8 +78,10 @@ class MinimalGatedUnitCell(AffineInputCell):
         self.recurrent = uniform(recurrent_key, (2, hdim, hdim), limit)
         self.input = uniform(input_key, (2, hdim, idim), limit)
         self.bias = uniform(bias_key, (2, hdim), limit)
-        self.candidate_bias = uniform(candidate_key, (hdim,), limit) if reset == "after" else None
-        self.idim, self.hdim, self.reset = idim, hdim, reset
+        self.candidate_bias = (
+            uniform(candidate_key, (hdim,), limit) if reset_gate == "after" else None
+        )
+        self.idim, self.hdim, self.reset_gate = idim, hdim, reset_gate
 
     def weights(self) -> _MGUWeights:
         gate, candidate = self.recurrent
@@ -98,9 +102,9 @@ class MinimalGatedUnitCell(AffineInputCell):
     ) -> Units:
         gate, candidate = jnp.split(drive, 2, axis=-1)
         f = jax.nn.sigmoid(affine(gate, weights.gate, state))
-        if self.reset == "before":
+        if self.reset_gate == "before":
             n = affine(candidate, weights.candidate, f * state)
-        elif self.reset == "after":
+        elif self.reset_gate == "after":
             n = candidate + f * affine(weights.candidate_bias, weights.candidate, state)
         else:
             n = affine(candidate, weights.candidate, state)

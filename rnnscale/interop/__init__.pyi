@@ -1,5 +1,6 @@
 from ._export import export_step as export_step
 from ._exported_step import ExportedStep as ExportedStep, load_step as load_step
+from ._farsang import lrcssm_cell_from_farsang as lrcssm_cell_from_farsang
 from ._frozen_batch_norm import FrozenBatchNorm as FrozenBatchNorm
 from ._lindermanlab import (
     HalfGLU2 as HalfGLU2,
@@ -13,6 +14,7 @@ from ._minimal_lru import (
     lru_from_minimal as lru_from_minimal,
     lru_layers_from_minimal as lru_layers_from_minimal,
 )
+from ._rusch import unicornn_from_rusch as unicornn_from_rusch
 from ._torch import (
     elman_cell_from_torch as elman_cell_from_torch,
     elman_from_torch as elman_from_torch,

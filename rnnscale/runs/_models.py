@@ -127,7 +127,7 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
             CellEntry("lstm", "cells:LongShortTermMemoryCell"),
             CellEntry("gru", "cells:GatedRecurrentUnitCell"),
             CellEntry("gru-cho", "cells:ChoGatedRecurrentUnitCell"),
-            CellEntry("mgu", "cells:MinimalGatedUnitCell", ("reset",)),
+            CellEntry("mgu", "cells:MinimalGatedUnitCell", ("reset_gate",)),
             CellEntry("antisymmetric", "cells:AntiSymmetricRNNCell", _ANTISYMMETRIC),
             CellEntry("antisymmetric-gated", "cells:GatedAntiSymmetricRNNCell", _ANTISYMMETRIC),
             CellEntry("clockwork", "cells:ClockWorkRNNCell", ("periods", "sizes")),

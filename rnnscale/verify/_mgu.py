@@ -1,6 +1,7 @@
 """The minimal gated unit in its three forms: equations in NumPy, and their invariants."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,6 +28,10 @@ def _build(key: PRNGKeyArray) -> MinimalGatedUnitCell:
     return MinimalGatedUnitCell(3, 5, key=key)
 
 
+def _build_form(form: Any, key: PRNGKeyArray) -> MinimalGatedUnitCell:
+    return MinimalGatedUnitCell(7, 20, reset_gate=form, key=key)
+
+
 def _oracle(cell: Any, xs: Doubles, state: Any) -> tuple[Any, Doubles]:
     r"""Zhou et al. 2016: $f = \sigma(W_f h + V_f x + b_f)$,
     $\tilde h = \tanh(W_h (f \odot h) + V_h x + b_h)$, $h' = (1 - f) \odot h + f \odot \tilde h$.
@@ -44,7 +49,7 @@ def _oracle(cell: Any, xs: Doubles, state: Any) -> tuple[Any, Doubles]:
             "before": lambda: W_h @ (f * h),
             "after": lambda: f * (W_h @ h + cell.candidate_bias),
             "none": lambda: W_h @ h,
-        }[cell.reset]()
+        }[cell.reset_gate]()
         return (1 - f) * h + f * np.tanh(seen + V_h @ x + b_h)
 
     return fold(step, state, xs)
@@ -52,35 +57,34 @@ def _oracle(cell: Any, xs: Doubles, state: Any) -> tuple[Any, Doubles]:
 
 def _invariants(key: PRNGKeyArray) -> list[Check]:
     checks = []
-    h, xs = draw(key, (20,), (9, 7))
     limit = 1 / math.sqrt(20)
-    for reset in ("before", "after", "none"):
-        cell = build(lambda key, r=reset: MinimalGatedUnitCell(7, 20, reset=r, key=key), key)
-        double: Any = to_double(cell)
-        with jax.enable_x64(True):
-            got = run_steps(double, xs.astype(np.float64), h.astype(np.float64))
+    with jax.enable_x64(True):
+        h, xs = draw(key, (20,), (9, 7))
+    for form in ("before", "after", "none"):
+        double: Any = to_double(build(partial(_build_form, form), key))
         shut, opened = (
-            with_arrays(cell, bias=with_entry(cell.bias, 0, bias)) for bias in (-OPEN, OPEN)
+            with_arrays(double, bias=with_entry(double.bias, 0, bias)) for bias in (-OPEN, OPEN)
         )
-        candidate_bias = 0 if cell.candidate_bias is None else cell.candidate_bias
+        candidate_bias = 0 if form != "after" else double.candidate_bias
         elman = elman_with_arrays_of(
-            cell,
-            recurrent=cell.recurrent[1],
-            input=cell.input[1],
-            bias=cell.bias[1] + candidate_bias,
+            double,
+            recurrent=double.recurrent[1],
+            input=double.input[1],
+            bias=double.bias[1] + candidate_bias,
         )
+        with jax.enable_x64(True):
+            got, copied, plain, expected = (
+                run_steps(each, xs, h) for each in (double, shut, opened, to_double(elman))
+            )
         checks += [
-            agrees(f"{reset}: equals the oracle", got, _oracle(double, *to_double((xs, h))), 1e-12),
-            Check(f"{reset}: f = 0 copies", largest(run_steps(shut, xs, h)[0] - h), 0.0),
-            agrees(
-                f"{reset}: f = 1 is Elman's network",
-                run_steps(opened, xs, h),
-                run_steps(elman, xs, h),
-                2e-6,
-            ),
-            *parameters_follow(cell, uniform(-limit, limit), "recurrent", "input", "bias"),
+            agrees(f"{form}: equals the oracle", got, _oracle(double, xs, h), 1e-12),
+            Check(f"{form}: f = 0 copies the state", largest(copied[0] - h), 1e-12),
+            # The arrays of Elman's network are float32.
+            agrees(f"{form}: f = 1 is Elman's network", plain, expected, 2e-6),
         ]
-    return checks
+    arrays = ("recurrent", "input", "bias", "candidate_bias")
+    cell = build(partial(_build_form, "after"), key)
+    return [*checks, *parameters_follow(cell, uniform(-limit, limit), *arrays)]
 
 
 SUBJECTS = [CellSubject("MinimalGatedUnitCell", "Zhou et al. 2016", _build, _oracle, _invariants)]

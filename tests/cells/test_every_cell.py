@@ -121,7 +121,11 @@ def test_bad_sizes(cell, key):
         (ExpRNNCell, {"init": "haar"}, "init must be one of henaff, cayley; got 'haar'"),
         (NonNormalRNNCell, {"init": "haar"}, "init must be one of henaff, cayley; got 'haar'"),
         (NonNormalRNNCell, {"hdim": 5}, "hdim must be even, .*; got 5"),
-        (MinimalGatedUnitCell, {"reset": "both"}, "reset must be one of before, after, none; got"),
+        (
+            MinimalGatedUnitCell,
+            {"reset_gate": "x"},
+            "reset_gate must be one of before, after, none",
+        ),
         (UnICORNNCell, {"dt": 0.0}, "dt must be positive and finite; got 0.0"),
         (UnICORNNCell, {"alpha": -1.0}, "alpha must be at least 0 and finite; got -1.0"),
         (ParaGRUCell, {"heads": 2}, "heads must divide idim=3 and hdim=8; got heads=2"),

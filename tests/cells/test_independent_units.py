@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rnnscale import verify
-from rnnscale.cells import ParaGRUCell, ParaLSTMCell, time_loop
+from rnnscale.cells import ParaGRUCell, time_loop
 from rnnscale.sharding import make_mesh
 from rnnscale.verify._double import to_double
 from rnnscale.verify._probe import draw
@@ -53,12 +53,10 @@ def test_blocks_are_derivatives_along_ones(subject, key):
     assert any(map(np.any, dense))
 
 
-@pytest.mark.parametrize("kind", [ParaGRUCell, ParaLSTMCell])
-def test_heads_see_their_own_features(kind, getkey):
-    cell = kind(6, 9, heads=3, key=getkey())
-    xs, ys = jax.random.normal(getkey(), (2, 5, 6)), np.kron(np.eye(3), np.ones((3, 2)))
-    jacobian = jax.jit(jax.jacobian(lambda x: cell(x, cell.init_state())[1]))(xs[0, 0])
-    assert np.all((np.asarray(jacobian) != 0) == ys)
+def test_heads_see_their_own_features(key):
+    cell = ParaGRUCell(6, 9, heads=3, key=key)
+    jacobian = jax.jit(jax.jacobian(lambda x: cell(x, cell.init_state())[1]))(np.ones(6))
+    assert np.all((np.asarray(jacobian) != 0) == np.kron(np.eye(3), np.ones((3, 2))))
 
 
 def test_heads_that_a_mesh_would_cut_are_refused(key):

@@ -9,6 +9,8 @@ sizes with float32 parameters, all of them shifted by random numbers so that non
     there; it was set to `jax.Array`.
 - `minimal_lru.npz`: NicolasZucchet/minimal-LRU at bbd71b1104c399ec0d13819527d791949e66f599, with
     the same versions.
+- `lrcssm.npz`: the cell of MoniFarsang/LrcSSM at 5581972e453467d0878df7ee9e7652295a1be12a, under
+    jax 0.11.2 and equinox 0.13.8.
 
 Each holds arrays by the path `case/params/...`; the statistics of batch norms are those after
 twenty batches, and the outputs of models are those in inference.
@@ -30,6 +32,7 @@ from rnnscale.interop import (
     elman_from_torch,
     gru_cell_from_torch,
     gru_from_torch,
+    lrcssm_cell_from_farsang,
     lru_classifier_from_minimal,
     lru_from_minimal,
     lru_layers_from_minimal,
@@ -167,6 +170,15 @@ def test_lru_classifiers(pool):
 def test_lru_layer():
     data = golden("minimal_lru.npz", "layer")
     close(run(lru_from_minimal(data["params"]), data["xs"])[1], data["ys"])
+
+
+@pytest.mark.parametrize(
+    ("case", "options"), [("asymmetric", {}), ("symmetric", {"form": "symmetric", "dt": 0.5})]
+)
+def test_lrcssm_cells(case, options):
+    data = golden("lrcssm.npz", case)
+    cell = lrcssm_cell_from_farsang(data["params"], **options)
+    close(run(RNNEncoder(cell), data["xs"])[1], data["ys"])
 
 
 def test_layers_are_found_by_their_path():

@@ -1,6 +1,7 @@
 """Every importer names the weight that is wrong and says what was expected."""
 
 import re
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -11,12 +12,14 @@ import pytest
 from rnnscale.interop import (
     gru_cell_from_torch,
     gru_from_torch,
+    lrcssm_cell_from_farsang,
     lru_classifier_from_minimal,
     lru_from_minimal,
     lru_layers_from_minimal,
     lstm_from_torch,
     s5_classifier_from_lindermanlab,
     s5_from_lindermanlab,
+    unicornn_from_rusch,
 )
 
 
@@ -44,6 +47,17 @@ LRU = {
     **dict.fromkeys(("C_re", "C_im"), zeros(3, 4)),
     "D": zeros(3),
 }
+
+
+UNICORNN = {
+    "DIs.0.fc.weight": zeros(4, 3),
+    "DIs.0.fc.bias": zeros(4),
+    "RNNs.0.weight_hh": zeros(4),
+    "RNNs.0.c_": zeros(4),
+    "classifier.weight": zeros(2, 4),
+    "classifier.bias": zeros(2),
+}
+read_unicornn = partial(unicornn_from_rusch, dt=0.1, alpha=0.0)
 
 
 def dense(*shape: int) -> dict[str, np.ndarray]:
@@ -82,6 +96,12 @@ def without(tree: dict, name: str) -> dict:
         (lstm_from_torch, LSTM | {"bias_hh_l0": {"a": 1}}, "bias_hh_l0 must be an array"),
         (gru_from_torch, LSTM, r"GRU: weight_hh_l0 .* \(3\*units, units\); got \(20, 5\)"),
         (gru_cell_from_torch, LSTM, "there is no weight_hh, weight_ih"),
+        (read_unicornn, without(UNICORNN, "RNNs.0.c_"), "UnICORNN is .*there is no RNNs.0.c_"),
+        (read_unicornn, UNICORNN | {"RNNs.1.weight_hh": zeros(4)}, "there is no DIs.1.fc.weight"),
+        (read_unicornn, UNICORNN | {"embedding.weight": zeros(9, 3)}, "besides embedding.weight"),
+        (read_unicornn, UNICORNN | {"classifier.weight": zeros(2, 5)}, "units=4.*got"),
+        (partial(read_unicornn, dt=[0.1, 0.2]), UNICORNN, "dt must be one number .* 1 layers"),
+        (lrcssm_cell_from_farsang, {"weight_mu": zeros(4)}, "LRCU is .*there is no weight_sens"),
         (s5_from_lindermanlab, without(S5, "D"), "S5SSM is .*there is no D"),
         (s5_from_lindermanlab, S5 | {"C1": zeros(3, 4, 2)}, "there is no C2 and .* besides C"),
         (s5_from_lindermanlab, S5 | {"C": zeros(3, 5, 2)}, "C must have .*states=4; got"),
