@@ -1387,6 +1387,7 @@ MADE_BY_THE_LIBRARY = """
     Layout Specs OpArguments Operation RecurrentOp Planar ArraySpec ShardInfo StoredArray
     UnchangedFile Batches FinishedStep Clock TrainState LayerWithInputs Panel Report ExportedStep
     FrozenBatchNorm HalfGLU2 S5Options OscillatorState Certificate
+    TimeAxis
 """
 # Parts of implementations: their callers have checked what they are given.
 INNER = """

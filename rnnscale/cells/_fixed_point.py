@@ -15,7 +15,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rnnscale.cells._jacobian import Leaves
-from rnnscale.cells._linear import Line
+from rnnscale.cells._line import Line
+from rnnscale_kernels import vary_alike
 
 # Residuals of rounding, in units of the precision: of a few operations on a state.
 _ROUNDING = 4
@@ -44,12 +45,14 @@ class Solution(NamedTuple):
     """The states found, and how far they can be trusted.
 
     - `states`: the states after each step; of no meaning in rows that did not pass.
-    - `entering`: the state before the first step, "batch ...".
+    - `entering`, `last`: the states before the first step and after the last, "batch ...". Over
+        devices, the first is that of the device's own steps.
     - `residual`, `iterations`, `passed`: of each row.
     """
 
     states: Leaves
     entering: Leaves
+    last: Leaves
     residual: Float[Array, "batch"]
     iterations: Int[Array, "batch"]
     passed: Bool[Array, "batch"]
@@ -58,7 +61,8 @@ class Solution(NamedTuple):
 class _Iterate(NamedTuple):
     """The carry of the iteration. Errors are relative, and the largest of a row.
 
-    - `states`, `entering`: the iterate, and the state before its first step.
+    - `states`, `entering`, `last`: the iterate, the state before its first step, and the last one
+        of all devices.
     - `sizes`: the largest state of each leaf, "batch leaf".
     - `change`: the last correction on this device.
     - `correction`: the one before it, on all devices.
@@ -70,6 +74,7 @@ class _Iterate(NamedTuple):
 
     states: Leaves
     entering: Leaves
+    last: Leaves
     sizes: Float[Array, "batch leaf"]
     change: Float[Array, "batch"]
     correction: Float[Array, "batch"]
@@ -85,7 +90,6 @@ def solve(
     evaluate: Callable[[Leaves], tuple[Leaves, Any]],
     line: Line,
     guess: Leaves,
-    entering: Leaves,
     criterion: Criterion,
     active: Bool[Array, "batch"],
 ) -> Solution:
@@ -97,26 +101,27 @@ def solve(
         the linear recurrence.
     - `line`: how steps follow one another, and the scan that solves linear recurrences.
     - `guess`: the states to start from.
-    - `entering`: the state before the first step of all.
     - `criterion`: when to stop.
     - `active`: the rows to solve. The others keep the guess, and do not pass.
     """
-    improve = partial(_improve, evaluate, line, guess, criterion)
-    end = lax.while_loop(
-        lambda now: jnp.any(now.active), improve, _start(line, guess, entering, active)
-    )
-    return Solution(end.states, end.entering, end.residual, end.iterations, end.passed)
+    first = _start(line, guess, active)
+    improve = partial(_improve, evaluate, line, guess, first.entering, criterion)
+    end = lax.while_loop(lambda now: jnp.any(now.active), improve, first)
+    return Solution(end.states, end.entering, end.last, end.residual, end.iterations, end.passed)
 
 
-def _start(line: Line, guess: Leaves, entering: Leaves, active: Bool[Array, "batch"]) -> _Iterate:
-    infinite = jnp.full(active.shape, jnp.inf, guess[0].dtype)
-    none = jnp.zeros(active.shape, jnp.int32)
-    entering, sizes = line.share(guess, entering, _sizes(guess))
+def _start(line: Line, guess: Leaves, active: Bool[Array, "batch"]) -> _Iterate:
+    entering, last, sizes = line.share(guess, _sizes(guess))
+    # Measures are the same on all devices that hold a part of a row, states are not.
+    infinite = jnp.full_like(sizes[:, 0], jnp.inf)
+    none = jnp.zeros_like(infinite, jnp.int32)
+    active, *_ = vary_alike((active, infinite))
     return _Iterate(
         states=guess,
         entering=entering,
+        last=last,
         sizes=sizes,
-        change=infinite,
+        change=jnp.full_like(_sizes(guess)[:, 0], jnp.inf),
         correction=infinite,
         residual=infinite,
         nearest=infinite,
@@ -128,25 +133,29 @@ def _start(line: Line, guess: Leaves, entering: Leaves, active: Bool[Array, "bat
 
 
 def _improve(
-    evaluate: Callable, line: Line, guess: Leaves, criterion: Criterion, now: _Iterate
+    evaluate: Callable,
+    line: Line,
+    guess: Leaves,
+    first: Leaves,
+    criterion: Criterion,
+    now: _Iterate,
 ) -> _Iterate:
-    """Measures the iterate and corrects it."""
+    """Measures the iterate and corrects it. `first` is the guess of the state before its steps."""
     # 1. All steps from the iterate. What they miss it by is the residual.
     after, a = evaluate(line.previous(now.states, now.entering))
     missed = jax.tree.map(jnp.subtract, after, now.states)
     scales = _scales(now.states, now.sizes)
     measures = [_largest(missed, scales)[:, None], now.change[:, None], _sizes(now.states)]
     # 2. The correction solves a linear recurrence, from which what is not finite is left out. Over
-    #    devices, the measures of all of them come with it.
-    steps, entering, measures = line.scan(
-        _finite(a), _finite(missed), now.states, now.entering, jnp.concatenate(measures, axis=1)
+    #    devices, the states between them and the largest of their measures come with it.
+    step, shared = line.scan(
+        _finite(a), _finite(missed), now.states, jnp.concatenate(measures, axis=1)
     )
+    measures = shared.measures
     residual, correction, sizes = measures[:, 0], measures[:, 1], measures[:, 2:]
     # 3. States that are not finite come back to the guess, and are measured again.
-    states = [
-        jnp.where(jnp.isfinite(x + d), x + d, first)
-        for x, d, first in zip(now.states, steps, guess, strict=True)
-    ]
+    states = _finite_or(jax.tree.map(jnp.add, now.states, step), guess)
+    entering = _finite_or(shared.entering, first)
     change = _largest(jax.tree.map(jnp.subtract, states, now.states), scales)
     # 4. The residual of this iterate and the correction that led to it decide. A comparison with
     #    NaN is false, so that a row with NaN does not pass.
@@ -165,6 +174,7 @@ def _improve(
     new = _Iterate(
         states=_where(passes, now.states, states),
         entering=_where(passes, now.entering, entering),
+        last=shared.last,
         sizes=sizes,
         change=change,
         correction=correction,
@@ -212,6 +222,10 @@ def _largest(errors: Leaves, scales: Leaves) -> Float[Array, "batch"]:
         return jnp.max(relative, axis=tuple(range(1, x.ndim)))
 
     return jnp.max(jnp.stack(jax.tree.map(largest, errors, scales)), axis=0)
+
+
+def _finite_or(states: Leaves, others: Leaves) -> Leaves:
+    return [jnp.where(jnp.isfinite(x), x, y) for x, y in zip(states, others, strict=True)]
 
 
 def _finite(tree: Any) -> Any:

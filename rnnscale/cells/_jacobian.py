@@ -8,6 +8,7 @@ States are lists of arrays "batch time ...", the floating leaves of the state of
 of a recurrence are called its planes.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rnnscale.cells._base import Cell, JacobianKind, linear
+from rnnscale_kernels import BLOCK, MATRIX, SCAN, RecurrentOp, vary_alike
 
 # State variables of a unit, for which there is a scan of blocks.
 _MOST_PLANES = 4
@@ -37,6 +39,11 @@ class Jacobian(eqx.Module):
 
     units: int = eqx.field(static=True)
     independent: bool = eqx.field(static=True)
+
+    @property
+    @abstractmethod
+    def op(self) -> RecurrentOp:
+        """The linear recurrence."""
 
     @abstractmethod
     def evaluate(self, step: Step, weights: Any, before: Leaves) -> tuple[Leaves, Any]:
@@ -76,6 +83,10 @@ class Jacobian(eqx.Module):
 class Diagonal(Jacobian):
     """The derivatives of each number of the state by itself."""
 
+    @property
+    def op(self) -> RecurrentOp:
+        return SCAN
+
     def evaluate(self, step: Step, weights: Any, before: Leaves) -> tuple[Leaves, Any]:
         after, columns = self._columns(step, weights, before)
         return after, self.pack([column[i] for i, column in enumerate(columns)])
@@ -92,6 +103,10 @@ class Diagonal(Jacobian):
 
 class Block(Jacobian):
     """For each unit, the block between its own state variables."""
+
+    @property
+    def op(self) -> RecurrentOp:
+        return BLOCK
 
     def evaluate(self, step: Step, weights: Any, before: Leaves) -> tuple[Leaves, Any]:
         after, columns = self._columns(step, weights, before)
@@ -110,6 +125,10 @@ class Block(Jacobian):
 class Dense(Jacobian):
     """The full Jacobian."""
 
+    @property
+    def op(self) -> RecurrentOp:
+        return MATRIX
+
     def evaluate(self, step: Step, weights: Any, before: Leaves) -> tuple[Leaves, Any]:
         flat = _flat(before)
         size = flat.shape[-1]
@@ -118,8 +137,8 @@ class Dense(Jacobian):
         def column(direction: Float[Array, " size"]) -> Float[Array, "batch time size"]:
             return _flat(push(_unflat(jnp.broadcast_to(direction, flat.shape), before)))
 
-        columns = jax.vmap(column, out_axes=-1)(jnp.eye(size, dtype=flat.dtype))
-        return after, columns
+        directions, _ = vary_alike((jnp.eye(size, dtype=flat.dtype), flat))
+        return after, jax.vmap(column, out_axes=-1)(directions)
 
     def transpose(self, a: Any) -> Any:
         return jnp.swapaxes(a, -1, -2)
@@ -160,11 +179,13 @@ def jacobian_of(kind: JacobianKind, cell: Cell) -> tuple[Jacobian, bool]:
 
 
 def _flat(leaves: Leaves) -> Float[Array, "batch time size"]:
-    return jnp.concatenate([x.reshape(*x.shape[:2], -1) for x in leaves], axis=-1)
+    return jnp.concatenate(
+        [x.reshape(*x.shape[:2], math.prod(x.shape[2:])) for x in leaves], axis=-1
+    )
 
 
 def _unflat(flat: Array, like: Leaves) -> Leaves:
-    sizes = [x[0, 0].size if x.size else 0 for x in like]
+    sizes = [math.prod(x.shape[2:]) for x in like]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     parts = jnp.split(flat, ends, axis=-1)
     return [part.reshape(x.shape) for part, x in zip(parts, like, strict=True)]

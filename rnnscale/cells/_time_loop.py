@@ -164,7 +164,7 @@ def _step_by_step(
     reverse: bool,
     remat: bool,
 ) -> tuple[State, Array]:
-    _check_time_is_unsplit(f"{type(cell).__name__} takes its steps one after another")
+    _check_time_is_unsplit(cell)
     loop, primals = _steps(cell, xs, state, reset, lengths, reverse, remat)
     primals = primals[:-1]
     return sharding.differentiable_on_mesh(
@@ -182,11 +182,22 @@ def _by_newton(
     remat: bool,
     newton: Newton,
 ) -> tuple[State, Array, Certificate]:
+    time = xs.shape[-2]
+    axis = sharding.TimeAxis.of_mesh(reverse=reverse)
+    if missing := axis.missing_steps(time):
+        # Steps beyond the lengths of their rows change nothing.
+        lengths = jnp.full(xs.shape[:-2], time) if lengths is None else lengths
+        xs = jnp.pad(xs, [*[(0, 0)] * (xs.ndim - 2), (0, missing), (0, 0)])
+        if reset is not None:
+            reset = jnp.pad(reset, [*[(0, 0)] * (reset.ndim - 1), (0, missing)])
     steps, primals = _steps(cell, xs, state, reset, lengths, reverse, remat)
-    loop = ParallelLoop.of(newton, cell, steps, xs.dtype)
-    return sharding.differentiable_on_mesh(
+    loop = ParallelLoop.of(newton, cell, steps, axis, xs.dtype)
+    state, ys, outcome = sharding.differentiable_on_mesh(
         loop.forward, loop.transpose, primals, partial(loop.specs, primals), value=loop.value
     )
+    stepped = jnp.where(outcome.passed, 0, time if lengths is None else lengths)
+    certificate = Certificate(outcome.residual, outcome.iterations, stepped.astype(jnp.int32))
+    return state, ys[..., :time, :], certificate
 
 
 def _steps(
@@ -215,11 +226,16 @@ def _steps(
     return StepLoop(equations, time, len(batch_shape), reverse, remat), primals
 
 
-def _check_time_is_unsplit(reason: str) -> None:
+def _check_time_is_unsplit(cell: Cell) -> None:
     for axis in mesh_axes_of_time():
         size = jax.sharding.get_abstract_mesh().shape[axis]
+        if suitable(cell) is None:
+            advice = "pass a Newton as parallel, if its method converges for this cell"
+        else:
+            advice = 'pass parallel="auto", with which devices solve for all steps at once'
         raise ValueError(
-            f"the mesh splits time over {axis}={size}, but {reason}. Set {axis}=1 and put those "
-            "devices on data or fsdp, or use a layer that is linear in its state: S5, LRU, "
-            "LinearAttention, or RNNEncoder of MinGRUCell, MinLSTMCell or RGLRUCell"
+            f"the mesh splits time over {axis}={size}, but {type(cell).__name__} takes its steps "
+            f"one after another: {advice}; or set {axis}=1 and put those devices on data or fsdp, "
+            "or use a layer that is linear in its state: S5, LRU, LinearAttention, or RNNEncoder "
+            "of MinGRUCell, MinLSTMCell or RGLRUCell"
         )

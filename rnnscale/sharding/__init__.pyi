@@ -38,3 +38,4 @@ from ._time import (
     take_step as take_step,
     time_parts as time_parts,
 )
+from ._time_axis import TimeAxis as TimeAxis

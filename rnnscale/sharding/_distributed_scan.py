@@ -129,25 +129,56 @@ class ScanResiduals(NamedTuple):
         return cls(op, PartitionSpec(axis, *states), totals, totals)
 
 
+class DistributedScan(NamedTuple):
+    """What a device knows after a distributed scan.
+
+    - `ys`, `entering`: its own states, and its carry-in.
+    - `last`: the last state of all devices.
+    - `op_residuals`: the residuals of the op for its own steps.
+    - `decay`, `cut`, `also`: what was gathered, "*batch device state".
+    """
+
+    ys: Any
+    entering: State
+    last: State
+    op_residuals: Any
+    decay: State
+    cut: Any
+    also: State
+
+
+def distributed_scan(
+    op: DeviceOp, arguments: OpArguments, axis: str, also: State = None
+) -> DistributedScan:
+    """The forward pass on one device. Arrays `also` "*batch state" are gathered with the totals."""
+    # 1. Every device computes the total of its own steps.
+    own, stopped = _own_arguments(op, arguments, axis)
+    decay, end = op.totals(own)
+    end = _zero_rows(end, stopped)
+    cut = None
+    if own.reset is not None:
+        cut = jnp.any(own.reset, axis=-1, keepdims=True).astype(jnp.float32)
+    # 2. The totals of all devices are gathered: the only communication.
+    decay, end, cut, also = all_gather_rows(axis, (decay, end, cut, also))
+    cut = None if cut is None else cut > 0
+    # 3. A scan with one step per device gives the state that leaves each device. Every device
+    #    computes all of them, which is cheap: there are as few steps as devices.
+    decays, start = op.decays(own, decay), arguments.h0
+    leaving, last = op.chain(decays, end, start, cut, reverse=op.reverse)
+    # 4. Every device runs its steps from the state that left the device before it.
+    entering = carry_in(axis, leaving, start, reverse=op.reverse)
+    (ys, _), residuals = op.forward(own._replace(h0=entering))
+    return DistributedScan(ys, entering, last, residuals, decay, cut, also)
+
+
 def distributed_passes(op: DeviceOp, axis: str) -> tuple[Callable, Callable]:
     """The forward and backward pass for `differentiable_on_mesh`, with time split over `axis`."""
 
     def forward(arguments: OpArguments) -> tuple[tuple[Any, State], ScanResiduals]:
-        # 1. Every device computes the total of its own steps.
-        own, stopped = _own_arguments(op, arguments, axis)
-        decay, end = op.totals(own)
-        cut = None if own.reset is None else jnp.any(own.reset, axis=-1)
-        # 2. The totals of all devices are gathered: the only communication.
-        decay, end, cut = _all_gather_totals(axis, decay, _zero_rows(end, stopped), cut)
-        # 3. A scan with one step per device gives the state that leaves each device. Every device
-        #    computes all of them, which is cheap: there are as few steps as devices.
-        decays, start = op.decays(own, decay), arguments.h0
-        leaving, h_last = op.chain(decays, end, start, cut, reverse=op.reverse)
-        # 4. Every device runs its steps from the state that left the device before it.
-        entering = _carry_in(axis, leaving, start, reverse=op.reverse)
-        (ys, _), residuals = op.forward(own._replace(h0=entering))
-        entering = jax.tree.map(lambda x: x[None], entering)
-        return (ys, h_last), ScanResiduals(residuals, entering, decay, cut)
+        scan = distributed_scan(op, arguments, axis)
+        entering = jax.tree.map(lambda x: x[None], scan.entering)
+        residuals = ScanResiduals(scan.op_residuals, entering, scan.decay, scan.cut)
+        return (scan.ys, scan.last), residuals
 
     def transpose(arguments: OpArguments, outputs: tuple, cotangents: tuple) -> OpArguments:
         public, (residuals, entering, decay, cut) = outputs
@@ -158,14 +189,14 @@ def distributed_passes(op: DeviceOp, axis: str) -> tuple[Callable, Callable]:
         #    into that of its carry-in. The decay of this map is the adjoint one, and its end is
         #    the cotangent that comes from the device's own outputs. Only the ends are gathered:
         #    the decays and flags of all devices are residuals.
-        _, g_end, _ = _all_gather_totals(axis, None, op.transpose_totals(own, g_ys), None)
+        g_end = all_gather_rows(axis, op.transpose_totals(own, g_ys))
         # 3. The scan over devices runs in the opposite direction. It starts from the cotangent of
         #    the last state and ends with the cotangent of h0.
         decays = adjoint(op.decays(own, decay))
         g_entering, g_h0 = op.chain(decays, g_end, g_last, cut, reverse=not op.reverse)
         # 4. The state that leaves a device is the carry-in of the next one, so their cotangents are
         #    the same. From it every device runs the backward pass of its own steps.
-        g_leaving = _carry_in(axis, g_entering, g_last, reverse=not op.reverse)
+        g_leaving = carry_in(axis, g_entering, g_last, reverse=not op.reverse)
         g_own = (g_ys, _zero_rows(g_leaving, stopped))
         return op.transpose(own, (public, residuals), g_own)._replace(h0=g_h0)
 
@@ -200,24 +231,18 @@ def _zero_rows(state: State, rows: Bool[Array, "*batch"] | None) -> State:
     return jax.tree.map(lambda x: jnp.where(rows[..., None], 0, x), state)
 
 
-def _all_gather_totals(
-    axis: str, decay: State, end: State, cut: Bool[Array, "*batch"] | None
-) -> tuple[State, State, Bool[Array, "*batch device 1"] | None]:
-    """The totals and reset flags of all devices, by a single all-gather of one array."""
-    like, *_ = jax.tree.leaves(end)
-    *batch, _ = like.shape
-    decay = jax.tree.map(lambda x: jnp.broadcast_to(x, (*batch, x.shape[-1])), decay)
-    flags = None if cut is None else cut[..., None].astype(like.dtype)
-    parts, structure = jax.tree.flatten(vary_alike((decay, end, flags)))
+def all_gather_rows(axis: str, tree: State) -> State:
+    """The arrays "*#batch state" of all devices, "*batch device state", by one all-gather."""
+    leaves, structure = jax.tree.flatten(vary_alike(tree))
+    batch = jnp.broadcast_shapes(*(x.shape[:-1] for x in leaves))
+    parts = [jnp.broadcast_to(x, (*batch, x.shape[-1])) for x in leaves]
     borders = itertools.accumulate(x.shape[-1] for x in parts[:-1])
     together = jnp.concatenate(parts, axis=-1)
     together = lax.all_gather(together, axis, axis=together.ndim - 1, to="invarying")
-    parts = jnp.split(together, list(borders), axis=-1)
-    decay, end, flags = jax.tree.unflatten(structure, parts)
-    return decay, end, None if flags is None else flags > 0
+    return jax.tree.unflatten(structure, jnp.split(together, list(borders), axis=-1))
 
 
-def _carry_in(axis: str, leaving: State, start: State, *, reverse: bool) -> State:
+def carry_in(axis: str, leaving: State, start: State, *, reverse: bool) -> State:
     """The state that enters this device: the one that left the device before it, or `start`."""
     entering = previous(leaving, start, None, reverse=reverse)
     device = lax.axis_index(axis)

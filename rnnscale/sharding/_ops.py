@@ -66,7 +66,7 @@ def diagonal_ssm(
         reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
     )  # fmt: skip
     *batch, time, _ = u.shape
-    if missing := _missing_steps(time, mesh):
+    if missing := missing_steps(time, mesh):
         u, reset = _pad(u, missing, axis=-2), _pad(reset, missing, axis=-1)
         lengths = jnp.full(batch, time, jnp.int32) if lengths is None else lengths
     row, seq, state = _axes(u.shape, "state", decay.shape, mesh)
@@ -203,7 +203,7 @@ def _scan(
     if not automatic_axes(mesh):
         (h, h_last), _ = device_op.forward(OpArguments((a, b), h0, reset, None))
     else:
-        if missing := _missing_steps(time, mesh):
+        if missing := missing_steps(time, mesh):
             a = jax.tree.map(lambda x: jnp.broadcast_to(x, (*x.shape[:-2], time, x.shape[-1])), a)
             a, b = jax.tree.map(lambda x: _pad(x, missing, axis=-2), (a, b))
             a, b = _held(a, b, jnp.arange(time + missing) < time)
@@ -249,7 +249,7 @@ def _axes(
     return row_spec(shape[:-2], mesh), seq, state
 
 
-def _missing_steps(time: int, mesh: AbstractMesh) -> int:
+def missing_steps(time: int, mesh: AbstractMesh) -> int:
     """The number of steps to append so that `seq` divides the length."""
     if "seq" not in automatic_axes(mesh):
         return 0

@@ -1,0 +1,96 @@
+"""`Line`: how the steps of a sequence follow one another, and what devices tell one another."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from rnnscale.cells._jacobian import Jacobian, Leaves
+from rnnscale.sharding import TimeAxis
+
+
+class Shared(NamedTuple):
+    """What a device learns from the others.
+
+    - `entering`: the state before its first step, "batch ...".
+    - `last`: the state after the last step of all.
+    - `measures`: the largest ones of all devices.
+    """
+
+    entering: Leaves
+    last: Leaves
+    measures: Float[Array, "batch measure"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """The steps of a sequence, which devices may hold in parts.
+
+    - `time`: the order of steps and devices.
+    - `jacobian`: the kind of the linear recurrence along the steps.
+    - `start`: the state before the first step of all, "batch ...".
+    - `reset`: true where a step is the first of a segment in time order, "batch time", or `None`.
+    - `stopped`: the rows whose state does not leave this device, or `None`.
+    """
+
+    time: TimeAxis
+    jacobian: Jacobian
+    start: Leaves
+    reset: Bool[Array, "batch time"] | None
+    stopped: Bool[Array, "batch"] | None
+
+    def previous(self, states: Leaves, entering: Leaves) -> Leaves:
+        """The states before the steps, from those after them. It knows no resets."""
+
+        def shift(x: Array, first: Array) -> Array:
+            first = first[:, None]
+            parts = [x[:, 1:], first] if self.time.reverse else [first, x[:, :-1]]
+            return jnp.concatenate(parts, axis=1)
+
+        return [shift(x, first) for x, first in zip(states, entering, strict=True)]
+
+    def share(self, states: Leaves, measures: Array) -> Shared:
+        """Tells the other devices the last of these states and the measures."""
+        return self._shared(self.time.gather(self._told(states, measures)))
+
+    def scan(
+        self, a: Any, inputs: Leaves, states: Leaves, measures: Array
+    ) -> tuple[Leaves, Shared]:
+        """The linear recurrence with these coefficients and inputs, from zero; and what `share`
+        returns, where the state before the first step is the one after the correction.
+
+        Over devices, there is one all-gather for all of this.
+        """
+        b = self.jacobian.pack(inputs)
+        told = self._told(states, measures)
+        h, entering, gathered = self.time.scan(self.jacobian.op, a, b, self.reset, told)
+        shared = self._shared(gathered)
+        one_step = jax.tree.map(lambda x: x[:, None], entering)
+        like = [x[:, None] for x in self.start]
+        added = [x[:, 0] for x in self.jacobian.unpack(one_step, like)]
+        entering = jax.tree.map(jnp.add, shared.entering, added)
+        return self.jacobian.unpack(h, inputs), shared._replace(entering=entering)
+
+    def _told(self, states: Leaves, measures: Array) -> tuple[Leaves, Array]:
+        last = [x[:, 0 if self.time.reverse else -1] for x in states]
+        if self.stopped is not None:
+            last = [jnp.where(self.stopped[:, None], 0, _rows(x)) for x in last]
+        return [_rows(x) for x in last], measures
+
+    def _shared(self, gathered: tuple[Leaves, Array]) -> Shared:
+        last, measures = gathered
+        like = self.start
+        entering = self.time.before(last, [_rows(x) for x in like])
+        return Shared(
+            _like(entering, like), _like(self.time.end(last), like), jnp.max(measures, axis=-2)
+        )
+
+
+def _rows(x: Array) -> Float[Array, "batch state"]:
+    return x.reshape(x.shape[0], -1)
+
+
+def _like(rows: Leaves, like: Leaves) -> Leaves:
+    return [x.reshape(y.shape) for x, y in zip(rows, like, strict=True)]
