@@ -1200,6 +1200,8 @@ _ANALYSIS: dict[str, Kind] = {
     "cell": module,
     "key": lambda valid: [odd for odd in init_key(valid) if odd.outcome == "refused"],
     "axes": _untried,
+    "newton": lambda _: refused("dense", 3, True, object()),
+    "device": lambda _: refused("h10", 3, None, object()),
     **{name: mapping for name in ("values", "norms", "exponents", "steps")},
 }
 _STEP = {"x": arrays(3)}
@@ -1227,6 +1229,15 @@ ANALYSIS_CASES = [
         state=arrays(ROWS, 4),
         count=2,
         more={"count": refused(5), "burn_in": refused(TIME)},
+    ),
+    host_case(
+        analysis.parallelisable,
+        _ANALYSIS,
+        cell=cell,
+        **_CALL,
+        state=arrays(ROWS, 4),
+        newton=cells.Newton(),
+        device="h100",
     ),
     host_case(analysis.recurrent_matrix, _ANALYSIS, cell=cell),
     host_case(analysis.plot_eigenvalues, _ANALYSIS, axes=None, values={}),
@@ -1283,6 +1294,7 @@ _OTHER: dict[str, Kind] = {
 }
 OTHER_CASES = [
     host_case(cells.time_loop, _OTHER, cell=cell, xs=arrays(ROWS, TIME, 3)),
+    host_case(cells.over_seq, _OTHER, cell=cell),
     host_case(cells.certified_time_loop, _OTHER, cell=cell, xs=arrays(ROWS, TIME, 3)),
     host_case(cells.Newton),
     host_case(layers.as_reservoir, _OTHER, cell=cell, spectral_radius=0.9, key=KEY),
@@ -1386,8 +1398,8 @@ ABSTRACT = """
 MADE_BY_THE_LIBRARY = """
     Layout Specs OpArguments Operation RecurrentOp Planar ArraySpec ShardInfo StoredArray
     UnchangedFile Batches FinishedStep Clock TrainState LayerWithInputs Panel Report ExportedStep
-    FrozenBatchNorm HalfGLU2 S5Options OscillatorState Certificate
-    TimeAxis
+    FrozenBatchNorm HalfGLU2 S5Options OscillatorState Certificate Table Parallelisable
+    ParallelMethod TimeAxis
 """
 # Parts of implementations: their callers have checked what they are given.
 INNER = """
@@ -1401,7 +1413,7 @@ INNER = """
 ELSEWHERE = """
     ArrayFiles ArraySource Identity ProgressBar TensorBoard TextSample WandB
     certificates cross_entropy dynamics_panels evaluate figure_class fit has_step parameter
-    recurrent_layers restore_part ridge_sums squared_error trainable
+    parallel_tables recurrent_layers restore_part ridge_sums squared_error trainable
 """
 
 

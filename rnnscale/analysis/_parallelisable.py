@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from rnnscale._base import State
 from rnnscale._checks import check_arguments
-from rnnscale._errors import UserError, check_name
+from rnnscale._errors import UserError
 from rnnscale.analysis._lyapunov import lyapunov_spectrum
 from rnnscale.analysis._report import in_columns
 from rnnscale.analysis._step import as_vector, check_recurrent
@@ -182,7 +182,9 @@ def parallelisable(
     is linear in its state, or if there is no such device.
     """
     xs, state = check_recurrent(cell, xs, state, rank=2)
-    check_name(device, HARDWARE, "device")
+    if device not in HARDWARE:
+        known = ", ".join(HARDWARE)
+        raise UserError(f"parallelisable: device must be one of {known}; got {device!r}")
     if isinstance(cell, LinearCell):
         raise UserError(
             f"parallelisable: {type(cell).__name__} is linear in its state, so its steps run in "
