@@ -115,7 +115,9 @@ def over_equal_pieces(
 
     def split(x: Array) -> Array:
         """From "*batch time ..." to "piece *batch step ..."."""
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, steps, *x.shape[axis + 1 :]), axis, 0)
+        *batch_shape, time = x.shape[: axis + 1]
+        pieces = x.reshape(*batch_shape, time // steps, steps, *x.shape[axis + 1 :])
+        return jnp.moveaxis(pieces, axis, 0)
 
     carry, pieces = vary_alike((carry, jax.tree.map(split, xs)))
     # `jax.checkpoint` hashes its function, which a bound method of a module with tracers cannot.

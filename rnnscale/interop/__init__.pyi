@@ -9,6 +9,10 @@ from ._lindermanlab import (
     s5_from_lindermanlab as s5_from_lindermanlab,
     s5_layers_from_lindermanlab as s5_layers_from_lindermanlab,
 )
+from ._linoss import (
+    damped_linoss_from_boyer as damped_linoss_from_boyer,
+    linoss_from_rusch as linoss_from_rusch,
+)
 from ._minimal_lru import (
     lru_classifier_from_minimal as lru_classifier_from_minimal,
     lru_from_minimal as lru_from_minimal,

@@ -10,7 +10,7 @@ import pytest
 
 import rnnscale
 from rnnscale.analysis import continuous_eigenvalues, eigenvalues, recurrent_matrix, timescales
-from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5
+from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5, DampedLinOSS, LinOSS
 from rnnscale.verify import CELLS
 from rnnscale.verify._double import to_double
 
@@ -29,6 +29,22 @@ def test_lru_has_the_eigenvalues_of_the_paper(key):
     expected = np.exp(-np.exp(nu) + 1j * np.exp(theta))
     np.testing.assert_allclose(eigenvalues(layer), expected, atol=1e-6)
     np.testing.assert_allclose(timescales(layer), np.exp(-nu), rtol=1e-4)
+
+
+def test_oscillators_have_the_eigenvalues_of_the_papers(key):
+    layer = DampedLinOSS(3, 20, r_min=0.5, key=key)
+    g, step = np.float64(layer.g), 1 / (1 + np.exp(-np.float64(layer.step_logit)))
+    got = eigenvalues(layer)
+    np.testing.assert_allclose(np.abs(got), (1 + step * g) ** -0.5, rtol=1e-6)
+    # Twice the real part is the trace of the matrix.
+    trace = 1 + (1 - step**2 * np.float64(layer.a)) / (1 + step * g)
+    np.testing.assert_allclose(2 * np.real(got), trace, atol=1e-6)
+    linoss = LinOSS(3, 20, key=key)
+    step = 1 / (1 + np.exp(-np.float64(linoss.step_logit)))
+    square = step**2 * np.float64(linoss.a)
+    np.testing.assert_allclose(
+        eigenvalues(linoss), (1 + 1j * square**0.5) / (1 + square), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("make", [S5, BidirectionalS5])

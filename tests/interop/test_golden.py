@@ -11,6 +11,10 @@ sizes with float32 parameters, all of them shifted by random numbers so that non
     the same versions.
 - `lrcssm.npz`: the cell of MoniFarsang/LrcSSM at 5581972e453467d0878df7ee9e7652295a1be12a, under
     jax 0.11.2 and equinox 0.13.8.
+- `linoss.npz`: tk-rusch/linoss at 83e6318469cf9e5f78290ed5f5fe8db7cfb6e667, and the projection, the
+    recurrence and the call of `DampedIMEX1Layer` of jaredbmit/damped-linoss at
+    450b546f693918fe7cfe44082e88538fb29fbd64, under jax 0.11.2 with `jax_enable_x64`. Some of their
+    `A_diag` and `G_diag` are where these are projected.
 
 Each holds arrays by the path `case/params/...`; the statistics of batch norms are those after
 twenty batches, and the outputs of models are those in inference.
@@ -28,10 +32,12 @@ import pytest
 from rnnscale import BidirectionalRNNEncoder, DeepRNNEncoder, RNNEncoder, trainable
 from rnnscale.interop import (
     FrozenBatchNorm,
+    damped_linoss_from_boyer,
     elman_cell_from_torch,
     elman_from_torch,
     gru_cell_from_torch,
     gru_from_torch,
+    linoss_from_rusch,
     lrcssm_cell_from_farsang,
     lru_classifier_from_minimal,
     lru_from_minimal,
@@ -179,6 +185,18 @@ def test_lrcssm_cells(case, options):
     data = golden("lrcssm.npz", case)
     cell = lrcssm_cell_from_farsang(data["params"], **options)
     close(run(RNNEncoder(cell), data["xs"])[1], data["ys"])
+
+
+@pytest.mark.parametrize("discretisation", ["im", "imex"])
+def test_linoss_layers(discretisation):
+    data = golden("linoss.npz", discretisation)
+    layer = linoss_from_rusch(data["params"], discretisation=discretisation)
+    close(run(layer, data["xs"])[1], data["ys"])
+
+
+def test_damped_linoss_layer():
+    data = golden("linoss.npz", "damped")
+    close(run(damped_linoss_from_boyer(data["params"]), data["xs"])[1], data["ys"])
 
 
 def test_layers_are_found_by_their_path():

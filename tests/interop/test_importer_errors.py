@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from rnnscale.interop import (
+    damped_linoss_from_boyer,
     gru_cell_from_torch,
     gru_from_torch,
+    linoss_from_rusch,
     lrcssm_cell_from_farsang,
     lru_classifier_from_minimal,
     lru_from_minimal,
@@ -45,6 +47,12 @@ LRU = {
     **dict.fromkeys(("nu_log", "theta_log", "gamma_log"), zeros(4)),
     **dict.fromkeys(("B_re", "B_im"), zeros(4, 3)),
     **dict.fromkeys(("C_re", "C_im"), zeros(3, 4)),
+    "D": zeros(3),
+}
+LINOSS = {
+    **dict.fromkeys(("A_diag", "steps"), zeros(4)),
+    "B": zeros(4, 3, 2),
+    "C": zeros(3, 4, 2),
     "D": zeros(3),
 }
 
@@ -112,6 +120,9 @@ def without(tree: dict, name: str) -> dict:
             LRU | {"C_im": zeros(3, 5)},
             r"C_im .*states=4, features=3; got \(3, 5\)",
         ),
+        (linoss_from_rusch, LINOSS | {"dt": zeros(4)}, "there is besides dt"),
+        (linoss_from_rusch, LINOSS | {"B": zeros(4, 3)}, r"B must have .*features, 2\)"),
+        (damped_linoss_from_boyer, LINOSS, "there is no G_diag, dt and there is besides steps"),
         (lru_layers_from_minimal, {"encoder": {"seq": S5}}, "no layer with nu_log.*encoder"),
         (lru_classifier_from_minimal, model(out2=None), "layers_0 must hold .*out2"),
         (lru_classifier_from_minimal, model(seq=S5), "layers_0.seq .*there is no nu_log"),
@@ -134,6 +145,8 @@ def test_the_wrong_weight_is_named(read, weights, message):
 def test_options_are_checked():
     with pytest.raises(ValueError, match="discretisation must be one of zoh, bilinear"):
         s5_from_lindermanlab(S5, discretisation="euler")  # pyright: ignore
+    with pytest.raises(ValueError, match="discretisation must be one of im, imex; got 'ex'"):
+        linoss_from_rusch(LINOSS, discretisation="ex")  # pyright: ignore
     with pytest.raises(
         ValueError, match=re.escape("activation must be one of full_glu, half_glu1")
     ):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnnscale import LRU, S4D, S5, BidirectionalS5, RNNEncoder, trainable
+from rnnscale import LRU, S4D, S5, BidirectionalS5, DampedLinOSS, RNNEncoder, trainable
 from rnnscale.cells import MinGRUCell
 from rnnscale.models import FFN, LanguageModel, SequenceClassifier
 from rnnscale.sharding import batch_sharding, make_mesh, shardings
@@ -39,6 +39,7 @@ MESHES = {
 LAYERS = {
     "S5": (lambda key: S5(DIM, 32, key=key), "mean"),
     "BidirectionalS5": (lambda key: BidirectionalS5(DIM, 32, key=key), "last"),
+    "DampedLinOSS": (lambda key: DampedLinOSS(DIM, 16, key=key), "last"),
     "MinGRU": (lambda key: RNNEncoder(MinGRUCell(DIM, DIM, key=key)), "none"),
     "LRU": (lambda key: LRU(DIM, 16, key=key), "tokens"),
     "S4D": (lambda key: S4D(DIM, 4, key=key), "mean"),
@@ -116,3 +117,14 @@ def test_other_layers_on_meshes_with_time(layer, mesh_name):
 def test_s4d_on_a_mesh_with_several_chunks_on_a_device(monkeypatch):
     monkeypatch.setattr(_siso, "_CHUNK", 4)
     check("S4D", "fsdp=2,tensor=2,seq=2")
+
+
+@pytest.mark.parametrize(
+    "mesh_name",
+    [
+        "fsdp=2,tensor=2,seq=2",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("seq=8", "data=8")),
+    ],
+)
+def test_oscillators_on_meshes(mesh_name):
+    check("DampedLinOSS", mesh_name)

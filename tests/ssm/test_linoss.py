@@ -45,7 +45,7 @@ any_parameters = hnp.arrays(
 
 @over_layers
 @given(values=any_parameters)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=170, deadline=None)
 def test_stable_for_any_parameters(name, values):
     """Eigenvalues stay in the unit disc, and states stay bounded for a long time: an oscillator
     that integrates twice grows with the time, and nothing grows faster."""
@@ -58,9 +58,9 @@ def test_stable_for_any_parameters(name, values):
 
 
 @over_layers
-@pytest.mark.parametrize("value", [-200.0, -15.3, 0.0, 50.0, 3e38])
-def test_gradient_is_finite_for_any_parameters(name, value):
-    layer = wild(name, np.full((3, UNITS), value))
+def test_gradient_is_finite_for_any_parameters(name):
+    values = np.array([-3e38, -200.0, -15.3, -1e-30, 0.0, 1e-30, 0.5, 4.0, 50.0, 1e5, 1e30, 3e38])
+    layer = wild(name, np.random.default_rng(0).permuted(np.tile(values, (3, 100)), axis=1))
     moving, fixed = eqx.partition(layer, eqx.is_inexact_array)
 
     @jax.jit
@@ -83,12 +83,12 @@ def test_parameters_outside_of_the_interval_match_the_oracle(name, key):
         assert relative_error(got, oracle(layer, xs)) < 1e-10
 
 
-@pytest.mark.parametrize("time", [600, 601])
-def test_long_sequences_in_pieces(time, key, monkeypatch):
+def test_long_sequences_in_pieces(key, monkeypatch):
     """Rows that end at the ends of pieces and beside them, with resets, from a state: values are
     those of the oracle, and gradients those of a sequence in one piece."""
+    time = 601  # in three pieces of 201 steps, the last of which has two steps too many
     layer = build(lambda key: MAKE["damped"](key=key), key)
-    lengths = np.array([time, 0, 1, 199, 200, 201, 402, time - 1])
+    lengths = np.array([time, 0, 1, 200, 201, 202, 402, time - 1])
     xs, z, y = draw(key, (8, time, 3), (2, 8, UNITS), (2, 8, UNITS))
     xs[np.arange(time) >= lengths[:, None]] = np.nan
     reset = np.random.default_rng(0).random((8, time)) < 0.01
@@ -105,7 +105,7 @@ def test_long_sequences_in_pieces(time, key, monkeypatch):
             return jax.device_get(gradient(*to_double((layer, xs, start))))
 
     (_, (state, ys)), gradient = run()
-    for row in (3, 5, 7):
+    for row in (3, 4, 5, 7):
         end = lengths[row]
         since = np.flatnonzero(reset[row, :end])[-1]
         (z, y), expected = oracle(*to_double((layer, xs[row, since:end])))
