@@ -13,6 +13,7 @@ from rnnscale._base import state_dtype
 from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Cell, Units
+from rnnscale.cells._gates import block_products
 from rnnscale.cells._init import normal, uniform
 
 type GateDrives = tuple[Units, Units, Units]
@@ -224,16 +225,9 @@ def _gate_drives(
     gates, units, features = weights.input.shape
     heads = cell.idim // features
     here = _heads_here(units, cell.hdim // heads)
-    x = x.reshape(*x.shape[:-1], heads, features)
     if here < heads:
-        x = lax.dynamic_slice_in_dim(x, weights.head[0], here, axis=-2)
-    products = jnp.einsum(
-        "...hi,ghui->g...hu",
-        x,
-        weights.input.reshape(gates, here, units // here, features).astype(x.dtype),
-        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-    )
-    products = products.reshape(gates, *x.shape[:-2], units)
+        x = lax.dynamic_slice_in_dim(x, weights.head[0] * features, here * features, axis=-1)
+    products = block_products(weights.input.reshape(gates, here, units // here, features), x)
     z, r, c = (product + bias for product, bias in zip(products, weights.bias, strict=True))
     return z, r, c
 

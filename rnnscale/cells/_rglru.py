@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Coefficients, LinearCell
+from rnnscale.cells._gates import block_products
 from rnnscale.cells._init import normal
 
 _SHARPNESS = 8.0  # The paper's c.
@@ -76,16 +77,9 @@ class RGLRUCell(LinearCell):
 
     def drive(self, weights: "RGLRUCell", x: Float[Array, "*axes idim"]) -> Coefficients:
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        blocks, width = weights.gates.shape[1:3]
-        r, i = jnp.einsum(
-            "...bi,gboi->g...bo",
-            x.reshape(*x.shape[:-1], blocks, width),
-            weights.gates.astype(x.dtype),
-            preferred_element_type=wide,
-        )
+        r, i = block_products(weights.gates, x)
         r_bias, i_bias = weights.bias
-        r = jax.nn.sigmoid(r.reshape(x.shape) + r_bias)
-        i = jax.nn.sigmoid(i.reshape(x.shape) + i_bias)
+        r, i = jax.nn.sigmoid(r + r_bias), jax.nn.sigmoid(i + i_bias)
         log_a = jnp.minimum(-_SHARPNESS * jax.nn.softplus(weights.decay) * r, _SLOWEST)
         # 1 - a² without the cancellation near a = 1.
         power = -jnp.expm1(2 * log_a)
