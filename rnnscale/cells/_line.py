@@ -1,5 +1,6 @@
 """`Line`: how the steps of a sequence follow one another, and what devices tell one another."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ class Line:
 
 
 def _rows(x: Array) -> Float[Array, "batch state"]:
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def _like(rows: Leaves, like: Leaves) -> Leaves:

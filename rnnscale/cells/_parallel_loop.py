@@ -161,8 +161,10 @@ class ParallelLoop:
 
             def run(state: State) -> tuple[State, tuple[Array, State]]:
                 state = unflatten_batch(state, batch_shape)
-                (state, ys), before = self.steps.states((weights, xs, state, *rest))
-                return flatten_batch((state, (ys, before)), self.steps.batch_rank)
+                # The states before the steps have one batch axis already.
+                last, before = self.steps.states((weights, xs, state, *rest))
+                state, ys = flatten_batch(last, self.steps.batch_rank)
+                return state, (ys, before)
 
             state_by_steps, rest_by_steps = self.time.in_turn(run, state)
             return (

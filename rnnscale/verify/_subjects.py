@@ -174,6 +174,10 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
         "RNNEncoder remat",
         lambda key: RNNEncoder(GatedRecurrentUnitCell(3, _DIM, key=key), remat=True),
     ),
+    (
+        "RNNEncoder parallel",
+        lambda key: RNNEncoder(GatedRecurrentUnitCell(3, _DIM, key=key), parallel="auto"),
+    ),
     ("DeepRNNEncoder", _mixed),
     ("ModularRNN", _modular),
     (
