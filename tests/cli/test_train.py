@@ -185,6 +185,31 @@ def test_cells_train_the_same_on_any_mesh(arguments: str):
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
+def test_a_run_in_parallel_logs_certificates_and_can_go_on_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    """Evaluated or resumed step by step, it is the same model and the same run."""
+    out = tmp_path / "run"
+    arguments = [*TINY, *"--model gru --seq-len 12 --evaluate-every 2 --steps 4".split()]
+    assert train("adding", *arguments, "--parallel", "auto", "--out", str(out)) == 0
+    names = [f"parallel_{each}/layer_0" for each in ("iterations", "residual", "stepped")]
+    rows: dict[int, Any] = {
+        row["step"]: [row.get(name) for name in names] for row in RunFolder(out).rows()
+    }
+    assert rows[3] == [None] * 3
+    for step in (1, 2, 4):
+        iterations, residual, stepped = map(float, rows[step])
+        assert iterations >= 1 and residual < 1e-4 and stepped == 0
+    summary, stored = RunFolder(out).summary(), RunFolder(out).config()
+    assert summary is not None and stored["parallel"] == "auto"
+    capsys.readouterr()
+    assert main(["eval", str(out), "--parallel", "none", "--json", "-"]) == 0
+    (figures,) = json.loads(capsys.readouterr().out)["figures"]
+    assert figures["loss"] == pytest.approx(summary["test_loss"], rel=1e-4)
+    caplog.clear()
+    assert TrainConfig.resumed(stored, parallel="none").parallel == "none" and not caplog.records
+
+
 def test_a_run_that_is_done_is_resumed_to_nothing(copy: Path):
     before = losses(copy)
     assert train("--resume", "--out", str(copy)) == 0

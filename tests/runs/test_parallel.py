@@ -39,6 +39,14 @@ def test_the_same_losses_as_step_by_step(model: str, jacobian: str, quick_compil
     assert len(set(steps)) == STEPS
 
 
+def test_the_same_losses_with_time_split_over_devices(quick_compilation):
+    """Two devices share the rows, and four the steps of each."""
+    mesh = make_mesh(data=2, seq=4)
+    np.testing.assert_allclose(
+        losses(mesh, model="gru", parallel="auto"), losses(model="gru"), rtol=1e-3
+    )
+
+
 def test_cells_in_blocks(quick_compilation):
     """A language model: a norm, a cell and a mixer in each block, which are recomputed."""
     given = {"task": "bytes", "model": "gru", "depth": 2, "remat": True}
