@@ -8,11 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
+from rnnscale.cells import Newton
 from rnnscale.plan._device_cost import DeviceCost
 from rnnscale.plan._hardware import Hardware
 from rnnscale.plan._memory import gathered_bytes, gradient_bytes
 from rnnscale.runs import Setup
 from rnnscale_kernels.testing import Collective
+
+# Where a program runs steps one after another because Newton's method did not solve for them: the
+# first branch of a conditional.
+_BY_STEPS = f"{Newton.scope}/cond/branch_0_fun"
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,15 @@ class CollectiveCost:
 
 
 def compiled_collectives(collectives: Iterable[Collective]) -> list[CollectiveCost]:
-    """The collectives of a compiled program; those of equal kind, axes and size are merged.
+    """The collectives of a compiled program; those of equal kind, axes and size are merged. Those
+    of steps that Newton's method leaves to the loop by steps are left out.
 
     **Raises:** `ValueError` if the program does not say how often one of them runs.
     """
     counts = defaultdict[tuple, float](float)
     for each in collectives:
+        if _BY_STEPS in each.source:
+            continue
         counts[each.kind, each.axes, each.devices, each.bytes, bool(each.loops)] += each.turns
     if any(map(math.isnan, counts.values())):
         raise ValueError("the program does not say how often its collectives run: give iterations")

@@ -31,6 +31,7 @@ class KernelCall:
     - `idim`, `odim`: the numbers of input and output features of `diagonal_ssm`; else of states.
     - `states`: the number of states of a row.
     - `planes`: the planes of a state: 2 if it is complex, and the rows of a block of `block_scan`.
+    - `iterated`: whether it is an iteration of Newton's method.
     """
 
     operation: str
@@ -42,6 +43,7 @@ class KernelCall:
     odim: int
     states: int
     planes: int
+    iterated: bool
 
     @property
     def flops(self) -> int:
@@ -61,16 +63,16 @@ class KernelCall:
     @property
     def total(self) -> int:
         """The numbers by which a device describes what its steps do to one row: the state that
-        leaves it, and the product of all decays or matrices if they vary in time."""
+        leaves it, and the product of all decays or matrices if they vary in time. An iteration of
+        Newton's method adds the last state and three measures of its errors."""
         state = self.planes * self.states
-        match self.operation:
-            case "diagonal_ssm":
-                return state
-            case "block_scan":
-                return state + self.planes**2 * self.states
-            case "matrix_scan":
-                return state + self.states**2
-        return 2 * state
+        decays = {
+            "diagonal_ssm": 0,
+            "linear_scan": state,
+            "block_scan": self.planes**2 * self.states,
+            "matrix_scan": self.states**2,
+        }
+        return state + decays[self.operation] + (state + 3 if self.iterated else 0)
 
 
 def flops(jaxpr: Jaxpr, iterations: int | None = None) -> int:
@@ -85,15 +87,15 @@ def flops(jaxpr: Jaxpr, iterations: int | None = None) -> int:
 
     **Raises:** `UserError` if there is such a loop and `iterations` is `None`.
     """
-    products = sum(turns * _product_flops(eqn) for eqn, turns in _equations(jaxpr, iterations))
+    products = sum(turns * _product_flops(eqn) for eqn, turns, _ in _equations(jaxpr, iterations))
     return products + sum(each.turns * each.flops for each in kernel_calls(jaxpr, iterations))
 
 
 def kernel_calls(jaxpr: Jaxpr, iterations: int | None = None) -> list[KernelCall]:
     """The calls of the recurrences, backward passes included; see `flops` for `iterations`."""
     return [
-        _kernel_call(eqn, turns)
-        for eqn, turns in _equations(jaxpr, iterations)
+        _kernel_call(eqn, turns, iterated)
+        for eqn, turns, iterated in _equations(jaxpr, iterations)
         if eqn.primitive.name in RECURRENCES
     ]
 
@@ -200,19 +202,21 @@ def is_elementwise(eqn: JaxprEqn | None) -> bool:
 
 
 def _equations(
-    jaxpr: Jaxpr, iterations: int | None, turns: int = 1
-) -> Iterator[tuple[JaxprEqn, int]]:
-    """Every equation without an inner jaxpr, and the number of times that it runs."""
+    jaxpr: Jaxpr, iterations: int | None, turns: int = 1, iterated: bool = False
+) -> Iterator[tuple[JaxprEqn, int, bool]]:
+    """Every equation without an inner jaxpr, the number of times that it runs, and whether that
+    depends on the data."""
     for eqn in jaxpr.eqns:
         inner = list(inner_jaxprs(eqn))
         if not inner:
-            yield eqn, turns
+            yield eqn, turns, iterated
         elif eqn.primitive.name == "cond":
-            yield from _equations(branch_of(eqn, iterations), iterations, turns)
+            yield from _equations(branch_of(eqn, iterations), iterations, turns, iterated)
         else:
             times = turns_of(eqn, iterations) if eqn.primitive.name in LOOPS else 1
+            unknown = iterated or eqn.primitive.name == "while"
             for each in inner:
-                yield from _equations(each, iterations, turns * times)
+                yield from _equations(each, iterations, turns * times, unknown)
 
 
 def branch_of(conditional: JaxprEqn, iterations: int | None) -> Jaxpr:
@@ -246,7 +250,7 @@ def _product_flops(eqn: JaxprEqn) -> int:
     return 2 * math.prod(result.shape) * math.prod(argument.shape[axis] for axis in contracted)
 
 
-def _kernel_call(eqn: JaxprEqn, turns: int) -> KernelCall:
+def _kernel_call(eqn: JaxprEqn, turns: int, iterated: bool) -> KernelCall:
     operation = eqn.primitive.name.removesuffix(_BACKWARD)
     primals, *_ = jax.tree.unflatten(eqn.params["tree"], [each.aval for each in eqn.invars])
     if operation != "diagonal_ssm":
@@ -269,6 +273,7 @@ def _kernel_call(eqn: JaxprEqn, turns: int) -> KernelCall:
         odim=odim,
         states=states,
         planes=len(planes),
+        iterated=iterated,
     )
 
 

@@ -111,6 +111,36 @@ def test_a_cell_waits_for_its_launches():
     assert on_tpu is not None and on_tpu.launch == 0
 
 
+@pytest.fixture(scope="module")
+def solved_by_newton():
+    """The compiled and the estimated plan of a cell that is solved by Newton's method, with time
+    split over devices."""
+    config = TrainConfig.for_task(
+        "adding", out="", model="gru", dim=8, depth=1, seq_len=64, batch_size=4, parallel="dense"
+    )
+    task = load_task("adding", seq_len=64)
+    mesh = {"data": 2, "seq": 4}
+    with pytest.raises(ValueError, match="give iterations"):
+        Planner(config, task, Topology.named("cpu:8")).estimate(mesh)
+    chosen = Planner(config, task, Topology.named("cpu:8"), iterations=7)
+    return chosen.compile(mesh), chosen.estimate(mesh)
+
+
+def test_an_iteration_of_newtons_method_is_one_gather(solved_by_newton):
+    for plan in solved_by_newton:
+        gathers = [each for each in plan.collectives if each.kind == "all-gather"]
+        assert all(each.axes == ("seq",) for each in gathers)
+        # Forward and backward. The matrix of 8 x 8, the end, the last state and three measures of
+        # errors, for two rows on each of four devices.
+        size = 4 * 2 * 4 * (8 * 8 + 8 + 8 + 3)
+        assert sum(each.count for each in gathers if each.bytes == size) == 2 * 7
+        assert sum(each.count for each in gathers) <= 2 * 7 + 1
+        # No step is taken after another one, so no state is handed from device to device.
+        assert not any(each.in_loop for each in plan.collectives if each.kind != "all-gather")
+    compiled, estimated = solved_by_newton
+    assert compiled.sent == pytest.approx(estimated.sent, rel=0.05)
+
+
 def test_gradients_are_summed_over_the_axes_of_the_batch():
     plan = planner("h100:8").estimate({"data": 8})
     parameters = plan.memory.parameters
