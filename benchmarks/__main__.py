@@ -50,6 +50,7 @@ BENCHMARKS = (
     "message_passing",
     "watch",
     "own_data",
+    "archive",
     "gpu",
     "tune_triton",
 )

@@ -1268,6 +1268,8 @@ INTEROP_CASES = [
             interop.lstm_cell_from_torch,
             interop.gru_cell_from_torch,
             interop.elman_cell_from_torch,
+            interop.s4d_from_state_spaces,
+            interop.s4d_mixer_from_state_spaces,
         )
     ),
     host_case(interop.s5_from_lindermanlab, _INTEROP, params={}),
@@ -1400,7 +1402,7 @@ ABSTRACT = """
 MADE_BY_THE_LIBRARY = """
     Layout Specs OpArguments Operation RecurrentOp Planar ArraySpec ShardInfo StoredArray
     UnchangedFile Batches FinishedStep Clock TrainState LayerWithInputs Panel Report ExportedStep
-    FrozenBatchNorm HalfGLU2 S5Options OscillatorState Certificate Table Parallelisable
+    ErfGLU FrozenBatchNorm HalfGLU2 S5Options OscillatorState Certificate Table Parallelisable
     ParallelMethod TimeAxis
 """
 # Parts of implementations: their callers have checked what they are given.

@@ -8,7 +8,7 @@ from typing import Any, TypeAliasType, get_args
 
 from rnnscale._errors import UserError
 from rnnscale.runs import MODELS, Dtype, ParallelOption, Rows, TrainConfig
-from rnnscale.tasks import TASKS
+from rnnscale.tasks import TASKS, Protocol
 from rnnscale.training import Optimiser
 
 DEFAULTS = (
@@ -76,6 +76,7 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
         "--seq-len", type=int, metavar="L", help="time steps in a sequence; default: the task's"
     )
     add_data_options(parser)
+    add_protocol_option(parser)
     add_own_data_options(parser, path_flag="--data")
     parser.add_argument(
         "--rows",
@@ -152,6 +153,14 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--folder",
         metavar="DIR",
         help="folder with the data for uea, lra-* and speech-commands; default: none",
+    )
+
+
+def add_protocol_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--protocol",
+        choices=choices(Protocol),
+        help="split of the task uea; linoss: that of the LinOSS paper, by --seed; default: archive",
     )
 
 

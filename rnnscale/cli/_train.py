@@ -13,7 +13,7 @@ from rnnscale._errors import UserError
 from rnnscale.cli._options import DEFAULTS, add_step_options, choices, own_data, task_name
 from rnnscale.runs import TrainConfig
 from rnnscale.tasks import TASKS
-from rnnscale.training import Schedule
+from rnnscale.training import Schedule, Ties
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -183,6 +183,11 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="keep the checkpoint that is best on the validation split, and test that one; "
         "default: no",
+    )
+    log.add_argument(
+        "--ties",
+        choices=choices(Ties),
+        help=f"which of equally good checkpoints is the best; default: {TrainConfig.ties}",
     )
     log.add_argument(
         "--sample-bytes",

@@ -10,10 +10,11 @@ from rnnscale.experiments._memory import MEMORY
 from rnnscale.experiments._pixels import PIXELS
 from rnnscale.experiments._reservoirs import RESERVOIRS
 from rnnscale.experiments._sequences import SEQUENCES
+from rnnscale.experiments._uea import UEA
 
 EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
     {
         each.name: each
-        for each in (*MEMORY, *PIXELS, *SEQUENCES, *LANGUAGE, *RESERVOIRS, *LONG_RANGE)
+        for each in (*MEMORY, *PIXELS, *SEQUENCES, *LANGUAGE, *RESERVOIRS, *LONG_RANGE, UEA)
     }
 )

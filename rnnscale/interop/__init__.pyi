@@ -19,6 +19,11 @@ from ._minimal_lru import (
     lru_layers_from_minimal as lru_layers_from_minimal,
 )
 from ._rusch import unicornn_from_rusch as unicornn_from_rusch
+from ._state_spaces import (
+    ErfGLU as ErfGLU,
+    s4d_from_state_spaces as s4d_from_state_spaces,
+    s4d_mixer_from_state_spaces as s4d_mixer_from_state_spaces,
+)
 from ._torch import (
     elman_cell_from_torch as elman_cell_from_torch,
     elman_from_torch as elman_from_torch,

@@ -12,8 +12,8 @@ from rnnscale._errors import UserError, check_name
 from rnnscale.runs._defaults import default_model, default_options
 from rnnscale.runs._models import MODELS, LayerEntry
 from rnnscale.sharding import AXES
-from rnnscale.tasks import DataOptions
-from rnnscale.training import Optimiser, Schedule
+from rnnscale.tasks import DataOptions, Protocol
+from rnnscale.training import Optimiser, Schedule, Ties
 
 if TYPE_CHECKING:
     from rnnscale.tasks import Task
@@ -73,6 +73,8 @@ class TrainConfig:
     - `seq_len`: time steps in a sequence, at least 1; the task's default if None.
     - `text`: a folder with text files, for the task `bytes`.
     - `folder`: the folder with the data, for tasks that come without them.
+    - `protocol`: for `uea`, `"archive"`, `"linoss"` or `"linoss-time"`, see `rnnscale.tasks.uea`;
+        the seed of the last two is `seed`. None for the first.
     - `rows`: what a row of a training batch is. `"records"`: one sequence, in random order;
         `"packed"`: as many sequences as fit, see `rnnscale.data.pack`; `"lanes"`: the next piece of
         a contiguous stream through all sequences, with the state carried from batch to batch (also
@@ -116,6 +118,8 @@ class TrainConfig:
         metric of the task on the validation split; 0 to go on to the last step.
     - `keep_best`: keep the checkpoint that is best on the validation split, and judge that one at
         the end; `load_run` takes it as well.
+    - `ties`: if several evaluations are equally the best, whether `keep_best` keeps the `"first"`
+        or the `"last"` one.
     - `sample_bytes`: length of the text that a model of bytes writes after each evaluation, into
         `samples/`; 0 for none.
     - `tensorboard`: log for TensorBoard, into `tensorboard/`. Needs the extra `tensorboard`.
@@ -140,6 +144,7 @@ class TrainConfig:
     seq_len: int | None = None
     text: str | None = None
     folder: str | None = None
+    protocol: Protocol | None = None
     rows: Rows = "records"
     mesh: dict[str, int] | None = None
     cpu_devices: int | None = None
@@ -168,6 +173,7 @@ class TrainConfig:
     evaluate_every: int | None = None
     patience: int = 0
     keep_best: bool = False
+    ties: Ties = "first"
     sample_bytes: int = 100
     tensorboard: bool = False
     wandb: str | None = None

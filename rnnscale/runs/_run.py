@@ -149,7 +149,8 @@ def _train(
             _log.warning("nothing to resume in %s: starting at step 0", folder.path)
         state, meta = restored or (_first_state(setup, like), {})
         clock = Clock(**meta.get("clock", {}))
-        best = Best(**meta.get("best", {"figure": f"validation_{setup.task.metric}"}))
+        figure = {"figure": f"validation_{setup.task.metric}", "ties": config.ties}
+        best = Best(**meta.get("best", figure))
         step = int(state.step)
         # Only now: the folder of a run that can't be resumed with these options stays as it was.
         on_process_0(proceed)

@@ -190,7 +190,12 @@ def load_task_of(config: TrainConfig, given: Task | None = None) -> Task:
         task = task_from(**asdict(config.data), seq_len=config.seq_len)
     elif config.task is not None:
         task = load_task(
-            config.task, seq_len=config.seq_len, text=config.text, folder=config.folder
+            config.task,
+            seq_len=config.seq_len,
+            text=config.text,
+            folder=config.folder,
+            protocol=config.protocol,
+            split_seed=None if config.protocol in (None, "archive") else config.seed,
         )
     else:
         raise UserError(

@@ -114,14 +114,23 @@ def _split(x: Array, count: int, size: int, axis: int) -> Array:
 
 
 def _powers(decay: Planar, most: int) -> Planar:
-    """The decay to the powers 0 to `most`, "power idim modes". The exponents double, so that
-    rounding errors grow with their logarithm."""
-    found = Planar(jnp.ones_like(decay.re)[None], jnp.zeros_like(decay.im)[None])
-    square = decay
-    while found.shape[0] <= most:
-        found = jax.tree.map(lambda *x: jnp.concatenate(x), found, multiply(found, square))
-        square = multiply(square, square)
-    return jax.tree.map(lambda x: x[: most + 1], found)
+    """The decay to the powers 0 to `most`, "power idim modes": products of the powers below `radix`
+    and of multiples of it, so that rounding errors grow with the root of the power."""
+    radix = math.isqrt(most) + 1
+
+    def first(x: Planar) -> list[Planar]:
+        found = [Planar(jnp.ones_like(x.re), jnp.zeros_like(x.im)), x]
+        while len(found) <= radix:
+            found.append(multiply(found[-1], x))
+        return found
+
+    def stack(xs: list[Planar]) -> Planar:
+        return jax.tree.map(lambda *x: jnp.stack(x), *xs)
+
+    ones = first(decay)
+    low, high = stack(ones[:radix]), stack(first(ones[radix]))
+    products = multiply(jax.tree.map(lambda x: x[:, None], high), low)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: most + 1], products)
 
 
 def _added(

@@ -1,7 +1,9 @@
 from ._adding import adding as adding
 from ._archive import (
     ARCHIVE as ARCHIVE,
+    LINOSS_SEEDS as LINOSS_SEEDS,
     ArchiveInfo as ArchiveInfo,
+    Protocol as Protocol,
     archive_task as archive_task,
     uea as uea,
 )

@@ -4,11 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from types import MappingProxyType
+from typing import Literal
 
-from rnnscale._errors import check_name
+from rnnscale._checks import Count, check_arguments
+from rnnscale._errors import UserError, check_name
+from rnnscale.tasks._linoss_split import linoss_task
 from rnnscale.tasks._packages import file_of_package
 from rnnscale.tasks._task import Task
 from rnnscale.tasks._task_from import task_from
+
+type Protocol = Literal["archive", "linoss", "linoss-time"]
+
+LINOSS_SEEDS = (2345, 3456, 4567, 5678, 6789)
+"""The seeds of the protocol `"linoss"`, see `uea`."""
 
 
 @dataclass(frozen=True)
@@ -116,21 +124,49 @@ def archive_task(name: str) -> Task:
     return replace(task_from(training), name=name, notes=notes)
 
 
-def uea(folder: str | PathLike[str]) -> Task:
+@check_arguments
+def uea(
+    folder: str | PathLike[str],
+    *,
+    protocol: Protocol = "archive",
+    split_seed: Count | None = None,
+) -> Task:
     """Classification or regression of any data set of the UCR and UEA archives.
 
-    Splits, inputs and labels are as in `archive_task`; the labels of a regression are normalised by
-    the training records.
+    With the protocol `"archive"`, splits, inputs and labels are as in `archive_task`; the labels of
+    a regression are normalised by the training records. The test split stays that of the archive.
+
+    The protocol `"linoss"` is that of the papers of Log-NCDE, LinOSS and D-LinOSS, for sets of
+    equal lengths with classes. Training and test series are put together, exact copies are left
+    out, and the rest is split 70/15/15 at random, by the seed, without regard to classes. Inputs
+    are not normalised. `"linoss-time"` is the same with the time, from 0 to below 1, as an
+    additional first channel. Papers report the mean over the seeds 2345, 3456, 4567, 5678 and 6789.
+    The sets that they use have 36 to 85 series to test, so one series is one to three points.
 
     **Arguments:**
 
     - `folder`: contains `NAME_TRAIN.ts` and `NAME_TEST.ts`, as timeseriesclassification.com has
         them. If it has several data sets, that with the name of the folder is read.
+    - `protocol`: `"archive"`, `"linoss"` or `"linoss-time"`.
+    - `split_seed`: of the split of the last two, at least 0; 2345 by default.
 
-    **Returns:** the task, named after the folder.
+    **Returns:** the task, named after the folder. Its `notes` and, for the last two, a line of the
+    log have the sizes.
 
-    **Raises:** `ValueError` if the folder has no such files, or a file can't be used.
+    **Raises:** `ValueError` if the folder has no such files, a file can't be used, or an option
+    does not fit.
 
-    **Reference, differs from the papers:** see `archive_task`.
+    **Reference:** see `archive_task`; Rusch and Rus, *Oscillatory State-Space Models*, ICLR 2025,
+    and Walker et al., *Log Neural Controlled Differential Equations*, ICML 2024.
+
+    **Differs from the papers:** see `archive_task`. The authors of `"linoss"` read ARFF files. If
+    their decimals are others than those of the .ts files, there may be other copies.
     """
-    return task_from(folder)
+    if protocol == "archive":
+        if split_seed is not None:
+            raise UserError(
+                "split_seed is for the protocols linoss and linoss-time; the archive has one split"
+            )
+        return task_from(folder)
+    seed = LINOSS_SEEDS[0] if split_seed is None else split_seed
+    return linoss_task(folder, split_seed=seed, time_channel=protocol == "linoss-time")

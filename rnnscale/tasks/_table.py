@@ -10,7 +10,7 @@ from typing import Literal
 
 from rnnscale._errors import UserError, check_name
 from rnnscale.tasks._adding import adding
-from rnnscale.tasks._archive import ARCHIVE, archive_task, uea
+from rnnscale.tasks._archive import ARCHIVE, Protocol, archive_task, uea
 from rnnscale.tasks._bytes import bytes_task
 from rnnscale.tasks._copy import copy_memory
 from rnnscale.tasks._images import digits, digits_permuted, mnist5k, mnist5k_permuted
@@ -26,7 +26,7 @@ from rnnscale.tasks._speech_commands import speech_commands
 from rnnscale.tasks._task import Task
 from rnnscale.tasks._watch import watch
 
-type Argument = Literal["seq_len", "text", "folder"]
+type Argument = Literal["seq_len", "text", "folder", "protocol", "split_seed"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ TASKS: Mapping[str, TaskInfo] = MappingProxyType(
             for name, info in ARCHIVE.items()
         },
         "uea": TaskInfo(
-            "any data set of the UCR and UEA archives: NAME_TRAIN.ts and NAME_TEST.ts", uea, _FOLDER
+            "any data set of the UCR and UEA archives: NAME_TRAIN.ts and NAME_TEST.ts",
+            uea,
+            ("folder", "protocol", "split_seed"),
         ),
         "watch": TaskInfo(
             "seven shoulder exercises by a watch, 6 channels, 947 to 2618 steps",
@@ -151,6 +153,8 @@ def load_task(
     seq_len: int | None = None,
     text: str | PathLike[str] | None = None,
     folder: str | PathLike[str] | None = None,
+    protocol: Protocol | None = None,
+    split_seed: int | None = None,
 ) -> Task:
     """Loads a task by its name.
 
@@ -162,6 +166,7 @@ def load_task(
     - `text`: for `bytes`, the folder with the text; by default Python's standard library.
     - `folder`: for tasks whose `TaskInfo.arguments` include it, the folder with the data as they
         were published.
+    - `protocol`, `split_seed`: for `uea`, how the data are split; see there.
 
     **Returns:**
 
@@ -175,9 +180,15 @@ def load_task(
     if seq_len is not None and not isinstance(seq_len, int):
         raise UserError(f"seq_len must be an integer; got {seq_len!r}")
     info = TASKS[name]
-    given = {"seq_len": seq_len, "text": text, "folder": folder}
+    given = {
+        "seq_len": seq_len,
+        "text": text,
+        "folder": folder,
+        "protocol": protocol,
+        "split_seed": split_seed,
+    }
     passed = {a: value for a, value in given.items() if value is not None and a in info.arguments}
-    for argument in ("text", "folder"):
+    for argument in ("text", "folder", "protocol", "split_seed"):
         if given[argument] is not None and argument not in passed:
             takers = ", ".join(task for task, info in TASKS.items() if argument in info.arguments)
             raise UserError(f"{name!r} takes no {argument}; tasks that do: {takers}")

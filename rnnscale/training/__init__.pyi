@@ -1,4 +1,4 @@
-from ._best import Best as Best
+from ._best import Best as Best, Ties as Ties
 from ._callback import Callback as Callback, FinishedStep as FinishedStep
 from ._carry import Carry as Carry
 from ._certificates import Certificates as Certificates

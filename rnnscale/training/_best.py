@@ -7,6 +7,7 @@ from typing import Literal
 from rnnscale.training._callback import FinishedStep
 
 type Better = Literal["higher", "lower"]
+type Ties = Literal["first", "last"]
 
 # The last words of the names of figures whose direction is known.
 _DIRECTIONS: dict[str, Better] = {
@@ -33,10 +34,13 @@ class Best:
         is better higher, or in `loss`, `bits_per_byte`, `mse` or `nrmse`, which are better lower.
     - `step`, `value`: where the best value was measured, and that value; None before the first
         value that is not NaN.
-    - `failures`: number of evaluations since then.
+    - `failures`: number of evaluations since the last one that was better than all before.
     - `last`: the last step at which the figure was measured.
+    - `ties`: if several evaluations are equally the best, whether `step` is that of the `"first"`
+        or of the `"last"` one. Either way they are failures.
 
-    **Raises:** `ValueError` if `better` is neither of the two, or is left out for another name.
+    **Raises:** `ValueError` if `better` or `ties` has another value, or `better` is left out for
+        another name.
     """
 
     figure: str = "validation_loss"
@@ -45,6 +49,7 @@ class Best:
     value: float | None = None
     failures: int = 0
     last: int = 0
+    ties: Ties = "first"
 
     def __post_init__(self):
         if self.better is None:
@@ -57,6 +62,8 @@ class Best:
             self.better = _DIRECTIONS[known[0]]
         elif self.better not in ("higher", "lower"):
             raise ValueError(f"better must be 'higher' or 'lower'; got {self.better!r}")
+        if self.ties not in ("first", "last"):
+            raise ValueError(f"ties must be 'first' or 'last'; got {self.ties!r}")
 
     def update(self, finished: FinishedStep) -> None:
         """Takes in the figures of a step. A second call for the same step changes nothing."""
@@ -67,6 +74,8 @@ class Best:
             self.step, self.value, self.failures = finished.step, value, 0
         else:
             self.failures += 1
+            if self.ties == "last" and value == self.value:
+                self.step = finished.step
 
     def _improves(self, value: float) -> bool:
         if self.value is None:

@@ -22,8 +22,8 @@ class Checkpoints(Callback):
     - `checkpointer`: what saves. It is not closed.
     - `meta`: called at each save, for what is to be stored with the state: anything JSON can hold.
     - `best`: keeps the best checkpoint. The state is saved as well after each evaluation that is
-        better than all before, and the checkpoint of the best one is never deleted. `best` itself
-        is stored with every checkpoint, under that name.
+        better than all before (or as good, if `best.ties` is `"last"`), and the checkpoint of the
+        best one is never deleted. `best` itself is stored with every checkpoint, under that name.
     - `watchdog`: hears of each save, which may take longer than a step.
     """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+import numpy as np
 import pytest
 import yaml
 
@@ -29,7 +30,11 @@ KEY = jax.eval_shape(lambda: jax.random.key(0))
 # The experiments keep the authors' first recipe for Lipschitz networks, which grow.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LipschitzRNNCell. states may grow")
 
-TRAINED = [each for each in EXPERIMENTS.values() if not each.name.startswith("reservoirs")]
+TRAINED = [
+    each
+    for each in EXPERIMENTS.values()
+    if not each.name.startswith("reservoirs") and each.name != "uea"
+]
 
 
 def experiment(measure, **given):
@@ -115,6 +120,49 @@ def test_presets_fit_their_tasks(preset):
         assert any(each.trainable for each in parameters(models[0]))
         # Each run can start from the one before.
         assert all(jax.tree.leaves(each) == jax.tree.leaves(models[0]) for each in models)
+
+
+def test_settings_of_the_archive_make_layers():
+    preset = EXPERIMENTS["uea"]
+    assert len(preset.entries) == 6 * 5
+    for entry in preset.entries:
+        options = {name: x for name, x in entry.options.items() if name != "data_set"}
+        config = TrainConfig.for_task(**options, out="unused")
+        assert {name: getattr(config, name) for name in options} == options
+        model = MODELS[config.model]
+        assert isinstance(model, LayerEntry)
+        layer: Any = jax.eval_shape(partial(make_sequence_layer, config, model), KEY)
+        assert layer.idim == config.dim
+
+
+def test_the_table_of_the_archive_from_a_small_one(tmp_path, monkeypatch, capsys):
+    """One command. With such a rate no answer changes, so all evaluations are equally good, and the
+    model of the last one is tested."""
+    random = np.random.default_rng(0)
+    folder = tmp_path / "archive" / "EthanolConcentration"
+    folder.mkdir(parents=True)
+    for split in ("TRAIN", "TEST"):
+        lines = ["@equalLength true", "@classLabel true E35 E38", "@data"]
+        for row in range(25):
+            channels = [",".join(map(str, random.normal(size=8))) for _ in range(3)]
+            lines.append(":".join([*channels, ("E35", "E38")[row % 2]]))
+        (folder / f"EthanolConcentration_{split}.ts").write_text("\n".join(lines) + "\n")
+    preset = EXPERIMENTS["uea"]
+    (entry,) = [x for x in preset.entries if x.name == "EthanolConcentration-linoss"]
+    quick = {"evaluate_every": 1, "learning_rate": 1e-12, "recurrence_rate": 1e-12, "depth": 1}
+    entry = replace(entry, options={**entry.options, **quick})
+    changed = {"uea": replace(preset, entries=[entry])}
+    monkeypatch.setattr("rnnscale.cli._experiment.EXPERIMENTS", changed)
+    out, file = tmp_path / "runs", tmp_path / "rows.json"
+    command = ["experiment", "uea", "--folder", str(tmp_path / "archive"), "--steps", "3"]
+    assert main([*command, "--seeds", "2345", "--out", str(out), "--json", str(file)]) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    summary = RunFolder(out / entry.name / "seed-2345").summary()
+    assert summary is not None and summary["best_step"] == 3
+    assert row["figures"] == [summary["test_accuracy"]] and row["paper"]["value"] == 0.299
+    assert "layer norm in place of batch norm" in " ".join(capsys.readouterr().out.split())
+    config = RunFolder(out / entry.name / "seed-2345").config()
+    assert config["folder"] == str(folder) and config["protocol"] == "linoss"
 
 
 def test_the_pixels_are_read_by_every_cell():

@@ -19,6 +19,8 @@ from rnnscale.interop import (
     lru_from_minimal,
     lru_layers_from_minimal,
     lstm_from_torch,
+    s4d_from_state_spaces,
+    s4d_mixer_from_state_spaces,
     s5_classifier_from_lindermanlab,
     s5_from_lindermanlab,
     unicornn_from_rusch,
@@ -42,6 +44,15 @@ S5 = {
     "B": zeros(4, 3, 2),
     "C": zeros(3, 4, 2),
     "D": zeros(3),
+}
+S4D = {
+    "D": zeros(3),
+    "kernel.C": zeros(3, 4, 2),
+    "kernel.log_dt": zeros(3),
+    "kernel.log_A_real": zeros(3, 4),
+    "kernel.A_imag": zeros(3, 4),
+    "output_linear.0.weight": zeros(6, 3, 1),
+    "output_linear.0.bias": zeros(6),
 }
 LRU = {
     **dict.fromkeys(("nu_log", "theta_log", "gamma_log"), zeros(4)),
@@ -115,6 +126,14 @@ def without(tree: dict, name: str) -> dict:
         (s5_from_lindermanlab, S5 | {"C": zeros(3, 5, 2)}, "C must have .*states=4; got"),
         (s5_from_lindermanlab, S5 | {"log_step": zeros(4)}, r"log_step .*\(states, 1\)"),
         (s5_from_lindermanlab, S5 | {"B": zeros(4, 3)}, r"B must have .*\(states, features, 2\)"),
+        (s4d_from_state_spaces, without(S4D, "kernel.A_imag"), "there is no kernel.A_imag"),
+        (s4d_from_state_spaces, S4D | {"kernel.B": zeros(3)}, "there is besides kernel.B"),
+        (s4d_from_state_spaces, S4D | {"D": zeros(4)}, "kernel.C must have .*features=4; got"),
+        (
+            s4d_mixer_from_state_spaces,
+            S4D | {"output_linear.0.weight": zeros(3, 3, 1)},
+            r"0.weight must have the shape \(2\*features, features, 1\)",
+        ),
         (
             lru_from_minimal,
             LRU | {"C_im": zeros(3, 5)},

@@ -53,11 +53,13 @@ def batches(step: int, killed_at: int | None) -> Iterator[int]:
     raise KeyboardInterrupt  # not caught by the loop: nothing is saved on the way out
 
 
-def train(folder: Path, killed_at: int | None = None, keep: int = 1) -> tuple[Counter, Best]:
+def train(
+    folder: Path, killed_at: int | None = None, keep: int = 1, **given: Any
+) -> tuple[Counter, Best]:
     """One session of a run; a second call on a folder resumes."""
     with Checkpointer(folder, every=3, keep=keep) as checkpointer:
         state, meta = checkpointer.restore(start()) or (start(), {})
-        best = Best(**meta.get("best", {}))
+        best = Best(**meta.get("best", given))
         callbacks: list[Callback] = [
             Evaluation(lambda state: {"loss": LOSSES[int(state.step)]}, every=2),
             EarlyStopping(best, patience=PATIENCE),
@@ -78,6 +80,7 @@ def test_stops_after_evaluations_without_improvement_and_keeps_the_best(tmp_path
         "value": 0.5,
         "failures": 2,
         "last": 12,
+        "ties": "first",
     }
     # The newest one, and the best one, which is older than the one of step 9.
     assert saved_steps(tmp_path) == [8, 12]
@@ -87,6 +90,14 @@ def test_stops_after_evaluations_without_improvement_and_keeps_the_best(tmp_path
     # Once stopped, a run stays stopped.
     again, _ = train(tmp_path)
     assert int(again.step) == 12
+
+
+def test_the_last_of_equal_evaluations_can_be_the_best(tmp_path: Path):
+    """It is kept in place of the first, and the patience ends as it would have."""
+    state, best = train(tmp_path, ties="last")
+    assert int(state.step) == 12 and best.failures == PATIENCE
+    assert (best.step, best.value) == (12, 0.5)
+    assert saved_steps(tmp_path) == [12]
 
 
 @pytest.mark.parametrize("killed_at", [3, 5, 8, 9, 11])
