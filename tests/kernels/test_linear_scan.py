@@ -329,14 +329,16 @@ def test_a_reset_stops_an_infinite_decay(implementation):
     a = jnp.full((1, 8, 2), 0.5).at[:, 3].set(jnp.inf)
     reset = jnp.zeros((1, 8), bool).at[:, 3].set(True)
 
-    def run(a, b):
+    def run(a, b, reset):
         return linear_scan(a, b, reset=reset, implementation=implementation)[0]
 
     b = jnp.ones((1, 8, 2))
     expected = [1, 1.5, 1.75, 1, 1.5, 1.75, 1.875, 1.9375]
-    np.testing.assert_allclose(run(a, b)[0, :, 0], expected)
-    for gradient in jax.grad(lambda a, b: jnp.sum(run(a, b)), (0, 1))(a, b):
-        assert np.all(np.isfinite(gradient))
+    np.testing.assert_allclose(run(a, b, reset)[0, :, 0], expected)
+    for steps in (np.s_[:], np.s_[3:4]):
+        arguments = a[:, steps], b[:, steps], reset[:, steps]
+        for gradient in jax.grad(lambda *x: jnp.sum(run(*x)), (0, 1))(*arguments):
+            assert np.all(np.isfinite(gradient))
 
 
 @every_implementation

@@ -40,7 +40,7 @@ def transpose_by_scan(scan, a, h, h0, cut, g, g_last, *, reverse: bool):
     """
     first, last = (-1, 0) if reverse else (0, -1)
     decay = adjoint(a)
-    if a.shape[-2] > 1:
+    if a.shape[-2] == h.shape[-2]:  # The decay of a single step enters no s, infinite or not.
         decay = following(decay, axis=-2, reverse=reverse)
     next_cut = None if cut is None else following(cut, axis=-1, reverse=reverse)
     s = jax.tree.map(lambda g, end: g.astype(end.dtype).at[..., last, :].add(end), g, g_last)
