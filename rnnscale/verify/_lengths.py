@@ -61,7 +61,7 @@ def _drift(cell: Any, key: PRNGKeyArray, steps: int = 10_000) -> NDArray[np.floa
     state = jax.tree.map(
         lambda x: random.standard_normal(x.shape).astype(dtype), cell.init_state((), dtype)
     )
-    _, ys = eqx.filter_jit(time_loop, compiler_options=_OPTIMISED)(
+    _, ys = jax.jit(time_loop, compiler_options=_OPTIMISED)(
         cell, jnp.zeros((steps, cell.idim), dtype), state
     )
     start = np.linalg.norm(np.asarray(cell.output(state), np.float64))
