@@ -72,7 +72,7 @@ class Newton:
             `"diagonal"`: the diagonal. By default the one that suits the cell.
         - `tolerance`: the largest residual and the largest last correction, relative to the states,
             with which a row passes. The default follows from the precision: 64 times the distance
-            of 1 to the next number, about 8e-6 in float32.
+            of 1 to the next number, about 8e-6 in float32, and twice that distance in 16 bits.
         - `max_iterations`: a row that has not passed after as many is computed step by step. Rows
             that get no closer are given up earlier.
         - `window`: the steps that are solved together, by default all. Windows follow one another,
@@ -120,4 +120,6 @@ def suitable_jacobian(cell: Cell) -> JacobianKind:
 
 def default_tolerance(dtype: DTypeLike) -> float:
     """The tolerance for sequences of this dtype."""
-    return 64 * float(jnp.finfo(dtype).eps)
+    info = jnp.finfo(dtype)
+    # Numbers of 16 bits do not bear as many: 64 would be half of a state in bfloat16.
+    return (64 if info.bits > 16 else 2) * float(info.eps)
