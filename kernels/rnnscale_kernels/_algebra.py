@@ -9,7 +9,7 @@ definition of a recurrence serves them all.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self, overload
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -61,18 +61,18 @@ class Coefficient(ABC):
         """The map applied to a state, or composed with a coefficient, which acts first."""
 
     @abstractmethod
-    def adjoint(self) -> Self:
+    def adjoint(self) -> "Coefficient":
         """The transposed map."""
 
     @abstractmethod
-    def outer(self, x: Any, y: Any) -> Self:
+    def outer(self, x: Any, y: Any) -> "Coefficient":
         """x y^T for two states, as a coefficient of this kind; nothing else of `self` matters."""
 
     @abstractmethod
-    def identity(self) -> Self:
+    def identity(self) -> "Coefficient":
         """The identity, with the shape and dtype of `self`."""
 
-    def outer_sum(self, x: Any, y: Any) -> Self:
+    def outer_sum(self, x: Any, y: Any) -> "Coefficient":
         """`outer`, summed over the axes along which `self` has size 1, in its dtype."""
         return sum_to(self.outer(x, y), self)
 
