@@ -50,6 +50,8 @@ class LinOSS(OscillatorySSM):
     - With `"imex"`, $A$ is at most $(1 - 2^{-20})\,4 / \Delta^2$, beyond which an oscillator would
       explode. The code has no upper bound. As $\Delta < 1$, it can only matter for $A > 4$.
     - $\Delta$ is at least $10^{-6}$.
+    - The block of the paper has batch norms and two dropouts; see `Block`, which gives the rest of
+      it with `make_mixer=GLU`.
     - With `odim != idim` there is no skip term, and `d` is `None`.
     """
 

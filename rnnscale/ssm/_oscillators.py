@@ -65,7 +65,8 @@ class OscillatorySSM(CausalLayer):
     The recurrence is `rnnscale.sharding.block_scan`: it runs on the fastest implementation for the
     platform, and is distributed over time if the ambient mesh splits time. Complex $B$ and $C$ make
     an oscillator two real ones with the same $M$: $\mathrm{Re}(C y) = \mathrm{Re}(C)\,y_{re} -
-    \mathrm{Im}(C)\,y_{im}$.
+    \mathrm{Im}(C)\,y_{im}$. In the basis of its eigenvectors $M$ would be a complex number, but an
+    oscillator whose eigenvalues are nearly equal has no such basis in floating point.
     """
 
     b_re: eqx.AbstractVar[Float[Array, "state idim"]]
