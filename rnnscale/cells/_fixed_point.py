@@ -47,12 +47,14 @@ class Solution(NamedTuple):
     - `states`: the states after each step; of no meaning in rows that did not pass.
     - `entering`, `last`: the states before the first step and after the last, "batch ...". Over
         devices, the first is that of the device's own steps.
+    - `sizes`: the largest state of each leaf, "batch leaf".
     - `residual`, `iterations`, `passed`: of each row.
     """
 
     states: Leaves
     entering: Leaves
     last: Leaves
+    sizes: Float[Array, "batch leaf"]
     residual: Float[Array, "batch"]
     iterations: Int[Array, "batch"]
     passed: Bool[Array, "batch"]
@@ -107,7 +109,9 @@ def solve(
     first = _start(line, guess, active)
     improve = partial(_improve, evaluate, line, guess, first.entering, criterion)
     end = lax.while_loop(lambda now: jnp.any(now.active), improve, first)
-    return Solution(end.states, end.entering, end.last, end.residual, end.iterations, end.passed)
+    return Solution(
+        end.states, end.entering, end.last, end.sizes, end.residual, end.iterations, end.passed
+    )
 
 
 def _start(line: Line, guess: Leaves, active: Bool[Array, "batch"]) -> _Iterate:
@@ -144,8 +148,8 @@ def _improve(
     # 1. All steps from the iterate. What they miss it by is the residual.
     after, a = evaluate(line.previous(now.states, now.entering))
     missed = jax.tree.map(jnp.subtract, after, now.states)
-    scales = _scales(now.states, now.sizes)
-    measures = [_largest(missed, scales)[:, None], now.change[:, None], _sizes(now.states)]
+    scale = scales(now.states, now.sizes)
+    measures = [_largest(missed, scale)[:, None], now.change[:, None], _sizes(now.states)]
     # 2. The correction solves a linear recurrence, from which what is not finite is left out. Over
     #    devices, the states between them and the largest of their measures come with it.
     step, shared = line.scan(
@@ -156,7 +160,7 @@ def _improve(
     # 3. States that are not finite come back to the guess, and are measured again.
     states = _finite_or(jax.tree.map(jnp.add, now.states, step), guess)
     entering = _finite_or(shared.entering, first)
-    change = _largest(jax.tree.map(jnp.subtract, states, now.states), scales)
+    change = _largest(jax.tree.map(jnp.subtract, states, now.states), scale)
     # 4. The residual of this iterate and the correction that led to it decide. A comparison with
     #    NaN is false, so that a row with NaN does not pass.
     passes = residual <= criterion.tolerance
@@ -194,7 +198,7 @@ def _sizes(states: Leaves) -> Float[Array, "batch leaf"]:
     return jnp.stack(each, axis=1)
 
 
-def _scales(states: Leaves, sizes: Float[Array, "batch leaf"]) -> Leaves:
+def scales(states: Leaves, sizes: Float[Array, "batch leaf"]) -> Leaves:
     """What errors are relative to, for each leaf and step: the largest state of the step, but not
     less than one, or than the largest state of the row if that is less than one.
 

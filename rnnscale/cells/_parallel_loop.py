@@ -37,21 +37,27 @@ from rnnscale.cells._jacobian import Jacobian, Leaves, jacobian_of
 from rnnscale.cells._layout import lay_out
 from rnnscale.cells._line import Line
 from rnnscale.cells._newton import Newton, default_tolerance, suitable_jacobian
+from rnnscale.cells._rounding import rounding_errors
 from rnnscale.cells._step_loop import StepLoop
 from rnnscale.cells._trees import floats, where
 from rnnscale.sharding import TimeAxis
 from rnnscale_kernels import vary_alike
 
+# With the default tolerance, errors of rounding may grow by this factor until a row fails. In
+# float32 and float64, a step then rounds by half a unit in the last place.
+_GROWTH = 128
+
 
 class _Progress(NamedTuple):
     """What is carried from window to window.
 
-    - `state`: the state after the windows so far.
+    - `state`, `errors`: the state after the windows so far, and what rounding did to it.
     - `passed`: the rows that passed in all of them.
     - `residual`, `iterations`: the largest residual, and the sum of the iterations.
     """
 
     state: State
+    errors: Leaves
     passed: Bool[Array, "batch"]
     residual: Float[Array, "batch"]
     iterations: Int[Array, "batch"]
@@ -79,6 +85,7 @@ class ParallelLoop:
     - `unit_axes`: the mesh axes that split the units.
     - `jacobian`: the kind of Jacobian.
     - `exact`: whether it is the full one.
+    - `rounding`: the error by which a step rounds, relative to the states.
     - `tolerance`, `max_iterations`, `window`: as in `Newton`, without defaults.
     """
 
@@ -88,6 +95,7 @@ class ParallelLoop:
     jacobian: Jacobian
     exact: bool
     tolerance: float
+    rounding: float
     max_iterations: int
     window: int
 
@@ -117,6 +125,7 @@ class ParallelLoop:
             jacobian,
             exact,
             newton.tolerance or default_tolerance(dtype),
+            default_tolerance(dtype) / _GROWTH,
             newton.max_iterations,
             newton.window or steps.time,
         )
@@ -162,8 +171,8 @@ class ParallelLoop:
             def run(state: State) -> tuple[State, tuple[Array, State]]:
                 state = unflatten_batch(state, batch_shape)
                 # The states before the steps have one batch axis already.
-                last, before = self.steps.states((weights, xs, state, *rest))
-                state, ys = flatten_batch(last, self.steps.batch_rank)
+                value, before = self.steps.states((weights, xs, state, *rest))
+                state, ys = flatten_batch(value, self.steps.batch_rank)
                 return state, (ys, before)
 
             state_by_steps, rest_by_steps = self.time.in_turn(run, state)
@@ -197,7 +206,8 @@ class ParallelLoop:
         outputs."""
         leaf, *_ = jax.tree.leaves(floats(state))
         none = jnp.sum(jnp.zeros_like(leaf), axis=tuple(range(1, leaf.ndim)))
-        start = _Progress(state, none == 0, none, none.astype(jnp.int32))
+        errors = [jnp.zeros_like(x) for x in jax.tree.leaves(floats(state))]
+        start = _Progress(state, errors, none == 0, none, none.astype(jnp.int32))
         start = vary_alike((start, inputs))[0] if self.time.name is None else start
         solve_window = partial(self._solve_window, weights, fresh)
         if self.window >= inputs.x.shape[1]:
@@ -231,6 +241,11 @@ class ParallelLoop:
         guess = steps(laid_out, zeros)
         criterion = Criterion(self.tolerance, self.max_iterations, self.exact)
         found = solve(evaluate, line, guess, criterion, progress.passed)
+        line = replace(line, start=progress.errors)
+        errors = rounding_errors(
+            steps, weights, self.jacobian, line, found, criterion, self.rounding
+        )
+        stable = jnp.all(errors.sizes <= self.tolerance * found.sizes, axis=1)
         before = line.previous(found.states, found.entering)
         ys = cell.output(steps.after(laid_out, before)).astype(inputs.x.dtype)
         if inputs.valid is not None:
@@ -238,9 +253,10 @@ class ParallelLoop:
         state = jax.tree.unflatten(steps.structure, found.last)
         progress = _Progress(
             eqx.combine(state, ends),
-            found.passed,
+            errors.last,
+            found.passed & errors.passed & stable,
             jnp.maximum(progress.residual, found.residual),
-            progress.iterations + found.iterations,
+            progress.iterations + found.iterations + errors.iterations,
         )
         return progress, (steps.before(before), ys)
 

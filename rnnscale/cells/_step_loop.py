@@ -126,7 +126,7 @@ class StepLoop:
         return self._run(primals, keep=True)
 
     def states(self, primals: tuple) -> tuple[tuple[State, Array], State]:
-        """The value, and the states before all steps, "batch time ..."."""
+        """The value; and the states before all steps, "batch time ..." with one batch axis."""
         value, residuals = replace(self, remat=False)._run(primals, keep=True)
         before = join_blocks(residuals).state
         return value, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), before)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, PRNGKeyArray
 
 from rnnscale.sharding._distributed_scan import (
     DeviceOp,
@@ -54,6 +54,10 @@ class TimeAxis:
         **Raises:** `ValueError` if there are fewer steps than devices.
         """
         return missing_steps(time, jax.sharding.get_abstract_mesh())
+
+    def key(self, key: PRNGKeyArray) -> PRNGKeyArray:
+        """A random key that differs from device to device."""
+        return key if self.name is None else jax.random.fold_in(key, lax.axis_index(self.name))
 
     def gather(self, rows: Rows) -> Rows:
         """The arrays of all devices, "*batch device state", by one all-gather."""

@@ -27,6 +27,8 @@ from rnnscale.cells import (
 )
 from rnnscale.verify._double import to_double
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def value_and_gradient(cell, xs, parallel, **options) -> tuple[Any, Any]:
     """Value and gradient by all floating arrays, and the certificate if it runs in parallel."""
@@ -54,7 +56,6 @@ def value_and_gradient(cell, xs, parallel, **options) -> tuple[Any, Any]:
 
 
 CELLS = {
-    "elman": (lambda key: ElmanRNNCell(3, 5, key=key), "block"),
     "lstm": (lambda key: LongShortTermMemoryCell(3, 5, key=key), "diagonal"),
     "gru": (lambda key: GatedRecurrentUnitCell(3, 5, key=key), "block"),
     "cornn": (lambda key: CoupledOscillatoryRNNCell(3, 5, key=key), "block"),
@@ -83,6 +84,85 @@ def test_equals_the_steps(name, getkey):
         # And it was not computed by steps.
         assert not np.any(certificate.stepped)
         assert np.max(certificate.iterations) > 1 and np.max(certificate.residual) < 1e-13
+
+
+def with_gain(cell, gain, key):
+    """The cell with random recurrent weights whose eigenvalues are within a circle of this size."""
+    shape = cell.recurrent.shape
+    recurrent = gain * jax.random.normal(key, shape, cell.recurrent.dtype) / shape[-1] ** 0.5
+    return eqx.tree_at(lambda cell: cell.recurrent, cell, recurrent)
+
+
+@pytest.mark.parametrize("name", ["lstm", "cornn"])
+def test_single_precision(name, getkey):
+    """By what suits the cell, in two windows and a rest, without resets."""
+    cell = CELLS[name][0](getkey())
+    xs = jax.random.normal(getkey(), (2, 3, 149, 3))
+    expected, _ = value_and_gradient(cell, xs, None)
+    got, certificate = value_and_gradient(cell, xs, Newton(window=60))
+    assert verify.relative_error(got[0], expected[0]) < 1e-5
+    assert verify.relative_error(got[1], expected[1]) < 1e-4
+    assert not np.any(certificate.stepped) and np.max(certificate.residual) < 1e-5
+
+
+def chaos(key) -> tuple[Any, Any]:
+    """A chaotic network, and sequences of which the second has only silence in front."""
+    cell = with_gain(ElmanRNNCell(3, 8, key=key), 3.0, key)
+    cell = eqx.tree_at(lambda cell: cell.bias, cell, jnp.zeros(8))
+    xs = jax.random.normal(key, (3, 700, 3))
+    return cell, xs.at[1, :].set(0.0)
+
+
+def test_a_chaotic_row_is_computed_by_steps(getkey):
+    """With exactly the numbers of the loop, and the other rows are not."""
+    cell, xs = chaos(getkey())
+    expected, _ = value_and_gradient(cell, xs, None)
+    got, certificate = value_and_gradient(cell, xs, Newton("dense"))
+    assert verify.relative_error(got[0], expected[0]) == 0
+    assert list(certificate.stepped) == [700, 700, 700]
+
+
+def test_too_few_iterations(getkey):
+    cell, xs = GatedRecurrentUnitCell(3, 5, key=getkey()), jax.random.normal(getkey(), (2, 63, 3))
+    expected, _ = value_and_gradient(cell, xs, None)
+    got, certificate = value_and_gradient(cell, xs, Newton("block", max_iterations=1))
+    assert list(certificate.stepped) == [63, 63]
+    assert list(certificate.iterations) == [1, 1] and np.all(certificate.residual > 1e-3)
+    assert verify.relative_error(got[0], expected[0]) == 0
+    assert verify.relative_error(got[1], expected[1]) < 1e-6
+
+
+def test_the_certificate_decides(getkey):
+    """With a tolerance that everything passes, the iterate itself comes out, which is wrong."""
+    cell, xs = chaos(getkey())
+    expected = time_loop(cell, xs[:1, :60])[1]
+    _, ys, certificate = certified_time_loop(
+        cell, xs[:1, :60], parallel=Newton("dense", tolerance=1e9)
+    )
+    assert list(certificate.stepped) == [0] and np.all(certificate.residual > 0.1)
+    assert verify.relative_error(ys, expected) > 0.1
+
+
+def test_small_residuals_are_not_enough(getkey):
+    """Where errors grow, states may obey the recurrence to rounding and be wrong. Segments of 12
+    steps are solved from the first to the last, whatever part of the Jacobian is used."""
+    cell = with_gain(GatedRecurrentUnitCell(3, 8, key=getkey()), 12.0, getkey())
+    xs = jax.random.normal(getkey(), (64, 120, 3))
+    reset = jnp.broadcast_to(jnp.arange(120) % 12 == 0, (64, 120))
+    expected = time_loop(cell, xs, reset=reset)[1]
+    _, ys, certificate = certified_time_loop(cell, xs, reset=reset, parallel=Newton("block"))
+    assert np.any((certificate.residual < 1e-6) & (certificate.stepped > 0))
+    assert np.max(np.abs(ys - expected)) < 2e-5
+
+
+def test_nan_stays_in_its_row(getkey):
+    cell, xs = GatedRecurrentUnitCell(3, 5, key=getkey()), jax.random.normal(getkey(), (3, 40, 3))
+    xs, lengths = xs.at[0, 20].set(jnp.nan).at[1, 30:].set(jnp.nan), jnp.array([40, 30, 40])
+    expected = time_loop(cell, xs, lengths=lengths)
+    *got, certificate = certified_time_loop(cell, xs, lengths=lengths, parallel=Newton())
+    assert list(certificate.stepped) == [40, 0, 0]
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)
 
 
 def test_time_loop_returns_the_same(getkey):

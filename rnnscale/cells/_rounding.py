@@ -1,0 +1,71 @@
+r"""How far rounding errors grow along the states that were found.
+
+A residual says little where errors grow with time. The states may obey the recurrence to rounding
+at every step and still not be those of the loop, because rounding at an early step decides where
+later ones end. An error $e_{t-1}$ becomes $J_t e_{t-1}$ in a step, and rounding adds to it:
+
+$$e_t = J_t e_{t-1} + n_t, \qquad |n_t| = u |h_t|$$
+
+This is a linear recurrence, solved like any other here. If its solution for random signs is below
+the tolerance, then so is what two ways of computing the same steps can differ by.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from rnnscale.cells._all_steps import AllSteps
+from rnnscale.cells._fixed_point import Criterion, Solution, scales, solve
+from rnnscale.cells._jacobian import Jacobian, Leaves
+from rnnscale.cells._line import Line
+from rnnscale.cells._trees import where
+
+# The size of the errors is needed, not their digits.
+_PRECISION = 0.5
+
+
+def rounding_errors(
+    steps: AllSteps,
+    weights: Any,
+    jacobian: Jacobian,
+    line: Line,
+    found: Solution,
+    criterion: Criterion,
+    unit: float,
+) -> Solution:
+    """The errors after each step, in the rows in which the states were found by this criterion.
+
+    `unit` is the error by which a step rounds, relative to the states.
+    `line` starts with the errors of the state before the first step.
+    """
+    before = line.previous(found.states, found.entering)
+    _, a = jacobian.evaluate(steps, weights, before)
+    _, push = jax.linearize(partial(steps, weights), before)
+    added = _rounding(found, line, steps.inputs.valid, unit)
+
+    def evaluate(errors: Leaves) -> tuple[Leaves, Any]:
+        return jax.tree.map(jnp.add, push(errors), added), a
+
+    criterion = criterion._replace(tolerance=_PRECISION, linear=True)
+    zeros = [jnp.zeros_like(x) for x in found.states]
+    return solve(evaluate, line, zeros, criterion, found.passed)
+
+
+def _rounding(
+    found: Solution, line: Line, valid: Bool[Array, "batch time"] | None, unit: float
+) -> Leaves:
+    """The unit of each state, with random signs. Steps beyond the length of their row round
+    nothing."""
+    key = line.time.key(jax.random.key(0))
+
+    def rounding(i: int, x: Array, scale: Array) -> Float[Array, "batch time ..."]:
+        # The same signs in all rows, so that a row does not depend on its place in the batch.
+        signs = jax.random.rademacher(jax.random.fold_in(key, i), x.shape[1:], x.dtype)
+        errors = jnp.broadcast_to(unit * scale * signs, x.shape)
+        return errors if valid is None else where(valid, errors, jnp.zeros_like(errors))
+
+    each = zip(found.states, scales(found.states, found.sizes), strict=True)
+    return [rounding(i, x, scale) for i, (x, scale) in enumerate(each)]
