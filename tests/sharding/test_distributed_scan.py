@@ -149,7 +149,7 @@ def test_blocks(op, mesh_name, time, varying, reverse, masks, seed, resets, leng
 
 @pytest.mark.parametrize("op", [block_scan, matrix_scan])
 def test_one_gather_in_each_direction(op):
-    """Of totals and flags, whose size does not depend on the length."""
+    """It brings totals and flags, whose size does not depend on the length."""
     mesh, found = make_mesh(seq=8), []
 
     def gradient(a, b, reset):

@@ -8,7 +8,7 @@ from ._api import (
 )
 from ._backward import previous as previous
 from ._by_xla import associative as associative, chunked as chunked, sequential as sequential
-from ._implementations import DISPATCH as DISPATCH, NARROW as NARROW
+from ._implementations import DISPATCH as DISPATCH, LONG as LONG, NARROW as NARROW
 from ._operation import Recurrence as Recurrence, time_invariant as time_invariant
 from ._recurrent_op import (
     check_steps as check_steps,

@@ -12,14 +12,14 @@ from ._triton import Triton
 # `chunked` is faster on CPUs if one step has at most this many numbers and there are at least that
 # many steps, measured on two cores in single precision.
 NARROW = 256
-_LONG = 64
+LONG = 64
 
 
 def _chunked_unsuited(target: Target, spec: ScanSpec) -> str | None:
     width = spec.batch * spec.channels * spec.planes
     if spec.varying:
         return "the products of a time-varying decay cost as much again"
-    if width > NARROW or spec.time < _LONG:
+    if width > NARROW or spec.time < LONG:
         return f"{spec.time} steps of {width} numbers run as fast one after another"
     return None
 

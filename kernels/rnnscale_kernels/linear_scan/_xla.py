@@ -1,10 +1,13 @@
 """The recurrence in plain XLA: one step after another, as a tree over time, or in chunks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from .._algebra import (
+    Coefficient,
     add,
     cast,
     identity,
@@ -133,7 +136,8 @@ def _tree(a, b, cut, *, reverse):
 
     (a0, b0, cut0), (a1, b1, cut1) = (take((a, b, cut), number, pairs) for number in (0, 1))
     pair_cut = None if cut is None else cut0 | cut1
-    second = _tree(product(a1, a0), extend(b0, a1, b1, cut1), pair_cut, reverse=reverse)
+    pair, pair_end = _level(a, (product(a1, a0), extend(b0, a1, b1, cut1)))
+    second = _level(a, _tree(pair, pair_end, pair_cut, reverse=reverse))
     first = take(b, 0, 1)
     if later := pairs + odd - 1:
         # The state after the second step of a pair is the carry into the first step of the next.
@@ -141,6 +145,13 @@ def _tree(a, b, cut, *, reverse):
         carry = jax.tree.map(lambda x: x[..., kept, :], second)
         first = _join(first, extend(carry, *take((a, b, cut), 2, later)), reverse=reverse)
     return _interleave(first, second, reverse=reverse)
+
+
+def _level(a, results) -> Any:
+    """The results of one level of the tree. Those of varying blocks are written to memory: each
+    plane has several readers, and XLA would compute it in each of them, with all levels below."""
+    written = isinstance(a, Coefficient) and a.shape[-2] > 1
+    return lax.optimization_barrier(results) if written else results
 
 
 def _join(first, second, *, reverse):
