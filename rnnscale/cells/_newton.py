@@ -28,8 +28,10 @@ class Newton:
     $$\delta_t = A_t \delta_{t-1} + r_t, \qquad h_t \leftarrow h_t + \delta_t$$
 
     $A_t$ is the Jacobian of the step, or a part of it. Only the speed of convergence depends on
-    that part, and never the result: a row of the batch passes if its residual and its last
-    correction are below a tolerance, and a row that does not is computed step by step.
+    that part, and never the result. A row of the batch passes if its residual and its last
+    correction are below a tolerance, and if errors of rounding stay below it: they obey a linear
+    recurrence with the Jacobian, too, and grow if the row is chaotic. A row that does not pass is
+    computed step by step, from its first step.
 
     ```python
     from rnnscale.cells import Newton, time_loop
@@ -95,7 +97,8 @@ class Certificate(NamedTuple):
 
     - `residual`: the largest residual of a step with which Newton's method ended, relative to the
         states. It is large in the rows that were then computed step by step.
-    - `iterations`: the number of iterations that the row took; of all windows together.
+    - `iterations`: the number of linear recurrences that were solved for the row, those for the
+        errors of rounding included; of all windows together.
     - `stepped`: the number of steps that were taken one after another: 0 if the row passed,
         otherwise all of its steps. Those have no error of Newton's method at all.
     """
