@@ -165,6 +165,40 @@ def growth() -> str:
     return compared("growth_cpu", shape, ("sweep", *_SHAPE), "median_ms", "ms", why)
 
 
+def parallel_bounds() -> str:
+    """The bounds on the loop and on Newton's method by length, a line for each batch."""
+    key = ("cell", "jacobian", "iterations", "batch")
+    found = jobs(load("parallel_bounds_h100")["rows"], key)
+    lengths = sorted({row["length"] for rows in found.values() for row in rows})
+
+    def entry(row: Row) -> str:
+        if not row["fits"]:
+            return f"{number(row['loop_ms'])}, {row['peak_bytes'] / 1e9:,.0f} GB"
+        newton = number(row["newton_ms"])
+        return f"{number(row['loop_ms'])}, {f'**{newton}**' if row['ratio'] > 1 else newton}"
+
+    lines = []
+    for (cell, jacobian, iterations, batch), rows in found.items():
+        entries = {row["length"]: entry(row) for row in rows}
+        title = f"{cell}, {jacobian}", str(iterations), str(batch)
+        lines.append((*title, *(entries[length] for length in lengths)))
+    header = ("cell, Jacobian", "iterations", "rows")
+    return markdown((*header, *(f"{length:,} steps" for length in lengths)), lines)
+
+
+def parallel_time() -> str:
+    def title(row: Row) -> str:
+        return f"{row['cell']}, B={row['batch']} L={row['length']:,}, {row['mode']}"
+
+    key = ("cell", "batch", "length", "mode")
+    why = (
+        "a backward pass step by step is more work on this machine than a few iterations with a "
+        "diagonal Jacobian, which are elementwise operations on all steps."
+    )
+    chosen = lambda row: "mode" in row  # noqa: E731
+    return compared("parallel_time_cpu", title, key, "median_ms", "ms", why, chosen=chosen)
+
+
 def latency() -> str:
     def title(row: Row) -> str:
         rows = "1 row" if row["batch"] == 1 else f"{row['batch']} rows"
@@ -391,6 +425,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "growth": growth,
     "compile-time": partial(compared, "compile_time_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED),
     "start-up": partial(compared, "start_up_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED),
+    "parallel-bounds": parallel_bounds,
     "latency": latency,
     "large-batch": large_batch,
     "memory": memory,
