@@ -186,12 +186,16 @@ def test_cells_train_the_same_on_any_mesh(arguments: str):
 
 
 def test_a_run_in_parallel_logs_certificates_and_can_go_on_without(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ):
     """Evaluated or resumed step by step, it is the same model and the same run."""
     out = tmp_path / "run"
-    arguments = [*TINY, *"--model gru --seq-len 12 --evaluate-every 2 --steps 4".split()]
-    assert train("adding", *arguments, "--parallel", "auto", "--out", str(out)) == 0
+    sizes = "--dim 4 --depth 1 --batch-size 8 --seq-len 12"
+    steps = "--steps 4 --log-every 1 --evaluate-every 2"
+    command = f"train adding --model gru --parallel auto {sizes} {steps} --out {out}"
+    assert main(command.split()) == 0
     names = [f"parallel_{each}/layer_0" for each in ("iterations", "residual", "stepped")]
     rows: dict[int, Any] = {
         row["step"]: [row.get(name) for name in names] for row in RunFolder(out).rows()

@@ -47,6 +47,7 @@ def test_the_same_losses_with_time_split_over_devices(quick_compilation):
     )
 
 
+@pytest.mark.slow
 def test_cells_in_blocks(quick_compilation):
     """A language model: a norm, a cell and a mixer in each block, which are recomputed."""
     given = {"task": "bytes", "model": "gru", "depth": 2, "remat": True}
