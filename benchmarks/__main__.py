@@ -43,6 +43,7 @@ BENCHMARKS = (
     "large_batch",
     "linear_scan",
     "memory",
+    "s4d",
     "saves",
     "resume",
     "scaling",

@@ -318,6 +318,55 @@ def own_series() -> str:
     )
 
 
+def archive() -> str:
+    """Accuracies by data set and layer, means over seeds, and the mean over the sets."""
+    rows = load("archive_cpu")["rows"]
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    found = jobs(rows, ("name", "layer"))
+    steps = {row["name"]: row["steps"] for row in rows}
+    lines = [
+        (name, [[row["accuracy"] for row in found[name, layer]] for layer in layers])
+        for name in steps
+    ]
+    means = [
+        statistics.mean(statistics.mean(each) for each in column)
+        for column in zip(*(cells for _, cells in lines), strict=True)
+    ]
+    return markdown(
+        ("data set", "steps", *layers),
+        [
+            *(
+                (
+                    f"`{name}`",
+                    str(steps[name]),
+                    *(f"{statistics.mean(x):.3f} ± {statistics.stdev(x):.3f}" for x in cells),
+                )
+                for name, cells in lines
+            ),
+            ("mean", "", *(f"{x:.3f}" for x in means)),
+        ],
+    )
+
+
+def s4d() -> str:
+    """Processor time and memory of each way, and how it compares with ours."""
+    rows = load("s4d_cpu")["rows"]
+    lines = []
+    for (batch, time, features, states, resets), each in jobs(
+        rows, ("batch", "time", "features", "state_dim", "resets")
+    ).items():
+        ways = {row["contender"]: row for row in each}
+        cells = (
+            f"{way['processor_seconds']:.2f} s, {way['temporary_bytes'] / 1e6:,.0f} MB"
+            if (way := ways.get(name))
+            else "cannot"
+            for name in (OURS, "pieces", "loop", "fft")
+        )
+        shape = f"{batch} of {time:,}, {features} features, N = {states}"
+        lines.append((shape + (", resets" if resets else ""), *cells))
+    return markdown(("sequences", OURS, "scan in pieces", "loop in pieces", "FFT"), lines)
+
+
 def own_forecast() -> str:
     rows = [row for row in load("own_data_cpu")["rows"] if "nrmse" in row]
     return markdown(
@@ -435,6 +484,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "bytes": language,
     "watch": watch,
     "own-series": own_series,
+    "archive": archive,
+    "s4d": s4d,
     "own-forecast": own_forecast,
     "streams": streams,
     "collectives": collectives,

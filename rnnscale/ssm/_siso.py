@@ -21,8 +21,9 @@ from rnnscale_kernels import Planar
 
 _EXACT = lax.Precision.HIGHEST
 
-# Steps in a chunk, at most. Longer chunks hold fewer states at their borders and take more products
-# (measured by `python -m benchmarks siso`).
+# Steps in a chunk, at most, and half as many with resets, where each lag takes time of its own.
+# Longer chunks hold fewer states at their borders and take more products (`python -m benchmarks
+# s4d`).
 _CHUNK = 64
 
 
@@ -56,7 +57,8 @@ def scan_features(
     **Returns:** `(last state, outputs)`; the outputs have the dtype of `u`.
     """
     *batch, time, idim = u.shape
-    rank, (count, size) = len(batch), _chunks(time)
+    rank = len(batch)
+    count, size = _chunks(time, _CHUNK if reset is None else _CHUNK // 2)
     if count * size > time and lengths is None:
         lengths = jnp.full(batch, time)
     start = None
@@ -95,11 +97,11 @@ def scan_features(
     return last, lax.slice_in_dim(ys, 0, time, axis=rank)
 
 
-def _chunks(time: int) -> tuple[int, int]:
+def _chunks(time: int, longest: int) -> tuple[int, int]:
     """The number of chunks, and their steps. Each device of `seq` has as many chunks."""
     parts = sharding.time_parts(time)
     steps = -(-time // parts)
-    fewest = -(-steps // _CHUNK)
+    fewest = -(-steps // longest)
     # Chunks that divide the steps need no padding.
     dividing = (n for n in range(fewest, 3 * fewest + 1) if steps % n == 0)
     count = next(dividing, fewest)
