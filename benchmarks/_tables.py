@@ -191,12 +191,7 @@ def parallel_time() -> str:
         return f"{row['cell']}, B={row['batch']} L={row['length']:,}, {row['mode']}"
 
     key = ("cell", "batch", "length", "mode")
-    why = (
-        "a backward pass step by step is more work on this machine than a few iterations with a "
-        "diagonal Jacobian, which are elementwise operations on all steps."
-    )
-    chosen = lambda row: "mode" in row  # noqa: E731
-    return compared("parallel_time_cpu", title, key, "median_ms", "ms", why, chosen=chosen)
+    return compared("parallel_time_cpu", title, key, "median_ms", "ms")
 
 
 def latency() -> str:
@@ -475,6 +470,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "compile-time": partial(compared, "compile_time_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED),
     "start-up": partial(compared, "start_up_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED),
     "parallel-bounds": parallel_bounds,
+    "parallel-time": parallel_time,
     "latency": latency,
     "large-batch": large_batch,
     "memory": memory,

@@ -31,8 +31,9 @@ class ParallelMethod:
     """What Newton's method takes with one kind of Jacobian.
 
     - `jacobian`: `"dense"`, `"block"` or `"diagonal"`.
-    - `iterations`: the iterations that solved all sequences, or after which the last of those that
-        did not converge was given up; with windows, in each window, on average.
+    - `iterations`: the iterations of one solve until all sequences converged, or the last of the
+        others was given up: half of those in a `Certificate`, which counts the solve for the states
+        and that for the growth of rounding errors; with windows, the mean of a window.
     - `residual`: the largest relative residual that Newton's method left in a sequence.
     - `stepped`: the share of all steps that were taken one after another, since their sequence did
         not converge: 0 to 1.
@@ -236,7 +237,8 @@ def _method(
 ) -> ParallelMethod:
     residual, iterations, stepped = (np.asarray(x) for x in certificate)
     windows = math.ceil(time / (newton.window or time))
-    each = max(1, math.ceil(int(iterations.max()) / windows))
+    # A certificate counts two solves: of the states, and of how rounding errors grow.
+    each = max(1, math.ceil(int(iterations.max()) / (2 * windows)))
     share = float(stepped.sum()) / (rows * time)
     hardware = HARDWARE[device]
     cost = cell_cost(cell, rows, time, parallel=newton, iterations=each)

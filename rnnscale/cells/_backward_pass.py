@@ -18,7 +18,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool
 
 from rnnscale._base import State
@@ -72,8 +71,7 @@ class BackwardPass:
         def evaluate(g_after: Leaves) -> tuple[Leaves, Any]:
             return pull(self._unless_restarted(g_after)), a
 
-        # The barrier keeps the compiler from measuring these zeros itself, which takes minutes.
-        zeros = lax.optimization_barrier([jnp.zeros_like(x) for x in leaves])
+        zeros = [jnp.zeros_like(x) for x in leaves]
         return solve(evaluate, self._line, zeros, criterion, active)
 
     def gradients(self, solution: Solution) -> Gradients:

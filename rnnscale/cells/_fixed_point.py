@@ -106,6 +106,8 @@ def solve(
     - `criterion`: when to stop.
     - `active`: the rows to solve. The others keep the guess, and do not pass.
     """
+    # The barrier keeps the compiler from measuring a guess of zeros itself, which takes minutes.
+    guess = lax.optimization_barrier(guess)
     first = _start(line, guess, active)
     improve = partial(_improve, evaluate, line, guess, first.entering, criterion)
     end = lax.while_loop(lambda now: jnp.any(now.active), improve, first)

@@ -72,8 +72,9 @@ def cell_cost(
     - `cell`: the cell; only the shapes of its arrays matter.
     - `batch`, `length`: the number of sequences and of their steps.
     - `parallel`: Newton's method; `None` for one step after another.
-    - `iterations`: the iterations of Newton's method, in each window. Its solution is taken to
-        pass, so that no row is finished step by step.
+    - `iterations`: the iterations of one solve by Newton's method, in each window. A gradient has a
+        solve for the states, one for the growth of rounding errors, and a backward one. The
+        solution is taken to pass, so that no row is finished step by step.
     - `gradient`: whether to count the gradient of the outputs by parameters and inputs too.
     - `dtype`: of the inputs.
 

@@ -73,9 +73,10 @@ class Planner:
     - `config`: the options of the run; its `mesh` is ignored.
     - `task`: the task of the run.
     - `topology`: from `Topology.named`.
-    - `iterations`: the iterations that Newton's method takes, needed if the run solves its cells
-        by it (`TrainConfig.parallel`). `rnnscale.analysis.parallelisable` measures them. The plan
-        is that of a step in which they suffice, so that no row is finished step by step.
+    - `iterations`: the iterations of one solve by Newton's method, needed if the run solves its
+        cells by it (`TrainConfig.parallel`); a step has a solve for the states, one for the growth
+        of rounding errors, and a backward one. `rnnscale.analysis.parallelisable` measures them.
+        The plan is that of a step in which they suffice, so that no row is finished step by step.
 
     **Raises:** `ValueError` if `iterations` is below 1.
     """

