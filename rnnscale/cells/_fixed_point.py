@@ -22,6 +22,8 @@ from rnnscale_kernels import vary_alike
 _ROUNDING = 4
 # Iterations in which a row may get no closer before it is given up.
 _PATIENCE = 6
+# Or its first steps: as many in an iteration, and so many that half the iterations reach the last.
+_PACE = 4
 
 
 class Criterion(NamedTuple):
@@ -69,7 +71,8 @@ class _Iterate(NamedTuple):
     - `change`: the last correction on this device.
     - `correction`: the one before it, on all devices.
     - `residual`: the residual of the iterate before.
-    - `nearest`, `since`: the smallest residual so far, and how many iterations ago that was.
+    - `nearest`, `ahead`, `since`: the residual when the row last got closer, the steps from the
+        first with a large one to the end, and how many iterations ago that was.
     - `iterations`: how often the row was measured.
     - `active`, `passed`: whether the row goes on, and whether it has passed.
     """
@@ -82,6 +85,7 @@ class _Iterate(NamedTuple):
     correction: Float[Array, "batch"]
     residual: Float[Array, "batch"]
     nearest: Float[Array, "batch"]
+    ahead: Float[Array, "batch"]
     since: Int[Array, "batch"]
     iterations: Int[Array, "batch"]
     active: Bool[Array, "batch"]
@@ -131,6 +135,7 @@ def _start(line: Line, guess: Leaves, active: Bool[Array, "batch"]) -> _Iterate:
         correction=infinite,
         residual=infinite,
         nearest=infinite,
+        ahead=infinite,
         since=none,
         iterations=none,
         active=active,
@@ -151,18 +156,19 @@ def _improve(
     after, a = evaluate(line.previous(now.states, now.entering))
     missed = jax.tree.map(jnp.subtract, after, now.states)
     scale = scales(now.states, now.sizes)
-    measures = [_largest(missed, scale)[:, None], now.change[:, None], _sizes(now.states)]
+    errors = _relative(missed, scale)
+    ahead = line.ahead(errors > criterion.tolerance)
+    measures = [jnp.max(errors, axis=1), now.change, ahead.astype(now.change.dtype)]
+    measures = jnp.concatenate([jnp.stack(measures, axis=1), _sizes(now.states)], axis=1)
     # 2. The correction solves a linear recurrence, from which what is not finite is left out. Over
     #    devices, the states between them and the largest of their measures come with it.
-    step, shared = line.scan(
-        _finite(a), _finite(missed), now.states, jnp.concatenate(measures, axis=1)
-    )
-    measures = shared.measures
-    residual, correction, sizes = measures[:, 0], measures[:, 1], measures[:, 2:]
+    step, shared = line.scan(_finite(a), _finite(missed), now.states, measures)
+    residual, correction, ahead = (shared.measures[:, i] for i in range(3))
+    sizes = shared.measures[:, 3:]
     # 3. States that are not finite come back to the guess, and are measured again.
     states = _finite_or(jax.tree.map(jnp.add, now.states, step), guess)
     entering = _finite_or(shared.entering, first)
-    change = _largest(jax.tree.map(jnp.subtract, states, now.states), scale)
+    change = jnp.max(_relative(step, scale), axis=1)
     # 4. The residual of this iterate and the correction that led to it decide. A comparison with
     #    NaN is false, so that a row with NaN does not pass.
     passes = residual <= criterion.tolerance
@@ -172,8 +178,11 @@ def _improve(
         rounding = _ROUNDING * float(jnp.finfo(residual.dtype).eps)
         passes &= (correction <= now.correction / 2) | (residual <= rounding)
     # 5. Rows that have passed keep the iterate that was measured. Rows that get no closer, or have
-    #    no iterations left, are given up.
-    nearer = residual < 0.9 * now.nearest
+    #    no iterations left, are given up. A row gets closer as its residual does, or as its first
+    #    steps do, so fast that they all will in time.
+    every = errors.shape[1] * line.time.parts
+    pace = max(_PACE, 2 * every / criterion.max_iterations)
+    nearer = (residual < 0.9 * now.nearest) | (ahead <= now.ahead - pace)
     since = jnp.where(nearer, 0, now.since + 1)
     iterations = now.iterations + 1
     spent = (iterations >= criterion.max_iterations) | (since >= _PATIENCE)
@@ -186,6 +195,7 @@ def _improve(
         correction=correction,
         residual=residual,
         nearest=jnp.where(nearer, residual, now.nearest),
+        ahead=jnp.where(nearer, ahead, now.ahead),
         since=since,
         iterations=iterations,
         active=~passes & ~spent,
@@ -216,8 +226,8 @@ def scales(states: Leaves, sizes: Float[Array, "batch leaf"]) -> Leaves:
     return [scale(x, sizes[:, i]) for i, x in enumerate(states)]
 
 
-def _largest(errors: Leaves, scales: Leaves) -> Float[Array, "batch"]:
-    """The largest error of each row, relative to the scales; infinite if one is not a number.
+def _relative(errors: Leaves, scales: Leaves) -> Float[Array, "batch time"]:
+    """The largest error of each step, relative to the scales; infinite if one is not a number.
 
     The maximum of XLA on a CPU leaves NaN out.
     """
@@ -225,7 +235,7 @@ def _largest(errors: Leaves, scales: Leaves) -> Float[Array, "batch"]:
     def largest(x: Array, scale: Array) -> Array:
         relative = jnp.abs(x) / scale
         relative = jnp.where(jnp.isnan(relative), jnp.inf, relative)
-        return jnp.max(relative, axis=tuple(range(1, x.ndim)))
+        return jnp.max(relative, axis=tuple(range(2, x.ndim)))
 
     return jnp.max(jnp.stack(jax.tree.map(largest, errors, scales)), axis=0)
 

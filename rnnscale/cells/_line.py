@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rnnscale.cells._jacobian import Jacobian, Leaves
 from rnnscale.sharding import TimeAxis
@@ -51,6 +51,14 @@ class Line:
             return jnp.concatenate(parts, axis=1)
 
         return [shift(x, first) for x, first in zip(states, entering, strict=True)]
+
+    def ahead(self, marked: Bool[Array, "batch time"]) -> Int[Array, "batch"]:
+        """The steps from the first that is marked on this device to the end on all devices, in the
+        order of processing; 0 if none is marked."""
+        count = marked.shape[1]
+        remaining = jnp.arange(1, count + 1) if self.time.reverse else jnp.arange(count, 0, -1)
+        here = jnp.max(jnp.where(marked, remaining, 0), axis=1)
+        return jnp.where(here > 0, here + count * self.time.devices_after(), 0)
 
     def share(self, states: Leaves, measures: Array) -> Shared:
         """Tells the other devices the last of these states and the measures."""

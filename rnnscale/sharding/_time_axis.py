@@ -59,6 +59,13 @@ class TimeAxis:
         """A random key that differs from device to device."""
         return key if self.name is None else jax.random.fold_in(key, lax.axis_index(self.name))
 
+    def devices_after(self) -> int | Array:
+        """The number of devices that are processed after this one."""
+        if self.name is None:
+            return 0
+        device = lax.axis_index(self.name)
+        return device if self.reverse else self.parts - 1 - device
+
     def gather(self, rows: Rows) -> Rows:
         """The arrays of all devices, "*batch device state", by one all-gather."""
         if self.name is None:

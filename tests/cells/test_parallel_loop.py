@@ -101,7 +101,9 @@ def test_single_precision(name, getkey):
     expected, _ = value_and_gradient(cell, xs, None)
     got, certificate = value_and_gradient(cell, xs, Newton(window=60))
     assert verify.relative_error(got[0], expected[0]) < 1e-5
-    assert verify.relative_error(got[1], expected[1]) < 1e-4
+    # In the gradients of three numbers of the oscillators, terms cancel: the loop is 7e-5 off.
+    arrays = eqx.filter((got[1], expected[1]), lambda x: x.ndim > 0)
+    assert verify.relative_error(*arrays) < 2e-5
     assert not np.any(certificate.stepped) and np.max(certificate.residual) < 1e-5
 
 
