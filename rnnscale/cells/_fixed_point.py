@@ -22,7 +22,7 @@ from rnnscale_kernels import vary_alike
 _ROUNDING = 4
 # Iterations in which a row may get no closer before it is given up.
 _PATIENCE = 6
-# Or its first steps: as many in an iteration, and so many that half the iterations reach the last.
+# The least number of steps by which the first one with a large residual has to move on.
 _PACE = 4
 
 
@@ -178,8 +178,9 @@ def _improve(
         rounding = _ROUNDING * float(jnp.finfo(residual.dtype).eps)
         passes &= (correction <= now.correction / 2) | (residual <= rounding)
     # 5. Rows that have passed keep the iterate that was measured. Rows that get no closer, or have
-    #    no iterations left, are given up. A row gets closer as its residual does, or as its first
-    #    steps do, so fast that they all will in time.
+    #    no iterations left, are given up. A row gets closer if its residual becomes smaller, or if
+    #    the first step with a large one moves on, fast enough to reach the end in half the
+    #    iterations.
     every = errors.shape[1] * line.time.parts
     pace = max(_PACE, 2 * every / criterion.max_iterations)
     nearer = (residual < 0.9 * now.nearest) | (ahead <= now.ahead - pace)
