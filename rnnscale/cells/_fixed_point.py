@@ -21,9 +21,7 @@ from rnnscale_kernels import vary_alike
 # Residuals of rounding, in units of the precision: of a few operations on a state.
 _ROUNDING = 4
 # Iterations in which a row may get no closer before it is given up.
-_PATIENCE = 6
-# The least number of steps by which the first one with a large residual has to move on.
-_PACE = 4
+_PATIENCE = 10
 
 
 class Criterion(NamedTuple):
@@ -34,7 +32,7 @@ class Criterion(NamedTuple):
     - `exact`: whether the linear recurrence has the full Jacobian. The last correction then
         is an estimate of the error before it. Otherwise that holds only if corrections become
         smaller fast.
-    - `linear`: whether the recurrence that is solved is linear itself.
+    - `linear`: whether the recurrence that is solved is linear itself, from a guess of zero.
     """
 
     tolerance: float
@@ -110,9 +108,7 @@ def solve(
     - `criterion`: when to stop.
     - `active`: the rows to solve. The others keep the guess, and do not pass.
     """
-    # The barrier keeps the compiler from measuring a guess of zeros itself, which takes minutes.
-    guess = lax.optimization_barrier(guess)
-    first = _start(line, guess, active)
+    first = _start(line, guess, active, criterion)
     improve = partial(_improve, evaluate, line, guess, first.entering, criterion)
     end = lax.while_loop(lambda now: jnp.any(now.active), improve, first)
     return Solution(
@@ -120,8 +116,14 @@ def solve(
     )
 
 
-def _start(line: Line, guess: Leaves, active: Bool[Array, "batch"]) -> _Iterate:
-    entering, last, sizes = line.share(guess, _sizes(guess))
+def _start(
+    line: Line, guess: Leaves, active: Bool[Array, "batch"], criterion: Criterion
+) -> _Iterate:
+    sizes = _sizes(guess)
+    if criterion.linear:
+        # The guess is zero. The compiler would take minutes to find that its sizes are.
+        sizes = jnp.zeros_like(sizes)
+    entering, last, sizes = line.share(guess, sizes)
     # Measures are the same on all devices that hold a part of a row, states are not.
     infinite = jnp.full_like(sizes[:, 0], jnp.inf)
     none = jnp.zeros_like(infinite, jnp.int32)
@@ -135,7 +137,7 @@ def _start(line: Line, guess: Leaves, active: Bool[Array, "batch"]) -> _Iterate:
         correction=infinite,
         residual=infinite,
         nearest=infinite,
-        ahead=infinite,
+        ahead=jnp.full_like(infinite, guess[0].shape[1] * line.time.parts),
         since=none,
         iterations=none,
         active=active,
@@ -162,28 +164,32 @@ def _improve(
     measures = jnp.concatenate([jnp.stack(measures, axis=1), _sizes(now.states)], axis=1)
     # 2. The correction solves a linear recurrence, from which what is not finite is left out. Over
     #    devices, the states between them and the largest of their measures come with it.
-    step, shared = line.scan(_finite(a), _finite(missed), now.states, measures)
+    step, first_step, shared = line.scan(_finite(a), _finite(missed), now.states, measures)
     residual, correction, ahead = (shared.measures[:, i] for i in range(3))
     sizes = shared.measures[:, 3:]
-    # 3. States that are not finite come back to the guess, and are measured again.
+    # 3. A nonlinear step may be far from its linear part, and corrections that grow along the
+    #    sequence overflow. So none is larger than the state that it corrects, or than one. States
+    #    that are not finite all the same come back to the guess, and are measured again.
+    if not criterion.linear:
+        step = _limited(step, scale)
+        first_step = _limited(first_step, scales(_one_step(shared.entering), now.sizes))
     states = _finite_or(jax.tree.map(jnp.add, now.states, step), guess)
-    entering = _finite_or(shared.entering, first)
+    first_step = [x[:, 0] for x in first_step]
+    entering = _finite_or(jax.tree.map(jnp.add, shared.entering, first_step), first)
     change = jnp.max(_relative(step, scale), axis=1)
     # 4. The residual of this iterate and the correction that led to it decide. A comparison with
     #    NaN is false, so that a row with NaN does not pass.
-    passes = residual <= criterion.tolerance
-    if not (criterion.exact and criterion.linear):
-        passes &= correction <= criterion.tolerance
+    passes = (residual <= criterion.tolerance) & (correction <= criterion.tolerance)
     if not criterion.exact:
         rounding = _ROUNDING * float(jnp.finfo(residual.dtype).eps)
         passes &= (correction <= now.correction / 2) | (residual <= rounding)
     # 5. Rows that have passed keep the iterate that was measured. Rows that get no closer, or have
-    #    no iterations left, are given up. A row gets closer if its residual becomes smaller, or if
-    #    the first step with a large one moves on, fast enough to reach the end in half the
-    #    iterations.
+    #    no iterations left, are given up. From a far guess the residual does not become smaller at
+    #    first, but the number of steps before the first one with a large residual doubles again and
+    #    again. If it grows by a few steps in each iteration, the loop by steps is faster.
     every = errors.shape[1] * line.time.parts
-    pace = max(_PACE, 2 * every / criterion.max_iterations)
-    nearer = (residual < 0.9 * now.nearest) | (ahead <= now.ahead - pace)
+    doubled = every - ahead >= 2 * jnp.maximum(every - now.ahead, 1)
+    nearer = (residual < 0.9 * now.nearest) | doubled
     since = jnp.where(nearer, 0, now.since + 1)
     iterations = now.iterations + 1
     spent = (iterations >= criterion.max_iterations) | (since >= _PATIENCE)
@@ -239,6 +245,20 @@ def _relative(errors: Leaves, scales: Leaves) -> Float[Array, "batch time"]:
         return jnp.max(relative, axis=tuple(range(2, x.ndim)))
 
     return jnp.max(jnp.stack(jax.tree.map(largest, errors, scales)), axis=0)
+
+
+def _limited(corrections: Leaves, scales: Leaves) -> Leaves:
+    """The corrections, none larger than its scale or one."""
+
+    def limited(x: Array, scale: Array) -> Array:
+        limit = jnp.maximum(scale, 1)
+        return jnp.clip(x, -limit, limit)
+
+    return jax.tree.map(limited, corrections, scales)
+
+
+def _one_step(rows: Leaves) -> Leaves:
+    return [x[:, None] for x in rows]
 
 
 def _finite_or(states: Leaves, others: Leaves) -> Leaves:

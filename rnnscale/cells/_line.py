@@ -66,21 +66,18 @@ class Line:
 
     def scan(
         self, a: Any, inputs: Leaves, states: Leaves, measures: Array
-    ) -> tuple[Leaves, Shared]:
-        """The linear recurrence with these coefficients and inputs, from zero; and what `share`
-        returns, where the state before the first step is the one after the correction.
+    ) -> tuple[Leaves, Leaves, Shared]:
+        """The linear recurrence with these coefficients and inputs, from zero; its state before
+        this device's first step, "batch 1 ..."; and what `share` returns.
 
         Over devices, there is one all-gather for all of this.
         """
         b = self.jacobian.pack(inputs)
         told = self._told(states, measures)
         h, entering, gathered = self.time.scan(self.jacobian.op, a, b, self.reset, told)
-        shared = self._shared(gathered)
         one_step = jax.tree.map(lambda x: x[:, None], entering)
-        like = [x[:, None] for x in self.start]
-        added = [x[:, 0] for x in self.jacobian.unpack(one_step, like)]
-        entering = jax.tree.map(jnp.add, shared.entering, added)
-        return self.jacobian.unpack(h, inputs), shared._replace(entering=entering)
+        entering = self.jacobian.unpack(one_step, [x[:, None] for x in self.start])
+        return self.jacobian.unpack(h, inputs), entering, self._shared(gathered)
 
     def _told(self, states: Leaves, measures: Array) -> tuple[Leaves, Array]:
         last = [x[:, 0 if self.time.reverse else -1] for x in states]

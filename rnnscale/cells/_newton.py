@@ -111,14 +111,22 @@ class Certificate(NamedTuple):
 def suitable(cell: Cell) -> Newton | None:
     """What `parallel="auto"` means for a cell; `None` means step by step."""
     kind = suitable_jacobian(cell)
-    if kind == "dense" and sum(x.size for x in floating_state(cell)) > _SMALL:
-        return None
-    return Newton(kind)
+    return None if kind == "dense" and _values(cell) > _SMALL else Newton(kind)
 
 
 def suitable_jacobian(cell: Cell) -> JacobianKind:
-    """The part of the Jacobian that Newton's method needs for a cell."""
-    return "block" if cell.unit_axis == "state" else cell.jacobian
+    """The part of the Jacobian that Newton's method needs for a cell.
+
+    The full one if it is small: cells that a part of it suffices for at first often need more after
+    training.
+    """
+    if cell.unit_axis == "state":
+        return "block"
+    return "dense" if _values(cell) <= _SMALL else cell.jacobian
+
+
+def _values(cell: Cell) -> int:
+    return sum(x.size for x in floating_state(cell))
 
 
 def default_tolerance(dtype: DTypeLike) -> float:

@@ -64,7 +64,7 @@ class KernelCall:
     def total(self) -> int:
         """The numbers by which a device describes what its steps do to one row: the state that
         leaves it, and the product of all decays or matrices if they vary in time. An iteration of
-        Newton's method adds the last state and three measures of its errors."""
+        Newton's method adds the last state and four measures of its progress."""
         state = self.planes * self.states
         decays = {
             "diagonal_ssm": 0,
@@ -72,7 +72,7 @@ class KernelCall:
             "block_scan": self.planes**2 * self.states,
             "matrix_scan": self.states**2,
         }
-        return state + decays[self.operation] + (state + 3 if self.iterated else 0)
+        return state + decays[self.operation] + (state + 4 if self.iterated else 0)
 
 
 def flops(jaxpr: Jaxpr, iterations: int | None = None) -> int:

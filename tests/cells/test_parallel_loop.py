@@ -124,6 +124,16 @@ def test_a_chaotic_row_is_computed_by_steps(getkey):
     assert list(certificate.stepped) == [700, 700, 700]
 
 
+def test_corrections_are_limited():
+    """The linear parts of steps with large weights overflow along a sequence. Without a limit this
+    takes 30 iterations."""
+    cell = ElmanRNNCell(1, 8, key=jax.random.key(0))
+    cell = eqx.tree_at(lambda cell: cell.recurrent, cell, 2 * cell.recurrent)
+    xs = jax.random.uniform(jax.random.key(1), (2, 400, 1))
+    *_, certificate = certified_time_loop(cell, xs, parallel=Newton("dense"))
+    assert np.all(certificate.stepped == 0) and np.all(certificate.iterations <= 15)
+
+
 def test_too_few_iterations(getkey):
     cell, xs = GatedRecurrentUnitCell(3, 5, key=getkey()), jax.random.normal(getkey(), (2, 63, 3))
     expected, _ = value_and_gradient(cell, xs, None)

@@ -131,8 +131,8 @@ def test_an_iteration_of_newtons_method_is_one_gather(solved_by_newton):
         gathers = [each for each in plan.collectives if each.kind == "all-gather"]
         assert all(each.axes == ("seq",) for each in gathers)
         # For the states, for rounding errors, and backward. The matrix of 8 x 8, the end, the last
-        # state and three measures of errors, for two rows on each of four devices.
-        size = 4 * 2 * 4 * (8 * 8 + 8 + 8 + 3)
+        # state and four measures, for two rows on each of four devices.
+        size = 4 * 2 * 4 * (8 * 8 + 8 + 8 + 4)
         assert sum(each.count for each in gathers if each.bytes == size) == 3 * 7
         assert sum(each.count for each in gathers) <= 3 * 7 + 3
         # No step is taken after another one, so no state is handed from device to device.

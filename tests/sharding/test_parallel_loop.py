@@ -114,7 +114,7 @@ def test_an_iteration_is_one_gather(getkey):
     """One more tells the devices of the first guess. None has to do with the length."""
     cell = GatedRecurrentUnitCell(3, 4, key=getkey())
     xs = jax.random.normal(getkey(), (ROWS, 512, 3))
-    *_, compiled = outcome(cell, xs, sharding.make_mesh(seq=8), Newton())
+    *_, compiled = outcome(cell, xs, sharding.make_mesh(seq=8), Newton("diagonal"))
     gathers = [each for each in compiled.collectives if each.kind == "all-gather"]
     # Before the iteration, in it, in that for the errors of rounding, and in that of the backward
     # pass. The last two start from zero.
