@@ -64,8 +64,8 @@ class RNNEncoder(Encoder, CausalLayer):
             there is a `chunk`; see `time_loop`. A `step` stays one step. Default: one step after
             another.
 
-        **Raises:** `TypeError` if an argument has another kind, `ValueError` if `chunk` is below 1
-        or `parallel` does not suit the cell.
+        **Raises:** `TypeError` if an argument has another kind, `ValueError` if `chunk` is below 1.
+        A call raises what `time_loop` does, for example if `parallel` does not suit the cell.
         """
         check_cell(cell)
         self.cell, self.remat, self.chunk, self.parallel = cell, remat, chunk, parallel

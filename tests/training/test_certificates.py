@@ -56,7 +56,7 @@ def test_figures_of_the_first_step_and_of_every_third(train_step, caplog):
         1: True, 2: False, 3: True, 4: False, 5: False,
     }  # fmt: skip
     first = {figure: rows[0][f"parallel_{figure}/layer_0"] for figure in FIGURES}
-    assert 1 <= first["iterations"] <= 4 and 0 < first["residual"] < 1e-4
+    assert 1 <= first["iterations"] < 10 and 0 < first["residual"] < 1e-4
     assert first["stepped"] == first["rows_stepped"] == 0
     assert not caplog.records
 
