@@ -37,6 +37,7 @@ BENCHMARKS = (
     "growth",
     "parallel_bounds",
     "parallel_time",
+    "parallel_cells",
     "compile_time",
     "start_up",
     "latency",

@@ -107,6 +107,21 @@ def test_the_script_in_full_goes_on_where_it_was_killed_on_another_mesh(
 
 
 @pytest.mark.slow
+def test_a_cell_in_parallel_is_compared_with_its_loop():
+    rows = run("parallel_cells", "--quick", "--cell", "cornn")
+    parts = ("block", "dense", "diagonal")
+    assert [(row["trained"], row["jacobian"]) for row in rows] == [
+        (trained, part) for trained in (False, True) for part in parts
+    ]
+    assert all(row["lyapunov"] < 0 for row in rows)
+    assert all(1 < row["iterations"] <= 64 and row["value_error"] < 1e-5 for row in rows)
+    for row in rows[::3]:
+        assert row["suitable"] and row["stepped"] == row["stepped_64"] == 0
+        assert 0 < row["gradient_error"] < 1e-4
+        assert row["value_error_64"] < 1e-12 and row["gradient_error_64"] < 1e-12
+
+
+@pytest.mark.slow
 def test_memory_in_chunks_is_a_small_part_of_the_whole():
     whole, chunks = run("memory", "--quick")
     assert (whole["chunk"], chunks["chunk"]) == (None, 64)
