@@ -35,6 +35,8 @@ MAPPINGS = Path("/proc/self/maps")
 hypothesis.settings.register_profile(
     "rnnscale", deadline=None, max_examples=20, derandomize="CI" in os.environ
 )
+# By hand, with `--hypothesis-profile=thorough`.
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
 hypothesis.settings.load_profile("rnnscale")
 
 
