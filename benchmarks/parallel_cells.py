@@ -160,7 +160,7 @@ def exponent(cell: Cell, given: dict[str, Any]) -> float | None:
 
 
 def train(cell: Cell, steps: int, seed: int) -> Cell:
-    """The cell of a classifier of digits after so many steps of Adam, 32 images each."""
+    """The cell of a classifier of digits after this number of steps of Adam with 32 images each."""
     task, optimiser = load_task("digits"), optax.chain(optax.clip(1.0), optax.adam(3e-3))
     model = RNN(cell=cell, odim=10, key=jax.random.key(seed))
     weights, fixed = eqx.partition(model, trainable(model))
