@@ -461,12 +461,48 @@ def headline() -> str:
     )
 
 
+def parallel_cells() -> str:
+    """A line for each cell, before and after training, and each length."""
+    lines = []
+    for rows in jobs(load("parallel_cells_cpu")["rows"], ("cell", "trained", "time")).values():
+        (row,) = [row for row in rows if row["suitable"]]
+        found = {each["jacobian"]: each for each in rows}
+
+        def needed(part: str, found: dict[str, Row] = found) -> str:
+            """The iterations, in bold for the suitable part; what no row has is a dash."""
+            if part not in found:
+                return "-"
+            each = found[part]
+            text = f"{each['iterations']}" + ("*" if each["stepped"] else "")
+            return f"**{text}**" if each["suitable"] else text
+
+        errors = [row[f"{what}_error{width}"] for width in ("", "_64") for what in _WHAT]
+        errors.insert(2, row.get("loop_gradient_error"))
+        lines.append(
+            (
+                f"{row['cell']}{', trained' if row['trained'] else ''}, L={row['time']:,}",
+                "-inf" if row["lyapunov"] is None else f"{row['lyapunov']:.3f}",
+                *map(needed, ("dense", "block", "diagonal")),
+                f"{row['residual']:.0e}",
+                f"{100 * row['stepped']:.0f} %",
+                *("-" if each is None else f"{each:.0e}" for each in errors),
+            )
+        )
+    header = ("job", "exponent", "dense", "block", "diagonal", "residual", "by steps")
+    return markdown(
+        (*header, "values", "gradient", "loop's gradient", "values, 64", "gradient, 64"), lines
+    )
+
+
+_WHAT = ("value", "gradient")
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "headline": headline,
     "train-step": partial(compared, "train_step_cpu", shape, _SHAPE, "median_ms", "ms"),
     "layers-gradient": partial(layers, "gradient"),
     "layers-forward": partial(layers, "forward"),
     "growth": growth,
+    "parallel-cells": parallel_cells,
     "compile-time": partial(compared, "compile_time_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED),
     "start-up": partial(compared, "start_up_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED),
     "parallel-bounds": parallel_bounds,
