@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool
 from rnnscale._base import State
 from rnnscale.cells._all_steps import AllSteps, Inputs
 from rnnscale.cells._base import affine
-from rnnscale.cells._fixed_point import Criterion, Solution, solve
+from rnnscale.cells._fixed_point import Criterion, Solution, solve_linear
 from rnnscale.cells._jacobian import Jacobian, Leaves
 from rnnscale.cells._layout import as_gradient_of, floating_leaves, lay_out
 from rnnscale.cells._line import Line
@@ -71,8 +71,7 @@ class BackwardPass:
         def evaluate(g_after: Leaves) -> tuple[Leaves, Any]:
             return pull(self._unless_restarted(g_after)), a
 
-        zeros = [jnp.zeros_like(x) for x in leaves]
-        return solve(evaluate, self._line, zeros, criterion, active)
+        return solve_linear(evaluate, self._line, leaves, criterion, active)
 
     def gradients(self, solution: Solution) -> Gradients:
         """The gradients, from the cotangents of the states before the steps."""

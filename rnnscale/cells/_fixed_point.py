@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rnnscale.cells._jacobian import Leaves
-from rnnscale.cells._line import Line
+from rnnscale.cells._line import Line, Shared
 from rnnscale_kernels import vary_alike
 
 # Residuals of rounding, in units of the precision: of a few operations on a state.
@@ -108,22 +108,46 @@ def solve(
     - `criterion`: when to stop.
     - `active`: the rows to solve. The others keep the guess, and do not pass.
     """
-    first = _start(line, guess, active, criterion)
-    improve = partial(_improve, evaluate, line, guess, first.entering, criterion)
-    end = lax.while_loop(lambda now: jnp.any(now.active), improve, first)
+    return _iterate(evaluate, line, guess, line.share(guess, _sizes(guess)), criterion, active)
+
+
+def solve_linear(
+    evaluate: Callable[[Leaves], tuple[Leaves, Any]],
+    line: Line,
+    like: Leaves,
+    criterion: Criterion,
+    active: Bool[Array, "batch"],
+) -> Solution:
+    """As `solve`, for a recurrence that is linear, from zero.
+
+    `like` has the shapes of the states. Zeros need not be shared, which saves a gather, nor
+    measured, which would take the compiler minutes.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, like)
+    criterion = criterion._replace(linear=True)
+    return _iterate(evaluate, line, zeros, line.share_zeros(), criterion, active)
+
+
+def _iterate(
+    evaluate: Callable,
+    line: Line,
+    guess: Leaves,
+    shared: Shared,
+    criterion: Criterion,
+    active: Bool[Array, "batch"],
+) -> Solution:
+    improve = partial(_improve, evaluate, line, guess, shared.entering, criterion)
+    every = guess[0].shape[1] * line.time.parts
+    start = _start(guess, shared, active, every)
+    end = lax.while_loop(lambda now: jnp.any(now.active), improve, start)
     return Solution(
         end.states, end.entering, end.last, end.sizes, end.residual, end.iterations, end.passed
     )
 
 
-def _start(
-    line: Line, guess: Leaves, active: Bool[Array, "batch"], criterion: Criterion
-) -> _Iterate:
-    sizes = _sizes(guess)
-    if criterion.linear:
-        # The guess is zero. The compiler would take minutes to find that its sizes are.
-        sizes = jnp.zeros_like(sizes)
-    entering, last, sizes = line.share(guess, sizes)
+def _start(guess: Leaves, shared: Shared, active: Bool[Array, "batch"], every: int) -> _Iterate:
+    """The carry before the first of the iterations, over `every` step of all devices."""
+    entering, last, sizes = shared
     # Measures are the same on all devices that hold a part of a row, states are not.
     infinite = jnp.full_like(sizes[:, 0], jnp.inf)
     none = jnp.zeros_like(infinite, jnp.int32)
@@ -137,7 +161,7 @@ def _start(
         correction=infinite,
         residual=infinite,
         nearest=infinite,
-        ahead=jnp.full_like(infinite, guess[0].shape[1] * line.time.parts),
+        ahead=jnp.full_like(infinite, every),
         since=none,
         iterations=none,
         active=active,

@@ -64,6 +64,16 @@ class Line:
         """Tells the other devices the last of these states and the measures."""
         return self._shared(self.time.gather(self._told(states, measures)))
 
+    def share_zeros(self) -> Shared:
+        """What `share` returns if the states on all devices, and their sizes, are zero."""
+        rows = [jnp.zeros_like(_rows(x)) for x in self.start]
+        sizes = jnp.stack([jnp.sum(x, axis=1) for x in rows], axis=1)
+
+        def of_all_devices(x: Array) -> Array:
+            return jnp.broadcast_to(x[:, None], (x.shape[0], self.time.parts, x.shape[1]))
+
+        return self._shared(jax.tree.map(of_all_devices, (rows, sizes)))
+
     def scan(
         self, a: Any, inputs: Leaves, states: Leaves, measures: Array
     ) -> tuple[Leaves, Leaves, Shared]:

@@ -274,7 +274,7 @@ class ParallelLoop:
         back = BackwardPass(
             self.steps, back_in_time, self.jacobian, weights, inputs, before, g_ys, g_state
         )
-        criterion = Criterion(self.tolerance, self.max_iterations, self.exact, linear=True)
+        criterion = Criterion(self.tolerance, self.max_iterations, self.exact)
         # Where a part of the Jacobian was not enough for the states, neither it is here.
         solution = back.solve(criterion, passed | self.exact)
 

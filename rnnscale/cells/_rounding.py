@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rnnscale.cells._all_steps import AllSteps
-from rnnscale.cells._fixed_point import Criterion, Solution, scales, solve
+from rnnscale.cells._fixed_point import Criterion, Solution, scales, solve_linear
 from rnnscale.cells._jacobian import Jacobian, Leaves
 from rnnscale.cells._line import Line
 from rnnscale.cells._trees import where
@@ -49,9 +49,8 @@ def rounding_errors(
     def evaluate(errors: Leaves) -> tuple[Leaves, Any]:
         return jax.tree.map(jnp.add, push(errors), added), a
 
-    criterion = criterion._replace(tolerance=_PRECISION, linear=True)
-    zeros = [jnp.zeros_like(x) for x in found.states]
-    return solve(evaluate, line, zeros, criterion, found.passed)
+    criterion = criterion._replace(tolerance=_PRECISION)
+    return solve_linear(evaluate, line, found.states, criterion, found.passed)
 
 
 def _rounding(
