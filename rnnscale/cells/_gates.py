@@ -18,7 +18,7 @@ def block_products(
     weight: Float[Array, "gates blocks out in"], x: Float[Array, "*axes features"]
 ) -> Float[Array, "gates *axes units"]:
     """`gate_products` with block-diagonal matrices, of which `weight` has the blocks."""
-    gates, blocks, _, width = weight.shape
+    gates, blocks, outputs, width = weight.shape
     if blocks == 1:
         # A product with a batch axis of size one takes 20 % longer on a CPU.
         return gate_products(weight[:, 0], x)
@@ -28,4 +28,4 @@ def block_products(
         weight.astype(x.dtype),
         preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
     )
-    return jnp.moveaxis(products.reshape(*x.shape[:-1], gates, -1), -2, 0)
+    return jnp.moveaxis(products.reshape(*x.shape[:-1], gates, blocks * outputs), -2, 0)

@@ -67,7 +67,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         default=None,
         metavar="N",
         help="iterations of Newton's method, needed with --parallel; `rnnscale inspect` measures "
-        "them",
+        "them; default: none",
     )
     add_step_options(parser)
 

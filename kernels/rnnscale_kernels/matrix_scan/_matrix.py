@@ -35,7 +35,7 @@ class Matrix(Coefficient):
     @classmethod
     def of(cls, rows: Array) -> "Matrix":
         """From matrices "*batch time dim dim"."""
-        return cls(rows.reshape(*rows.shape[:-2], -1))
+        return cls(rows.reshape(*rows.shape[:-2], math.prod(rows.shape[-2:])))
 
     def multiply(self, x):
         if isinstance(x, Matrix):
