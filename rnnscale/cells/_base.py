@@ -102,8 +102,8 @@ class Cell(eqx.Module):
     """
 
     jacobian: ClassVar[JacobianKind] = "dense"
-    """How much of the Jacobian of a step Newton's method needs to converge in few iterations when
-    the steps run in parallel, by `parallel="auto"`.
+    """How much of the Jacobian of a step Newton's method needs at least, to converge in few
+    iterations when steps run in parallel. `parallel="auto"` takes more where that is cheap.
 
     `"block"`: for each unit the block between its own state variables, which suffices if a state
     forgets, as that of gated cells does, or if units depend most on themselves. `"dense"`: all of

@@ -16,7 +16,7 @@ from rnnscale.tasks import load_task
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
-    [{"model": "s5", "state_dim": 8}, {"model": "gru", "parallel": "auto"}],
+    [{"model": "s5", "state_dim": 8}, {"model": "gru", "parallel": "diagonal"}],
     ids=["s5", "gru"],
 )
 def test_a_million_steps_train_on_eight_devices(given: dict[str, Any]):
