@@ -35,7 +35,7 @@ class AllSteps:
     - `inputs`: the inputs.
     - `fresh`: the state after a reset, or `None`.
     - `integers`: the integer leaves of the states before the steps. The floating ones are `None`.
-    - `structure`: that of the floating leaves.
+    - `structure`: the tree structure of the floating leaves.
     """
 
     cell: Any
@@ -69,8 +69,9 @@ def all_steps(
 ) -> tuple[AllSteps, Any]:
     """The steps that follow `state`, and the integer leaves of the state after them.
 
-    Integer leaves depend on no floating ones, so they are computed first: one step after another,
-    which is cheap, as the compiler leaves out everything else.
+    Integer leaves, such as counters, do not depend on floating ones, so they are computed first,
+    one step after another. This is cheap, because the compiler removes everything else from that
+    loop.
     """
     drive = cell.drive(lay_out(weights), inputs.x)
     moving, integers = eqx.partition(state, eqx.is_inexact_array)

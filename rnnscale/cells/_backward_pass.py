@@ -5,10 +5,11 @@ With the states known, the cotangents $\lambda_t$ of the states before the steps
 $$\lambda_t = J_t^T (\lambda_{t+1} + g_t)$$
 
 from the last step to the first, where $J_t$ is the Jacobian of a step and $g_t$ the cotangent that
-comes from its output. It is linear, so that one scan solves it with the full Jacobian. With a part
-of it, the iteration of the forward pass does: its residuals have products with $J_t^T$, which are
-exact, and only its scans have the part. The gradients of weights and inputs then take all steps at
-once.
+comes from its output. This recurrence is linear. The iteration of the forward pass solves it, from
+zero: the residuals use exact products with $J_t^T$, and the scans use the chosen part of $J_t^T$.
+With the full Jacobian, the first scan is the solution, a second one corrects its rounding errors,
+and a third iteration confirms it. With a part, there are more iterations. The gradients of weights
+and inputs are then computed for all steps at once.
 """
 
 from collections.abc import Callable
@@ -45,7 +46,7 @@ class BackwardPass:
     - `weights`, `inputs`: of the forward pass.
     - `before`: the states before all steps.
     - `g_ys`: the cotangents of the outputs, zero beyond the lengths.
-    - `g_state`: that of the last state.
+    - `g_state`: the cotangent of the last state.
     """
 
     steps: StepLoop
@@ -60,7 +61,7 @@ class BackwardPass:
     def solve(self, criterion: Criterion, active: Bool[Array, "batch"]) -> Solution:
         """The cotangents of the states before the steps."""
         leaves, structure, integers = self._moving()
-        # The states before the steps are known, so that resets are behind us.
+        # `before` has `fresh` after each reset already, so the steps need no resets.
         inputs = self.inputs._replace(start=None)
         drive = self.steps.cell.drive(lay_out(self.weights), inputs.x)
         steps = AllSteps(self.steps.cell, drive, inputs, None, integers, structure)
@@ -86,7 +87,8 @@ class BackwardPass:
     @property
     def _line(self) -> Line:
         start = self.inputs.start
-        # A state before the loop's first step here is `fresh` if that is a restart.
+        # If this device's first step in the loop follows a reset, it starts from `fresh`, and no
+        # cotangent goes to the device before.
         stopped = None if start is None else start[:, 0 if self.time.reverse else -1]
         g_end = jax.tree.leaves(floats(self.g_state))
         return Line(self.time, self.jacobian, g_end, self.inputs.reset, stopped)
@@ -98,8 +100,8 @@ class BackwardPass:
         return leaves, structure, integers
 
     def _fresh(self, g_before: Leaves) -> State:
-        """The cotangent of the state after a reset: the steps there did not start from the step
-        before them."""
+        """The cotangent of the state after a reset, which the first step of each segment starts
+        from."""
         start = self.inputs.start
         if start is None:
             return None
@@ -134,7 +136,7 @@ class BackwardPass:
 
         def pull_back(g_after: Leaves) -> Leaves:
             (g_before,) = pull((self._within(g_after), self.g_ys.astype(y.dtype)))
-            # A step beyond the length of its row hands its state on, and its cotangent back.
+            # A step beyond the length of its row does not change the state, nor its cotangent.
             return g_before if valid is None else where(valid, g_before, g_after)
 
         return pull_back

@@ -102,12 +102,12 @@ class Cell(eqx.Module):
     """
 
     jacobian: ClassVar[JacobianKind] = "dense"
-    """How much of the Jacobian of a step Newton's method needs at least, to converge in few
-    iterations when steps run in parallel. `parallel="auto"` takes more where that is cheap.
+    """The smallest part of the Jacobian of a step with which Newton's method converges in few
+    iterations. `parallel="auto"` takes the full Jacobian if it is small.
 
-    `"block"`: for each unit the block between its own state variables, which suffices if a state
-    forgets, as that of gated cells does, or if units depend most on themselves. `"dense"`: all of
-    it. A cell whose units do not see one another needs no more than the blocks, whatever this says.
+    `"block"`: for each unit the block between its own state variables. This is enough if states
+    forget, as in gated cells, or if units depend mostly on themselves. `"dense"`: the full
+    Jacobian. Ignored for cells with `unit_axis = "state"`, whose blocks are the full Jacobian.
     """
 
     @property

@@ -1,8 +1,8 @@
-r"""The iteration that solves a recurrence for all of its steps at once, and says when it has.
+r"""The iteration that solves a recurrence for all of its steps at once, and decides when to stop.
 
 The recurrence $h_t = F_t(h_{t-1})$ is given by a function that computes all steps from the states
-before them. The forward pass of the parallel loop solves that of the cell, the backward pass the
-linear one of the cotangents.
+before them. The forward pass of the parallel loop solves the recurrence of the cell, and the
+backward pass the linear recurrence of the cotangents.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,20 @@ from rnnscale.cells._jacobian import Leaves
 from rnnscale.cells._line import Line, Shared
 from rnnscale_kernels import vary_alike
 
-# Residuals of rounding, in units of the precision: of a few operations on a state.
+# A residual up to this many machine epsilons may come from rounding alone.
 _ROUNDING = 4
-# Iterations in which a row may get no closer before it is given up.
+# A row is given up after this many iterations in a row that bring it no closer.
 _PATIENCE = 10
 
 
 class Criterion(NamedTuple):
-    """When a row is done.
+    """When the iteration stops for a row.
 
     - `tolerance`: the largest residual and the largest last correction of a row that passes.
-    - `max_iterations`: when the other rows are given up.
-    - `exact`: whether the linear recurrence has the full Jacobian. The last correction then
-        is an estimate of the error before it. Otherwise that holds only if corrections become
-        smaller fast.
-    - `linear`: whether the recurrence that is solved is linear itself, from a guess of zero.
+    - `max_iterations`: the number of iterations after which other rows are given up.
+    - `exact`: whether the iteration uses the full Jacobian. The last correction then estimates the
+        error before it. With a part of the Jacobian, it does so only if corrections shrink fast.
+    - `linear`: whether the recurrence to solve is linear itself. The guess is then zero.
     """
 
     tolerance: float
@@ -42,13 +41,14 @@ class Criterion(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """The states found, and how far they can be trusted.
+    """The states that were found, and how well each row converged.
 
-    - `states`: the states after each step; of no meaning in rows that did not pass.
-    - `entering`, `last`: the states before the first step and after the last, "batch ...". Over
-        devices, the first is that of the device's own steps.
+    - `states`: the states after each step; they mean nothing in rows that did not pass.
+    - `entering`: the state before this device's first step, "batch ...".
+    - `last`: the state after the last step of all devices, "batch ...".
     - `sizes`: the largest state of each leaf, "batch leaf".
-    - `residual`, `iterations`, `passed`: of each row.
+    - `residual`, `iterations`, `passed`: for each row, its largest residual, its number of
+        iterations, and whether it passed.
     """
 
     states: Leaves
@@ -61,18 +61,19 @@ class Solution(NamedTuple):
 
 
 class _Iterate(NamedTuple):
-    """The carry of the iteration. Errors are relative, and the largest of a row.
+    """The carry of the iteration. Errors are relative to the states, and the maximum over a row.
 
-    - `states`, `entering`, `last`: the iterate, the state before its first step, and the last one
+    - `states`, `entering`, `last`: the iterate, the state before its first step, and the last state
         of all devices.
     - `sizes`: the largest state of each leaf, "batch leaf".
     - `change`: the last correction on this device.
-    - `correction`: the one before it, on all devices.
-    - `residual`: the residual of the iterate before.
-    - `nearest`, `ahead`, `since`: the residual when the row last got closer, the steps from the
-        first with a large one to the end, and how many iterations ago that was.
-    - `iterations`: how often the row was measured.
-    - `active`, `passed`: whether the row goes on, and whether it has passed.
+    - `correction`: the correction before the last one, on all devices.
+    - `residual`: the residual of the previous iterate.
+    - `nearest`, `ahead`: when the row last got closer, its residual, and the number of steps from
+        the first one with a large residual to the end.
+    - `since`: the number of iterations since then.
+    - `iterations`: the number of iterations of the row.
+    - `active`, `passed`: whether the row still iterates, and whether it has passed.
     """
 
     states: Leaves
@@ -120,8 +121,8 @@ def solve_linear(
 ) -> Solution:
     """As `solve`, for a recurrence that is linear, from zero.
 
-    `like` has the shapes of the states. Zeros need not be shared, which saves a gather, nor
-    measured, which would take the compiler minutes.
+    `like` has the shapes of the states. Zeros are known on every device, which saves a gather.
+    Their sizes are not computed, because the compiler would take minutes to fold that.
     """
     zeros = jax.tree.map(jnp.zeros_like, like)
     criterion = criterion._replace(linear=True)
@@ -148,7 +149,7 @@ def _iterate(
 def _start(guess: Leaves, shared: Shared, active: Bool[Array, "batch"], every: int) -> _Iterate:
     """The carry before the first of the iterations, over `every` step of all devices."""
     entering, last, sizes = shared
-    # Measures are the same on all devices that hold a part of a row, states are not.
+    # Devices that hold parts of one row have the same measures, but different states.
     infinite = jnp.full_like(sizes[:, 0], jnp.inf)
     none = jnp.zeros_like(infinite, jnp.int32)
     active, *_ = vary_alike((active, infinite))
@@ -178,7 +179,7 @@ def _improve(
     now: _Iterate,
 ) -> _Iterate:
     """Measures the iterate and corrects it. `first` is the guess of the state before its steps."""
-    # 1. All steps from the iterate. What they miss it by is the residual.
+    # 1. The residual: compute all steps from the iterate, and subtract the iterate.
     after, a = evaluate(line.previous(now.states, now.entering))
     missed = jax.tree.map(jnp.subtract, after, now.states)
     scale = scales(now.states, now.sizes)
@@ -186,14 +187,16 @@ def _improve(
     ahead = line.ahead(errors > criterion.tolerance)
     measures = [jnp.max(errors, axis=1), now.change, ahead.astype(now.change.dtype)]
     measures = jnp.concatenate([jnp.stack(measures, axis=1), _sizes(now.states)], axis=1)
-    # 2. The correction solves a linear recurrence, from which what is not finite is left out. Over
-    #    devices, the states between them and the largest of their measures come with it.
+    # 2. The correction solves a linear recurrence, in which values that are not finite are set to
+    #    zero. Over devices, the same all-gather also shares the states at the borders and the
+    #    measures.
     step, first_step, shared = line.scan(_finite(a), _finite(missed), now.states, measures)
     residual, correction, ahead = (shared.measures[:, i] for i in range(3))
     sizes = shared.measures[:, 3:]
-    # 3. A nonlinear step may be far from its linear part, and corrections that grow along the
-    #    sequence overflow. So none is larger than the state that it corrects, or than one. States
-    #    that are not finite all the same come back to the guess, and are measured again.
+    # 3. Far from the solution the linear recurrence may be a bad approximation, whose corrections
+    #    grow along the sequence until they overflow. So corrections are clipped to the size of the
+    #    state, or to one if that is larger. States that still are not finite start again from the
+    #    guess.
     if not criterion.linear:
         step = _limited(step, scale)
         first_step = _limited(first_step, scales(_one_step(shared.entering), now.sizes))
@@ -201,16 +204,16 @@ def _improve(
     first_step = [x[:, 0] for x in first_step]
     entering = _finite_or(jax.tree.map(jnp.add, shared.entering, first_step), first)
     change = jnp.max(_relative(step, scale), axis=1)
-    # 4. The residual of this iterate and the correction that led to it decide. A comparison with
-    #    NaN is false, so that a row with NaN does not pass.
+    # 4. A row passes by the residual of this iterate and the correction that led to it. A
+    #    comparison with NaN is false, so a row with NaN does not pass.
     passes = (residual <= criterion.tolerance) & (correction <= criterion.tolerance)
     if not criterion.exact:
         rounding = _ROUNDING * float(jnp.finfo(residual.dtype).eps)
         passes &= (correction <= now.correction / 2) | (residual <= rounding)
     # 5. Rows that have passed keep the iterate that was measured. Rows that get no closer, or have
-    #    no iterations left, are given up. From a far guess the residual does not become smaller at
-    #    first, but the number of steps before the first one with a large residual doubles again and
-    #    again. If it grows by a few steps in each iteration, the loop by steps is faster.
+    #    no iterations left, are given up. After a bad guess the residual does not fall at first,
+    #    but the number of solved steps before the first large residual keeps doubling, which counts
+    #    as getting closer. If it only grows by a few steps each time, the loop by steps is faster.
     every = errors.shape[1] * line.time.parts
     doubled = every - ahead >= 2 * jnp.maximum(every - now.ahead, 1)
     nearer = (residual < 0.9 * now.nearest) | doubled
@@ -236,31 +239,30 @@ def _improve(
 
 
 def _sizes(states: Leaves) -> Float[Array, "batch leaf"]:
-    """The largest state of each leaf. The solution has to be finite, so these may be too."""
+    """The largest absolute value of each leaf."""
     each = [jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim))) for x in states]
     return jnp.stack(each, axis=1)
 
 
 def scales(states: Leaves, sizes: Float[Array, "batch leaf"]) -> Leaves:
-    """What errors are relative to, for each leaf and step: the largest state of the step, but not
-    less than one, or than the largest state of the row if that is less than one.
+    """What errors are relative to, for each leaf and step: the largest state of the step, but at
+    least one, or at least the largest state of the row if that is below one.
 
-    A step may have states that all are near zero by chance.
+    Without this minimum, a step whose states are all near zero by chance would have large errors.
     """
 
     def scale(x: Array, size: Float[Array, "batch"]) -> Array:
         here = jnp.max(jnp.abs(x), axis=tuple(range(2, x.ndim)), keepdims=True)
         smallest = jnp.minimum(size, 1).reshape(-1, *(1,) * (x.ndim - 1))
-        # Zero only if all states are, where no residual is small but zero.
+        # Avoids a division by zero if all states are zero.
         return jnp.maximum(jnp.maximum(here, smallest), jnp.finfo(x.dtype).tiny)
 
     return [scale(x, sizes[:, i]) for i, x in enumerate(states)]
 
 
 def _relative(errors: Leaves, scales: Leaves) -> Float[Array, "batch time"]:
-    """The largest error of each step, relative to the scales; infinite if one is not a number.
-
-    The maximum of XLA on a CPU leaves NaN out.
+    """The largest error of each step, relative to the scales; infinite if any error is NaN, because
+    the maximum of XLA on CPUs ignores NaN.
     """
 
     def largest(x: Array, scale: Array) -> Array:
@@ -272,7 +274,7 @@ def _relative(errors: Leaves, scales: Leaves) -> Float[Array, "batch time"]:
 
 
 def _limited(corrections: Leaves, scales: Leaves) -> Leaves:
-    """The corrections, none larger than its scale or one."""
+    """The corrections, clipped to their scale, or to one if that is larger."""
 
     def limited(x: Array, scale: Array) -> Array:
         limit = jnp.maximum(scale, 1)

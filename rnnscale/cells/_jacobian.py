@@ -2,7 +2,7 @@ r"""The Jacobian of a step, or a part of it, by forward-mode derivatives with ti
 
 Cells do not write derivatives. A part of the Jacobian is read off products $J v$ with a few
 vectors $v$, which are the same at all steps, so that one product gives a column for every step.
-Each kind of part belongs to one linear recurrence, in whose form it returns it.
+Each kind of part belongs to one linear recurrence, and is returned in the form that it needs.
 
 States are lists of arrays "batch time ...", the floating leaves of the state of a cell. The arrays
 of a recurrence are called its planes.
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from rnnscale.cells._base import Cell, JacobianKind, linear
 from rnnscale_kernels import BLOCK, MATRIX, SCAN, RecurrentOp, vary_alike
 
-# State variables of a unit, for which there is a scan of blocks.
+# The most state variables of a unit that the scan of blocks supports.
 _MOST_PLANES = 4
 
 type Leaves = list[Array]
@@ -62,10 +62,10 @@ class Jacobian(eqx.Module):
         """Undoes `pack`."""
 
     def _columns(self, step: Step, weights: Any, before: Leaves) -> tuple[Leaves, list[Leaves]]:
-        """The states after the steps, and for each leaf of the state before them the derivatives
-        of all leaves by it, unit by unit.
+        """The states after the steps; and for each leaf of the state before them, the derivatives
+        of all leaves with respect to it, within each unit.
 
-        A vector of ones picks these out, if a unit has no derivative by another.
+        If units do not depend on one another, a product with a vector of ones gives these.
         """
         if not self.independent:
             weights = _without_coupling(weights, self.units)
@@ -81,7 +81,7 @@ class Jacobian(eqx.Module):
 
 
 class Diagonal(Jacobian):
-    """The derivatives of each number of the state by itself."""
+    """The derivative of each number of the state with respect to its own previous value."""
 
     @property
     def op(self) -> RecurrentOp:
@@ -157,7 +157,7 @@ def floating_state(cell: Cell) -> list[jax.ShapeDtypeStruct]:
 
 
 def jacobian_of(kind: JacobianKind, cell: Cell) -> tuple[Jacobian, bool]:
-    """The kind of Jacobian for a cell, and whether it is exact.
+    """The kind of Jacobian for a cell, and whether it is the full Jacobian.
 
     **Raises:** `ValueError` if the state of the cell has no blocks.
     """
@@ -192,12 +192,12 @@ def _unflat(flat: Array, like: Leaves) -> Leaves:
 
 
 def _without_coupling(weights: Any, units: int) -> Any:
-    """The weights with matrices whose products have the right value, and derivatives in which a
-    unit sees only itself: those of the diagonals of the matrices.
+    """The weights with matrices whose products keep their values, but whose derivatives use only
+    the diagonals of the matrices, so that a unit depends only on itself.
 
-    A vector of ones multiplied by a matrix would give the sums of its rows. For a step that chains
-    two matrices, the derivative is that of the chained diagonals, which is not the diagonal of the
-    chain.
+    Otherwise the product with a vector of ones would give the row sums of a matrix. In a step with
+    a product of two matrices, the result is the product of their diagonals, which is not the
+    diagonal of the product.
     """
 
     def replace(leaf: Array) -> Any:
@@ -229,7 +229,7 @@ def _uncoupled_product_jvp(units: int, primals: tuple, tangents: tuple) -> tuple
     product = linear(matrix, x)
     rows, columns = matrix.shape
     if rows % units or columns % units:
-        # For example a product with few hidden units in between. No unit is its own there.
+        # For example a factor of a low-rank matrix, which has no diagonal of units.
         return product, jnp.zeros_like(product)
     blocks = matrix.reshape(rows // units, units, columns // units, units)
     diagonals = jnp.einsum("iuju->iju", blocks).astype(product.dtype)

@@ -1,4 +1,5 @@
-"""`Line`: how the steps of a sequence follow one another, and what devices tell one another."""
+"""`Line`: the order of the steps of a sequence, and the communication between devices that hold
+parts of it."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ from rnnscale.sharding import TimeAxis
 
 
 class Shared(NamedTuple):
-    """What a device learns from the others.
+    """What a device receives from the others.
 
     - `entering`: the state before its first step, "batch ...".
     - `last`: the state after the last step of all.
-    - `measures`: the largest ones of all devices.
+    - `measures`: the maximum of each measure over all devices.
     """
 
     entering: Leaves
@@ -27,11 +28,11 @@ class Shared(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """The steps of a sequence, which devices may hold in parts.
+    """The steps of a sequence, which several devices may share.
 
     - `time`: the order of steps and devices.
-    - `jacobian`: the kind of the linear recurrence along the steps.
-    - `start`: the state before the first step of all, "batch ...".
+    - `jacobian`: the kind of Jacobian, which determines the linear recurrence.
+    - `start`: the state before the first step of the entire sequence, "batch ...".
     - `reset`: true where a step is the first of a segment in time order, "batch time", or `None`.
     - `stopped`: the rows whose state does not leave this device, or `None`.
     """
@@ -43,7 +44,7 @@ class Line:
     stopped: Bool[Array, "batch"] | None
 
     def previous(self, states: Leaves, entering: Leaves) -> Leaves:
-        """The states before the steps, from those after them. It knows no resets."""
+        """The states before the steps, from those after them. Resets are ignored."""
 
         def shift(x: Array, first: Array) -> Array:
             first = first[:, None]
@@ -53,15 +54,15 @@ class Line:
         return [shift(x, first) for x, first in zip(states, entering, strict=True)]
 
     def ahead(self, marked: Bool[Array, "batch time"]) -> Int[Array, "batch"]:
-        """The steps from the first that is marked on this device to the end on all devices, in the
-        order of processing; 0 if none is marked."""
+        """The number of steps from the first marked step on this device to the end of the sequence,
+        in processing order; 0 if no step is marked."""
         count = marked.shape[1]
         remaining = jnp.arange(1, count + 1) if self.time.reverse else jnp.arange(count, 0, -1)
         here = jnp.max(jnp.where(marked, remaining, 0), axis=1)
         return jnp.where(here > 0, here + count * self.time.devices_after(), 0)
 
     def share(self, states: Leaves, measures: Array) -> Shared:
-        """Tells the other devices the last of these states and the measures."""
+        """Shares the last of these states and the measures with the other devices."""
         return self._shared(self.time.gather(self._told(states, measures)))
 
     def share_zeros(self) -> Shared:

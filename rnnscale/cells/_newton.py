@@ -1,5 +1,5 @@
 """`Newton`, the options with which a nonlinear cell runs in parallel over time, and `Certificate`,
-which says how far the result can be trusted."""
+which says how well it converged."""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -11,8 +11,8 @@ from rnnscale._checks import Positive, Size, check_arguments
 from rnnscale.cells._base import Cell, JacobianKind
 from rnnscale.cells._jacobian import floating_state
 
-# The largest number of state values for which `auto` takes the full Jacobian: products of such
-# matrices are what the iteration consists of.
+# The largest number of state values for which `auto` takes the full Jacobian: an iteration
+# multiplies matrices of this size.
 _SMALL = 64
 
 
@@ -23,15 +23,16 @@ class Newton:
 
     The states $h_1, \dots, h_T$ are the unknowns of $h_t = f(h_{t-1}, x_t)$. From a guess, each
     iteration measures the residual $r_t = f(h_{t-1}, x_t) - h_t$ of all steps at once, and corrects
-    the states by $\delta$, the solution of a *linear* recurrence, which runs in parallel over time:
+    the states by $\delta$, the solution of a *linear* recurrence, which runs in parallel over time.
+    A correction that is larger than the state, and larger than one, is clipped.
 
     $$\delta_t = A_t \delta_{t-1} + r_t, \qquad h_t \leftarrow h_t + \delta_t$$
 
-    $A_t$ is the Jacobian of the step, or a part of it. Only the speed of convergence depends on
-    that part, and never the result. A row of the batch passes if its residual and its last
-    correction are below a tolerance, and if errors of rounding stay below it: they obey a linear
-    recurrence with the Jacobian, too, and grow if the row is chaotic. A row that does not pass is
-    computed step by step, from its first step.
+    $A_t$ is the Jacobian of the step, or a part of it. The part changes how fast the iteration
+    converges, but not its result. A row of the batch passes if its residual, its last correction
+    and its rounding errors are below a tolerance. Rounding errors obey a linear recurrence with the
+    Jacobian, and grow if the row is chaotic. A row that does not pass is computed step by step,
+    from its first step.
 
     ```python
     from rnnscale.cells import Newton, time_loop
@@ -43,9 +44,10 @@ class Newton:
     Length*, ICLR 2024; with a diagonal: Gonzalez, Warrington, Smith, Linderman, *Towards Scalable
     and Stable Parallelization of Nonlinear RNNs*, NeurIPS 2024.
 
-    **Differs from the papers:** they stop at a fixed number of iterations or at a small correction,
-    and return whatever they have then. Their gradient uses the part $A_t$ in place of the
-    Jacobian; ours is that of the states that were found.
+    **Differs from the papers:** they stop after a fixed number of iterations or at a small
+    correction, without a check of the result. Their gradient uses the part $A_t$ in place of the
+    Jacobian. Here it uses the full Jacobian at the states that were found. Corrections are
+    clipped here.
     """
 
     scope: ClassVar[str] = "newton_or_steps"
@@ -71,15 +73,17 @@ class Newton:
         - `jacobian`: what $A_t$ is. `"dense"`: the full Jacobian, for few units; an iteration
             takes of the order of $n^3$ operations a step for n values of the state. `"block"`: for
             each unit the block between its own state variables, such as position and velocity.
-            `"diagonal"`: the diagonal. By default the one that suits the cell.
+            `"diagonal"`: the diagonal. By default `"block"` if the units of the cell do not see one
+            another, otherwise `"dense"` up to 64 state values, and above that the class attribute
+            `jacobian` of the cell.
         - `tolerance`: the largest residual and the largest last correction, relative to the states,
-            with which a row passes. The default follows from the precision: 64 times the distance
-            of 1 to the next number, about 8e-6 in float32, and twice that distance in 16 bits.
-        - `max_iterations`: a row that has not passed after as many is computed step by step. Rows
-            that get no closer are given up earlier.
-        - `window`: the steps that are solved together, by default all. Windows follow one another,
-            each from the state that the one before it left. Shorter ones converge more easily, and
-            hold the Jacobians of fewer steps in memory.
+            with which a row passes. The default is 64 times the machine epsilon of the input's
+            dtype, about 8e-6 in float32, and twice the epsilon in 16 bits.
+        - `max_iterations`: a row that has not passed after this number of iterations is computed
+            step by step. Rows that stop getting closer are given up earlier.
+        - `window`: number of steps that are solved together, by default all. Windows are solved one
+            after another, each from the last state of the one before it. Shorter windows converge
+            more easily, and need memory for the Jacobians of fewer steps.
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
@@ -95,12 +99,13 @@ class Newton:
 class Certificate(NamedTuple):
     """What the parallel loop measured, for each row of the batch.
 
-    - `residual`: the largest residual of a step with which Newton's method ended, relative to the
-        states. It is large in the rows that were then computed step by step.
-    - `iterations`: the number of linear recurrences that were solved for the row, those for the
-        errors of rounding included; of all windows together.
-    - `stepped`: the number of steps that were taken one after another: 0 if the row passed,
-        otherwise all of its steps. Those have no error of Newton's method at all.
+    - `residual`: the largest residual of any step when Newton's method ended, relative to the
+        states. In rows that were then computed step by step it may be large; it does not describe
+        their result.
+    - `iterations`: the number of linear recurrences that were solved for the row in all windows,
+        including those for the rounding errors.
+    - `stepped`: the number of steps that were computed one after another: 0 if the row passed,
+        otherwise all of its steps.
     """
 
     residual: Float[Array, "*batch"]
@@ -117,8 +122,8 @@ def suitable(cell: Cell) -> Newton | None:
 def suitable_jacobian(cell: Cell) -> JacobianKind:
     """The part of the Jacobian that Newton's method needs for a cell.
 
-    The full one if it is small: cells that a part of it suffices for at first often need more after
-    training.
+    The full Jacobian if it is small: many cells for which a part is enough at initialisation need
+    more of it after training.
     """
     if cell.unit_axis == "state":
         return "block"
@@ -132,5 +137,5 @@ def _values(cell: Cell) -> int:
 def default_tolerance(dtype: DTypeLike) -> float:
     """The tolerance for sequences of this dtype."""
     info = jnp.finfo(dtype)
-    # Numbers of 16 bits do not bear as many: 64 would be half of a state in bfloat16.
+    # In 16 bits 64 times epsilon would be too much: half of a state in bfloat16.
     return (64 if info.bits > 16 else 2) * float(info.eps)

@@ -1,4 +1,4 @@
-"""What a cell does where a mesh splits time over devices, in words: for `sharding.describe`."""
+"""A sentence for `sharding.describe`: how a cell runs on a mesh that splits time over devices."""
 
 from rnnscale._checks import check_arguments
 from rnnscale.cells._base import Cell, LinearCell
@@ -8,7 +8,7 @@ from rnnscale.cells._time_loop import Parallel
 
 @check_arguments
 def over_seq(cell: Cell, parallel: Parallel = None) -> str:
-    """What `time_loop` does with a cell where a mesh splits time over `seq`.
+    """How `time_loop` runs a cell on a mesh that splits time over `seq`, as a sentence.
 
     **Arguments:** as in `time_loop`.
     """

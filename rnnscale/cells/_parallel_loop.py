@@ -1,12 +1,11 @@
 r"""The loop over time of a nonlinear cell, in parallel, with its own derivative rule.
 
 The forward pass solves for the states of all steps by Newton's method, see `Newton`. Rows that do
-not pass are computed by `StepLoop` from their first step. It has to be the first: where errors grow
-with time, a start that is right but for rounding ends anywhere.
+not pass are computed by `StepLoop` from their first step, not from a later state of the solution:
+where errors grow with time, even a rounding error in that state would change all steps after it.
 
-The backward pass needs the states before the steps only, however they were found. Their cotangents
-obey a recurrence from the last step to the first, which is linear, and is solved in the same way.
-The gradients of the parameters follow from these with time as a batch axis, as in `StepLoop`.
+The backward pass needs only the states before the steps, however they were found. `BackwardPass`
+describes it.
 """
 
 from dataclasses import dataclass, replace
@@ -43,16 +42,17 @@ from rnnscale.cells._trees import floats, where
 from rnnscale.sharding import TimeAxis
 from rnnscale_kernels import vary_alike
 
-# With the default tolerance, errors of rounding may grow by this factor until a row fails. In
-# float32 and float64, a step then rounds by a unit in the last place, twice what it should.
+# With the default tolerance, a row fails if rounding errors grow by more than this factor. In
+# float32 and float64, a step is taken to round by one machine epsilon, twice the largest error of a
+# single operation.
 _GROWTH = 64
 
 
 class _Progress(NamedTuple):
     """What is carried from window to window.
 
-    - `state`, `errors`: the state after the windows so far, and what rounding did to it.
-    - `passed`: the rows that passed in all of them.
+    - `state`, `errors`: the state after the windows so far, and its rounding errors.
+    - `passed`: the rows that passed in all windows so far.
     - `residual`, `iterations`: the largest residual, and the sum of the iterations.
     """
 
@@ -64,7 +64,7 @@ class _Progress(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How each row came out: what a `Certificate` says, and the rows that passed."""
+    """The figures of a `Certificate`, and the rows that passed."""
 
     residual: Float[Array, "*batch"]
     iterations: Int[Array, "*batch"]
@@ -75,8 +75,9 @@ class Outcome(NamedTuple):
 class ParallelLoop:
     """The two passes for arguments of given shapes.
 
-    The primals of both are those of `StepLoop`, and `reset`, which in the direction of the loop is
-    `start`: `(weights, xs, state, fresh, start, valid, reset)`.
+    The primals of both are `(weights, xs, state, fresh, start, valid, reset)`: those of `StepLoop`,
+    and `reset`. `reset` marks the first steps of segments in time order, `start` those in the
+    direction of the loop.
 
     **Attributes:**
 
@@ -85,7 +86,7 @@ class ParallelLoop:
     - `unit_axes`: the mesh axes that split the units.
     - `jacobian`: the kind of Jacobian.
     - `exact`: whether it is the full one.
-    - `rounding`: the error by which a step rounds, relative to the states.
+    - `rounding`: the rounding error of one step, relative to the states.
     - `tolerance`, `max_iterations`, `window`: as in `Newton`, without defaults.
     """
 
@@ -151,12 +152,12 @@ class ParallelLoop:
         )
 
     def value(self, primals: tuple) -> tuple[State, Array, Outcome]:
-        """The last state, the outputs, and how the rows came out."""
+        """The last state, the outputs, and the outcome of each row."""
         return self.forward(primals)[0]
 
     def forward(self, primals: tuple) -> tuple[tuple[State, Array, Outcome], tuple]:
-        """The value, and as residuals the states before all steps, "batch time ...", and the rows
-        that passed."""
+        """The value; and for the backward pass the states before all steps, "batch time ...", and
+        the rows that passed."""
         batch_shape = primals[1].shape[:-2]
         weights, inputs, state, fresh = self._prepare(primals)
         progress, (before, ys) = self._solve_windows(weights, inputs, state, fresh)
@@ -185,7 +186,7 @@ class ParallelLoop:
             state, (ys, before) = lax.cond(jnp.all(passed), found, finish)
         outcome = Outcome(progress.residual, progress.iterations, passed)
         if self.unit_axes:
-            # Devices that hold other units of the same rows went their own ways.
+            # Devices that hold other units of the same rows iterated on their own.
             worst = (outcome.residual, outcome.iterations, (~passed).astype(jnp.int32))
             residual, iterations, failed = lax.pmax(worst, self.unit_axes)
             outcome = Outcome(residual, iterations, failed == 0)
@@ -202,8 +203,10 @@ class ParallelLoop:
     def _solve_windows(
         self, weights: Any, inputs: Inputs, state: State, fresh: State
     ) -> tuple[_Progress, tuple[State, Array]]:
-        """Windows one after another: the progress after them, the states before all steps, and the
-        outputs."""
+        """Solves the windows one after another.
+
+        **Returns:** the progress after the last one; the states before all steps, and the outputs.
+        """
         leaf, *_ = jax.tree.leaves(floats(state))
         none = jnp.sum(jnp.zeros_like(leaf), axis=tuple(range(1, leaf.ndim)))
         errors = [jnp.zeros_like(x) for x in jax.tree.leaves(floats(state))]
@@ -275,7 +278,7 @@ class ParallelLoop:
             self.steps, back_in_time, self.jacobian, weights, inputs, before, g_ys, g_state
         )
         criterion = Criterion(self.tolerance, self.max_iterations, self.exact)
-        # Where a part of the Jacobian was not enough for the states, neither it is here.
+        # If a part of the Jacobian was not enough for the states of a row, it is not tried here.
         solution = back.solve(criterion, passed | self.exact)
 
         def in_parallel() -> tuple:

@@ -1,13 +1,13 @@
 r"""How far rounding errors grow along the states that were found.
 
-A residual says little where errors grow with time. The states may obey the recurrence to rounding
-at every step and still not be those of the loop, because rounding at an early step decides where
-later ones end. An error $e_{t-1}$ becomes $J_t e_{t-1}$ in a step, and rounding adds to it:
+Where errors grow with time, a small residual is not enough. The states may obey the recurrence up
+to rounding at every step and still differ from those of the loop, because rounding at an early step
+changes all later ones. A step turns an error $e_{t-1}$ into $J_t e_{t-1}$, and rounding adds to it:
 
 $$e_t = J_t e_{t-1} + n_t, \qquad |n_t| = u |h_t|$$
 
-This is a linear recurrence, solved like any other here. If its solution for random signs is below
-the tolerance, then so is what two ways of computing the same steps can differ by.
+This linear recurrence is solved by the same iteration, with random signs of $n_t$. If its solution
+is below the tolerance, then two ways of computing the same steps are expected to agree to it.
 """
 
 from functools import partial
@@ -23,7 +23,7 @@ from rnnscale.cells._jacobian import Jacobian, Leaves
 from rnnscale.cells._line import Line
 from rnnscale.cells._trees import where
 
-# The size of the errors is needed, not their digits.
+# Only the size of the errors is needed, so a rough solution is enough.
 _PRECISION = 0.5
 
 
@@ -36,10 +36,10 @@ def rounding_errors(
     criterion: Criterion,
     unit: float,
 ) -> Solution:
-    """The errors after each step, in the rows in which the states were found by this criterion.
+    """The errors after each step, in the rows that passed in `found`.
 
-    `unit` is the error by which a step rounds, relative to the states.
-    `line` starts with the errors of the state before the first step.
+    `unit` is the rounding error of one step, relative to the states. `line` starts with the errors
+    of the state before the first step.
     """
     before = line.previous(found.states, found.entering)
     _, a = jacobian.evaluate(steps, weights, before)
@@ -56,8 +56,8 @@ def rounding_errors(
 def _rounding(
     found: Solution, line: Line, valid: Bool[Array, "batch time"] | None, unit: float
 ) -> Leaves:
-    """The unit of each state, with random signs. Steps beyond the length of their row round
-    nothing."""
+    """The rounding error of each state in one step, with random signs; zero beyond the length of a
+    row."""
     key = line.time.key(jax.random.key(0))
 
     def rounding(i: int, x: Array, scale: Array) -> Float[Array, "batch time ..."]:

@@ -1,5 +1,5 @@
-"""`time_loop`, which runs any cell over time: in parallel if it is linear or if that is asked for,
-otherwise by steps."""
+"""`time_loop`, which runs any cell over time: in parallel if it is linear in its state or with
+`parallel`, otherwise step by step."""
 
 from functools import partial
 from typing import Any, Literal
@@ -53,11 +53,11 @@ def time_loop(
         there has no effect.
     - `reverse`: run from the last step to the first, each row within its own length.
     - `remat`: store only the states at the borders of blocks of about the square root of the
-        length, and recompute everything else in the backward pass. Default false. In parallel,
-        the states of all steps are stored and nothing else, whatever this says.
-    - `parallel`: how a cell that is not a `LinearCell` runs. By default step by step; a `Newton`
-        solves for all steps at once, and `"auto"` does with the options that suit the cell, if
-        there are some. The result is that of the steps, to the tolerance of `Newton`.
+        length, and recompute everything else in the backward pass. Default false. With
+        `parallel`, the states of all steps are stored in either case, and nothing else.
+    - `parallel`: how a cell that is not a `LinearCell` runs. By default step by step. A `Newton`
+        solves for all steps at once. `"auto"` takes the options that suit the cell, and runs step
+        by step if none do. Results agree with those of the loop by steps up to the tolerance.
 
     **Returns:** `(state, ys)`: the state after the last step that was run, and the outputs, zero
     beyond `lengths`, in the dtype of `xs`.
