@@ -1,10 +1,10 @@
 """The arithmetic of linear recurrences: numbers, and coefficients that act on states.
 
 XLA on CPUs does not vectorise complex arithmetic, kernels on accelerators have no complex type, and
-optimisers mistake the conjugate in a complex gradient. So a complex array is a pair of real ones
-here, a `Planar`. A coefficient of a recurrence is such a number, which acts elementwise, or a
-`Coefficient`: a block or a matrix, which mixes the planes or the channels of a state. One
-definition of a recurrence serves them all.
+optimisers do not expect that JAX conjugates complex gradients. So a complex array is a pair of real
+ones here, a `Planar`. A coefficient of a recurrence is a real or complex number, which acts
+elementwise, or a `Coefficient`: a block or a matrix, which mixes the planes or the channels of a
+state. One definition of a recurrence serves them all.
 """
 
 from abc import ABC, abstractmethod
@@ -36,11 +36,12 @@ class Planar(NamedTuple):
 
 
 class Coefficient(ABC):
-    """A linear map from states to states at each step, which is not elementwise.
+    """A linear map from states to states at each step, which is not elementwise. Maps do not
+    commute.
 
-    Its leaves, like those of the states it acts on, are arrays "*batch time channel", where any
-    axis may have size 1. So everything that shifts, splits, sums or gathers arrays along batch and
-    time does not depend on the kind of coefficient. Maps do not commute.
+    Its leaves, like those of the states that it acts on, are arrays "*batch time channel", where
+    any axis may have size 1. So code that shifts, splits, sums or gathers along batch and time does
+    not depend on the kind of coefficient.
     """
 
     @property
@@ -58,7 +59,8 @@ class Coefficient(ABC):
 
     @abstractmethod
     def multiply(self, x: Any) -> Any:
-        """The map applied to a state, or composed with a coefficient, which acts first."""
+        """The map applied to a state `x`; or to a coefficient `x`, the composition in which `x`
+        acts first."""
 
     @abstractmethod
     def adjoint(self) -> "Coefficient":

@@ -92,7 +92,7 @@ def dynamics_panels(model: Any, xs: Array, *, seq_len: int) -> list[Panel]:
 
 
 def parallel_tables(model: Any, xs: Array) -> list[Table]:
-    """Whether the cells of a model can compute their steps in parallel on sequences.
+    """Tables of `parallelisable` for the cells of a model.
 
     **Arguments:** as in `dynamics_panels`.
 

@@ -28,17 +28,17 @@ _LARGEST_BLOCK = 4
 
 @dataclass(frozen=True)
 class ParallelMethod:
-    """What Newton's method takes with one kind of Jacobian.
+    """The cost of Newton's method with one kind of Jacobian.
 
     - `jacobian`: `"dense"`, `"block"` or `"diagonal"`.
-    - `iterations`: the iterations of one solve until all sequences converged, or the last of the
-        others was given up: half of those in a `Certificate`, which counts the solve for the states
-        and that for the growth of rounding errors; with windows, the mean of a window.
-    - `residual`: the largest relative residual that Newton's method left in a sequence.
-    - `stepped`: the share of all steps that were taken one after another, since their sequence did
-        not converge: 0 to 1.
+    - `iterations`: the iterations of one solve, until every sequence converged or was given up. A
+        `Certificate` counts two solves, for the states and for the growth of rounding errors; this
+        is their mean, and over windows too.
+    - `residual`: the largest relative residual when Newton's method ended.
+    - `stepped`: the share of all steps that were computed one after another, because their sequence
+        did not converge: 0 to 1.
     - `bytes`: memory of a gradient on these sequences, in addition to parameters and inputs.
-    - `seconds`: the least time of such a gradient on the device, by `rnnscale.plan.cell_cost`.
+    - `seconds`: a lower bound on the time of such a gradient, by `rnnscale.plan.cell_cost`.
     - `pays_from`: the least power of two of time steps from which it takes less time than the loop
         over time, by the bounds of `rnnscale.plan.break_even`; `None` if there is none up to a
         million steps, or if a sequence did not converge.
@@ -153,9 +153,9 @@ def parallelisable(
     """Measures whether the steps of a cell can be computed in parallel on sequences, by Newton's
     method with each kind of Jacobian, and from which length that pays on a device.
 
-    Newton's method converges quickly where nearby states converge, that is, where the largest
-    Lyapunov exponent is negative. Where it is positive the sequences have to be computed step by
-    step, which `parallel` does for those that do not converge.
+    Newton's method converges quickly if nearby states converge, that is, if the largest Lyapunov
+    exponent is negative. If it is positive, long sequences do not converge, and `parallel` computes
+    them step by step.
 
     ```python
     from rnnscale.analysis import parallelisable
@@ -173,7 +173,7 @@ def parallelisable(
     - `xs`: typical sequences, with at least one step, of the length that you intend to use; the
         number of iterations may grow with it. All of them count as rows of one device.
     - `state`: the state before the first step, `init_state(batch)` by default.
-    - `newton`: tolerance, number of iterations and window. Its `jacobian` does not matter.
+    - `newton`: tolerance, number of iterations and window. Its `jacobian` is ignored.
     - `device`: a name of `rnnscale.plan.HARDWARE`, such as `"h100"`.
 
     **Returns:** the figures, whose `str` is a table. `"dense"` is left out if a state has more than
@@ -237,7 +237,7 @@ def _method(
 ) -> ParallelMethod:
     residual, iterations, stepped = (np.asarray(x) for x in certificate)
     windows = math.ceil(time / (newton.window or time))
-    # A certificate counts two solves: of the states, and of how rounding errors grow.
+    # A certificate counts two solves: for the states, and for the growth of rounding errors.
     each = max(1, math.ceil(int(iterations.max()) / (2 * windows)))
     share = float(stepped.sum()) / (rows * time)
     hardware = HARDWARE[device]

@@ -1,4 +1,4 @@
-"""`certificates`: how well Newton's method did in the layers of a model."""
+"""`certificates`: how well Newton's method converged in the layers of a model."""
 
 from typing import Any
 

@@ -15,7 +15,7 @@ class Bound:
     - `interconnect`: the bytes that the device sends, at the rate of the interconnect, or of the
         network for mesh axes that cross hosts.
     - `launch`: the launches of the longest chain of kernels in which each needs a result of the
-        one before. For a loop over time this is a number of launches for each step.
+        one before. A loop over time has a few launches for each step.
 
     The four can overlap, so a step takes at least `step`, the largest of them. A real step takes
     longer: kernels do not reach the datasheet's rates, and not everything overlaps.

@@ -1,5 +1,5 @@
-"""What a cell costs over time on one device, step by step or by Newton's method, and the length
-from which Newton's method takes less time by these bounds."""
+"""The cost of a cell over time on one device, step by step or by Newton's method; and the length
+from which the bound on Newton's method is lower."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from rnnscale.plan._kernels import kernels
 
 type CellDtype = Literal["float32", "bfloat16"]
 
-# `break_even` tries powers of two up to this one. It traces one and two units of length, which are
-# windows if there are any, and knows the costs of all lengths from these.
+# `break_even` tries powers of two up to this one. It traces sequences of one and of two units of
+# length, which are windows if there are any. Costs are linear in the length, so these give all.
 _LARGEST, _UNIT = 20, 1024
 
 
 @dataclass(frozen=True)
 class CellCost:
-    """What a cell costs over a batch of sequences, on one device.
+    """The cost of a cell over a batch of sequences, on one device.
 
     - `flops`: operations of matrix products and recurrences.
     - `chain`, `moved_bytes`: see `Kernels`.
-    - `peak_bytes`: the most that is alive at one time, in addition to parameters and inputs.
+    - `peak_bytes`: the most bytes in use at any time, in addition to parameters and inputs.
     """
 
     flops: int
@@ -72,9 +72,9 @@ def cell_cost(
     - `cell`: the cell; only the shapes of its arrays matter.
     - `batch`, `length`: the number of sequences and of their steps.
     - `parallel`: Newton's method; `None` for one step after another.
-    - `iterations`: the iterations of one solve by Newton's method, in each window. A gradient has a
-        solve for the states, one for the growth of rounding errors, and a backward one. The
-        solution is taken to pass, so that no row is finished step by step.
+    - `iterations`: the iterations of one solve by Newton's method, in each window. A gradient has
+        three solves: for the states, for the growth of rounding errors, and for the backward pass.
+        All rows are taken to pass, so that none is computed step by step.
     - `gradient`: whether to count the gradient of the outputs by parameters and inputs too.
     - `dtype`: of the inputs.
 

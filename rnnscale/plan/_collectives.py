@@ -15,8 +15,8 @@ from rnnscale.plan._memory import gathered_bytes, gradient_bytes
 from rnnscale.runs import Setup
 from rnnscale_kernels.testing import Collective
 
-# Where a program runs steps one after another because Newton's method did not solve for them: the
-# first branch of a conditional.
+# The name scope of the loop by steps for rows that did not pass Newton's method: the first branch
+# of a conditional.
 _BY_STEPS = f"{Newton.scope}/cond/branch_0_fun"
 
 
@@ -55,7 +55,7 @@ class CollectiveCost:
 
 def compiled_collectives(collectives: Iterable[Collective]) -> list[CollectiveCost]:
     """The collectives of a compiled program; those of equal kind, axes and size are merged. Those
-    of steps that Newton's method leaves to the loop by steps are left out.
+    of the loop by steps after a failure of Newton's method are left out.
 
     **Raises:** `ValueError` if the program does not say how often one of them runs.
     """

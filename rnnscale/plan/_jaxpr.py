@@ -220,9 +220,9 @@ def _equations(
 
 
 def branch_of(conditional: JaxprEqn, iterations: int | None) -> Jaxpr:
-    """The branch of a conditional that counts: of one between platforms the default, which is that
-    of accelerators; of one between Newton's solution and the loop by steps the solution; and
-    otherwise the most expensive one."""
+    """The branch of a conditional that counts. Between platforms, it is the default, which is that
+    of accelerators; between Newton's solution and the loop by steps, the solution; otherwise, the
+    most expensive one."""
     branches = [each.jaxpr for each in conditional.params["branches"]]
     if Newton.scope in str(conditional.source_info.name_stack):
         return branches[True]

@@ -73,10 +73,10 @@ class Planner:
     - `config`: the options of the run; its `mesh` is ignored.
     - `task`: the task of the run.
     - `topology`: from `Topology.named`.
-    - `iterations`: the iterations of one solve by Newton's method, needed if the run solves its
-        cells by it (`TrainConfig.parallel`); a step has a solve for the states, one for the growth
-        of rounding errors, and a backward one. `rnnscale.analysis.parallelisable` measures them.
-        The plan is that of a step in which they suffice, so that no row is finished step by step.
+    - `iterations`: the iterations of one solve by Newton's method, needed if the run uses it
+        (`TrainConfig.parallel`). A step has three solves: for the states, for the growth of
+        rounding errors, and for the backward pass. `rnnscale.analysis.parallelisable` measures the
+        number. All rows are taken to pass with it, so that none is computed step by step.
 
     **Raises:** `ValueError` if `iterations` is below 1.
     """

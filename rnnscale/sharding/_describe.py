@@ -15,10 +15,10 @@ from rnnscale.sharding._rules import mesh_axes, parameter_spec
 
 @runtime_checkable
 class RunsOverTime(Protocol):
-    """A layer that says what it does where a mesh splits time."""
+    """A layer that describes how it runs on a mesh that splits time."""
 
     def over_seq(self) -> str:
-        """What it does with time split over `seq`, in words."""
+        """How the layer runs with time split over `seq`, as a sentence."""
         ...
 
 

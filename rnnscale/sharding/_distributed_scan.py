@@ -150,7 +150,8 @@ class DistributedScan(NamedTuple):
 def distributed_scan(
     op: DeviceOp, arguments: OpArguments, axis: str, also: State = None
 ) -> DistributedScan:
-    """The forward pass on one device. Arrays `also` "*batch state" are gathered with the totals."""
+    """The forward pass on one device. The all-gather of the totals also gathers the arrays `also`,
+    "*batch state"."""
     # 1. Every device computes the total of its own steps.
     own, stopped = _own_arguments(op, arguments, axis)
     decay, end = op.totals(own)

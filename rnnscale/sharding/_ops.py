@@ -184,7 +184,7 @@ def _scan(
     op: RecurrentOp, arguments: tuple, channel_axis: str | None, *,
     reverse: bool, reset: Any, lengths: Any, implementation: str | None,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """A recurrence whose values are its coefficients and inputs, over the ambient mesh.
+    """A recurrence over the ambient mesh, with `arguments` `(coefficients, inputs, initial state)`.
 
     `channel_axis` is the logical axis of the channels of its states.
     """
@@ -234,7 +234,8 @@ def _specs(a: Any, b: Any, channel_axis: str | None, mesh: AbstractMesh) -> Spec
 
 
 def _held(a: Any, b: Any, valid: Bool[Array, "*#batch time"]) -> tuple[Any, Any]:
-    """An identity and an input of zero where a step is not valid, so that the state stays."""
+    """The coefficients and inputs, with identities and zeros at steps that are not valid, which
+    keep the state."""
     keep = valid[..., None]
     a = jax.tree.map(lambda x, one: jnp.where(keep, x, one), a, identity(a))
     return a, jax.tree.map(lambda x: jnp.where(keep, x, 0), b)

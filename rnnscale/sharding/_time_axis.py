@@ -1,6 +1,5 @@
-"""`TimeAxis`: how devices hold the steps of a sequence, for code that runs device by device.
-
-That is the code inside `differentiable_on_mesh`, which sees its own steps only.
+"""`TimeAxis`: how devices hold the steps of a sequence, for code inside `differentiable_on_mesh`,
+where each device sees only its own steps.
 """
 
 from collections.abc import Callable
@@ -29,11 +28,11 @@ type Rows = Any
 
 @dataclass(frozen=True)
 class TimeAxis:
-    """The axis of time, which the devices of a mesh axis may hold in parts.
+    """The axis of time, which may be split over the devices of a mesh axis.
 
     - `name`: the mesh axis, or `None` if each device holds all steps.
-    - `parts`: the number of devices along it, 1 without one.
-    - `reverse`: whether steps are processed from the last to the first. Devices then are, too.
+    - `parts`: the number of devices along it; 1 if `name` is `None`.
+    - `reverse`: whether steps, and with them devices, are processed from the last to the first.
     """
 
     name: str | None
@@ -77,8 +76,8 @@ class TimeAxis:
     ) -> tuple[Any, Rows, Rows]:
         """The linear recurrence `op` over the steps of all devices, from zero.
 
-        **Returns:** `(h, entering, also)`: the device's own states, the one before its first step,
-        and `also` of all devices, as from `gather`. Over devices, there is one all-gather.
+        **Returns:** `(h, entering, also)`: the device's own states, the state before its first
+        step, and `also` of all devices, as from `gather`. There is one all-gather in total.
         """
         arguments = op.check(a, b, None, reverse=self.reverse, reset=reset)
         device_op = DeviceOp(op, self.reverse, None, decay_varies=True)
@@ -93,14 +92,14 @@ class TimeAxis:
         return done.ys, entering, done.also
 
     def before(self, gathered: Rows, start: Rows) -> Rows:
-        """From gathered arrays, that of the device which is processed before this one; for the
-        first one it is `start`."""
+        """The part of gathered arrays from the device that is processed before this one; `start` on
+        the device that is processed first."""
         if self.name is None:
             return start
         return carry_in(self.name, gathered, start, reverse=self.reverse)
 
     def end(self, gathered: Rows) -> Rows:
-        """From gathered arrays, that of the device which is processed last."""
+        """The part of gathered arrays from the device that is processed last."""
         return jax.tree.map(lambda x: x[..., 0 if self.reverse else -1, :], gathered)
 
     def in_turn(self, run: Callable[[Rows], tuple[Rows, Any]], state: Rows) -> tuple[Rows, Any]:

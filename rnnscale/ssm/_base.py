@@ -1,5 +1,5 @@
-"""What diagonal state-space models share: the state and the skip term and, for those whose states
-see all features, the scan and the step.
+"""The base classes of diagonal state-space models: the state and the skip term; and the scan and
+the step, for those whose states see all features.
 
 Its own file because every layer of `rnnscale.ssm` with a diagonal decay derives from it.
 """

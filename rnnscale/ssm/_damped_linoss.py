@@ -31,25 +31,26 @@ class DampedLinOSS(OscillatorySSM):
 
     $$z_t = z_{t-1} + \Delta (-A y_{t-1} - G z_t + b_t), \qquad y_t = y_{t-1} + \Delta z_t$$
 
-    $A$ is $a$, projected to the interval $(s \mp 1)^2 / \Delta^2$ with $s = \sqrt{1 + \Delta G}$,
-    in which the eigenvalues are a complex pair. Their magnitude is then $1 / s$ whatever $A$ is:
-    the damping alone says how long an oscillator remembers, and $A$ its frequency. Any pair within
-    the unit circle can be reached. Without damping it is LinOSS with `discretisation="imex"`.
+    $A$ is $a$, clipped to the interval from $(s - 1)^2 / \Delta^2$ to $(s + 1)^2 / \Delta^2$ with
+    $s = \sqrt{1 + \Delta G}$, in which the eigenvalues are a complex pair. Their magnitude is
+    $1 / s$ for every $A$: the damping sets how long an oscillator remembers, and $A$ its frequency.
+    Every pair within the unit circle is possible. Without damping this is LinOSS with
+    `discretisation="imex"`.
 
     The eigenvalues start on a ring: $|\lambda|^2$ uniform between the squares of `r_min` and
     `r_max`, and angles uniform between `theta_min` and `theta_max`, from which $A$ and $G$ follow
-    (`damping_and_stiffness`). $\delta$ starts normally with the deviation `step_std`; $B$, $C$ and
-    $d$ as in `LinOSS`. The state is `OscillatorState(z, y)`, where both are `Planar` and at least
-    float32.
+    (`damping_and_stiffness`). $\delta$ starts normal with the standard deviation `step_std`; $B$,
+    $C$ and $d$ start as in `LinOSS`. The state is `OscillatorState(z, y)`, where both are `Planar`
+    and at least float32.
 
     Boyer, Rusch, Rus, *Learning to Dissipate Energy in Oscillatory State-Space Models*, 2025.
 
     **Differs from the paper** and its published code:
 
-    - The interval ends at $(1 - 2^{-20})$ of its upper end, because rounding would move a double
-      eigenvalue of -1 out of the unit circle.
+    - The upper end of the interval is multiplied by $1 - 2^{-20}$. At the end itself, -1 is a
+      double eigenvalue, and rounding would move it out of the unit circle.
     - $\Delta$ is at least $10^{-6}$, and $G$ at most $10^{18}$. The code has no such limits, but
-      takes $\Delta$ to be at least $10^{-3}$ in the ends of the interval.
+      computes the ends of the interval with a $\Delta$ of at least $10^{-3}$.
     - With `odim != idim` there is no skip term, and `d` is `None`.
 
     As in the published code, the gradient of an $a$ outside of the interval is zero.

@@ -40,15 +40,17 @@ class LinOSS(OscillatorySSM):
 
     The state is `OscillatorState(z, y)`, where both are `Planar` and at least float32.
 
-    The parts of $B$ and $C$ start uniformly within one over the root of `idim` and `state_dim`,
-    $a$ and $\delta$ uniformly between 0 and 1, and $d$ normally.
+    The real and imaginary parts of $B$ start uniform in $\pm 1 / \sqrt{m}$ for `m = idim`, those of
+    $C$ in $\pm 1 / \sqrt{n}$ for `n = state_dim`; $a$ and $\delta$ uniform between 0 and 1, and $d$
+    normal with standard deviation 1.
 
     Rusch, Rus, *Oscillatory State-Space Models*, ICLR 2025.
 
     **Differs from the paper** and its published code:
 
-    - With `"imex"`, $A$ is at most $(1 - 2^{-20})\,4 / \Delta^2$, beyond which an oscillator would
-      explode. The code has no upper bound. As $\Delta < 1$, it can only matter for $A > 4$.
+    - With `"imex"`, $A$ is at most $(1 - 2^{-20})\,4 / \Delta^2$; above that an oscillator would be
+      unstable. The code has no upper bound. As $\Delta < 1$, this changes only an $A$ of about 4 or
+      more.
     - $\Delta$ is at least $10^{-6}$.
     - The block of the paper has batch norms and two dropouts; see `Block`, which gives the rest of
       it with `make_mixer=GLU`.

@@ -1,5 +1,5 @@
-r"""What layers of forced harmonic oscillators share: the scan, the step and the state for given
-matrices of two by two.
+r"""The base class of layers of forced harmonic oscillators: the scan, the step and the state for
+given 2 x 2 matrices.
 
 Its own file because `LinOSS` and `DampedLinOSS`, each in the file of its paper, derive from it.
 """
@@ -27,22 +27,22 @@ from rnnscale._checks import BatchShape, FloatDType, check_arguments
 from rnnscale._over_time import over_padded_pieces
 from rnnscale_kernels import Planar
 
-# Sigmoids below it are as good as a step of zero, whose square would underflow in a bound on A.
+# The smallest step. The square of a smaller one could underflow in the bound on A.
 _SMALLEST_STEP = 1e-6
 
-# Larger dampings forget within one step; the square of an even larger one would overflow.
+# A damping this large forgets within one step, and its square does not overflow in float32.
 _LARGEST_DAMPING = 1e18
 
-# How far below the bound from which an oscillator flips its sign at every step A stays. There the
-# eigenvalue -1 is double, and rounding would move it outside of the unit circle by its square root.
+# A stays below its upper bound by this factor. At the bound, -1 is a double eigenvalue, and
+# rounding would move it out of the unit circle by the square root of the rounding error.
 _MARGIN = 1 - 2**-20
 
 type Matrix[T] = tuple[tuple[T, T], tuple[T, T]]
-"""A matrix of two by two for each oscillator, as its rows."""
+"""A 2 x 2 matrix for each oscillator, as its rows."""
 
 
 class OscillatorState(NamedTuple):
-    """The velocity $z$ and the position $y$ of every oscillator, complex as the input map is."""
+    """The velocity $z$ and the position $y$ of every oscillator. They are complex, as $B$ is."""
 
     z: Planar
     y: Planar
@@ -93,9 +93,9 @@ class OscillatorySSM(CausalLayer):
     ) -> tuple[OscillatorState, Float[Array, "*batch time odim"]]:
         """All steps, as a call of a sequence layer.
 
-        On one device a piece of time is computed at a time, and again in the backward pass: about
-        the square root of the length, at least 256 steps. Over a mesh all steps are computed at
-        once, so that outputs and gradients are summed over devices once.
+        On one device the sequence is computed in pieces, and each piece again in the backward pass.
+        A piece has about the square root of the number of steps, but at least 256. Over a mesh all
+        steps are computed at once, so that outputs and gradients are summed over devices only once.
         """
         carried, lengths = check_call(self, xs, state, reset, lengths, key)
         *batch_shape, time, _ = xs.shape
@@ -163,8 +163,8 @@ class OscillatorySSM(CausalLayer):
 class _RealSystem(NamedTuple):
     """Twice as many real oscillators: their matrices, the inputs to z and y, and the outputs of y.
 
-    The two parts of an oscillator follow one another, so that a device that holds some of the
-    oscillators holds both parts of these.
+    The two parts of an oscillator are neighbours, so that a device that holds one part holds the
+    other too.
     """
 
     matrix: Matrix[Float[Array, "real"]]
@@ -234,7 +234,7 @@ def implicit_explicit(
     g = jnp.minimum(jax.nn.relu(g), _LARGEST_DAMPING)
     square = 1 + step * g
     s = jnp.sqrt(square)
-    # As (s - 1) / Δ, without the difference.
+    # g / (1 + s) is (s - 1) / Δ without cancellation.
     lowest, highest = (g / (1 + s)) ** 2, _MARGIN * ((1 + s) / step) ** 2
     a = jnp.clip(at_least_float32(a), lowest, highest)
     return (1 / square, -step * a / square), (step / square, 1 - step**2 * a / square)
@@ -243,7 +243,7 @@ def implicit_explicit(
 def uniform_planes(
     key: PRNGKeyArray, shape: tuple[int, int]
 ) -> tuple[Float[Array, "rows columns"], Float[Array, "rows columns"]]:
-    """Both planes of a complex matrix, uniform up to one over the root of its columns."""
+    """Both planes of a complex matrix, uniform in ±1 over the square root of its columns."""
     bound = 1 / math.sqrt(shape[1])
     re, im = jax.random.uniform(key, (2, *shape), jnp.float32, minval=-bound, maxval=bound)
     return re, im

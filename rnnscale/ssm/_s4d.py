@@ -51,10 +51,11 @@ class S4D(DiagonalSSM):
 
     **Differs from the paper:**
 
-    - As in the authors' short version, there is no B: it starts as one, and its product with C is
-      C. With `init="legs"`, C starts as the product with the B of HiPPO.
-    - Real parts of A are held at or below $-10^{-4}$, and $|\bar A|$ at or below $1 - 2^{-22}$, so
-      that it stays below one in float32 for any parameters.
+    - As in the authors' short version, B is one and not trained: only the product of B and C
+      matters, which is the parameter C. With `init="legs"`, C starts with the B of HiPPO as a
+      factor.
+    - Real parts of A are at most $-10^{-4}$, and $|\bar A|$ is at most $1 - 2^{-22}$, so that it is
+      below one in float32 for any parameters.
     """
 
     log_a_re: Float[Array, "state modes"] = parameter(group="recurrence")

@@ -21,9 +21,8 @@ from rnnscale_kernels import Planar
 
 _EXACT = lax.Precision.HIGHEST
 
-# Steps in a chunk, at most, and half as many with resets, where each lag takes time of its own.
-# Longer chunks hold fewer states at their borders and take more products (`python -m benchmarks
-# s4d`).
+# The most steps in a chunk; half of it with resets, where lags are computed one after another.
+# Longer chunks have fewer states at borders, but need more products (`python -m benchmarks s4d`).
 _CHUNK = 64
 
 
@@ -98,7 +97,7 @@ def scan_features(
 
 
 def _chunks(time: int, longest: int) -> tuple[int, int]:
-    """The number of chunks, and their steps. Each device of `seq` has as many chunks."""
+    """The number of chunks, and their steps. All devices of `seq` have equally many chunks."""
     parts = sharding.time_parts(time)
     steps = -(-time // parts)
     fewest = -(-steps // longest)

@@ -19,23 +19,23 @@ from rnnscale.training._loss import Batch
 
 _log = logging.getLogger(__name__)
 
-# If more than this share of the steps was taken one by one, the iterations were wasted.
+# Warn if more than this share of the steps was computed one by one.
 _TOO_MANY = 0.5
 
 
 class Certificates(Callback):
-    """Measures how well Newton's method does in the layers of the model that have `parallel`.
+    """Measures how well Newton's method converges in the layers of the model that have `parallel`.
 
-    It does so after the first step of a run and then every few steps, with the new parameters and
-    the batch of the step, whose rows start from a zero state. Each layer has four figures in the
-    row of the step:
+    It does so after the first step of a run and then after every `every` steps, with the new
+    parameters and the batch of the step, whose rows start from a zero state. Each layer adds four
+    figures to the metrics of the step:
 
     - `parallel_iterations/layer_0`: the number of iterations.
-    - `parallel_residual/layer_0`: the largest relative residual that they left.
-    - `parallel_stepped/layer_0`: the share of all time steps that were then taken one by one.
-    - `parallel_rows_stepped/layer_0`: the share of rows in which any step was.
+    - `parallel_residual/layer_0`: the largest relative residual when they ended.
+    - `parallel_stepped/layer_0`: the share of all time steps that were then computed one by one.
+    - `parallel_rows_stepped/layer_0`: the share of rows with such steps.
 
-    It warns once if more than half of the time steps of a layer were taken one by one.
+    It warns once if more than half of the time steps of a layer were computed one by one.
 
     ```
     report = Certificates(every=100)
@@ -50,8 +50,8 @@ class Certificates(Callback):
     - `chunk`: the time steps of a chunk, at least 1, if the loss or the model runs in chunks: only
         the first chunk of each row is measured, since more may not fit into memory. None for all
         steps.
-    - `accumulation`: number of parts in which a step does its batch, at least 1: only as many rows
-        as one part has are measured.
+    - `accumulation`: number of parts into which a step splits its batch, at least 1: only the rows
+        of one part are measured.
 
     **Raises:** `ValueError` if a number is below 1.
     """
@@ -71,7 +71,7 @@ class Certificates(Callback):
         self._warned = False
 
     def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches for `fit`, of which it keeps the last one."""
+        """The batches, for `fit`. The callback keeps the last one to measure it."""
         for batch in batches:
             self._batch = batch
             yield batch

@@ -54,8 +54,8 @@ def block_scan(
         `h0`, and stops infinities and NaN, in the gradient too.
     - `implementation`: `None` takes the fastest for the device compiled for. A name takes that one
         or raises an error: in plain XLA, for every platform and dtype, `"sequential"`, `"chunked"`
-        and `"associative"`. The last two multiply blocks over many steps: if their norms are well
-        above 1, such a product overflows, even if all states are zero.
+        and `"associative"`. The last two multiply the blocks of many steps with one another: if
+        norms are well above 1, such a product overflows, even if all states are zero.
 
     **Returns:**
 

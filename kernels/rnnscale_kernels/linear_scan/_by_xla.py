@@ -11,8 +11,9 @@ from ._backward import transpose_by_scan
 def sequential(*, fused: bool = True, **reasons) -> Implementation:
     """One step after another.
 
-    The backward pass is one loop, in which the gradient of a time-invariant coefficient adds up; or
-    unless `fused`, a loop for the cotangents of the states, and the gradient after it.
+    If `fused`, the backward pass is one loop, which also sums the gradient of a time-invariant
+    coefficient. Otherwise the loop has only the cotangents of the states, and the gradient of the
+    coefficients follows after it.
     """
     scan = _xla.sequential
     transpose = _xla.sequential_transpose if fused else partial(transpose_by_scan, scan)
@@ -20,13 +21,13 @@ def sequential(*, fused: bool = True, **reasons) -> Implementation:
 
 
 def chunked(**reasons) -> Implementation:
-    """Chunks of time at once."""
+    """All chunks of time at once, with the steps of each one after another."""
     scan = _xla.chunked
     return _implementation("chunked", scan, partial(transpose_by_scan, scan), **reasons)
 
 
 def associative(**reasons) -> Implementation:
-    """A tree over time."""
+    """A binary tree over time."""
     scan = _xla.associative
     return _implementation("associative", scan, partial(transpose_by_scan, scan), **reasons)
 

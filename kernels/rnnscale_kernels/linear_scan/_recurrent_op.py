@@ -1,4 +1,4 @@
-"""From a recurrence to what it exports: the canonical form of its arguments, and its `RecurrentOp`.
+"""The `RecurrentOp` of a recurrence, and the canonical form of its arguments.
 
 Shared by all kinds of coefficients. Each public function checks its own arguments.
 """

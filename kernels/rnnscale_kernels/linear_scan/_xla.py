@@ -83,7 +83,7 @@ def sequential_transpose(a, h, h0, cut, g, g_last, *, reverse):
         carry = _keep(cut, t, multiply_adjoint(cast(_at(a, t), dtype), s))
         return carry, da, _put(db, t, s)
 
-    # It is summed over the rows that share a decay, and rounded after that.
+    # The gradient is summed over the rows that share a decay first, and rounded after that.
     da_dtype = a.dtype if varying and a.shape[:-1] == g.shape[:-1] else dtype
     like = jax.eval_shape(lambda x: outer(x, x, like=a), g if varying else h0)
     da = jax.tree.map(lambda x: jnp.zeros(x.shape, da_dtype), like)
@@ -148,8 +148,9 @@ def _tree(a, b, cut, *, reverse):
 
 
 def _level(a, results) -> Any:
-    """The results of one level of the tree. Those of varying blocks are written to memory: each
-    plane has several readers, and XLA would compute it in each of them, with all levels below."""
+    """The results of one level of the tree. Those of varying blocks are written to memory: several
+    results depend on each plane, and XLA would otherwise compute it, and all levels below it, once
+    for each of them."""
     written = isinstance(a, Coefficient) and a.shape[-2] > 1
     return lax.optimization_barrier(results) if written else results
 

@@ -4,8 +4,8 @@ from .._dispatch import Dispatch
 from .._target import Target
 from ..linear_scan import LONG, ScanSpec, associative, chunked, sequential
 
-# Powers of a larger matrix take longer on a CPU than the steps that they replace, measured on two
-# cores in single precision.
+# Powers of larger matrices take longer on a CPU than the steps that they replace. Measured on two
+# cores in float32.
 _SMALL = 32
 
 
