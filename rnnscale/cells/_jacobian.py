@@ -166,13 +166,17 @@ def jacobian_of(kind: JacobianKind, cell: Cell) -> tuple[Jacobian, bool]:
     if kind == "dense":
         return Dense(cell.hdim, independent), True
     shapes = sorted({x.shape for x in leaves})
-    if kind == "block" and (len(shapes) > 1 or len(leaves) > _MOST_PLANES):
+    # Planes of blocks have one axis. A single array is no plane, and may have any.
+    fits = len(leaves) == 1 or (len(shapes) == 1 and len(shapes[0]) == 1)
+    if kind == "block" and not (fits and len(leaves) <= _MOST_PLANES):
         raise ValueError(
             f"Newton: blocks need a state of at most {_MOST_PLANES} arrays of one shape, with one "
             f"number for each unit; {type(cell).__name__} has {len(leaves)}, of shapes {shapes}. "
             'Use the jacobian "diagonal" or "dense".'
         )
-    exact = independent and (kind == "block" or len(leaves) == 1)
+    # Several numbers of a unit in one array may depend on one another.
+    single = shapes == [(cell.hdim,)]
+    exact = independent and single and (kind == "block" or len(leaves) == 1)
     # A block of one number is a diagonal.
     chosen = Block if kind == "block" and len(leaves) > 1 else Diagonal
     return chosen(cell.hdim, independent), exact

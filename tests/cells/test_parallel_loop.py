@@ -4,7 +4,7 @@ The loop by steps is compared with a plain `lax.scan` in `test_time_loop.py`.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -14,6 +14,7 @@ import pytest
 
 from rnnscale import verify
 from rnnscale.cells import (
+    Cell,
     ClockWorkRNNCell,
     CoupledOscillatoryRNNCell,
     ElmanRNNCell,
@@ -25,6 +26,7 @@ from rnnscale.cells import (
     certified_time_loop,
     time_loop,
 )
+from rnnscale.cells._jacobian import jacobian_of
 from rnnscale.verify._double import to_double
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -175,6 +177,35 @@ def test_nan_stays_in_its_row(getkey):
     assert list(certificate.stepped) == [40, 0, 0]
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)
+
+
+class Pairs(Cell):
+    """Two numbers for each unit in every array of the state."""
+
+    unit_axis: ClassVar[str] = "state"
+    idim: int = eqx.field(static=True)
+    hdim: int = eqx.field(static=True)
+    arrays: int = eqx.field(static=True)
+
+    def drive(self, weights, x):
+        return x
+
+    def advance(self, weights, drive, state, affine):
+        return [jnp.tanh(x[..., ::-1, :] + drive[..., None, :]) for x in state]
+
+    def output(self, state):
+        return state[0][..., 0, :]
+
+    def init_state(self, batch_shape=(), dtype=None):
+        return [jnp.zeros((*batch_shape, 2, self.hdim))] * self.arrays
+
+
+def test_units_with_several_numbers_in_an_array():
+    """The columns of the Jacobian do not tell them apart: it is not exact, and no block."""
+    _, exact = jacobian_of("block", Pairs(3, 3, 1))
+    assert not exact
+    with pytest.raises(ValueError, match="one number for each unit; Pairs has 2, of shapes"):
+        certified_time_loop(Pairs(3, 3, 2), jnp.ones((2, 5, 3)), parallel="auto")
 
 
 def test_time_loop_returns_the_same(getkey):
