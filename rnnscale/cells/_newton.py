@@ -12,8 +12,9 @@ from rnnscale.cells._base import Cell, JacobianKind
 from rnnscale.cells._jacobian import floating_state
 
 # The largest number of state values for which `auto` takes the full Jacobian: an iteration
-# multiplies matrices of this size.
-_SMALL = 64
+# multiplies matrices of this size. With 64 values and 8 rows, even the bound of an H100 on that is
+# above the loop over time (`python -m benchmarks parallel_bounds`).
+_SMALL = 32
 
 
 @dataclass(frozen=True, init=False)
@@ -74,7 +75,7 @@ class Newton:
             takes of the order of $n^3$ operations a step for n values of the state. `"block"`: for
             each unit the block between its own state variables, such as position and velocity.
             `"diagonal"`: the diagonal. By default `"block"` if the units of the cell do not see one
-            another, otherwise `"dense"` up to 64 state values, and above that the class attribute
+            another, otherwise `"dense"` up to 32 state values, and above that the class attribute
             `jacobian` of the cell.
         - `tolerance`: the largest residual and the largest last correction, relative to the states,
             with which a row passes. The default is 64 times the machine epsilon of the input's
