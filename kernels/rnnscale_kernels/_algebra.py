@@ -79,7 +79,7 @@ class Coefficient(ABC):
         return sum_to(self.outer(x, y), self)
 
 
-Numbers = Array | Planar | Coefficient
+Numbers = Array | Planar | Coefficient | tuple[Array, ...]
 
 
 def as_number(planes: Sequence) -> Any:

@@ -29,7 +29,7 @@ from rnnscale_kernels import (
     diagonal_ssm as local_diagonal_ssm,
     identity,
 )
-from rnnscale_kernels.block_scan import Blocks, Planes, State
+from rnnscale_kernels.block_scan import Blocks, Planes, PlaneStates
 
 
 def diagonal_ssm(
@@ -129,13 +129,13 @@ def linear_scan(
 def block_scan(
     a: Blocks,
     b: Planes,
-    h0: State | None = None,
+    h0: PlaneStates | None = None,
     *,
     reverse: bool = False,
     reset: Bool[Array, "*batch time"] | None = None,
     lengths: Int[Array, "*batch"] | None = None,
     implementation: str | None = None,
-) -> tuple[Planes, State]:
+) -> tuple[Planes, PlaneStates]:
     """`rnnscale_kernels.block_scan` over the mesh that `jax.set_mesh` has set.
 
     It is laid out as `linear_scan` is: channels over `tensor`, time over `seq`.

@@ -4,7 +4,7 @@ from ._api import (
     BLOCK as BLOCK,
     Blocks as Blocks,
     Planes as Planes,
-    State as State,
+    PlaneStates as PlaneStates,
     block_implementations as block_implementations,
     block_scan as block_scan,
 )

@@ -14,7 +14,7 @@ from ._block import Block, Vector
 from ._implementations import DISPATCH
 
 type Planes = tuple[Float[Array, "*batch time channel"], ...]
-type State = tuple[Float[Array, "*batch channel"], ...]
+type PlaneStates = tuple[Float[Array, "*batch channel"], ...]
 type Blocks = tuple[tuple[_Plane, ...], ...]
 type _Plane = Float[Array, "*#batch time channel"] | Float[Array, " channel"]
 
@@ -25,12 +25,12 @@ _RECURRENCE = Recurrence(DISPATCH)
 def block_scan(
     a: Blocks,
     b: Planes,
-    h0: State | None = None,
+    h0: PlaneStates | None = None,
     *,
     reverse: bool = False,
     reset: Bool[Array, "*batch time"] | None = None,
     implementation: str | None = None,
-) -> tuple[Planes, State]:
+) -> tuple[Planes, PlaneStates]:
     """The linear recurrence h_t = A_t h_{t-1} + b_t with a small block A_t for each channel.
 
     A state has k planes, such as the position and the velocity of an oscillator, and A_t mixes the

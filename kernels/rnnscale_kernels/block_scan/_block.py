@@ -41,7 +41,7 @@ class Vector(tuple[Array, ...]):
 class Block(Coefficient):
     """A k x k block for each channel, as rows of planes of equal shape and dtype."""
 
-    rows: tuple[tuple[Array, ...], ...]
+    rows: tuple[tuple[Any, ...], ...]  # of arrays, or of shapes where JAX has only those
 
     @property
     def shape(self) -> tuple[int, ...]:

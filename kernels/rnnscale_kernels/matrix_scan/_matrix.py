@@ -16,7 +16,7 @@ from .._algebra import Coefficient
 class Matrix(Coefficient):
     """A matrix for each step, "*batch time dim*dim", with its rows one after another."""
 
-    flat: Array
+    flat: Any  # an array, or a shape where JAX has only that
 
     @property
     def shape(self) -> tuple[int, ...]:
