@@ -476,7 +476,7 @@ def parallel_cells() -> str:
             text = f"{each['iterations']}" + ("*" if each["stepped"] else "")
             return f"**{text}**" if each["suitable"] else text
 
-        errors = [row[f"{what}_error{width}"] for width in ("", "_64") for what in _WHAT]
+        errors = [row.get(f"{what}_error{width}") for width in ("", "_64") for what in _WHAT]
         errors.insert(2, row.get("loop_gradient_error"))
         lines.append(
             (
