@@ -40,8 +40,8 @@ class ParallelMethod:
     - `bytes`: memory of a gradient on these sequences, in addition to parameters and inputs.
     - `seconds`: a lower bound on the time of such a gradient, by `rnnscale.plan.cell_cost`.
     - `pays_from`: the least power of two of time steps from which it takes less time than the loop
-        over time, by the bounds of `rnnscale.plan.break_even`; `None` if there is none up to a
-        million steps, or if a sequence did not converge.
+        over time, by the bounds of `rnnscale.plan.break_even`; `None` if it takes more time at all
+        lengths up to a million steps, or if a sequence did not converge.
     """
 
     jacobian: str

@@ -63,7 +63,7 @@ class Line:
 
     def share(self, states: Leaves, measures: Array) -> Shared:
         """Shares the last of these states and the measures with the other devices."""
-        return self._shared(self.time.gather(self._told(states, measures)))
+        return self._shared(self.time.gather(self._to_share(states, measures)))
 
     def share_zeros(self) -> Shared:
         """What `share` returns if the states on all devices, and their sizes, are zero."""
@@ -84,13 +84,13 @@ class Line:
         Over devices, there is one all-gather for all of this.
         """
         b = self.jacobian.pack(inputs)
-        told = self._told(states, measures)
-        h, entering, gathered = self.time.scan(self.jacobian.op, a, b, self.reset, told)
+        own = self._to_share(states, measures)
+        h, entering, gathered = self.time.scan(self.jacobian.op, a, b, self.reset, own)
         one_step = jax.tree.map(lambda x: x[:, None], entering)
         entering = self.jacobian.unpack(one_step, [x[:, None] for x in self.start])
         return self.jacobian.unpack(h, inputs), entering, self._shared(gathered)
 
-    def _told(self, states: Leaves, measures: Array) -> tuple[Leaves, Array]:
+    def _to_share(self, states: Leaves, measures: Array) -> tuple[Leaves, Array]:
         last = [x[:, 0 if self.time.reverse else -1] for x in states]
         if self.stopped is not None:
             last = [jnp.where(self.stopped[:, None], 0, _rows(x)) for x in last]

@@ -111,7 +111,7 @@ def break_even(
 ) -> int | None:
     """The least power of two of time steps from which the bound on Newton's method stays below that
     on the loop over time, for a gradient in float32; at least a window, if there are windows.
-    `None` if there is none up to a million.
+    `None` if it stays above at all lengths up to a million steps.
 
     Both are lower bounds, and the loop is that of XLA: one kernel for all steps would have no
     launches to wait for.

@@ -5,14 +5,13 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._base import at_least_float32
 from rnnscale._checks import Fraction, NonNegative, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.ssm._oscillators import (
     Matrix,
-    OscillatorState,
     OscillatorySSM,
     implicit_explicit,
     step_length,
@@ -118,26 +117,6 @@ class DampedLinOSS(OscillatorySSM):
         self.c_re, self.c_im = uniform_planes(c_key, (odim, state_dim))
         self.d = jax.random.normal(d_key, (odim,), jnp.float32) if odim == idim else None
         self.idim, self.odim, self.state_dim = idim, odim, state_dim
-
-    def __call__(
-        self,
-        xs: Float[Array, "*batch time idim"],
-        state: OscillatorState | None = None,
-        *,
-        reset: Bool[Array, "*batch time"] | None = None,
-        lengths: Int[Array, "*batch"] | None = None,
-        key: Key[Array, "*#batch"] | None = None,
-    ) -> tuple[OscillatorState, Float[Array, "*batch time odim"]]:
-        return self.scan_steps(xs, state, reset=reset, lengths=lengths, key=key)
-
-    def step(
-        self,
-        x: Float[Array, "*batch idim"],
-        state: OscillatorState,
-        *,
-        key: Key[Array, "*#batch"] | None = None,
-    ) -> tuple[OscillatorState, Float[Array, "*batch odim"]]:
-        return self.one_step(x, state, key)
 
     def discretise(self) -> tuple[Matrix[Float[Array, "state"]], Float[Array, "state"]]:
         step = step_length(self.step_logit)

@@ -5,13 +5,12 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.ssm._oscillators import (
     Matrix,
-    OscillatorState,
     OscillatorySSM,
     implicit,
     implicit_explicit,
@@ -99,26 +98,6 @@ class LinOSS(OscillatorySSM):
         self.d = jax.random.normal(d_key, (odim,), jnp.float32) if odim == idim else None
         self.idim, self.odim, self.state_dim = idim, odim, state_dim
         self.discretisation = discretisation
-
-    def __call__(
-        self,
-        xs: Float[Array, "*batch time idim"],
-        state: OscillatorState | None = None,
-        *,
-        reset: Bool[Array, "*batch time"] | None = None,
-        lengths: Int[Array, "*batch"] | None = None,
-        key: Key[Array, "*#batch"] | None = None,
-    ) -> tuple[OscillatorState, Float[Array, "*batch time odim"]]:
-        return self.scan_steps(xs, state, reset=reset, lengths=lengths, key=key)
-
-    def step(
-        self,
-        x: Float[Array, "*batch idim"],
-        state: OscillatorState,
-        *,
-        key: Key[Array, "*#batch"] | None = None,
-    ) -> tuple[OscillatorState, Float[Array, "*batch odim"]]:
-        return self.one_step(x, state, key)
 
     def discretise(self) -> tuple[Matrix[Float[Array, "state"]], Float[Array, "state"]]:
         step = step_length(self.step_logit)

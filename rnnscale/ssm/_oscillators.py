@@ -58,9 +58,8 @@ class OscillatorySSM(CausalLayer):
     $$\begin{pmatrix} z_t \\ y_t \end{pmatrix} = M \left(\begin{pmatrix} z_{t-1} \\ y_{t-1}
       \end{pmatrix} + \begin{pmatrix} \Delta B u_t \\ 0 \end{pmatrix}\right)$$
 
-    A subclass defines $M$ and $\Delta$ (`discretise`), the maps and `d`, and its `__call__` and
-    `step` use `scan_steps` and `one_step`. The state is an `OscillatorState` with the axes
-    `*batch state`, float32 under any compute dtype.
+    A subclass defines $M$ and $\Delta$ (`discretise`), the maps and `d`. The state is an
+    `OscillatorState` with the axes `*batch state`, float32 under any compute dtype.
 
     The recurrence is `rnnscale.sharding.block_scan`: it runs on the fastest implementation for the
     platform, and is distributed over time if the ambient mesh splits time. Complex $B$ and $C$ make
@@ -82,16 +81,16 @@ class OscillatorySSM(CausalLayer):
         parameters, at least float32. For inputs of higher precision, the parameters are cast to it
         before."""
 
-    def scan_steps(
+    def __call__(
         self,
         xs: Float[Array, "*batch time idim"],
-        state: OscillatorState | None,
+        state: OscillatorState | None = None,
         *,
-        reset: Bool[Array, "*batch time"] | None,
-        lengths: Int[Array, "*batch"] | None,
-        key: Key[Array, "*#batch"] | None,
+        reset: Bool[Array, "*batch time"] | None = None,
+        lengths: Int[Array, "*batch"] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[OscillatorState, Float[Array, "*batch time odim"]]:
-        """All steps, as a call of a sequence layer.
+        """Runs all steps; see `SequenceLayer`.
 
         On one device the sequence is computed in pieces, and each piece again in the backward pass.
         A piece has about the square root of the number of steps, but at least 256. Over a mesh all
@@ -118,13 +117,13 @@ class OscillatorySSM(CausalLayer):
         last = OscillatorState(_planar(z_last), _planar(y_last))
         return last, self.add_skip(xs, zero_padding(ys, lengths))
 
-    def one_step(
+    def step(
         self,
         x: Float[Array, "*batch idim"],
         state: OscillatorState,
-        key: Key[Array, "*#batch"] | None,
+        *,
+        key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[OscillatorState, Float[Array, "*batch odim"]]:
-        """One step, as `step` of a sequence layer."""
         state = check_step(self, x, state, key)
         system = in_precision(self, x.dtype)._real_system()
         (zz, zy), (yz, yy) = system.matrix
@@ -197,7 +196,7 @@ class _RealSystem(NamedTuple):
         end = jnp.maximum(count - 1, 0)[..., None]
 
         def at_end(x: Array, before: Array) -> Array:
-            """The state at the last valid step, the one before the first if there is none."""
+            """The state at the last valid step, or before the first if no step is valid."""
             return jnp.where(count > 0, jnp.take_along_axis(x, end, axis=-2)[..., 0, :], before)
 
         return (at_end(z, state[0]), at_end(y, state[1])), self.read(y, xs.dtype)
