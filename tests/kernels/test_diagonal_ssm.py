@@ -14,7 +14,9 @@ from jax.test_util import check_grads
 
 import rnnscale_kernels
 from rnnscale_kernels import SSM, Planar
+from rnnscale_kernels._target import H100
 from rnnscale_kernels.diagonal_ssm import _api
+from rnnscale_kernels.diagonal_ssm._mosaic_gpu_plan import Plan
 from rnnscale_kernels.testing import reference, rounded, to_jax, to_numpy
 
 # Their results are arrays or `Planar`s as their arguments are, which their types do not say.
@@ -137,7 +139,7 @@ SIZES = ("idim", "state", "odim")
 FUSED = [
     dict(zip(("dtype", "planar", "cuts", "batch", "time", *SIZES), values, strict=True))
     for values in (
-        ("bfloat16", True, True, 2, 100, 24, 70, 40),
+        ("bfloat16", True, True, 2, 150, 24, 70, 40),
         ("float16", False, False, 1, 130, 8, 20, 64),
     )
 ]
@@ -170,6 +172,41 @@ def test_the_fused_kernel_gives_the_numbers_of_the_reference(spec, monkeypatch):
     for name, x, y in zip(names, got, expected, strict=True):
         error = np.max(np.abs(to_numpy(x) - y)) / np.max(np.abs(y))
         assert error <= (half if name in ("y", "du", "db", "dc") else 2e-6), name
+
+
+def turns(rows: int, steps: int, states: int) -> tuple[int, float]:
+    """How many tiles the programs of a sweep take one after another on an H100, and how many it
+    would be if the tiles could be spread evenly."""
+    u: Any = jax.ShapeDtypeStruct((rows, steps, states), "bfloat16")
+    decay: Any = jax.ShapeDtypeStruct((states,), "float32")
+    plan = Plan.of(u, Planar(decay, decay), _api._chunk_length(2 * rows * states, steps), H100)
+    waves = -(-plan.programs // 132)
+    return waves * plan.tiles, rows * -(-steps // 64) / (132 * plan.group)
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "states", "expected"),
+    [
+        (8, 16384, 128, 16),
+        (16, 8192, 128, 16),
+        (4, 65536, 128, 32),
+        (8, 65536, 128, 64),
+        (64, 1024, 128, 8),
+        (1, 131072, 128, 16),
+        (32, 4096, 64, 8),
+        (5, 3000, 96, 4),  # no segment is shorter than a chunk, here four tiles
+        (131, 100, 128, 2),
+    ],
+)
+def test_the_fused_kernel_has_no_wave_that_is_almost_empty(rows, steps, states, expected):
+    assert turns(rows, steps, states)[0] == expected
+
+
+def test_the_programs_of_the_fused_kernel_are_balanced_for_any_batch():
+    for rows in range(1, 300):
+        taken, even = turns(rows, 2048, 128)
+        # A single sweep over rows that do not fill the last wave beats two sweeps that do.
+        assert taken <= max(4, 2 * even), rows
 
 
 @given(

@@ -80,6 +80,7 @@ def padded_sequence(x):
 
 def to_lanes(plan: Plan, x):
     """States in device memory as threads hold them: "program block planes lane"."""
+    x = _fill_places(plan, x.reshape(-1, *x.shape[2:]))
     x = x.reshape(plan.programs, plan.group, plan.planes, plan.blocks, plan.block)
     return x.transpose(0, 3, 2, 1, 4).reshape(plan.programs, plan.blocks, plan.planes, LANES)
 
@@ -87,8 +88,9 @@ def to_lanes(plan: Plan, x):
 def from_lanes(plan: Plan, x):
     """The inverse of `to_lanes`."""
     x = x.reshape(plan.programs, plan.blocks, plan.planes, plan.group, plan.block)
+    x = x.transpose(0, 3, 2, 1, 4).reshape(-1, plan.planes, plan.states)
     shape = (plan.rows, plan.segments, plan.planes, plan.states)
-    return x.transpose(0, 3, 2, 1, 4).reshape(shape)
+    return x[: plan.rows * plan.segments].reshape(shape)
 
 
 def by_block(plan: Plan, x):
@@ -100,8 +102,23 @@ def by_block(plan: Plan, x):
 
 def cut_bits(plan: Plan, cut):
     """Cuts as threads take them, 32 steps in a word: "program tile word lane"."""
+    bits = _fill_places(plan, by_segment(plan, cut).reshape(-1, plan.length))
     shape = (plan.programs, plan.group, plan.tiles, TILE // 32, 32)
-    bits = by_segment(plan, cut).reshape(shape).astype(jnp.uint32)
+    bits = bits.reshape(shape).astype(jnp.uint32)
     words = jnp.sum(bits << jnp.arange(32, dtype=jnp.uint32), -1, dtype=jnp.uint32)
     words = lax.bitcast_convert_type(jnp.moveaxis(words, 1, -1), jnp.int32)
     return jnp.repeat(words, plan.block, axis=-1)
+
+
+def last_steps(plan: Plan, last):
+    """For every place of a segment, the index of the step `last` of its row, "row", within the
+    segment; -1 if it is not in the segment."""
+    step = last[:, None] - plan.length * jnp.arange(plan.segments)
+    step = jnp.where((step >= 0) & (step < plan.length), step, -1).reshape(-1)
+    return _fill_places(plan, step.astype(jnp.int32), -1)
+
+
+def _fill_places(plan: Plan, x, value=0):
+    """ "segment ..." with an entry for every place of a segment in the programs."""
+    padding = [(0, plan.vacant)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, padding, constant_values=value)

@@ -26,6 +26,10 @@ SHARED_BYTES = 226 * 1024
 _STAGES = 3
 
 _PAD = 4  # float32 after each row, so that the rows of a product are not all in the same banks
+# A program reads the matrices, which takes about as long as this number of tiles.
+_START = 1
+# The time of a sweep that has no output, as a fraction of that of one with an output.
+_FIRST_SWEEP = 0.6
 _CORES = 132  # multiprocessors of an H100, if nothing says which GPU it is
 
 
@@ -33,7 +37,8 @@ class Plan(NamedTuple):
     """How time and states are divided among programs.
 
     Time is split into segments. A program takes `group` consecutive segments at a time, side by
-    side, and of each of them one block of the states, or one block after another.
+    side, and of each of them one block of the states, or one block after another. The last program
+    may have fewer segments; in their places it works on zeros beyond the end of the last row.
 
     - `rows`, `steps`: of the sequence.
     - `segments`: segments of a row; `length`: steps in a segment.
@@ -63,17 +68,15 @@ class Plan(NamedTuple):
         chunk = chunk if chunk < steps else round_up(steps, TILE)
         if chunk % TILE:
             raise ValueError(f"chunks must have a multiple of {TILE} steps, got {chunk}")
-        chunks = -(-steps // chunk)
         group, planes = LANES // min(states, LANES), len(jax.tree.leaves(decay))
-        # As few segments as fill the device, since every program reads the weights once.
-        together = max(1, rows * chunks // (group * (target.cores or _CORES)))
-        most = max(group, weight_group(planes))
-        segments = round_up(-(-chunks // together), most // math.gcd(rows, most))
+        chunks = -(-steps // chunk)
+        cores = target.cores or _CORES
+        segments, length = _fastest_split(rows, chunks, chunk // TILE, group, cores)
         return cls(
             rows=rows,
             steps=steps,
             segments=segments,
-            length=-(-chunks // segments) * chunk,
+            length=length * chunk,
             chunk=chunk,
             planes=planes,
             states=states,
@@ -93,7 +96,12 @@ class Plan(NamedTuple):
 
     @property
     def programs(self) -> int:
-        return self.rows * self.segments // self.group
+        return -(-self.rows * self.segments // self.group)
+
+    @property
+    def vacant(self) -> int:
+        """Places for segments in the last program that have none."""
+        return self.programs * self.group - self.rows * self.segments
 
     @property
     def tiles(self) -> int:
@@ -103,6 +111,24 @@ class Plan(NamedTuple):
     def tile(self, i):
         """The tile that a sweep takes as number `i` of a segment."""
         return self.tiles - 1 - i if self.descending else i
+
+
+def _fastest_split(rows: int, chunks: int, tiles: int, group: int, cores: int) -> tuple[int, int]:
+    """The number of segments of a row, and the chunks in a segment, for chunks of `tiles` tiles.
+
+    A multiprocessor has room for one program, so programs run in waves, one program on each
+    multiprocessor. A wave takes as long as a program: the start, and then the tiles of a segment.
+    If there is more than one segment, a first sweep finds the states that enter them.
+    """
+
+    def time(length: int) -> float:
+        segments = -(-chunks // length)
+        waves = -(-rows * segments // (group * cores))
+        sweeps = 1 if segments == 1 else 1 + _FIRST_SWEEP
+        return sweeps * waves * (_START + length * tiles)
+
+    length = min(range(chunks, 0, -1), key=time)
+    return -(-chunks // length), length
 
 
 def too_large(spec: SSMSpec) -> str | None:

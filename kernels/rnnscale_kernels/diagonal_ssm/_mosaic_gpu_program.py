@@ -278,8 +278,9 @@ class Program(NamedTuple):
         """The tile taken as number `i` of segment `j` in device memory."""
         plan = self.plan
         segment = plan.group * self.index + j
-        time = lax.rem(segment, plan.segments) * plan.length + TILE * plan.tile(i)
-        row = lax.div(segment, plan.segments)
+        # A vacant place lies beyond the end of the last row: TMA reads zeros, and writes nothing.
+        row = jnp.minimum(lax.div(segment, plan.segments), plan.rows - 1)
+        time = (segment - plan.segments * row) * plan.length + TILE * plan.tile(i)
         return ref.at[row, pl.ds(time, TILE), pl.ds(column, width)]
 
     def _ring(self, name: str, column, uses: int) -> "_Ring":

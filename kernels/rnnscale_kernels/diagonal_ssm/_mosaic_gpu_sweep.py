@@ -12,7 +12,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .._sizes import round_up
-from ._mosaic_gpu_layout import System, by_block, cut_bits, from_lanes, padded_sequence, to_lanes
+from ._mosaic_gpu_layout import (
+    System,
+    by_block,
+    cut_bits,
+    from_lanes,
+    last_steps,
+    padded_sequence,
+    to_lanes,
+)
 from ._mosaic_gpu_plan import (
     LANES,
     WIDTH,
@@ -71,9 +79,7 @@ def sweep(
     given["starts"] = to_lanes(plan, starts)
     if cut is not None:
         given["cut"] = cut_bits(plan, cut)
-    step = last[:, None] - plan.length * jnp.arange(plan.segments)
-    step = jnp.where((step >= 0) & (step < plan.length), step, -1)
-    given["at"] = step.reshape(-1).astype(jnp.int32)
+    given["at"] = last_steps(plan, last)
     if inject is not None:
         inject = to_lanes(plan, jnp.broadcast_to(inject[:, None], starts.shape))
         # For each segment of a program, only its own lanes.
