@@ -1,10 +1,11 @@
 """What tests, benchmarks and compile checks share: argument specs, references in NumPy, programs
-compiled for absent devices, and timing."""
+compiled for absent devices, races, and timing."""
 
 from . import _reference
 from ._gpu_kernels import Kernel as Kernel
 from ._hlo import Call as Call, Collective as Collective
 from ._program import Program as Program
+from ._races import find_races as find_races
 from ._scan_timing import (
     BASELINES as BASELINES,
     MODES as MODES,

@@ -1,0 +1,108 @@
+"""Interpreted kernels have no data race, and the detector finds those that are planted in them.
+
+A kernel joins by an entry in `KERNELS`, and by one in `PLANTED` that takes away what orders its
+accesses to memory.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu, tpu as pltpu
+
+from rnnscale_kernels import diagonal_ssm, linear_scan
+from rnnscale_kernels.diagonal_ssm import _api
+from rnnscale_kernels.linear_scan import _mosaic_tpu_plan
+from rnnscale_kernels.testing import ScanArguments, find_races, to_jax
+
+
+def run(function: Callable[..., Any], arguments: tuple, *, gradient: bool) -> Any:
+    """The results of the function, and with `gradient` those of its backward pass."""
+    if not gradient:
+        return jax.jit(function)(*arguments)
+
+    def both(*arguments):
+        value, pull = jax.vjp(function, *arguments)
+        return value, pull(jax.tree.map(jnp.ones_like, value))
+
+    return jax.jit(both)(*arguments)
+
+
+def scan(implementation: str, *, gradient: bool = True, **options: Any) -> Any:
+    spec = ScanArguments(batch=(1,), channels=4, reset=True, **options)
+    arrays = spec.arrays()
+    a, b, h0 = (to_jax(arrays[name], "float32") for name in ("a", "b", "h0"))
+    call = partial(linear_scan, implementation=implementation, reset=jnp.asarray(arrays["reset"]))
+    return run(call, (a, b, h0), gradient=gradient)
+
+
+def ssm(implementation: str, *, gradient: bool = True) -> Any:
+    u = jnp.ones((1, 100, 8), "bfloat16")
+    decay, b, c = jnp.full(20, 0.5), jnp.ones((20, 8), u.dtype), jnp.ones((8, 20), u.dtype)
+    reset = jnp.zeros(u.shape[:2], bool).at[0, 5].set(True)
+    call = partial(diagonal_ssm, implementation=implementation, reset=reset)
+    return run(call, (u, decay, b, c), gradient=gradient)
+
+
+# A call of each family of kernels, and the platform that they are for.
+KERNELS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "linear_scan on GPUs": ("cuda", partial(scan, "mosaic_gpu_interpreted", time=70)),
+    "linear_scan on GPUs, complex, invariant": (
+        "cuda",
+        partial(scan, "mosaic_gpu_interpreted", time=40, planar=True, varying=False),
+    ),
+    "linear_scan on TPUs": ("tpu", partial(scan, "mosaic_tpu_interpreted", time=40)),
+    "diagonal_ssm on GPUs": ("cuda", partial(ssm, "mosaic_gpu_interpreted")),
+}
+
+
+@pytest.fixture(autouse=True)
+def short_tiles(monkeypatch):
+    """Several tiles and segments of time in short sequences."""
+    monkeypatch.setattr(_mosaic_tpu_plan, "_VMEM_BYTES", 16 * 8 * 128 * 4 * 12)
+    monkeypatch.setattr(_api, "_LONGEST", 64)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_have_no_race(name):
+    platform, call = KERNELS[name]
+    assert find_races(call, platform=platform) == []
+
+
+def skip(function: Callable[..., Any]) -> Callable[..., None]:
+    return lambda *_, **__: None
+
+
+def only_at_the_end(wait: Callable[..., Any]) -> Callable[..., Any]:
+    """`wait_smem_to_gmem`, which the interpreter demands before a kernel ends, and nowhere else."""
+    return lambda n, **options: None if n else wait(n, **options)
+
+
+def all_parallel(params: Callable[..., Any]) -> Callable[..., Any]:
+    """`CompilerParams` that declare the tiles of time independent of one another."""
+    return lambda *, dimension_semantics: params(
+        dimension_semantics=["parallel"] * len(dimension_semantics)
+    )
+
+
+PLANTED = [
+    ("linear_scan on GPUs", plgpu, "commit_smem", skip),
+    ("linear_scan on GPUs", plgpu, "wait_smem_to_gmem", only_at_the_end),
+    ("linear_scan on TPUs", pltpu, "CompilerParams", all_parallel),
+    ("diagonal_ssm on GPUs", plgpu, "commit_smem", skip),
+]
+
+
+@pytest.mark.parametrize(("name", "module", "attribute", "change"), PLANTED)
+def test_planted_races_are_found(name, module, attribute, change, monkeypatch):
+    monkeypatch.setattr(module, attribute, change(getattr(module, attribute)))
+    platform, call = KERNELS[name]
+    assert find_races(partial(call, gradient=False), platform=platform)
+
+
+def test_platforms_without_an_interpreter_are_an_error():
+    with pytest.raises(ValueError, match="'cuda' or 'tpu', got 'cpu'"):
+        find_races(lambda: None, platform="cpu")
