@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._algebra import cast, conjugate
-from ._mosaic_gpu_plan import LANES, TILE, WIDTH, Plan, padded_time, padded_width
+from ._mosaic_gpu_plan import LANES, TILE, WIDTH, Plan, Segments, padded_time, padded_width
 from ._recurrence import stack, unstack
 
 
@@ -49,7 +49,7 @@ class System(NamedTuple):
         return cls.of(conjugate(decay), c, b, states, dtype)
 
 
-def fold_state(plan: Plan, x, leading: int = 0):
+def fold_state(plan: Segments, x, leading: int = 0):
     """A public state, "*leading *batch state", as "row *leading planes state"."""
     x = stack(x, -2).astype(jnp.float32)
     *shape, planes, state = x.shape
@@ -58,14 +58,14 @@ def fold_state(plan: Plan, x, leading: int = 0):
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, plan.states - state)])
 
 
-def unfold_state(plan: Plan, x, like):
+def unfold_state(plan: Segments, x, like):
     """The inverse, for `x` "*leading row planes state"."""
     *batch, state = like.shape
     x = x[..., :state].reshape(*x.shape[:-3], *batch, plan.planes, state)
     return cast(unstack(x, -2), like.dtype)
 
 
-def by_segment(plan: Plan, x):
+def by_segment(plan: Segments, x):
     """ "row time" as "row segment step"."""
     padding = plan.segments * plan.length - plan.steps
     return jnp.pad(x, [(0, 0), (0, padding)]).reshape(plan.rows, plan.segments, plan.length)

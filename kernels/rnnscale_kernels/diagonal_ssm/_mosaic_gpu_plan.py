@@ -1,7 +1,7 @@
 """What is decided before the fused kernel is lowered: segments of time, programs, shared memory."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 
@@ -31,6 +31,27 @@ _START = 1
 # The time of a sweep that has no output, as a fraction of that of one with an output.
 _FIRST_SWEEP = 0.6
 _CORES = 132  # multiprocessors of an H100, if nothing says which GPU it is
+
+
+class Segments(Protocol):
+    """How time is split into segments, and the form of their states: see `Plan`."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def segments(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def planes(self) -> int: ...
+    @property
+    def states(self) -> int: ...
+    @property
+    def descending(self) -> bool: ...
 
 
 class Plan(NamedTuple):
