@@ -69,7 +69,9 @@ def diagonal_ssm(
         `"unfused"`, which holds all states in memory during a pass and runs the recurrence on the
         kernels of `linear_scan`; and `"mosaic_gpu"`, one kernel for NVIDIA's Hopper GPUs, in
         bfloat16 and float16, for matrices that fit on chip. `"mosaic_gpu_interpreted"` runs that
-        kernel on a CPU, slowly.
+        kernel on a CPU, slowly. The recurrence always carries its state in the states' dtype. But
+        if `u` has 16 bits and states have 32, `"unfused"` rounds the drive B u, the states and
+        their cotangents to 16 bits in memory; with `lengths` then also `h_last`.
 
     **Returns:**
 

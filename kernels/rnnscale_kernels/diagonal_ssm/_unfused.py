@@ -7,10 +7,10 @@ is the same for all targets and implementations, so its functions ignore these.
 import jax
 import jax.numpy as jnp
 
-from .._algebra import Planar, conjugate, where
+from .._algebra import cast, conjugate, where
 from .._operation import vary_alike
-from ..linear_scan import SCAN, scan, time_invariant
-from ._xla import product
+from ..linear_scan import SCAN, scan, time_invariant, transpose as scan_transpose
+from ._xla import product, sum_of_products
 
 
 def forward(primals, *, chunk, **_):
@@ -20,15 +20,15 @@ def forward(primals, *, chunk, **_):
     if lengths is not None:
         at = jnp.maximum(lengths - 1, 0)[..., None, None]
         reached = jax.tree.map(lambda x: jnp.take_along_axis(x, at, axis=-2)[..., 0, :], h)
-        h_last = where((lengths > 0)[..., None], reached, h0)
-    y = jax.tree.map(lambda h, c: product("...s,os->...o", h, c, u.dtype), h, c)
-    y = y.re - y.im if isinstance(y, Planar) else y
+        h_last = where((lengths > 0)[..., None], cast(reached, h0.dtype), h0)
+    # y = Re(C h) = C_re h_re - C_im h_im
+    y = _product_of_planes("...s,os->...o", h, conjugate(c), u.dtype)
 
     def borders(h, h0):
         leaving = jnp.moveaxis(h[..., chunk - 1 : -1 : chunk, :], -2, 0)
-        return jnp.concatenate([h0[None], leaving])
+        return jnp.concatenate([h0[None], leaving.astype(h0.dtype)])
 
-    return (y.astype(u.dtype), h_last), jax.tree.map(borders, h, h0)
+    return (y, h_last), jax.tree.map(borders, h, h0)
 
 
 def tangent(primals, outputs, tangents, *, chunk, **_):
@@ -43,10 +43,37 @@ def tangent(primals, outputs, tangents, *, chunk, **_):
 
 def transpose(primals, outputs, cotangents, *, chunk, **_):
     """The cotangents of the primals."""
-    primals, cotangents = vary_alike((primals, cotangents))
-    *values, cut, lengths = primals
-    _, pull = jax.vjp(lambda *values: forward((*values, cut, lengths), chunk=chunk)[0], *values)
-    return *pull(cotangents), None, None
+    primals, (g, g_last) = vary_alike((primals, cotangents))
+    u, decay, b, c, h0, cut, lengths = primals
+    decay, leaving = time_invariant(decay, u.ndim), g_last
+    h, _ = scan(decay, _drive(u, b, h0), h0, cut, reverse=False)
+    g_h = _cotangents(g, u, c, h0)
+    if lengths is not None:
+        # The last state of a row is that of its own last step, or h0 if it has no step.
+        is_last = jnp.arange(u.shape[-2]) == lengths[..., None] - 1
+        g_h = jax.tree.map(
+            lambda x, last: (
+                x + jnp.where(is_last[..., None], last[..., None, :], 0).astype(x.dtype)
+            ),
+            *(g_h, g_last),
+        )
+        leaving = jax.tree.map(jnp.zeros_like, g_last)
+    d_decay, s, dh0 = scan_transpose(decay, h, h0, cut, g_h, leaving, reverse=False)
+    if lengths is not None:
+        dh0 = jax.tree.map(
+            lambda x, last: x + jnp.where((lengths > 0)[..., None], 0, last), dh0, g_last
+        )
+    # du = Re(B^H s) = B_re s_re + B_im s_im
+    du = _product_of_planes("...s,si->...i", s, b, u.dtype)
+    gradients = (
+        du,
+        jax.tree.map(lambda x: x.reshape(x.shape[-1]), d_decay),
+        jax.tree.map(lambda s: sum_of_products("rs,ri->si", s, u, u.dtype), s),
+        conjugate(jax.tree.map(lambda h: sum_of_products("ro,rs->os", g, h, u.dtype), h)),
+        dh0,
+    )
+    gradients = jax.tree.map(lambda x, primal: x.astype(primal.dtype), gradients, primals[:5])
+    return *gradients, None, None
 
 
 def totals(primals, *, chunk, target=None):
@@ -66,11 +93,31 @@ def totals(primals, *, chunk, target=None):
 def transpose_totals(primals, g, *, chunk, target=None):
     """The reduction `transpose_totals` of the operation: no cotangent of a state is written."""
     u, decay, _, c, h0, cut, _ = primals
-    g_h = jax.tree.map(lambda c: product("...o,os->...s", g, c, u.dtype, h0.dtype), conjugate(c))
+    g_h = _cotangents(g, u, c, h0)
     inputs = time_invariant(decay, u.ndim), g_h, h0, cut
     return SCAN.transpose_totals(inputs, g_h, reverse=False, implementation=None)
 
 
+def sequence_dtype(dtype: str, state_dtype: str) -> str:
+    """The dtype of the sequences of states, for inputs in `dtype`: float32 states are kept in 16
+    bits if the inputs are. The recurrence itself carries them in `state_dtype`."""
+    return dtype if jnp.dtype(dtype).itemsize == 2 and state_dtype == "float32" else state_dtype
+
+
 def _drive(u, b, h0):
-    """The input map B u, in the dtype of the states."""
-    return jax.tree.map(lambda b: product("...i,si->...s", u, b, u.dtype, h0.dtype), b)
+    """The input map B u."""
+    dtype = sequence_dtype(str(u.dtype), str(h0.dtype))
+    return jax.tree.map(lambda b: product("...i,si->...s", u, b, u.dtype, dtype), b)
+
+
+def _cotangents(g, u, c, h0):
+    """C^H g: what the cotangents `g` of the outputs are to the states."""
+    dtype = sequence_dtype(str(u.dtype), str(h0.dtype))
+    return jax.tree.map(lambda c: product("...o,os->...s", g, c, u.dtype, dtype), conjugate(c))
+
+
+def _product_of_planes(axes: str, h, matrix, dtype):
+    """The sum over planes of the products of `h` and `matrix`, as one product."""
+    state = axes.partition(",")[2].index("s")
+    h, matrix = jax.tree.leaves(h), jax.tree.leaves(matrix)
+    return product(axes, jnp.concatenate(h, -1), jnp.concatenate(matrix, state), dtype, dtype)

@@ -70,7 +70,7 @@ def product(axes: str, x, y, dtype, out_dtype=None):
     return product if out_dtype is None else product.astype(out_dtype)
 
 
-def _sum_of_products(axes: str, x, y, dtype, out_dtype):
+def sum_of_products(axes: str, x, y, dtype, out_dtype=None):
     """The sum of outer products over batch and time.
 
     The leading axis of size one is for XLA on CPUs, which has no such product of two matrices in
@@ -113,7 +113,7 @@ def chunked_transpose(primals, outputs, cotangents, *, chunk, target):
         n = chunks.count - 1 - i
         u, g, entering = chunks.take(chunks.u, n), chunks.take(g_y, n), borders[n]
         h, _ = chunks.states(n, entering)
-        dc = dc + _sum_of_products("ro,rps->ops", g, h, dtype, wide)
+        dc = dc + sum_of_products("ro,rps->ops", g, h, dtype, wide)
         g_h = product("...o,ops->...ps", g, c, dtype, wide)
         if chunks.end is not None:
             g_h = _add_at(g_h, chunks.end - n * chunk, g_last)
@@ -121,7 +121,7 @@ def chunked_transpose(primals, outputs, cotangents, *, chunk, target):
             chunks.decay, h, entering, chunks.cut_of(n), g_h, s
         )
         d_decay = jax.tree.map(jnp.add, d_decay, d_decay_n)
-        db = db + _sum_of_products("ri,rps->ips", u, s_all, dtype, wide)
+        db = db + sum_of_products("ri,rps->ips", u, s_all, dtype, wide)
         du_n = product("...ps,ips->...i", s_all, b, dtype, dtype)
         return s, chunks.put(du, n, du_n), d_decay, db, dc
 
