@@ -1,6 +1,11 @@
 """Linear recurrences: kernels for GPUs and TPUs, and plain XLA for everything else."""
 
-from ._algebra import Planar as Planar, adjoint as adjoint, identity as identity
+from ._algebra import (
+    Planar as Planar,
+    adjoint as adjoint,
+    identity as identity,
+    product as product,
+)
 from ._checks import check_reset as check_reset, checked_lengths as checked_lengths
 from ._operation import Operation as Operation, vary_alike as vary_alike
 from ._recurrent_op import OpArguments as OpArguments, RecurrentOp as RecurrentOp

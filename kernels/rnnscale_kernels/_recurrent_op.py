@@ -41,6 +41,8 @@ class RecurrentOp:
     - `static(primals, *, reverse, implementation)`: the static values of the operation.
     - `operation`: the differentiable operation, for its forward pass and its transpose.
     - `time(values)`: the number of steps.
+    - `in_pieces(values, n)`: the values with their steps split into `n` pieces of equal length,
+        which are the last batch axis.
     - `total_decay(arguments)`: the decay of all steps together, "*#batch state", if it follows
         from their number alone; `None` if it differs from piece to piece.
     - `totals(primals, **static)`: `(decay, end)` of a piece. The decay is the product over all
@@ -58,6 +60,7 @@ class RecurrentOp:
     static: Callable[..., dict[str, Any]]
     operation: Operation
     time: Callable[[tuple], int]
+    in_pieces: Callable[[tuple, int], tuple]
     total_decay: Callable[[OpArguments], Any]
     totals: Callable[..., tuple[Any, Any]]
     transpose_totals: Callable[..., Any]

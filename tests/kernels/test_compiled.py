@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rnnscale import ssm
+from rnnscale import sharding, ssm
+from rnnscale.sharding import make_mesh
 from rnnscale_kernels import Planar, diagonal_ssm, linear_scan
 from rnnscale_kernels.testing import (
     SCAN_ARGUMENTS,
@@ -153,6 +154,27 @@ def test_fallback_moves_a_quarter_of_the_bytes_of_autodiff():
     moved = compile_scan(_SPEC, "associative", "h100").bytes_accessed()
     # Differentiated by JAX, `lax.associative_scan` moves 100 times the bytes of b; ours 23 times.
     assert moved <= 25 * 8 * 4096 * 1024 * 4
+
+
+def test_totals_are_computed_once_where_devices_split_time():
+    skip_unless_compilable("h100")
+    mesh = make_mesh(seq=8, devices=target_devices("h100:8"))
+    steps, states = (1, 65536, 256), (1, 256)
+    layout = NamedSharding(mesh, PartitionSpec(None, "seq"))
+    sequence = jax.ShapeDtypeStruct(steps, "float32", sharding=layout)
+    state = jax.ShapeDtypeStruct(states, "float32")
+
+    def gradient(a, b, h0, g, g_last):
+        results, pull = jax.vjp(sharding.linear_scan, a, b, h0)
+        return results, pull((g, g_last))
+
+    program = compile_for(gradient, sequence, sequence, state, sequence, state, target=mesh)
+    check_kernels(program, "mosaic_gpu", "h100", least=4)
+    names = sorted(kernel.name.split("_mosaic")[0] for kernel in program.kernels)
+    passes = ["backward", "backward_totals", "forward", "forward_totals"]
+    assert names == [f"linear_scan_{each}" for each in passes]
+    # The totals read two arrays in each direction; the passes themselves read or write 3 and 5.
+    assert program.bytes_accessed() <= 1.03 * (2 + 3 + 2 + 5) * np.prod(steps) * 4 / 8
 
 
 def compile_layer(layer_type, target: str) -> Program:

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnnscale.sharding import block_scan, diagonal_ssm, linear_scan, make_mesh, matrix_scan
+from rnnscale.sharding import (
+    _distributed_scan,
+    block_scan,
+    diagonal_ssm,
+    linear_scan,
+    make_mesh,
+    matrix_scan,
+)
 from rnnscale_kernels import Planar
 from rnnscale_kernels.testing import compile_for, reference, to_jax as to_jax_of, to_numpy
 
@@ -24,6 +31,12 @@ MESHES: dict[str, Any] = {
 }
 EXAMPLES = hypothesis.settings(max_examples=15)
 RESETS = st.sampled_from([0.0, 0.1, 0.7])
+
+
+@pytest.fixture(autouse=True)
+def short_pieces(monkeypatch):
+    """The 4 steps of a device are cut into two pieces, its only step or two steps are not."""
+    monkeypatch.setattr(_distributed_scan, "_LEAST_STEPS", 2)
 
 
 def all_to_jax(*arrays, dtype="float32"):

@@ -168,12 +168,19 @@ def _totals(primals, **static):
     return total, totals(primals, **static)
 
 
+def _in_pieces(values, pieces: int):
+    u, *others = values
+    *batch, time, idim = u.shape
+    return u.reshape(*batch, pieces, time // pieces, idim), *others
+
+
 SSM = RecurrentOp(
     check=_check,
     canonical=_canonical,
     static=_static,
     operation=operation,
     time=lambda values: values[0].shape[-2],
+    in_pieces=_in_pieces,
     total_decay=_total_decay,
     totals=_totals,
     transpose_totals=transpose_totals,

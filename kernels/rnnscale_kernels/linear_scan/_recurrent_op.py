@@ -39,6 +39,7 @@ def recurrent_op(recurrence: Recurrence, check: Callable[..., OpArguments]) -> R
         static=static,
         operation=recurrence.operation,
         time=lambda values: values[1].shape[-2],
+        in_pieces=_in_pieces,
         total_decay=_total_decay,
         totals=totals,
         transpose_totals=transpose_totals,
@@ -91,6 +92,15 @@ def cuts(
     if reset is None or not reverse:
         return reset
     return jnp.concatenate([reset[..., 1:], jnp.zeros_like(reset[..., :1])], axis=-1)
+
+
+def _in_pieces(values, pieces: int):
+    def split(x):
+        *batch, time, channels = x.shape
+        # What is time-invariant is the same in all pieces.
+        return x.reshape(*batch, *((1, 1) if time == 1 else (pieces, time // pieces)), channels)
+
+    return jax.tree.map(split, values)
 
 
 def _only_step(a):
