@@ -53,6 +53,7 @@ BENCHMARKS = (
     "watch",
     "own_data",
     "archive",
+    "kernels",
     "gpu",
     "tune_triton",
 )

@@ -40,14 +40,13 @@ from rnnscale_kernels import (
     ssm_implementations,
 )
 from rnnscale_kernels.testing import (
-    BASELINES,
     MODES,
     SCAN_ARGUMENTS,
     ScanArguments,
     compile_for,
     environment,
     failure,
-    measure_scan,
+    measure_call,
     reference,
     rounded,
     target_devices,
@@ -59,6 +58,7 @@ from ._benchmark import Benchmark, Row, Unavailable, columns, one_line
 from ._harness import require, target
 from .linear_scan import case_name, with_ratios
 
+BASELINES = ScanArguments().baselines
 # The most seconds that a part may take, and the fewest that must be left to start one.
 LONGEST, SHORTEST = {"machine": 60, "check": 100}, 10
 # The command that runs a part, and the folder to run it in.
@@ -349,7 +349,7 @@ def time_cases(names: Sequence[str], quick: bool, rounds: int, deadline: float) 
                 yield {"dropped": f"{mode} {arguments}"}
                 continue
             try:
-                rows = measure_scan(arguments, mode, chosen, rounds=rounds, seconds=1.0)
+                rows = measure_call(arguments, mode, chosen, rounds=rounds, seconds=1.0)
                 yield from with_ratios(rows)
             except Exception as error:  # Reported in the row; the other cases go on.
                 yield {"name": "all", "arguments": f"{mode} {arguments}", **failure(error)}

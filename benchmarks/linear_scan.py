@@ -1,7 +1,7 @@
 """The linear recurrence over lengths, widths and kinds of numbers, and its textbook forms.
 
 Times every implementation that runs here, and `jax.lax.associative_scan` and `jax.lax.scan` with
-JAX's own differentiation, in turns (`rnnscale_kernels.testing.measure_scan`). The number of tokens
+JAX's own differentiation, in turns (`rnnscale_kernels.testing.measure_call`). The number of tokens
 is the same in all cases. `ratio` is over the implementation that is chosen by default, and a
 textbook form that takes less time is `ahead`.
 """
@@ -12,16 +12,16 @@ from collections.abc import Iterator, Sequence
 from rnnscale.cli._bench import draw_scan_times
 from rnnscale_kernels import local_platform
 from rnnscale_kernels.testing import (
-    BASELINES,
     MODES,
     ScanArguments,
     environment,
-    measure_scan,
+    measure_call,
     usable_implementations,
 )
 
 from ._benchmark import Benchmark, Figure, Row, columns
 
+BASELINES = ScanArguments().baselines
 SWEEPS = ("length", "channels", "numbers")
 
 
@@ -32,11 +32,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
-    names = [*usable_implementations(), *BASELINES]
+    names = [*usable_implementations(ScanArguments()), *BASELINES]
     for sweep in options.sweep or (("length",) if options.quick else SWEEPS):
         for arguments in cases(sweep, quick=options.quick):
             for mode in MODES:
-                rows = measure_scan(arguments, mode, names, rounds=options.rounds)
+                rows = measure_call(arguments, mode, names, rounds=options.rounds)
                 yield from ({"sweep": sweep, **row} for row in with_ratios(rows))
 
 

@@ -114,7 +114,7 @@ def _scan(arguments: argparse.Namespace) -> int:
     if arguments.json not in (None, "-"):
         check_file("--json", arguments.json)
     from rnnscale.cli._console import Console
-    from rnnscale_kernels.testing import ScanArguments, measure_scan
+    from rnnscale_kernels.testing import ScanArguments, measure_call
 
     console = Console(width=100, stderr=arguments.json == "-")
     rows = []
@@ -126,7 +126,7 @@ def _scan(arguments: argparse.Namespace) -> int:
             planar=numbers == "planar", varying=decay == "varying", dtype=dtype,
         )  # fmt: skip
         with console.status(f"{mode}, {case}"):
-            measured = measure_scan(case, mode, names, rounds=rounds)
+            measured = measure_call(case, mode, names, rounds=rounds)
         console.print(_table(measured))
         rows += measured
     write_json(arguments.json, rows, indent=1)
@@ -135,9 +135,9 @@ def _scan(arguments: argparse.Namespace) -> int:
 
 def _names(asked: Sequence[str] | None) -> list[str]:
     from rnnscale_kernels import local_platform, scan_implementations
-    from rnnscale_kernels.testing import BASELINES, usable_implementations
+    from rnnscale_kernels.testing import ScanArguments, usable_implementations
 
-    usable = [*usable_implementations(), *BASELINES]
+    usable = [*usable_implementations(ScanArguments()), *ScanArguments().baselines]
     reasons = {name: why for name, is_usable, why in scan_implementations(local_platform())}
     for name in asked or ():
         if name not in usable:
@@ -253,7 +253,7 @@ def _read(file: str) -> list[Row]:
 
 def draw_scan_times(figure: Any, rows: Sequence[Row]) -> None:
     """Draws a panel for each mode and kind of arguments, with a line for each implementation."""
-    from rnnscale_kernels.testing import BASELINES
+    from rnnscale_kernels.testing import ScanArguments
 
     # At a constant number of tokens, batch and time vary together: the axis shows time.
     varied = max(("time", "channels", "batch"), key=lambda size: len({row[size] for row in rows}))
@@ -276,7 +276,7 @@ def draw_scan_times(figure: Any, rows: Sequence[Row]) -> None:
                 (row[varied], row["percent_of_copy"]) for row in chosen if row["name"] == name
             )
             if points:
-                style = "o--" if name in BASELINES else "o-"
+                style = "o--" if name in ScanArguments().baselines else "o-"
                 xs, ys = zip(*points, strict=True)
                 (lines[name],) = panel.plot(xs, ys, style, color=f"C{color}", label=name)
         panel.axhline(100, color="black", linewidth=0.8, linestyle=":")

@@ -206,7 +206,7 @@ def test_the_recurrence_is_compared_with_the_textbook_forms(monkeypatch):
         yield ScanArguments((4,), 16, 8)
 
     monkeypatch.setattr(linear_scan, "cases", cases)
-    monkeypatch.setattr(linear_scan, "usable_implementations", lambda: ["chunked", "sequential"])
+    monkeypatch.setattr(linear_scan, "usable_implementations", lambda _: ["chunked", "sequential"])
     rows = run("linear_scan", "--quick")
     names = ["chunked", "sequential", "associative_scan", "lax_scan"]
     assert [(row["mode"], row["name"]) for row in rows] == [

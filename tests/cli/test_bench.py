@@ -14,17 +14,17 @@ from rnnscale.cli import main
 from rnnscale.cli._bench import IMPLEMENTATIONS
 from rnnscale_kernels import scan_implementations
 from rnnscale_kernels.testing import (
-    BASELINES,
     MODES,
     ScanArguments,
-    _scan_timing,
-    measure_scan,
-    minimal_bytes,
+    _baselines,
+    _call_timing,
+    measure_call,
     reference,
     take_turns,
     usable_implementations,
 )
 
+BASELINES = ScanArguments().baselines
 TINY = "bench scan --tokens 64 --channels 4 --rounds 3"
 
 
@@ -41,7 +41,7 @@ def test_the_textbook_forms_are_the_recurrence(planar: bool, varying: bool):
     )
     expected, _ = reference.linear_scan(*(arrays[name] for name in ("a", "b", "h0")))
     for run in BASELINES.values():
-        h, _ = jax.jit(run)(a, b, h0)
+        h, _ = jax.jit(run)(h0, (a, b))
         np.testing.assert_allclose(h, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -49,7 +49,7 @@ def test_the_bytes_that_have_to_be_moved():
     def counts(**kind):
         arguments = ScanArguments(batch=(3, 2), time=5, channels=7, **kind)
         b = math.prod((3, 2, 5, 7)) * (2 if kind.get("dtype") == "bfloat16" else 4)
-        return [minimal_bytes(arguments, mode) / b for mode in MODES]
+        return [arguments.minimal_bytes(mode) / b for mode in MODES]
 
     assert counts() == counts(dtype="bfloat16") == [3, 8]
     assert counts(varying=False) == [2, 5]
@@ -63,7 +63,7 @@ def test_every_mode_has_a_row_for_every_contender(
     kinds = "--dtype bfloat16 --numbers planar --decay invariant"
     assert bench(f"{TINY} --length 32 {kinds} --json {file}") == 0
     rows = json.loads(file.read_text())
-    names = [*usable_implementations(), *BASELINES]
+    names = [*usable_implementations(ScanArguments()), *BASELINES]
     assert not [name for name in names if name.endswith("_interpreted")]
     assert [(row["mode"], row["name"]) for row in rows] == [
         (mode, name) for mode in MODES for name in names
@@ -92,10 +92,10 @@ def test_every_mode_has_a_row_for_every_contender(
 def test_a_contender_that_fails_has_an_error_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    def breaks(a, b, h0):
+    def breaks(h0, inputs):
         raise FloatingPointError("no luck")
 
-    monkeypatch.setitem(BASELINES, "lax_scan", breaks)
+    monkeypatch.setitem(_baselines.SCAN_BASELINES, "lax_scan", breaks)
     wanted = "--mode forward --implementation sequential lax_scan --json -"
     assert bench(f"{TINY} {wanted}") == 1
     said = capsys.readouterr()
@@ -109,20 +109,20 @@ def test_a_contender_that_fails_has_an_error_and_the_others_go_on(
 def test_calls_in_a_row_and_in_a_queue_as_on_an_accelerator(
     planar: bool, mode: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(_scan_timing, "_calls", lambda *_: 3)
+    monkeypatch.setattr(_call_timing, "_calls", lambda *_: 3)
     monkeypatch.setattr(
-        _scan_timing,
+        _call_timing,
         "take_turns",
         lambda *given, seconds, queue: take_turns(*given, seconds=seconds, queue=True),
     )
     names = ["sequential", *BASELINES]
-    rows = measure_scan(ScanArguments(planar=planar, time=16), mode, names, rounds=3)
+    rows = measure_call(ScanArguments(planar=planar, time=16), mode, names, rounds=3)
     assert [(row["name"], row["calls"]) for row in rows] == [(name, 3) for name in names]
     assert all(0 < row["time_ms"] < 1e3 * row["compile_s"] for row in rows)
 
 
 def test_what_does_not_take_the_arguments_is_left_out_with_the_reason():
-    (row,) = measure_scan(ScanArguments(), "forward", ["triton"], rounds=3)
+    (row,) = measure_call(ScanArguments(), "forward", ["triton"], rounds=3)
     assert "triton" in row["unsupported"] and "error" not in row
 
 
@@ -170,7 +170,7 @@ def test_all_implementations_can_be_named():
 def test_bad_input_is_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_line: Callable[..., str]
 ):
-    monkeypatch.setattr("rnnscale_kernels.testing.measure_scan", lambda *_, **__: pytest.fail())
+    monkeypatch.setattr("rnnscale_kernels.testing.measure_call", lambda *_, **__: pytest.fail())
     (tmp_path / "other.json").write_text('{"rows": 3}')
     (tmp_path / "empty.json").write_text("[]")
     command, words = BAD[name]

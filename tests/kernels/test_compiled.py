@@ -23,7 +23,6 @@ from rnnscale_kernels.testing import (
     Program,
     ScanArguments,
     compile_for,
-    minimal_bytes,
     missing,
     shared_memory_limit,
     target_devices,
@@ -139,7 +138,7 @@ def test_kernel_moves_the_fewest_bytes(spec: ScanArguments, implementation: str,
     assert program.temporaries <= sequence / 100
     # XLA moves arrays between a TPU's memories as it sees fit.
     if implementation != "mosaic_tpu":
-        assert program.bytes_accessed() <= 1.01 * minimal_bytes(spec, "gradient")
+        assert program.bytes_accessed() <= 1.01 * spec.minimal_bytes("gradient")
 
 
 @pytest.mark.slow

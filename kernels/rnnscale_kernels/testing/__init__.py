@@ -1,27 +1,31 @@
 """What tests, benchmarks and compile checks share: argument specs, references in NumPy, programs
-compiled for absent devices, races, and timing."""
+compiled for absent devices, and timing."""
 
 from . import _reference
+from ._call_arguments import (
+    MODES as MODES,
+    CallArguments as CallArguments,
+    Run as Run,
+    relative_error as relative_error,
+    rounded as rounded,
+    to_jax as to_jax,
+    to_numpy as to_numpy,
+)
+from ._call_timing import (
+    measure_call as measure_call,
+    usable_implementations as usable_implementations,
+)
 from ._gpu_kernels import Kernel as Kernel
 from ._hlo import Call as Call, Collective as Collective
 from ._program import Program as Program
 from ._races import find_races as find_races
-from ._scan_timing import (
-    BASELINES as BASELINES,
-    MODES as MODES,
-    measure_scan as measure_scan,
-    minimal_bytes as minimal_bytes,
-    usable_implementations as usable_implementations,
-)
 from ._specs import (
     BLOCK_ARGUMENTS as BLOCK_ARGUMENTS,
     SCAN_ARGUMENTS as SCAN_ARGUMENTS,
     BlockArguments as BlockArguments,
     ScanArguments as ScanArguments,
-    rounded as rounded,
-    to_jax as to_jax,
-    to_numpy as to_numpy,
 )
+from ._ssm_specs import SSMArguments as SSMArguments
 from ._targets import (
     compile_for as compile_for,
     compile_on as compile_on,

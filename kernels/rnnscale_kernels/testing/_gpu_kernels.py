@@ -1,6 +1,7 @@
 """The resources that the GPU kernels of a compiled program take, as the assembler reports them."""
 
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -16,12 +17,15 @@ from typing import Any
 class Kernel:
     """The resources of a GPU kernel.
 
+    - `blocks`: blocks of a launch; `threads`: threads of a block.
     - `shared_memory`: bytes for one block.
     - `registers`: registers of one thread.
     - `spills`: bytes that one thread stores to memory, and loads again, for lack of registers.
     """
 
     name: str
+    blocks: int
+    threads: int
     shared_memory: int
     registers: int
     spills: int
@@ -30,8 +34,18 @@ class Kernel:
 def mosaic_kernel(log: Path) -> Kernel:
     """The kernel whose dump has this log of the assembler."""
     passes = log.with_suffix(".mlir-passes.log").read_text()
-    shared_memory = re.findall(r"dynamic_shared_memory_size %c(\d+)_", passes)[-1]
-    return _kernel(log.read_text(), int(shared_memory))
+    # Such as "blocks(...) in (%x = %c1, ...) threads(...) in (...) dynamic_... %c8_i32".
+    launch = re.findall(r"gpu\.launch .*dynamic_shared_memory_size %c\d+_", passes)[-1]
+    blocks, threads = (
+        math.prod(
+            map(
+                int, re.findall(r"= %c(\d+)", re.findall(rf"{word}\(.*?\) in \((.*?)\)", launch)[0])
+            )
+        )
+        for word in ("blocks", "threads")
+    )
+    shared_memory = re.findall(r"dynamic_shared_memory_size %c(\d+)_", launch)[-1]
+    return _kernel(log.read_text(), blocks, threads, int(shared_memory))
 
 
 def triton_kernel(payload: str) -> Kernel:
@@ -44,7 +58,9 @@ def triton_kernel(payload: str) -> Kernel:
     )
     # The messages of jaxlib's triton.proto: a call holds one kernel.
     message: Any = _protobuf(zlib.decompress(compressed))
-    kernel = _protobuf(_protobuf(message[1])[1])
+    call = _protobuf(message[1])
+    kernel = _protobuf(call[1])
+    blocks = math.prod(call.get(axis, 1) for axis in (2, 3, 4))
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_bytes(kernel[4])
@@ -53,17 +69,17 @@ def triton_kernel(payload: str) -> Kernel:
             [str(ptxas()), "--verbose", f"--gpu-name={architecture}", "kernel.ptx"],
             cwd=folder, capture_output=True, text=True, check=True,
         ).stderr  # fmt: skip
-    return _kernel(log, kernel.get(3, 0))
+    return _kernel(log, blocks, 32 * kernel[2], kernel.get(3, 0))
 
 
-def _kernel(log: str, dynamic_shared_memory: int) -> Kernel:
+def _kernel(log: str, blocks: int, threads: int, dynamic_shared_memory: int) -> Kernel:
     """The kernel that a log of `ptxas --verbose` describes."""
     (name,) = re.findall(r"Compiling entry function '(.*?)'", log)
     (registers,) = re.findall(r"Used (\d+) registers", log)
     spills = re.findall(r"(\d+) bytes spill", log)
     static = re.search(r"(\d+) bytes smem", log)
     shared_memory = dynamic_shared_memory + (int(static[1]) if static else 0)
-    return Kernel(name, shared_memory, int(registers), sum(map(int, spills)))
+    return Kernel(name, blocks, threads, shared_memory, int(registers), sum(map(int, spills)))
 
 
 def _protobuf(message: bytes) -> dict[int, Any]:

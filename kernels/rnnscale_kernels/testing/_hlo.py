@@ -24,11 +24,13 @@ class Call:
     """A call of code that XLA has not generated.
 
     - `target`: the implementation that a hand-written kernel belongs to, otherwise XLA's name.
+    - `source`: JAX's name for the place of the call in the program.
     - `bytes_accessed`: bytes of its operands and results, each accessed once.
     - `vmem`: bytes of a TPU's vector memory that the kernel takes; `None` on other devices.
     """
 
     target: str
+    source: str
     bytes_accessed: int
     vmem: int | None
 
@@ -120,7 +122,7 @@ class HLO:
                 # An operand that is passed twice is counted once: the second is a placeholder.
                 once = set(each.operands)
                 size = _size(each.type) + sum(_size(operations[x].type) for x in once)
-                self.calls.append((_call(each.line, size), turns))
+                self.calls.append((_call(each, size), turns))
             elif each.opcode == "while":
                 count = _trip_count(each, operations, self._computations)
                 inner = turns * (self._iterations if math.isnan(count) else count)
@@ -342,12 +344,14 @@ def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in text.split(",") if n)
 
 
-def _call(line: str, size: int) -> Call:
+def _call(operation: _Operation, size: int) -> Call:
+    line = operation.line
     target: str = re.findall(r'custom_call_target="(.*?)"', line)[0]
     vmem = re.search(
         r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"', line
     )
-    return Call(KERNEL_CALLS.get(target, target), size, int(vmem[1]) if vmem else None)
+    vmem_bytes = int(vmem[1]) if vmem else None
+    return Call(KERNEL_CALLS.get(target, target), operation.source, size, vmem_bytes)
 
 
 def _size(type_: str) -> int:

@@ -1,0 +1,376 @@
+"""Every kernel compiled for devices that are not here: bytes, registers, occupancy, predicted time.
+
+A row is one call, forward or with its gradient, compiled to machine code for one device:
+
+- `bytes` are those of the program by XLA's cost model, in which a kernel reads its operands and
+    writes its results once; `minimal_bytes` if each sequence is read or written once in each pass.
+    A kernel that reads more has a `note`.
+- `kernels` are the assembler's figures: registers and spills of a thread, shared memory of a block.
+    How many blocks fit on a multiprocessor follows from these, and with it the waves: a second one
+    that is nearly empty doubles the time.
+- `vmem` is the vector memory that a TPU's kernel takes, the most of all its calls.
+- `predicted_us` is a prediction; nothing was timed. The products take the time of their operations,
+    all else takes, kernel by kernel, the longer of its bytes over the bandwidth of a copy and its
+    walk: the waves, times the steps that a thread takes, times the clocks of a step. A kernel of
+    matrix products overlaps them with its bytes. Each launch adds its own time. `MODEL` has the
+    constants, which are assumptions (bandwidth, share of the peak) or counted in machine code
+    (clocks).
+
+`--before FILE` keeps the rows of an earlier file that come from other commits, so that one file
+has both.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+import rnnscale_kernels
+from rnnscale.cli._cell_arguments import CellArguments
+from rnnscale_kernels._target import Target
+from rnnscale_kernels.testing import (
+    MODES,
+    BlockArguments,
+    CallArguments,
+    Kernel,
+    Program,
+    ScanArguments,
+    SSMArguments,
+    compile_for,
+    failure,
+    target_devices,
+)
+
+from ._benchmark import Benchmark, Row, columns
+from ._harness import require, target
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A call to compile.
+
+    - `implementation`: its name, or `None` for the default on the device.
+    - `devices`: the targets that it is for; all if empty.
+    - `clocks`: of one step of a thread that walks through time, counted in machine code.
+    - `note`: what the figures do not say, such as arrays that the kernel itself reads twice.
+    """
+
+    arguments: CallArguments
+    implementation: str | None = None
+    devices: tuple[str, ...] = ()
+    clocks: int | None = None
+    note: str | None = None
+
+
+GPU = ("h100",)
+BFLOAT16 = "bfloat16"
+
+
+def scans() -> Iterator[Case]:
+    for batch, length, channels, dtypes in (
+        (8, 4096, 1024, ("float32", BFLOAT16)),
+        (64, 1024, 512, ("float32",)),
+        (1, 131072, 256, ("float32", BFLOAT16)),
+        (5, 4096, 1024, (BFLOAT16,)),
+        (1, 4096, 1024, ("float32",)),
+        (1, 65536, 256, ("float32",)),
+    ):
+        for dtype in dtypes:
+            for varying in (True, False):
+                clocks = 27 if varying else 19
+                spec = ScanArguments((batch,), length, channels, varying=varying, dtype=dtype)
+                yield Case(spec, clocks=clocks)
+                if (batch, dtype) == (8, "float32"):
+                    yield Case(dataclasses.replace(spec, planar=True), clocks=clocks)
+                    yield Case(spec, "triton", GPU)
+
+
+def layers() -> Iterator[Case]:
+    for width in (128, 256, 512, 1024):
+        yield Case(SSMArguments((8,), 16384, width, width, width, dtype=BFLOAT16), clocks=27)
+    yield Case(SSMArguments((5,), 3000, 96, 200, 72, dtype=BFLOAT16), clocks=27)
+    yield Case(SSMArguments((8,), 4096, 256, 256, 256), clocks=27)
+
+
+def cells() -> Iterator[Case]:
+    """The cells by the loop over time, with whatever kernel it chooses."""
+    for name in ("indrnn", "paragru", "paralstm", "lrcssm", "unicornn"):
+        yield Case(CellArguments(name, (8,), 4096, 256, 1024, dtype=BFLOAT16))
+    for name, width in (("elman", 896), ("gru", 512), ("lstm", 384)):
+        yield Case(CellArguments(name, (64,), 1024, 256, width, dtype=BFLOAT16))
+
+
+CASES: tuple[Case, ...] = (
+    *scans(),
+    *layers(),
+    Case(BlockArguments((8,), 4096, 512, size=2)),
+    Case(BlockArguments((8,), 4096, 512, size=2, varying=False)),
+    Case(BlockArguments((8,), 4096, 512, size=2, dtype=BFLOAT16)),
+    *cells(),
+)
+"""All that is compiled. A new kernel needs a line here."""
+QUICK: tuple[Case, ...] = (
+    Case(ScanArguments((8,), 256, 128)),
+    Case(SSMArguments((2,), 256, 64, 64, 64, dtype=BFLOAT16), devices=GPU),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What a prediction takes a device to be.
+
+    - `bandwidth`: bytes per second of a copy; `peak`: operations per second of large products in
+        bfloat16; both assumed.
+    - `launch`: seconds from one kernel to the next.
+    - `cores`, `clock`: multiprocessors, and their clocks per second under load.
+    - `shared_memory`, `registers`, `threads`, `blocks`: of a multiprocessor.
+    """
+
+    bandwidth: float
+    peak: float
+    launch: float
+    cores: int = 1
+    clock: float = 0.0
+    shared_memory: int = 0
+    registers: int = 65_536
+    threads: int = 2048
+    blocks: int = 32
+
+
+MODEL = {
+    "h100": Model(2.9e12, 600e12, 2.5e-6, cores=132, clock=1.755e9, shared_memory=233_472),
+    "v5e": Model(0.9 * 819e9, 197e12, 1e-6),
+}
+# What the driver keeps of the shared memory of each block.
+_RESERVED = 1024
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target", type=target, nargs="+", choices=MODEL, default=list(MODEL),
+        metavar="NAME", help=f"default: {' '.join(MODEL)}",
+    )  # fmt: skip
+    parser.add_argument("--only", metavar="WORDS", help="cases whose name has this in it")
+    parser.add_argument(
+        "--before", type=Path, metavar="FILE", help="keep its rows that are of other commits"
+    )
+
+
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    for device in options.target:
+        require(device)
+    commit = commit_of(rnnscale_kernels)
+    if options.before is not None:
+        rows = json.loads(options.before.read_text(encoding="utf-8"))["rows"]
+        yield from (row for row in rows if row["commit"] != commit)
+    for device in options.target:
+        for case in QUICK if options.quick else CASES:
+            if case.devices and device not in case.devices:
+                continue
+            if options.only and options.only not in name_of(case):
+                continue
+            for mode in MODES:
+                yield {"commit": commit, **compiled(case, mode, device)}
+
+
+def commit_of(module: Any) -> str:
+    """The commit of the sources of a package, with a `+` if they were changed."""
+    folder = Path(module.__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")
+
+
+def name_of(case: Case) -> str:
+    arguments = case.arguments
+    return f"{arguments.operation} {case.implementation or 'default'} {arguments}"
+
+
+def compiled(case: Case, mode: str, device: str) -> Row:
+    """The row of a case. One that cannot be compiled has an `error`."""
+    arguments = case.arguments
+    row: Row = {
+        "target": device,
+        "operation": arguments.operation,
+        "implementation": case.implementation,
+        "mode": mode,
+        **arguments.sizes(),
+    }
+    if case.note is not None:
+        row["note"] = case.note
+    begin = time.perf_counter()
+    try:
+        mesh = Mesh(np.array(target_devices(device)), ("devices",))
+        if case.implementation is None:
+            platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, "tpu")
+            with jax.set_mesh(mesh):
+                row["implementation"] = arguments.default(Target.of(platform))
+        program = compile_call(arguments, mode, case.implementation, mesh)
+    except Exception as error:  # Reported in the row; the other cases go on.
+        return row | failure(error)
+    least = arguments.minimal_bytes(mode)
+    moved = bytes_of(program)
+    kernels = [figures(kernel, MODEL[device]) for kernel in program.kernels]
+    row |= {
+        "compile_s": time.perf_counter() - begin,
+        "bytes": moved,
+        "minimal_bytes": least,
+        "bytes_ratio": None if moved is None else moved / least,
+        "temporaries": program.temporaries,
+        "kernels": kernels,
+        "calls": [
+            {"name": call.target, "bytes": call.bytes_accessed} for call in kernel_calls(program)
+        ],
+        "vmem": max((call.vmem or 0 for call in program.calls), default=0) or None,
+    }
+    return row | prediction(row, program, case, mode, MODEL[device])
+
+
+def compile_call(
+    arguments: CallArguments, mode: str, implementation: str | None, mesh: Mesh
+) -> Program:
+    start, inputs = arguments.structs()
+
+    def run(start, inputs):
+        return arguments.run(start, inputs, implementation)
+
+    given = (start, inputs)
+    if mode == "gradient":
+        given += (jax.eval_shape(run, start, inputs)[0],)
+    return compile_for(arguments.call(mode, run), *given, target=mesh)
+
+
+def bytes_of(program: Program) -> int | None:
+    """The bytes that the program moves, or `None` if it has a loop of an unknown length."""
+    try:
+        return program.bytes_accessed()
+    except ValueError:
+        return None
+
+
+def kernel_calls(program: Program) -> list[Any]:
+    return [call for call in program.calls if call.target in ("mosaic_gpu", "triton", "mosaic_tpu")]
+
+
+def figures(kernel: Kernel, model: Model) -> Row:
+    """The figures of a kernel, with the blocks that fit on a multiprocessor, and the waves."""
+    warps = -(-kernel.threads // 32)
+    # A warp gets registers in units of 256.
+    of_warp = -(-32 * kernel.registers // 256) * 256
+    fitting = min(
+        model.registers // (of_warp * warps),
+        model.shared_memory // (kernel.shared_memory + _RESERVED),
+        model.threads // kernel.threads,
+        model.blocks,
+    )
+    waves = math.ceil(kernel.blocks / (fitting * model.cores)) if fitting else None
+    name = re.sub(r"_mosaic_gpu_kernel$", "", kernel.name)
+    return {**dataclasses.asdict(kernel), "name": name, "blocks_per_core": fitting, "waves": waves}
+
+
+def prediction(row: Row, program: Program, case: Case, mode: str, model: Model) -> Row:
+    """The predicted time and what limits it: `bytes`, `walk` or `products`."""
+    if row["bytes"] is None:
+        return {"predicted_us": None, "limit": None}
+    calls = kernel_calls(program)
+    others = max(0, row["bytes"] - sum(call.bytes_accessed for call in calls)) / model.bandwidth
+    streamed = sum(call.bytes_accessed for call in calls) / model.bandwidth + others
+    walked = others
+    for call, kernel in zip(calls, matched(calls, row["kernels"]), strict=True):
+        seconds = call.bytes_accessed / model.bandwidth
+        if kernel is not None and case.clocks is not None and kernel["waves"]:
+            steps = state_steps(case.arguments) / (kernel["blocks"] * kernel["threads"])
+            seconds = max(seconds, kernel["waves"] * steps * case.clocks / model.clock)
+        walked += seconds
+    products = case.arguments.products(mode) / model.peak
+    products *= 1 if row["dtype"] == BFLOAT16 else 2
+    total = max(walked, products) + model.launch * launches(program)
+    limit = "products" if products > walked else "walk" if walked > 1.05 * streamed else "bytes"
+    return {
+        "predicted_us": 1e6 * total,
+        "limit": limit,
+        "predicted_percent": 100 * row["minimal_bytes"] / model.bandwidth / total,
+    }
+
+
+def matched(calls: Sequence[Any], kernels: Sequence[Row]) -> list[Row | None]:
+    """The kernel of each call. Calls of one kernel share it; a TPU's have none."""
+    found = []
+    for call in calls:
+        named = [each for each in kernels if f"/{each['name']}/" in f"{call.source}/"]
+        found.append(
+            named[0] if named else kernels[len(found)] if len(kernels) > len(found) else None
+        )
+    return found
+
+
+def state_steps(arguments: CallArguments) -> int:
+    """Steps of all states: what the threads of a kernel share."""
+    sizes = arguments.sizes()
+    width = next(sizes[name] for name in ("channels", "states", "units") if name in sizes)
+    return sizes["batch"] * sizes["time"] * width
+
+
+def launches(program: Program) -> int:
+    """Kernels that the program starts: calls, fusions and products outside of its loops."""
+    entry = program.text[program.text.index("\nENTRY ") :]
+    return len(re.findall(r" (?:fusion|custom-call|while|dot|convolution)\(", entry))
+
+
+def table(rows: Sequence[Row]) -> Any:
+    return COLUMNS([shown(row) for row in rows])
+
+
+COLUMNS = columns(
+    *("target", "case", "mode", "implementation", "MB", "ratio", "temporary MB", "registers"),
+    *("spills", "shared KB", "VMEM KB", "blocks", "per core", "waves", "us", "limit"),
+)
+_SIZES = ("cell", "batch", "time", "channels", "features", "states", "outputs", "units", "planes")
+
+
+def case_name(row: Row) -> str:
+    """Sizes and dtypes in one word each, such as `8x4096x1024 bfloat16 varying`."""
+    sizes = "x".join(str(row[name]) for name in _SIZES if name in row)
+    kinds = (row.get("numbers", "real"), row.get("decay", "varying"))
+    return " ".join(
+        [sizes, row["dtype"], *(kind for kind in kinds if kind not in ("real", "varying"))]
+    )
+
+
+def shown(row: Row) -> Row:
+    """The row with the figures of its kernels side by side."""
+    kernels: Iterable[Row] = row.get("kernels", ())
+    names = {
+        "registers": "registers", "spills": "spills", "blocks": "blocks", "waves": "waves",
+        "blocks_per_core": "per core",
+    }  # fmt: skip
+    of_kernels = {shown: tuple(kernel[name] for kernel in kernels) for name, shown in names.items()}
+    of_kernels["shared KB"] = tuple(kernel["shared_memory"] >> 10 for kernel in kernels)
+    scaled = {
+        shown: row[name] and row[name] / unit
+        for name, shown, unit in (
+            ("bytes", "MB", 1e6), ("temporaries", "temporary MB", 1e6), ("vmem", "VMEM KB", 1024),
+            ("bytes_ratio", "ratio", 1), ("predicted_us", "us", 1),
+        )
+        if name in row
+    }  # fmt: skip
+    case = f"{row['commit']} {row['operation']} {case_name(row)}"
+    return {**row, **of_kernels, **scaled, "case": case}
+
+
+BENCHMARK = Benchmark(run=run, table=table, add_options=add_options, rounds=None)
