@@ -9,6 +9,7 @@ from ._algebra import (
 from ._checks import check_reset as check_reset, checked_lengths as checked_lengths
 from ._operation import Operation as Operation, vary_alike as vary_alike
 from ._recurrent_op import OpArguments as OpArguments, RecurrentOp as RecurrentOp
+from ._sequential_op import SequentialOp as SequentialOp
 from ._target import local_platform as local_platform
 from .block_scan import (
     BLOCK as BLOCK,
@@ -19,6 +20,11 @@ from .diagonal_ssm import (
     SSM as SSM,
     diagonal_ssm as diagonal_ssm,
     ssm_implementations as ssm_implementations,
+)
+from .elementwise_scan import (
+    ELEMENTWISE as ELEMENTWISE,
+    elementwise_implementations as elementwise_implementations,
+    elementwise_scan as elementwise_scan,
 )
 from .linear_scan import (
     SCAN as SCAN,

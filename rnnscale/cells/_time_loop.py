@@ -7,6 +7,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rnnscale import sharding
@@ -16,6 +17,7 @@ from rnnscale._over_time import mesh_axes_of_time
 from rnnscale.cells._base import Cell, LinearCell, compute_weights
 from rnnscale.cells._contract import check_cell
 from rnnscale.cells._newton import Certificate, Newton, suitable
+from rnnscale.cells._on_kernels import runs_on_kernels
 from rnnscale.cells._parallel_loop import ParallelLoop
 from rnnscale.cells._step_loop import StepLoop
 
@@ -165,11 +167,18 @@ def _step_by_step(
     remat: bool,
 ) -> tuple[State, Array]:
     _check_time_is_unsplit(cell)
-    loop, primals = _steps(cell, xs, state, reset, lengths, reverse, remat)
-    primals = primals[:-1]
-    return sharding.differentiable_on_mesh(
-        loop.forward, loop.transpose, primals, partial(loop.specs, primals), value=loop.value
-    )
+
+    def by_loop() -> tuple[State, Array]:
+        loop, primals = _steps(cell, xs, state, reset, lengths, reverse, remat)
+        primals = primals[:-1]
+        return sharding.differentiable_on_mesh(
+            loop.forward, loop.transpose, primals, partial(loop.specs, primals), value=loop.value
+        )
+
+    # The choice is made when a program is lowered, for the platform that it is compiled for. On a
+    # CPU the loop is faster: what it computes in a block of steps stays in the cache.
+    runs = runs_on_kernels(cell, xs, state, reset, lengths, reverse=reverse, remat=remat)
+    return lax.platform_dependent(**runs, default=by_loop) if runs else by_loop()
 
 
 def _by_newton(

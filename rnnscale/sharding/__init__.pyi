@@ -17,6 +17,7 @@ from ._on_mesh import (
 from ._ops import (
     block_scan as block_scan,
     diagonal_ssm as diagonal_ssm,
+    elementwise_scan as elementwise_scan,
     linear_scan as linear_scan,
     matrix_scan as matrix_scan,
 )

@@ -6,28 +6,32 @@ collective is one sum of the outputs. Over `seq` it is one all-gather in each di
 `_distributed_scan`. In the backward pass each gradient is summed over devices once.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rnnscale.sharding._distributed_scan import DeviceOp, ScanResiduals, distributed_passes
 from rnnscale.sharding._on_mesh import Specs, differentiable_on_mesh, row_spec
 from rnnscale.sharding._rules import activation_spec, automatic_axes, warn_once
 from rnnscale_kernels import (
     BLOCK,
+    ELEMENTWISE,
     MATRIX,
     SCAN,
     SSM,
     OpArguments,
     Planar,
     RecurrentOp,
+    SequentialOp,
     checked_lengths,
     diagonal_ssm as local_diagonal_ssm,
     identity,
+    vary_alike,
 )
 from rnnscale_kernels.block_scan import Blocks, Planes, PlaneStates
 
@@ -178,6 +182,63 @@ def matrix_scan(
         MATRIX, (a, b, h0), None,
         reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
     )  # fmt: skip
+
+
+def elementwise_scan(
+    step: Callable[[Any, Any, Any], Any],
+    weights: PyTree[Array],
+    inputs: PyTree[Float[Array, "*batch time channel"]],
+    h0: PyTree[Float[Array, "*batch channel"]],
+    *,
+    fresh: PyTree[Float[Array, "*batch channel"]] | None = None,
+    reverse: bool = False,
+    reset: Bool[Array, "*batch time"] | None = None,
+    lengths: Int[Array, "*batch"] | None = None,
+    implementation: str | None = None,
+) -> tuple[PyTree[Float[Array, "*batch time channel"]], PyTree[Float[Array, "*batch channel"]]]:
+    """`rnnscale_kernels.elementwise_scan` over the mesh that `jax.set_mesh` has set.
+
+    The leading batch axis is split over `data` and `fsdp`, the channels over `tensor`. Steps run
+    one after another, so time is not split. Over a mesh only first-order reverse-mode derivatives
+    are available.
+
+    **Arguments**, **Returns** and **Raises:** those of `rnnscale_kernels.elementwise_scan`.
+    """
+    primals, static = ELEMENTWISE.canonical(
+        step, weights, inputs, h0,
+        fresh=fresh, reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
+    )  # fmt: skip
+    shape = jax.tree.leaves(primals[1])[0].shape
+
+    def specs(mesh: AbstractMesh) -> Specs:
+        row, _, channel = _axes(shape, "state", shape[-1:], mesh)
+        rows, states = PartitionSpec(*row), PartitionSpec(*row, channel)
+        steps = PartitionSpec(*row, None, channel)
+        of_all_rows = PartitionSpec(*(None for _ in row), channel)
+        return Specs(
+            primals=(of_all_rows, steps, states, states, rows, rows),
+            public=(steps, states),
+            residuals=PartitionSpec(),
+            partial_sums=((), ()),
+        )
+
+    return _row_by_row(ELEMENTWISE, primals, static, specs)
+
+
+def _row_by_row(
+    op: SequentialOp, primals: tuple, static: dict, specs: Callable[[AbstractMesh], Specs]
+) -> tuple:
+    """The public results of an op, whose primals lie on the ambient mesh as `specs` says."""
+    if not automatic_axes(jax.sharding.get_abstract_mesh()):
+        return op.operation.forward(vary_alike(primals), **static)[0]
+
+    def forward(primals):
+        return op.operation.forward(vary_alike(primals), **static)
+
+    def transpose(*arguments):
+        return op.operation.transpose(*vary_alike(arguments), **static)
+
+    return differentiable_on_mesh(forward, transpose, primals, specs)
 
 
 def _scan(

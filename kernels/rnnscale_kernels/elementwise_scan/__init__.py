@@ -1,0 +1,7 @@
+"""A recurrence whose channels do not see one another, with any step."""
+
+from ._api import (
+    ELEMENTWISE as ELEMENTWISE,
+    elementwise_implementations as elementwise_implementations,
+    elementwise_scan as elementwise_scan,
+)

@@ -1,0 +1,33 @@
+"""How a cell runs step by step on devices that have kernels for its steps.
+
+A file of its own because it is where a kernel for more cells is entered: write a function such as
+`elementwise_run`, and give it to the platforms for which its op has kernels.
+"""
+
+from collections.abc import Callable
+
+from jaxtyping import Array
+
+from rnnscale._base import State
+from rnnscale.cells._base import Cell
+from rnnscale.cells._elementwise import elementwise_run
+
+
+def runs_on_kernels(
+    cell: Cell,
+    xs: Array,
+    state: State,
+    reset: Array | None,
+    lengths: Array | None,
+    *,
+    reverse: bool,
+    remat: bool,
+) -> dict[str, Callable[[], tuple[State, Array]]]:
+    """For each platform with kernels for the steps of the cell, the function that runs it there, by
+    an op of `rnnscale_kernels`, with the results of `time_loop`. None for most cells.
+
+    The op chooses its implementation for the device compiled for, and logs it. If no kernel takes
+    the arguments, it runs in plain XLA.
+    """
+    run = elementwise_run(cell, xs, state, reset, lengths, reverse=reverse, remat=remat)
+    return {} if run is None else {"cuda": run, "tpu": run}
