@@ -136,16 +136,25 @@ def fused_arrays(spec):
 
 
 SIZES = ("idim", "state", "odim")
-FUSED = [
-    dict(zip(("dtype", "planar", "cuts", "batch", "time", *SIZES), values, strict=True))
-    for values in (
-        ("bfloat16", True, True, 2, 150, 24, 70, 40),
-        ("float16", False, False, 1, 130, 8, 20, 64),
+FUSED, FUSED_ON_TPU = (
+    [
+        dict(zip(("dtype", "planar", "cuts", "batch", "time", *SIZES), values, strict=True))
+        for values in specs
+    ]
+    for specs in (
+        (
+            ("bfloat16", True, True, 2, 150, 24, 70, 40),
+            ("float16", False, False, 1, 130, 8, 20, 64),
+        ),
+        (
+            ("bfloat16", True, True, 2, 150, 24, 70, 40),
+            ("float32", False, False, 8, 128, 8, 20, 130),
+        ),
     )
-]
+)
 
 
-def errors_in_16_bits(spec, implementation):
+def relative_errors(spec, implementation):
     """The errors of values and gradients, relative to the largest value of each."""
     given, cotangents, options = fused_arrays(spec)
     dtypes = [spec["dtype"], "float32", spec["dtype"], spec["dtype"], "float32"]
@@ -171,19 +180,26 @@ def errors_in_16_bits(spec, implementation):
     }
 
 
-@pytest.mark.parametrize("spec", FUSED, ids=str)
-def test_the_fused_kernel_gives_the_numbers_of_the_reference(spec, monkeypatch):
+@pytest.mark.parametrize(
+    ("implementation", "spec"),
+    [
+        *(("mosaic_gpu_interpreted", spec) for spec in FUSED),
+        *(("mosaic_tpu_interpreted", spec) for spec in FUSED_ON_TPU),
+    ],
+    ids=str,
+)
+def test_the_fused_kernel_gives_the_numbers_of_the_reference(implementation, spec, monkeypatch):
     # Three chunks of time, as far longer sequences have.
     monkeypatch.setattr(_api, "_LONGEST", 48)
     # States are rounded to 16 bits for the products, sums of them are in float32.
-    half = 2.0**-7 if spec["dtype"] == "bfloat16" else 2.0**-10
-    for name, error in errors_in_16_bits(spec, "mosaic_gpu_interpreted").items():
+    half = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2e-6}[spec["dtype"]]
+    for name, error in relative_errors(spec, implementation).items():
         assert error <= (half if name in ("y", "du", "db", "dc") else 2e-6), name
 
 
 @pytest.mark.parametrize("spec", FUSED, ids=str)
 def test_unfused_rounds_its_sequences_to_16_bits(spec):
-    errors = errors_in_16_bits(spec, "unfused")
+    errors = relative_errors(spec, "unfused")
     assert max(errors.values()) <= (1e-2 if spec["dtype"] == "bfloat16" else 2e-3), errors
     # Without padding the last state is a carry, which is not rounded.
     assert spec["cuts"] or errors["h_last"] <= 1e-3

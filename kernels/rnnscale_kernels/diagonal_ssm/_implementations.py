@@ -1,9 +1,9 @@
 """The implementations of the state-space layer's linear part, in one table."""
 
 from .._dispatch import Dispatch, Implementation
-from .._target import H100, Target
+from .._target import H100, TPU_V5E, Target
 from ..linear_scan import DISPATCH as SCAN_DISPATCH, ScanSpec
-from . import _mosaic_gpu, _unfused, _xla
+from . import _mosaic_gpu, _mosaic_tpu, _unfused, _xla
 from ._spec import SSMSpec
 
 
@@ -36,6 +36,17 @@ _FUSED = Implementation(
     unsuited=_mosaic_gpu.unsuited,
 )
 
+_FUSED_TPU = Implementation(
+    "mosaic_tpu",
+    _mosaic_tpu.forward,
+    _mosaic_tpu.transpose,
+    _mosaic_tpu.totals,
+    _mosaic_tpu.transpose_totals,
+    unavailable=_mosaic_tpu.unavailable,
+    unsupported=_mosaic_tpu.unsupported,
+    unsuited=_mosaic_tpu.unsuited,
+)
+
 DISPATCH = Dispatch(
     "diagonal_ssm",
     SSMSpec.of,
@@ -51,11 +62,13 @@ DISPATCH = Dispatch(
         ),
         _FUSED,
         _FUSED.interpreted(H100),
+        _FUSED_TPU,
+        _FUSED_TPU.interpreted(TPU_V5E),
     ),
     order={
         "cpu": ("chunked",),
         "cuda": ("mosaic_gpu", "unfused", "chunked"),
         "rocm": ("unfused", "chunked"),
-        "tpu": ("unfused", "chunked"),
+        "tpu": ("mosaic_tpu", "unfused", "chunked"),
     },
 )

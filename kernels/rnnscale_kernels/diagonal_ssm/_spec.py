@@ -8,7 +8,10 @@ from .._algebra import Planar
 
 @dataclass(frozen=True)
 class SSMSpec:
-    """The static properties of one call of `diagonal_ssm`. `batch` counts all rows."""
+    """The static properties of one call of `diagonal_ssm`.
+
+    `batch` counts all rows, `chunk` the steps from one state that is kept to the next.
+    """
 
     batch: int
     time: int
@@ -20,10 +23,11 @@ class SSMSpec:
     planar: bool
     cut: bool
     lengths: bool
+    chunk: int
 
     @classmethod
-    def of(cls, primals, **_) -> "SSMSpec":
-        """The properties of a call with these primals of the operation."""
+    def of(cls, primals, *, chunk: int, **_) -> "SSMSpec":
+        """The properties of a call with these primals and static values of the operation."""
         u, decay, _, c, h0, cut, lengths = primals
         *batch, time, idim = u.shape
         return cls(
@@ -37,4 +41,5 @@ class SSMSpec:
             planar=isinstance(decay, Planar),
             cut=cut is not None,
             lengths=lengths is not None,
+            chunk=chunk,
         )
