@@ -60,11 +60,13 @@ class Contest:
     - `case`: what the job is, such as layer, batch, time; the first columns of its rows.
     - `contenders`: by name; `rnnscale` is ours, and the others are compared with it.
     - `facts`: what else is known of a contender, such as `compile_s`, `temp_bytes` or a `note`.
+    - `limits`: the names of contenders that do a part of the job only. They are never `ahead`.
     """
 
     case: dict[str, Any]
     contenders: dict[str, Thunk]
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
 
     def __post_init__(self):
         if unknown := self.facts.keys() - self.contenders.keys():
@@ -93,6 +95,8 @@ def measure(contest: Contest, rounds: int) -> list[Row]:
             low, median, high = quartiles(ms)
             row |= {"median_ms": median, "quartile_ms": [low, high], "best_ms": min(ms)}
             row |= compared(name, times)
+            if name in contest.limits:
+                row.pop("ahead", None)
         rows.append({**row, **contest.facts.get(name, {})})
     return rows
 

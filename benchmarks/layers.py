@@ -2,7 +2,8 @@
 
 Each is timed forward and with the gradient by the input and all parameters. All contenders have the
 same weights. Their outputs are compared first, except for those whose `note` begins with "another
-equation". `linear_scan` is the recurrence alone, real, with a decay for every step.
+equation". `linear_scan` is the recurrence alone, real, with a decay for every step. The contender
+`products` is the limit: the matrix products of the layer without what lies between them.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from rnnscale import cells
 from rnnscale_kernels import linear_scan
 from rnnscale_kernels.testing import MODES, Thunk
 
-from . import _torch
+from . import _products, _torch
 from ._benchmark import OURS, Benchmark, Figure, Row, columns
 from ._harness import Contest, compiled, measure
 from ._peers import (
@@ -82,7 +83,14 @@ class Shape:
     units: int
 
 
-SSM_SHAPES = (Shape(8, 2048, 64, 256), Shape(1, 12_000, 64, 160), Shape(16, 1024, 128, 128))
+SSM_SHAPES = (
+    Shape(8, 2048, 64, 256),
+    Shape(1, 12_000, 64, 160),
+    Shape(1, 16_384, 64, 128),
+    Shape(5, 3000, 96, 192),
+    Shape(16, 1024, 128, 128),
+    Shape(32, 1024, 128, 128),
+)
 CELL_SHAPE = Shape(32, 512, 64, 256)
 SCAN_SHAPE = Shape(8, 2048, 256, 256)
 QUICK_SHAPE = Shape(2, 128, 8, 16)
@@ -138,6 +146,11 @@ def contests(layer: str, shape: Shape) -> list[Contest]:
     if (module := torch_module(ours)) is not None:
         check_close("torch", _torch.outputs(module, few), found[OURS].run(ours, few))
         thunks["torch"] = _torch.thunks(module, xs)
+    if (products := _products.products(ours)) is not None:
+        thunks[_products.NAME], compiled_facts = compiled(products, ours, xs)
+        facts[_products.NAME] = {
+            mode: {**each, "note": _products.NOTE} for mode, each in compiled_facts.items()
+        }
     return _by_mode({"layer": layer, **vars(shape)}, thunks, facts)
 
 
@@ -191,6 +204,7 @@ def _by_mode(
             {**case, "mode": mode},
             {name: modes[mode] for name, modes in thunks.items()},
             {name: modes[mode] for name, modes in facts.items()},
+            limits=(_products.NAME,),
         )
         for mode in MODES
     ]
