@@ -40,7 +40,7 @@ def scan(implementation: str, *, gradient: bool = True, **options: Any) -> Any:
 
 
 def ssm(implementation: str, *, gradient: bool = True) -> Any:
-    u = jnp.ones((1, 100, 8), "bfloat16")
+    u = jnp.ones((1, 130, 8), "bfloat16")
     decay, b, c = jnp.full(20, 0.5), jnp.ones((20, 8), u.dtype), jnp.ones((8, 20), u.dtype)
     reset = jnp.zeros(u.shape[:2], bool).at[0, 5].set(True)
     call = partial(diagonal_ssm, implementation=implementation, reset=reset)

@@ -110,7 +110,7 @@ def cut_bits(plan: Plan, cut):
     return jnp.repeat(words, plan.block, axis=-1)
 
 
-def last_steps(plan: Plan, last):
+def last_in_segments(plan: Plan, last):
     """For every place of a segment, the index of the step `last` of its row, "row", within the
     segment; -1 if it is not in the segment."""
     step = last[:, None] - plan.length * jnp.arange(plan.segments)

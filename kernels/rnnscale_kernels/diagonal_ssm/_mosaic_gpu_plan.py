@@ -25,7 +25,9 @@ SHARED_BYTES = 226 * 1024
 # each segment would have a slot of its own, and the compiler would keep all addresses in registers.
 _STAGES = 3
 
-_PAD = 4  # float32 after each row, so that the rows of a product are not all in the same banks
+# Float32 after each row of states. With 8, the threads of half a warp, which take 8 columns of 4
+# rows of a product at a time, are in different banks.
+_PAD = 8
 # A program reads the matrices, which takes about as long as this number of tiles.
 _START = 1
 # The time of a sweep that has no output, as a fraction of that of one with an output.
@@ -180,7 +182,8 @@ def buffers(
     - `rows`: the drive of a tile, then its states; `narrow`: states in 16 bits.
     - `x`, `other`: rings of `stages` tiles of the sequences that are read.
     - `into`, `out`, `feedback`: matrices.
-    - `y`: a tile of the output, if `narrow` is too wide to serve for it.
+    - `y`: a tile of the output for each segment, or for `stages` of them. It and `narrow` share the
+        memory of `rows`.
     """
     block = LANES // group
     blocks = states // block if outputs else 1
@@ -191,11 +194,10 @@ def buffers(
     }
     if outputs:
         shapes["out"] = (blocks, planes * block, outputs)
-    if outputs or others:
-        shapes["narrow"] = (TILE, max(block, outputs) if outputs else planes * block)
-    if 0 < outputs < block:
-        shapes["y"] = (TILE, outputs)
+        shapes["narrow"] = (group, TILE, planes * block)
+        shapes["y"] = (min(stages, group), TILE, outputs)
     if others:
+        shapes["narrow"] = (1, TILE, planes * block)
         shapes["other"] = (stages, TILE, others)
     if feedback:
         shapes["feedback"] = (others, planes * block)
@@ -209,10 +211,13 @@ def buffers_with_stages(*sizes: int, **options) -> dict[str, tuple[int, ...]]:
 
 
 def _shared_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
-    return sum(
-        round_up(math.prod(shape) * (4 if name == "rows" else 2), 1024)
+    sizes = {
+        name: round_up(math.prod(shape) * (4 if name == "rows" else 2), 1024)
         for name, shape in shapes.items()
-    )
+    }
+    if "y" in sizes:
+        sizes["rows"] = max(sizes["rows"], sizes.pop("narrow") + sizes.pop("y"))
+    return sum(sizes.values())
 
 
 def columns_at_once(width: int) -> int:

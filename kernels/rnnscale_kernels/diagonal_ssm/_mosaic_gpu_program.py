@@ -17,9 +17,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .._algebra import add, as_number, multiply, multiply_conjugate
 from ..linear_scan import advance, keep
-from ._mosaic_gpu_plan import LANES, TILE, WIDTH, Plan
+from ._mosaic_gpu_plan import LANES, TILE, Plan
 
-_ROWS_AT_ONCE = 8  # rows that a thread loads before it stores any: no load may move above a store
+_ROWS_AT_ONCE = 8  # rows that a thread loads together
 _COLUMNS_AT_ONCE = 16  # columns of a product, if registers are scarce
 _THREADS = plgpu.Layout.WG_STRIDED((LANES,), vec_size=1)
 _PRODUCT = plgpu.Layout.WGMMA
@@ -94,12 +94,14 @@ class Program(NamedTuple):
                 plgpu.copy_gmem_to_smem(source, feedback, arrived)
 
     def _recur(self, i, x, decay, at, cut, states):
-        """Leaves the states of the tile taken as number `i` in `rows`, and writes its `y`.
+        """Leaves the states of the tile taken as number `i` in `rows`, if anything is to read them,
+        and writes its `y`.
 
         Returns the states after the tile, for each block of states.
         """
         plan, scratch = self.plan, self.scratch
         group = range(plan.group)
+        is_mapped, is_read = "out" in self.given, "out" in self.given or "other" in self.given
         tiles, y, after = [None] * plan.group, [None] * plan.group, []
         for n, block in enumerate(self.blocks):
             is_last = n == len(self.blocks) - 1
@@ -107,7 +109,12 @@ class Program(NamedTuple):
             plgpu.commit_smem()  # the states of the last tile have been read
             for j in group:
                 tiles[j] = x.take(i, j) if n == 0 else tiles[j]
-                self._drive(tiles[j], scratch["into"].at[n], j)
+                drive = _product(tiles[j], scratch["into"].at[n])
+                if is_mapped and n == j == 0:
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # `y` is in the same memory
+                for p in range(plan.planes):
+                    first = p * plan.block
+                    self._columns(p, j)[...] = drive[:, first : first + plan.block]
                 plgpu.commit_smem()
                 if is_last:
                     x.release(i, j)
@@ -121,35 +128,28 @@ class Program(NamedTuple):
             # 2. Each thread runs the recurrence of its state down the rows, in place.
             def step(h, drive, cut, n=n):
                 h = advance(h, cut, decay[n], drive)
-                return h, h
+                return h, h if is_read else None
 
             after.append(self._walk(cut, step, states[n]))
             plgpu.commit_smem()
             if "at" in self.results and "feedback" not in self.given:
                 self._at_step(i, at, partial(self._report, block))
             # 3. Tensor cores map the states on; the blocks of states add up.
-            for j in group if "out" in self.given else ():
-                part = self._map_out(scratch["out"].at[n], j)
-                y[j] = part if n == 0 else y[j] + part
-                if is_last:
-                    self._write(i, j, y[j])
+            if is_mapped:
+                self._narrow(group)
+                for j in group:
+                    part = _product(scratch["narrow"].at[j], scratch["out"].at[n])
+                    y[j] = part if n == 0 else y[j] + part
+                    if is_last:
+                        self._write(i, j, y[j])
         return tuple(after)
-
-    def _drive(self, x, into, j: int) -> None:
-        """The drive of segment `j`: the product of its input and one block of the input map."""
-        plan = self.plan
-        wide = max(plan.block, WIDTH)  # one plane, or two narrow ones
-        for first in range(0, plan.planes * plan.block, wide):
-            drive = _product(x, into.at[:, pl.ds(first, wide)])
-            for c in range(0, wide, plan.block):
-                p = (first + c) // plan.block
-                self._columns(p, j)[...] = drive[:, c : c + plan.block]
 
     def _add_products(self, i, ring, weight) -> None:
         """Adds the products of `other` and the states in `rows`, summed over the tile."""
         for j in range(self.plan.group):
             other = ring.take(i, j)
-            plgpu.wgmma(weight, other.T, self._narrow(range(self.plan.planes), j))
+            self._narrow([j])
+            plgpu.wgmma(weight, other.T, self.scratch["narrow"].at[0])
             plgpu.wgmma_wait(0)
             plgpu.commit_smem()
             ring.release(i, j)
@@ -194,20 +194,29 @@ class Program(NamedTuple):
         groups = TILE // _ROWS_AT_ONCE
         order = range(_ROWS_AT_ONCE)[::-1] if descending else range(_ROWS_AT_ONCE)
 
-        def turn(k, carry):
-            first = _ROWS_AT_ONCE * (groups - 1 - k if descending else k)
+        def first_row(k):
+            return _ROWS_AT_ONCE * (groups - 1 - k if descending else k)
+
+        def load(k):
+            return [self._load_state(rows.at[:, first_row(k) + r, pl.ds(0, LANES)]) for r in order]
+
+        def turn(k, loop):
+            carry, values = loop
+            # The next rows are loaded before any result is stored, since no load may move above a
+            # store. Meanwhile the steps below wait for one another.
+            following = load(jnp.minimum(k + 1, groups - 1))
+            first, results = first_row(k), []
             is_cut = (lambda r: None) if cut is None else cut(first)
-            values = [self._load_state(rows.at[:, first + r, pl.ds(0, LANES)]) for r in order]
-            results = []
             for r, value in zip(order, values, strict=True):
                 carry, result = step(carry, value, is_cut(r))
                 results.append(result)
             for r, result in zip(order, results, strict=True):
                 if result is not None:
                     _store(rows.at[:, first + r, pl.ds(0, LANES)], result)
-            return carry
+            return carry, following
 
-        return lax.fori_loop(0, groups, turn, carry)
+        carry, _ = lax.fori_loop(0, groups, turn, (carry, load(0)))
+        return carry
 
     def _cut(self, i) -> Callable | None:
         """`cut(first)(r)`: whether row `first + r` of the tile is cut, in each thread."""
@@ -244,32 +253,26 @@ class Program(NamedTuple):
         state = self._load_state(self.scratch["rows"].at[:, row, pl.ds(0, LANES)])
         _store(self.results["at"].at[self.index, j, block], state)
 
-    def _map_out(self, out, j: int):
-        """The output of segment `j` from one block of states, plane by plane."""
-        block = self.plan.block
-
-        def run(acc):
-            for p in range(self.plan.planes):
-                plgpu.wgmma(acc, self._narrow([p], j), out.at[pl.ds(p * block, block)])
-                plgpu.wgmma_wait(0)
-            return acc[...]
-
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # `narrow` may still be on its way out
-        return pl.run_scoped(run, plgpu.WGMMAAccumulatorRef((TILE, out.shape[-1]), jnp.float32))
-
-    def _narrow(self, planes: Sequence[int], j: int):
-        """Planes of the states of segment `j` side by side, in 16 bits, for tensor cores."""
-        block, narrow = self.plan.block, self.scratch["narrow"]
-        plgpu.commit_smem()  # the last product is over for all threads
-        for n, p in enumerate(planes):
-            narrow[:, pl.ds(n * block, block)] = self._load_columns(p, j).astype(narrow.dtype)
+    def _narrow(self, segments: Sequence[int]) -> None:
+        """Leaves the states of these segments in `narrow`, in 16 bits, for tensor cores. All planes
+        of a segment are side by side."""
+        narrow, block = self.scratch["narrow"], self.plan.block
+        planes = range(self.plan.planes)
+        states = [self._load_columns(p, j).astype(narrow.dtype) for j in segments for p in planes]
+        # Where `narrow` shares memory with `rows`, all threads have loaded now. Where it does not,
+        # the last product is over for all threads.
         plgpu.commit_smem()
-        return narrow.at[:, pl.ds(0, len(planes) * block)]
+        for n, plane in enumerate(states):
+            k, p = divmod(n, len(planes))
+            narrow[k, :, pl.ds(p * block, block)] = plane
+        plgpu.commit_smem()
 
     def _write(self, i, j: int, y) -> None:
         """Sends the output of segment `j` to device memory, by way of shared memory."""
-        tile = self.scratch["y" if "y" in self.scratch else "narrow"]
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        tiles = self.scratch["y"]
+        tile = tiles.at[j % tiles.shape[0]]
+        if j >= tiles.shape[0]:
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         tile[...] = y.astype(tile.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(tile, self._window(self.results["y"], i, j, 0, y.shape[1]))

@@ -17,7 +17,7 @@ from ._mosaic_gpu_layout import (
     by_block,
     cut_bits,
     from_lanes,
-    last_steps,
+    last_in_segments,
     padded_sequence,
     to_lanes,
 )
@@ -53,7 +53,8 @@ def sweep(
     **Returns:** a dictionary:
 
     - `leaving`: the state that leaves each segment, "row segment planes state";
-    - `at`, without `inject`: the state at the step `last`, "row planes state";
+    - `at`, with `outputs` or `other` and without `inject`: the state at the step `last`, "row
+        planes state";
     - `y`, with `outputs`: "row time output";
     - `borders`, with `outputs` and without `inject`: the state that enters each chunk;
     - `weight`, with `other`: its products with the states, summed over rows and time, "other planes
@@ -79,7 +80,7 @@ def sweep(
     given["starts"] = to_lanes(plan, starts)
     if cut is not None:
         given["cut"] = cut_bits(plan, cut)
-    given["at"] = last_steps(plan, last)
+    given["at"] = last_in_segments(plan, last)
     if inject is not None:
         inject = to_lanes(plan, jnp.broadcast_to(inject[:, None], starts.shape))
         # For each segment of a program, only its own lanes.
@@ -134,6 +135,8 @@ def _launch(plan: Plan, given: dict[str, Any], width: int) -> dict[str, Any]:
     )  # fmt: skip
 
     def kernel(given, results, **scratch):
+        if mapped:
+            scratch["rows"], (scratch["narrow"], scratch["y"]) = scratch["rows"]
         part = lax.axis_index("part")
         blocks = range(plan.blocks) if mapped else [lax.axis_index("block")]
         program = Program(
@@ -180,7 +183,7 @@ def _result_shapes(
     """The shapes of the kernel's results."""
     state = plan.blocks, plan.planes, LANES
     shapes: dict[str, tuple[int, ...]] = {"leaving": (parts, plan.programs, *state)}
-    if "inject" not in given:
+    if "inject" not in given and ("out" in given or "other" in given):
         shapes["at"] = (parts, plan.programs, plan.group, *state)
     if "out" in given:
         shapes["y"] = (*given["x"].shape[:2], width)
@@ -209,6 +212,9 @@ def _scratch(
         scratch[name] = plgpu.SMEM(shape, dtype, transforms=transforms)
         if name in ("x", "other"):
             scratch[f"{name}_arrived"] = plgpu.Barrier(num_barriers=shape[0])
+    if "y" in scratch:
+        narrow = [scratch.pop("narrow"), scratch.pop("y")]
+        scratch["rows"] = plgpu.RefUnion(scratch["rows"], narrow)
     matrices = blocks_at_once * (1 + ("out" in shapes)) + ("feedback" in shapes)
     scratch["matrices_arrived"] = plgpu.Barrier(num_arrivals=matrices)
     return scratch
