@@ -17,6 +17,7 @@ from jax.test_util import check_grads
 
 import rnnscale_kernels
 from rnnscale_kernels import BLOCK, MATRIX, Planar
+from rnnscale_kernels.linear_scan import MosaicGPU
 from rnnscale_kernels.testing import BLOCK_ARGUMENTS, BlockArguments, reference
 
 # Results have the form of the arguments, and tests that are shared draw arguments of all forms.
@@ -111,6 +112,26 @@ def check(scan, spec: BlockArguments, implementation, tolerance, seed=0):
 )
 def test_values_and_gradients_are_those_of_the_reference(scan, spec, implementation):
     check(scan, spec, implementation, 3e-6 if spec.dtype == "float32" else 2e-2)
+
+
+# The kernels of GPUs and TPUs, in the interpreters of their toolchains. Those of blocks of 4 x 4
+# planes take 20 seconds on a TPU's, whose loop over a window is unrolled; they are compiled
+# elsewhere.
+KERNELS = [
+    *(("mosaic_gpu_interpreted", BLOCK_ARGUMENTS[i]) for i in (1, 2, 3)),
+    *(("mosaic_tpu_interpreted", BLOCK_ARGUMENTS[i]) for i in (0, 1, 3)),
+]
+
+
+@pytest.mark.parametrize(("implementation", "spec"), KERNELS, ids=str)
+def test_kernels_give_the_numbers_of_the_reference(implementation, spec):
+    check(block_scan, spec, implementation, 3e-6 if spec.dtype == "float32" else 2e-2)
+
+
+def test_kernels_that_split_time_compose_blocks_in_their_order(monkeypatch):
+    monkeypatch.setattr(MosaicGPU, "chunk_steps", lambda self, target, spec: 16)
+    spec = BlockArguments(time=40, batch=(1,), reset=True)
+    check(block_scan, spec, "mosaic_gpu_interpreted", 3e-6)
 
 
 any_spec = st.builds(

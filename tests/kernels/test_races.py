@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu, tpu as pltpu
 
-from rnnscale_kernels import diagonal_ssm, linear_scan
+from rnnscale_kernels import block_scan, diagonal_ssm, linear_scan
 from rnnscale_kernels.diagonal_ssm import _api
 from rnnscale_kernels.linear_scan import _mosaic_tpu_plan
 from rnnscale_kernels.testing import ScanArguments, find_races, to_jax
@@ -39,6 +39,12 @@ def scan(implementation: str, *, gradient: bool = True, **options: Any) -> Any:
     return run(call, (a, b, h0), gradient=gradient)
 
 
+def blocks(implementation: str, *, gradient: bool = True) -> Any:
+    x, row = jnp.ones((1, 20, 4)), (jnp.full(4, 0.5), jnp.full(4, 0.2))
+    call = partial(block_scan, implementation=implementation)
+    return run(call, ((row, row), (x, x)), gradient=gradient)
+
+
 def ssm(implementation: str, *, gradient: bool = True) -> Any:
     u = jnp.ones((1, 130, 8), "bfloat16")
     decay, b, c = jnp.full(20, 0.5), jnp.ones((20, 8), u.dtype), jnp.ones((8, 20), u.dtype)
@@ -50,11 +56,8 @@ def ssm(implementation: str, *, gradient: bool = True) -> Any:
 # A call of each family of kernels, and the platform that they are for.
 KERNELS: dict[str, tuple[str, Callable[..., Any]]] = {
     "linear_scan on GPUs": ("cuda", partial(scan, "mosaic_gpu_interpreted", time=70)),
-    "linear_scan on GPUs, complex, invariant": (
-        "cuda",
-        partial(scan, "mosaic_gpu_interpreted", time=40, planar=True, varying=False),
-    ),
     "linear_scan on TPUs": ("tpu", partial(scan, "mosaic_tpu_interpreted", time=40)),
+    "block_scan on GPUs": ("cuda", partial(blocks, "mosaic_gpu_interpreted")),
     "diagonal_ssm on GPUs": ("cuda", partial(ssm, "mosaic_gpu_interpreted")),
 }
 
@@ -92,6 +95,7 @@ PLANTED = [
     ("linear_scan on GPUs", plgpu, "commit_smem", skip),
     ("linear_scan on GPUs", plgpu, "wait_smem_to_gmem", only_at_the_end),
     ("linear_scan on TPUs", pltpu, "CompilerParams", all_parallel),
+    ("block_scan on GPUs", plgpu, "commit_smem", skip),
     ("diagonal_ssm on GPUs", plgpu, "commit_smem", skip),
 ]
 

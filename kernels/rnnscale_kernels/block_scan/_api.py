@@ -53,16 +53,18 @@ def block_scan(
         direction: no state crosses from one segment into another. A reset restores zero, not
         `h0`, and stops infinities and NaN, in the gradient too.
     - `implementation`: `None` takes the fastest for the device compiled for. A name takes that one
-        or raises an error: in plain XLA, for every platform and dtype, `"sequential"`, `"chunked"`
-        and `"associative"`. The last two multiply the blocks of many steps with one another: if
-        norms are well above 1, such a product overflows, even if all states are zero.
+        or raises an error: `"mosaic_gpu"` and `"mosaic_tpu"`, as for `linear_scan`; and in plain
+        XLA, for every platform and dtype, `"sequential"`, `"chunked"` and `"associative"`. The last
+        two, and the kernels on GPUs that split time, multiply the blocks of many steps with one
+        another: if norms are well above 1, such a product overflows, even if all states are zero.
 
     **Returns:**
 
     The pair `(h, h_last)`, two tuples of k planes: all states, in the dtype of `b`, and the last
     one in processing order in the carry's dtype, which is at least float32.
 
-    **Raises:** `TypeError` or `ValueError` if dtypes or shapes do not fit together.
+    **Raises:** `TypeError` or `ValueError` if dtypes or shapes do not fit together;
+    `NotImplementedError` if the implementation named cannot run there or take these arguments.
     """
     arguments = _check(a, b, h0, reverse=reverse, reset=reset, implementation=implementation)
     primals, _ = BLOCK.canonical(vary_alike(arguments), reverse=reverse)

@@ -9,6 +9,8 @@ from ._api import (
 from ._backward import previous as previous
 from ._by_xla import associative as associative, chunked as chunked, sequential as sequential
 from ._implementations import DISPATCH as DISPATCH, LONG as LONG, NARROW as NARROW
+from ._mosaic_gpu import MosaicGPU as MosaicGPU
+from ._mosaic_tpu import MosaicTPU as MosaicTPU
 from ._operation import Recurrence as Recurrence, time_invariant as time_invariant
 from ._recurrent_op import (
     check_steps as check_steps,
@@ -17,6 +19,7 @@ from ._recurrent_op import (
     recurrent_op as recurrent_op,
 )
 from ._spec import ScanSpec as ScanSpec
+from ._split_time import by_kernels as by_kernels
 from ._steps import advance as advance, keep as keep
 
 scan, transpose = RECURRENCE.scan, RECURRENCE.transpose

@@ -25,9 +25,9 @@ def _chunked_unsuited(target: Target, spec: ScanSpec) -> str | None:
 
 
 _ON_DEVICES = (
-    (by_kernels("mosaic_gpu", MosaicGPU()), H100),
+    (by_kernels("mosaic_gpu", MosaicGPU("linear_scan")), H100),
     (by_kernels("triton", Triton()), H100),
-    (by_kernels("mosaic_tpu", MosaicTPU()), TPU_V5E),
+    (by_kernels("mosaic_tpu", MosaicTPU("linear_scan")), TPU_V5E),
 )
 
 DISPATCH = Dispatch(

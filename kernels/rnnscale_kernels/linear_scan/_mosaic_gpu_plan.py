@@ -58,7 +58,7 @@ class Plan(NamedTuple):
         streamed = jax.tree.leaves((a if varying else None, sequences))
         chunks, blocks = -(-steps // launch.chunk), -(-channels // CHANNELS)
         row_bytes = sum(CHANNELS * x.dtype.itemsize for x in streamed)
-        tile_rows = min(MAX_ROWS, max(8, power_of_two_within(_TILE_BYTES // row_bytes)))
+        tile_rows = min(MAX_ROWS, power_of_two_within(_TILE_BYTES // row_bytes))
         shares_core = rows * chunks * blocks > cores(launch.target)
         ring_bytes = _RING_BYTES * (1 if shares_core else 2)
         return cls(

@@ -52,14 +52,13 @@ def sweep(step, a, inputs, entering, cut, launch: Launch, *, name, outputs=(), b
         ],
     )
 
-    def like(tree, shape, dtype):
-        return jax.tree.map(lambda _: jax.ShapeDtypeStruct(shape, dtype), tree)
-
+    sequence = partial(jax.ShapeDtypeStruct, (plan.rows, plan.steps, plan.width))
+    state = jax.ShapeDtypeStruct((plan.rows, plan.chunks, plan.block_width), jnp.float32)
     run = plgpu.kernel(
         partial(_kernel, plan, launch, step, entering),
         out_type=(
-            [like(a, (plan.rows, plan.steps, plan.width), dtype) for dtype in outputs],
-            like(entering, (plan.rows, plan.chunks, plan.block_width), jnp.float32),
+            jax.tree.map(sequence, list(outputs)),
+            jax.tree.map(lambda _: state, entering),
         ),
         # Rows come last, so that those that share a decay run together and find it in the cache.
         grid=(plan.blocks, plan.chunks, plan.rows),
@@ -67,7 +66,7 @@ def sweep(step, a, inputs, entering, cut, launch: Launch, *, name, outputs=(), b
         # A thread reads nothing that another thread writes, other than through TMA.
         compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
         interpret=plgpu.InterpretGPUParams() if launch.target.interpret else None,
-        kernel_name=f"linear_scan_{name}",
+        kernel_name=name,
     )
     return jax.tree.map(lambda x: x[..., : plan.channels], run(given))
 

@@ -21,10 +21,9 @@ def sweep(step, a, inputs, entering, cut, launch: Launch, *, name, outputs=(), b
     """See `SweepKernels.sweep`."""
     x, x0 = (None, None) if before is None else before
     rows, steps, channels = inputs[0].shape
-    results = [
-        jax.tree.map(lambda _, dtype=dtype: jax.ShapeDtypeStruct((rows, steps, channels), dtype), a)
-        for dtype in outputs
-    ]
+    results = jax.tree.map(
+        lambda dtype: jax.ShapeDtypeStruct((rows, steps, channels), dtype), list(outputs)
+    )
     plan = Plan.of(a, [*inputs, x, results], launch)
     if not plan.varying:
         a = jax.tree.map(lambda x: x[jnp.arange(rows) // launch.inner % plan.decays], a)
@@ -55,7 +54,7 @@ def sweep(step, a, inputs, entering, cut, launch: Launch, *, name, outputs=(), b
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
         ),
         interpret=pltpu.InterpretParams() if launch.target.interpret else False,
-        name=f"linear_scan_{name}",
+        name=name,
     )(given)
     return results, _unpacked(leaving, plan)
 

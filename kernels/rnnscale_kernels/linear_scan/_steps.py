@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from .._algebra import Planar, add, multiply, multiply_adjoint, outer, where
+from .._algebra import add, identity, multiply, multiply_adjoint, outer, where
 from ._kernels import Kernels, Launch
 
 
@@ -31,7 +32,15 @@ def advance_adjoint(c, cut, a, g):
 
 
 class SweepKernels(Kernels):
-    """The four kernels of a toolchain that provides `sweep`."""
+    """The four kernels of a toolchain that provides `sweep`, for every kind of coefficients.
+
+    **Arguments:**
+
+    - `operation`: the name of the operation, for profiles.
+    """
+
+    def __init__(self, operation: str):
+        self.operation = operation
 
     @abstractmethod
     def sweep(
@@ -46,7 +55,7 @@ class SweepKernels(Kernels):
         - `inputs`: sequences "B L D".
         - `entering`: the tree of carries that enter the chunks, "B S D" in float32. A Python number
             in it stands for an array that holds only this number.
-        - `outputs`: the dtypes of the results.
+        - `outputs`: the results, as trees whose leaves are dtypes.
         - `before`: the pair `(x, x0)`, "B L D" and "B D". If given, the step also receives `x` at
             the step that this sweep takes after t, and `x0`. At the last step of the sweep there is
             no such `x`: any value may stand there.
@@ -62,11 +71,14 @@ class SweepKernels(Kernels):
             h = advance(h, cut, a, b)
             return h, [h]
 
-        (h,), last = self.sweep(step, a, [b], h0, cut, launch, name="forward", outputs=[b.dtype])
+        (h,), last = self.sweep(
+            step, a, [b], h0, cut, launch,
+            name=f"{self.operation}_forward", outputs=[_filled(b, b.dtype)],
+        )  # fmt: skip
         return h, last
 
     def forward_totals(self, a, b, cut, launch):
-        return self._totals(advance, a, b, cut, launch, name="forward_totals")
+        return self._totals(advance, multiply, a, b, cut, launch, name="forward_totals")
 
     def backward(self, a, h, h0, cut, g, c, launch, *, da_dtype):
         varying = _is_varying(a)
@@ -80,9 +92,10 @@ class SweepKernels(Kernels):
             # The gradient of a time-invariant decay is a sum, which stays on chip.
             return ((c, None), [s, da]) if varying else ((c, add(total, da)), [s])
 
+        outputs = [_filled(g, g.dtype), _filled(a, da_dtype)]
         outputs, (c_out, total) = self.sweep(
-            step, a, [g], (c, None if varying else _number(0.0, a)), cut, launch,
-            name="backward", outputs=[g.dtype, da_dtype][: 1 + varying], before=(h, h0),
+            step, a, [g], (c, None if varying else _filled(a, 0.0)), cut, launch,
+            name=f"{self.operation}_backward", outputs=outputs[: 1 + varying], before=(h, h0),
         )  # fmt: skip
         db, da = outputs if varying else (*outputs, total)
         return da, db, c_out
@@ -92,18 +105,25 @@ class SweepKernels(Kernels):
             _, c = advance_adjoint(c, cut, a, g)
             return c
 
-        return self._totals(advance_cotangent, a, g, cut, launch, name="backward_totals")
+        # This pass takes the steps from the last to the first, but the product is the same.
+        return self._totals(
+            advance_cotangent, lambda a, product: multiply(product, a), a, g, cut, launch,
+            name="backward_totals",
+        )  # fmt: skip
 
-    def _totals(self, advance: Callable, a, x, cut, launch: Launch, *, name: str):
-        """`(product, end)` of each chunk, from `state = advance(state, cut_t, a_t, x_t)`."""
+    def _totals(
+        self, advance: Callable, compose: Callable, a, x, cut, launch: Launch, *, name: str
+    ):
+        """`(product, end)` of each chunk, from `state = advance(state, cut_t, a_t, x_t)` and
+        `product = compose(a_t, product)`."""
         varying = _is_varying(a)
 
         def step(carry, t, cut, a, x):
             product, end = carry
-            return (multiply(a, product) if varying else None, advance(end, cut, a, x)), []
+            return (compose(a, product) if varying else None, advance(end, cut, a, x)), []
 
-        entering = _number(1.0, a) if varying else None, _number(0.0, a)
-        _, totals = self.sweep(step, a, [x], entering, cut, launch, name=name)
+        entering = _one(a) if varying else None, _filled(x, 0.0)
+        _, totals = self.sweep(step, a, [x], entering, cut, launch, name=f"{self.operation}_{name}")
         return totals
 
 
@@ -116,7 +136,12 @@ def _is_varying(a) -> bool:
     return a.shape[1] > 1
 
 
-def _number(value: Any, like) -> Any:
-    """A real number, as a pair of numbers if `like` is complex."""
-    zero: Any = 0.0
-    return Planar(value, zero) if isinstance(like, Planar) else value
+def _filled(tree, value: Any):
+    """The tree with `value` in place of each array."""
+    return jax.tree.map(lambda _: value, tree)
+
+
+def _one(a):
+    """The coefficient that changes no state, of the kind of `a`, as a tree of Python numbers."""
+    with jax.ensure_compile_time_eval():
+        return jax.tree.map(float, identity(_filled(a, jnp.zeros(()))))

@@ -80,9 +80,10 @@ class Tiles(NamedTuple):
             return carry
 
         # Full groups of rows first, then the rows that are left, one by one.
-        groups = lax.div(valid, _GROUP)
-        carry = lax.fori_loop(0, groups, lambda j, x: group(j * _GROUP, _GROUP, x), carry)
-        return lax.fori_loop(groups * _GROUP, valid, lambda j, x: group(j, 1, x), carry)
+        most = min(_GROUP, self.rows)
+        groups = lax.div(valid, most)
+        carry = lax.fori_loop(0, groups, lambda j, x: group(j * most, most, x), carry)
+        return lax.fori_loop(groups * most, valid, lambda j, x: group(j, 1, x), carry)
 
 
 Window = Callable[[Any], Any]

@@ -41,7 +41,7 @@ def matrix_scan(
     - `reset`: true at t marks t as the first step of a segment in time order, in either
         direction: no state crosses from one segment into another. A reset restores zero, not
         `h0`, and stops infinities and NaN, in the gradient too.
-    - `implementation`: as for `block_scan`.
+    - `implementation`: as for `block_scan`, but there are no kernels.
 
     **Returns:**
 
