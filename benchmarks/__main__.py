@@ -55,7 +55,7 @@ BENCHMARKS = (
     "archive",
     "kernels",
     "gpu",
-    "tune_triton",
+    "tune",
 )
 """All benchmarks, in the order in which they are listed and run."""
 
@@ -108,7 +108,6 @@ def load(name: str) -> Benchmark:
 def run_one(name: str, given: Sequence[str]) -> int:
     from rnnscale._errors import UserError
     from rnnscale.cli._bench import check_file, new_figure
-    from rnnscale.cli._options import write_json
 
     benchmark = load(name)
     options, command = parse(name, benchmark, given)
@@ -126,19 +125,20 @@ def run_one(name: str, given: Sequence[str]) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             for row in benchmark.run(options):
                 rows.append(row)
+                # Complete after every row: hours of measuring are not lost to what comes then.
+                if options.json not in (None, "-"):
+                    part = {"benchmark": name, "command": command, "incomplete": True}
+                    replace_json(options.json, {**part, "rows": rows})
                 if sys.stderr.isatty():
                     print(f"\r{name}: {len(rows)} rows ", end="", file=sys.stderr, flush=True)
     except Unavailable as reason:
         print(f"benchmarks: {name} cannot run here: {reason}", file=sys.stderr)
         return UNAVAILABLE
-    except BaseException:
-        # Hours of measuring are not lost to a failure after them.
-        if rows:
-            document = make_document(name, command, benchmark, options, rows)
-            write_json(options.json, {**document, "incomplete": True}, indent=1)
-        raise
     document = make_document(name, command, benchmark, options, rows)
-    write_json(options.json, document, indent=1)
+    if options.json == "-":
+        print(json.dumps(document, indent=1))
+    elif options.json is not None:
+        replace_json(options.json, document)
     console = Console(stderr=options.json == "-", width=None if sys.stdout.isatty() else 150)
     console.print(benchmark.table(rows))
     if benchmark.plot is not None and figure is not None:
@@ -190,8 +190,16 @@ def make_document(
     processes."""
     from rnnscale_kernels.testing import environment
 
+    here = environment() if benchmark.environment is None else benchmark.environment(options)
     about = benchmark.about(options)
-    return {"benchmark": name, "command": command, **environment(), **about, "rows": rows}
+    return {"benchmark": name, "command": command, **here, **about, "rows": rows}
+
+
+def replace_json(file: str, document: dict[str, Any]) -> None:
+    """Writes the file so that it is complete at any time."""
+    beside = Path(f"{file}.part")
+    beside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    beside.replace(file)
 
 
 def rows_with_device(document: dict[str, Any]) -> list[Row]:

@@ -33,6 +33,8 @@ class Benchmark:
     - `plot(rows, figure)` draws the rows, each with its `device`.
     - `add_options(parser)` adds options of its own.
     - `about(options)` holds for all rows and stands beside them in the file.
+    - `environment(options)` is the device and the versions, if other processes have used the
+        device. `None` asks this process.
     - `rounds` is the default of `--rounds`; with `--quick` it is 3 at most. `None` if nothing is
         repeated.
     """
@@ -42,6 +44,7 @@ class Benchmark:
     plot: Callable[[Sequence[Row], Figure], None] | None = None
     add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     about: Callable[[argparse.Namespace], Row] = lambda options: {}
+    environment: Callable[[argparse.Namespace], Row] | None = None
     rounds: int | None = 15
 
 

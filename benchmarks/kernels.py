@@ -52,7 +52,7 @@ from rnnscale_kernels.testing import (
 )
 
 from ._benchmark import Benchmark, Row, columns
-from ._harness import require, target
+from ._harness import case_name, require, target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,16 +340,6 @@ COLUMNS = columns(
     *("target", "case", "mode", "implementation", "MB", "ratio", "temporary MB", "registers"),
     *("spills", "shared KB", "VMEM KB", "blocks", "per core", "waves", "us", "limit"),
 )
-_SIZES = ("cell", "batch", "time", "channels", "features", "states", "outputs", "units", "planes")
-
-
-def case_name(row: Row) -> str:
-    """Sizes and dtypes in one word each, such as `8x4096x1024 bfloat16 varying`."""
-    sizes = "x".join(str(row[name]) for name in _SIZES if name in row)
-    kinds = (row.get("numbers", "real"), row.get("decay", "varying"))
-    return " ".join(
-        [sizes, row["dtype"], *(kind for kind in kinds if kind not in ("real", "varying"))]
-    )
 
 
 def shown(row: Row) -> Row:

@@ -72,12 +72,6 @@ def with_ratios(rows: Sequence[Row]) -> Iterator[Row]:
         yield row
 
 
-def case_name(row: Row) -> str:
-    kind = {"float32": "f32", "bfloat16": "bf16"}[row["dtype"]]
-    kind += " planar" * (row["numbers"] == "planar") + " invariant" * (row["decay"] == "invariant")
-    return f"{row['batch']}x{row['time']}x{row['channels']} {kind}"
-
-
 def plot(rows: Sequence[Row], figure: Figure) -> None:
     """Percent of the copy bandwidth, over lengths and widths."""
     draw_scan_times(figure, [row for row in rows if "time_ms" in row and row["sweep"] != "numbers"])

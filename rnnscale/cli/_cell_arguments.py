@@ -9,9 +9,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.experimental import rnn
 
 from rnnscale.cells import time_loop
 from rnnscale.runs import MODELS
+from rnnscale_kernels import local_platform
 from rnnscale_kernels.testing import CallArguments, Run, relative_error, to_numpy
 
 
@@ -37,7 +39,8 @@ class CellArguments(CallArguments):
 
     @property
     def baselines(self) -> Mapping[str, Run]:
-        return {"lax_scan": self._lax_scan}
+        forms = {"lax_scan": self._lax_scan}
+        return {**forms, "cudnn_lstm": self._cudnn_lstm} if self.cell == "lstm" else forms
 
     def sizes(self) -> dict[str, Any]:
         return {
@@ -115,6 +118,23 @@ class CellArguments(CallArguments):
 
         end, ys = jax.lax.scan(step, start, jnp.moveaxis(xs, -2, 0))
         return jnp.moveaxis(ys, 0, -2), end
+
+    def _cudnn_lstm(self, start: Any, inputs: tuple) -> tuple[Any, Any]:
+        """cuDNN's LSTM, in float32: it has nothing else. Elsewhere JAX's reference of it."""
+        (h, c), (arrays, xs) = start, inputs
+        cell = self._cell(arrays)
+        zeros = jnp.zeros(4 * self.hdim)  # cuDNN has two biases
+        weights = [cell.input, cell.recurrent, cell.bias, zeros]
+        weights = jnp.concatenate([x.astype(jnp.float32).reshape(-1) for x in weights])
+        lengths = jnp.full(self.batch, self.time, jnp.int32)
+        sizes = (self.idim, self.hdim, 1)
+        given = xs.astype(jnp.float32), h[None], c[None]
+        if local_platform() == "cuda":
+            ys, h, c = rnn.lstm(*given, weights, lengths, *sizes, 0.0, False)
+        else:
+            unpacked = rnn.unpack_lstm_weights(weights, *sizes, False)
+            ys, h, c = rnn.lstm_ref(*given, *unpacked, lengths, *sizes, 0.0, False)
+        return ys.astype(xs.dtype), (h[0], c[0])
 
 
 @functools.cache

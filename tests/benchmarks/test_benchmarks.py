@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import importlib
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -12,6 +14,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,18 +24,27 @@ from rich.console import Console
 import benchmarks.__main__ as command
 from benchmarks import (
     _loading,
+    _parts,
     gpu,
+    kernels,
     linear_scan,
     message_passing,
     parallel_bounds,
     scaling,
-    tune_triton,
+    tune,
     watch,
 )
-from benchmarks._benchmark import Benchmark
+from benchmarks._device_cases import JOBS
+from rnnscale.cli._cell_arguments import CellArguments
 from rnnscale.plan import HARDWARE
 from rnnscale.training import restore_part
-from rnnscale_kernels.testing import ScanArguments, missing
+from rnnscale_kernels.testing import (
+    BlockArguments,
+    Kernel,
+    ScanArguments,
+    SSMArguments,
+    missing,
+)
 
 BENCHMARKS = Path(command.__file__).parent
 
@@ -288,68 +300,133 @@ def test_watch_has_a_row_for_each_person(monkeypatch):
     assert [point["step"] for point in row["curve"]] == [1]
 
 
-def test_a_check_fails_where_a_figure_is_above_its_bound_and_goes_on():
-    def broken():
-        raise ValueError("no such kernel")
+class Errors(ScanArguments):
+    """Arguments whose error is given, or raised."""
 
-    checks = [("a", 1e-3, lambda: 2e-3), ("b", 1e-3, broken), ("c", 1e-3, lambda: np.nan),
-              ("d", 1e-3, lambda: 5e-4)]  # fmt: skip
-    off, raised, missing_number, good = gpu.run_checks(iter(checks), time.monotonic() + 60)
-    assert "is off by 0.002, more than 0.001" in off["error"]
+    figure: float | Exception = 0.0
+
+    def error(self, implementation):
+        if isinstance(self.figure, Exception):
+            raise self.figure
+        return self.figure
+
+
+def test_a_check_fails_where_a_figure_is_above_its_bound_and_goes_on():
+    figures = (2e-3, ValueError("no such kernel"), np.nan, 5e-7)
+    cases = [Errors(time=n + 1) for n in range(4)]
+    for case, figure in zip(cases, figures, strict=True):
+        object.__setattr__(case, "figure", figure)
+    off, raised, missing_number, good = gpu.check_cases(cases, "any", time.monotonic() + 60)
+    assert "is off by 0.002, more than 1e-06" in off["error"]
     assert raised["error"] == "ValueError: no such kernel" and "figure" not in raised
     assert "error" in missing_number
-    assert good == {"arguments": "d", "bound": 1e-3, "figure": 5e-4}
-    (late,) = gpu.run_checks(iter(checks[:1]), time.monotonic() - 1)
-    assert late["dropped"] == "a"
+    assert good == {"arguments": str(cases[3]), "bound": 1e-6, "figure": 5e-7}
+    (late,) = gpu.check_cases(cases[:1], "any", time.monotonic() - 1)
+    assert late["dropped"] == str(cases[0])
 
 
-def test_checks_find_a_kernel_that_is_wrong(monkeypatch):
-    (_, bound, right), *_ = gpu.scan_checks("sequential", quick=True)
-    assert right() <= bound
-    exact = gpu.linear_scan
+def test_nothing_more_is_run_on_a_device_that_has_faulted(monkeypatch):
+    def lost():
+        raise RuntimeError("an illegal memory access")
 
-    def off(a, b, h0, **options):
-        states = exact(a, b, h0, **options)
-        return jax.tree.map(lambda h: h * (1 + 1e-4), states)
+    monkeypatch.setattr(gpu, "require_device", lost)
+    case = Errors()
+    object.__setattr__(case, "figure", 1.0)
+    rows = gpu.check_cases([case, case], "any", time.monotonic() + 60)
+    assert "error" in next(rows)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        next(rows)
 
-    monkeypatch.setattr(gpu, "linear_scan", off)
-    (_, bound, wrong), *_ = gpu.scan_checks("sequential", quick=True)
-    assert wrong() > 10 * bound
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ScanArguments(planar=True, time=20, reverse=True, reset=True),
+        # With resets and lengths, backwards in time: what is hardest.
+        SSMArguments(time=100, idim=24, state=40, odim=16, ragged=True, reverse=True),
+        BlockArguments(time=20, reset=True),
+        CellArguments("indrnn"),
+    ],
+    ids=lambda arguments: arguments.operation,
+)
+def test_checks_find_a_kernel_that_is_wrong(arguments, monkeypatch):
+    assert arguments.error(None) <= arguments.bound
+    called = "run" if isinstance(arguments, CellArguments) else "function"
+    exact = getattr(type(arguments), called)
+
+    def off(*given, **options):
+        return jax.tree.map(lambda x: x * (1 + 1e-3), exact(*given, **options))
+
+    monkeypatch.setattr(type(arguments), called, off)
+    assert arguments.error(None) > 10 * arguments.bound
 
 
-def test_the_checks_of_layers_pass_on_a_cpu():
-    # Checked with resets and lengths, backwards in time: what is hardest.
-    words, bound, error = list(gpu.ssm_checks("unfused", quick=True))[2]
-    assert words == "3x700x24-float32-reverse-reset-lengths" and error() <= bound
+def test_cudnns_lstm_gets_the_weights_of_the_cell():
+    """On a CPU it is the reference of the same interface, with the same layout of weights."""
+    arguments = CellArguments("lstm", (2,), 5, 3, 4)
+    start, inputs = arguments.draw(jax.random.key(0))
+    for got, expected in zip(
+        jax.tree.leaves(arguments.baselines["cudnn_lstm"](start, inputs)),
+        jax.tree.leaves(arguments.run(start, inputs, None)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_gpu_checks_and_times_in_processes_of_their_own(monkeypatch):
-    monkeypatch.setattr(gpu, "LONGEST", {})  # of a machine that does nothing else
-    options = argparse.Namespace(quick=True, rounds=3)
-    part = partial(gpu.run_in_a_process, options=options, left=200)
-    (machine,) = part(("machine",))
-    assert machine["platform"] == "cpu" and "sequential" in machine["linear_scan"]
-    checks = part(("check", "linear_scan", "sequential"))
-    assert len(checks) > 3 and all(row["figure"] <= row["bound"] for row in checks)
-    times = part(("time", "sequential", "lax_scan"))
-    assert {(row["mode"], row["name"]) for row in times} >= {
-        (mode, name) for mode in ("forward", "gradient") for name in ("sequential", "lax_scan")
+def test_a_fault_in_one_kernel_leaves_the_rows_of_the_others(monkeypatch, tmp_path):
+    """A cut of the rehearsal: the same processes, the same file, one of them aborted."""
+    broken, other = ("block_scan", "associative"), ("linear_scan", "triton_interpreted")
+    monkeypatch.setattr(gpu, "in_order", lambda usable, only: [broken, other])
+    file = tmp_path / "rows.json"
+    fault = ("--fault", "block_scan/associative=abort")
+    given = ("--rehearse", "--rounds", "3", *fault, "--json", str(file))
+    assert command.main(["gpu", *given]) == command.FAILED
+    document = json.loads(file.read_text())
+    assert document["platform"] == "cpu" and "jax" in document["versions"]
+    machine, *rows = document["rows"]
+    assert other[1] in machine["usable"]["linear_scan"]
+    parts = [(row["part"], row["job"], row["name"], "ended" in row) for row in rows]
+    # Its check ends after the first row, and its times are taken last.
+    checks = len(JOBS["linear_scan"].tiny_checks)
+    times = [2 * len(JOBS[job].tiny_times) for job in ("linear_scan", "block_scan")]
+    assert parts == [
+        ("check", *broken, False),
+        ("check", *broken, True),
+        *[("check", *other, False)] * checks,
+        *[("time", *other, False)] * times[0],
+        *[("time", *broken, False)] * times[1],
+    ]
+    (ended,) = [row for row in rows if "ended" in row]
+    assert ended["ended"] == "exit code -6" and ended["error"].startswith("exit code -6 after 1")
+    for row in rows:
+        if row is not ended:
+            assert row["figure"] <= row["bound"] if row["part"] == "check" else row["time_ms"] > 0
+    text = shown(gpu.BENCHMARK, document["rows"])
+    assert "FAILED check block_scan associative" in text and "1x16x8 bfloat16" in text
+
+
+def test_parts_come_in_the_order_of_the_list_whatever_is_usable():
+    usable = {job: [] for job in JOBS} | {
+        "linear_scan": ["new_kernel", "triton_interpreted", "mosaic_gpu", "associative_scan"],
+        "diagonal_ssm": ["mosaic_gpu"],
     }
-    text = shown(gpu.BENCHMARK, [machine, *checks, *times])
-    assert "8x64x16 bf16" in text or "8x64x16 f32" in text
-    assert "FAILED" not in text and "percent target" in text
+    found = gpu.in_order(usable, None)
+    assert found[:2] == [("linear_scan", "mosaic_gpu"), ("diagonal_ssm", "mosaic_gpu")]
+    assert found.index(("linear_scan", "associative_scan")) == 2
+    assert found[-1] == ("linear_scan", "new_kernel")
+    assert gpu.in_order(usable, ["diagonal_ssm"]) == [("diagonal_ssm", "mosaic_gpu")]
 
 
-@pytest.mark.slow
-def test_gpu_compiles_for_what_is_not_here():
-    if (reason := missing("h100")) is not None:
-        pytest.skip(reason)
-    row = gpu.compile_scan(ScanArguments((8,), 256, 128), "forward", "mosaic_gpu", "h100")
-    (kernel,) = row["kernels"]
-    assert kernel["spills"] == 0 and 0 < kernel["shared_memory"] < 233_472
-    row |= {"part": "compile", "name": "mosaic_gpu", "mode": "forward", "arguments": "8x256x128"}
-    assert f"{kernel['shared_memory']:,}" in shown(gpu.BENCHMARK, [row])
+PART = """
+import os, sys, time
+lines = sys.argv[sys.argv.index("--lines") + 1]
+with open(lines, "a") as file:
+    file.write('{"figure": 1}\\n')
+    file.flush()
+    time.sleep(0.3)
+    file.write('{"figure": 2}\\n{"fig')
+"""
 
 
 @pytest.mark.parametrize(
@@ -363,36 +440,139 @@ def test_gpu_compiles_for_what_is_not_here():
 def test_a_part_that_ends_badly_keeps_its_rows_and_is_a_failure(
     then, ended, says, tmp_path, monkeypatch
 ):
-    script = tmp_path / "part.py"
-    script.write_text(
-        "import os, sys, time, pathlib\n"
-        "folder = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
-        "(folder / 'lines').write_text('{\"figure\": 1}\\n{\"fig')\n" + then
-    )
-    monkeypatch.setattr(gpu, "PART", (sys.executable, str(script)))
-    monkeypatch.setattr(gpu, "LONGEST", {"check": 2})
-    options = argparse.Namespace(quick=True, rounds=3)
-    row, end = gpu.run_in_a_process(("check", "linear_scan", "triton"), options, left=100)
-    about = {"part": "check", "operation": "linear_scan", "name": "triton"}
-    assert row == {**about, "figure": 1}
+    (tmp_path / "broken_part.py").write_text(PART + then)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(_parts, "SHORTEST", 1)
+    about = {"part": "check", "job": "linear_scan", "name": "triton"}
+    part = _parts.Part(("check", "linear_scan", "triton"), about)
+    rows = _parts.run_part(part, "broken_part", [], 2)
+    begin = time.monotonic()
+    assert next(rows) == {**about, "figure": 1}
+    assert time.monotonic() - begin < 1.9  # it comes while the part still runs
+    second, end = rows
+    assert second == {**about, "figure": 2}
     assert end["ended"] == ended and says in end["error"] and end.items() >= about.items()
-    assert "FAILED" in shown(Benchmark(run=gpu.run, table=gpu.table), [row | {"bound": 2}, end])
+    shown_rows = [{**about, "figure": 1, "bound": 2}, end]
+    assert "FAILED" in shown(gpu.BENCHMARK, shown_rows)
 
 
 def test_a_part_without_time_is_dropped():
-    options = argparse.Namespace(quick=True, rounds=3)
-    (row,) = gpu.run_in_a_process(("time", "triton"), options, left=1)
-    assert row == {"part": "time", "dropped": "all"}
+    about = {"part": "time", "job": "linear_scan", "name": "triton"}
+    (row,) = _parts.run_part(_parts.Part(("time",), about), "benchmarks.gpu", [], 1)
+    assert row == {**about, "dropped": "all"}
+    assert "time linear_scan triton all" in shown(gpu.BENCHMARK, [row])
+
+
+@pytest.mark.slow
+def test_kernels_are_compiled_for_what_is_not_here(monkeypatch, tmp_path):
+    if (reason := missing("h100")) is not None:
+        pytest.skip(reason)
+    before = tmp_path / "before.json"
+    old = {"commit": "1234567", "target": "h100", "operation": "linear_scan", "mode": "forward"}
+    old |= {"implementation": None, "error": "it was broken", **ScanArguments().sizes()}
+    before.write_text(json.dumps({"rows": [old]}))
+    kept, forward, gradient = run(
+        "kernels", "--quick", "--only", "linear_scan", "--target", "h100", "--before", str(before)
+    )
+    assert kept == old
+    assert forward["implementation"] == gradient["implementation"] == "mosaic_gpu"
+    (kernel,) = forward["kernels"]
+    assert kernel["spills"] == 0 and 0 < kernel["shared_memory"] < 233_472
+    assert kernel["threads"] >= 128 and kernel["blocks"] * kernel["waves"] >= 1
+    # A block takes 128 channels of a row, and there is one kernel for each pass.
+    assert forward["bytes"] < 1.01 * forward["minimal_bytes"] == 1.01 * 3 * 8 * 256 * 128 * 4
+    assert len(gradient["kernels"]) == 2 and gradient["predicted_us"] > forward["predicted_us"]
+
+
+def test_occupancy_follows_from_registers_shared_memory_and_threads():
+    h100 = kernels.MODEL["h100"]
+
+    def fits(**changes):
+        figures = {"registers": 32, "shared_memory": 0, "threads": 128, "spills": 0} | changes
+        kernel = Kernel(name="any", blocks=133, **figures)
+        found = kernels.figures(kernel, h100)
+        return found["blocks_per_core"], found["waves"]
+
+    assert fits() == (16, 1)
+    assert fits(registers=255) == (2, 1)
+    assert fits(shared_memory=110 * 1024) == (2, 1)
+    assert fits(shared_memory=120 * 1024) == (1, 2)
+    assert fits(threads=1024, registers=60) == (1, 2)
+
+
+def test_a_prediction_is_the_longest_of_bytes_walk_and_products():
+    h100 = kernels.MODEL["h100"]
+
+    def predict(*, moved, clocks=None, waves=1, width=1):
+        walk = {"name": "walk", "blocks": 1, "threads": 128, "waves": waves}
+        row = {"bytes": moved, "minimal_bytes": moved, "dtype": "bfloat16", "kernels": [walk]}
+        case = kernels.Case(SSMArguments((1,), 4096, width, 128, width), clocks=clocks)
+        return kernels.prediction(row, program, case, "forward", h100)
+
+    call = argparse.Namespace(target="mosaic_gpu", source="jit(f)/walk/call", bytes_accessed=10**6)
+    text = "\nENTRY %main () {\n  %x = f32[] custom-call()\n}"
+    program: Any = argparse.Namespace(calls=[call], text=text)
+    streamed = predict(moved=29 * 10**5)
+    assert streamed["limit"] == "bytes"
+    assert streamed["predicted_us"] == pytest.approx(1 + 2.5)
+    walked = predict(moved=10**6, clocks=27, waves=2)
+    assert walked["limit"] == "walk"
+    assert walked["predicted_us"] == pytest.approx(1e6 * 2 * 4096 * 27 / 1.755e9 + 2.5)
+    products = predict(moved=10**6, width=4096)
+    assert products["limit"] == "products"
+    # Two products with two planes each.
+    operations = 2 * 4096 * 128 * (4096 + 4096) * 2
+    assert products["predicted_us"] == pytest.approx(1e6 * operations / 600e12 + 2.5)
 
 
 def test_what_is_tuned_fits_every_gpu():
-    for case in tune_triton.cases(tune_triton.DTYPES, tune_triton.WIDTHS):
-        found = list(tune_triton.candidates(case))
+    triton = tune.TUNABLES["triton"]
+    for case in triton.cases(tiny=False):
+        found = [tuple(each.items()) for each in triton.candidates(case)]
         assert len(found) == len(set(found)) >= 4, case
-        itemsize = {"float32": 4, "bfloat16": 2}[case.dtypes[0]]
-        for each in found:
+        itemsize = {"float32": 4, "bfloat16": 2}[case.arguments.dtype]
+        for each in map(dict, found):
             # Asynchronous copies are of 4 bytes at least.
-            assert each.block * itemsize >= 4 * 32 * each.warps
+            assert each["block"] * itemsize >= 4 * 32 * each["warps"]
+
+
+CONSTANTS = {name: x for name, x in tune.TUNABLES.items() if isinstance(x, tune.Constants)}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_to_tune_exist_and_are_among_the_candidates(name):
+    tunable = CONSTANTS[name]
+    module = importlib.import_module(tunable.module)
+    (case, *_) = tunable.cases(tiny=True)
+    now = {key: getattr(module, key) for key in tunable.values}
+    assert now in list(tunable.candidates(case)), now
+    other = {key: object() for key in now}
+    with tunable.applied(case, other):
+        assert {key: getattr(module, key) for key in now} == other
+    assert {key: getattr(module, key) for key in now} == now
+
+
+def test_candidates_reach_the_kernels_and_the_best_is_written(monkeypatch, tmp_path):
+    """In the interpreter, in this process."""
+    triton = tune.TUNABLES["triton"]
+    options = argparse.Namespace(quick=False, rehearse=True, rounds=3)
+    candidates = [{"block": block, "rows": 4, "stages": 4, "warps": 1} for block in (32, 64)]
+    monkeypatch.setattr(tune.Triton, "candidates", lambda *_: iter(candidates))
+    monkeypatch.setattr(tune.Triton, "cases", lambda *_, tiny: iter([
+        tune.Case(ScanArguments((1,), 8, 8), "forward", "forward")
+    ]))  # fmt: skip
+    now, *tried, best = tune.tuned(triton, options, time.monotonic() + 60)
+    assert now["config"] == {} and [row["config"] for row in tried] == candidates
+    assert all(row["time_ms"] > 0 for row in (now, *tried))
+    assert tried[0]["configs"] == ["forward real varying float32/float32 8"]
+    assert best["best"] and best["time_ms"] == min(row["time_ms"] for row in (now, *tried))
+    file = tmp_path / "configs.json"
+    monkeypatch.setattr(tune, "CONFIGS", file)
+    tune.write_triton([{**tried[1], "best": True}], "a device")
+    assert json.loads(file.read_text())["a device"] == {
+        "forward real varying float32/float32 8": candidates[1]
+    }
+    assert "forward" in shown(tune.BENCHMARK, [{"part": "triton", **best}])
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """What a Triton kernel is launched with: measured on a device, or by a rule of thumb.
 
-`python -m benchmarks tune_triton` measures and writes `_triton_configs.json`.
+`python -m benchmarks tune` measures and writes `_triton_configs.json`.
 """
 
 import functools

@@ -111,6 +111,7 @@ class HLO:
                 operations[operation.name] = operation
         self.calls: list[tuple[Call, float]] = []
         self.loops: list[tuple[str, float, float]] = []
+        self._on_chip: list[tuple[int, float]] = []
         self._collectives: list[tuple[_Operation, int, float, tuple[str, ...]]] = []
         self._iterations = iterations
         self._visit(self._entry, 1, ())
@@ -118,10 +119,11 @@ class HLO:
     def _visit(self, computation: str, turns: float, loops: tuple[str, ...]) -> None:
         operations = self._computations[computation]
         for each in operations.values():
+            self._on_chip.append((_on_chip_bytes(each, operations), turns))
             if each.opcode == "custom-call":
                 # An operand that is passed twice is counted once: the second is a placeholder.
-                once = set(each.operands)
-                size = _size(each.type) + sum(_size(operations[x].type) for x in once)
+                types = [each.type, *(operations[x].type for x in set(each.operands))]
+                size = sum(_size(x) - _size(x, on_chip=True) for x in types)
                 self.calls.append((_call(each, size), turns))
             elif each.opcode == "while":
                 count = _trip_count(each, operations, self._computations)
@@ -175,6 +177,8 @@ class HLO:
         # The model counts one turn for every loop.
         total += sum((inner - outer) * self._model(body) for body, inner, outer in self.loops)
         total += sum(turns * (call.bytes_accessed - _UNKNOWN) for call, turns in self.calls)
+        # Nor does it know that a TPU keeps some arrays in its vector memory.
+        total -= sum(turns * size for size, turns in self._on_chip)
         if math.isnan(total):
             raise ValueError("the program does not say how often one of its loops runs")
         return round(total)
@@ -197,6 +201,20 @@ def _operation(line: str) -> _Operation | None:
     return _Operation(
         name, type_, opcode, tuple(re.findall(r"%([^\s,]+)", operands)), line, bool(root)
     )
+
+
+def _on_chip_bytes(operation: _Operation, operations: Mapping[str, _Operation]) -> int:
+    """Bytes that the cost model counts for an operation although they stay in vector memory."""
+    if operation.opcode == "copy-done":  # counted once more, after the start of the copy
+        return 2 * _size(operation.type)
+    if operation.opcode in ("copy", "copy-start"):
+        # The type of a start is a tuple: the copy, the original, and a token.
+        types = (
+            operation.type.removeprefix("(").partition("}, ")[0],
+            *(operations[x].type for x in operation.operands),
+        )
+        return sum(_size(x, on_chip=True) for x in types)
+    return _size(operation.type, on_chip=True) if operation.opcode == "fusion" else 0
 
 
 def _branches(line: str) -> list[str]:
@@ -354,10 +372,13 @@ def _call(operation: _Operation, size: int) -> Call:
     return Call(KERNEL_CALLS.get(target, target), operation.source, size, vmem_bytes)
 
 
-def _size(type_: str) -> int:
-    """Bytes of an array or of a tuple of arrays, such as "(f32[8,128]{1,0}, pred[])"."""
+def _size(type_: str, *, on_chip: bool = False) -> int:
+    """Bytes of an array or of a tuple of arrays, such as "(f32[8,128]{1,0}, pred[])"; only of those
+    in a TPU's vector memory, such as "f32[8,128]{1,0:S(1)}", if `on_chip`."""
     bits = 0
-    for dtype, shape in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", type_):
+    for dtype, shape, layout in re.findall(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?", type_):
+        if on_chip and "S(1)" not in layout:
+            continue
         width = re.search(r"\d+", dtype)
         bits += (int(width[0]) if width else 8) * math.prod(int(n) for n in shape.split(",") if n)
     return bits // 8

@@ -62,6 +62,7 @@ class Program:
         The model has no caches: every operation reads its operands from memory and writes its
         results there. It knows neither how often a loop runs nor what a call does. Here a loop
         counts as often as it runs, and a call reads its operands and writes its results once.
+        Arrays that a TPU keeps in its vector memory do not count.
 
         **Raises:** `ValueError` if the program does not say how often a loop runs.
         """
