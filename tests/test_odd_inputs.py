@@ -953,16 +953,10 @@ KERNEL_CASES = [
             (package.matrix_scan, "matrices", _matrices),
         )
     ),
-    *(
-        Case(
-            function.__name__, lambda f=function: (f, {"platform": "cpu"}), {"platform": _platform}
-        )
-        for function in (
-            rnnscale_kernels.scan_implementations,
-            rnnscale_kernels.block_implementations,
-            rnnscale_kernels.matrix_implementations,
-            rnnscale_kernels.ssm_implementations,
-        )
+    Case(
+        "implementations",
+        lambda: (rnnscale_kernels.implementations, {"platform": "cpu"}),
+        {"platform": _platform},
     ),
 ]
 

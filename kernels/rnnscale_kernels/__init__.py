@@ -7,32 +7,28 @@ from ._algebra import (
     product as product,
 )
 from ._checks import check_reset as check_reset, checked_lengths as checked_lengths
+from ._implementations import implementations as implementations
 from ._operation import Operation as Operation, vary_alike as vary_alike
 from ._recurrent_op import OpArguments as OpArguments, RecurrentOp as RecurrentOp
 from ._sequential_op import SequentialOp as SequentialOp
 from ._target import local_platform as local_platform
 from .block_scan import (
     BLOCK as BLOCK,
-    block_implementations as block_implementations,
     block_scan as block_scan,
 )
 from .diagonal_ssm import (
     SSM as SSM,
     diagonal_ssm as diagonal_ssm,
-    ssm_implementations as ssm_implementations,
 )
 from .elementwise_scan import (
     ELEMENTWISE as ELEMENTWISE,
-    elementwise_implementations as elementwise_implementations,
     elementwise_scan as elementwise_scan,
 )
 from .linear_scan import (
     SCAN as SCAN,
     linear_scan as linear_scan,
-    scan_implementations as scan_implementations,
 )
 from .matrix_scan import (
     MATRIX as MATRIX,
-    matrix_implementations as matrix_implementations,
     matrix_scan as matrix_scan,
 )

@@ -134,11 +134,12 @@ def _scan(arguments: argparse.Namespace) -> int:
 
 
 def _names(asked: Sequence[str] | None) -> list[str]:
-    from rnnscale_kernels import local_platform, scan_implementations
+    from rnnscale_kernels import implementations, local_platform
     from rnnscale_kernels.testing import ScanArguments, usable_implementations
 
     usable = [*usable_implementations(ScanArguments()), *ScanArguments().baselines]
-    reasons = {name: why for name, is_usable, why in scan_implementations(local_platform())}
+    described = implementations(local_platform())["linear_scan"]
+    reasons = {name: why for name, is_usable, why in described}
     for name in asked or ():
         if name not in usable:
             raise UserError(f"cannot time {name}: {reasons[name]}; choose from {', '.join(usable)}")

@@ -46,10 +46,7 @@ def _info(_: argparse.Namespace) -> int:
         )
         print(f"  {', '.join(plugins)} is installed, but its device is not in use: {reason}")
     here = rnnscale_kernels.local_platform()
-    for operation, implementations in (
-        ("linear_scan", rnnscale_kernels.scan_implementations(here)),
-        ("diagonal_ssm", rnnscale_kernels.ssm_implementations(here)),
-    ):
+    for operation, implementations in rnnscale_kernels.implementations(here).items():
         print(f"implementations of {operation} on {here}, in the order in which they are tried")
         _table(
             [

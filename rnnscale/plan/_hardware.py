@@ -53,6 +53,11 @@ HARDWARE = {
         memory=150_754_820_096, memory_bandwidth=4.8e12,
         flops={"bfloat16": 989.4e12, "float32": 494.7e12}, interconnect=450e9, **_GPU_HOST,
     ),
+    "b200": Hardware(
+        "NVIDIA B200", "NVIDIA HGX B200 datasheet; InfiniBand NDR",
+        memory=191_514_411_008, memory_bandwidth=8e12,
+        flops={"bfloat16": 2250e12, "float32": 1125e12}, interconnect=900e9, **_GPU_HOST,
+    ),
     "v4": Hardware(
         "Google TPU v4", "Google Cloud TPU v4 documentation",
         memory=32 << 30, memory_bandwidth=1.2e12,

@@ -19,6 +19,7 @@ from rnnscale._errors import (
 )
 from rnnscale.cli import main
 from rnnscale.tasks import TASKS
+from rnnscale_kernels import implementations
 
 
 def test_tasks_lists_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -38,6 +39,8 @@ def test_info(capsys: pytest.CaptureFixture[str]):
     assert "8 x cpu" in said
     for name in ("sequential", "associative", "chunked"):
         assert re.search(rf"{name} +usable", said)
+    for operation in implementations("cpu"):
+        assert f"implementations of {operation} on cpu" in said
     for line in said.splitlines():
         if "not usable" in line:
             assert re.search(r"not usable: \w+", line)

@@ -20,7 +20,7 @@ from jax.sharding import (
 from jax.test_util import check_grads
 
 import rnnscale_kernels
-from rnnscale_kernels import SCAN, OpArguments, Planar, scan_implementations
+from rnnscale_kernels import SCAN, OpArguments, Planar, implementations
 from rnnscale_kernels.linear_scan import DISPATCH
 from rnnscale_kernels.testing import (
     SCAN_ARGUMENTS,
@@ -36,7 +36,7 @@ linear_scan: Any = rnnscale_kernels.linear_scan
 # What runs on a CPU: the XLA forms, and the kernels of other devices in their interpreters.
 XLA_FORMS = ("sequential", "chunked", "associative")
 INTERPRETED = ("mosaic_gpu_interpreted", "triton_interpreted", "mosaic_tpu_interpreted")
-REASONS = {name: reason for name, _, reason in scan_implementations("cpu")}
+REASONS = {name: reason for name, _, reason in implementations("cpu")["linear_scan"]}
 
 
 def _if_usable(name):

@@ -1,6 +1,7 @@
 """Compiling for absent devices, and reading back what the programs do."""
 
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rnnscale_kernels._implementations import DISPATCHES
+from rnnscale_kernels._target import H100, Target
+from rnnscale_kernels.diagonal_ssm._spec import SSMSpec
 from rnnscale_kernels.testing import compile_for, missing, shared_memory_limit, target_devices
 from rnnscale_kernels.testing._hlo import HLO, _groups
 
-TARGETS = ["a100", "h100", "h200", "v4", "v5e", "v5p", "v6e"]
+TARGETS = ["a100", "h100", "h200", "b200", "v4", "v5e", "v5p", "v6e"]
 X = jax.ShapeDtypeStruct((64, 128), "float32")
 BYTES = 64 * 128 * 4
 
@@ -39,6 +43,33 @@ def test_program_is_for_the_target(target):
     assert program.bytes_accessed() == 2 * BYTES
     assert program.temporaries == 0
     assert program.calls == program.kernels == ()
+
+
+B200 = Target("cuda", "NVIDIA B200", (10, 0), 148)
+
+
+def test_kernels_of_hopper_name_the_capability_where_they_refuse_blackwell():
+    refused = {}
+    for dispatch in DISPATCHES.values():
+        for each in dispatch.implementations:
+            if each.unavailable(H100) is None and (reason := each.unavailable(B200)):
+                refused[dispatch.operation, each.name] = reason
+    assert ("diagonal_ssm", "mosaic_gpu") in refused
+    assert not any(operation in ("linear_scan", "block_scan") for operation, _ in refused)
+    for reason in refused.values():
+        assert re.search(r"need.* compute capability 9\.0.* this is 10\.0", reason)
+
+
+def test_what_runs_on_blackwell_in_place_of_kernels_of_hopper():
+    layer = SSMSpec(
+        batch=8, time=4096, idim=64, state=64, odim=64, dtype="bfloat16", state_dtype="float32",
+        planar=True, cut=False, lengths=False, chunk=4096,
+    )  # fmt: skip
+    choose = DISPATCHES["diagonal_ssm"].choose
+    assert choose(H100, layer, None).name == "mosaic_gpu"
+    assert choose(B200, layer, None).name == "unfused"
+    with pytest.raises(NotImplementedError, match=r"\(wgmma\) need compute capability 9\.0, this"):
+        choose(B200, layer, "mosaic_gpu")
 
 
 def test_environment_and_devices_stay_as_they_are():

@@ -5,6 +5,5 @@ from ._api import (
     Blocks as Blocks,
     Planes as Planes,
     PlaneStates as PlaneStates,
-    block_implementations as block_implementations,
     block_scan as block_scan,
 )

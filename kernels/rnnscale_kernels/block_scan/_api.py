@@ -86,11 +86,6 @@ def _check(a, b, h0=None, *, reverse=False, reset=None, implementation=None) -> 
 BLOCK = recurrent_op(_RECURRENCE, _check)
 
 
-def block_implementations(platform: str) -> list[tuple[str, bool, str]]:
-    """The implementations of `block_scan`: see `scan_implementations`."""
-    return DISPATCH.describe(platform)
-
-
 def _vector(name: str, planes: Any, size: int | None = None) -> Vector:
     if not isinstance(planes, tuple | list):
         raise TypeError(

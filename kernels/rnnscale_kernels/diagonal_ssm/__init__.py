@@ -3,5 +3,4 @@
 from ._api import (
     SSM as SSM,
     diagonal_ssm as diagonal_ssm,
-    ssm_implementations as ssm_implementations,
 )

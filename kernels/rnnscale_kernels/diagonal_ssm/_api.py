@@ -96,11 +96,6 @@ def diagonal_ssm(
     return finish(outputs)
 
 
-def ssm_implementations(platform: str) -> list[tuple[str, bool, str]]:
-    """The implementations of `diagonal_ssm`: see `scan_implementations`."""
-    return DISPATCH.describe(platform)
-
-
 def _check(
     u, decay, b, c, h0=None, *, reverse=False, reset=None, lengths=None, implementation=None
 ) -> OpArguments:

@@ -33,7 +33,9 @@ def unavailable(target) -> str | None:
     if target.capability is None:
         return "the GPU's compute capability is not known"
     if target.capability[0] != 9:
-        return "it needs compute capability 9.0, this is {}.{}".format(*target.capability)
+        return "its products (wgmma) need compute capability 9.0, this is {}.{}".format(
+            *target.capability
+        )
     return None
 
 

@@ -2,6 +2,5 @@
 
 from ._api import (
     ELEMENTWISE as ELEMENTWISE,
-    elementwise_implementations as elementwise_implementations,
     elementwise_scan as elementwise_scan,
 )

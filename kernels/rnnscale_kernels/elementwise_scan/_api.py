@@ -92,11 +92,6 @@ def elementwise_scan(
     return public
 
 
-def elementwise_implementations(platform: str) -> list[tuple[str, bool, str]]:
-    """The implementations of `elementwise_scan` on a platform: see `scan_implementations`."""
-    return DISPATCH.describe(platform)
-
-
 def _canonical(
     step, weights, inputs, h0,
     *, fresh=None, reverse=False, reset=None, lengths=None, implementation=None,

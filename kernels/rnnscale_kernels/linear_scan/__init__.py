@@ -4,7 +4,6 @@ from ._api import (
     RECURRENCE as RECURRENCE,
     SCAN as SCAN,
     linear_scan as linear_scan,
-    scan_implementations as scan_implementations,
 )
 from ._backward import previous as previous
 from ._by_xla import associative as associative, chunked as chunked, sequential as sequential

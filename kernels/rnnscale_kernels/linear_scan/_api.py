@@ -78,19 +78,6 @@ def _check(a, b, h0=None, *, reverse=False, reset=None, implementation=None) -> 
 SCAN = recurrent_op(RECURRENCE, _check)
 
 
-def scan_implementations(platform: str) -> list[tuple[str, bool, str]]:
-    """The implementations of `linear_scan` on a platform: `"cpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
-
-    The device meant is that of the ambient mesh (`jax.set_mesh`), otherwise that of this machine.
-
-    **Returns:** for each its name, whether it can be used there, and if not, why. Those that are
-    tried by default come first, in their order.
-
-    **Raises:** `ValueError` if there is no such platform.
-    """
-    return DISPATCH.describe(platform)
-
-
 def _canonical_decay(a, shape: tuple[int, ...]):
     if a.ndim == 1:
         a = time_invariant(a, len(shape))

@@ -2,6 +2,5 @@
 
 from ._api import (
     MATRIX as MATRIX,
-    matrix_implementations as matrix_implementations,
     matrix_scan as matrix_scan,
 )

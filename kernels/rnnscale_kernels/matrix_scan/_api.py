@@ -68,11 +68,6 @@ def _check(a, b, h0=None, *, reverse=False, reset=None, implementation=None) -> 
 MATRIX = recurrent_op(_RECURRENCE, _check)
 
 
-def matrix_implementations(platform: str) -> list[tuple[str, bool, str]]:
-    """The implementations of `matrix_scan`: see `scan_implementations`."""
-    return DISPATCH.describe(platform)
-
-
 def _canonical_matrix(a: Array, shape: tuple[int, ...]) -> Matrix:
     full = a.reshape((1,) * (len(shape) - 1) + a.shape) if a.ndim == 2 else a
     dim = shape[-1]

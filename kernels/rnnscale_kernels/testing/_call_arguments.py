@@ -69,7 +69,7 @@ class CallArguments(abc.ABC):
 
     @abc.abstractmethod
     def describe(self, platform: str) -> list[tuple[str, bool, str]]:
-        """The implementations: see `rnnscale_kernels.scan_implementations`."""
+        """The implementations: see `rnnscale_kernels.implementations`."""
 
     @abc.abstractmethod
     def default(self, target: Target) -> str:

@@ -77,6 +77,11 @@ _GPUS = {
         memory=150_754_820_096, memory_bandwidth=4_800_000_000_000, l2_cache=62_914_560,
         shared_memory_per_core=233_472, shared_memory_per_block=232_448,
     ),
+    "b200": _GPU(
+        "NVIDIA B200", (10, 0), cores=148, fpus_per_core=128, clock_ghz=1.965,
+        memory=191_514_411_008, memory_bandwidth=7_672_320_000_000, l2_cache=132_644_864,
+        shared_memory_per_core=233_472, shared_memory_per_block=232_448,
+    ),
 }  # fmt: skip
 _TPUS = {"v4": "1x1x1", "v5e": "1x1", "v5p": "1x1x1", "v6e": "1x1"}
 """The smallest topology of each."""
@@ -132,10 +137,10 @@ def missing(target: str) -> str | None:
 def target_devices(target: str) -> list[Any]:
     """The devices of a target: `"h100"` or `"v5e"` is one, `"h100:8"` eight, `"v5e:4x4"` a slice.
 
-    The GPUs are `"a100"`, `"h100"` and `"h200"`, eight on a host; the TPUs are `"v4"`, `"v5e"`,
-    `"v5p"` and `"v6e"`. Programs can be compiled for them, but they cannot run a program or hold an
-    array. A process that has asked for an absent TPU cannot use a present one any more. `"cpu:8"`
-    is eight devices of the CPU, which do run.
+    The GPUs are `"a100"`, `"h100"`, `"h200"` and `"b200"`, eight on a host; the TPUs are `"v4"`,
+    `"v5e"`, `"v5p"` and `"v6e"`. Programs can be compiled for them, but they cannot run a program
+    or hold an array. A process that has asked for an absent TPU cannot use a present one any more.
+    `"cpu:8"` is eight devices of the CPU, which do run.
 
     **Raises:** `ValueError` if there is no such target; `RuntimeError` if `missing` gives a reason.
     """
