@@ -1,6 +1,7 @@
 """The choice of the code that runs an operation, made when the operation is lowered."""
 
 import logging
+import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,10 +41,11 @@ class Implementation:
     unsupported: Callable[[Any], str | None] = _no_reason
     unsuited: Callable[[Target, Any], str | None] = _no_reason
 
-    def interpreted(self, target: Target) -> "Implementation":
+    def interpreted(self, target: Target, threads: int = 1) -> "Implementation":
         """The same kernels for `target`, run on a CPU by the interpreter of their toolchain.
 
-        They are slow, and meant for checks on machines without such a device.
+        They are slow, and meant for checks on machines without such a device. The interpreter
+        needs `threads` of JAX's threads at the same time, because they wait for one another.
         """
         target = replace(target, interpret=True)
 
@@ -53,6 +55,9 @@ class Implementation:
             if jax.sharding.get_abstract_mesh().manual_axes:
                 # The callbacks of the devices would wait for one another.
                 return "it interprets kernels for one device, not inside shard_map"
+            # JAX has a thread for each processor, or for each device if there are more of these.
+            if max(os.cpu_count() or 1, jax.local_device_count("cpu")) < threads:
+                return f"its interpreter needs {threads} threads: set JAX_NUM_CPU_DEVICES={threads}"
             return self.unavailable(target)
 
         return replace(

@@ -14,7 +14,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu, tpu as pltpu
 
 from rnnscale_kernels import block_scan, diagonal_ssm, linear_scan
-from rnnscale_kernels.diagonal_ssm import _api
+from rnnscale_kernels.diagonal_ssm import _api, _mosaic_gpu_wide_plan
 from rnnscale_kernels.linear_scan import _mosaic_tpu_plan
 from rnnscale_kernels.testing import ScanArguments, find_races, to_jax
 
@@ -45,9 +45,9 @@ def blocks(implementation: str, *, gradient: bool = True) -> Any:
     return run(call, ((row, row), (x, x)), gradient=gradient)
 
 
-def ssm(implementation: str, *, gradient: bool = True) -> Any:
-    u = jnp.ones((1, 130, 8), "bfloat16")
-    decay, b, c = jnp.full(20, 0.5), jnp.ones((20, 8), u.dtype), jnp.ones((8, 20), u.dtype)
+def ssm(implementation: str, *, time: int = 130, inputs: int = 8, gradient: bool = True) -> Any:
+    u = jnp.ones((1, time, inputs), "bfloat16")
+    decay, b, c = jnp.full(20, 0.5), jnp.ones((20, inputs), u.dtype), jnp.ones((8, 20), u.dtype)
     reset = jnp.zeros(u.shape[:2], bool).at[0, 5].set(True)
     call = partial(diagonal_ssm, implementation=implementation, reset=reset)
     return run(call, (u, decay, b, c), gradient=gradient)
@@ -59,6 +59,10 @@ KERNELS: dict[str, tuple[str, Callable[..., Any]]] = {
     "linear_scan on TPUs": ("tpu", partial(scan, "mosaic_tpu_interpreted", time=40)),
     "block_scan on GPUs": ("cuda", partial(blocks, "mosaic_gpu_interpreted")),
     "diagonal_ssm on GPUs": ("cuda", partial(ssm, "mosaic_gpu_interpreted")),
+    "diagonal_ssm on GPUs, wide": (
+        "cuda",
+        partial(ssm, "mosaic_gpu_wide_interpreted", time=100, inputs=140),
+    ),
 }
 
 
@@ -67,6 +71,7 @@ def short_tiles(monkeypatch):
     """Several tiles and segments of time in short sequences."""
     monkeypatch.setattr(_mosaic_tpu_plan, "_VMEM_BYTES", 16 * 8 * 128 * 4 * 12)
     monkeypatch.setattr(_api, "_LONGEST", 64)
+    monkeypatch.setattr(_mosaic_gpu_wide_plan, "_MOST_STAGES", 3)
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -97,6 +102,7 @@ PLANTED = [
     ("linear_scan on TPUs", pltpu, "CompilerParams", all_parallel),
     ("block_scan on GPUs", plgpu, "commit_smem", skip),
     ("diagonal_ssm on GPUs", plgpu, "commit_smem", skip),
+    ("diagonal_ssm on GPUs, wide", plgpu, "commit_smem", skip),
 ]
 
 

@@ -68,9 +68,10 @@ def diagonal_ssm(
         or raises an error: `"chunked"`, plain XLA in chunks of time, which needs the least memory;
         `"unfused"`, which holds all states in memory during a pass and runs the recurrence on the
         kernels of `linear_scan`; `"mosaic_gpu"`, one kernel for NVIDIA's Hopper GPUs, in bfloat16
-        and float16, for matrices that fit on chip; and `"mosaic_tpu"`, one kernel for TPUs, in
-        bfloat16 and float32. `"mosaic_gpu_interpreted"` and `"mosaic_tpu_interpreted"` run these
-        kernels on a CPU, slowly. The recurrence always carries its state in the states' dtype. But
+        and float16, for matrices that fit on chip; `"mosaic_gpu_wide"`, for wider ones, which
+        writes the states to memory once, in 16 bits; and `"mosaic_tpu"`, one kernel for TPUs, in
+        bfloat16 and float32. With `_interpreted` added to its name, such a kernel runs on a CPU,
+        slowly. The recurrence always carries its state in the states' dtype. But
         if `u` has 16 bits and states have 32, `"unfused"` rounds the drive B u, the states and
         their cotangents to 16 bits in memory; with `lengths` then also `h_last`.
 

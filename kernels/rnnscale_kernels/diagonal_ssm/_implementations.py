@@ -3,7 +3,7 @@
 from .._dispatch import Dispatch, Implementation
 from .._target import H100, TPU_V5E, Target
 from ..linear_scan import DISPATCH as SCAN_DISPATCH, ScanSpec
-from . import _mosaic_gpu, _mosaic_tpu, _unfused, _xla
+from . import _mosaic_gpu, _mosaic_gpu_wide, _mosaic_tpu, _unfused, _xla
 from ._spec import SSMSpec
 
 
@@ -47,6 +47,17 @@ _FUSED_TPU = Implementation(
     unsuited=_mosaic_tpu.unsuited,
 )
 
+_WIDE = Implementation(
+    "mosaic_gpu_wide",
+    _mosaic_gpu_wide.forward,
+    _mosaic_gpu_wide.transpose,
+    _mosaic_gpu_wide.totals,
+    _mosaic_gpu_wide.transpose_totals,
+    unavailable=_mosaic_gpu_wide.unavailable,
+    unsupported=_mosaic_gpu_wide.unsupported,
+    unsuited=_mosaic_gpu_wide.unsuited,
+)
+
 DISPATCH = Dispatch(
     "diagonal_ssm",
     SSMSpec.of,
@@ -62,12 +73,15 @@ DISPATCH = Dispatch(
         ),
         _FUSED,
         _FUSED.interpreted(H100),
+        _WIDE,
+        # Two programs of a cluster with two warpgroups each, and what waits for them.
+        _WIDE.interpreted(H100, threads=5),
         _FUSED_TPU,
         _FUSED_TPU.interpreted(TPU_V5E),
     ),
     order={
         "cpu": ("chunked",),
-        "cuda": ("mosaic_gpu", "unfused", "chunked"),
+        "cuda": ("mosaic_gpu", "mosaic_gpu_wide", "unfused", "chunked"),
         "rocm": ("unfused", "chunked"),
         "tpu": ("mosaic_tpu", "unfused", "chunked"),
     },
