@@ -32,3 +32,7 @@ from .matrix_scan import (
     MATRIX as MATRIX,
     matrix_scan as matrix_scan,
 )
+from .persistent_rnn import (
+    PERSISTENT as PERSISTENT,
+    persistent_rnn as persistent_rnn,
+)

@@ -5,8 +5,9 @@ from .diagonal_ssm._implementations import DISPATCH as SSM
 from .elementwise_scan._implementations import DISPATCH as ELEMENTWISE
 from .linear_scan import DISPATCH as SCAN
 from .matrix_scan._implementations import DISPATCH as MATRIX
+from .persistent_rnn._implementations import DISPATCH as PERSISTENT
 
-DISPATCHES = {each.operation: each for each in (SCAN, SSM, BLOCK, MATRIX, ELEMENTWISE)}
+DISPATCHES = {each.operation: each for each in (SCAN, SSM, BLOCK, MATRIX, ELEMENTWISE, PERSISTENT)}
 """The table of each operation, by its name."""
 
 

@@ -69,6 +69,19 @@ def local_platform() -> str:
     return "cuda" if "cuda" in device.client.platform_version else "rocm"
 
 
+def needs_hopper(target: Target) -> str | None:
+    """Why a kernel with Hopper's products of a warpgroup cannot run on the target, or `None`."""
+    if target.platform != "cuda":
+        return "it is for NVIDIA GPUs"
+    if target.capability is None:
+        return "the GPU's compute capability is not known"
+    if target.capability[0] != 9:
+        return "its products (wgmma) need compute capability 9.0, this is {}.{}".format(
+            *target.capability
+        )
+    return None
+
+
 H100 = Target("cuda", "NVIDIA H100 80GB HBM3", (9, 0), 132)
 TPU_V5E = Target("tpu", "TPU v5 lite", cores=1)
 

@@ -110,6 +110,15 @@ class Cell(eqx.Module):
     Jacobian. Ignored for cells with `unit_axis = "state"`, whose blocks are the full Jacobian.
     """
 
+    one_product: ClassVar[bool] = False
+    """Whether a step has one product with a matrix, and is elementwise otherwise.
+
+    It is the product of `weights().recurrent`, gates one below the other, with the first array of
+    the state, which is also the output. `affine` adds it to an array of the drive. `advance` uses
+    nothing else of the weights, and the drive consists of arrays with one or more numbers for each
+    unit. Kernels can then keep the matrix on chip (`rnnscale_kernels.persistent_rnn`).
+    """
+
     @property
     def odim(self) -> int:
         """Features of the output."""

@@ -26,6 +26,7 @@ class ElmanRNNCell(AffineInputCell):
     """
 
     jacobian: ClassVar[JacobianKind] = "block"
+    one_product: ClassVar[bool] = True
 
     recurrent: Float[Array, "hdim hdim"] = parameter()
     input: Float[Array, "hdim idim"] = parameter()

@@ -48,6 +48,7 @@ class GatedRecurrentUnitCell(Cell):
     """
 
     jacobian: ClassVar[JacobianKind] = "block"
+    one_product: ClassVar[bool] = True
 
     recurrent: Float[Array, "3 hdim hdim"] = parameter()
     input: Float[Array, "3 hdim idim"] = parameter()

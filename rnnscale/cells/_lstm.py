@@ -34,6 +34,7 @@ class LongShortTermMemoryCell(AffineInputCell):
     """
 
     jacobian: ClassVar[JacobianKind] = "block"
+    one_product: ClassVar[bool] = True
 
     recurrent: Float[Array, "4 hdim hdim"] = parameter()
     input: Float[Array, "4 hdim idim"] = parameter()

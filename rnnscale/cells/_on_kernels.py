@@ -11,6 +11,7 @@ from jaxtyping import Array
 from rnnscale._base import State
 from rnnscale.cells._base import Cell
 from rnnscale.cells._elementwise import elementwise_run
+from rnnscale.cells._persistent import persistent_run
 
 
 def runs_on_kernels(
@@ -29,5 +30,8 @@ def runs_on_kernels(
     The op chooses its implementation for the device compiled for, and logs it. If no kernel takes
     the arguments, it runs in plain XLA.
     """
-    run = elementwise_run(cell, xs, state, reset, lengths, reverse=reverse, remat=remat)
-    return {} if run is None else {"cuda": run, "tpu": run}
+    call = cell, xs, state, reset, lengths
+    if (run := elementwise_run(*call, reverse=reverse, remat=remat)) is not None:
+        return {"cuda": run, "tpu": run}
+    run = persistent_run(*call, reverse=reverse, remat=remat)
+    return {} if run is None else {"cuda": run}

@@ -20,6 +20,7 @@ from ._ops import (
     elementwise_scan as elementwise_scan,
     linear_scan as linear_scan,
     matrix_scan as matrix_scan,
+    persistent_rnn as persistent_rnn,
 )
 from ._rules import (
     ACTIVATION_AXES as ACTIVATION_AXES,

@@ -22,6 +22,7 @@ from rnnscale_kernels import (
     BLOCK,
     ELEMENTWISE,
     MATRIX,
+    PERSISTENT,
     SCAN,
     SSM,
     OpArguments,
@@ -223,6 +224,46 @@ def elementwise_scan(
         )
 
     return _row_by_row(ELEMENTWISE, primals, static, specs)
+
+
+def persistent_rnn(
+    step: Callable[[tuple, Any, Any], tuple],
+    matrix: Float[Array, "gate unit unit"],
+    drive: Float[Array, "*batch time gate unit"],
+    h0: tuple[Float[Array, "*batch unit"], ...],
+    *,
+    extras: Float[Array, "*batch time extra unit"] | None = None,
+    fresh: tuple[Float[Array, "*batch unit"], ...] | None = None,
+    reverse: bool = False,
+    reset: Bool[Array, "*batch time"] | None = None,
+    lengths: Int[Array, "*batch"] | None = None,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "*batch time unit"], tuple[Float[Array, "*batch unit"], ...]]:
+    """`rnnscale_kernels.persistent_rnn` over the mesh that `jax.set_mesh` has set.
+
+    The leading batch axis is split over `data` and `fsdp`; every device has the full matrix. Steps
+    run one after another, so time is not split. Over a mesh only first-order reverse-mode
+    derivatives are available.
+
+    **Arguments**, **Returns** and **Raises:** those of `rnnscale_kernels.persistent_rnn`.
+    """
+    primals, static = PERSISTENT.canonical(
+        step, matrix, drive, h0, extras=extras,
+        fresh=fresh, reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
+    )  # fmt: skip
+
+    def specs(mesh: AbstractMesh) -> Specs:
+        rows = PartitionSpec(*row_spec(primals[3][0].shape[:-1], mesh))
+        # Residuals have all rows in their last axis.
+        row = tuple(rows)[:1]
+        return Specs(
+            primals=(PartitionSpec(), rows, rows, rows, rows, rows, rows),
+            public=(rows, rows),
+            residuals=(PartitionSpec(None, None, None, *row), PartitionSpec(None, None, *row)),
+            partial_sums=((), ()),
+        )
+
+    return _row_by_row(PERSISTENT, primals, static, specs)
 
 
 def _row_by_row(

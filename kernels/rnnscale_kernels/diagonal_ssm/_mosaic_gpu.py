@@ -20,23 +20,13 @@ import jax
 import jax.numpy as jnp
 
 from .._algebra import conjugate, multiply_conjugate
+from .._target import needs_hopper
 from ._mosaic_gpu_layout import System, by_segment, fold_state, unfold_state
 from ._mosaic_gpu_plan import Plan, padded_time, padded_width, too_large, weight_group
 from ._recurrence import unstack
 from ._segments import entering_segments, fold, last_steps, passed_on, segment_starts, trimmed
 
-
-def unavailable(target) -> str | None:
-    """Why the kernel cannot run on the target, or `None`."""
-    if target.platform != "cuda":
-        return "it is for NVIDIA GPUs"
-    if target.capability is None:
-        return "the GPU's compute capability is not known"
-    if target.capability[0] != 9:
-        return "its products (wgmma) need compute capability 9.0, this is {}.{}".format(
-            *target.capability
-        )
-    return None
+unavailable = needs_hopper
 
 
 def unsupported(spec) -> str | None:

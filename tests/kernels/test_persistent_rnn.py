@@ -1,0 +1,155 @@
+"""`persistent_rnn`: its implementations against a loop in NumPy's float64, and its transformations.
+
+The steps are those of an LSTM, of a GRU in cuDNN's form, and of an Elman network, written here.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rnnscale_kernels import persistent_rnn
+
+
+def lstm(before, gates, extras):
+    _, c = before
+    i, f, g, o = jnp.split(gates, 4)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+
+def gru(before, gates, extras):
+    (h,) = before
+    r, z, product = jnp.split(gates, 3)
+    n = jnp.tanh(extras + jax.nn.sigmoid(r) * product)
+    z = jax.nn.sigmoid(z)
+    return ((1 - z) * n + z * h,)
+
+
+def elman(before, gates, extras):
+    return (jnp.tanh(gates),)
+
+
+SIZES = {lstm: (2, 4, 0), gru: (1, 3, 1), elman: (1, 1, 0)}
+"""For each step its states, gates and extras."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A call and the cotangents of its results."""
+
+    step: Any
+    batch: int
+    time: int
+    units: int
+    reset: bool = False
+    lengths: bool = False
+    reverse: bool = False
+    dtype: str = "bfloat16"
+
+    def arrays(self) -> tuple[dict[str, Any], dict[str, Any], Any]:
+        """The floating arguments, the others, and the cotangents."""
+        random = np.random.default_rng(0)
+        states, gates, extras = SIZES[self.step]
+        steps = self.batch, self.time
+
+        def narrow(*shape, scale=1.0):
+            return np.asarray(jnp.asarray(random.normal(0, scale, shape), self.dtype))
+
+        def wide():
+            return random.normal(0, 0.5, (self.batch, self.units)).astype("float32")
+
+        floats = {
+            "matrix": narrow(gates, self.units, self.units, scale=self.units**-0.5),
+            "drive": narrow(*steps, gates, self.units),
+            "extras": narrow(*steps, extras, self.units),
+            "h0": tuple(wide() for _ in range(states)),
+            "fresh": tuple(wide() for _ in range(states)),
+        }
+        others: dict[str, Any] = {"reverse": self.reverse}
+        if self.reset:
+            others["reset"] = random.random(steps) < 0.4
+        if self.lengths:
+            others["lengths"] = np.arange(self.batch) % (self.time + 1)
+        cotangents = narrow(*steps, self.units), tuple(wide() for _ in range(states))
+        return floats, others, cotangents
+
+
+def run(step, floats, others, cotangents, implementation=None):
+    """The results, and the cotangents of the floating arguments."""
+
+    def call(floats):
+        positional = [floats[name] for name in ("matrix", "drive", "h0")]
+        named = {name: floats[name] for name in ("extras", "fresh")}
+        return persistent_rnn(step, *positional, **named, **others, implementation=implementation)
+
+    results, pull = jax.vjp(call, floats)
+    g = jax.tree.map(lambda g, x: jnp.asarray(g, x.dtype), cotangents, results)
+    return results, pull(g)[0]
+
+
+def reference(arguments: Arguments):
+    """A Python loop over the steps in float64, differentiated by JAX."""
+    floats, others, cotangents = arguments.arrays()
+    steps = range(arguments.time)[:: -1 if arguments.reverse else 1]
+    reset = others.get("reset", np.zeros((arguments.batch, arguments.time), bool))
+    lengths = others.get("lengths", np.full(arguments.batch, arguments.time))
+    # A step is written for one unit: here it runs for each unit of each row.
+    advance = jax.vmap(jax.vmap(arguments.step, (-1, -1, -1), -1))
+
+    def call(floats):
+        states, hs = floats["h0"], [floats["h0"][0]] * arguments.time
+        for t in steps:
+            # Against the direction of time, the first step of a segment is the last that runs.
+            first = t + 1 if arguments.reverse else t
+            if first < arguments.time:
+                starts = (reset[:, first] & (first < lengths))[:, None]
+                states = [jnp.where(starts, *x) for x in zip(floats["fresh"], states, strict=True)]
+            products = jnp.einsum("ghk,bk->bgh", floats["matrix"], states[0])
+            gates = floats["drive"][:, t] + products
+            after = advance(tuple(x[:, None] for x in states), gates, floats["extras"][:, t])
+            valid = (t < lengths)[:, None]
+            states = [jnp.where(valid, x[:, 0], y) for x, y in zip(after, states, strict=True)]
+            hs[t] = states[0]
+        return jnp.stack(hs, 1), tuple(states)
+
+    with jax.enable_x64(True):
+        widen = partial(jax.tree.map, lambda x: jnp.asarray(x, jnp.float64))
+        results, pull = jax.vjp(call, widen(floats))
+        gradients = pull(widen(cotangents))[0]
+    return jax.tree.map(np.asarray, (results, gradients))
+
+
+def check(got, expected, bound: float) -> None:
+    """All arrays agree, relative to the largest number."""
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert x.shape == y.shape
+        if y.size:
+            scale = np.max(np.abs(y)) or 1
+            np.testing.assert_allclose(np.asarray(x, "float64") / scale, y / scale, atol=bound)
+
+
+ON_KERNELS = [
+    Arguments(gru, batch=17, time=2, units=40),
+    Arguments(lstm, batch=3, time=3, units=100, reset=True, lengths=True, reverse=True),
+    Arguments(elman, batch=1, time=1, units=70, dtype="float16"),
+]
+"""One program; a cluster of two; two rows of tensor cores; sizes that are no multiple of a tile."""
+
+
+@pytest.mark.parametrize("arguments", ON_KERNELS, ids=str)
+def test_the_kernels_agree_with_the_reference(arguments):
+    floats, others, cotangents = arguments.arrays()
+    got = run(arguments.step, floats, others, cotangents, "mosaic_gpu_interpreted")
+    check(got, reference(arguments), 1e-2)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_loop_agrees_with_the_reference(reverse):
+    arguments = Arguments(gru, 3, 4, 5, True, True, reverse, dtype="float32")
+    got = run(arguments.step, *arguments.arrays(), "sequential")
+    check(got, reference(arguments), 1e-5)
