@@ -8,11 +8,12 @@ from ._spec import SSMSpec
 
 
 def _unfused_unsuited(target: Target, spec: SSMSpec) -> str | None:
+    dtype = _unfused.sequence_dtype(spec.dtype, spec.state_dtype)
     recurrence = ScanSpec(
         batch=spec.batch,
         time=spec.time,
         channels=spec.state,
-        dtype=spec.state_dtype,
+        dtype=dtype,
         planes=1 + spec.planar,
         varying=False,
         cut=spec.cut,
@@ -29,8 +30,8 @@ _FUSED = Implementation(
     "mosaic_gpu",
     _mosaic_gpu.forward,
     _mosaic_gpu.transpose,
-    _unfused.totals,
-    _unfused.transpose_totals,
+    _mosaic_gpu.totals,
+    _mosaic_gpu.transpose_totals,
     unavailable=_mosaic_gpu.unavailable,
     unsupported=_mosaic_gpu.unsupported,
     unsuited=_mosaic_gpu.unsuited,

@@ -50,19 +50,12 @@ def unsuited(target, spec) -> str | None:
 
 def forward(primals, *, chunk, target):
     """The forward pass of the operation."""
-    from ._mosaic_gpu_sweep import sweep
-
     u, decay, b, c, h0, cut, lengths = primals
     plan = Plan.of(u, decay, chunk, target)
     system = System.of(decay, b, c, plan.states, u.dtype)
     x, cut, last = fold(u, 2), fold(cut, 1), last_steps(u, lengths)
     first = fold_state(plan, h0)
-
-    # 1. Find the state that enters each segment.
-    ends = sweep(plan, system, x, None, cut, last)["leaving"] if plan.segments > 1 else None
-    starts = entering_segments(plan, system.decay, first, ends, cut)
-    # 2. Run all segments from there.
-    swept = sweep(plan, system, x, starts, cut, last, outputs=c.shape[0])
+    _, swept = _sweep_from(first, plan, system, x, cut, last, outputs=c.shape[0], at_last=True)
     y = swept["y"].reshape(*u.shape[:-1], -1)
     h_last = jnp.where((last >= 0)[:, None, None], swept["at"], first)
     borders = jnp.moveaxis(swept["borders"][:, : -(-plan.steps // chunk)], 1, 0)
@@ -82,13 +75,10 @@ def transpose(primals, outputs, cotangents, *, chunk, target):
 
     # 1. The cotangents s of the states, and du. The adjoint system runs back. If a step is cut, s
     # is not passed on to the step before. The cotangent of h_last comes in at each row's last step.
-    back = plan._replace(descending=True)
-    cut_after = None if cut is None else jnp.pad(cut[:, 1:], [(0, 0), (0, 1)])
-    ends = None
-    if plan.segments > 1:
-        ends = sweep(back, adjoint, g, None, cut_after, last, inject=g_last)["leaving"]
-    s_starts = entering_segments(back, adjoint.decay, jnp.zeros_like(g_last), ends, cut_after)
-    swept = sweep(back, adjoint, g, s_starts, cut_after, last, inject=g_last, outputs=u.shape[-1])
+    back, cut_after, zero = plan._replace(descending=True), _cut_after(cut), jnp.zeros_like(g_last)
+    s_starts, swept = _sweep_from(
+        zero, back, adjoint, g, cut_after, last, inject=g_last, outputs=u.shape[-1]
+    )
     du = swept["y"].reshape(u.shape)
 
     # 2. dh0: what the cotangent of the first state passes on; all of it in a row of length zero.
@@ -99,7 +89,9 @@ def transpose(primals, outputs, cotangents, *, chunk, target):
     group = weight_group(plan.planes)
     plan, back = plan._replace(group=group), back._replace(group=group)
     h_starts = segment_starts(plan, fold_state(plan, outputs[1], 1))
-    swept = sweep(plan, system, x, h_starts, cut, last, other=g, feedback=adjoint.into)
+    swept = sweep(
+        plan, system, x, h_starts, cut, last, other=g, feedback=adjoint.into, at_last=True
+    )
     dc = conjugate(unstack(swept["weight"], 1))
     db = sweep(back, adjoint, g, s_starts, cut_after, last, inject=g_last, other=x)["weight"]
 
@@ -121,3 +113,41 @@ def transpose(primals, outputs, cotangents, *, chunk, target):
         None,
         None,
     )
+
+
+def totals(primals, *, chunk, target):
+    """The reduction `totals` of the operation: nothing of the size of the sequence is written."""
+    u, decay, b, c, h0, cut, lengths = primals
+    plan = Plan.of(u, decay, chunk, target)
+    system = System.of(decay, b, c, plan.states, u.dtype)
+    last, zero = last_steps(u, lengths), jnp.zeros_like(fold_state(plan, h0))
+    _, swept = _sweep_from(zero, plan, system, fold(u, 2), fold(cut, 1), last, at_last=True)
+    return unfold_state(plan, jnp.where((last >= 0)[:, None, None], swept["at"], 0), h0)
+
+
+def transpose_totals(primals, g, *, chunk, target):
+    """The reduction `transpose_totals` of the operation."""
+    u, decay, b, c, h0, cut, lengths = primals
+    plan = Plan.of(u, decay, chunk, target)._replace(descending=True)
+    adjoint = System.adjoint_of(decay, b, c, plan.states, u.dtype)
+    cut, last, zero = fold(cut, 1), last_steps(u, lengths), jnp.zeros_like(fold_state(plan, h0))
+    _, swept = _sweep_from(zero, plan, adjoint, fold(g, 2), _cut_after(cut), last)
+    first = None if cut is None else cut[:, 0]
+    return unfold_state(plan, passed_on(adjoint, swept["leaving"][:, 0], first), h0)
+
+
+def _sweep_from(first, plan: Plan, system: System, x, cut, last, *, inject=None, **wanted):
+    """The states that enter the segments when `first` enters the rows, and the results of the sweep
+    from there. The other arguments are those of `sweep`."""
+    from ._mosaic_gpu_sweep import sweep
+
+    ends = None
+    if plan.segments > 1:
+        ends = sweep(plan, system, x, None, cut, last, inject=inject)["leaving"]
+    starts = entering_segments(plan, system.decay, first, ends, cut)
+    return starts, sweep(plan, system, x, starts, cut, last, inject=inject, **wanted)
+
+
+def _cut_after(cut):
+    """The steps after which the next one is cut: the cuts of the adjoint system."""
+    return None if cut is None else jnp.pad(cut[:, 1:], [(0, 0), (0, 1)])

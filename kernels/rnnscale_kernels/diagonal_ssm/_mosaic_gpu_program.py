@@ -101,7 +101,8 @@ class Program(NamedTuple):
         """
         plan, scratch = self.plan, self.scratch
         group = range(plan.group)
-        is_mapped, is_read = "out" in self.given, "out" in self.given or "other" in self.given
+        is_mapped, reports = "out" in self.given, "at" in self.results
+        is_read = is_mapped or reports or "other" in self.given
         tiles, y, after = [None] * plan.group, [None] * plan.group, []
         for n, block in enumerate(self.blocks):
             is_last = n == len(self.blocks) - 1
@@ -132,7 +133,7 @@ class Program(NamedTuple):
 
             after.append(self._walk(cut, step, states[n]))
             plgpu.commit_smem()
-            if "at" in self.results and "feedback" not in self.given:
+            if reports and "feedback" not in self.given:
                 self._at_step(i, at, partial(self._report, block))
             # 3. Tensor cores map the states on; the blocks of states add up.
             if is_mapped:

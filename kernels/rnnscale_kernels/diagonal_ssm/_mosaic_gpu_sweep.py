@@ -34,7 +34,7 @@ from ._mosaic_gpu_program import Program
 
 def sweep(
     plan: Plan, system: System, x, starts, cut, last,
-    *, inject=None, outputs: int = 0, other=None, feedback=None,
+    *, inject=None, outputs: int = 0, other=None, feedback=None, at_last: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Runs h_t = decay h_{t-1} + into(x_t) over each segment.
 
@@ -49,12 +49,12 @@ def sweep(
     - `other`: "row time other", a sequence whose products with the states are wanted.
     - `feedback`: "other planes state", the map from `other` to the cotangents of the states, if
         d_decay is wanted.
+    - `at_last`: the state at the step `last` is wanted.
 
     **Returns:** a dictionary:
 
     - `leaving`: the state that leaves each segment, "row segment planes state";
-    - `at`, with `outputs` or `other` and without `inject`: the state at the step `last`, "row
-        planes state";
+    - `at`, with `at_last`: the state at the step `last`, "row planes state";
     - `y`, with `outputs`: "row time output";
     - `borders`, with `outputs` and without `inject`: the state that enters each chunk;
     - `weight`, with `other`: its products with the states, summed over rows and time, "other planes
@@ -86,7 +86,8 @@ def sweep(
         # For each segment of a program, only its own lanes.
         own = jnp.repeat(jnp.eye(plan.group, dtype=bool), plan.block, 1)
         given["inject"] = jnp.where(own[:, None, None], inject[:, None], 0)
-    return _public(plan, _launch(plan, given, padded_width(outputs)), last, outputs)
+    results = _launch(plan, given, padded_width(outputs), at_last=at_last)
+    return _public(plan, results, last, outputs)
 
 
 def _public(plan: Plan, results: dict[str, Any], last, outputs: int) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _public(plan: Plan, results: dict[str, Any], last, outputs: int) -> dict[str
     return public
 
 
-def _launch(plan: Plan, given: dict[str, Any], width: int) -> dict[str, Any]:
+def _launch(plan: Plan, given: dict[str, Any], width: int, *, at_last: bool) -> dict[str, Any]:
     """Runs the kernel. `width` is that of the output in device memory.
 
     The grid has an axis for the parts of `other`, which are as wide as a program has registers
@@ -157,11 +158,14 @@ def _launch(plan: Plan, given: dict[str, Any], width: int) -> dict[str, Any]:
         else:
             program.run()
 
+    results = _result_shapes(plan, given, width, parts, columns)
+    if not at_last:
+        del results["at"]
     run = plgpu.kernel(
         kernel,
         out_type={
             name: jax.ShapeDtypeStruct(shape, x.dtype if name == "y" else jnp.float32)
-            for name, shape in _result_shapes(plan, given, width, parts, columns).items()
+            for name, shape in results.items()
         },
         # CUDA allows at most 65,535 programs on all axes but the last.
         grid=(parts, plan.blocks // blocks_at_once, plan.programs),
@@ -182,9 +186,10 @@ def _result_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of the kernel's results."""
     state = plan.blocks, plan.planes, LANES
-    shapes: dict[str, tuple[int, ...]] = {"leaving": (parts, plan.programs, *state)}
-    if "inject" not in given and ("out" in given or "other" in given):
-        shapes["at"] = (parts, plan.programs, plan.group, *state)
+    shapes: dict[str, tuple[int, ...]] = {
+        "leaving": (parts, plan.programs, *state),
+        "at": (parts, plan.programs, plan.group, *state),
+    }
     if "out" in given:
         shapes["y"] = (*given["x"].shape[:2], width)
         if "inject" not in given:
