@@ -131,14 +131,17 @@ class ThroughMemory(Exchange):
 
 def _arrive() -> None:
     """Arrives at the barrier of the cluster, and releases what was written to it."""
-    _inline(lambda _: nvvm.cluster_arrive(aligned=True))
+    _emit(nvvm.cluster_arrive)
 
 
 def _wait() -> None:
     """Waits at the barrier of the cluster, and acquires what the others wrote."""
-    _inline(lambda _: nvvm.cluster_wait(aligned=True))
+    _emit(nvvm.cluster_wait)
 
 
-def _inline(emit: Callable[[Any], Any]) -> None:
+def _emit(operation: Callable[..., Any]) -> None:
+    def emit(_: Any) -> None:
+        operation(aligned=True)
+
     inlined: Any = plgpu.inline_mgpu()(emit)
     inlined()
