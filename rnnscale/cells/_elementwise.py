@@ -46,11 +46,14 @@ def elementwise_run(
     reset: Array | None,
     lengths: Array | None,
     *,
-    reverse: bool,
-    remat: bool,
+    reverse: bool = False,
+    remat: bool = False,
+    implementation: str | None = None,
 ) -> Callable[[], tuple[State, Array]] | None:
     """The function that runs the steps of a cell by `elementwise_scan`, with the results of
-    `time_loop`; `None` if the cell's steps are not elementwise."""
+    `time_loop`; `None` if the cell's steps are not elementwise.
+
+    The arguments are those of `time_loop`; `implementation` is that of the op."""
     if cell.unit_axis != "state" or not _are_units((state,), cell, xs.shape[:-2]):
         return None
     _, equations = eqx.partition(cell, eqx.is_array)
@@ -66,7 +69,7 @@ def elementwise_run(
         hs, state = sharding.elementwise_scan(
             step, [jax.tree.leaves(weights)[i] for i in step.used], drive, state,
             fresh=None if reset is None else cell.init_state(xs.shape[:-2], xs.dtype),
-            reset=reset, lengths=lengths, reverse=reverse,
+            reset=reset, lengths=lengths, reverse=reverse, implementation=implementation,
         )  # fmt: skip
         return state, zero_padding(cell.output(hs).astype(xs.dtype), lengths)
 

@@ -1,12 +1,13 @@
 """What the choice of an implementation may depend on: the static properties of one call."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from ._by_equation import primitives
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,4 @@ def _operations(step: Callable, weights: Any, h0: Any, inputs: Any) -> frozenset
         after, pull = jax.vjp(step, *arguments)
         return step(*arguments), pull(after)
 
-    return frozenset(_primitives(jax.make_jaxpr(step_and_pullback)(*numbers).jaxpr))
-
-
-def _primitives(jaxpr: Jaxpr) -> Iterator[str]:
-    """The names of all primitives, without those of the calls of other jaxprs."""
-    for equation in jaxpr.eqns:
-        inner = [x for x in equation.params.values() if isinstance(x, ClosedJaxpr | Jaxpr)]
-        if not inner:
-            yield equation.primitive.name
-        for each in inner:
-            yield from _primitives(each.jaxpr if isinstance(each, ClosedJaxpr) else each)
+    return frozenset(primitives(jax.make_jaxpr(step_and_pullback)(*numbers).jaxpr))

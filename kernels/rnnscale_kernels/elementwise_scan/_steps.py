@@ -13,10 +13,18 @@ import jax.numpy as jnp
 
 
 def choose(condition: Any, x: Any, y: Any) -> Any:
-    """`jnp.where` for trees; a number stands for all leaves."""
-    if not isinstance(x, float):
-        return jax.tree.map(lambda x, y: jnp.where(condition, x, y), x, y)
-    return jax.tree.map(lambda y: jnp.where(condition, x, y), y)
+    """`jnp.where` for trees."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), x, y)
+
+
+def keep(condition: Any, x: Any) -> Any:
+    """The tree where the condition holds, and zero elsewhere."""
+    return jax.tree.map(lambda x: jnp.where(condition, x, 0.0), x)
+
+
+def drop(condition: Any, x: Any) -> Any:
+    """The tree with zero where the condition holds."""
+    return jax.tree.map(lambda x: jnp.where(condition, 0.0, x), x)
 
 
 def add(x: Any, y: Any) -> Any:
@@ -30,20 +38,27 @@ def advance(step: Callable, weights: Any, fresh: Any, h: Any, start: Any, valid:
     return after if valid is None else choose(valid, after, h)
 
 
+def pullback(step: Callable) -> Callable:
+    """The function `(g_weights, g_h, g_x) = pull(weights, h, x, g)`, for the cotangent `g` of the
+    state after a step."""
+
+    def pull(weights, h, x, g):
+        return jax.vjp(step, weights, h, x)[1](g)
+
+    return pull
+
+
 def advance_adjoint(
-    step: Callable, weights: Any, fresh: Any, g: Any, h: Any, start: Any, valid: Any, x: Any
+    pull: Callable, weights: Any, fresh: Any, g: Any, h: Any, start: Any, valid: Any, x: Any
 ):
     """`(g_weights, g_fresh, g_h, g_x)`: what a step adds to the cotangents of the weights and of
     `fresh`, and the cotangents of `h` and `x`, for the cotangent `g` of the state after it."""
     before = h if start is None else choose(start, fresh, h)
-    _, pull = jax.vjp(step, weights, before, x)
-    g_weights, g_h, g_x = pull(g)
+    g_weights, g_h, g_x = pull(weights, before, x, g)
     if valid is not None:
         # Selected, and not multiplied: what stands beyond a row's length may be NaN.
-        invalid = jnp.logical_not(valid)
-        g_weights, g_x = choose(invalid, 0.0, (g_weights, g_x))
+        g_weights, g_x = keep(valid, (g_weights, g_x))
         g_h = choose(valid, g_h, g)
     if start is None:
         return g_weights, None, g_h, g_x
-    stay = jnp.logical_not(start)
-    return g_weights, choose(stay, 0.0, g_h), choose(start, 0.0, g_h), g_x
+    return g_weights, keep(start, g_h), drop(start, g_h), g_x

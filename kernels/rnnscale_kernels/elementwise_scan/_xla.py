@@ -10,7 +10,7 @@ from jax import lax
 
 from .._algebra import cast, sum_to
 from ..linear_scan import previous
-from ._steps import add, advance, advance_adjoint
+from ._steps import add, advance, advance_adjoint, pullback
 
 # Steps in one turn of the loop, whose arithmetic XLA fuses.
 _UNROLL = 8
@@ -44,7 +44,7 @@ def transpose(primals, outputs, cotangents, *, step: Callable, reverse: bool, ta
         (start, valid, x), others = inputs_t
         x, h, g_h = cast((x, *others), carry_dtype(h0))
         added, added_fresh, g, g_x = advance_adjoint(
-            step, of_rows, fresh, add(g, g_h), h, start, valid, x
+            pullback(step), of_rows, fresh, add(g, g_h), h, start, valid, x
         )
         sums = add((g_weights, g_fresh), (added, added_fresh))
         return (g, *sums), cast(g_x, input_dtype(inputs))

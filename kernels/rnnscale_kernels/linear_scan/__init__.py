@@ -8,6 +8,7 @@ from ._api import (
 from ._backward import previous as previous
 from ._by_xla import associative as associative, chunked as chunked, sequential as sequential
 from ._implementations import DISPATCH as DISPATCH, LONG as LONG, NARROW as NARROW
+from ._kernels import Launch as Launch
 from ._mosaic_gpu import MosaicGPU as MosaicGPU
 from ._mosaic_tpu import MosaicTPU as MosaicTPU
 from ._operation import Recurrence as Recurrence, time_invariant as time_invariant
@@ -19,6 +20,6 @@ from ._recurrent_op import (
 )
 from ._spec import ScanSpec as ScanSpec
 from ._split_time import by_kernels as by_kernels
-from ._steps import advance as advance, keep as keep
+from ._steps import SweepKernels as SweepKernels, advance as advance, keep as keep
 
 scan, transpose = RECURRENCE.scan, RECURRENCE.transpose
