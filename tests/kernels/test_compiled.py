@@ -204,7 +204,7 @@ def test_layer_on_tpu_has_the_kernels(layer_type: type):
     skip_unless_compilable("v5e")
     program = compile_layer(layer_type, "v5e")
     # The fused kernel asks for more vector memory.
-    check_kernels(program, "mosaic_tpu", "v5e", least=2, vmem=2 * VMEM_LIMIT)
+    check_kernels(program, "mosaic_tpu", "v5e", least=2, vmem=3 * VMEM_LIMIT)
 
 
 def compile_ssm(width: int, mode: str, target: str, time: int = 4096) -> Program:
@@ -246,7 +246,7 @@ def test_fused_ssm_keeps_its_states_on_chip(width: int, mode: str):
 
 
 # The gradient's program has the forward kernel, which writes the borders only.
-@pytest.mark.parametrize(("width", "vmem"), [(256, 14), slow(512, 20), slow(1024, 48)])
+@pytest.mark.parametrize(("width", "vmem"), [(256, 20), slow(512, 25), slow(1024, 64)])
 def test_fused_ssm_on_tpu_moves_its_sequences_once(width: int, vmem: int):
     skip_unless_compilable("v5e")
     fused = compile_ssm(width, "gradient", "v5e", time=16384)

@@ -171,8 +171,10 @@ FUSED, FUSED_WIDE, FUSED_ON_TPU = (
             ("float16", False, False, 1, 130, 140, 100, 40),
         ),
         (
-            ("bfloat16", True, True, 2, 150, 24, 70, 40),
-            ("float32", False, False, 8, 128, 8, 20, 130),
+            # Two tiles of two pieces, beyond the end; two rows, in four parts each.
+            ("bfloat16", True, True, 2, 200, 24, 70, 40),
+            # Three tiles of one piece; eight rows.
+            ("float32", False, False, 8, 150, 8, 20, 130),
         ),
     )
 )

@@ -3,8 +3,8 @@
 A program takes time in tiles. The matrix units map a tile of the input to its drive, the vector
 unit runs the recurrence over it, the matrix units map the states to the output. Drive and states
 stay in vector memory: the device's memory sees `u` and `y` only. The backward pass goes from the
-last tile to the first. It computes the states of a tile again from the one that enters the tile,
-and adds up the gradients of the maps in vector memory.
+last tile to the first. It computes the states of a tile again from those that were kept, and adds
+up the gradients of the maps in vector memory.
 
 The kernels are in `_mosaic_tpu_kernel`, which loads Pallas and is imported when it is first
 lowered.
@@ -24,7 +24,7 @@ from ._mosaic_tpu_layout import (
     transposed,
     unfold_state,
 )
-from ._mosaic_tpu_plan import Plan, too_large
+from ._mosaic_tpu_plan import PIECE, Plan, too_large
 from ._spec import SSMSpec
 
 
@@ -45,6 +45,8 @@ def unsupported(spec: SSMSpec) -> str | None:
         return f"its states are float32, not {spec.state_dtype}"
     if 0 in (spec.batch, spec.idim, spec.state, spec.odim):
         return "a kernel needs something to compute"
+    if spec.chunk < spec.time and spec.chunk % PIECE:
+        return f"its chunks have a multiple of {PIECE} steps, not {spec.chunk}"
     return too_large(spec, TPU_V5E)  # no other TPU has more vector memory
 
 

@@ -1,10 +1,14 @@
 """The fused kernels for TPUs: what they do with one tile of time.
 
-The walk over time needs a step of all streams in one register, products need the steps as a matrix:
-see `_mosaic_tpu_plan`. What is read, and lane blocks, are described in `_mosaic_tpu_layout`.
+The vector unit works while the matrix units do if their instructions are in one loop and touch
+different memory. So a tile has pieces: the recurrence walks down one piece while products map
+another. `_mosaic_tpu_plan` says how a piece is laid out for both, `_mosaic_tpu_layout` what a
+kernel reads.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +19,14 @@ from jax.experimental.pallas import tpu as pltpu
 
 from .._algebra import add, as_number, conjugate, multiply, multiply_conjugate, where
 from ._mosaic_tpu_layout import Given
-from ._mosaic_tpu_plan import LANES, STREAMS, UNROLL, Plan, columns_at_once
+from ._mosaic_tpu_plan import LANES, STREAMS, Plan, columns_at_once
+
+# Blocks of states that a walk takes side by side: enough to hide the latency of a step, few enough
+# for their states to stay in registers.
+_BLOCKS = 4
+
+# Steps in a turn of a walk that no product goes with.
+_UNROLL = 8
 
 
 class Outputs(NamedTuple):
@@ -23,7 +34,7 @@ class Outputs(NamedTuple):
 
     - `y`: a tile of the output, "group tile output".
     - `at`: for each plane, the state at the step `last`, "group state".
-    - `borders`: for each plane, the state that enters the tile, "group state".
+    - `borders`: for each plane, the states that enter the pieces, "piece group state".
     """
 
     y: Any
@@ -50,58 +61,76 @@ class Gradients(NamedTuple):
 class Scratch(NamedTuple):
     """Vector memory of a kernel.
 
-    - `carry`: what one tile passes on to the next, "lane_block 8 128".
-    - `states`, `cotangents`: some lane blocks in float32, "lane_block line 128". A stream has a
-        line for the state that enters it, and one for each step.
-    - `narrow_states`, `narrow_cotangents`: all lane blocks, "time width", as products take them.
-    - `x_turned`, `g_turned`: tiles of the sequences with time last.
+    - `carry`: what one piece passes on to the next, "lane_block 8 128".
+    - `states`: for each piece, "lane_block line 128" in float32. A stream has a line for the state
+        that enters it, and one for each step.
+    - `states_carry`, `cotangents`: the same again. In the backward kernel, `carry` and `cotangents`
+        are for the cotangents of the states.
+    - `x_turned`, `g_turned`: for each piece, the sequences with time last.
     """
 
     carry: Any
     states: Any
-    narrow_states: Any
+    states_carry: Any = None
     cotangents: Any = None
-    narrow_cotangents: Any = None
     x_turned: Any = None
     g_turned: Any = None
 
 
+class Product(NamedTuple):
+    """A product in parts: `act(i)` for i below `count`."""
+
+    count: int
+    act: Callable[[Any], None]
+
+
 def forward(plan: Plan, given: Given, results: Outputs, scratch: Scratch) -> None:
     """Takes one tile of h_t = decay h_{t-1} + into x_t, y_t = out h_t, in the plan's direction."""
-    tile = _Tile(plan, given, scratch)
+    tile = _Tile(plan, given)
 
     @pl.when(pl.program_id(2) == 0)
     def _():
-        for block in range(plan.blocks):
-            tile.put_carry(block, tile.spread(given.start, block))
+        tile.spread(given.start, scratch.carry)
         for at, start in zip(results.at, given.start, strict=True):
             at[...] = start[...]
 
-    if results.borders is not None:
-        tile.put_rows(results.borders)
+    def drive(piece):
+        return tile.drive(piece, scratch)
 
-    def take(first):
-        tile.product(given.x, given.into, first, scratch.states)
-        carry = [tile.carry(first + i) for i in range(plan.blocks_at_once)]
-        tile.walk_states(first, carry, descending=plan.descending, pass_on=True)
-        tile.report(first, results.at)
-        if results.y is not None:
-            tile.narrow(scratch.states, first, scratch.narrow_states)
+    def walk(piece):
+        if results.borders is not None:
+            tile.gather(scratch.carry, [ref.at[piece] for ref in results.borders])
+        return _States(tile, piece, scratch.states[piece], scratch.carry, plan.descending)
 
-    _in_turns(plan.blocks, plan.blocks_at_once, take)
-    if results.y is None:
-        return
+    def output(piece):
+        def act(columns):
+            y = _dot(tile.flat(scratch.states[piece]), given.out[:, columns])
+            tile.put_steps(results.y, piece, columns, y)
 
-    def map_out(columns):
-        y = _dot(scratch.narrow_states[...], given.out[:, columns])
-        results.y[:, :, columns] = tile.by_row(y).astype(results.y.dtype)
+        return _by_columns(results.y, act)
 
-    _by_columns(results.y.shape[-1], map_out)
+    first, *others = plan.order
+    tile.run(drive(first))
+    for piece, following in zip(plan.order, others, strict=False):
+        tile.run(drive(following), walk(piece))
+    outputs = [] if results.y is None else [output(piece) for piece in plan.order]
+    # The last walk goes with the output of the piece before.
+    tile.run(outputs.pop(0) if others and outputs else None, walk(plan.order[-1]))
+    for product in outputs:
+        tile.run(product)
+
+    def report(piece, row, line):
+        for lane_block, p, columns in tile.lane_blocks():
+            state = scratch.states[piece][lane_block, line, :]
+            results.at[p][pl.ds(row, 1), columns] = state
+
+    for piece in plan.order:
+        tile.at_last(piece, report)
 
 
 def backward(plan: Plan, given: Given, results: Gradients, scratch: Scratch) -> None:
     """Takes one tile of the backward pass: its states again, their cotangents, all gradients."""
-    tile = _Tile(plan, given, scratch)
+    tile = _Tile(plan, given)
     i, n = pl.program_id(1), pl.program_id(2)
 
     @pl.when((i == 0) & (n == 0))
@@ -113,324 +142,370 @@ def backward(plan: Plan, given: Given, results: Gradients, scratch: Scratch) -> 
     def _():
         scratch.carry[...] = jnp.zeros_like(scratch.carry)
 
-    scratch.x_turned[...] = tile.matrix(given.x).T
-    scratch.g_turned[...] = tile.matrix(given.g).T
+    for piece in plan.order:
+        scratch.x_turned[piece] = tile.matrix(piece, given.x).T
+        scratch.g_turned[piece] = tile.matrix(piece, given.g).T
 
-    def take(first):
-        tile.product(given.x, given.into, first, scratch.states)
-        tile.product_turned(given.g, given.out, first, scratch.cotangents)
-        tile.inject(first)
-        start = [tile.spread(given.start, first + i) for i in range(plan.blocks_at_once)]
-        tile.walk_states(first, start, descending=False, pass_on=False)
-        tile.walk_cotangents(first, results.d_decay)
-        tile.narrow(scratch.states, first, scratch.narrow_states)
-        tile.narrow(scratch.cotangents, first, scratch.narrow_cotangents)
+    def drive(piece):
+        return tile.drive(piece, scratch)
 
-    _in_turns(plan.blocks, plan.blocks_at_once, take)
-    tile.put_rows(results.passed_on)
+    def states(piece):
+        tile.spread([ref.at[piece] for ref in given.start], scratch.states_carry)
+        return _States(tile, piece, scratch.states[piece], scratch.states_carry, False)
 
-    def sum_products(columns):
-        s, h = scratch.narrow_cotangents[:, columns], scratch.narrow_states[:, columns]
-        results.d_into[:, columns] += _dot(scratch.x_turned[...], s)
-        results.d_out[:, columns] += _dot(scratch.g_turned[...], h)
+    def feedback(piece):
+        def act(block):
+            g = _dot_turned(tile.matrix(piece, given.g), given.out[tile.columns(block), :])
+            tile.put_drive(scratch.cotangents[piece], block, g)
 
-    def map_back(columns):
-        dx = _dot_turned(scratch.narrow_cotangents[...], given.into[columns, :])
-        results.dx[:, :, columns] = tile.by_row(dx).astype(results.dx.dtype)
+        return Product(plan.blocks, act)
 
-    _by_columns(plan.width, sum_products)
-    _by_columns(results.dx.shape[-1], map_back)
+    def inject(piece, row, line):
+        for lane_block, p, columns in tile.lane_blocks():
+            value = given.g_last[p][pl.ds(row, 1), columns]
+            scratch.cotangents[piece][lane_block, line, :] += value
+
+    def cotangents(piece):
+        tile.at_last(piece, inject)
+        rows, states = scratch.cotangents[piece], scratch.states[piece]
+        return _Cotangents(tile, piece, rows, scratch.carry, states, results.d_decay)
+
+    def sums(piece):
+        def act(block):
+            columns = tile.columns(block)
+            s = tile.flat(scratch.cotangents[piece], block)
+            results.d_into[:, columns] += _dot(scratch.x_turned[piece], s)
+            h = tile.flat(scratch.states[piece], block)
+            results.d_out[:, columns] += _dot(scratch.g_turned[piece], h)
+
+        return Product(plan.blocks, act)
+
+    def output(piece):
+        def act(columns):
+            dx = _dot_turned(tile.flat(scratch.cotangents[piece]), given.into[columns, :])
+            tile.put_steps(results.dx, piece, columns, dx)
+
+        return _by_columns(results.dx, act)
+
+    # Each walk goes with a product that does not wait for it. States may come in any order.
+    first, *others = plan.order
+    tile.run(drive(first))
+    for piece, following in zip(plan.order, others, strict=False):
+        tile.run(drive(following), states(piece))
+    tile.run(feedback(first), states(plan.order[-1]))
+    for piece, following in zip(plan.order, others, strict=False):
+        tile.run(feedback(following), cotangents(piece))
+    left = [sums(piece) for piece in plan.order]
+    tile.run(left.pop(0) if others else None, cotangents(plan.order[-1]))
+    for product in (*left, *map(output, plan.order)):
+        tile.run(product)
+    tile.gather(scratch.carry, results.passed_on)
 
 
 class _Tile:
-    """One tile: its place in the sequence, and the steps of both kernels.
+    """One tile: its place in the sequence, and how its pieces are laid out."""
 
-    `first` is the first of `plan.blocks_at_once` blocks of states that a step takes.
-    """
-
-    def __init__(self, plan: Plan, given: Given, scratch: Scratch):
-        self.plan, self.given, self.scratch = plan, given, scratch
+    def __init__(self, plan: Plan, given: Given):
+        self.plan, self.given = plan, given
         self.start = plan.tile_at(pl.program_id(2)) * plan.tile
         self.sublane = lax.broadcasted_iota(jnp.int32, (STREAMS, LANES), 0)
 
-    def matrix(self, ref):
-        """A tile of a sequence as "time width". In the backward pass it is zero beyond the end."""
-        x = ref[...]
+    def run(self, product: Product | None, walk: "_Walk | None" = None) -> None:
+        """Computes a product while a walk goes down another piece, in one loop."""
+        if walk is not None:
+            walk.begin()
+        length = self.plan.length
+        count = length // _UNROLL if product is None else product.count
+        turns = count if walk is None else math.gcd(count, length)
+
+        def turn(i, _):
+            if product is not None:
+                for j in range(count // turns):
+                    product.act(i * (count // turns) + j)
+            if walk is not None:
+                walk.take(i * (length // turns), length // turns)
+
+        if turns == 1:
+            turn(0, None)
+        else:
+            lax.fori_loop(0, turns, turn, None)
+        if walk is not None:
+            walk.end()
+
+    def matrix(self, piece: int, ref):
+        """A piece of a sequence as "time input". In the backward pass it is zero beyond the end."""
+        x = ref[:, self._steps(piece), :]
         if self.given.g is not None and self.plan.ragged:
-            step = self.start + lax.broadcasted_iota(jnp.int32, x.shape, 1)
+            step = self._start(piece) + lax.broadcasted_iota(jnp.int32, x.shape, 1)
             x = jnp.where(step < self.plan.steps, x.astype(jnp.float32), 0).astype(x.dtype)
         return x.reshape(-1, x.shape[-1])
 
-    def by_row(self, x):
-        """The inverse of `matrix`."""
-        return x.reshape(self.plan.group, self.plan.tile, x.shape[-1])
+    def put_steps(self, ref, piece: int, columns, x) -> None:
+        """The inverse of `matrix` for some columns."""
+        x = x.reshape(self.plan.group, self.plan.piece, x.shape[-1])
+        ref[:, self._steps(piece), columns] = x.astype(ref.dtype)
 
-    def product(self, x, into, first, rows) -> None:
-        """Puts the product of a sequence and lane blocks of a matrix "input width" into `rows`."""
+    def drive(self, piece: int, scratch: Scratch) -> Product:
+        """The drive of a piece, which the states replace later."""
 
-        def put(i, columns):
-            self._put_product(_dot(self.matrix(x), into[:, columns]), i, rows)
+        def act(block):
+            x = _dot(self.matrix(piece, self.given.x), self.given.into[:, self.columns(block)])
+            self.put_drive(scratch.states[piece], block, x)
 
-        self._by_block(first, put)
+        return Product(self.plan.blocks, act)
 
-    def product_turned(self, x, out, first, rows) -> None:
-        """The same for the transpose of a matrix "width input"."""
-
-        def put(i, columns):
-            self._put_product(_dot_turned(self.matrix(x), out[columns, :]), i, rows)
-
-        self._by_block(first, put)
-
-    def narrow(self, rows, first, narrow) -> None:
-        """Casts lane blocks of `rows` to the dtype of products, without the rows that enter."""
-        plan = self.plan
-
-        def put(i, columns):
-            for stream in range(STREAMS):
-                steps = pl.ds(stream * plan.pitch + 1, plan.length)
-                planes = [rows[plan.planes * i + p, steps, :] for p in range(plan.planes)]
-                at = pl.ds(stream * plan.length, plan.length)
-                narrow[at, columns] = jnp.concatenate(planes, 1).astype(narrow.dtype)
-
-        self._by_block(first, put)
-
-    def walk_states(self, first, carry, *, descending: bool, pass_on: bool) -> None:
-        """Replaces the drive of some blocks by their states, from the states `carry` that enter."""
-        rows = self.scratch.states
-        decay = self._coefficients(self.given.decay, first)
-
-        def step(k, states, keep=True):
-            cut = self._cut(k)
-            states = [
-                add(multiply(a, _unless(cut, h)), drive)
-                for a, h, drive in zip(decay, states, self._load(rows, k), strict=True)
-            ]
-            if keep:
-                self._store(rows, k, states)
-            return states
-
-        def step_only(k, states):
-            return step(k, states, keep=False)
-
-        jumps = self._coefficients(self.given.jump, first)
-        carry = self._enter_parts(carry, step_only, jumps, descending=descending)
-        self._store(rows, -1, carry)
-        leaving = self._loop(step, carry, descending=descending)
-        if pass_on:
-            self._pass_on(first, leaving, descending=descending)
-
-    def walk_cotangents(self, first, d_decay) -> None:
-        """Replaces the cotangents that come from the output by all of them, and adds to d_decay.
-
-        What a step passes on to the step before is the carry: c = conj(decay) (g + c).
-        """
-        rows = self.scratch.cotangents
-        decay = [conjugate(a) for a in self._coefficients(self.given.decay, first)]
-
-        def step_only(k, carry):
-            cut, g = self._cut(k), self._load(rows, k)
-            return [
-                _unless(cut, multiply(a, add(c, g)))
-                for a, c, g in zip(decay, carry, g, strict=True)
-            ]
-
-        def step(k, carry):
-            passed_on, sums = carry
-            cut = self._cut(k)
-            s = [add(c, g) for c, g in zip(passed_on, self._load(rows, k), strict=True)]
-            self._store(rows, k, s)
-            before = self._load(self.scratch.states, k - 1)
-            products = [
-                _unless(cut, multiply_conjugate(h, s)) for h, s in zip(before, s, strict=True)
-            ]
-            passed_on = [_unless(cut, multiply(a, s)) for a, s in zip(decay, s, strict=True)]
-            return passed_on, [add(x, y) for x, y in zip(sums, products, strict=True)]
-
-        carry = [self.carry(first + i) for i in range(self.plan.blocks_at_once)]
-        jumps = [conjugate(a) for a in self._coefficients(self.given.jump, first)]
-        carry = self._enter_parts(carry, step_only, jumps, descending=True)
-        zeros = jax.tree.map(jnp.zeros_like, carry)
-        carry, sums = self._loop(step, (carry, zeros), descending=True)
-        self._pass_on(first, carry, descending=True)
-        for i, sum_ in enumerate(sums):
-            for p, plane in enumerate(jax.tree.leaves(sum_)):
-                d_decay[self.plan.planes * (first + i) + p] += plane
-
-    def report(self, first, at) -> None:
-        """Copies the states at the step `last` of each row that has it in this tile."""
-
-        def copy(row, line, block, p, columns):
-            at[p][pl.ds(row, 1), columns] = self.scratch.states[block, line, :]
-
-        self._at_last(first, copy)
-
-    def inject(self, first) -> None:
-        """Adds the cotangents of these states."""
-
-        def add_to(row, line, block, p, columns):
-            value = self.given.g_last[p][pl.ds(row, 1), columns]
-            self.scratch.cotangents[block, line, :] += value
-
-        self._at_last(first, add_to)
-
-    def carry(self, block):
-        """The carry of a block of states."""
-        planes = range(self.plan.planes)
-        return as_number([self.scratch.carry[self.plan.planes * block + p] for p in planes])
-
-    def put_carry(self, block, value) -> None:
-        for p, plane in enumerate(jax.tree.leaves(value)):
-            self.scratch.carry[self.plan.planes * block + p] = plane
-
-    def put_rows(self, refs) -> None:
-        """Writes the carry, for each plane "group state"."""
-        plan = self.plan
-        for block in range(plan.blocks):
-            columns = pl.ds(block * LANES, LANES)
-            for p, ref in enumerate(refs):
-                for row in range(plan.group):
-                    stream = plan.first_stream(row)
-                    line = self.scratch.carry[plan.planes * block + p, pl.ds(stream, 1), :]
-                    ref[pl.ds(row, 1), columns] = line
-
-    def spread(self, refs, block):
-        """A block of states, for each plane "group state", with the state of a row in each of its
-        streams."""
-        plan = self.plan
-        row = self.sublane // plan.parts
-
-        def one(ref):
-            x = ref[:, _lanes(block)]
-            spread = jnp.broadcast_to(x[:1], (STREAMS, LANES))
-            for i in range(1, plan.group):
-                spread = jnp.where(row == i, x[i : i + 1], spread)
-            return spread
-
-        return as_number([one(ref) for ref in refs])
-
-    def _put_product(self, product, i, rows) -> None:
+    def put_drive(self, rows, block, x) -> None:
+        """Puts "time column", for the planes of a block of states, into the lines of streams."""
         plan = self.plan
         for p in range(plan.planes):
             for stream in range(STREAMS):
+                lines = pl.ds(stream * plan.pitch + 1, plan.length)
                 steps = slice(stream * plan.length, (stream + 1) * plan.length)
-                at = pl.ds(stream * plan.pitch + 1, plan.length)
-                rows[plan.planes * i + p, at, :] = product[steps, p * LANES : (p + 1) * LANES]
+                rows[plan.planes * block + p, lines, :] = x[steps, p * LANES : (p + 1) * LANES]
 
-    def _by_block(self, first, act: Callable[[Any, Any], None]) -> None:
-        """`act(i, columns)` for each of some blocks: its number, and its columns of a matrix."""
-        width = self.plan.planes * LANES
-        _in_turns(
-            self.plan.blocks_at_once,
-            1,
-            lambda i: act(i, pl.ds(pl.multiple_of((first + i) * width, width), width)),
-        )
-
-    def _coefficients(self, ref, first) -> list:
-        if ref is None:
-            return []
+    def flat(self, rows, block=None):
+        """The inverse, for one block of states or for all, in the dtype of products."""
         plan = self.plan
+        blocks = range(plan.blocks) if block is None else [block]
 
-        def plane(block, p):
-            return jnp.broadcast_to(ref[plan.planes * block + p], (STREAMS, LANES))
+        def stream(i):
+            lines = pl.ds(i * plan.pitch + 1, plan.length)
+            planes = [plan.planes * q + p for q in blocks for p in range(plan.planes)]
+            return jnp.concatenate([rows[plane, lines, :] for plane in planes], 1)
 
-        return [
-            as_number([plane(first + i, p) for p in range(plan.planes)])
-            for i in range(plan.blocks_at_once)
-        ]
+        x = jnp.concatenate([stream(i) for i in range(STREAMS)])
+        return x.astype(self.given.x.dtype)
 
-    def _cut(self, k):
+    def columns(self, block):
+        """The columns of a block of states."""
+        width = self.plan.planes * LANES
+        return pl.ds(pl.multiple_of(block * width, width), width)
+
+    def lane_blocks(self) -> Iterator[tuple[int, int, Any]]:
+        """Each lane block: its number, its plane, and its columns among those of the plane."""
+        for block in range(self.plan.blocks):
+            for p in range(self.plan.planes):
+                yield self.plan.planes * block + p, p, pl.ds(block * LANES, LANES)
+
+    def spread(self, refs, carry) -> None:
+        """Fills `carry` with states, for each plane "group state": all streams of a row with the
+        state of the row."""
+        plan = self.plan
+        row = self.sublane // plan.parts
+        for lane_block, p, columns in self.lane_blocks():
+            x = refs[p][:, columns]
+            streams = jnp.broadcast_to(x[:1], (STREAMS, LANES))
+            for i in range(1, plan.group):
+                streams = jnp.where(row == i, x[i : i + 1], streams)
+            carry[lane_block] = streams
+
+    def gather(self, carry, refs) -> None:
+        """The inverse: the state of a row is that in the stream that is taken first."""
+        for lane_block, p, columns in self.lane_blocks():
+            for row in range(self.plan.group):
+                stream = pl.ds(self.plan.first_stream(row), 1)
+                refs[p][pl.ds(row, 1), columns] = carry[lane_block, stream, :]
+
+    def cut(self, piece: int, k):
         """Which streams are cut at step `k`, or `None`."""
         if self.given.cut is None:
             return None
-        return (self.given.cut[0, k] >> self.sublane & 1) != 0
+        return (self.given.cut[piece, 0, k] >> self.sublane & 1) != 0
 
-    def _load(self, rows, k) -> list:
-        """Step `k` of all streams; -1 is the state that enters."""
-        plan = self.plan
-        at = pl.ds(k + 1, STREAMS, stride=plan.pitch)
-        return [
-            as_number([rows[plan.planes * i + p, at, :] for p in range(plan.planes)])
-            for i in range(plan.blocks_at_once)
-        ]
-
-    def _store(self, rows, k, values: Sequence) -> None:
-        at = pl.ds(k + 1, STREAMS, stride=self.plan.pitch)
-        for block, plane in enumerate(jax.tree.leaves(values)):
-            rows[block, at, :] = plane
-
-    def _loop(self, step: Callable, carry, *, descending: bool):
-        """`carry = step(k, carry)` for all steps of a stream."""
-        length = self.plan.length
-
-        def turn(i, carry):
-            for j in range(UNROLL):
-                k = i * UNROLL + j
-                carry = step(length - 1 - k if descending else k, carry)
-            return carry
-
-        return lax.fori_loop(0, length // UNROLL, turn, carry)
-
-    def _enter_parts(self, carry, step: Callable, jumps: list, *, descending: bool):
-        """The states that enter all streams, if `carry` enters the row: the streams run once from
-        zero, and what enters each part follows from the part before."""
-        plan = self.plan
-        if plan.parts == 1:
-            return carry
-        ends = self._loop(step, jax.tree.map(jnp.zeros_like, carry), descending=descending)
-        blocked = self._cut(plan.length)
-        part = self.sublane % plan.parts
-        is_first = part == (plan.parts - 1 if descending else 0)
-
-        def one(end, jump, carry):
-            entering = carry
-            for _ in range(plan.parts - 1):  # each turn gets one more part right
-                leaving = add(end, _unless(blocked, multiply(jump, entering)))
-                entering = where(is_first, carry, _roll(leaving, -1 if descending else 1))
-            return entering
-
-        return [one(*each) for each in zip(ends, jumps, carry, strict=True)]
-
-    def _pass_on(self, first, leaving, *, descending: bool) -> None:
-        """Keeps what leaves the last part of each row for the first part in the next tile."""
-        for i, value in enumerate(leaving):
-            shift = self.plan.parts - 1
-            self.put_carry(first + i, _roll(value, shift if descending else -shift))
-
-    def _at_last(self, first, act: Callable) -> None:
-        """`act(row, line, block, p, columns)` for each row whose step `last` is in this tile, and
-        each plane of some blocks: where the state is in `states`, and its columns elsewhere."""
+    def at_last(self, piece: int, act: Callable) -> None:
+        """`act(piece, row, line)` for each row whose step `last` is in this piece: the line of that
+        step."""
         plan, last = self.plan, self.given.last
         for row in range(plan.group):
-            step = (last if isinstance(last, int) else last[0, row]) - self.start
+            step = (last if isinstance(last, int) else last[0, row]) - self._start(piece)
             stream, k = row * plan.parts + step // plan.length, step % plan.length
 
-            @pl.when((step >= 0) & (step < plan.tile))
+            @pl.when((step >= 0) & (step < plan.piece))
             def _(row=row, line=stream * plan.pitch + 1 + k):
-                for i in range(plan.blocks_at_once):
-                    for p in range(plan.planes):
-                        act(row, pl.ds(line, 1), plan.planes * i + p, p, _lanes(first + i))
+                act(piece, row, pl.ds(line, 1))
+
+    def _start(self, piece: int):
+        return self.start + piece * self.plan.piece
+
+    def _steps(self, piece: int):
+        return pl.ds(piece * self.plan.piece, self.plan.piece)
 
 
-def _in_turns(count: int, at_once: int, act: Callable[[Any], None]) -> None:
-    """`act(i)` for i = 0, at_once, 2 at_once, ... below `count`."""
-    if count == at_once:
-        act(0)
-        return
+class _Walk(ABC):
+    """A recurrence that goes down all streams of a piece, some steps at a time.
 
-    def turn(i, _):
-        act(i * at_once)
+    - `rows`: what each step receives, and is replaced by: "lane_block line 128".
+    - `carry`: what enters the piece, in the stream of each row that is taken first; afterwards,
+        what leaves it, there too.
+    """
 
-    lax.fori_loop(0, count // at_once, turn, None)
+    def __init__(self, tile: _Tile, piece: int, rows, carry, descending: bool):
+        self.tile, self.piece, self.plan = tile, piece, tile.plan
+        self.rows, self.carry, self.descending = rows, carry, descending
+
+    @abstractmethod
+    def step(self, decay, carry, value, cut) -> tuple[Any, Any]:
+        """`(carry, value)` after a step."""
+
+    def begin(self) -> None:
+        """Finds what enters all streams."""
+        for blocks in self._blocks():
+            carry = self._numbers(self.carry, blocks)
+            if self.plan.parts > 1:
+                carry = self._enter_parts(blocks, carry)
+                self._put(self.carry, blocks, carry)
+            self._store(-1, blocks, carry)
+
+    def take(self, start, count: int) -> None:
+        """Takes `count` steps from the `start`th on."""
+        for blocks in self._blocks():
+            decay = self._coefficients(self.tile.given.decay, blocks)
+            carry, sums = self._numbers(self.carry, blocks), self.no_sums(blocks)
+            for j in range(count):
+                k = self._at(start + j)
+                cut = self.tile.cut(self.piece, k)
+                carry, values = self._step(decay, carry, self._load(self.rows, k, blocks), cut)
+                self._store(k, blocks, values)
+                sums = self.add_to(sums, k, blocks, values, cut)
+            self._put(self.carry, blocks, carry)
+            self.keep(sums, blocks)
+
+    def end(self) -> None:
+        """Moves what leaves the last part of each row to where the next piece expects it."""
+        shift = self.plan.parts - 1
+        if shift:
+            for lane_block in range(self.plan.lane_blocks):
+                leaving = self.carry[lane_block]
+                self.carry[lane_block] = _roll(leaving, shift if self.descending else -shift)
+
+    def no_sums(self, blocks: Sequence[int]) -> list:
+        return []
+
+    def add_to(self, sums: list, k, blocks: Sequence[int], values: list, cut) -> list:
+        return sums
+
+    def keep(self, sums: list, blocks: Sequence[int]) -> None:
+        return None
+
+    def coefficient(self, decay):
+        """The decay, or its conjugate."""
+        return decay
+
+    def _step(self, decay: list, carry: list, values: list, cut) -> tuple[list, list]:
+        steps = [self.step(*each, cut) for each in zip(decay, carry, values, strict=True)]
+        return [carry for carry, _ in steps], [value for _, value in steps]
+
+    def _enter_parts(self, blocks: Sequence[int], carry: list) -> list:
+        """What enters all streams if `carry` enters the rows: the streams run once from zero, and
+        what enters each part follows from the part before."""
+        plan = self.plan
+        decay = self._coefficients(self.tile.given.decay, blocks)
+
+        def turn(i, ends):
+            for j in range(_UNROLL):
+                k = self._at(i * _UNROLL + j)
+                values = self._load(self.rows, k, blocks)
+                ends, _ = self._step(decay, ends, values, self.tile.cut(self.piece, k))
+            return ends
+
+        zeros = jax.tree.map(jnp.zeros_like, carry)
+        ends = lax.fori_loop(0, plan.length // _UNROLL, turn, zeros)
+        jumps = self._coefficients(self.tile.given.jump, blocks)
+        is_cut = self.tile.cut(self.piece, plan.length)  # anywhere in the stream
+        part = self.tile.sublane % plan.parts
+        is_first = part == (plan.parts - 1 if self.descending else 0)
+
+        def enter(end, jump, carry):
+            entering = carry
+            for _ in range(plan.parts - 1):  # each turn gets one more part right
+                leaving = add(end, _unless(is_cut, multiply(jump, entering)))
+                entering = where(is_first, carry, _roll(leaving, -1 if self.descending else 1))
+            return entering
+
+        return [enter(*each) for each in zip(ends, jumps, carry, strict=True)]
+
+    def _at(self, k):
+        return self.plan.length - 1 - k if self.descending else k
+
+    def _blocks(self) -> list[range]:
+        blocks = self.plan.blocks
+        return [range(i, min(i + _BLOCKS, blocks)) for i in range(0, blocks, _BLOCKS)]
+
+    def _planes(self, block: int) -> range:
+        return range(self.plan.planes * block, self.plan.planes * (block + 1))
+
+    def _numbers(self, ref, blocks: Sequence[int]) -> list:
+        return [as_number([ref[i] for i in self._planes(block)]) for block in blocks]
+
+    def _coefficients(self, ref, blocks: Sequence[int]) -> list:
+        def spread(x):
+            return jnp.broadcast_to(x, (STREAMS, LANES))
+
+        return [self.coefficient(jax.tree.map(spread, x)) for x in self._numbers(ref, blocks)]
+
+    def _put(self, ref, blocks: Sequence[int], values: list) -> None:
+        for block, value in zip(blocks, values, strict=True):
+            for i, plane in zip(self._planes(block), jax.tree.leaves(value), strict=True):
+                ref[i] = plane
+
+    def _load(self, rows, k, blocks: Sequence[int]) -> list:
+        """Step `k` of all streams; -1 is what enters."""
+        at = pl.ds(k + 1, STREAMS, stride=self.plan.pitch)
+        return [as_number([rows[i, at, :] for i in self._planes(block)]) for block in blocks]
+
+    def _store(self, k, blocks: Sequence[int], values: list) -> None:
+        at = pl.ds(k + 1, STREAMS, stride=self.plan.pitch)
+        for block, value in zip(blocks, values, strict=True):
+            for i, plane in zip(self._planes(block), jax.tree.leaves(value), strict=True):
+                self.rows[i, at, :] = plane
 
 
-def _by_columns(count: int, act: Callable[[Any], None]) -> None:
-    """`act(columns)` for all columns of a matrix, some at a time."""
-    width = columns_at_once(count)
-    _in_turns(count, width, lambda i: act(pl.ds(pl.multiple_of(i, width), width)))
+class _States(_Walk):
+    """h_t = decay h_{t-1} + drive_t."""
+
+    def step(self, decay, carry, value, cut):
+        h = add(multiply(decay, _unless(cut, carry)), value)
+        return h, h
 
 
-def _lanes(block):
-    return pl.ds(pl.multiple_of(block * LANES, LANES), LANES)
+class _Cotangents(_Walk):
+    """s_t = g_t + c_t, where c_{t-1} = conj(decay) s_t is the carry; and the gradient of the decay,
+    the sum of conj(h_{t-1}) s_t."""
+
+    def __init__(self, tile: _Tile, piece: int, rows, carry, states, d_decay):
+        super().__init__(tile, piece, rows, carry, descending=True)
+        self.states, self.d_decay = states, d_decay
+
+    def coefficient(self, decay):
+        return conjugate(decay)
+
+    def step(self, decay, carry, value, cut):
+        s = add(carry, value)
+        return _unless(cut, multiply(decay, s)), s
+
+    def no_sums(self, blocks):
+        return jax.tree.map(jnp.zeros_like, self._numbers(self.carry, blocks))
+
+    def add_to(self, sums, k, blocks, values, cut):
+        before = self._load(self.states, k - 1, blocks)
+        return [
+            add(total, _unless(cut, multiply_conjugate(h, s)))
+            for total, h, s in zip(sums, before, values, strict=True)
+        ]
+
+    def keep(self, sums, blocks):
+        totals = self._numbers(self.d_decay, blocks)
+        self._put(self.d_decay, blocks, [add(*each) for each in zip(totals, sums, strict=True)])
+
+
+def _by_columns(ref, act: Callable[[Any], None]) -> Product:
+    """`act(columns)` for all columns of a sequence, some at a time."""
+    width = columns_at_once(ref.shape[-1])
+
+    def act_on(i):
+        act(pl.ds(pl.multiple_of(i * width, width), width))
+
+    return Product(ref.shape[-1] // width, act_on)
 
 
 def _unless(cut, x):
@@ -439,8 +514,6 @@ def _unless(cut, x):
 
 def _roll(x, shift: int):
     """Each stream gets what is in the stream `shift` before it."""
-    if shift == 0:
-        return x
     return jax.tree.map(lambda x: pltpu.roll(x, shift % STREAMS, 0), x)
 
 

@@ -17,12 +17,12 @@ from ._recurrence import stack, unstack
 class Given(NamedTuple):
     """What a kernel reads: arrays in the call, references to blocks of them in the kernel.
 
-    - `x`: the input, "row time input"; a tile of it in the kernel, "group tile input".
+    - `x`: the input, "row time input".
     - `into`, `out`: the maps, "input width" and "width output"; `out` may be `None`.
     - `decay`: "lane_block 1 128"; `jump`: its power by the steps of a stream, or `None` if each
         stream is a row.
     - `start`: for each plane, the states that enter the rows, "group row state"; in the backward
-        pass, those that enter the tiles, "tile group row state".
+        kernel, those that enter the pieces, "piece group row state".
     - `cut`: see `_cut_words`; or `None`.
     - `last`: a step of each row, "group 1 row", none if it is negative; or a Python integer for
         all rows.
@@ -122,7 +122,7 @@ def _by_lane_block(plan: Plan, decay):
 
 
 def _cut_words(plan: Plan, cut):
-    """Cuts, "row time", as "group tile 1 word".
+    """Cuts, "row time", as "group piece 1 word".
 
     There is a word for each step of a stream, with a bit for each stream that is cut there. One
     more word has a bit for each stream that is cut anywhere. Steps beyond the end are cut, so that
@@ -130,8 +130,8 @@ def _cut_words(plan: Plan, cut):
     """
     beyond = plan.tiles * plan.tile - plan.steps
     cut = jnp.pad(cut, [(0, 0), (0, beyond)], constant_values=True)
-    cut = cut.reshape(plan.groups, plan.group, plan.tiles, plan.tile).swapaxes(1, 2)
-    cut = cut.reshape(plan.groups, plan.tiles, STREAMS, plan.length)
+    cut = cut.reshape(plan.groups, plan.group, -1, plan.piece).swapaxes(1, 2)
+    cut = cut.reshape(plan.groups, -1, STREAMS, plan.length)
     cut = jnp.concatenate([cut, jnp.any(cut, -1, keepdims=True)], -1)
     bits = cut.astype(jnp.int32) << jnp.arange(STREAMS, dtype=jnp.int32)[:, None]
     return jnp.sum(bits, 2, keepdims=True, dtype=jnp.int32)

@@ -1,11 +1,11 @@
-"""What is decided before a fused kernel for TPUs is lowered: streams of time, tiles, vector memory.
+"""What is decided before a fused kernel for TPUs is lowered: pieces, streams, vector memory.
 
-A vector register has 8 sublanes of 128 lanes. The recurrence fills it if every sublane holds one
-step of another *stream*. A program takes a tile of consecutive steps of 1, 2, 4 or 8 rows and
-splits it into 8 streams of equal length: those of 8 rows, or 8, 4 or 2 consecutive *parts* of fewer
-rows. Side by side, rows and steps of a tile are one axis, and streams are consecutive pieces of it.
-So tensor products see a matrix, and step k of all streams is one register that is loaded with a
-stride.
+A kernel takes a tile of consecutive steps of 1, 2, 4 or 8 rows, in one piece or two. A vector
+register has 8 sublanes of 128 lanes, and the recurrence fills it if every sublane holds one step of
+another *stream*. So a piece is split into 8 streams of equal length: those of 8 rows, or 8, 4 or 2
+consecutive *parts* of fewer rows. Rows and steps of a piece are one axis, of which streams are
+consecutive parts. So products see a matrix, and step k of all streams is one register that is
+loaded with a stride.
 """
 
 import math
@@ -18,15 +18,8 @@ from ._spec import SSMSpec
 LANES = 128
 STREAMS = 8
 
-TILE = 64
-"""Tiles have a multiple of this many steps, so that streams have a multiple of 8."""
-
-UNROLL = 8
-"""Steps that a turn of the loop over time takes."""
-
-# Blocks of states that one loop over time takes together: enough independent operations to hide
-# the latency of a step, few enough for their carries to stay in registers.
-_BLOCKS_AT_ONCE = 4
+PIECE = 64
+"""Pieces have a multiple of this many steps, so that streams have a multiple of 8."""
 
 # Vector memory of a core in MiB, by the kind of the device.
 _VMEM_MIB = {
@@ -41,8 +34,9 @@ class Plan(NamedTuple):
     - `rows`, `steps`: of the sequence; `states`: their number, padded; `planes`: 2 if complex.
     - `cores`: cores that share the rows.
     - `group`: rows of a program; `parts`: streams of each of these rows.
-    - `tile`: steps in a tile, which is also a chunk: between tiles the operation keeps the state.
-    - `descending`: tiles and steps are taken from the last to the first.
+    - `piece`: steps in a piece, which is a chunk: between pieces the operation keeps the state.
+    - `pieces`: pieces in a tile.
+    - `descending`: tiles, pieces and steps are taken from the last to the first.
     - `vmem`: vector memory that a kernel may take, in bytes.
     - `interpret`: the kernel runs in the interpreter.
     """
@@ -53,7 +47,8 @@ class Plan(NamedTuple):
     planes: int
     cores: int
     group: int
-    tile: int
+    piece: int
+    pieces: int
     descending: bool
     vmem: int
     interpret: bool
@@ -63,18 +58,22 @@ class Plan(NamedTuple):
         """The plan for a call with these properties."""
         # Rows that fill a group, so that no product is computed for nothing.
         group = math.gcd(spec.batch, STREAMS)
-        return cls(
+        chunks = -(-spec.time // spec.chunk)
+        plan = cls(
             rows=spec.batch,
             steps=spec.time,
             states=round_up(spec.state, LANES),
             planes=1 + spec.planar,
             cores=math.gcd(spec.batch // group, target.cores or 1),
             group=group,
-            tile=round_up(min(spec.chunk, spec.time), TILE),
+            piece=round_up(min(spec.chunk, spec.time), PIECE),
+            # In the last of a few tiles, half of the work of two pieces could be for nothing.
+            pieces=2 if chunks % 2 == 0 or chunks > 10 else 1,
             descending=False,
             vmem=vmem_capacity(target),
             interpret=target.interpret,
         )
+        return plan if vmem_bytes(spec, plan) <= plan.vmem else plan._replace(pieces=1)
 
     @property
     def parts(self) -> int:
@@ -83,13 +82,23 @@ class Plan(NamedTuple):
     @property
     def length(self) -> int:
         """Steps of a stream."""
-        return self.tile // self.parts
+        return self.piece // self.parts
 
     @property
     def pitch(self) -> int:
-        """Registers' rows from one stream to the next: one more than its steps, for the state that
-        enters it. It is odd, so that loads with this stride meet no bank of memory twice."""
+        """Lines from one stream to the next: one more than its steps, for the state that enters it.
+        It is odd, so that loads with this stride meet no bank of memory twice."""
         return self.length + 1
+
+    @property
+    def tile(self) -> int:
+        """Steps in a tile."""
+        return self.piece * self.pieces
+
+    @property
+    def order(self) -> list[int]:
+        """The pieces of a tile in the order in which they are taken."""
+        return list(range(self.pieces))[:: -1 if self.descending else 1]
 
     @property
     def tiles(self) -> int:
@@ -110,8 +119,9 @@ class Plan(NamedTuple):
         return self.states // LANES
 
     @property
-    def blocks_at_once(self) -> int:
-        return math.gcd(self.blocks, _BLOCKS_AT_ONCE)
+    def lane_blocks(self) -> int:
+        """Blocks of 128 columns of which each has one plane of 128 states."""
+        return self.planes * self.blocks
 
     @property
     def width(self) -> int:
@@ -148,27 +158,28 @@ def vmem_capacity(target: Target) -> int:
 
 def too_large(spec: SSMSpec, target: Target) -> str | None:
     """Why the maps, their gradients and a tile do not fit in vector memory, or `None`."""
-    needed, limit = _vmem_bytes(spec, Plan.of(spec, target)), vmem_capacity(target)
-    if needed > limit:
-        return f"B, C, their gradients and a tile take {needed >> 20} of {limit >> 20} MiB on chip"
+    plan = Plan.of(spec, target)
+    needed = vmem_bytes(spec, plan)
+    if needed > plan.vmem:
+        return (
+            f"B, C, their gradients and a tile take {needed >> 20} of {plan.vmem >> 20} MiB on chip"
+        )
     return None
 
 
-def _vmem_bytes(spec: SSMSpec, plan: Plan) -> int:
+def vmem_bytes(spec: SSMSpec, plan: Plan) -> int:
     """Vector memory of the backward kernel, which takes more than the forward kernel."""
     inputs, outputs = round_up(spec.idim, LANES), round_up(spec.odim, LANES)
     item = 2 if spec.dtype == "bfloat16" else 4
     steps = plan.group * plan.tile
     maps = (inputs + outputs) * plan.width
-    sequences = (2 * inputs + outputs) * steps
-    lines = plan.blocks_at_once * plan.planes * STREAMS * plan.pitch * LANES
+    lines = plan.pieces * plan.lane_blocks * STREAMS * plan.pitch * LANES
     needed = {
         "maps": maps * item,
         "their gradients": maps * 4,
-        "two tiles of u, g and du": 2 * sequences * item,
+        "two tiles of u, g and du": 2 * (2 * inputs + outputs) * steps * item,
         "tiles with time last": (inputs + outputs) * steps * item,
         "states and cotangents in float32": 2 * lines * 4,
-        "the same for products": 2 * steps * plan.width * item,
     }
     # A sixth for what the compiler adds, such as products on their way.
     return sum(needed.values()) * 7 // 6

@@ -15,7 +15,8 @@ from ._mosaic_tpu_plan import LANES, STREAMS, Plan
 def run_forward(plan: Plan, given: Given, *, outputs: int = 0, borders: bool = False) -> Outputs:
     """The forward kernel: `outputs` is the width of y, if it is wanted."""
     state = jax.ShapeDtypeStruct((plan.groups, plan.group, plan.states), jnp.float32)
-    border = jax.ShapeDtypeStruct((plan.tiles, *state.shape), jnp.float32)
+    chunks = -(-plan.steps // plan.piece)
+    border = jax.ShapeDtypeStruct((chunks, *state.shape), jnp.float32)
     x = given.x
     y = jax.ShapeDtypeStruct((plan.rows, plan.steps, outputs), x.dtype) if outputs else None
     results = Outputs(
@@ -26,9 +27,7 @@ def run_forward(plan: Plan, given: Given, *, outputs: int = 0, borders: bool = F
     specs = Outputs(
         y=_sequence(y, plan), at=_states(results.at, plan), borders=_states(results.borders, plan)
     )
-    scratch = Scratch(
-        carry=_carry(plan), states=_rows(plan), narrow_states=_narrow(x, plan) if outputs else None
-    )
+    scratch = Scratch(carry=_carry(plan), states=_rows(plan))
     return _call(forward, plan, given, results, specs, scratch)
 
 
@@ -44,7 +43,7 @@ def run_backward(plan: Plan, given: Given) -> Gradients:
         dx=jax.ShapeDtypeStruct(given.x.shape, dtype),
         d_into=sums(inputs, plan.width),
         d_out=sums(outputs, plan.width),
-        d_decay=sums(plan.width // LANES, STREAMS, LANES),
+        d_decay=sums(plan.lane_blocks, STREAMS, LANES),
         passed_on=[state] * plan.planes,
     )
     specs = Gradients(
@@ -54,15 +53,14 @@ def run_backward(plan: Plan, given: Given) -> Gradients:
         d_decay=_sums(results.d_decay),
         passed_on=_states(results.passed_on, plan),
     )
-    steps = plan.group * plan.tile
+    steps = plan.group * plan.piece
     scratch = Scratch(
         carry=_carry(plan),
         states=_rows(plan),
-        narrow_states=_narrow(given.x, plan),
+        states_carry=_carry(plan),
         cotangents=_rows(plan),
-        narrow_cotangents=_narrow(given.x, plan),
-        x_turned=pltpu.VMEM((inputs, steps), dtype),
-        g_turned=pltpu.VMEM((outputs, steps), dtype),
+        x_turned=pltpu.VMEM((plan.pieces, inputs, steps), dtype),
+        g_turned=pltpu.VMEM((plan.pieces, outputs, steps), dtype),
     )
     return _call(backward, plan, given, results, specs, scratch)
 
@@ -108,7 +106,7 @@ def _given(given: Given, plan: Plan) -> Given:
         cut=None
         if given.cut is None
         else pl.BlockSpec(
-            (None, None, 1, plan.length + 1),
+            (None, plan.pieces, 1, plan.length + 1),
             lambda core, i, n: (plan.group_at(core, i), plan.tile_at(n), 0, 0),
             memory_space=pltpu.SMEM,
         ),
@@ -135,13 +133,13 @@ def _sequence(x, plan: Plan):
 
 
 def _states(planes, plan: Plan):
-    """The states of a group of rows, "*tile group row state", or `None`."""
+    """The states of a group of rows, "*piece group row state", or `None`."""
 
     def spec(x):
         if x.ndim == 3:
             block = None, plan.group, plan.states
             return pl.BlockSpec(block, lambda core, i, n: (plan.group_at(core, i), 0, 0))
-        block = None, None, plan.group, plan.states
+        block = plan.pieces, None, plan.group, plan.states
         return pl.BlockSpec(
             block, lambda core, i, n: (plan.tile_at(n), plan.group_at(core, i), 0, 0)
         )
@@ -168,13 +166,10 @@ def _sums(x):
 
 
 def _carry(plan: Plan):
-    return pltpu.VMEM((plan.width // LANES, STREAMS, LANES), jnp.float32)
+    return pltpu.VMEM((plan.lane_blocks, STREAMS, LANES), jnp.float32)
 
 
-def _rows(plan: Plan):
-    blocks = plan.blocks_at_once * plan.planes
-    return pltpu.VMEM((blocks, STREAMS * plan.pitch, LANES), jnp.float32)
-
-
-def _narrow(x, plan: Plan):
-    return pltpu.VMEM((plan.group * plan.tile, plan.width), x.dtype)
+def _rows(plan: Plan) -> list:
+    """For each piece memory of its own, so that the compiler sees that they do not overlap."""
+    shape = plan.lane_blocks, STREAMS * plan.pitch, LANES
+    return [pltpu.VMEM(shape, jnp.float32)] * plan.pieces
