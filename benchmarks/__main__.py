@@ -107,7 +107,7 @@ def load(name: str) -> Benchmark:
 
 def run_one(name: str, given: Sequence[str]) -> int:
     from rnnscale._errors import UserError
-    from rnnscale.cli._bench import check_file, new_figure
+    from rnnscale.cli._bench_plot import check_file, new_figure
 
     benchmark = load(name)
     options, command = parse(name, benchmark, given)
@@ -208,7 +208,7 @@ def rows_with_device(document: dict[str, Any]) -> list[Row]:
 
 
 def plot_results(given: Sequence[str]) -> int:
-    from rnnscale.cli._bench import new_figure
+    from rnnscale.cli._bench_plot import new_figure
 
     parser = _Parser(
         prog="python -m benchmarks plot",

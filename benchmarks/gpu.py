@@ -39,8 +39,8 @@ ORDER = (
     ("diagonal_ssm", "mosaic_gpu"),
     ("diagonal_ssm", "mosaic_gpu_wide"),
     ("linear_scan", "associative_scan"),
-    ("elementwise", "default"),
-    ("persistent", "default"),
+    ("elementwise", "mosaic_gpu"),
+    ("persistent", "mosaic_gpu"),
     ("diagonal_ssm", "unfused"),
     ("diagonal_ssm", "associative_scan"),
     ("linear_scan", "triton"),
@@ -48,6 +48,9 @@ ORDER = (
     ("linear_scan", "mosaic_tpu"),
     ("diagonal_ssm", "mosaic_tpu"),
     ("block_scan", "mosaic_tpu"),
+    ("elementwise", "mosaic_tpu"),
+    ("elementwise", "loop"),
+    ("persistent", "loop"),
     ("persistent", "cudnn_lstm"),
     ("persistent", "lax_scan"),
     ("elementwise", "lax_scan"),
@@ -295,7 +298,7 @@ def with_targets(rows: Sequence[Row]) -> list[Row]:
             percent = backward_percent(times.get((job, case, "forward", name)), row)
             aim = BANDWIDTH["backward"]
         moved = row["bytes_accessed"]
-        textbook = times.get((job, case, mode, "associative_scan"))
+        textbook = times.get((job, case, mode, next(iter(JOBS[job].example.baselines))))
         found.append(
             {**row, "case": case, "percent": percent, "percent target": aim}
             | {"bytes / least": moved and moved / row["minimal_bytes"]}

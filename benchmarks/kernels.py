@@ -4,17 +4,18 @@ A row is one call, forward or with its gradient, compiled to machine code for on
 
 - `bytes` are those of the program by XLA's cost model, in which a kernel reads its operands and
     writes its results once; `minimal_bytes` if each sequence is read or written once in each pass.
-    A kernel that reads more has a `note`.
+    A kernel that reads more has a `note`. A layer with more states than a kernel can keep on chip
+    also moves its states: `minimal_bytes_with_states` has them once in each pass.
 - `kernels` are the assembler's figures: registers and spills of a thread, shared memory of a block.
     How many blocks fit on a multiprocessor follows from these, and with it the waves: a second one
     that is nearly empty doubles the time.
 - `vmem` is the vector memory that a TPU's kernel takes, the most of all its calls.
-- `predicted_us` is a prediction; nothing was timed. The products take the time of their operations,
-    all else takes, kernel by kernel, the longer of its bytes over the bandwidth of a copy and its
-    walk: the waves, times the steps that a thread takes, times the clocks of a step. A kernel of
-    matrix products overlaps them with its bytes. Each launch adds its own time. `MODEL` has the
-    constants, which are assumptions (bandwidth, share of the peak) or counted in machine code
-    (clocks).
+- `predicted_us` is a prediction; nothing was timed. The products take the time of their operations.
+    All else takes, kernel by kernel, the longer of its bytes over the bandwidth of a copy and its
+    walk: the waves, times the steps that a thread takes, times the clocks of a step. Products
+    overlap with all that. Each launch adds its own time, those of loops too. `MODEL` has the
+    constants, which are assumptions (bandwidth, share of the peak); clocks were counted in machine
+    code.
 
 `--before FILE` keeps the rows of an earlier file that come from other commits, so that one file
 has both.
@@ -37,7 +38,6 @@ from jax.sharding import Mesh
 
 import rnnscale_kernels
 from rnnscale.cli._cell_arguments import CellArguments
-from rnnscale_kernels._target import Target
 from rnnscale_kernels.testing import (
     MODES,
     BlockArguments,
@@ -219,7 +219,7 @@ def compiled(case: Case, mode: str, device: str) -> Row:
         if case.implementation is None:
             platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, "tpu")
             with jax.set_mesh(mesh):
-                row["implementation"] = arguments.default(Target.of(platform))
+                row["implementation"] = arguments.default(platform)
         program = compile_call(arguments, mode, case.implementation, mesh)
     except Exception as error:  # Reported in the row; the other cases go on.
         return row | failure(error)
@@ -231,6 +231,7 @@ def compiled(case: Case, mode: str, device: str) -> Row:
         "bytes": moved,
         "minimal_bytes": least,
         "bytes_ratio": None if moved is None else moved / least,
+        "minimal_bytes_with_states": least + arguments.state_bytes(mode),
         "temporaries": program.temporaries,
         "kernels": kernels,
         "calls": [
@@ -284,7 +285,7 @@ def figures(kernel: Kernel, model: Model) -> Row:
 
 
 def prediction(row: Row, program: Program, case: Case, mode: str, model: Model) -> Row:
-    """The predicted time and what limits it: `bytes`, `walk` or `products`."""
+    """The predicted time and what limits it: `bytes`, `walk`, `products` or `launches`."""
     if row["bytes"] is None:
         return {"predicted_us": None, "limit": None}
     calls = kernel_calls(program)
@@ -299,11 +300,16 @@ def prediction(row: Row, program: Program, case: Case, mode: str, model: Model) 
         walked += seconds
     products = case.arguments.products(mode) / model.peak
     products *= 1 if row["dtype"] == BFLOAT16 else 2
-    total = max(walked, products) + model.launch * launches(program)
-    limit = "products" if products > walked else "walk" if walked > 1.05 * streamed else "bytes"
+    total = max(walked, products) + model.launch * program.launches
+    limits = {
+        "bytes": streamed, "walk": walked if walked > 1.05 * streamed else 0.0,
+        "products": products, "launches": model.launch * program.launches,
+    }  # fmt: skip
+    limit = max(limits, key=limits.__getitem__)
     return {
         "predicted_us": 1e6 * total,
         "limit": limit,
+        "launches": program.launches,
         "predicted_percent": 100 * row["minimal_bytes"] / model.bandwidth / total,
     }
 
@@ -324,12 +330,6 @@ def state_steps(arguments: CallArguments) -> int:
     sizes = arguments.sizes()
     width = next(sizes[name] for name in ("channels", "states", "units") if name in sizes)
     return sizes["batch"] * sizes["time"] * width
-
-
-def launches(program: Program) -> int:
-    """Kernels that the program starts: calls, fusions and products outside of its loops."""
-    entry = program.text[program.text.index("\nENTRY ") :]
-    return len(re.findall(r" (?:fusion|custom-call|while|dot|convolution)\(", entry))
 
 
 def table(rows: Sequence[Row]) -> Any:

@@ -9,7 +9,7 @@ textbook form that takes less time is `ahead`.
 import argparse
 from collections.abc import Iterator, Sequence
 
-from rnnscale.cli._bench import draw_scan_times
+from rnnscale.cli._bench_plot import draw_times
 from rnnscale_kernels import local_platform
 from rnnscale_kernels.testing import (
     MODES,
@@ -74,7 +74,7 @@ def with_ratios(rows: Sequence[Row]) -> Iterator[Row]:
 
 def plot(rows: Sequence[Row], figure: Figure) -> None:
     """Percent of the copy bandwidth, over lengths and widths."""
-    draw_scan_times(figure, [row for row in rows if "time_ms" in row and row["sweep"] != "numbers"])
+    draw_times(figure, [row for row in rows if "time_ms" in row and row["sweep"] != "numbers"])
 
 
 BENCHMARK = Benchmark(

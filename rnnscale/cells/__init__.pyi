@@ -47,6 +47,7 @@ from ._ron import RandomOscillatorsCell as RandomOscillatorsCell
 from ._time_loop import (
     Parallel as Parallel,
     certified_time_loop as certified_time_loop,
+    steps_as as steps_as,
     time_loop as time_loop,
 )
 from ._unicornn import UnICORNNCell as UnICORNNCell

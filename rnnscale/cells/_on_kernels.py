@@ -5,6 +5,7 @@ A file of its own because it is where a kernel for more cells is entered: write 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Array
 
@@ -23,15 +24,17 @@ def runs_on_kernels(
     *,
     reverse: bool,
     remat: bool,
+    implementation: str | None = None,
 ) -> dict[str, Callable[[], tuple[State, Array]]]:
     """For each platform with kernels for the steps of the cell, the function that runs it there, by
     an op of `rnnscale_kernels`, with the results of `time_loop`. None for most cells.
 
     The op chooses its implementation for the device compiled for, and logs it. If no kernel takes
-    the arguments, it runs in plain XLA.
+    the arguments, it runs in plain XLA. A name takes that implementation of the op.
     """
     call = cell, xs, state, reset, lengths
-    if (run := elementwise_run(*call, reverse=reverse, remat=remat)) is not None:
+    options: Any = {"reverse": reverse, "remat": remat, "implementation": implementation}
+    if (run := elementwise_run(*call, **options)) is not None:
         return {"cuda": run, "tpu": run}
-    run = persistent_run(*call, reverse=reverse, remat=remat)
+    run = persistent_run(*call, **options)
     return {} if run is None else {"cuda": run}

@@ -71,6 +71,7 @@ def persistent_run(
     *,
     reverse: bool,
     remat: bool,
+    implementation: str | None = None,
 ) -> Callable[[], tuple[State, Array]] | None:
     """The function that runs the steps of a cell by `persistent_rnn`, with the results of
     `time_loop`; `None` if the cell has more than one product, or for what no kernel takes: inputs
@@ -95,7 +96,7 @@ def persistent_run(
             step, matrix.reshape(-1, cell.hdim, cell.hdim), gates, tuple(jax.tree.leaves(state)),
             extras=jnp.concatenate(drive, -2) if drive else None,
             fresh=None if fresh is None else tuple(jax.tree.leaves(fresh)),
-            reset=reset, lengths=lengths, reverse=reverse,
+            reset=reset, lengths=lengths, reverse=reverse, implementation=implementation,
         )  # fmt: skip
         return step.state.unflatten(last), zero_padding(hs, lengths)
 

@@ -138,6 +138,13 @@ def _run(
     return state, ys, certificate
 
 
+def steps_as(
+    cell: Cell, xs: Array, state: State, implementation: str | None
+) -> tuple[State, Array]:
+    """`time_loop` of a nonlinear cell by the implementation named, for benchmarks and checks."""
+    return _step_by_step(cell, xs, state, None, None, False, False, implementation)
+
+
 def _linear(
     cell: Cell,
     xs: Array,
@@ -165,7 +172,10 @@ def _step_by_step(
     lengths: Array | None,
     reverse: bool,
     remat: bool,
+    implementation: str | None = None,
 ) -> tuple[State, Array]:
+    """By the loop, or by an op whose kernels run the steps of the cell. A name takes the loop,
+    which is called "loop", or that implementation of the op, on any platform."""
     _check_time_is_unsplit(cell)
 
     def by_loop() -> tuple[State, Array]:
@@ -177,7 +187,19 @@ def _step_by_step(
 
     # The choice is made when a program is lowered, for the platform that it is compiled for. On a
     # CPU the loop is faster: what it computes in a block of steps stays in the cache.
-    runs = runs_on_kernels(cell, xs, state, reset, lengths, reverse=reverse, remat=remat)
+    if implementation == "loop":
+        return by_loop()
+    runs = runs_on_kernels(
+        cell, xs, state, reset, lengths,
+        reverse=reverse, remat=remat, implementation=implementation,
+    )  # fmt: skip
+    if implementation is not None:
+        if not runs:
+            raise NotImplementedError(
+                f"time_loop(implementation={implementation!r}): no kernels run the steps of a "
+                f"{type(cell).__name__} for {xs.dtype} inputs; 'loop' does"
+            )
+        return next(iter(runs.values()))()
     return lax.platform_dependent(**runs, default=by_loop) if runs else by_loop()
 
 

@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import rnn
 
-from rnnscale.cells import time_loop
+from rnnscale.cells import steps_as
 from rnnscale.runs import MODELS
-from rnnscale_kernels import local_platform
+from rnnscale_kernels import implementations, local_platform
 from rnnscale_kernels.testing import CallArguments, Run, relative_error, to_numpy
 
 
 @dataclass(frozen=True)
 class CellArguments(CallArguments):
-    """A cell of `idim` features and `hdim` units over sequences, by `rnnscale.cells.time_loop`.
+    """A nonlinear cell of `idim` features and `hdim` units over sequences, by
+    `rnnscale.cells.time_loop`.
 
     `cell` is its name for `rnnscale train --model`. The inputs are its arrays and the sequences.
     """
@@ -40,7 +41,9 @@ class CellArguments(CallArguments):
     @property
     def baselines(self) -> Mapping[str, Run]:
         forms = {"lax_scan": self._lax_scan}
-        return {**forms, "cudnn_lstm": self._cudnn_lstm} if self.cell == "lstm" else forms
+        if self.cell == "lstm" and local_platform() == "cuda":
+            forms["cudnn_lstm"] = self.cudnn_lstm
+        return forms
 
     def sizes(self) -> dict[str, Any]:
         return {
@@ -59,7 +62,7 @@ class CellArguments(CallArguments):
 
     def run(self, start: Any, inputs: tuple, implementation: str | None) -> tuple[Any, Any]:
         arrays, xs = inputs
-        end, ys = time_loop(self._cell(arrays), xs, start)
+        end, ys = steps_as(self._cell(arrays), xs, start, implementation)
         return ys, end
 
     def minimal_bytes(self, mode: str) -> int:
@@ -76,10 +79,18 @@ class CellArguments(CallArguments):
         return 2 * passes * math.prod(self.batch) * self.time * weights
 
     def describe(self, platform: str) -> list[tuple[str, bool, str]]:
-        return [("default", True, "")]
+        """The loop over time, which is the default on CPUs, and the implementations of the op whose
+        kernels run the steps of the cell."""
+        loop = ("loop", True, "")
+        cell = MODELS[self.cell].load()
+        if cell.unit_axis != "state" and not cell.one_product:
+            return [loop]
+        operation = "persistent_rnn" if cell.one_product else "elementwise_scan"
+        kernels = implementations(platform)[operation]
+        return [loop, *kernels] if platform == "cpu" else [*kernels, loop]
 
-    def default(self, target: Any) -> str:
-        return "default"
+    def default(self, platform: str) -> str:
+        return next(name for name, usable, _ in self.describe(platform) if usable)
 
     @property
     def bound(self) -> float:
@@ -119,7 +130,7 @@ class CellArguments(CallArguments):
         end, ys = jax.lax.scan(step, start, jnp.moveaxis(xs, -2, 0))
         return jnp.moveaxis(ys, 0, -2), end
 
-    def _cudnn_lstm(self, start: Any, inputs: tuple) -> tuple[Any, Any]:
+    def cudnn_lstm(self, start: Any, inputs: tuple) -> tuple[Any, Any]:
         """cuDNN's LSTM, in float32: it has nothing else. Elsewhere JAX's reference of it."""
         (h, c), (arrays, xs) = start, inputs
         cell = self._cell(arrays)

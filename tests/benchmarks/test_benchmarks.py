@@ -366,7 +366,7 @@ def test_cudnns_lstm_gets_the_weights_of_the_cell():
     arguments = CellArguments("lstm", (2,), 5, 3, 4)
     start, inputs = arguments.draw(jax.random.key(0))
     for got, expected in zip(
-        jax.tree.leaves(arguments.baselines["cudnn_lstm"](start, inputs)),
+        jax.tree.leaves(arguments.cudnn_lstm(start, inputs)),
         jax.tree.leaves(arguments.run(start, inputs, None)),
         strict=True,
     ):
@@ -510,8 +510,7 @@ def test_a_prediction_is_the_longest_of_bytes_walk_and_products():
         return kernels.prediction(row, program, case, "forward", h100)
 
     call = argparse.Namespace(target="mosaic_gpu", source="jit(f)/walk/call", bytes_accessed=10**6)
-    text = "\nENTRY %main () {\n  %x = f32[] custom-call()\n}"
-    program: Any = argparse.Namespace(calls=[call], text=text)
+    program: Any = argparse.Namespace(calls=[call], launches=1)
     streamed = predict(moved=29 * 10**5)
     assert streamed["limit"] == "bytes"
     assert streamed["predicted_us"] == pytest.approx(1 + 2.5)

@@ -1,18 +1,22 @@
 """Checks `rnnscale bench` and the timing of `linear_scan` below it."""
 
+import importlib.util
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rnnscale.cells import LinearCell
 from rnnscale.cli import main
-from rnnscale.cli._bench import IMPLEMENTATIONS
-from rnnscale_kernels import implementations
+from rnnscale.cli._bench_operations import OPERATIONS
+from rnnscale.runs import MODELS
+from rnnscale.runs._models import CellEntry
 from rnnscale_kernels.testing import (
     MODES,
     ScanArguments,
@@ -85,7 +89,12 @@ def test_every_mode_has_a_row_for_every_contender(
 
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 100
-    for text in ("B=2 L=32 D=4, bfloat16 planar, invariant decay", ", default", "% of copy"):
+    for text in (
+        "B=2 L=32 D=4, bfloat16 planar, invariant decay",
+        ", default",
+        "of copy",
+        "bytes",
+    ):
         assert text in printed
 
 
@@ -154,6 +163,13 @@ BAD = {
         "bench scan --implementation mosaic_gpu_interpreted",
         ["unknown", "did you mean 'mosaic_gpu'"],
     ),
+    "states": ("bench ssm --states 0", ["--states", "positive", "0"]),
+    "cell": ("bench cell --cell lsmt", ["lsmt", "did you mean 'lstm'"]),
+    "linear cell": ("bench cell --cell mingru", ["mingru", "mgu"]),
+    "kernel of others": (
+        "bench cell --cell lstm --implementation cudnn_lstm",
+        ["cudnn_lstm", "choose from loop, "],
+    ),
     "folder": ("bench scan --json {tmp}/absent/rows.json", ["--json", "{tmp}/absent"]),
     "no rows": ("bench plot {tmp}/absent.json --out x.png", ["{tmp}/absent.json"]),
     "other rows": ("bench plot {tmp}/other.json --out x.png", ["{tmp}/other.json"]),
@@ -161,13 +177,60 @@ BAD = {
 }
 
 
-def test_all_implementations_can_be_named():
-    names = [
-        name
-        for name, *_ in implementations("cpu")["linear_scan"]
-        if not name.endswith("_interpreted")
-    ]
-    assert [*names, *BASELINES] == list(IMPLEMENTATIONS)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_all_implementations_can_be_named(operation):
+    sizes = {name: size.quick for name, size in operation.sizes.items()}
+    kinds = {name: choices[0] for name, choices in operation.kinds.items()}
+    found = set()
+    cells = ("lstm", "indrnn", "elman") if "cell" in kinds else ("",)
+    for cell in cells:
+        call = operation.make(2, 8, sizes, kinds | {"cell": cell})
+        found |= {name for name, *_ in call.describe("cpu")} | {*call.baselines}
+    found = {name for name in found if not name.endswith("_interpreted")}
+    found |= {"cudnn_lstm"} if operation.name == "cell" else set()  # on NVIDIA GPUs only
+    assert found == set(operation.implementations)
+
+
+def test_every_nonlinear_cell_can_be_timed():
+    (cell,) = [each for each in OPERATIONS if each.name == "cell"]
+    entries = [entry for entry in MODELS.values() if isinstance(entry, CellEntry)]
+    names = [entry.name for entry in entries if not issubclass(entry.load(), LinearCell)]
+    assert sorted(cell.kinds["cell"]) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [
+        (
+            "ssm --features 3 --states 5 --implementation unfused lax_scan",
+            {"features": 3, "states": 5, "outputs": 3},
+        ),
+        (
+            "block-scan --channels 3 --planes 3 --decay invariant --implementation sequential",
+            {"channels": 3, "planes": 3},
+        ),
+        (
+            "cell --cell indrnn --features 3 --units 5 --implementation loop",
+            {"cell": "indrnn", "units": 5},
+        ),
+    ],
+    ids=lambda given: given.split()[0] if isinstance(given, str) else "",
+)
+def test_layers_blocks_and_cells_have_the_figures_of_the_scan(
+    given: str, sizes: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file, picture = tmp_path / "rows.json", tmp_path / "rows.svg"
+    assert bench(f"bench {given} --tokens 32 --length 16 --rounds 3 --json {file}") == 0
+    rows = json.loads(file.read_text())
+    assert {row["mode"] for row in rows} == set(MODES)
+    assert {row["name"] for row in rows} == set(given.partition("--implementation ")[2].split())
+    for row in rows:
+        assert row.items() >= {**sizes, "batch": 2, "time": 16}.items()
+        assert row["time_ms"] > 0 and row["bytes_accessed"] > row["minimal_bytes"] > 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert bench(f"bench plot {file} --out {picture}") == 0
+        assert picture.read_text().startswith("<?xml")
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._algebra import Planar
-from .._dispatch import Dispatch
+from .._implementations import DISPATCHES
 from .._recurrent_op import RecurrentOp
 from .._target import Target
 
@@ -29,7 +29,8 @@ class CallArguments(abc.ABC):
 
     - `operation`: the name of the operation.
     - `dtype`: of the sequences.
-    - `baselines`: textbook forms of the operation by name, differentiated by JAX.
+    - `baselines`: textbook forms of the operation by name, differentiated by JAX. Speed-ups are
+        over the first.
     """
 
     operation: ClassVar[str]
@@ -62,6 +63,11 @@ class CallArguments(abc.ABC):
         Arrays without an axis of time count as nothing.
         """
 
+    def state_bytes(self, mode: str) -> int:
+        """The bytes of all states, once in each pass, if they are neither input nor output."""
+        del mode
+        return 0
+
     def products(self, mode: str) -> int:
         """The floating-point operations of the matrix products in a mode."""
         del mode
@@ -72,8 +78,9 @@ class CallArguments(abc.ABC):
         """The implementations: see `rnnscale_kernels.implementations`."""
 
     @abc.abstractmethod
-    def default(self, target: Target) -> str:
-        """The name of the implementation that is chosen by default."""
+    def default(self, platform: str) -> str:
+        """The name of the implementation that is chosen by default on the platform's device, which
+        is that of the ambient mesh or else the local one."""
 
     @abc.abstractmethod
     def error(self, implementation: str | None) -> float:
@@ -111,13 +118,12 @@ class OpCallArguments(CallArguments):
     """The arguments of an operation of `rnnscale_kernels`.
 
     - `function`: the public function, `function(*inputs, start, reverse=..., implementation=...)`.
-    - `op`: what it exports; `dispatch`: its implementations.
+    - `op`: what it exports.
     - `reverse`: run from the last step to the first.
     """
 
     function: ClassVar[Callable[..., Any]]
     op: ClassVar[RecurrentOp]
-    dispatch: ClassVar[Dispatch]
     reverse: bool
 
     @abc.abstractmethod
@@ -151,17 +157,19 @@ class OpCallArguments(CallArguments):
         )
 
     def describe(self, platform: str) -> list[tuple[str, bool, str]]:
-        return self.dispatch.describe(platform)
+        return DISPATCHES[self.operation].describe(platform)
 
-    def default(self, target: Target) -> str:
-        specs = []
+    def default(self, platform: str) -> str:
+        dispatch, specs = DISPATCHES[self.operation], []
 
         def find_spec(start, inputs):
             primals, _ = self.op.canonical(self.op.check(*inputs, start), reverse=self.reverse)
-            specs.append(self.dispatch.spec(primals, reverse=self.reverse))
+            static = self.op.static(primals, reverse=self.reverse, implementation=None)
+            del static["implementation"]
+            specs.append(dispatch.spec(primals, **static))
 
         jax.eval_shape(find_spec, *self.structs())
-        return self.dispatch.choose(target, specs[0], None).name
+        return dispatch.choose(Target.of(platform), specs[0], None).name
 
     def error(self, implementation: str | None) -> float:
         arrays = self.arrays()

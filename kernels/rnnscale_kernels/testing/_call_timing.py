@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._target import Target, local_platform
+from .._target import local_platform
 from ._call_arguments import CallArguments
 from ._hlo import HLO
 from ._timing import Thunk, compile_timed, environment, failure, quartiles, take_turns
@@ -60,7 +60,7 @@ def measure_call(
     least = arguments.minimal_bytes(mode)
     calls = _calls(least, here["platform"])
     start, sets = _draw(arguments, mode, calls)
-    default = arguments.default(Target.of(here["platform"]))
+    default = arguments.default(here["platform"])
     about = {"operation": arguments.operation, "mode": mode, **arguments.sizes()}
     rows = {name: {"name": name, "default": name == default, **about, **here} for name in names}
     copied = _CPU_COPY_BYTES if is_cpu else _COPY_BYTES
@@ -78,7 +78,7 @@ def measure_call(
         raise errors[_COPY]
     copy_rate = 2 * copied / quartiles(times.pop(_COPY))[1]
     medians = {name: quartiles(each)[1] / calls for name, each in times.items()}
-    baseline = medians.get("associative_scan")
+    baseline = medians.get(next(iter(arguments.baselines)))
     for name, median in medians.items():
         low, _, high = quartiles(times[name])
         rows[name] |= {

@@ -60,6 +60,11 @@ class Collective:
     source: str
 
 
+# Operations that start nothing on a device.
+_NO_LAUNCH = (
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "opt-barrier", "partition-id", "copy-done", "async-done",
+)  # fmt: skip
 # The bytes that XLA's cost model counts for a call.
 _UNKNOWN = -1
 
@@ -90,6 +95,7 @@ class HLO:
     """The text of an optimised program.
 
     - `calls`: each with its turns, which is how often it runs.
+    - `launches`: how many operations run, those of loops as often as they run.
     - `loops`: for each the name of its body, its turns, and the turns of what is around it.
 
     `iterations` are the turns of a loop if the program does not say how many it has.
@@ -111,6 +117,7 @@ class HLO:
                 operations[operation.name] = operation
         self.calls: list[tuple[Call, float]] = []
         self.loops: list[tuple[str, float, float]] = []
+        self.launches = 0.0
         self._on_chip: list[tuple[int, float]] = []
         self._collectives: list[tuple[_Operation, int, float, tuple[str, ...]]] = []
         self._iterations = iterations
@@ -120,6 +127,7 @@ class HLO:
         operations = self._computations[computation]
         for each in operations.values():
             self._on_chip.append((_on_chip_bytes(each, operations), turns))
+            self.launches += turns * (each.opcode not in _NO_LAUNCH)
             if each.opcode == "custom-call":
                 # An operand that is passed twice is counted once: the second is a placeholder.
                 types = [each.type, *(operations[x].type for x in set(each.operands))]

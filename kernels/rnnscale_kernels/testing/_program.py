@@ -56,6 +56,12 @@ class Program:
         sizes: Any = self.compiled.memory_analysis()
         return sizes.temp_size_in_bytes
 
+    @property
+    def launches(self) -> float:
+        """How many operations run one after another, those of loops as often as they run. On a GPU
+        most of them are kernels. NaN if the program does not say how often a loop runs."""
+        return self._hlo.launches
+
     def bytes_accessed(self) -> int:
         """Bytes that all operations read and write, by XLA's generic cost model.
 

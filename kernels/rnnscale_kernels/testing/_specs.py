@@ -11,8 +11,7 @@ import numpy as np
 
 from .._algebra import Planar
 from ..block_scan import BLOCK, block_scan
-from ..block_scan._implementations import DISPATCH as BLOCK_DISPATCH
-from ..linear_scan import DISPATCH as SCAN_DISPATCH, SCAN, linear_scan
+from ..linear_scan import SCAN, linear_scan
 from . import _reference
 from ._baselines import BLOCK_BASELINES, SCAN_BASELINES, as_complex
 from ._call_arguments import OpCallArguments, Run, rounded, to_jax, to_numpy
@@ -26,7 +25,7 @@ class ScanArguments(OpCallArguments):
     """
 
     operation = "linear_scan"
-    function, op, dispatch = linear_scan, SCAN, SCAN_DISPATCH
+    function, op = linear_scan, SCAN
 
     batch: tuple[int, ...] = (2,)
     time: int = 64
@@ -140,7 +139,7 @@ class BlockArguments(OpCallArguments):
     here is about `block_scan`."""
 
     operation = "block_scan"
-    function, op, dispatch = block_scan, BLOCK, BLOCK_DISPATCH
+    function, op = block_scan, BLOCK
 
     batch: tuple[int, ...] = (2,)
     time: int = 64

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..diagonal_ssm import SSM, diagonal_ssm
-from ..diagonal_ssm._implementations import DISPATCH
 from . import _reference
 from ._baselines import SSM_BASELINES
 from ._call_arguments import OpCallArguments, Run, rounded, to_jax
@@ -26,7 +25,7 @@ class SSMArguments(OpCallArguments):
     """
 
     operation = "diagonal_ssm"
-    function, op, dispatch = diagonal_ssm, SSM, DISPATCH
+    function, op = diagonal_ssm, SSM
 
     batch: tuple[int, ...] = (2,)
     time: int = 64
@@ -79,6 +78,11 @@ class SSMArguments(OpCallArguments):
         inputs, outputs = {"forward": (1, 1), "gradient": (3, 2)}[mode]
         numbers = inputs * self.idim + outputs * self.odim
         return math.prod(self.batch) * self.time * numbers * jnp.dtype(self.dtype).itemsize
+
+    def state_bytes(self, mode: str) -> int:
+        numbers = math.prod(self.batch) * self.time * self.state * (1 + self.planar)
+        passes = {"forward": 1, "gradient": 2}[mode]
+        return passes * numbers * jnp.dtype(self.dtype).itemsize
 
     def products(self, mode: str) -> int:
         # The gradient computes the drive twice, and the backward pass has four products of its own.
