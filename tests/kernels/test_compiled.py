@@ -245,6 +245,25 @@ def test_fused_ssm_keeps_its_states_on_chip(width: int, mode: str):
     assert fused.bytes_accessed() <= most
 
 
+# `columns` are counted in the widths of u and y: complex states have two. In the forward pass the
+# kernel reads u and writes the states, and a product reads them and writes y. In the backward pass
+# the kernel reads g, and later u and the cotangents, and writes states twice; the products for du,
+# dB and dC read three each. Beyond that there are the borders and the matrices. Operations on
+# states in float32 would add at least 4 to each.
+@pytest.mark.parametrize(
+    ("width", "mode", "columns"),
+    [(512, "forward", 6), slow(256, "gradient", 20), slow(1024, "gradient", 20)],
+)
+def test_wide_ssm_moves_its_states_in_16_bits(width: int, mode: str, columns: int):
+    skip_unless_compilable("h100")
+    wide = compile_ssm(width, mode, "h100", time=16384)
+    check_kernels(wide, "mosaic_gpu", "h100", least=1 if mode == "forward" else 3)
+    assert all(kernel.registers * kernel.threads <= 65536 for kernel in wide.kernels)
+    sequence = 8 * 16384 * width * 2
+    assert wide.bytes_accessed() <= 1.05 * columns * sequence
+    assert wide.temporaries <= (2.1 if mode == "forward" else 4.2) * sequence
+
+
 # The gradient's program has the forward kernel, which writes the borders only.
 @pytest.mark.parametrize(("width", "vmem"), [(256, 20), slow(512, 25), slow(1024, 64)])
 def test_fused_ssm_on_tpu_moves_its_sequences_once(width: int, vmem: int):

@@ -107,26 +107,6 @@ def test_totals_are_what_the_steps_make_of_a_state(reverse, reset, lengths, impl
         np.testing.assert_allclose(to_numpy(x), y, rtol=1e-11, atol=1e-11)
 
 
-def test_totals_of_the_fused_kernel(monkeypatch):
-    monkeypatch.setattr(_api, "_LONGEST", 48)
-    given, (g_y, g_last), options = fused_arrays(FUSED[0])
-    empty = 0 * given["h0"]
-    _, end = reference.diagonal_ssm(**{**given, "h0": empty}, **options)
-    *_, g_h0 = reference.diagonal_ssm_gradient(*given.values(), g_y, 0 * g_last, **options)
-    dtypes = ["bfloat16", "float32", "bfloat16", "bfloat16", "float32"]
-    values = [to_jax(x, dtype) for x, dtype in zip(given.values(), dtypes, strict=True)]
-
-    @jax.jit
-    def run(values, g_y):
-        arguments = SSM.check(*values, implementation="mosaic_gpu_interpreted", **options)
-        primals, _ = SSM.canonical(arguments, reverse=False)
-        static = SSM.static(primals, reverse=False, implementation="mosaic_gpu_interpreted")
-        return SSM.totals(primals, **static)[1], SSM.transpose_totals(primals, g_y, **static)
-
-    for x, y in zip(run(values, to_jax(g_y, "bfloat16")), (end, g_h0), strict=True):
-        np.testing.assert_allclose(to_numpy(x), y, rtol=0, atol=2e-6 * np.max(np.abs(y)))
-
-
 def fused_arrays(spec):
     """Arguments for the fused kernel, rounded to its dtype; decays stay away from zero."""
     rng = np.random.default_rng(0)
@@ -228,6 +208,34 @@ def test_the_fused_kernel_gives_the_numbers_of_the_reference(
     is_rounded = {"y", "du", "db", "dc"} | ({"d_decay"} if "wide" in implementation else set())
     for name, error in relative_errors(spec, implementation).items():
         assert error <= (half if name in is_rounded else 2e-6), name
+
+
+@pytest.mark.parametrize(
+    ("implementation", "spec"),
+    [
+        ("mosaic_gpu_interpreted", FUSED[0]),
+        pytest.param("mosaic_gpu_wide_interpreted", FUSED_WIDE[0], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_totals_of_the_fused_kernel(implementation, spec, monkeypatch):
+    monkeypatch.setattr(_api, "_LONGEST", 48)
+    given, (g_y, g_last), options = fused_arrays(spec)
+    empty = 0 * given["h0"]
+    _, end = reference.diagonal_ssm(**{**given, "h0": empty}, **options)
+    *_, g_h0 = reference.diagonal_ssm_gradient(*given.values(), g_y, 0 * g_last, **options)
+    dtypes = ["bfloat16", "float32", "bfloat16", "bfloat16", "float32"]
+    values = [to_jax(x, dtype) for x, dtype in zip(given.values(), dtypes, strict=True)]
+
+    @jax.jit
+    def run(values, g_y):
+        arguments = SSM.check(*values, implementation=implementation, **options)
+        primals, _ = SSM.canonical(arguments, reverse=False)
+        static = SSM.static(primals, reverse=False, implementation=implementation)
+        return SSM.totals(primals, **static)[1], SSM.transpose_totals(primals, g_y, **static)
+
+    for x, y in zip(run(values, to_jax(g_y, "bfloat16")), (end, g_h0), strict=True):
+        np.testing.assert_allclose(to_numpy(x), y, rtol=0, atol=2e-6 * np.max(np.abs(y)))
 
 
 @pytest.mark.parametrize("spec", FUSED, ids=str)

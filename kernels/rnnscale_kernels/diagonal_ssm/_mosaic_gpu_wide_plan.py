@@ -22,6 +22,8 @@ PAD = 8
 # Tiles in the ring, `TILE` steps of `WIDTH` inputs each. Six hide the latency of the memory.
 _FEWEST_STAGES, _MOST_STAGES = 6, 16
 
+_PAYS = 0.75  # of the time of one segment
+
 
 class WidePlan(NamedTuple):
     """How time and states are divided among programs.
@@ -69,7 +71,10 @@ class WidePlan(NamedTuple):
             sweeps = 2 if segments > 1 else 1
             return sweeps * -(-programs * segments // cores) * -(-chunks // segments)
 
+        # The second sweep reads the input again, so it has to pay well.
         segments = min(range(1, min(chunks, cores) + 1), key=turns)
+        if turns(segments) > _PAYS * turns(1):
+            segments = 1
         length = -(-chunks // segments)
         return cls(
             rows=rows,

@@ -370,37 +370,50 @@ class Consumer(_Memory):
 class _Products:
     """The products that give the drives of tile number `i`, which tensor cores work off one by one.
 
-    A tile leaves the ring when the product after its own has begun: tensor cores never wait.
+    A piece of the tile leaves the ring when there are `_QUEUE` products behind its own: the tensor
+    cores always have work.
     """
 
     def __init__(self, memory: _Memory, i, sums):
         self._memory, self._sums = memory, sums
         self._first = i * memory.pieces
-        self._begun = self._released = 0
+        self._begun = 0
 
     def advance(self, count: int) -> None:
         """Begins the next `count` products, or those that are left."""
-        scratch, pieces = self._memory.scratch, self._memory.pieces
-        for _ in range(min(count, pieces - self._begun)):
-            slot = self._slot(self._begun)
-            plgpu.barrier_wait(scratch["x_arrived"].at[slot])
-            plgpu.wgmma(self._sums, scratch["x"].at[slot], scratch["into"].at[self._begun])
+        for _ in range(min(count, self._memory.pieces - self._begun)):
+            self._begin(self._begun)
+            if self._begun >= _QUEUE:
+                self._release(self._begun - _QUEUE)
             self._begun += 1
-            if self._begun - self._released > _QUEUE:
-                plgpu.wgmma_wait(_QUEUE)
-                self._release()
 
     def result(self):
         """The sum of all products."""
-        self.advance(self._memory.pieces)
+        self.advance(_QUEUE - self._begun)
+
+        def turn(k, _):
+            self._begin(k)
+            self._release(k - _QUEUE)
+
+        pieces = self._memory.pieces
+        lax.fori_loop(self._begun, pieces, turn, None)
         sums = self._sums[...]
-        while self._released < self._memory.pieces:
-            self._release()
+        for k in range(max(pieces - _QUEUE, 0), pieces):
+            self._arrive(k)
         return sums
 
-    def _release(self) -> None:
-        plgpu.barrier_arrive(self._memory.scratch["x_released"].at[self._slot(self._released)])
-        self._released += 1
+    def _begin(self, k) -> None:
+        scratch, slot = self._memory.scratch, self._slot(k)
+        plgpu.barrier_wait(scratch["x_arrived"].at[slot])
+        plgpu.wgmma(self._sums, scratch["x"].at[slot], scratch["into"].at[k])
 
-    def _slot(self, k: int):
+    def _release(self, k) -> None:
+        """Waits for the product of piece `k`, and gives its slot back."""
+        plgpu.wgmma_wait(_QUEUE)
+        self._arrive(k)
+
+    def _arrive(self, k) -> None:
+        plgpu.barrier_arrive(self._memory.scratch["x_released"].at[self._slot(k)])
+
+    def _slot(self, k):
         return lax.rem(self._first + k, self._memory.stages)
