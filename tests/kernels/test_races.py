@@ -13,9 +13,12 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu, tpu as pltpu
 
-from rnnscale_kernels import block_scan, diagonal_ssm, linear_scan
+from rnnscale_kernels import block_scan, diagonal_ssm, linear_scan, persistent_rnn
 from rnnscale_kernels.diagonal_ssm import _api, _mosaic_gpu_wide_plan
 from rnnscale_kernels.linear_scan import _mosaic_tpu_plan
+from rnnscale_kernels.persistent_rnn import _plan
+from rnnscale_kernels.persistent_rnn._mosaic_gpu_exchange import ThroughMemory
+from rnnscale_kernels.persistent_rnn._plan import Plan
 from rnnscale_kernels.testing import ScanArguments, find_races, to_jax
 
 
@@ -53,6 +56,25 @@ def ssm(implementation: str, *, time: int = 130, inputs: int = 8, gradient: bool
     return run(call, (u, decay, b, c), gradient=gradient)
 
 
+def network(implementation: str, *, slots: int, gradient: bool = True) -> Any:
+    """A network whose two programs exchange their states, through this number of slots."""
+
+    def elman(before, gates, extras):
+        return (jnp.tanh(gates),)
+
+    def with_slots(spec, cores=None, plan_of=Plan.of):
+        return plan_of(spec, cores)._replace(gather_slots=slots, scatter_slots=slots)
+
+    matrix, drive = jnp.ones((1, 70, 70), "bfloat16"), jnp.ones((1, 3, 1, 70), "bfloat16")
+    call = partial(persistent_rnn, elman, implementation=implementation)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_plan, "_clusters", lambda blocks: [2])
+        patch.setattr(Plan, "of", with_slots)
+        return jax.block_until_ready(
+            run(call, (matrix, drive, (jnp.ones((1, 70)),)), gradient=gradient)
+        )
+
+
 # A call of each family of kernels, and the platform that they are for.
 KERNELS: dict[str, tuple[str, Callable[..., Any]]] = {
     "linear_scan on GPUs": ("cuda", partial(scan, "mosaic_gpu_interpreted", time=70)),
@@ -63,6 +85,8 @@ KERNELS: dict[str, tuple[str, Callable[..., Any]]] = {
         "cuda",
         partial(ssm, "mosaic_gpu_wide_interpreted", time=100, inputs=140),
     ),
+    "persistent_rnn": ("cuda", partial(network, "mosaic_gpu_interpreted", slots=2)),
+    "persistent_rnn, one slot": ("cuda", partial(network, "mosaic_gpu_interpreted", slots=1)),
 }
 
 
@@ -96,6 +120,16 @@ def all_parallel(params: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def as_if_of_two_slots(init: Callable[..., None]) -> Callable[..., None]:
+    """An exchange that sends before its one slot has been read."""
+
+    def changed(self: ThroughMemory, *arguments: Any) -> None:
+        init(self, *arguments)
+        self.slots = 2
+
+    return changed
+
+
 PLANTED = [
     ("linear_scan on GPUs", plgpu, "commit_smem", skip),
     ("linear_scan on GPUs", plgpu, "wait_smem_to_gmem", only_at_the_end),
@@ -103,6 +137,7 @@ PLANTED = [
     ("block_scan on GPUs", plgpu, "commit_smem", skip),
     ("diagonal_ssm on GPUs", plgpu, "commit_smem", skip),
     ("diagonal_ssm on GPUs, wide", plgpu, "commit_smem", skip),
+    ("persistent_rnn, one slot", ThroughMemory, "__init__", as_if_of_two_slots),
 ]
 
 

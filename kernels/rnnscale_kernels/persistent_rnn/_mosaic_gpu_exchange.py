@@ -30,7 +30,7 @@ class Exchange(ABC):
 
     def slot(self, i):
         """The slot of step `i`."""
-        return lax.rem(i, self.slots)
+        return lax.rem(i, self.inbox.shape[0])
 
     @abstractmethod
     def send(self, i, pieces: list) -> None:
