@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rnnscale import sharding, ssm
+from rnnscale.cells import ElmanRNNCell, GatedRecurrentUnitCell, LongShortTermMemoryCell, time_loop
 from rnnscale.sharding import make_mesh
 from rnnscale_kernels import Planar, diagonal_ssm, linear_scan
 from rnnscale_kernels.testing import (
@@ -325,3 +326,42 @@ def test_the_kernel_is_the_default_also_inside_shard_map(target, implementation)
     check_kernels(program, implementation, target, least=1)
     # The only collective sums the gradient of the decay, which the devices share.
     assert program.text.count(" all-reduce(") + program.text.count(" all-reduce-start(") == 1
+
+
+@pytest.mark.parametrize(
+    ("cell_type", "units", "programs", "forward", "backward"),
+    [
+        # Forward, a kernel reads the drive and writes gates and states. Backward, it reads gates,
+        # states and cotangents and writes cotangents of the gates. These are numbers of a unit.
+        (LongShortTermMemoryCell, 384, 6, 4 + 4 + 2, 4 + 1 + 1 + 4),
+        slow(LongShortTermMemoryCell, 128, 2, 4 + 4 + 2, 4 + 1 + 1 + 4),
+        slow(GatedRecurrentUnitCell, 448, 7, 4 + 3 + 1, 4 + 1 + 1 + 4),
+        slow(ElmanRNNCell, 640, 5, 1 + 1 + 1, 1 + 0 + 1 + 1),
+    ],
+)
+def test_networks_keep_their_matrix_on_chip(
+    cell_type: type, units: int, programs: int, forward: int, backward: int
+):
+    skip_unless_compilable("h100")
+    cell = cell_type(64, units, key=jax.random.key(0))
+    arrays, static = eqx.partition(cell, eqx.is_array)
+
+    def gradient(arrays, xs):
+        def loss(arrays, xs):
+            return jnp.sum(time_loop(eqx.combine(arrays, static), xs)[1].astype("float32"))
+
+        return jax.grad(loss, (0, 1))(arrays, xs)
+
+    xs = jax.ShapeDtypeStruct((64, 256, 64), "bfloat16")
+    program = compile_for(gradient, jax.eval_shape(lambda: arrays), xs, target="h100")
+    # A cluster takes 16 of the 64 rows.
+    assert [kernel.blocks for kernel in program.kernels] == [4 * programs] * 2
+    for kernel in program.kernels:
+        assert kernel.spills == 0 and kernel.registers <= 160
+        assert kernel.shared_memory <= shared_memory_limit("h100")
+    moved = [call.bytes_accessed / (64 * 256 * units * 2) for call in program.calls]
+    for numbers, least in zip(moved, (forward, backward), strict=True):
+        assert least <= numbers <= 1.03 * least
+    # No loop is left: the products with the input, and the gradients of all matrices, are of all
+    # steps at once.
+    assert " while(" not in program.text

@@ -11,8 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from rnnscale_kernels import persistent_rnn
+from rnnscale_kernels.persistent_rnn._plan import Plan
+from rnnscale_kernels.persistent_rnn._spec import PersistentSpec
 
 
 def lstm(before, gates, extras):
@@ -79,7 +82,7 @@ class Arguments:
         return floats, others, cotangents
 
 
-def run(step, floats, others, cotangents, implementation=None):
+def run(step, floats, others, cotangents, implementation: str | None = None):
     """The results, and the cotangents of the floating arguments."""
 
     def call(floats):
@@ -146,6 +149,91 @@ def test_the_kernels_agree_with_the_reference(arguments):
     floats, others, cotangents = arguments.arrays()
     got = run(arguments.step, floats, others, cotangents, "mosaic_gpu_interpreted")
     check(got, reference(arguments), 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("cell", "gates", "extras", "states", "fitting", "programs"),
+    [("lstm", 4, 0, 2, 384, 6), ("gru", 3, 1, 1, 448, 7), ("elman", 1, 0, 1, 640, 5)],
+)
+def test_the_largest_networks_that_fit(cell, gates, extras, states, fitting, programs):
+    def plan(units):
+        return Plan.of(
+            PersistentSpec(
+                batch=64, time=1000, hdim=units, states=states, gates=gates, extras=extras,
+                dtype="bfloat16", state_dtype="float32", start=True, valid=True, reverse=False,
+                strange=None,
+            )
+        )  # fmt: skip
+
+    largest = plan(fitting)
+    assert largest is not None and largest.cluster == programs and largest.slices == 4
+    assert largest.cluster * largest.units == fitting
+    assert plan(fitting + 1) is None
+
+
+REFUSED = [
+    (Arguments(elman, 1, 2, 8, dtype="float32"), "take bfloat16 or float16, the input is float32"),
+    (Arguments(elman, 1, 2, 700), "its matrix of 957 KB does not fit in a cluster of 226 KB each"),
+    (
+        Arguments(lambda before, gates, extras: (jnp.cumsum(gates),), 1, 2, 8),
+        "its step uses cumsum",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "reason"), REFUSED, ids=[x[1] for x in REFUSED])
+def test_what_kernels_cannot_take_is_refused(arguments, reason):
+    SIZES.setdefault(arguments.step, (1, 1, 0))
+    with pytest.raises(NotImplementedError, match=reason):
+        run(arguments.step, *arguments.arrays(), implementation="mosaic_gpu_interpreted")
+
+
+def test_what_stands_beyond_the_lengths_has_no_effect():
+    arguments = Arguments(gru, 3, 4, 5, lengths=True, dtype="float32")
+    floats, others, cotangents = arguments.arrays()
+    expected = run(gru, floats, others, cotangents)
+    beyond = np.arange(4) >= others["lengths"][:, None]
+    spoilt = {
+        name: np.where(beyond[..., None, None], np.nan, floats[name]).astype("float32")
+        for name in ("drive", "extras")
+    }
+    check(run(gru, floats | spoilt, others, cotangents), expected, 0)
+
+
+def test_batch_axes_and_mapped_axes_are_alike():
+    arguments = Arguments(lstm, 6, 3, 5, reset=True, dtype="float32")
+    floats, others, cotangents = arguments.arrays()
+    expected = run(lstm, floats, others, cotangents)
+
+    def split(tree):
+        return jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), tree)
+
+    rows = {name: split(floats[name]) for name in floats if name != "matrix"}
+    reset, g = split(others["reset"]), split(cotangents)
+    batched = run(lstm, rows | {"matrix": floats["matrix"]}, {"reset": reset}, g)
+
+    def one(rows, reset, g):
+        return run(lstm, rows | {"matrix": floats["matrix"]}, {"reset": reset}, g)
+
+    mapped = jax.vmap(one)(rows, reset, g)
+    # Of the mapped axis, each element has its own gradient of the matrix.
+    g_matrices = batched[1].pop("matrix"), jnp.sum(mapped[1].pop("matrix"), 0)
+    for (results, gradients), g_matrix in zip((batched, mapped), g_matrices, strict=True):
+        flat = jax.tree.map(lambda x: x.reshape(6, *x.shape[2:]), (results, gradients))
+        check((flat[0], flat[1] | {"matrix": g_matrix}), expected, 1e-6)
+
+
+def test_derivatives_of_higher_order():
+    arguments = Arguments(gru, 1, 2, 2, reset=True, dtype="float32")
+    floats, others, _ = arguments.arrays()
+
+    def call(matrix):
+        hs, _ = persistent_rnn(
+            gru, matrix, floats["drive"], floats["h0"], extras=floats["extras"], **others
+        )
+        return jnp.sum(hs**2)
+
+    check_grads(call, (floats["matrix"],), 2, atol=5e-2, rtol=5e-2)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
