@@ -1,5 +1,6 @@
 """`diagonal_ssm` in all implementations: numbers, derivatives, transformations, memory, errors."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -14,9 +15,11 @@ from jax.test_util import check_grads
 
 import rnnscale_kernels
 from rnnscale_kernels import SSM, Planar
-from rnnscale_kernels._target import H100
+from rnnscale_kernels._target import H100, TPU_V5E
 from rnnscale_kernels.diagonal_ssm import _api, _mosaic_gpu_wide_plan
+from rnnscale_kernels.diagonal_ssm._implementations import DISPATCH
 from rnnscale_kernels.diagonal_ssm._mosaic_gpu_plan import Plan
+from rnnscale_kernels.diagonal_ssm._spec import SSMSpec
 from rnnscale_kernels.testing import reference, rounded, to_jax, to_numpy
 
 # Their results are arrays or `Planar`s as their arguments are, which their types do not say.
@@ -214,6 +217,7 @@ def test_the_fused_kernel_gives_the_numbers_of_the_reference(
     ("implementation", "spec"),
     [
         ("mosaic_gpu_interpreted", FUSED[0]),
+        ("mosaic_tpu_interpreted", FUSED_ON_TPU[0]),
         pytest.param("mosaic_gpu_wide_interpreted", FUSED_WIDE[0], marks=pytest.mark.slow),
     ],
     ids=str,
@@ -236,6 +240,27 @@ def test_totals_of_the_fused_kernel(implementation, spec, monkeypatch):
 
     for x, y in zip(run(values, to_jax(g_y, "bfloat16")), (end, g_h0), strict=True):
         np.testing.assert_allclose(to_numpy(x), y, rtol=0, atol=2e-6 * np.max(np.abs(y)))
+
+
+def test_the_fused_kernel_on_tpus_takes_what_fits_on_chip():
+    spec = SSMSpec(
+        batch=8, time=16384, idim=1024, state=1024, odim=1024, dtype="bfloat16",
+        state_dtype="float32", planar=True, cut=False, lengths=False, chunk=64,
+    )  # fmt: skip
+    assert DISPATCH.choose(TPU_V5E, spec, None).name == "mosaic_tpu"
+    for unfit, reason in (
+        (replace(spec, state=4096), "of 128 MiB on chip"),
+        (replace(spec, dtype="float16"), "bfloat16 or float32"),
+        (replace(spec, state_dtype="float64"), "its states are float32"),
+        (replace(spec, chunk=100), "a multiple of 64 steps"),
+    ):
+        with pytest.raises(NotImplementedError, match=reason):
+            DISPATCH.choose(TPU_V5E, unfit, "mosaic_tpu")
+        assert DISPATCH.choose(TPU_V5E, unfit, None).name != "mosaic_tpu"
+    small = replace(TPU_V5E, device_kind="TPU v4")
+    assert DISPATCH.choose(small, spec, None).name == "unfused"
+    spec = replace(spec, idim=256, odim=256, state=256)
+    assert DISPATCH.choose(small, spec, None).name == "mosaic_tpu"
 
 
 @pytest.mark.parametrize("spec", FUSED, ids=str)

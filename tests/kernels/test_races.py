@@ -81,6 +81,7 @@ KERNELS: dict[str, tuple[str, Callable[..., Any]]] = {
     "linear_scan on TPUs": ("tpu", partial(scan, "mosaic_tpu_interpreted", time=40)),
     "block_scan on GPUs": ("cuda", partial(blocks, "mosaic_gpu_interpreted")),
     "diagonal_ssm on GPUs": ("cuda", partial(ssm, "mosaic_gpu_interpreted")),
+    "diagonal_ssm on TPUs": ("tpu", partial(ssm, "mosaic_tpu_interpreted", time=200)),
     "diagonal_ssm on GPUs, wide": (
         "cuda",
         partial(ssm, "mosaic_gpu_wide_interpreted", time=100, inputs=140),
@@ -115,8 +116,8 @@ def only_at_the_end(wait: Callable[..., Any]) -> Callable[..., Any]:
 
 def all_parallel(params: Callable[..., Any]) -> Callable[..., Any]:
     """`CompilerParams` that declare the tiles of time independent of one another."""
-    return lambda *, dimension_semantics: params(
-        dimension_semantics=["parallel"] * len(dimension_semantics)
+    return lambda *, dimension_semantics, **options: params(
+        dimension_semantics=["parallel"] * len(dimension_semantics), **options
     )
 
 
@@ -136,6 +137,7 @@ PLANTED = [
     ("linear_scan on TPUs", pltpu, "CompilerParams", all_parallel),
     ("block_scan on GPUs", plgpu, "commit_smem", skip),
     ("diagonal_ssm on GPUs", plgpu, "commit_smem", skip),
+    ("diagonal_ssm on TPUs", pltpu, "CompilerParams", all_parallel),
     ("diagonal_ssm on GPUs, wide", plgpu, "commit_smem", skip),
     ("persistent_rnn, one slot", ThroughMemory, "__init__", as_if_of_two_slots),
 ]
