@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +42,20 @@ class Part:
         return " ".join(self.words)
 
 
+REHEARSAL = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+"""The environment of parts on a CPU: some interpreters need the threads of several devices."""
+
+DEVICE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+"""The environment of parts on a device: a killed process may hold its memory for a while."""
+
+
 def run_part(
-    part: Part, module: str, options: Sequence[str], seconds: float, fault: str | None = None
+    part: Part,
+    module: str,
+    options: Sequence[str],
+    seconds: float,
+    environment: Mapping[str, str],
+    fault: str | None = None,
 ) -> Iterator[Row]:
     """Runs `python -m MODULE WORDS OPTIONS` and yields each row when it has been written.
 
@@ -61,8 +73,9 @@ def run_part(
         command += ["--seconds", str(_OWN_SHARE * seconds), *(["--fault", fault] if fault else [])]
         with log.open("w") as output, lines.open() as written:
             process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True
-            )
+                command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
+                env={**os.environ, **environment},
+            )  # fmt: skip
             try:
                 for row in _follow(written, process, begin + seconds):
                     count, failed = count + 1, failed + ("error" in row)

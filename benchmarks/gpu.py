@@ -32,7 +32,7 @@ from rnnscale_kernels.testing import MODES, CallArguments, environment, failure,
 from ._benchmark import Benchmark, Row, Unavailable, columns, one_line
 from ._device_cases import JOBS, Job
 from ._harness import case_name
-from ._parts import FAULTS, Part, run_part, write_rows
+from ._parts import DEVICE, FAULTS, REHEARSAL, Part, run_part, write_rows
 
 ORDER = (
     ("linear_scan", "mosaic_gpu"),
@@ -109,8 +109,9 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         chosen = kind_of_fault if (kind, "/".join(words)) == ("check", name) else None
         given = ["--rounds", str(options.rounds), *(["--rehearse"] if options.rehearse else [])]
         yield from run_part(
-            Part((kind, *words), about), MODULE, given, min(seconds, left()), fault=chosen
-        )
+            Part((kind, *words), about), MODULE, given, min(seconds, left()),
+            REHEARSAL if options.rehearse else DEVICE, chosen,
+        )  # fmt: skip
 
     options.machine = {}
     for row in run_one("machine"):

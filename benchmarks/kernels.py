@@ -12,10 +12,9 @@ A row is one call, forward or with its gradient, compiled to machine code for on
 - `vmem` is the vector memory that a TPU's kernel takes, the most of all its calls.
 - `predicted_us` is a prediction; nothing was timed. The products take the time of their operations.
     All else takes, kernel by kernel, the longer of its bytes over the bandwidth of a copy and its
-    walk: the waves, times the steps that a thread takes, times the clocks of a step. Products
-    overlap with all that. Each launch adds its own time, those of loops too. `MODEL` has the
-    constants, which are assumptions (bandwidth, share of the peak); clocks were counted in machine
-    code.
+    walk: the waves, times the steps that a thread takes, times the clocks of a step. Products overlap with all that. Each
+    launch adds its own time, those of loops too. `MODEL` has the constants, which are assumptions
+    (bandwidth, share of the peak); clocks were counted in machine code.
 
 `--before FILE` keeps the rows of an earlier file that come from other commits, so that one file
 has both.
@@ -28,7 +27,7 @@ import math
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -300,11 +299,11 @@ def prediction(row: Row, program: Program, case: Case, mode: str, model: Model) 
     streamed = sum(call.bytes_accessed for call in calls) / model.bandwidth + others
     walked = others
     for call, kernel in zip(calls, matched(calls, row["kernels"]), strict=True):
-        seconds = call.bytes_accessed / model.bandwidth
-        if kernel is not None and case.clocks is not None and kernel["waves"]:
+        walk = 0.0
+        if kernel is not None and kernel["waves"] and case.clocks is not None:
             steps = state_steps(case.arguments) / (kernel["blocks"] * kernel["threads"])
-            seconds = max(seconds, kernel["waves"] * steps * case.clocks / model.clock)
-        walked += seconds
+            walk = kernel["waves"] * steps * case.clocks / model.clock
+        walked += max(walk, call.bytes_accessed / model.bandwidth)
     products = case.arguments.products(mode) / model.peak
     products *= 1 if row["dtype"] == BFLOAT16 else 2
     total = max(walked, products) + model.launch * program.launches
@@ -344,30 +343,32 @@ def table(rows: Sequence[Row]) -> Any:
 
 
 COLUMNS = columns(
-    *("target", "case", "mode", "implementation", "MB", "ratio", "temporary MB", "registers"),
-    *("spills", "shared KB", "VMEM KB", "blocks", "per core", "waves", "us", "limit"),
+    *("call", "mode", "implementation", "MB", "ratio", "registers", "spills", "KB"),
+    *("blocks", "per core", "waves", "us", "limit"),
 )
 
 
 def shown(row: Row) -> Row:
     """The row with the figures of its kernels side by side."""
-    kernels: Iterable[Row] = row.get("kernels", ())
+    kernels: Sequence[Row] = row.get("kernels", ())
     names = {
         "registers": "registers", "spills": "spills", "blocks": "blocks", "waves": "waves",
         "blocks_per_core": "per core",
     }  # fmt: skip
-    of_kernels = {shown: tuple(kernel[name] for kernel in kernels) for name, shown in names.items()}
-    of_kernels["shared KB"] = tuple(kernel["shared_memory"] >> 10 for kernel in kernels)
+    of_kernels: Row = {
+        column: tuple(kernel[name] for kernel in kernels) for name, column in names.items()
+    }
+    on_chip = [kernel["shared_memory"] for kernel in kernels] or [row.get("vmem") or 0]
+    of_kernels["KB"] = tuple(size >> 10 for size in on_chip)
     scaled = {
-        shown: row[name] and row[name] / unit
-        for name, shown, unit in (
-            ("bytes", "MB", 1e6), ("temporaries", "temporary MB", 1e6), ("vmem", "VMEM KB", 1024),
-            ("bytes_ratio", "ratio", 1), ("predicted_us", "us", 1),
+        column: row[name] and row[name] / unit
+        for name, column, unit in (
+            ("bytes", "MB", 1e6), ("bytes_ratio", "ratio", 1), ("predicted_us", "us", 1),
         )
         if name in row
     }  # fmt: skip
-    case = f"{row['commit']} {row['operation']} {case_name(row)}"
-    return {**row, **of_kernels, **scaled, "case": case}
+    call = f"{row['commit']} {row['target']} {row['operation']} {case_name(row)}"
+    return {**row, **of_kernels, **scaled, "call": call}
 
 
 BENCHMARK = Benchmark(run=run, table=table, add_options=add_options, rounds=None)

@@ -43,7 +43,7 @@ from rnnscale_kernels.testing import (
 
 from ._benchmark import Benchmark, Row, Unavailable, columns
 from ._harness import case_name
-from ._parts import FAULTS, Part, run_part, write_rows
+from ._parts import DEVICE, FAULTS, REHEARSAL, Part, run_part, write_rows
 
 MODULE = "benchmarks.tune"
 LONGEST = 1200.0
@@ -247,7 +247,8 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
     given += [f"--{name}" for name in ("quick", "rehearse") if getattr(options, name)]
 
     def part(name: str) -> Iterator[Row]:
-        yield from run_part(Part((name,), {"part": name}), MODULE, given, LONGEST)
+        environment = REHEARSAL if options.rehearse else DEVICE
+        yield from run_part(Part((name,), {"part": name}), MODULE, given, LONGEST, environment)
 
     for row in part("machine"):
         options.machine = {key: value for key, value in row.items() if key != "part"}

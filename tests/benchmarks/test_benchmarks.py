@@ -445,7 +445,7 @@ def test_a_part_that_ends_badly_keeps_its_rows_and_is_a_failure(
     monkeypatch.setattr(_parts, "SHORTEST", 1)
     about = {"part": "check", "job": "linear_scan", "name": "triton"}
     part = _parts.Part(("check", "linear_scan", "triton"), about)
-    rows = _parts.run_part(part, "broken_part", [], 2)
+    rows = _parts.run_part(part, "broken_part", [], 2, {})
     begin = time.monotonic()
     assert next(rows) == {**about, "figure": 1}
     assert time.monotonic() - begin < 1.9  # it comes while the part still runs
@@ -458,7 +458,7 @@ def test_a_part_that_ends_badly_keeps_its_rows_and_is_a_failure(
 
 def test_a_part_without_time_is_dropped():
     about = {"part": "time", "job": "linear_scan", "name": "triton"}
-    (row,) = _parts.run_part(_parts.Part(("time",), about), "benchmarks.gpu", [], 1)
+    (row,) = _parts.run_part(_parts.Part(("time",), about), "benchmarks.gpu", [], 1, {})
     assert row == {**about, "dropped": "all"}
     assert "time linear_scan triton all" in shown(gpu.BENCHMARK, [row])
 
@@ -511,9 +511,10 @@ def test_a_prediction_is_the_longest_of_bytes_walk_and_products():
 
     call = argparse.Namespace(target="mosaic_gpu", source="jit(f)/walk/call", bytes_accessed=10**6)
     program: Any = argparse.Namespace(calls=[call], launches=1)
-    streamed = predict(moved=29 * 10**5)
+    assert predict(moved=29 * 10**5)["limit"] == "launches"
+    streamed = predict(moved=29 * 10**6)
     assert streamed["limit"] == "bytes"
-    assert streamed["predicted_us"] == pytest.approx(1 + 2.5)
+    assert streamed["predicted_us"] == pytest.approx(10 + 2.5)
     walked = predict(moved=10**6, clocks=27, waves=2)
     assert walked["limit"] == "walk"
     assert walked["predicted_us"] == pytest.approx(1e6 * 2 * 4096 * 27 / 1.755e9 + 2.5)
