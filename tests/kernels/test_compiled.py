@@ -208,7 +208,9 @@ def test_layer_on_tpu_has_the_kernels(layer_type: type):
     check_kernels(program, "mosaic_tpu", "v5e", least=2, vmem=3 * VMEM_LIMIT)
 
 
-def compile_ssm(width: int, mode: str, target: str, time: int = 4096) -> Program:
+def compile_ssm(
+    width: int, mode: str, target: str, time: int = 4096, implementation: str | None = None
+) -> Program:
     """The program of `diagonal_ssm` with `width` features and states, for 8 rows in bfloat16."""
 
     def number(*shape, dtype="bfloat16"):
@@ -219,7 +221,7 @@ def compile_ssm(width: int, mode: str, target: str, time: int = 4096) -> Program
     u = jax.ShapeDtypeStruct((8, time, width), "bfloat16")
 
     def forward(u, decay, b, c):
-        return diagonal_ssm(u, decay, b, c)[0]
+        return diagonal_ssm(u, decay, b, c, implementation=implementation)[0]
 
     def gradient(u, decay, b, c, g):
         return jax.vjp(forward, u, decay, b, c)[1](g)
@@ -276,6 +278,23 @@ def test_fused_ssm_on_tpu_moves_its_sequences_once(width: int, vmem: int):
     # u is read and y is written, then u and g are read and du is written. The rest are borders, and
     # the matrices, their gradients and what prepares them.
     assert fused.bytes_accessed() <= 1.25 * 5 * sequence
+
+
+# In bytes of u: the forward pass reads u and writes y, and moves the states of 16 bits, 2 of these,
+# through memory as drive and as states. On an H100 it reads the drive twice, since time is split.
+@pytest.mark.parametrize(
+    ("target", "mode", "most"),
+    [
+        ("h100", "forward", 12.1),
+        slow("h100", "gradient", 30),
+        slow("v5e", "forward", 11.2),
+        slow("v5e", "gradient", 29.3),
+    ],
+)
+def test_unfused_ssm_moves_its_states_in_16_bits(target: str, mode: str, most: float):
+    skip_unless_compilable(target)
+    program = compile_ssm(512, mode, target, time=16384, implementation="unfused")
+    assert program.bytes_accessed() <= most * 8 * 16384 * 512 * 2
 
 
 def test_fused_ssm_keeps_its_states_on_chip_where_devices_split_time():

@@ -16,10 +16,11 @@ from jax.test_util import check_grads
 import rnnscale_kernels
 from rnnscale_kernels import SSM, Planar
 from rnnscale_kernels._target import H100, TPU_V5E
-from rnnscale_kernels.diagonal_ssm import _api, _mosaic_gpu_wide_plan
+from rnnscale_kernels.diagonal_ssm import _api, _mosaic_gpu_wide_plan, _unfused
 from rnnscale_kernels.diagonal_ssm._implementations import DISPATCH
 from rnnscale_kernels.diagonal_ssm._mosaic_gpu_plan import Plan
 from rnnscale_kernels.diagonal_ssm._spec import SSMSpec
+from rnnscale_kernels.linear_scan import SideBySide
 from rnnscale_kernels.testing import reference, rounded, to_jax, to_numpy
 
 # Their results are arrays or `Planar`s as their arguments are, which their types do not say.
@@ -163,6 +164,9 @@ FUSED, FUSED_WIDE, FUSED_ON_TPU = (
 )
 
 
+LARGEST = FUSED[0] | {"batch": 1} | dict.fromkeys(SIZES, 128)
+
+
 def relative_errors(spec, implementation):
     """The errors of values and gradients, relative to the largest value of each."""
     given, cotangents, options = fused_arrays(spec)
@@ -194,6 +198,8 @@ def relative_errors(spec, implementation):
     [
         # Three chunks of time, as far longer sequences have.
         *(("mosaic_gpu_interpreted", spec, 48) for spec in FUSED),
+        # The largest matrices that fit on chip leave room for a ring of one tile.
+        pytest.param("mosaic_gpu_interpreted", LARGEST, 48, marks=pytest.mark.slow),
         *(("mosaic_tpu_interpreted", spec, 48) for spec in FUSED_ON_TPU),
         # Segments of one tile, and one segment of several tiles, which go round a short ring.
         *zip(["mosaic_gpu_wide_interpreted"] * 2, FUSED_WIDE, (48, 256), strict=True),
@@ -227,7 +233,8 @@ def test_totals_of_the_fused_kernel(implementation, spec, monkeypatch):
     given, (g_y, g_last), options = fused_arrays(spec)
     empty = 0 * given["h0"]
     _, end = reference.diagonal_ssm(**{**given, "h0": empty}, **options)
-    *_, g_h0 = reference.diagonal_ssm_gradient(*given.values(), g_y, 0 * g_last, **options)
+    arguments = [*given.values(), g_y, 0 * g_last]
+    *_, g_h0 = reference.diagonal_ssm_gradient(*arguments, **options)
     dtypes = ["bfloat16", "float32", "bfloat16", "bfloat16", "float32"]
     values = [to_jax(x, dtype) for x, dtype in zip(given.values(), dtypes, strict=True)]
 
@@ -269,6 +276,31 @@ def test_unfused_rounds_its_sequences_to_16_bits(spec):
     assert max(errors.values()) <= (1e-2 if spec["dtype"] == "bfloat16" else 2e-3), errors
     # Without padding the last state is a carry, which is not rounded.
     assert spec["cuts"] or errors["h_last"] <= 1e-3
+
+
+def test_unfused_gives_the_same_with_planes_side_by_side(monkeypatch):
+    """As for GPUs, whose kernel takes them so, against the definition."""
+    spec = FUSED[0] | {"dtype": "float32", "time": 12, "state": 128}
+    given, cotangents, options = fused_arrays(spec)
+    values = [to_jax(x, "float32") for x in given.values()]
+    primals, _ = SSM.canonical(SSM.check(*values, **options), reverse=False)
+    cotangents = tuple(to_jax(x, "float32") for x in cotangents)
+
+    @partial(jax.jit, static_argnames="target")
+    def run(primals, cotangents, target):
+        outputs = _unfused.forward(primals, chunk=5, target=target)
+        return outputs, _unfused.transpose(primals, outputs, cotangents, chunk=5, target=target)
+
+    expected = run(primals, cotangents, None)
+    seen = []
+    for name in ("scan", "scan_transpose"):
+        interpreted = partial(getattr(_unfused, name), implementation="mosaic_gpu_interpreted")
+        monkeypatch.setattr(
+            _unfused, name, lambda *x, f=interpreted, **y: seen.append(x[1]) or f(*x, **y)
+        )
+    got = run(primals, cotangents, H100)
+    assert all(isinstance(x, SideBySide) for x in seen) and len(seen) == 3
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, expected)
 
 
 def turns(rows: int, steps: int, states: int) -> tuple[int, float]:

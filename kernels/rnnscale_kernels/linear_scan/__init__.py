@@ -7,8 +7,13 @@ from ._api import (
 )
 from ._backward import previous as previous
 from ._by_xla import associative as associative, chunked as chunked, sequential as sequential
-from ._implementations import DISPATCH as DISPATCH, LONG as LONG, NARROW as NARROW
-from ._kernels import Launch as Launch
+from ._implementations import (
+    DISPATCH as DISPATCH,
+    LONG as LONG,
+    NARROW as NARROW,
+    takes_side_by_side as takes_side_by_side,
+)
+from ._kernels import Launch as Launch, SideBySide as SideBySide
 from ._mosaic_gpu import MosaicGPU as MosaicGPU
 from ._mosaic_tpu import MosaicTPU as MosaicTPU
 from ._operation import Recurrence as Recurrence, time_invariant as time_invariant

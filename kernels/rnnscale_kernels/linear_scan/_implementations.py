@@ -24,11 +24,12 @@ def _chunked_unsuited(target: Target, spec: ScanSpec) -> str | None:
     return None
 
 
-_ON_DEVICES = (
-    (by_kernels("mosaic_gpu", MosaicGPU("linear_scan")), H100),
-    (by_kernels("triton", Triton()), H100),
-    (by_kernels("mosaic_tpu", MosaicTPU("linear_scan")), TPU_V5E),
-)
+_KERNELS = {
+    "mosaic_gpu": (MosaicGPU("linear_scan"), H100),
+    "triton": (Triton(), H100),
+    "mosaic_tpu": (MosaicTPU("linear_scan"), TPU_V5E),
+}
+_ON_DEVICES = [(by_kernels(name, kernels), target) for name, (kernels, target) in _KERNELS.items()]
 
 DISPATCH = Dispatch(
     "linear_scan",
@@ -47,3 +48,9 @@ DISPATCH = Dispatch(
         "tpu": ("mosaic_tpu", "associative"),
     },
 )
+
+
+def takes_side_by_side(target: Target, spec: ScanSpec) -> bool:
+    """Whether the fastest implementation for these arguments takes sequences as `SideBySide`."""
+    name = DISPATCH.choose(target, spec, None).name
+    return name in _KERNELS and _KERNELS[name][0].takes_side_by_side(spec)

@@ -13,6 +13,30 @@ from .._target import Target
 from ._spec import ScanSpec
 
 
+class SideBySide(NamedTuple):
+    """A complex sequence as one array, "*batch time 2*channel": the real planes of a step, then its
+    imaginary ones. A matrix product makes it, or reads it, in one piece.
+
+    Some kernels take it in place of a `Planar` sequence: see `Kernels.takes_side_by_side`.
+    """
+
+    array: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of each plane."""
+        *steps, channels = self.array.shape
+        return *steps, channels // 2
+
+    @property
+    def ndim(self) -> int:
+        return self.array.ndim
+
+    @property
+    def dtype(self):
+        return self.array.dtype
+
+
 class Launch(NamedTuple):
     """How a kernel walks over the rows.
 
@@ -47,6 +71,10 @@ class Kernels(ABC):
     def unsuited(self, target: Target, spec: ScanSpec) -> str | None:
         """Why another implementation would be faster, or `None`."""
         return None
+
+    def takes_side_by_side(self, spec: ScanSpec) -> bool:
+        """Whether all sequences of a call may be `SideBySide`."""
+        return False
 
     @abstractmethod
     def chunk_steps(self, target: Target, spec: ScanSpec) -> int:

@@ -36,6 +36,10 @@ class MosaicGPU(SweepKernels):
             return f"TMA needs {spec.channels} channels padded to a multiple of {16 // itemsize}"
         return None
 
+    def takes_side_by_side(self, spec):
+        # A block of channels must not reach into the other plane.
+        return spec.planes == 2 and not spec.varying and spec.channels % CHANNELS == 0
+
     def chunk_steps(self, target, spec):
         """Steps in a chunk.
 

@@ -57,7 +57,11 @@ class Plan(NamedTuple):
         varying = decay_steps > 1
         streamed = jax.tree.leaves((a if varying else None, sequences))
         chunks, blocks = -(-steps // launch.chunk), -(-channels // CHANNELS)
-        row_bytes = sum(CHANNELS * x.dtype.itemsize for x in streamed)
+        # The planes of a sequence may be side by side.
+        planes = [-(-x.shape[-1] // channels) for x in streamed]
+        row_bytes = sum(
+            n * CHANNELS * x.dtype.itemsize for n, x in zip(planes, streamed, strict=True)
+        )
         tile_rows = min(MAX_ROWS, power_of_two_within(_TILE_BYTES // row_bytes))
         shares_core = rows * chunks * blocks > cores(launch.target)
         ring_bytes = _RING_BYTES * (1 if shares_core else 2)

@@ -14,8 +14,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from .._algebra import as_number
 from .._sizes import round_up
-from ._kernels import Launch
+from ._kernels import Launch, SideBySide
 from ._mosaic_gpu_plan import CHANNELS, Plan
 from ._steps import carries
 from ._tma_pipeline import Tiles, full, one_a_thread, pipeline
@@ -52,12 +53,17 @@ def sweep(step, a, inputs, entering, cut, launch: Launch, *, name, outputs=(), b
         ],
     )
 
-    sequence = partial(jax.ShapeDtypeStruct, (plan.rows, plan.steps, plan.width))
+    def sequence(dtype):
+        if isinstance(dtype, SideBySide):
+            shape = plan.rows, plan.steps, 2 * plan.width
+            return SideBySide(jax.ShapeDtypeStruct(shape, dtype.array))
+        return jax.ShapeDtypeStruct((plan.rows, plan.steps, plan.width), dtype)
+
     state = jax.ShapeDtypeStruct((plan.rows, plan.chunks, plan.block_width), jnp.float32)
     run = plgpu.kernel(
         partial(_kernel, plan, launch, step, entering),
         out_type=(
-            jax.tree.map(sequence, list(outputs)),
+            _map_sequences(sequence, list(outputs)),
             jax.tree.map(lambda _: state, entering),
         ),
         # Rows come last, so that those that share a decay run together and find it in the cache.
@@ -68,7 +74,9 @@ def sweep(step, a, inputs, entering, cut, launch: Launch, *, name, outputs=(), b
         interpret=plgpu.InterpretGPUParams() if launch.target.interpret else None,
         kernel_name=name,
     )
-    return jax.tree.map(lambda x: x[..., : plan.channels], run(given))
+    return _map_sequences(
+        lambda x: x if isinstance(x, SideBySide) else x[..., : plan.channels], run(given)
+    )
 
 
 def _kernel(plan: Plan, launch: Launch, step: Callable, entering, given: _Given, results, leaving):
@@ -83,12 +91,18 @@ def _kernel(plan: Plan, launch: Launch, step: Callable, entering, given: _Given,
     def windows(tree, row, ahead=0):
         """For every array, the function from the number of a tile to that tile in memory."""
 
-        def window(ref, i):
+        def window(ref, lanes, i):
             # A tile that would begin before time zero begins there; `load` makes up for it.
             first = lax.max(tiles.begin(i) + ahead, 0) if ahead else tiles.begin(i)
             return ref.at[row, pl.ds(first, plan.tile_rows), lanes]
 
-        return jax.tree.map(lambda ref: partial(window, ref), tree)
+        def of_sequence(x):
+            if isinstance(x, SideBySide):
+                imaginary = pl.ds(plan.width + block * CHANNELS, CHANNELS)
+                return as_number([partial(window, x.array, plane) for plane in (lanes, imaginary)])
+            return partial(window, x, lanes)
+
+        return _map_sequences(of_sequence, tree)
 
     def cut_window(i):
         # TMA writes to addresses that are multiples of 128 bytes.
@@ -144,6 +158,13 @@ def _padded(tree, width: int):
     """Zeros added to the last axis."""
 
     def pad(x):
+        if isinstance(x, SideBySide):  # its channels fill their blocks
+            return x
         return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
 
-    return jax.tree.map(pad, tree)
+    return _map_sequences(pad, tree)
+
+
+def _map_sequences(function: Callable, tree):
+    """`jax.tree.map`, with planes that are side by side as one leaf."""
+    return jax.tree.map(function, tree, is_leaf=lambda x: isinstance(x, SideBySide))

@@ -34,7 +34,7 @@ class ScanSpec:
             time=time,
             channels=channels,
             dtype=str(b.dtype),
-            planes=len(jax.tree.leaves(b)),
+            planes=len(jax.tree.leaves(h0)),
             varying=a.shape[-2] > 1,
             cut=cut is not None,
             reverse=reverse,

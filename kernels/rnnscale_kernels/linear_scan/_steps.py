@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._algebra import add, identity, multiply, multiply_adjoint, outer, where
-from ._kernels import Kernels, Launch
+from .._algebra import add, as_number, identity, multiply, multiply_adjoint, outer, where
+from ._kernels import Kernels, Launch, SideBySide
 
 
 def keep(cut, x):
@@ -122,7 +122,8 @@ class SweepKernels(Kernels):
             product, end = carry
             return (compose(a, product) if varying else None, advance(end, cut, a, x)), []
 
-        entering = _one(a) if varying else None, _filled(x, 0.0)
+        state = as_number([0.0, 0.0]) if isinstance(x, SideBySide) else _filled(x, 0.0)
+        entering = _one(a) if varying else None, state
         _, totals = self.sweep(step, a, [x], entering, cut, launch, name=f"{self.operation}_{name}")
         return totals
 
