@@ -211,6 +211,7 @@ def test_the_fused_kernel_gives_the_numbers_of_the_reference(
 ):
     monkeypatch.setattr(_api, "_LONGEST", longest)
     monkeypatch.setattr(_mosaic_gpu_wide_plan, "_MOST_STAGES", 3)
+    monkeypatch.setattr(_mosaic_gpu_wide_plan, "_COLUMNS", (64,))
     # States are rounded to 16 bits for the products, sums of them are in float32. The kernel for
     # wide layers takes d_decay from cotangents that were rounded, too.
     half = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2e-6}[spec["dtype"]]

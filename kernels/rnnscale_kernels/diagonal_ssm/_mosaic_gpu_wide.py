@@ -46,7 +46,7 @@ def unsupported(spec) -> str | None:
 def forward(primals, *, chunk, target):
     """The forward pass of the operation."""
     u, decay, b, c, h0, cut, lengths = primals
-    plan = WidePlan.of(u, decay, chunk, target)
+    plan = WidePlan.of(primals, chunk, target)
     system = System.of(decay, b, c, plan.states, u.dtype)
     swept, first, last = _states(plan, system, u, h0, cut, lengths, states=True, borders=True)
     y = _map_out(swept["states"], system, c.shape[0]).reshape(*u.shape[:-1], -1)
@@ -58,7 +58,7 @@ def forward(primals, *, chunk, target):
 def totals(primals, *, chunk, target):
     """The reduction `totals` of the operation: no state is written."""
     u, decay, b, c, h0, cut, lengths = primals
-    plan = WidePlan.of(u, decay, chunk, target)
+    plan = WidePlan.of(primals, chunk, target)
     system = System.of(decay, b, c, plan.states, u.dtype)
     zero = jax.tree.map(jnp.zeros_like, h0)
     swept, first, last = _states(plan, system, u, zero, cut, lengths)
@@ -71,7 +71,7 @@ def transpose(primals, outputs, cotangents, *, chunk, target):
 
     u, decay, b, c, h0, cut, lengths = primals
     g_y, g_last = cotangents
-    plan = WidePlan.of(u, decay, chunk, target)
+    plan = WidePlan.of(primals, chunk, target)
     system = System.of(decay, b, c, plan.states, u.dtype)
     adjoint = System.adjoint_of(decay, b, c, plan.states, u.dtype)
     # 1. The cotangents s of the states, and from them du and dh0.
@@ -100,7 +100,7 @@ def transpose(primals, outputs, cotangents, *, chunk, target):
 def transpose_totals(primals, g, *, chunk, target):
     """The reduction `transpose_totals` of the operation: no cotangent of a state is written."""
     u, decay, b, c, h0, cut, lengths = primals
-    plan = WidePlan.of(u, decay, chunk, target)
+    plan = WidePlan.of(primals, chunk, target)
     adjoint = System.adjoint_of(decay, b, c, plan.states, u.dtype)
     zero = jax.tree.map(jnp.zeros_like, h0)
     _, dh0 = _cotangents(plan, adjoint, g, zero, cut, lengths)

@@ -1,6 +1,7 @@
 """What is decided before the kernel for wide layers is lowered: segments, slices, shared memory."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,9 +11,6 @@ from .._target import Target
 from ._mosaic_gpu_plan import CORES, LANES, SHARED_BYTES, TILE, WIDTH
 from ._spec import SSMSpec
 
-COLUMNS = 64
-"""Columns of the input map in one program: its slice of the states, all planes of them."""
-
 CLUSTER = 2
 """Programs that share the tiles of the input, which TMA sends to all of them at once."""
 
@@ -21,8 +19,14 @@ PAD = 8
 
 # Tiles in the ring, `TILE` steps of `WIDTH` inputs each. Six hide the latency of the memory.
 _FEWEST_STAGES, _MOST_STAGES = 6, 16
+_STAGE_BYTES = TILE * WIDTH * 2
 
 _PAYS = 0.75  # of the time of one segment
+
+# Columns of the input map that a program may have, and the most states of its slice: more steps of
+# a state than 32 would not fit in a thread's registers.
+_COLUMNS = (32, 64, 128)
+_MOST_STATES = 64
 
 
 class WidePlan(NamedTuple):
@@ -30,12 +34,13 @@ class WidePlan(NamedTuple):
 
     A program takes one segment of time of one row, and one slice of the states. Its warpgroup has
     fewer states than threads, so a tile of time is divided into parts, which its threads take at
-    the same time.
+    the same time. Wide slices read the input less often, narrow ones make more programs.
 
     - `rows`, `steps`: of the sequence.
     - `segments`: segments of a row; `length`: steps in a segment.
     - `chunk`: steps from one border to the next, where the operation keeps the state.
     - `planes`: 2 for complex states; `states`: their number, padded.
+    - `columns`: columns of the input map in one program: all planes of its slice of the states.
     - `descending`: the sweep goes from the last step to the first.
     - `sharing`: programs that share a multiprocessor, if there is room for them.
     - `interpret`: the kernel runs in the interpreter.
@@ -48,32 +53,40 @@ class WidePlan(NamedTuple):
     chunk: int
     planes: int
     states: int
+    columns: int
     descending: bool
     sharing: int
     interpret: bool
 
     @classmethod
-    def of(cls, u, decay, chunk: int, target: Target) -> "WidePlan":
-        """The plan for the input `u` and a decay of the operation."""
-        *batch, steps, _ = u.shape
+    def of(cls, primals, chunk: int, target: Target) -> "WidePlan":
+        """The plan for these primals of the operation."""
+        u, decay, _, c, *_ = primals
+        *batch, steps, idim = u.shape
         rows, planes = math.prod(batch), len(jax.tree.leaves(decay))
         chunk = chunk if chunk < steps else round_up(steps, TILE)
         if chunk % TILE:
             raise ValueError(f"chunks must have a multiple of {TILE} steps, got {chunk}")
-        chunks, block = -(-steps // chunk), COLUMNS // planes
-        states = round_up(decay.shape[-1], CLUSTER * block)
-        programs = rows * (states // block)
-        cores = target.cores or CORES
+        chunks, cores = -(-steps // chunk), target.cores or CORES
+        inputs = round_up(max(idim, c.shape[0]), WIDTH)
 
-        def turns(segments: int) -> int:
+        def programs(columns: int) -> int:
+            return rows * (_padded_states(decay.shape[-1], planes, columns) * planes // columns)
+
+        def turns(columns: int, segments: int) -> int:
             """Chunks that a multiprocessor takes one after another. With several segments, each is
             swept twice: for its last state, and for all its states."""
             sweeps = 2 if segments > 1 else 1
-            return sweeps * -(-programs * segments // cores) * -(-chunks // segments)
+            waves = -(-programs(columns) * segments // cores)
+            return sweeps * waves * -(-chunks // segments)
 
+        columns = min(
+            possible_columns(planes, inputs),
+            key=lambda columns: turns(columns, 1) * _tile_clocks(columns, planes, inputs),
+        )
         # The second sweep reads the input again, so it has to pay well.
-        segments = min(range(1, min(chunks, cores) + 1), key=turns)
-        if turns(segments) > _PAYS * turns(1):
+        segments = min(range(1, min(chunks, cores) + 1), key=partial(turns, columns))
+        if turns(columns, segments) > _PAYS * turns(columns, 1):
             segments = 1
         length = -(-chunks // segments)
         return cls(
@@ -83,16 +96,17 @@ class WidePlan(NamedTuple):
             length=length * chunk,
             chunk=chunk,
             planes=planes,
-            states=states,
+            states=_padded_states(decay.shape[-1], planes, columns),
+            columns=columns,
             descending=False,
-            sharing=2 if programs * segments > cores else 1,
+            sharing=2 if programs(columns) * segments > cores else 1,
             interpret=target.interpret,
         )
 
     @property
     def block(self) -> int:
         """States of a slice."""
-        return COLUMNS // self.planes
+        return self.columns // self.planes
 
     @property
     def slices(self) -> int:
@@ -127,29 +141,59 @@ class WidePlan(NamedTuple):
 
     def stages(self, inputs: int, *, other: bool) -> int:
         """Tiles in the ring of a sweep over so wide an input."""
-        fixed = fixed_bytes(self.planes, inputs, other=other)
-        shared, alone = ((SHARED_BYTES // n - fixed) // (TILE * WIDTH * 2) for n in (2, 1))
+        fixed = _fixed_bytes(self.columns, self.planes, inputs, other=other)
+        shared, alone = ((SHARED_BYTES // n - fixed) // _STAGE_BYTES for n in (2, 1))
         fitting = shared if self.sharing == 2 and shared >= _FEWEST_STAGES else alone
         return min(fitting, _MOST_STAGES, self.tiles * (inputs // WIDTH))
 
 
-def fixed_bytes(planes: int, inputs: int, *, other: bool) -> int:
-    """Bytes of shared memory for everything but the ring."""
-    states = COLUMNS * TILE * 2
-    drives = (COLUMNS + planes * PAD) * TILE * 4
-    ends = planes * LANES * (LANES * planes // COLUMNS + 1) * 4
-    return inputs * COLUMNS * 2 + drives + ends + states * (3 if other else 1)
-
-
 def too_wide(spec: SSMSpec) -> str | None:
     """Why a slice of the matrices does not fit in shared memory, or `None`."""
-    widest = round_up(max(spec.idim, spec.odim), WIDTH)
-    # The backward pass maps outputs to cotangents of states, and reads these again.
-    fixed = fixed_bytes(1 + spec.planar, widest, other=True)
-    needed = fixed + _FEWEST_STAGES * TILE * WIDTH * 2
-    if needed > SHARED_BYTES:
-        return (
-            f"{COLUMNS} columns of B or C and their tiles take {needed >> 10} KB of "
-            f"{SHARED_BYTES >> 10} on chip"
-        )
-    return None
+    planes, inputs = 1 + spec.planar, round_up(max(spec.idim, spec.odim), WIDTH)
+    if possible_columns(planes, inputs):
+        return None
+    needed = _needed_bytes(_COLUMNS[0], planes, inputs) >> 10
+    return (
+        f"{_COLUMNS[0]} columns of B or C and their tiles take {needed} KB of "
+        f"{SHARED_BYTES >> 10} on chip"
+    )
+
+
+def possible_columns(planes: int, inputs: int) -> list[int]:
+    """The numbers of columns that fit, in the backward pass too: it maps the outputs to cotangents
+    of the states, and reads these again."""
+    return [
+        columns
+        for columns in _COLUMNS
+        if columns <= planes * _MOST_STATES
+        and _needed_bytes(columns, planes, inputs) <= SHARED_BYTES
+    ]
+
+
+def _needed_bytes(columns: int, planes: int, inputs: int) -> int:
+    return _fixed_bytes(columns, planes, inputs, other=True) + _FEWEST_STAGES * _STAGE_BYTES
+
+
+def _fixed_bytes(columns: int, planes: int, inputs: int, *, other: bool) -> int:
+    """Bytes of shared memory for everything but the ring."""
+    states = columns * TILE * 2
+    drives = (columns + planes * PAD) * TILE * 4
+    ends = planes * LANES * (LANES * planes // columns + 1) * 4
+    return inputs * columns * 2 + drives + ends + states * (3 if other else 1)
+
+
+def _tile_clocks(columns: int, planes: int, inputs: int) -> int:
+    """About how many clocks a multiprocessor needs for a tile.
+
+    A product of 64 steps and one column takes a clock for 32 inputs. Shared memory moves 128 bytes
+    a clock: a piece of the input comes in, and tensor cores read it and a piece of the input map;
+    drives and states move 12 bytes for each number. Threads take two passes over their steps.
+    """
+    products = columns * inputs // 32
+    moved = inputs // WIDTH * (2 * _STAGE_BYTES + 2 * WIDTH * columns) + 12 * TILE * columns
+    steps = TILE * columns // (planes * LANES)
+    return max(products, moved // 128, 400 + 24 * steps)
+
+
+def _padded_states(states: int, planes: int, columns: int) -> int:
+    return round_up(states, CLUSTER * columns // planes)

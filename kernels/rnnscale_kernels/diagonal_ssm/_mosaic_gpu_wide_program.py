@@ -22,7 +22,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from .._algebra import add, as_number, multiply, multiply_conjugate, where
 from ..linear_scan import advance, keep
 from ._mosaic_gpu_plan import TILE, WIDTH
-from ._mosaic_gpu_wide_plan import CLUSTER, COLUMNS, WidePlan
+from ._mosaic_gpu_wide_plan import CLUSTER, WidePlan
 
 CLUSTER_AXIS = "slice"
 
@@ -140,7 +140,7 @@ class Consumer(_Memory):
         decay, part_decay = (self._load(given["decay"].at[place.slice, n]) for n in range(2))
         state = self._load(given["starts"].at[place.row, place.segment, place.slice])
         plgpu.barrier_wait(self.scratch["into_arrived"])
-        accumulator = plgpu.WGMMAAccumulatorRef((TILE, COLUMNS), jnp.float32)
+        accumulator = plgpu.WGMMAAccumulatorRef((TILE, plan.columns), jnp.float32)
 
         def first(sums) -> None:
             self._finish(_Products(self, 0, sums))
@@ -181,7 +181,8 @@ class Consumer(_Memory):
         order = self.plan.in_order(self.plan.part_rows)
         busy(_QUEUE)
         plgpu.commit_smem()  # all drives are there, and the last exchange is over
-        drives = self._inject(i, self._load_tile(self.scratch["rows"]))
+        row = self._rows(self.scratch["rows"])
+        drives = self._inject(i, [row(r) for r in range(self.plan.part_rows)])
         cut, part_is_cut = self._cuts(i)
 
         # 1. Every part from zero, to find the state that it would end with.
@@ -218,24 +219,21 @@ class Consumer(_Memory):
 
     def _run_parts(self, i, state, total: Any, decay, cut: Callable, drives):
         """Runs all parts from their states, notes the states, and adds up the tile's d_decay."""
-        scratch, products = self.scratch, []
-        states: list[Any] = [None] * len(drives)
-        others = None if total is None else self._others(i)
-        for r in self.plan.in_order(len(drives)):
-            if others is not None:
-                products.append(multiply_conjugate(keep(cut(r), state), others[r]))
+        scratch, slot = self.scratch, lax.rem(i, 2)
+        order = self.plan.in_order(len(drives))
+        states, before = {}, {}
+        for r in order:
+            before[r] = keep(cut(r), state)
             state = states[r] = advance(state, cut(r), decay, drives[r])
+        if total is not None:
+            plgpu.barrier_wait(scratch["other_arrived"].at[slot])
+            other = self._rows(scratch["other"].at[slot])
+            products = [multiply_conjugate(before[r], other(r)) for r in order]
+            plgpu.barrier_arrive(scratch["other_released"].at[slot])
+            total = add(total, reduce(add, products))
         if "states" in scratch:
-            self._store_tile(scratch["states"], states)
-        return None if total is None else add(total, reduce(add, products))
-
-    def _others(self, i) -> list:
-        """The cotangents of the tile's states."""
-        slot = lax.rem(i, 2)
-        plgpu.barrier_wait(self.scratch["other_arrived"].at[slot])
-        others = self._load_tile(self.scratch["other"].at[slot])
-        plgpu.barrier_arrive(self.scratch["other_released"].at[slot])
-        return others
+            self._store_tile(scratch["states"], [states[r] for r in sorted(order)])
+        return total
 
     def _send(self, i) -> None:
         """Has TMA write the states of the tile, and the border before it, to device memory."""
@@ -333,18 +331,17 @@ class Consumer(_Memory):
     def _everywhere(self, x):
         return jnp.broadcast_to(x, self._shape)
 
-    def _load_tile(self, ref) -> list:
-        """The rows of all parts of a tile, "planes step column", in float32."""
+    def _rows(self, ref) -> Callable[[int], Any]:
+        """The function from `r` to row `r` of every part of a tile, "planes step column"."""
         plan = self.plan
         shape = plan.planes, plan.parts, plan.part_rows, ref.shape[-1]
-        rows = range(plan.part_rows)
         if plan.interpret:  # it has no references with another shape, and needs no layouts
             values = ref[...].reshape(shape)[..., : plan.block].astype(jnp.float32)
-            return [as_number([values[p, :, r] for p in range(plan.planes)]) for r in rows]
-        return [self._load(ref.reshape(shape).at[:, :, r, pl.ds(0, plan.block)]) for r in rows]
+            return lambda r: as_number([values[p, :, r] for p in range(plan.planes)])
+        return lambda r: self._load(ref.reshape(shape).at[:, :, r, pl.ds(0, plan.block)])
 
     def _store_tile(self, ref, states: list) -> None:
-        """The inverse of `_load_tile`."""
+        """Sets all rows of a tile."""
         plan = self.plan
         if plan.interpret:
             values = jnp.stack([jnp.stack(jax.tree.leaves(x)) for x in states], 2)

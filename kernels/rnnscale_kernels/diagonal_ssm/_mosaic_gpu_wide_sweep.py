@@ -13,7 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from .._algebra import power
 from ._mosaic_gpu_layout import System, by_segment, padded_sequence
 from ._mosaic_gpu_plan import TILE, WIDTH
-from ._mosaic_gpu_wide_plan import CLUSTER, COLUMNS, PAD, WidePlan
+from ._mosaic_gpu_wide_plan import CLUSTER, PAD, WidePlan
 from ._mosaic_gpu_wide_program import CLUSTER_AXIS, Consumer, Place, Producer
 from ._recurrence import stack, unstack
 
@@ -126,10 +126,12 @@ def _scratch(
     x, other = given["x"], "other" in given
     pieces = given["into"].shape[0] // plan.slices
     stages = plan.stages(pieces * WIDTH, other=other)
-    tiling = plgpu.TilingTransform((8, WIDTH))  # pyright: ignore[reportAbstractUsage]
-    swizzle = plgpu.SwizzleTransform(2 * WIDTH)  # pyright: ignore[reportAbstractUsage]
+    # Both operands of a product have the same layout.
+    row = min(plan.columns, WIDTH)
+    tiling = plgpu.TilingTransform((8, row))  # pyright: ignore[reportAbstractUsage]
+    swizzle = plgpu.SwizzleTransform(2 * row)  # pyright: ignore[reportAbstractUsage]
     ring = plgpu.SMEM((stages, TILE, WIDTH), x.dtype, transforms=(tiling, swizzle))
-    matrix = plgpu.SMEM((pieces, WIDTH, COLUMNS), x.dtype, transforms=(tiling, swizzle))
+    matrix = plgpu.SMEM((pieces, WIDTH, plan.columns), x.dtype, transforms=(tiling, swizzle))
     planes, parts, block = plan.planes, plan.parts, plan.block
     scratch: dict[str, Any] = {
         "x": ring,
@@ -155,7 +157,7 @@ def _by_slice(plan: WidePlan, into):
     """The input map, "input planes state", in pieces: "slice*piece input planes*state"."""
     inputs = into.shape[0]
     x = into.reshape(inputs, plan.planes, plan.slices, plan.block)
-    x = jnp.moveaxis(x, 2, 0).reshape(-1, WIDTH, COLUMNS)
+    x = jnp.moveaxis(x, 2, 0).reshape(-1, WIDTH, plan.columns)
     return x
 
 
