@@ -297,6 +297,7 @@ def test_unfused_ssm_moves_its_states_in_16_bits(target: str, mode: str, most: f
     assert program.bytes_accessed() <= most * 8 * 16384 * 512 * 2
 
 
+@pytest.mark.slow
 def test_fused_ssm_keeps_its_states_on_chip_where_devices_split_time():
     skip_unless_compilable("h100:8")
     mesh = Mesh(np.array(target_devices("h100:8")), ("seq",))
