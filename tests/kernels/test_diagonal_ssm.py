@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax.test_util import check_grads
 import rnnscale_kernels
 from rnnscale_kernels import SSM, Planar
 from rnnscale_kernels._target import H100, TPU_V5E
-from rnnscale_kernels.diagonal_ssm import _api, _mosaic_gpu_wide_plan, _unfused
+from rnnscale_kernels.diagonal_ssm import _api, _mosaic_gpu_wide_plan, _unfused, _xla
 from rnnscale_kernels.diagonal_ssm._implementations import DISPATCH
 from rnnscale_kernels.diagonal_ssm._mosaic_gpu_plan import Plan
 from rnnscale_kernels.diagonal_ssm._spec import SSMSpec
@@ -342,10 +343,12 @@ def test_the_programs_of_the_fused_kernel_are_balanced_for_any_batch():
 @given(
     time=st.integers(1, 50),
     chunk=st.integers(1, 60),
+    most=st.integers(1, 60),
     flags=st.tuples(st.booleans(), st.booleans()),
     seed=st.integers(0, 2**31),
 )
-def test_the_chunk_changes_nothing(time, chunk, flags, seed):
+def test_the_chunk_changes_nothing(time, chunk, most, flags, seed):
+    """Nor how many steps at most are taken at once."""
     reset, lengths = flags
     given, cotangents, options = arrays(time, reset=reset, lengths=lengths, seed=seed)
     if lengths:
@@ -358,16 +361,17 @@ def test_the_chunk_changes_nothing(time, chunk, flags, seed):
 
         def both(implementation):
             def run(*values):
-                public, _ = SSM.operation.forward(
+                return SSM.operation.forward(
                     (*values, *rest), chunk=min(chunk, time), implementation=implementation
                 )
-                return public
 
-            value, pull = jax.vjp(jax.jit(run), *values)
-            return value, pull(g)
+            value, pull, borders = jax.vjp(jax.jit(run), *values, has_aux=True)
+            return value, pull(g), borders
 
         close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
-        jax.tree.map(close, both("chunked"), both("unfused"))
+        with mock.patch.object(_xla, "_STEPS", most):
+            chunked = both("chunked")
+        jax.tree.map(close, chunked, both("unfused"))
 
 
 @every_implementation

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._algebra import Planar, as_number
+from .._algebra import Planar, as_number, conjugate
 from .._target import Target
-from ..linear_scan import NARROW, scan, time_invariant, transpose as scan_transpose
+from ..linear_scan import scan, time_invariant, transpose as scan_transpose
 
 
 def stack(x, axis: int):
@@ -41,8 +41,8 @@ class ChunkPasses(NamedTuple):
 
 
 def passes_for(target: Target, entering) -> ChunkPasses:
-    """The loop below on CPUs, if complex steps are wide enough for it; otherwise `linear_scan`."""
-    if target.platform == "cpu" and entering.shape[-2] == 2 and entering.size > NARROW:
+    """The loops below on CPUs, if states are complex; otherwise `linear_scan`."""
+    if target.platform == "cpu" and entering.shape[-2] == 2:
         return ChunkPasses(_loop, _loop_transpose)
     return ChunkPasses(_scan, _scan_transpose)
 
@@ -65,19 +65,19 @@ def _scan_transpose(decay, h, entering, cut, g, g_leaving):
     return d_decay, stack(d_drive, -2), stack(d_entering, -2)
 
 
-def _at(x, t):
-    return lax.dynamic_index_in_dim(x, t, x.ndim - 3, keepdims=False)
+def _at(x, t, axis: int = -3):
+    # Not `dynamic_index_in_dim`, which first finds out whether an index counts from the end.
+    return lax.squeeze(lax.dynamic_slice_in_dim(x, t, 1, axis), (x.ndim + axis,))
 
 
 def _put(x, t, value):
-    return lax.dynamic_update_index_in_dim(x, value, t, x.ndim - 3)
+    axis = x.ndim - 3
+    return lax.dynamic_update_slice_in_dim(x, jnp.expand_dims(value, axis), t, axis)
 
 
 def _keep(cut, t, carry):
-    if cut is None:
-        return carry
-    is_cut = lax.dynamic_index_in_dim(cut, t, cut.ndim - 1)
-    return jnp.where(is_cut[..., None], 0, carry)
+    """`carry`, or zero where step `t` is cut."""
+    return carry if cut is None else jnp.where(_at(cut, t, -1)[..., None, None], 0, carry)
 
 
 def _factors(decay: Planar):
@@ -89,16 +89,20 @@ def _swap(z):
     return jnp.flip(z, -2)
 
 
+def _times(factors, z):
+    p, q = factors
+    return p * z + q * _swap(z)
+
+
 def _loop(decay, drive, entering, cut):
     """One loop over time that overwrites the drive with the states."""
-    p, q = _factors(decay)
+    factors = _factors(decay)
 
     def step(t, loop):
         carry, h = loop
-        decayed = _keep(cut, t, p * carry + q * _swap(carry))
         # The barrier makes the sum one value, read before the buffer is written: without it XLA
         # copies the buffer.
-        carry = lax.optimization_barrier(decayed + _at(h, t))
+        carry = lax.optimization_barrier(_keep(cut, t, _times(factors, carry)) + _at(h, t))
         return carry, _put(h, t, carry)
 
     leaving, h = lax.fori_loop(0, drive.shape[-3], step, (entering, drive))
@@ -107,7 +111,7 @@ def _loop(decay, drive, entering, cut):
 
 def _loop_transpose(decay, h, entering, cut, g, g_leaving):
     """One loop back through time that overwrites the cotangents of h with those of the drive."""
-    p, q = _factors(decay)
+    factors = _factors(conjugate(decay))
     steps = g.shape[-3]
 
     def step(i, loop):
@@ -115,11 +119,9 @@ def _loop_transpose(decay, h, entering, cut, g, g_leaving):
         t = steps - 1 - i
         s = lax.optimization_barrier(carry + _at(s_all, t))
         before = jnp.where(t == 0, entering, _at(h, jnp.maximum(t - 1, 0)))
-        before = _keep(cut, t, before)
-        carry = _keep(cut, t, p * s - q * _swap(s))
         straight = straight + _keep(cut, t, s * before)
         crossed = crossed + _keep(cut, t, _swap(s) * before)
-        return carry, straight, crossed, _put(s_all, t, s)
+        return _keep(cut, t, _times(factors, s)), straight, crossed, _put(s_all, t, s)
 
     zeros = jnp.zeros_like(entering)
     d_entering, straight, crossed, s_all = lax.fori_loop(

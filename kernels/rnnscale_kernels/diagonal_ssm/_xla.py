@@ -13,14 +13,28 @@ from .._algebra import conjugate
 from .._target import Target
 from ._recurrence import passes_for, stack, unstack
 
+# The most steps that are taken at once, and the most bytes of all their states, measured on two
+# cores.
+_STEPS, _BYTES = 512, 1 << 22
+
 
 class _Chunks:
-    """The primals in chunks of time, of which zeros fill the last, with planes stacked."""
+    """The primals in chunks of time, of which zeros fill the last, with planes stacked.
 
-    def __init__(self, primals, chunk: int, target: Target):
+    A chunk here is one chunk of the operation, at whose border a state is kept, or several.
+
+    - `chunk`, `count`: steps in a chunk, and the number of chunks.
+    - `borders`: the number of borders in a chunk, and `spacing` the steps between them.
+    """
+
+    def __init__(self, primals, spacing: int, target: Target):
         self.u, self.decay, b, c, h0, self.cut, lengths = primals
         *self.batch, self.time, _ = self.u.shape
-        self.chunk = chunk
+        step_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(h0))
+        fitting = min(_STEPS, _BYTES // max(step_bytes, 1)) // spacing
+        self.spacing = spacing
+        self.borders = _most_without_waste(-(-self.time // spacing), fitting)
+        self.chunk = chunk = self.borders * spacing
         self.count = -(-self.time // chunk)
         # Both maps have the states last, which makes their products fastest on a CPU.
         self.b = jnp.moveaxis(stack(b, 0), -1, 0)  # idim planes state
@@ -53,6 +67,12 @@ class _Chunks:
     def trim(self, x):
         return lax.slice_in_dim(x, 0, self.time, axis=x.ndim - 2)
 
+    def put_borders(self, borders, n, entering, h):
+        """The states that enter the parts of chunk `n` between borders."""
+        inside = h[..., self.spacing - 1 : -1 : self.spacing, :, :]
+        new = jnp.concatenate([entering[None], jnp.moveaxis(inside, -3, 0)])
+        return lax.dynamic_update_slice_in_dim(borders, new, n * self.borders, axis=0)
+
     def cut_of(self, n):
         return None if self.cut is None else self.take(self.cut, n, -1)
 
@@ -61,6 +81,11 @@ class _Chunks:
         u = self.take(self.u, n)
         drive = product("...i,ips->...ps", u, self.b, u.dtype, self.wide)
         return self.passes.forward(self.decay, drive, entering, self.cut_of(n))
+
+
+def _most_without_waste(count: int, most: int) -> int:
+    """The largest number, at most `most`, of which a multiple is little more than `count`."""
+    return max(x for x in range(1, max(min(most, count), 1) + 1) if -count % x <= count // 16)
 
 
 def product(axes: str, x, y, dtype, out_dtype=None):
@@ -88,14 +113,16 @@ def chunked(primals, *, chunk, target):
         entering, h_last, y, borders = loop
         h, leaving = chunks.states(n, entering)
         if chunks.end is not None:
-            h_last = _state_at(h, chunks.end - n * chunk, h_last)
+            h_last = _state_at(h, chunks.end - n * chunks.chunk, h_last)
         y_n = product("...ps,ops->...o", h, chunks.c, dtype, dtype)
-        return leaving, h_last, chunks.put(y, n, y_n), borders.at[n].set(entering)
+        borders = chunks.put_borders(borders, n, entering, h)
+        return leaving, h_last, chunks.put(y, n, y_n), borders
 
-    y = jnp.zeros((*chunks.batch, chunks.count * chunk, chunks.c.shape[0]), dtype)
-    borders = jnp.zeros((chunks.count, *h0.shape), h0.dtype)
+    y = jnp.zeros((*chunks.batch, chunks.count * chunks.chunk, chunks.c.shape[0]), dtype)
+    borders = jnp.zeros((chunks.count * chunks.borders, *h0.shape), h0.dtype)
     leaving, h_last, y, borders = lax.fori_loop(0, chunks.count, step, (h0, h0, y, borders))
     h_last = leaving if chunks.end is None else h_last
+    borders = borders[: -(-chunks.time // chunk)]
     return (chunks.trim(y), unstack(h_last, -2)), unstack(borders, -2)
 
 
@@ -111,12 +138,12 @@ def chunked_transpose(primals, outputs, cotangents, *, chunk, target):
     def step(i, loop):
         s, du, d_decay, db, dc = loop
         n = chunks.count - 1 - i
-        u, g, entering = chunks.take(chunks.u, n), chunks.take(g_y, n), borders[n]
+        u, g, entering = chunks.take(chunks.u, n), chunks.take(g_y, n), borders[n * chunks.borders]
         h, _ = chunks.states(n, entering)
         dc = dc + sum_of_products("ro,rps->ops", g, h, dtype, wide)
         g_h = product("...o,ops->...ps", g, c, dtype, wide)
         if chunks.end is not None:
-            g_h = _add_at(g_h, chunks.end - n * chunk, g_last)
+            g_h = _add_at(g_h, chunks.end - n * chunks.chunk, g_last)
         d_decay_n, s_all, s = chunks.passes.transpose(
             chunks.decay, h, entering, chunks.cut_of(n), g_h, s
         )
