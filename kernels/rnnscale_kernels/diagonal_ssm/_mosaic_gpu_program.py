@@ -53,7 +53,11 @@ class Program(NamedTuple):
         if weight is not None:
             rings["other"] = self._ring("other", self.column, uses=1 + has_feedback)
         decay = [self._load_state(given["decay"].at[block]) for block in self.blocks]
-        starts = [self._load_state(given["starts"].at[self.index, block]) for block in self.blocks]
+        zero = as_number([_zero()] * plan.planes)
+        starts = [
+            self._load_state(given["starts"].at[self.index, block]) if "starts" in given else zero
+            for block in self.blocks
+        ]
         at = [given["at"][plan.group * self.index + j] for j in range(plan.group)]
         plgpu.barrier_wait(scratch["matrices_arrived"])
 
@@ -68,7 +72,6 @@ class Program(NamedTuple):
             return states, derivative
 
         # The derivative of the state, the state before, and the sum of d_decay.
-        zero = as_number([_zero()] * plan.planes)
         derivative = (zero, starts[0], zero) if has_feedback else ()
         states, derivative = lax.fori_loop(0, plan.tiles, turn, (tuple(starts), derivative))
         plgpu.wait_smem_to_gmem(0)

@@ -75,14 +75,13 @@ def sweep(
         given["other"] = padded_sequence(other)
     if feedback is not None:
         given["feedback"] = by_block(plan, feedback)
-    if starts is None:
-        starts = jnp.zeros((plan.rows, plan.segments, plan.planes, plan.states), jnp.float32)
-    given["starts"] = to_lanes(plan, starts)
+    if starts is not None:
+        given["starts"] = to_lanes(plan, starts)
     if cut is not None:
         given["cut"] = cut_bits(plan, cut)
     given["at"] = last_in_segments(plan, last)
     if inject is not None:
-        inject = to_lanes(plan, jnp.broadcast_to(inject[:, None], starts.shape))
+        inject = to_lanes(plan, jnp.repeat(inject[:, None], plan.segments, 1))
         # For each segment of a program, only its own lanes.
         own = jnp.repeat(jnp.eye(plan.group, dtype=bool), plan.block, 1)
         given["inject"] = jnp.where(own[:, None, None], inject[:, None], 0)
