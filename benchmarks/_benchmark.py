@@ -90,3 +90,13 @@ def in_words(value: Any) -> str:
 def one_line(error: str) -> str:
     """The end of an error's text, for a line of a table."""
     return escape(" ".join(error.split())[-400:])
+
+
+_SIZES = ("batch", "time", "channels", "features", "states", "outputs", "units", "planes")
+
+
+def case_name(row: Row) -> str:
+    """The sizes and kinds of a call's arguments, such as `8x4096x1024 bfloat16 invariant`."""
+    sizes = "x".join(str(row[name]) for name in _SIZES if name in row)
+    words = [row.get("cell"), sizes, row["dtype"], row.get("numbers"), row.get("decay")]
+    return " ".join(word for word in words if word not in (None, "real", "varying"))

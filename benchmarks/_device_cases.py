@@ -106,14 +106,14 @@ JOBS: dict[str, Job] = {
     "linear_scan": Job(
         tuple(scan_checks()),
         tuple(scan_times()),
-        (ScanArguments(channels=8, time=20), ScanArguments(channels=4, time=9, planar=True)),
-        (ScanArguments((2,), 16, 8), ScanArguments((1,), 16, 8, dtype=BFLOAT16)),
+        (ScanArguments(channels=4, time=9, planar=True, reset=True),),
+        (ScanArguments((1,), 16, 8, dtype=BFLOAT16),),
     ),
     "diagonal_ssm": Job(
         tuple(ssm_checks()),
         tuple(ssm_times()),
-        (SSMArguments((1,), 70, 8, 20, 16, dtype=BFLOAT16, ragged=True, reverse=True),),
-        (SSMArguments((1,), 64, 8, 16, 8, dtype=BFLOAT16),),
+        (SSMArguments((1,), 66, 8, 20, 16, dtype=BFLOAT16, ragged=True, reverse=True),),
+        (SSMArguments((1,), 8, 8, 16, 8, dtype=BFLOAT16),),
     ),
     "elementwise": Job(
         tuple(elementwise_checks()),

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ._benchmark import OURS, Row
+from ._benchmark import OURS, Row, case_name
 
 RESULTS = Path(__file__).parent / "results"
 _BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n)(?s:.*?)(<!-- end -->)")
@@ -494,6 +494,56 @@ def parallel_cells() -> str:
     )
 
 
+def kernels(device: str) -> str:
+    """Every call compiled for a device, as it was and as it is."""
+    sizes = ("batch", "time", "channels", "features", "states", "outputs", "units", "planes")
+    names = ("operation", "cell", *sizes, "dtype", "numbers", "decay", "named", "mode")
+    rows = [dict.fromkeys(names) | row for row in load(f"kernels_{device}")["rows"]]
+    lines = []
+    for found in jobs((row for row in rows if "bytes" in row), names).values():
+        row = found[-1]
+        operation = "" if row["cell"] else row["operation"]
+        case = case_name({name: value for name, value in row.items() if value is not None})
+        with_states = row["minimal_bytes_with_states"]
+        on_chip = [kernel["shared_memory"] for kernel in row["kernels"]] or [row["vmem"] or 0]
+        lines.append(
+            (
+                f"{operation} {case}, {row['mode']}".strip(),
+                " to ".join(str(each["implementation"]) for each in _changes(found)),
+                " to ".join(_figure(each["bytes_ratio"], 2) for each in found),
+                "" if with_states == row["minimal_bytes"] else f"{row['bytes'] / with_states:.2f}",
+                f"{max(on_chip) >> 10}",
+                *(
+                    str(worst(kernel[figure] for kernel in row["kernels"])) if row["kernels"] else ""
+                    for worst, figure in (
+                        (max, "registers"), (sum, "spills"), (min, "blocks_per_core"),
+                        (max, "waves"),
+                    )
+                ),
+                " to ".join(_figure(each["predicted_us"], 0) for each in found),
+                row["limit"],
+            )
+        )  # fmt: skip
+    header = (
+        *("call", "runs as", "bytes over the least", "with states", "KB on chip", "registers"),
+        *("spills", "blocks a core", "waves", "predicted us", "limit"),
+    )
+    return markdown(header, lines)
+
+
+def _changes(rows: Sequence[Row]) -> list[Row]:
+    """The rows without those that run as the row before does."""
+    return [
+        row
+        for before, row in zip([None, *rows], rows, strict=False)
+        if before is None or row["implementation"] != before["implementation"]
+    ]
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "unknown" if value is None else f"{value:,.{digits}f}"
+
+
 _WHAT = ("value", "gradient")
 
 TABLES: Mapping[str, Callable[[], str]] = {
@@ -504,6 +554,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "growth": growth,
     "parallel-cells": parallel_cells,
     "compile-time": partial(compared, "compile_time_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED),
+    "kernels-h100": partial(kernels, "h100"),
+    "kernels-v5e": partial(kernels, "v5e"),
     "start-up": partial(compared, "start_up_cpu", shape, _SHAPE, "seconds", "s", _UNROLLED),
     "parallel-bounds": parallel_bounds,
     "parallel-time": parallel_time,

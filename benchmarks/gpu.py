@@ -29,9 +29,8 @@ from rich.table import Table
 
 from rnnscale_kernels.testing import MODES, CallArguments, environment, failure, measure_call
 
-from ._benchmark import Benchmark, Row, Unavailable, columns, one_line
+from ._benchmark import Benchmark, Row, Unavailable, case_name, columns, one_line
 from ._device_cases import JOBS, Job
-from ._harness import case_name
 from ._parts import DEVICE, FAULTS, REHEARSAL, Part, run_part, write_rows
 
 ORDER = (

@@ -12,9 +12,10 @@ A row is one call, forward or with its gradient, compiled to machine code for on
 - `vmem` is the vector memory that a TPU's kernel takes, the most of all its calls.
 - `predicted_us` is a prediction; nothing was timed. The products take the time of their operations.
     All else takes, kernel by kernel, the longer of its bytes over the bandwidth of a copy and its
-    walk: the waves, times the steps that a thread takes, times the clocks of a step. Products overlap with all that. Each
-    launch adds its own time, those of loops too. `MODEL` has the constants, which are assumptions
-    (bandwidth, share of the peak); clocks were counted in machine code.
+    walk: the waves, times the steps that a thread takes, times the clocks of a step. Products
+    overlap with all that. Each launch adds its own time, those of loops too. `MODEL` has the
+    constants, which are assumptions (bandwidth, share of the peak); clocks were counted in machine
+    code.
 
 `--before FILE` keeps the rows of an earlier file that come from other commits, so that one file
 has both.
@@ -50,8 +51,8 @@ from rnnscale_kernels.testing import (
     target_devices,
 )
 
-from ._benchmark import Benchmark, Row, columns
-from ._harness import case_name, require, target
+from ._benchmark import Benchmark, Row, case_name, columns
+from ._harness import require, target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +218,7 @@ def compiled(case: Case, mode: str, device: str) -> Row:
     row: Row = {
         "target": device,
         "operation": arguments.operation,
+        "named": case.implementation,
         "implementation": case.implementation,
         "mode": mode,
         **arguments.sizes(),

@@ -41,8 +41,7 @@ from rnnscale_kernels.testing import (
     measure_call,
 )
 
-from ._benchmark import Benchmark, Row, Unavailable, columns
-from ._harness import case_name
+from ._benchmark import Benchmark, Row, Unavailable, case_name, columns
 from ._parts import DEVICE, FAULTS, REHEARSAL, Part, run_part, write_rows
 
 MODULE = "benchmarks.tune"
