@@ -513,13 +513,7 @@ def kernels(device: str) -> str:
                 " to ".join(_figure(each["bytes_ratio"], 2) for each in found),
                 "" if with_states == row["minimal_bytes"] else f"{row['bytes'] / with_states:.2f}",
                 f"{max(on_chip) >> 10}",
-                *(
-                    str(worst(kernel[figure] for kernel in row["kernels"])) if row["kernels"] else ""
-                    for worst, figure in (
-                        (max, "registers"), (sum, "spills"), (min, "blocks_per_core"),
-                        (max, "waves"),
-                    )
-                ),
+                *_worst(row["kernels"]),
                 " to ".join(_figure(each["predicted_us"], 0) for each in found),
                 row["limit"],
             )
@@ -529,6 +523,15 @@ def kernels(device: str) -> str:
         *("spills", "blocks a core", "waves", "predicted us", "limit"),
     )
     return markdown(header, lines)
+
+
+def _worst(kernels: Sequence[Row]) -> tuple[str, ...]:
+    """Of all kernels: the most registers, all spills, the fewest blocks, the most waves."""
+    if not kernels:
+        return ("",) * 4
+    of_all = {name: [kernel[name] for kernel in kernels] for name in kernels[0]}
+    figures = max(of_all["registers"]), sum(of_all["spills"])
+    return tuple(map(str, (*figures, min(of_all["blocks_per_core"]), max(of_all["waves"]))))
 
 
 def _changes(rows: Sequence[Row]) -> list[Row]:

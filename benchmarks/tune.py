@@ -221,6 +221,28 @@ TUNABLES: dict[str, Tunable] = {
         ),
         SSMArguments((1,), 64, 8, 16, 8, dtype=BFLOAT16),
     ),
+    "wide-layer-segments": Constants(
+        "mosaic_gpu_wide",
+        "cuda",
+        "rnnscale_kernels.diagonal_ssm._mosaic_gpu_wide_plan",
+        {"_PAYS": (0.5, 0.75, 1.0)},
+        (
+            SSMArguments((8,), 16384, 256, 256, 256, dtype=BFLOAT16),
+            SSMArguments((2,), 16384, 512, 512, 512, dtype=BFLOAT16),
+        ),
+        SSMArguments((1,), 8, 8, 16, 8, dtype=BFLOAT16),
+    ),
+    "tpu-layer-walk": Constants(
+        "mosaic_tpu",
+        "tpu",
+        "rnnscale_kernels.diagonal_ssm._mosaic_tpu_kernel",
+        {"_BLOCKS": (2, 4, 8), "_UNROLL": (4, 8, 16)},
+        (
+            SSMArguments((8,), 16384, 256, 256, 256, dtype=BFLOAT16),
+            SSMArguments((8,), 16384, 512, 512, 512, dtype=BFLOAT16),
+        ),
+        SSMArguments((1,), 8, 8, 16, 8, dtype=BFLOAT16),
+    ),
     "scan-vmem": Constants(
         "mosaic_tpu",
         "tpu",
@@ -287,14 +309,14 @@ def main() -> None:
 
 def tuned(tunable: Tunable, options: argparse.Namespace, deadline: float) -> Iterator[Row]:
     """A row for every candidate of every case; after those of a case, one that is `best`."""
-    few = options.quick or options.rehearse
-    for case in itertools.islice(tunable.cases(tiny=options.rehearse), 2 if few else None):
+    most = 1 if options.rehearse else 2 if options.quick else None
+    for case in itertools.islice(tunable.cases(tiny=options.rehearse), most):
         about: Row = {"kernel": case.kernel, "mode": case.mode, **case.arguments.sizes()}
         if time.monotonic() > deadline:
             yield {**about, "dropped": f"{case.kernel} {case.mode} {case.arguments}"}
             continue
         found = []
-        candidates = itertools.islice(tunable.candidates(case), 2 if few else None)
+        candidates = itertools.islice(tunable.candidates(case), most)
         for candidate in ({}, *candidates):
             row = {**about, "config": candidate, **timed(tunable, case, candidate, options)}
             found.append(row)

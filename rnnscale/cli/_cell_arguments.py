@@ -79,15 +79,15 @@ class CellArguments(CallArguments):
         return 2 * passes * math.prod(self.batch) * self.time * weights
 
     def describe(self, platform: str) -> list[tuple[str, bool, str]]:
-        """The loop over time, which is the default on CPUs, and the implementations of the op whose
-        kernels run the steps of the cell."""
+        """The loop over time, and the implementations of the op whose kernels run the steps of the
+        cell. The loop is the default where there are no kernels."""
         loop = ("loop", True, "")
         cell = MODELS[self.cell].load()
         if cell.unit_axis != "state" and not cell.one_product:
             return [loop]
         operation = "persistent_rnn" if cell.one_product else "elementwise_scan"
         kernels = implementations(platform)[operation]
-        return [loop, *kernels] if platform == "cpu" else [*kernels, loop]
+        return [loop, *kernels] if kernels[0][0] == "sequential" else [*kernels, loop]
 
     def default(self, platform: str) -> str:
         return next(name for name, usable, _ in self.describe(platform) if usable)
