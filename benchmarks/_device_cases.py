@@ -112,7 +112,7 @@ JOBS: dict[str, Job] = {
     "diagonal_ssm": Job(
         tuple(ssm_checks()),
         tuple(ssm_times()),
-        (SSMArguments((1,), 66, 8, 20, 16, dtype=BFLOAT16, ragged=True, reverse=True),),
+        (SSMArguments((1,), 5, 8, 20, 16, dtype=BFLOAT16, ragged=True, reverse=True),),
         (SSMArguments((1,), 8, 8, 16, 8, dtype=BFLOAT16),),
     ),
     "elementwise": Job(

@@ -107,7 +107,8 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         seconds = options.longest or (600.0 if options.rehearse else LONGEST[kind])
         name, kind_of_fault = options.fault or ("", None)
         chosen = kind_of_fault if (kind, "/".join(words)) == ("check", name) else None
-        given = ["--rounds", str(options.rounds), *(["--rehearse"] if options.rehearse else [])]
+        rounds = str(1 if options.rehearse else options.rounds)
+        given = ["--rounds", rounds, *(["--rehearse"] if options.rehearse else [])]
         yield from run_part(
             Part((kind, *words), about), MODULE, given, min(seconds, left()),
             REHEARSAL if options.rehearse else DEVICE, chosen,

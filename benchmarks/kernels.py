@@ -39,6 +39,7 @@ from jax.sharding import Mesh
 import rnnscale_kernels
 from rnnscale.cli._cell_arguments import CellArguments
 from rnnscale_kernels.testing import (
+    KERNEL_CALLS,
     MODES,
     BlockArguments,
     CallArguments,
@@ -96,9 +97,9 @@ def scans() -> Iterator[Case]:
 
 
 def layers() -> Iterator[Case]:
-    # The fused kernel of Hopper takes a tile of 64 steps in series. With 128 states the two products
-    # take 1,024 clocks each, the walk 1,200, shared memory 1,300 for drive, narrow states and y, and
-    # barriers 450; two segments of 64 states take 3,900 in all.
+    # The fused kernel of Hopper takes a tile of 64 steps in series. With 128 states the two
+    # products take 1,024 clocks each, the walk 1,200, shared memory 1,300 for drive, narrow states
+    # and y, and barriers 450; two segments of 64 states take 3,900 in all.
     for width, clocks in ((64, 61), (128, 78), (256, 27), (512, 27), (1024, 27)):
         yield Case(SSMArguments((8,), 16384, width, width, width, dtype=BFLOAT16), clocks=clocks)
     yield Case(SSMArguments((8,), 16384, 512, 512, 512, dtype=BFLOAT16), "unfused", clocks=27)
@@ -182,8 +183,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         require(device)
     commit = commit_of(rnnscale_kernels)
     if options.before is not None:
-        rows = json.loads(options.before.read_text(encoding="utf-8"))["rows"]
-        yield from (row for row in rows if row["commit"] != commit)
+        yield from rows_before(options.before, commit)
     for device in options.target:
         for case in QUICK if options.quick else CASES:
             if case.devices and device not in case.devices:
@@ -192,6 +192,27 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
                 continue
             for mode in MODES:
                 yield {"commit": commit, **compiled(case, mode, device)}
+
+
+def rows_before(file: Path, commit: str) -> Iterator[Row]:
+    """The rows of a file that are of other commits, with predictions by the model of today."""
+    cases = {identity(row_of(case, mode, "")): case for case in CASES for mode in MODES}
+    for row in json.loads(file.read_text(encoding="utf-8"))["rows"]:
+        case = cases.get(identity(row))
+        if row["commit"] != commit and case is not None:
+            yield row if "bytes" not in row else row | prediction(row, case)
+
+
+def identity(row: Row) -> str:
+    """What distinguishes the call of a row from others, on any device and at any commit."""
+    return f"{row['operation']} {row['named']} {row['mode']} {case_name(row)}"
+
+
+def row_of(case: Case, mode: str, device: str) -> Row:
+    """What a row says of its call."""
+    about = {"target": device, "operation": case.arguments.operation, "mode": mode}
+    row = {**about, "named": case.implementation, **case.arguments.sizes()}
+    return row if case.note is None else {**row, "note": case.note}
 
 
 def commit_of(module: Any) -> str:
@@ -214,17 +235,8 @@ def name_of(case: Case) -> str:
 
 def compiled(case: Case, mode: str, device: str) -> Row:
     """The row of a case. One that cannot be compiled has an `error`."""
-    arguments = case.arguments
-    row: Row = {
-        "target": device,
-        "operation": arguments.operation,
-        "named": case.implementation,
-        "implementation": case.implementation,
-        "mode": mode,
-        **arguments.sizes(),
-    }
-    if case.note is not None:
-        row["note"] = case.note
+    arguments, row = case.arguments, row_of(case, mode, device)
+    row["implementation"] = case.implementation
     begin = time.perf_counter()
     try:
         mesh = Mesh(np.array(target_devices(device)), ("devices",))
@@ -236,7 +248,7 @@ def compiled(case: Case, mode: str, device: str) -> Row:
     except Exception as error:  # Reported in the row; the other cases go on.
         return row | failure(error)
     least = arguments.minimal_bytes(mode)
-    moved = bytes_of(program)
+    moved, launches = bytes_of(program), program.launches
     kernels = [figures(kernel, MODEL[device]) for kernel in program.kernels]
     row |= {
         "compile_s": time.perf_counter() - begin,
@@ -246,12 +258,11 @@ def compiled(case: Case, mode: str, device: str) -> Row:
         "minimal_bytes_with_states": least + arguments.state_bytes(mode),
         "temporaries": program.temporaries,
         "kernels": kernels,
-        "calls": [
-            {"name": call.target, "bytes": call.bytes_accessed} for call in kernel_calls(program)
-        ],
+        "calls": calls_of(program, kernels),
+        "launches": None if math.isnan(launches) else launches,
         "vmem": max((call.vmem or 0 for call in program.calls), default=0) or None,
     }
-    return row | prediction(row, program, case, mode, MODEL[device])
+    return row | prediction(row, case)
 
 
 def compile_call(
@@ -276,10 +287,6 @@ def bytes_of(program: Program) -> int | None:
         return None
 
 
-def kernel_calls(program: Program) -> list[Any]:
-    return [call for call in program.calls if call.target in ("mosaic_gpu", "triton", "mosaic_tpu")]
-
-
 def figures(kernel: Kernel, model: Model) -> Row:
     """The figures of a kernel, with the blocks that fit on a multiprocessor, and the waves."""
     warps = -(-kernel.threads // 32)
@@ -296,44 +303,48 @@ def figures(kernel: Kernel, model: Model) -> Row:
     return {**dataclasses.asdict(kernel), "name": name, "blocks_per_core": fitting, "waves": waves}
 
 
-def prediction(row: Row, program: Program, case: Case, mode: str, model: Model) -> Row:
+def prediction(row: Row, case: Case) -> Row:
     """The predicted time and what limits it: `bytes`, `walk`, `products` or `launches`."""
-    if row["bytes"] is None:
+    model, calls, launches = MODEL[row["target"]], row["calls"], row["launches"]
+    if row["bytes"] is None or launches is None:
         return {"predicted_us": None, "limit": None}
-    calls = kernel_calls(program)
-    others = max(0, row["bytes"] - sum(call.bytes_accessed for call in calls)) / model.bandwidth
-    streamed = sum(call.bytes_accessed for call in calls) / model.bandwidth + others
+    of_calls = sum(call["bytes"] for call in calls)
+    others = max(0, row["bytes"] - of_calls) / model.bandwidth
+    streamed = of_calls / model.bandwidth + others
     walked = others
-    for call, kernel in zip(calls, matched(calls, row["kernels"]), strict=True):
+    for call in calls:
         walk = 0.0
-        if kernel is not None and kernel["waves"] and case.clocks is not None:
+        if call["kernel"] is not None and case.clocks is not None:
+            kernel = row["kernels"][call["kernel"]]
             steps = state_steps(case.arguments) / (kernel["blocks"] * kernel["threads"])
             walk = kernel["waves"] * steps * case.clocks / model.clock
-        walked += max(walk, call.bytes_accessed / model.bandwidth)
-    products = case.arguments.products(mode) / model.peak
+        walked += max(walk, call["bytes"] / model.bandwidth)
+    products = case.arguments.products(row["mode"]) / model.peak
     products *= 1 if row["dtype"] == BFLOAT16 else 2
-    total = max(walked, products) + model.launch * program.launches
+    total = max(walked, products) + model.launch * launches
     limits = {
         "bytes": streamed, "walk": walked if walked > 1.05 * streamed else 0.0,
-        "products": products, "launches": model.launch * program.launches,
+        "products": products, "launches": model.launch * launches,
     }  # fmt: skip
-    limit = max(limits, key=limits.__getitem__)
     return {
         "predicted_us": 1e6 * total,
-        "limit": limit,
-        "launches": program.launches,
+        "limit": max(limits, key=limits.__getitem__),
         "predicted_percent": 100 * row["minimal_bytes"] / model.bandwidth / total,
     }
 
 
-def matched(calls: Sequence[Any], kernels: Sequence[Row]) -> list[Row | None]:
-    """The kernel of each call. Calls of one kernel share it; a TPU's have none."""
-    found = []
-    for call in calls:
-        named = [each for each in kernels if f"/{each['name']}/" in f"{call.source}/"]
-        found.append(
-            named[0] if named else kernels[len(found)] if len(kernels) > len(found) else None
-        )
+def calls_of(program: Program, kernels: Sequence[Row]) -> list[Row]:
+    """The calls of kernels, each with its bytes and the index of its kernel among `kernels`.
+
+    Calls of one kernel share it; a TPU's have none.
+    """
+    found: list[Row] = []
+    for call in program.calls:
+        if call.target not in KERNEL_CALLS.values():
+            continue
+        named = [i for i, x in enumerate(kernels) if f"/{x['name']}/" in f"{call.source}/"]
+        place = named[0] if named else len(found) if len(found) < len(kernels) else None
+        found.append({"name": call.target, "bytes": call.bytes_accessed, "kernel": place})
     return found
 
 

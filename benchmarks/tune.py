@@ -264,7 +264,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
     options.machine = {}
-    given = ["--rounds", str(options.rounds)]
+    given = ["--rounds", "1" if options.rehearse else str(options.rounds)]
     given += [f"--{name}" for name in ("quick", "rehearse") if getattr(options, name)]
 
     def part(name: str) -> Iterator[Row]:

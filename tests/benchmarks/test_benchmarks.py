@@ -14,7 +14,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -468,9 +467,10 @@ def test_kernels_are_compiled_for_what_is_not_here(monkeypatch, tmp_path):
     if (reason := missing("h100")) is not None:
         pytest.skip(reason)
     before = tmp_path / "before.json"
-    old = {"commit": "1234567", "target": "h100", "operation": "linear_scan", "mode": "forward"}
-    old |= {"implementation": None, "error": "it was broken", **ScanArguments().sizes()}
-    before.write_text(json.dumps({"rows": [old]}))
+    (case, *_) = kernels.CASES
+    old = {"commit": "1234567", **kernels.row_of(case, "forward", "h100"), "error": "broken"}
+    gone = old | {"named": "an implementation that is gone"}
+    before.write_text(json.dumps({"rows": [old, gone]}))
     kept, forward, gradient = run(
         "kernels", "--quick", "--only", "linear_scan", "--target", "h100", "--before", str(before)
     )
@@ -501,16 +501,16 @@ def test_occupancy_follows_from_registers_shared_memory_and_threads():
 
 
 def test_a_prediction_is_the_longest_of_bytes_walk_and_products():
-    h100 = kernels.MODEL["h100"]
-
     def predict(*, moved, clocks=None, waves=1, width=1):
-        walk = {"name": "walk", "blocks": 1, "threads": 128, "waves": waves}
-        row = {"bytes": moved, "minimal_bytes": moved, "dtype": "bfloat16", "kernels": [walk]}
+        row = {
+            "target": "h100", "mode": "forward", "dtype": "bfloat16", "launches": 1,
+            "bytes": moved, "minimal_bytes": moved,
+            "kernels": [{"blocks": 1, "threads": 128, "waves": waves}],
+            "calls": [{"bytes": 10**6, "kernel": 0}],
+        }  # fmt: skip
         case = kernels.Case(SSMArguments((1,), 4096, width, 128, width), clocks=clocks)
-        return kernels.prediction(row, program, case, "forward", h100)
+        return kernels.prediction(row, case)
 
-    call = argparse.Namespace(target="mosaic_gpu", source="jit(f)/walk/call", bytes_accessed=10**6)
-    program: Any = argparse.Namespace(calls=[call], launches=1)
     assert predict(moved=29 * 10**5)["limit"] == "launches"
     streamed = predict(moved=29 * 10**6)
     assert streamed["limit"] == "bytes"

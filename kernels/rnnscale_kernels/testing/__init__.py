@@ -16,7 +16,7 @@ from ._call_timing import (
     usable_implementations as usable_implementations,
 )
 from ._gpu_kernels import Kernel as Kernel
-from ._hlo import Call as Call, Collective as Collective
+from ._hlo import KERNEL_CALLS as KERNEL_CALLS, Call as Call, Collective as Collective
 from ._program import Program as Program
 from ._races import find_races as find_races
 from ._specs import (

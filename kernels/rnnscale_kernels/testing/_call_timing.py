@@ -27,7 +27,6 @@ from ._timing import Thunk, compile_timed, environment, failure, quartiles, take
 _CACHE_BYTES, _MOST_CALLS = 1 << 27, 4
 _CPU_COPY_BYTES, _COPY_BYTES = 1 << 26, 1 << 28
 _COPY = "elementwise copy"
-_FEWEST_ROUNDS = 3
 
 
 def usable_implementations(arguments: CallArguments) -> list[str]:
@@ -47,8 +46,8 @@ def measure_call(
     """Times one call, forward or gradient, for the implementations and baselines in `names`.
 
     The gradient is the outputs together with the gradients of all arguments, for a given cotangent
-    of the outputs. Each contender has `rounds` turns, three at least, and fewer than `rounds` if it
-    has used up its `seconds`.
+    of the outputs. Each contender has `rounds` turns; if it has used up its `seconds`, no more than
+    three.
 
     **Returns:** a row of figures for each. If a contender fails, its row has an `error` instead of
     figures; if it does not take these arguments, a reason `unsupported`. `bytes_accessed` are the
@@ -71,9 +70,7 @@ def measure_call(
             row |= figures
         except Exception as error:  # Reported in the row; the others are still worth timing.
             row |= failure(error)
-    times, errors = take_turns(
-        thunks, max(rounds, _FEWEST_ROUNDS), seconds=seconds, queue=not is_cpu
-    )
+    times, errors = take_turns(thunks, rounds, seconds=seconds, queue=not is_cpu)
     if _COPY in errors:
         raise errors[_COPY]
     copy_rate = 2 * copied / quartiles(times.pop(_COPY))[1]
