@@ -526,7 +526,7 @@ def kernels(device: str) -> str:
 
 
 def _worst(kernels: Sequence[Row]) -> tuple[str, ...]:
-    """Of all kernels: the most registers, all spills, the fewest blocks, the most waves."""
+    """The most registers, all spills, the fewest blocks and the most waves of all kernels."""
     if not kernels:
         return ("",) * 4
     of_all = {name: [kernel[name] for kernel in kernels] for name in kernels[0]}

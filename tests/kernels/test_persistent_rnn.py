@@ -216,7 +216,7 @@ def test_batch_axes_and_mapped_axes_are_alike():
         return run(lstm, rows | {"matrix": floats["matrix"]}, {"reset": reset}, g)
 
     mapped = jax.vmap(one)(rows, reset, g)
-    # Of the mapped axis, each element has its own gradient of the matrix.
+    # Each element of the mapped axis has its own gradient of the matrix.
     g_matrices = batched[1].pop("matrix"), jnp.sum(mapped[1].pop("matrix"), 0)
     for (results, gradients), g_matrix in zip((batched, mapped), g_matrices, strict=True):
         flat = jax.tree.map(lambda x: x.reshape(6, *x.shape[2:]), (results, gradients))
