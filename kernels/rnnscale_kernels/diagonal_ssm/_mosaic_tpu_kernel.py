@@ -142,10 +142,6 @@ def backward(plan: Plan, given: Given, results: Gradients, scratch: Scratch) -> 
     def _():
         scratch.carry[...] = jnp.zeros_like(scratch.carry)
 
-    for piece in plan.order:
-        scratch.x_turned[piece] = tile.matrix(piece, given.x).T
-        scratch.g_turned[piece] = tile.matrix(piece, given.g).T
-
     def drive(piece):
         return tile.drive(piece, scratch)
 
@@ -187,18 +183,19 @@ def backward(plan: Plan, given: Given, results: Gradients, scratch: Scratch) -> 
 
         return _by_columns(results.dx, act)
 
-    # Each walk goes with a product that does not wait for it. States may come in any order.
+    turning = _Turning(tile, [(given.x, scratch.x_turned), (given.g, scratch.g_turned)])
     first, *others = plan.order
-    tile.run(drive(first))
-    for piece, following in zip(plan.order, others, strict=False):
-        tile.run(drive(following), states(piece))
-    tile.run(feedback(first), states(plan.order[-1]))
-    for piece, following in zip(plan.order, others, strict=False):
-        tile.run(feedback(following), cotangents(piece))
-    left = [sums(piece) for piece in plan.order]
-    tile.run(left.pop(0) if others else None, cotangents(plan.order[-1]))
-    for product in (*left, *map(output, plan.order)):
-        tile.run(product)
+    tile.run(drive(first), turning)
+    tile.run(feedback(first), states(first))
+    for second in others:
+        # Each walk goes with products that do not wait for it.
+        tile.run(_both(drive(second), feedback(second)), cotangents(first))
+        tile.run(sums(first), states(second))
+        tile.run(output(first), cotangents(second))
+    if not others:
+        tile.run(None, cotangents(first))
+    tile.run(sums(plan.order[-1]))
+    tile.run(output(plan.order[-1]))
     tile.gather(scratch.carry, results.passed_on)
 
 
@@ -210,31 +207,28 @@ class _Tile:
         self.start = plan.tile_at(pl.program_id(2)) * plan.tile
         self.sublane = lax.broadcasted_iota(jnp.int32, (STREAMS, LANES), 0)
 
-    def run(self, product: Product | None, walk: "_Walk | None" = None) -> None:
-        """Computes a product while a walk goes down another piece, in one loop."""
-        if walk is not None:
-            walk.begin()
-        length = self.plan.length
-        count = length // _UNROLL if product is None else product.count
-        turns = count if walk is None else math.gcd(count, length)
+    def run(self, product: Product | None, aside: "_Walk | _Turning | None" = None) -> None:
+        """Computes a product, and in the same loop what the vector unit has to do elsewhere."""
+        if aside is None:
+            assert product is not None
+            _in_turns(product.count, product.act)
+            return
+        aside.begin()
+        count = aside.length // _UNROLL if product is None else product.count
+        turns = math.gcd(count, aside.length)
 
-        def turn(i, _):
+        def turn(i):
             if product is not None:
                 for j in range(count // turns):
                     product.act(i * (count // turns) + j)
-            if walk is not None:
-                walk.take(i * (length // turns), length // turns)
+            aside.take(i * (aside.length // turns), aside.length // turns)
 
-        if turns == 1:
-            turn(0, None)
-        else:
-            lax.fori_loop(0, turns, turn, None)
-        if walk is not None:
-            walk.end()
+        _in_turns(turns, turn)
+        aside.end()
 
-    def matrix(self, piece: int, ref):
+    def matrix(self, piece: int, ref, columns: Any = slice(None)):
         """A piece of a sequence as "time input". In the backward pass it is zero beyond the end."""
-        x = ref[:, self._steps(piece), :]
+        x = ref[:, self._steps(piece), columns]
         if self.given.g is not None and self.plan.ragged:
             step = self._start(piece) + lax.broadcasted_iota(jnp.int32, x.shape, 1)
             x = jnp.where(step < self.plan.steps, x.astype(jnp.float32), 0).astype(x.dtype)
@@ -331,6 +325,35 @@ class _Tile:
         return pl.ds(piece * self.plan.piece, self.plan.piece)
 
 
+class _Turning:
+    """Writes sequences with time last, some columns at a time."""
+
+    def __init__(self, tile: _Tile, sequences: list[tuple[Any, Any]]):
+        self.tile, self.sequences = tile, sequences
+        self.length = math.gcd(*(max(1, self._blocks(x)) for x, _ in sequences))
+
+    def begin(self) -> None:
+        return None
+
+    def take(self, start, count: int) -> None:
+        for x, turned in self.sequences:
+            width = x.shape[-1] // self.length
+            first = start * width
+            if width % LANES == 0:
+                first = pl.multiple_of(first, LANES)
+            columns = pl.ds(first, width * count)
+            for piece in self.tile.plan.order:
+                turned[piece, columns, :] = self.tile.matrix(piece, x, columns).T
+
+    def end(self) -> None:
+        return None
+
+    def _blocks(self, x) -> int:
+        """Blocks of columns that are whole registers, or 0."""
+        width = x.shape[-1]
+        return 0 if width % LANES else width // LANES
+
+
 class _Walk(ABC):
     """A recurrence that goes down all streams of a piece, some steps at a time.
 
@@ -341,6 +364,7 @@ class _Walk(ABC):
 
     def __init__(self, tile: _Tile, piece: int, rows, carry, descending: bool):
         self.tile, self.piece, self.plan = tile, piece, tile.plan
+        self.length = tile.plan.length
         self.rows, self.carry, self.descending = rows, carry, descending
 
     @abstractmethod
@@ -496,6 +520,24 @@ class _Cotangents(_Walk):
     def keep(self, sums, blocks):
         totals = self._numbers(self.d_decay, blocks)
         self._put(self.d_decay, blocks, [add(*each) for each in zip(totals, sums, strict=True)])
+
+
+def _in_turns(count: int, act: Callable[[Any], None]) -> None:
+    """`act(i)` for i below `count`."""
+    if count == 1:
+        act(0)
+    else:
+        lax.fori_loop(0, count, lambda i, _: act(i), None)
+
+
+def _both(one: Product, other: Product) -> Product:
+    """Two products with equally many parts."""
+
+    def act(i):
+        one.act(i)
+        other.act(i)
+
+    return Product(one.count, act)
 
 
 def _by_columns(ref, act: Callable[[Any], None]) -> Product:
