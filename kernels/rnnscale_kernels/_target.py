@@ -45,7 +45,7 @@ class Target:
         if device is not None and platform in of_gpus.get(device.platform, (device.platform,)):
             kind = device.device_kind
             if local is None or local.device_kind != kind:
-                return cls(platform, kind, _known_capability(kind), device.num_cores)
+                return cls(platform, kind, known_capability(kind), device.num_cores)
         if local is None:
             return cls(platform)
         capability = getattr(local, "compute_capability", None)
@@ -93,7 +93,8 @@ def _local_device(platform: str) -> Any:
         return None
 
 
-def _known_capability(kind: str) -> tuple[int, int] | None:
+def known_capability(kind: str) -> tuple[int, int] | None:
+    """The compute capability of a kind of GPU; `None` if it is not in the list."""
     return next((_CAPABILITIES[w] for w in re.split(r"[\s-]+", kind) if w in _CAPABILITIES), None)
 
 

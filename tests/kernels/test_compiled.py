@@ -5,7 +5,11 @@ read from it.
 """
 
 import importlib.util
+import subprocess
+import sys
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -21,6 +25,7 @@ from rnnscale.sharding import make_mesh
 from rnnscale_kernels import Planar, diagonal_ssm, linear_scan
 from rnnscale_kernels.testing import (
     SCAN_ARGUMENTS,
+    BlockArguments,
     Program,
     ScanArguments,
     compile_for,
@@ -144,11 +149,56 @@ def test_kernel_moves_the_fewest_bytes(spec: ScanArguments, implementation: str,
         assert program.bytes_accessed() <= 1.01 * spec.minimal_bytes("gradient")
 
 
+# By Little's law: bandwidth times 0.7 microseconds.
+IN_FLIGHT = {"a100": 1.43e6, "h100": 2.35e6}
+
+
 @pytest.mark.slow
-def test_kernel_fits_an_older_gpu():
-    skip_unless_compilable("a100", "triton")
-    program = compile_scan(replace(_SPEC, planar=True), "triton", "a100")
-    check_kernels(program, "triton", "a100", least=2)
+@pytest.mark.parametrize("target", IN_FLIGHT)
+def test_triton_has_enough_bytes_on_their_way(target):
+    skip_unless_compilable(target, "triton")
+    program = compile_scan(replace(_SPEC, dtype="bfloat16"), "triton", target)
+    check_kernels(program, "triton", target, least=2)
+    for kernel in program.kernels:
+        assert kernel.blocks * kernel.shared_memory >= IN_FLIGHT[target], kernel
+
+
+@pytest.mark.slow
+def test_kernels_fit_a_newer_gpu():
+    skip_unless_compilable("b200")
+    # In a process of its own, since jaxlib assembles kernels for one architecture in each.
+    code = """
+import test_compiled as tests
+
+program = tests.compile_scan(tests._SPEC, "mosaic_gpu", "b200")
+tests.check_kernels(program, "mosaic_gpu", "b200", least=2)
+assert program.bytes_accessed() <= 1.01 * tests._SPEC.minimal_bytes("gradient")
+with tests.pytest.raises(RuntimeError, match="for NVIDIA B200, .* H100 .* in a process of its own"):
+    tests.compile_scan(tests._SPEC, "mosaic_gpu", "h100")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
+@pytest.mark.parametrize(
+    ("spec", "implementation", "target"),
+    [
+        (BlockArguments((8,), 4096, 1024, 2, dtype="bfloat16"), "mosaic_gpu", "h100"),
+        slow(BlockArguments((8,), 4096, 1024, 4), "mosaic_gpu", "h100"),
+        (BlockArguments((8,), 4096, 1024, 4), "mosaic_tpu", "v5e"),
+        (BlockArguments((8,), 4096, 1024, 4, varying=False), "mosaic_tpu", "v5e"),
+    ],
+    ids=str,
+)
+def test_kernel_of_blocks_moves_the_fewest_bytes(spec, implementation, target):
+    skip_unless_compilable(target)
+    start, inputs = spec.structs()
+    run = partial(spec.run, implementation=implementation)
+    g, _ = jax.eval_shape(run, start, inputs)
+    program = compile_for(spec.call("gradient", run), start, inputs, g, target=target)
+    check_kernels(program, implementation, target, least=2)
+    # XLA moves arrays between a TPU's memories as it sees fit, so these are the kernels' own.
+    moved = sum(call.bytes_accessed for call in program.calls if call.target == implementation)
+    assert moved <= 1.01 * spec.minimal_bytes("gradient")
 
 
 def test_fallback_moves_a_quarter_of_the_bytes_of_autodiff():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from .._algebra import Planar, as_number
 from .._sizes import round_up
 from ._kernels import Kernels, Launch
-from ._triton_config import MAX_ROWS, Case, Config, choose_config, cores, narrowest_block
+from ._triton_config import ENOUGH, MAX_ROWS, Case, Config, choose_config, cores, narrowest_block
 
 _MIN_CHUNK = 512
 
@@ -60,7 +60,7 @@ class Triton(Kernels):
         while 3/5 of the multiprocessors are busy.
         """
         programs = _programs(spec)
-        if programs >= 0.6 * cores(target):
+        if programs >= ENOUGH * cores(target):
             return spec.time
         chunks = max(1, min(-(-2 * cores(target) // programs), spec.time // _MIN_CHUNK))
         return round_up(-(-spec.time // chunks), MAX_ROWS)

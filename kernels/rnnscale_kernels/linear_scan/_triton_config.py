@@ -11,12 +11,29 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from .._sizes import power_of_two_within
 from .._target import Target
 
 CONFIGS = Path(__file__).with_name("_triton_configs.json")
 
 MAX_ROWS = 8
 """The most steps that are loaded together."""
+
+# Bytes on their way to a multiprocessor, by the major compute capability. By Little's law,
+# bandwidth times latency, an A100 needs 13 KB (2.0 TB/s, 108 multiprocessors), an H100 18 KB
+# (3.35 TB/s, 132) and a B200 38 KB (8 TB/s, 148), with 0.7 us from a request to its data. These are
+# half as many again: the latency grows as the memory gets busy.
+_IN_FLIGHT = {8: 20 * 1024, 9: 27 * 1024, 10: 57 * 1024}
+
+# Registers of a thread in which the rows of a round wait.
+_ROUND_REGISTERS = 64
+
+# Each round in flight repeats the code of its copies before the loop: 16 take four times as long to
+# compile as 6.
+_MAX_STAGES = 16
+
+# The part of the multiprocessors that fills the bandwidth, with a program each.
+ENOUGH = 0.6
 
 _LANES = 32  # threads of a warp
 
@@ -26,7 +43,8 @@ class Config(NamedTuple):
 
     - `block`: channels of a program, a multiple of its threads, at most 4 times as many.
     - `rows`: steps that are loaded together, in one round.
-    - `stages`: rounds under way, including the one that is computed.
+    - `stages`: rounds under way, including the one that is computed; the others fill a ring in
+        shared memory.
     - `warps`: warps of a program.
     """
 
@@ -58,9 +76,11 @@ class Case(NamedTuple):
         return f"{self.kernel} {numbers} {decay} {'/'.join(self.dtypes)} {width}"
 
     @property
-    def arrays(self) -> int:
-        """Planes of the size of the sequence that the kernel reads."""
-        return (1 + self.planar) * (self.varying + (2 if self.kernel == "backward" else 1))
+    def reads(self) -> list[str]:
+        """The dtypes of the planes of the size of the sequence that the kernel reads."""
+        decay, sequence = self.dtypes
+        sequences = 2 if self.kernel == "backward" else 1
+        return (1 + self.planar) * ([decay] * self.varying + [sequence] * sequences)
 
 
 def choose_config(case: Case, rows: int, target: Target) -> Config:
@@ -68,12 +88,27 @@ def choose_config(case: Case, rows: int, target: Target) -> Config:
     tuned = tuned_configs().get(target.device_kind, {}).get(case.name)
     if tuned is not None:
         return tuned
-    # The widest block that leaves every multiprocessor a program.
+    # The widest block that leaves enough multiprocessors a program.
     channels = case.width // rows
     block = 4 * _LANES
-    while block > narrowest_block(*case.dtypes) and rows * -(-channels // block) < cores(target):
+
+    def programs():
+        return rows * -(-channels // block)
+
+    while block > narrowest_block(*case.dtypes) and programs() < ENOUGH * cores(target):
         block //= 2
-    return Config(block, rows=MAX_ROWS if case.arrays <= 3 else 4, stages=6, warps=1)
+    row_bytes = block * sum(jnp.dtype(x).itemsize for x in case.reads)
+    together = power_of_two_within(_ROUND_REGISTERS * 4 * _LANES // row_bytes)
+    together = max(4, min(MAX_ROWS, together))
+    # Enough rounds for all programs to have those bytes on their way together.
+    rounds = -(-_in_flight(target) * cores(target) // (programs() * together * row_bytes))
+    return Config(block, together, stages=min(max(3, rounds + 1), _MAX_STAGES), warps=1)
+
+
+def _in_flight(target: Target) -> int:
+    """Bytes on their way to a multiprocessor: an H100's if the GPU is not known."""
+    major = 9 if target.capability is None else target.capability[0]
+    return _IN_FLIGHT.get(major, max(_IN_FLIGHT.values()))
 
 
 @functools.cache

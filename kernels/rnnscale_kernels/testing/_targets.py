@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from .._target import known_capability
 from ._gpu_kernels import mosaic_kernel, ptxas
 from ._program import Program
 
@@ -86,6 +87,9 @@ _GPUS = {
 _TPUS = {"v4": "1x1x1", "v5e": "1x1", "v5p": "1x1x1", "v6e": "1x1"}
 """The smallest topology of each."""
 _GPUS_PER_HOST = 8
+
+_ASSEMBLED_FOR: list[str] = []
+"""The GPU for which this process has assembled kernels of Mosaic GPU, if it has."""
 
 # Without these, libtpu asks a metadata server, which does not exist here, which TPU it runs on, and
 # only one process on a machine can load it.
@@ -194,14 +198,31 @@ def compile_for(function: Callable[..., Any], *arguments: Any, target: str | Mes
     - `arguments`: trees of `jax.ShapeDtypeStruct`. One without a sharding is replicated.
     - `target`: a target of `target_devices`, or a mesh of such devices, which is then the ambient
         mesh.
+
+    **Raises:** `RuntimeError` if kernels of Mosaic GPU were compiled for another architecture in
+    this process: jaxlib keeps the first one.
     """
     mesh = target
     if isinstance(mesh, str):
         mesh = Mesh(np.array(target_devices(mesh)), ("devices",))
     # Mosaic GPU reports the resources of a kernel in a folder of dumps only.
     with tempfile.TemporaryDirectory() as folder, _environment({"MOSAIC_GPU_DUMP_TO": folder}):
-        compiled = compile_on(mesh, function, *arguments)
+        try:
+            compiled = compile_on(mesh, function, *arguments)
+        except jax.errors.JaxRuntimeError as error:
+            here = mesh.devices.flat[0].device_kind
+            capability = known_capability(here)  # of a GPU
+            for first in _ASSEMBLED_FOR:
+                if capability not in (None, known_capability(first)):
+                    raise RuntimeError(
+                        f"this process has compiled kernels of Mosaic GPU for {first}, and jaxlib "
+                        "assembles them for one architecture only in a process: compile for "
+                        f"{here} in a process of its own"
+                    ) from error
+            raise
         kernels = tuple(mosaic_kernel(path) for path in sorted(Path(folder).glob("*.ptxas")))
+    if kernels and not _ASSEMBLED_FOR:
+        _ASSEMBLED_FOR.append(mesh.devices.flat[0].device_kind)
     return Program(compiled, mesh, kernels)
 
 
