@@ -340,6 +340,48 @@ def test_the_programs_of_the_fused_kernel_are_balanced_for_any_batch():
         assert taken <= max(4, 2 * even), rows
 
 
+def shapes(rows: int, steps: int, width: int) -> Any:
+    """Primals of the operation with as many features as states, which are complex."""
+
+    def number(*shape: int, dtype: str = "bfloat16") -> Any:
+        plane: Any = jax.ShapeDtypeStruct(shape, dtype)
+        return Planar(plane, plane)
+
+    u, matrix = jax.ShapeDtypeStruct((rows, steps, width), "bfloat16"), number(width, width)
+    decay, h0 = number(width, dtype="float32"), number(rows, width, dtype="float32")
+    return u, decay, matrix, matrix, h0, None, None
+
+
+# 128 programs for the 132 multiprocessors of an H100, as nearly as slices of 16, 32 or 64 states
+# allow. Time is split only if rows and slices are few.
+@pytest.mark.parametrize(
+    ("rows", "steps", "width", "columns", "segments", "programs"),
+    [
+        (8, 16384, 256, 32, 1, 128),
+        (8, 16384, 512, 64, 1, 128),
+        (8, 16384, 1024, 64, 1, 256),
+        (32, 4096, 256, 128, 1, 128),
+        (1, 131072, 256, 32, 8, 128),
+    ],
+)
+def test_programs_of_wide_layers_fill_a_gpu(rows, steps, width, columns, segments, programs):
+    chunk = _api._chunk_length(2 * rows * width, steps)
+    plan = _mosaic_gpu_wide_plan.WidePlan.of(shapes(rows, steps, width), chunk, H100)
+    assert (plan.columns, plan.segments, plan.programs) == (columns, segments, programs)
+
+
+@pytest.mark.parametrize(
+    ("width", "chosen"),
+    [(128, "mosaic_gpu"), (200, "mosaic_gpu_wide"), (2048, "mosaic_gpu_wide"), (4096, "unfused")],
+)
+def test_layers_take_the_kernel_that_they_fit_in(width, chosen):
+    spec = SSMSpec.of(shapes(8, 4096, width), chunk=64)
+    assert DISPATCH.choose(H100, spec, None).name == chosen
+    assert DISPATCH.choose(H100, replace(spec, dtype="float32"), None).name == "unfused"
+    short = DISPATCH.choose(H100, replace(spec, time=56), None).name
+    assert short == ("mosaic_gpu" if chosen == "mosaic_gpu" else "unfused")
+
+
 @given(
     time=st.integers(1, 50),
     chunk=st.integers(1, 60),

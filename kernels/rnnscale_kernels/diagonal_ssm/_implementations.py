@@ -54,7 +54,7 @@ _WIDE = Implementation(
     _mosaic_gpu_wide.transpose,
     _mosaic_gpu_wide.totals,
     _mosaic_gpu_wide.transpose_totals,
-    unavailable=_mosaic_gpu_wide.unavailable,
+    unavailable=_mosaic_gpu.unavailable,
     unsupported=_mosaic_gpu_wide.unsupported,
     unsuited=_mosaic_gpu_wide.unsuited,
 )

@@ -31,13 +31,19 @@ unavailable = needs_hopper
 
 def unsupported(spec) -> str | None:
     """Why the kernel cannot take these arguments, or `None`."""
+    return unsupported_numbers(spec) or too_large(spec)
+
+
+def unsupported_numbers(spec) -> str | None:
+    """Why a kernel with products on tensor cores cannot take arguments of these dtypes and sizes,
+    or `None`."""
     if spec.dtype not in ("bfloat16", "float16"):
         return f"its products take bfloat16 or float16, the input is {spec.dtype}"
     if spec.state_dtype != "float32":
         return f"its states are float32, not {spec.state_dtype}"
     if 0 in (spec.batch, spec.idim, spec.state, spec.odim):
         return "a kernel needs something to compute"
-    return too_large(spec)
+    return None
 
 
 def unsuited(target, spec) -> str | None:

@@ -20,27 +20,29 @@ import jax
 import jax.numpy as jnp
 
 from .._algebra import conjugate
-from ._mosaic_gpu import unavailable, unsuited
+from ._mosaic_gpu import unsupported_numbers
 from ._mosaic_gpu_layout import System, fold_state, unfold_state
+from ._mosaic_gpu_plan import TILE
 from ._mosaic_gpu_wide_plan import WidePlan, too_wide
 from ._recurrence import unstack
 from ._segments import entering_segments, fold, last_steps, passed_on, segment_starts, trimmed
 from ._xla import product
 
-__all__ = [
-    "forward", "totals", "transpose", "transpose_totals", "unavailable", "unsuited", "unsupported",
-]  # fmt: skip
-
 
 def unsupported(spec) -> str | None:
     """Why the kernel cannot take these arguments, or `None`."""
-    if spec.dtype not in ("bfloat16", "float16"):
-        return f"its products take bfloat16 or float16, the input is {spec.dtype}"
-    if spec.state_dtype != "float32":
-        return f"its states are float32, not {spec.state_dtype}"
-    if 0 in (spec.batch, spec.idim, spec.state, spec.odim):
-        return "a kernel needs something to compute"
-    return too_wide(spec)
+    return unsupported_numbers(spec) or too_wide(spec)
+
+
+def unsuited(target, spec) -> str | None:
+    """Why another implementation would be faster, or `None`.
+
+    Inputs are copied if their sizes have to be padded. That moves fewer bytes than drives in
+    memory would.
+    """
+    if spec.time < TILE:
+        return f"{spec.time} steps do not fill a tile of {TILE}"
+    return None
 
 
 def forward(primals, *, chunk, target):

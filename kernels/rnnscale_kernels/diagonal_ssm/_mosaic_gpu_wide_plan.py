@@ -1,7 +1,6 @@
 """What is decided before the kernel for wide layers is lowered: segments, slices, shared memory."""
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,7 +20,9 @@ PAD = 8
 _FEWEST_STAGES, _MOST_STAGES = 6, 16
 _STAGE_BYTES = TILE * WIDTH * 2
 
-_PAYS = 0.75  # of the time of one segment
+# Segments pay if they take less than this of the time of one segment. Of numbers that take nearly
+# the same time, the least is best.
+_PAYS, _NEARLY = 0.75, 1.05
 
 # Columns of the input map that a program may have, and the most states of its slice: more steps of
 # a state than 32 would not fit in a thread's registers.
@@ -84,8 +85,11 @@ class WidePlan(NamedTuple):
             possible_columns(planes, inputs),
             key=lambda columns: turns(columns, 1) * _tile_clocks(columns, planes, inputs),
         )
-        # The second sweep reads the input again, so it has to pay well.
-        segments = min(range(1, min(chunks, cores) + 1), key=partial(turns, columns))
+        # The second sweep reads the input again, so it has to pay well; and more segments than
+        # fill the device are of no use.
+        most = range(1, min(chunks, cores) + 1)
+        fastest = min(turns(columns, segments) for segments in most)
+        segments = next(x for x in most if turns(columns, x) <= _NEARLY * fastest)
         if turns(columns, segments) > _PAYS * turns(columns, 1):
             segments = 1
         length = -(-chunks // segments)
