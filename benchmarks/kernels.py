@@ -120,9 +120,9 @@ def cells() -> Iterator[Case]:
         yield Case(CellArguments(name, (8,), 4096, 256, 1024, dtype=BFLOAT16))
     # With the matrix on chip, a step takes about 16 clocks for each of its 64 to 112 products of a
     # warpgroup, and 1,800 for the rest: its other instructions, and the exchange. A thread has 8
-    # units (64 rows of a product, 16 rows of the batch), or 16 of an Elman network.
+    # numbers for each gate (64 units, 16 rows), or 16 (128 units).
     for name, width, products, units in (
-        ("lstm", 128, 32, 8), ("lstm", 256, 64, 8), ("lstm", 384, 96, 8),
+        ("lstm", 128, 64, 16), ("lstm", 256, 64, 8), ("lstm", 384, 96, 8),
         ("gru", 448, 84, 8), ("elman", 640, 80, 16),
     ):  # fmt: skip
         arguments = CellArguments(name, (64,), 1024, 256, width, dtype=BFLOAT16)

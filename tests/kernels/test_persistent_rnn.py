@@ -14,6 +14,7 @@ import pytest
 from jax.test_util import check_grads
 
 from rnnscale_kernels import persistent_rnn
+from rnnscale_kernels.persistent_rnn import _plan
 from rnnscale_kernels.persistent_rnn._plan import Plan
 from rnnscale_kernels.persistent_rnn._spec import PersistentSpec
 
@@ -53,6 +54,11 @@ class Arguments:
     lengths: bool = False
     reverse: bool = False
     dtype: str = "bfloat16"
+
+    def __str__(self) -> str:
+        flags = [name for name in ("reset", "lengths", "reverse") if getattr(self, name)]
+        shape = f"{self.batch}x{self.time}x{self.units}"
+        return "-".join([self.step.__name__, shape, self.dtype, *flags])
 
     def arrays(self) -> tuple[dict[str, Any], dict[str, Any], Any]:
         """The floating arguments, the others, and the cotangents."""
@@ -136,16 +142,24 @@ def check(got, expected, bound: float) -> None:
             np.testing.assert_allclose(np.asarray(x, "float64") / scale, y / scale, atol=bound)
 
 
+# With how many programs a cluster has, and slots for what they exchange; `None` for those planned.
 ON_KERNELS = [
-    Arguments(gru, batch=17, time=2, units=40),
-    Arguments(lstm, batch=3, time=3, units=100, reset=True, lengths=True, reverse=True),
-    Arguments(elman, batch=1, time=1, units=70, dtype="float16"),
+    (Arguments(gru, batch=17, time=2, units=40), None, None),
+    (Arguments(lstm, 3, 3, units=100, reset=True, lengths=True, reverse=True), 2, None),
+    (Arguments(elman, 2, 3, units=130, reset=True), 3, 1),
+    (Arguments(elman, 1, 1, units=70, dtype="float16"), None, None),
 ]
-"""One program; a cluster of two; two rows of tensor cores; sizes that are no multiple of a tile."""
 
 
-@pytest.mark.parametrize("arguments", ON_KERNELS, ids=str)
-def test_the_kernels_agree_with_the_reference(arguments):
+@pytest.mark.parametrize(("arguments", "programs", "slots"), ON_KERNELS, ids=str)
+def test_the_kernels_agree_with_the_reference(arguments, programs, slots, monkeypatch):
+    if programs is not None:
+        monkeypatch.setattr(_plan, "_clusters", lambda blocks: [programs])
+    if slots is not None:
+        plan_of: Any = Plan.of
+        monkeypatch.setattr(
+            Plan, "of", lambda *x: plan_of(*x)._replace(gather_slots=slots, scatter_slots=slots)
+        )
     floats, others, cotangents = arguments.arrays()
     got = run(arguments.step, floats, others, cotangents, "mosaic_gpu_interpreted")
     check(got, reference(arguments), 1e-2)

@@ -84,17 +84,17 @@ def transpose(primals, outputs, cotangents, *, step, reverse: bool, target, **_)
     batch, time, _, hdim = drive.shape
     plan = _plan(primals, step, reverse, target)
     pointwise = pointwise_of(step, primals)
-    states = jnp.swapaxes(hs, 0, 1), *(jnp.swapaxes(x, 1, 2) for x in others)
+    states = hs, *(jnp.moveaxis(x, -1, 0) for x in others)
     before = states_before(states, h0, fresh, start, reverse)
     given: dict[str, Any] = {
         "matrix": _padded_matrix(plan, matrix, drive.dtype),
         "gates": _padded(plan, gates),
         "before": {
-            n: _padded(plan, jnp.swapaxes(x, 1, 2))
+            n: _padded(plan, jnp.moveaxis(x, 0, -1))
             for n, (x, reads) in enumerate(zip(before, pointwise.reads(), strict=True))
             if reads
         },
-        "g": _padded(plan, jnp.transpose(g_hs, (1, 2, 0))),
+        "g": _padded(plan, jnp.moveaxis(g_hs, 0, -1)),
         "g_last": [_rows_last(plan, x) for x in g_last],
     }
     if plan.extras:
@@ -112,7 +112,7 @@ def transpose(primals, outputs, cotangents, *, step, reverse: bool, target, **_)
     g_extras = public(results["extras"]) if plan.extras else jnp.zeros_like(extras)
     g_fresh = tuple(map(public, results["fresh"])) if start is not None else _zeros(fresh)
     return (
-        matrix_gradient(jnp.swapaxes(g_gates, 0, 1), before[0], matrix),
+        matrix_gradient(g_gates, before[0], matrix),
         *(g_gates, g_extras, tuple(map(public, results["first"])), g_fresh, None, None),
     )
 

@@ -15,7 +15,7 @@ SHARED_BYTES = 226 * 1024
 """Shared memory of a program: all 227 KB but for the barriers."""
 
 _PORTABLE = 8  # programs in a cluster: more need a GPU's consent
-_REGISTERS = 48  # of a thread, for the accumulator of a product
+_REGISTERS = 64  # of a thread, for the accumulator of a product
 _CORES = 132  # multiprocessors of an H100, if nothing says which GPU it is
 
 
@@ -103,7 +103,7 @@ class Plan(NamedTuple):
     @property
     def peers_at_once(self) -> int:
         """Programs for which the backward pass multiplies at a time, as registers allow."""
-        return max(1, min(self.cluster, 128 * 2 * _REGISTERS // (self.units * self.columns)))
+        return max(1, min(self.cluster, 128 * _REGISTERS // (self.units * self.columns)))
 
 
 def _clusters(blocks: int) -> list[int]:

@@ -39,7 +39,7 @@ def transpose(primals, outputs, cotangents, *, step: Callable, reverse: bool, **
     (hs, _), (gates, others) = outputs
     g_hs, g_last = cotangents
     pointwise = pointwise_of(step, primals)
-    states = _time_first(hs), *(jnp.moveaxis(x, -1, 1) for x in others)
+    states = hs, *(jnp.moveaxis(x, -1, 0) for x in others)
     before = states_before(states, h0, fresh, start, reverse)
 
     def take(carry, inputs: tuple):
@@ -71,14 +71,15 @@ def transpose(primals, outputs, cotangents, *, step: Callable, reverse: bool, **
         return (g_before, g_fresh), (g_gates.astype(drive.dtype), g_extra)
 
     by_step = (jnp.moveaxis(gates, -1, 1), *_over_time(None, extras, start, valid)[1:])
-    by_step = *by_step, before, _time_first(g_hs)
+    by_step = *by_step, *_over_time(before, g_hs)
     carry = g_last, _zeros(fresh)
     (g_h0, g_fresh), (g_gates, g_extras) = lax.scan(
         take, carry, by_step, reverse=not reverse, unroll=_UNROLL
     )
+    g_gates = _time_first(g_gates)
     return (
         matrix_gradient(g_gates, before[0], matrix),
-        _time_first(g_gates),
+        g_gates,
         _time_first(g_extras).astype(extras.dtype),
         *(g_h0, g_fresh, None, None),
     )
@@ -98,23 +99,23 @@ def multiply(matrix, h):
 
 
 def matrix_gradient(g_gates, h, matrix):
-    """The gradient of the matrix, from "time batch gate unit" and "time batch unit"."""
+    """The gradient of the matrix, from "batch time gate unit" and "batch time unit"."""
     wide = jnp.promote_types(matrix.dtype, jnp.float32)
     h = h.astype(g_gates.dtype)
-    sums = jnp.einsum("tbgh,tbk->ghk", g_gates, h, preferred_element_type=wide)
+    sums = jnp.einsum("btgh,btk->ghk", g_gates, h, preferred_element_type=wide)
     return sums.astype(matrix.dtype)
 
 
 def states_before(states: tuple, h0: tuple, fresh: tuple, start: Any, reverse: bool) -> tuple:
-    """The states before all steps from those after them, all "time batch unit"."""
+    """The states before all steps from those after them, all "batch time unit"."""
 
     def before(x, first, fresh):
-        first = first[None].astype(x.dtype)
-        shifted = [x[1:], first] if reverse else [first, x[:-1]]
-        shifted = jnp.concatenate(shifted)
+        first = first[:, None].astype(x.dtype)
+        shifted = [x[:, 1:], first] if reverse else [first, x[:, :-1]]
+        shifted = jnp.concatenate(shifted, 1)
         if start is None:
             return shifted
-        return jnp.where(_time_first(start)[..., None], fresh.astype(x.dtype), shifted)
+        return jnp.where(start[..., None], fresh[:, None].astype(x.dtype), shifted)
 
     return tuple(map(before, states, h0, fresh))
 
