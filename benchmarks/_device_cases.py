@@ -20,7 +20,8 @@ class Job:
 
     - `checks`: compared with the reference, values and gradients; the riskiest first.
     - `times`: timed, forward and gradient; the most important first.
-    - `tiny_checks`, `tiny_times`: in a rehearsal, where kernels are interpreted.
+    - `tiny_checks`, `tiny_times`: with `--quick`, and in a rehearsal, where kernels are
+        interpreted.
     """
 
     checks: Sequence[CallArguments]

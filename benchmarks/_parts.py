@@ -45,8 +45,9 @@ class Part:
 REHEARSAL = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
 """The environment of parts on a CPU: some interpreters need the threads of several devices."""
 
-DEVICE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-"""The environment of parts on a device: a killed process may hold its memory for a while."""
+DEVICE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_PLATFORMS": ""}
+"""The environment of parts on a device. A killed process may hold its memory for a while; and the
+bytes of a program are counted by the model of the CPU's compiler, which has to be there too."""
 
 
 def run_part(

@@ -109,20 +109,20 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         chosen = kind_of_fault if (kind, "/".join(words)) == ("check", name) else None
         rounds = str(1 if options.rehearse else options.rounds)
         given = ["--rounds", rounds, *(["--rehearse"] if options.rehearse else [])]
+        given += ["--tiny"] if options.rehearse or options.quick else []
         yield from run_part(
             Part((kind, *words), about), MODULE, given, min(seconds, left()),
             REHEARSAL if options.rehearse else DEVICE, chosen,
         )  # fmt: skip
 
-    options.machine = {}
-    for row in run_one("machine"):
-        options.machine = {key: value for key, value in row.items() if key != "part"}
-        yield row
-    if "usable" not in options.machine:
-        return
-    usable = options.machine.pop("usable")
-    if options.machine["platform"] == "cpu" and not options.rehearse:
+    rows = list(run_one("machine"))
+    options.machine = {key: value for key, value in rows[0].items() if key != "part"}
+    if options.machine.get("platform") == "cpu" and not options.rehearse:
         raise Unavailable("there is no accelerator; --rehearse runs everything on a CPU")
+    yield from rows
+    usable = options.machine.pop("usable", None)
+    if usable is None:
+        return
     postponed = []
     for job, name in in_order(usable, options.only):
         rows = []
@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--fault", choices=FAULTS)
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
@@ -166,7 +167,7 @@ def main() -> None:
         rows = iter([machine(options.rehearse)])
     else:
         job, name = words
-        cases = cases_of(JOBS[job], kind, name, rehearse=options.rehearse)
+        cases = cases_of(JOBS[job], kind, name, tiny=options.tiny)
         rows = (
             check_cases(cases, name, deadline)
             if kind == "check"
@@ -191,10 +192,10 @@ def machine(rehearse: bool) -> Row:
     return {**here, "usable": usable}
 
 
-def cases_of(job: Job, kind: str, name: str, *, rehearse: bool) -> Sequence[CallArguments]:
+def cases_of(job: Job, kind: str, name: str, *, tiny: bool) -> Sequence[CallArguments]:
     if kind == "check":
-        return job.tiny_checks if rehearse else job.checks
-    cases = job.tiny_times if rehearse else job.times
+        return job.tiny_checks if tiny else job.checks
+    cases = job.tiny_times if tiny else job.times
     return cases[:1] if name in LOOPS else cases
 
 

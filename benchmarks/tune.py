@@ -263,7 +263,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
-    options.machine = {}
     given = ["--rounds", "1" if options.rehearse else str(options.rounds)]
     given += [f"--{name}" for name in ("quick", "rehearse") if getattr(options, name)]
 
@@ -271,14 +270,14 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         environment = REHEARSAL if options.rehearse else DEVICE
         yield from run_part(Part((name,), {"part": name}), MODULE, given, LONGEST, environment)
 
-    for row in part("machine"):
-        options.machine = {key: value for key, value in row.items() if key != "part"}
-        yield row
-    if "platform" not in options.machine:
-        return
-    here = options.machine["platform"]
+    rows = list(part("machine"))
+    options.machine = {key: value for key, value in rows[0].items() if key != "part"}
+    here = options.machine.get("platform")
     if here == "cpu" and not options.rehearse:
         raise Unavailable("it needs an accelerator; --rehearse runs everything on a CPU")
+    yield from rows
+    if here is None:
+        return
     for name in options.only or TUNABLES:
         if not options.rehearse and TUNABLES[name].platform != here:
             continue
