@@ -106,7 +106,8 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         about = {"part": kind, **dict(zip(("job", "name"), words, strict=False))}
         seconds = options.longest or (600.0 if options.rehearse else LONGEST[kind])
         name, kind_of_fault = options.fault or ("", None)
-        chosen = kind_of_fault if (kind, "/".join(words)) == ("check", name) else None
+        here = "/".join(words).removesuffix("_interpreted")
+        chosen = kind_of_fault if (kind, here) == ("check", name) else None
         rounds = str(1 if options.rehearse else options.rounds)
         given = ["--rounds", rounds, *(["--rehearse"] if options.rehearse else [])]
         given += ["--tiny"] if options.rehearse or options.quick else []

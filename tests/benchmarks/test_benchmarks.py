@@ -375,20 +375,20 @@ def test_cudnns_lstm_gets_the_weights_of_the_cell():
 @pytest.mark.slow
 def test_a_fault_in_one_kernel_leaves_the_rows_of_the_others(monkeypatch, tmp_path):
     """A cut of the rehearsal: the same processes, the same file, one of them aborted."""
-    broken, other = ("block_scan", "associative"), ("linear_scan", "triton_interpreted")
+    broken, other = ("linear_scan", "triton_interpreted"), ("block_scan", "associative")
     monkeypatch.setattr(gpu, "in_order", lambda usable, only: [broken, other])
     file = tmp_path / "rows.json"
-    fault = ("--fault", "block_scan/associative=abort")
+    fault = ("--fault", "linear_scan/triton=abort")
     given = ("--rehearse", "--rounds", "3", *fault, "--json", str(file))
     assert command.main(["gpu", *given]) == command.FAILED
     document = json.loads(file.read_text())
     assert document["platform"] == "cpu" and "jax" in document["versions"]
     machine, *rows = document["rows"]
-    assert other[1] in machine["usable"]["linear_scan"]
+    assert broken[1] in machine["usable"]["linear_scan"]
     parts = [(row["part"], row["job"], row["name"], "ended" in row) for row in rows]
     # Its check ends after the first row, and its times are taken last.
-    checks = len(JOBS["linear_scan"].tiny_checks)
-    times = [2 * len(JOBS[job].tiny_times) for job in ("linear_scan", "block_scan")]
+    checks = len(JOBS["block_scan"].tiny_checks)
+    times = [2 * len(JOBS[job].tiny_times) for job in ("block_scan", "linear_scan")]
     assert parts == [
         ("check", *broken, False),
         ("check", *broken, True),
@@ -402,7 +402,7 @@ def test_a_fault_in_one_kernel_leaves_the_rows_of_the_others(monkeypatch, tmp_pa
         if row is not ended:
             assert row["figure"] <= row["bound"] if row["part"] == "check" else row["time_ms"] > 0
     text = shown(gpu.BENCHMARK, document["rows"])
-    assert "FAILED check block_scan associative" in text and "1x16x8 bfloat16" in text
+    assert "FAILED check linear_scan triton_interpreted" in text and "1x16x8 bfloat16" in text
 
 
 def test_parts_come_in_the_order_of_the_list_whatever_is_usable():
