@@ -113,6 +113,17 @@ def multiply_conjugate(x, y):
     return x * y
 
 
+def multiply_add(a, x, y):
+    """a x + y for the coefficient `a` and states, in as few roundings as there are products: each
+    is one multiply-add, if the compiler makes them."""
+    if isinstance(a, Planar):
+        return Planar(
+            (y.re + a.re * x.re) - a.im * x.im,
+            (y.im + a.re * x.im) + a.im * x.re,
+        )
+    return add(multiply(a, x), y)
+
+
 def multiply_adjoint(a, x):
     """The adjoint of the coefficient `a` times the state `x`: the cotangent of y in multiply(a, y)
     for the cotangent x."""

@@ -17,7 +17,7 @@ from jax.test_util import check_grads
 
 import rnnscale_kernels
 from rnnscale_kernels import BLOCK, MATRIX, Planar
-from rnnscale_kernels.linear_scan import MosaicGPU
+from rnnscale_kernels.linear_scan._mosaic_gpu_plan import Division
 from rnnscale_kernels.testing import BLOCK_ARGUMENTS, BlockArguments, reference
 
 # Results have the form of the arguments, and tests that are shared draw arguments of all forms.
@@ -129,9 +129,9 @@ def test_kernels_give_the_numbers_of_the_reference(implementation, spec):
 
 
 def test_kernels_that_split_time_compose_blocks_in_their_order(monkeypatch):
-    # Chunks so short that the product of their blocks is not yet small.
-    monkeypatch.setattr(MosaicGPU, "chunk_steps", lambda self, target, spec: 8)
-    spec = BlockArguments(time=20, batch=(1,))
+    # Parts so short that the product of their blocks is not yet small.
+    monkeypatch.setattr(Division, "of", lambda *_: Division(64, cluster=2))
+    spec = BlockArguments(time=40, batch=(1,))
     check(block_scan, spec, "mosaic_gpu_interpreted", 3e-6)
 
 

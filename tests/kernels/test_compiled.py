@@ -34,6 +34,11 @@ from rnnscale_kernels.testing import (
     target_devices,
 )
 
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 _SPEC = ScanArguments((8,), time=4096, channels=1024)
 ORDINARY = [
     _SPEC,
@@ -43,12 +48,21 @@ ORDINARY = [
 ]
 
 
+# Rows and channels that do not fill a GPU.
+_LONG = ScanArguments((1,), time=131072, channels=256)
+FEW_ROWS = [
+    _LONG,
+    slow(replace(_LONG, dtype="bfloat16", varying=False)),
+    slow(replace(_LONG, time=65536, planar=True)),
+    slow(replace(_LONG, time=65536, planar=True, varying=False)),
+    slow(ScanArguments((1,), time=4096, channels=1024)),
+    replace(_SPEC, batch=(5,), dtype="bfloat16"),
+    slow(replace(_SPEC, batch=(5,))),
+]
+
+
 # What `ORDINARY` does not cover: resets, the other direction, blocks of channels that are not full.
 SPECIAL = [spec for spec in SCAN_ARGUMENTS if spec.reset or spec.reverse or spec.channels > 128]
-
-
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 # What a kernel may take of the vector memory of a TPU core, unless it asks for more.
@@ -147,6 +161,15 @@ def test_kernel_moves_the_fewest_bytes(spec: ScanArguments, implementation: str,
     # XLA moves arrays between a TPU's memories as it sees fit.
     if implementation != "mosaic_tpu":
         assert program.bytes_accessed() <= 1.01 * spec.minimal_bytes("gradient")
+
+
+@pytest.mark.parametrize("spec", FEW_ROWS, ids=str)
+def test_kernel_that_splits_time_reads_its_inputs_once(spec: ScanArguments):
+    skip_unless_compilable("h100")
+    program = compile_scan(spec, "mosaic_gpu", "h100")
+    check_kernels(program, "mosaic_gpu", "h100", least=2)
+    assert len(program.calls) == 2
+    assert program.bytes_accessed() <= 1.03 * spec.minimal_bytes("gradient")
 
 
 # By Little's law: bandwidth times 0.7 microseconds.

@@ -21,7 +21,9 @@ from jax.test_util import check_grads
 
 import rnnscale_kernels
 from rnnscale_kernels import SCAN, OpArguments, Planar, implementations
+from rnnscale_kernels._target import H100
 from rnnscale_kernels.linear_scan import DISPATCH
+from rnnscale_kernels.linear_scan._mosaic_gpu_plan import Division
 from rnnscale_kernels.testing import (
     SCAN_ARGUMENTS,
     ScanArguments,
@@ -101,6 +103,52 @@ def test_values_and_gradients_are_those_of_the_reference(spec, implementation):
     assert_close(results, expected, sizes, tolerance)
     assert results[0].dtype == spec.dtype
     assert results[1].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("division", "spec"),
+    [
+        (
+            Division(32, warpgroups=2, cluster=2),
+            ScanArguments(batch=(1,), time=80, planar=True, reset=True, reverse=True),
+        ),
+        (Division(32, cluster=2), ScanArguments(batch=(1,), time=150, varying=False)),
+        (
+            Division(64, warpgroups=2),
+            ScanArguments(batch=(1,), time=100, reset=True, reverse=True, varying=False),
+        ),
+        (Division(128, cluster=2), ScanArguments(batch=(1,), time=70, dtype="bfloat16")),
+    ],
+    ids=str,
+)
+def test_threads_of_a_gpu_share_the_time_of_a_row(division, spec, monkeypatch):
+    monkeypatch.setattr(Division, "of", lambda *_: division)
+    tolerance = 2e-6 if spec.dtype == "float32" else 1e-2
+    assert_close(*run(spec, "mosaic_gpu_interpreted"), tolerance)
+
+
+def test_time_is_split_as_little_as_fills_a_gpu():
+    assert Division.of(8, 4096, 1024, 4, H100) == Division()
+    assert Division.of(5, 4096, 1024, 4, H100) == Division(64, warpgroups=2)
+    # In 16 bits half the multiprocessors are not enough.
+    assert Division.of(8, 4096, 1024, 2, H100) == Division(64, warpgroups=2)
+    assert Division.of(5, 4096, 1024, 2, H100) == Division(32, warpgroups=2)
+    assert Division.of(1, 4096, 1024, 4, H100) == Division(32, warpgroups=2, cluster=2)
+    assert Division.of(1, 131072, 256, 4, H100) == Division(32, warpgroups=2, cluster=8)
+    assert Division.of(1, 500, 256, 4, H100) == Division()
+
+
+@every_kernel
+def test_the_gradient_of_a_shared_decay_is_summed_in_two_stages(implementation):
+    """A running sum of 255 terms of 0.1 in float32 has a relative error of 2.4e-6."""
+    tenth = np.float32(0.1)
+    states = jnp.ones((1, 256, 8))
+
+    def total(a):
+        return jnp.sum(tenth * linear_scan(a, states, implementation=implementation)[0])
+
+    gradient = jax.jit(jax.grad(total))(jnp.zeros(8))
+    np.testing.assert_allclose(gradient, 255 * np.float64(tenth), rtol=1e-6)
 
 
 any_spec = st.builds(

@@ -15,7 +15,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu, tpu as pltpu
 
 from rnnscale_kernels import block_scan, diagonal_ssm, linear_scan, persistent_rnn
 from rnnscale_kernels.diagonal_ssm import _api, _mosaic_gpu_wide_plan
-from rnnscale_kernels.linear_scan import _mosaic_tpu_plan
+from rnnscale_kernels.linear_scan import _exchange, _mosaic_tpu_plan
+from rnnscale_kernels.linear_scan._mosaic_gpu_plan import Division
 from rnnscale_kernels.persistent_rnn import _plan
 from rnnscale_kernels.persistent_rnn._mosaic_gpu_exchange import ThroughMemory
 from rnnscale_kernels.persistent_rnn._plan import Plan
@@ -40,6 +41,12 @@ def scan(implementation: str, *, gradient: bool = True, **options: Any) -> Any:
     a, b, h0 = (to_jax(arrays[name], "float32") for name in ("a", "b", "h0"))
     call = partial(linear_scan, implementation=implementation, reset=jnp.asarray(arrays["reset"]))
     return run(call, (a, b, h0), gradient=gradient)
+
+
+def scan_in_parts(division: Division, **options: Any) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Division, "of", lambda *_: division)
+        return jax.block_until_ready(scan("mosaic_gpu_interpreted", **options))
 
 
 def blocks(implementation: str, *, gradient: bool = True) -> Any:
@@ -78,6 +85,14 @@ def network(implementation: str, *, slots: int, gradient: bool = True) -> Any:
 # A call of each family of kernels, and the platform that they are for.
 KERNELS: dict[str, tuple[str, Callable[..., Any]]] = {
     "linear_scan on GPUs": ("cuda", partial(scan, "mosaic_gpu_interpreted", time=70)),
+    "linear_scan on GPUs, time split in a program": (
+        "cuda",
+        partial(scan_in_parts, Division(64, warpgroups=2), time=40),
+    ),
+    "linear_scan on GPUs, time split in a cluster": (
+        "cuda",
+        partial(scan_in_parts, Division(64, cluster=2), time=40),
+    ),
     "linear_scan on TPUs": ("tpu", partial(scan, "mosaic_tpu_interpreted", time=40)),
     "block_scan on GPUs": ("cuda", partial(blocks, "mosaic_gpu_interpreted")),
     "diagonal_ssm on GPUs": ("cuda", partial(ssm, "mosaic_gpu_interpreted")),
@@ -134,6 +149,8 @@ def as_if_of_two_slots(init: Callable[..., None]) -> Callable[..., None]:
 PLANTED = [
     ("linear_scan on GPUs", plgpu, "commit_smem", skip),
     ("linear_scan on GPUs", plgpu, "wait_smem_to_gmem", only_at_the_end),
+    ("linear_scan on GPUs, time split in a program", Division, "within", lambda _: 1),
+    ("linear_scan on GPUs, time split in a cluster", _exchange, "_meet", skip),
     ("linear_scan on TPUs", pltpu, "CompilerParams", all_parallel),
     ("block_scan on GPUs", plgpu, "commit_smem", skip),
     ("diagonal_ssm on GPUs", plgpu, "commit_smem", skip),

@@ -37,6 +37,11 @@ class SideBySide(NamedTuple):
         return self.array.dtype
 
 
+def is_side_by_side(x: Any) -> bool:
+    """Whether `x` is `SideBySide`: a leaf where each sequence is to be one."""
+    return isinstance(x, SideBySide)
+
+
 class Launch(NamedTuple):
     """How a kernel walks over the rows.
 
@@ -78,7 +83,8 @@ class Kernels(ABC):
 
     @abstractmethod
     def chunk_steps(self, target: Target, spec: ScanSpec) -> int:
-        """Steps in a chunk: all of them if rows and channels fill the device."""
+        """Steps in a chunk: all of them if rows and channels fill the device, or if the kernels
+        split time by themselves."""
 
     @abstractmethod
     def forward(self, a, b, h0, cut: Array | None, launch: Launch) -> tuple[Any, Any]:

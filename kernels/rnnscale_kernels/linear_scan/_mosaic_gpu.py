@@ -5,12 +5,8 @@ The kernel is in `_mosaic_gpu_sweep`, which loads Pallas and is imported when it
 
 import jax.numpy as jnp
 
-from .._sizes import round_up
-from ._mosaic_gpu_plan import CHANNELS, MAX_ROWS, cores
+from ._mosaic_gpu_plan import CHANNELS
 from ._steps import SweepKernels
-
-# Shorter chunks save less than it takes to launch the kernel for their totals.
-_MIN_CHUNK = 512
 
 
 class MosaicGPU(SweepKernels):
@@ -41,18 +37,7 @@ class MosaicGPU(SweepKernels):
         return spec.planes == 2 and not spec.varying and spec.channels % CHANNELS == 0
 
     def chunk_steps(self, target, spec):
-        """Steps in a chunk.
-
-        By Little's law about half the multiprocessors, with one program each, have enough bytes on
-        their way for the full bandwidth of the memory. Chunks reach it with fewer rows and
-        channels, but the kernel for their totals reads the inputs once more: 5 arrays of the size
-        of the sequence go through memory instead of 3 (backward 7 instead of 5). So chunks pay if
-        programs are fewer than 3/5 of half the multiprocessors, which leaves each about 4 chunks or
-        more.
-        """
-        programs = spec.batch * -(-spec.channels // CHANNELS)
-        chunks = min(cores(target) // programs, spec.time // _MIN_CHUNK)
-        return round_up(-(-spec.time // chunks), MAX_ROWS) if chunks >= 4 else spec.time
+        return spec.time  # a sweep splits time by itself
 
     def sweep(self, step, a, inputs, entering, cut, launch, **options):
         from ._mosaic_gpu_sweep import sweep

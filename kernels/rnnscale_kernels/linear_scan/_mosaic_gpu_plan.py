@@ -3,16 +3,20 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from .._sizes import power_of_two_within, round_up
 from .._target import Target
-from ._kernels import Launch
+from ._kernels import Launch, SideBySide, is_side_by_side
 
 CHANNELS = 128
-"""Channels of one program: one for each of its threads."""
+"""The most channels of one program: one for each thread of a warpgroup."""
 
 MAX_ROWS = 64
-"""The most steps in a tile of time."""
+"""The most steps in a part of a tile."""
+
+_LEAST_ROWS = 8
+"""The fewest, if they fit into shared memory."""
 
 # The most bytes in a tile of all inputs, and the least in the ring of tiles. With the outputs, a
 # program then takes about 110 KB or less of shared memory, so that two programs fit on a
@@ -21,10 +25,85 @@ MAX_ROWS = 64
 _TILE_BYTES = 24 * 1024
 _RING_BYTES = 64 * 1024
 
+# The same for a program that splits time, with all of its warpgroups, and the shared memory that it
+# may take. It exchanges totals once a tile, so a tile is as large as shared memory permits.
+_SPLIT_TILE_BYTES = 64 * 1024
+_SHARED_BYTES = 218 * 1024
+COPY_BYTES = 128
+"""Mosaic GPU copies a multiple of these."""
+
+_LEAST_STEPS = 512
+"""Shorter sequences are not split: the launch of the kernel takes as long."""
+
+_WARPGROUPS = 2
+"""The most warpgroups of a program that splits time. Two are enough to hide latencies. More would
+have shorter parts, and the exchange costs each thread the same."""
+
 
 def cores(target: Target) -> int:
     """Multiprocessors of the target: those of an H100 if nothing says which GPU it is."""
     return target.cores or 132
+
+
+class Division(NamedTuple):
+    """How the threads of the GPU share channels and time.
+
+    - `lanes`: channels of a program.
+    - `warpgroups`, `cluster`: warpgroups of a program, and programs of a cluster. All of them are a
+        team, whose threads share the time of a row.
+    """
+
+    lanes: int = CHANNELS
+    warpgroups: int = 1
+    cluster: int = 1
+
+    @property
+    def parts(self) -> int:
+        """Parts of time that the threads of a warpgroup take at once."""
+        return CHANNELS // self.lanes
+
+    def programs(self, rows: int, channels: int) -> int:
+        return rows * -(-channels // self.lanes) * self.cluster
+
+    @classmethod
+    def of(cls, rows: int, steps: int, channels: int, itemsize: int, target: Target) -> "Division":
+        """Time is split only if rows and channels do not fill the GPU, and then as little as fills
+        it.
+
+        By Little's law programs on about half the multiprocessors have enough bytes on their way
+        for the full bandwidth of the memory. With 16 bits, the steps of a warpgroup take as long as
+        the memory for their bytes, so that all multiprocessors have to have a program.
+        """
+        enough = 0.45 * cores(target) * (4 / itemsize)
+        if steps < _LEAST_STEPS or cls().programs(rows, channels) >= enough:
+            return cls()
+        divisions = [cls(lanes, _WARPGROUPS) for lanes in (128, 64, 32)]
+        # Eight is the most programs in a cluster that every GPU with clusters can run.
+        divisions += [cls(32, _WARPGROUPS, cluster) for cluster in (2, 4, 8)]
+        if target.interpret:
+            # The interpreter takes a thread for each warpgroup of a cluster. All of them wait for
+            # one another, so there must not be more than XLA has.
+            divisions = [x._replace(warpgroups=1) for x in divisions if x.cluster <= 2]
+        fitting = [x for x in divisions if 2 * x.team * x.parts * _LEAST_ROWS <= steps]
+        filling = [x for x in fitting if x.programs(rows, channels) >= enough]
+        return (filling or fitting[-1:])[0]
+
+    @property
+    def within(self) -> int:
+        """Buffers for an exchange within a program. One is enough if programs, too, wait for one
+        another after it."""
+        return 2 if self.cluster == 1 else 1
+
+    @property
+    def exchanged_totals(self) -> int:
+        """Totals that a thread has a place for in shared memory."""
+        among = 2 if self.cluster > 1 else 0
+        return self.within * self.warpgroups * self.parts + among
+
+    @property
+    def team(self) -> int:
+        """Warpgroups that share the time of a row."""
+        return self.warpgroups * self.cluster
 
 
 class Plan(NamedTuple):
@@ -32,10 +111,10 @@ class Plan(NamedTuple):
 
     - `rows`, `steps`, `channels`: of the sequence; `decays`: rows of the decay.
     - `varying`: whether the decay is streamed with the sequence.
-    - `chunks`, `blocks`: programs along time and along channels.
+    - `division`: how threads share channels and time; `blocks`: programs along channels.
     - `width`: channels of what TMA streams, padded: it takes rows of a multiple of 16 bytes.
     - `block_width`: channels of what a thread reads by itself, padded to full blocks.
-    - `tile_rows`: steps in a tile; `stages`: tiles in the ring.
+    - `part_rows`: steps in a part of a tile; `stages`: tiles in the ring.
     """
 
     rows: int
@@ -43,38 +122,89 @@ class Plan(NamedTuple):
     channels: int
     decays: int
     varying: bool
-    chunks: int
+    division: Division
     blocks: int
     width: int
     block_width: int
-    tile_rows: int
+    part_rows: int
     stages: int
 
+    @property
+    def splits_time(self) -> bool:
+        return self.division.team * self.division.parts > 1
+
     @classmethod
-    def of(cls, a, sequences, launch: Launch) -> "Plan":
-        """The plan for the decay `a` and the sequences "B L D" that a sweep reads."""
+    def of(cls, a, sequences, outputs, fields: int, launch: Launch) -> "Plan":
+        """The plan for the decay `a` and the sequences "B L D" that a sweep reads, and the dtypes
+        of those that it writes. A total of some steps has `fields` numbers."""
         (rows, steps, channels), (decays, decay_steps, _) = sequences[0].shape, a.shape
         varying = decay_steps > 1
-        streamed = jax.tree.leaves((a if varying else None, sequences))
-        chunks, blocks = -(-steps // launch.chunk), -(-channels // CHANNELS)
-        # The planes of a sequence may be side by side.
-        planes = [-(-x.shape[-1] // channels) for x in streamed]
-        row_bytes = sum(
-            n * CHANNELS * x.dtype.itemsize for n, x in zip(planes, streamed, strict=True)
-        )
-        tile_rows = min(MAX_ROWS, power_of_two_within(_TILE_BYTES // row_bytes))
-        shares_core = rows * chunks * blocks > cores(launch.target)
-        ring_bytes = _RING_BYTES * (1 if shares_core else 2)
+        itemsizes = _itemsizes([a] if varying else []) + _itemsizes(sequences)
+        division = Division.of(rows, steps, channels, min(itemsizes), launch.target)
+        shares_core = division.programs(rows, channels) > cores(launch.target)
+        if division == Division():
+            row_bytes = CHANNELS * sum(itemsizes)
+            part_rows = power_of_two_within(_TILE_BYTES // row_bytes)
+            part_rows = min(MAX_ROWS, part_rows, max(8, 1 << (steps - 1).bit_length()))
+            ring_bytes = _RING_BYTES * (1 if shares_core else 2)
+            stages = -(-ring_bytes // (part_rows * row_bytes))
+        else:
+            written = sum(_itemsizes(outputs))
+            small = COPY_BYTES * (len(_itemsizes(sequences[1:])) + 1)
+            division, part_rows, stages = _fit(
+                division, steps, (sum(itemsizes), written, 4 * fields, small), 1 + shares_core
+            )
+        blocks = -(-channels // division.lanes)
         return cls(
             rows=rows,
             steps=steps,
             channels=channels,
             decays=decays,
             varying=varying,
-            chunks=chunks,
+            division=division,
             blocks=blocks,
-            width=round_up(channels, 16 // min(x.dtype.itemsize for x in streamed)),
-            block_width=blocks * CHANNELS,
-            tile_rows=tile_rows,
-            stages=-(-ring_bytes // (tile_rows * row_bytes)),
+            width=round_up(channels, 16 // min(itemsizes)),
+            block_width=blocks * division.lanes,
+            part_rows=part_rows,
+            stages=stages,
         )
+
+
+def _itemsizes(sequences) -> list[int]:
+    """The bytes of a number in each plane of the sequences, which are trees of arrays or dtypes."""
+
+    def of(x) -> list[int]:
+        if isinstance(x, SideBySide):
+            return 2 * of(x.array)
+        return [jnp.dtype(x if isinstance(x, jnp.dtype) else x.dtype).itemsize]
+
+    return [n for x in jax.tree.leaves(sequences, is_leaf=is_side_by_side) for n in of(x)]
+
+
+def _fit(
+    division: Division, steps: int, sizes: tuple[int, int, int, int], programs: int
+) -> tuple[Division, int, int]:
+    """`(division, part_rows, stages)`: tiles and a ring that fit into shared memory, of which
+    `programs` share a multiprocessor. If need be, with fewer warpgroups.
+
+    `sizes` are bytes: those that a channel reads in a step, and writes; those of a total; and what
+    a part reads besides, the edges of its arrays.
+    """
+    read, written, total, small = sizes
+    rows = MAX_ROWS
+    while True:
+        threads = CHANNELS * division.warpgroups
+        free = _SHARED_BYTES // programs - 2 * threads * rows * written
+        free -= CHANNELS * total * division.exchanged_totals
+        tile = threads * rows * read
+        stages = free // (tile + division.warpgroups * division.parts * small)
+        # Several turns, so that the copies of some tiles go on during the work on others.
+        long = 4 * division.team * division.parts * rows > steps
+        if rows > _LEAST_ROWS and (tile > _SPLIT_TILE_BYTES // programs or long or stages < 2):
+            rows //= 2
+        elif stages >= 2 or rows == 1:
+            return division, rows, max(1, min(stages, 4))
+        elif division.warpgroups > 1:
+            division = division._replace(warpgroups=division.warpgroups // 2)
+        else:
+            rows //= 2

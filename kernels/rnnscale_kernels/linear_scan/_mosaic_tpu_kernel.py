@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from .._algebra import where
+from .._algebra import add, where
 from ._mosaic_tpu_plan import LANES, STREAMS, WINDOW, Plan
 
 
@@ -66,7 +66,9 @@ def kernel(plan: Plan, step: Callable, given: Given, results, leaving) -> None:
             next_x = _at(read(given.x, pl.ds(inside, WINDOW)), plan.edge)
             next_x = where(wanted == inside, next_x, beyond)
         # 2. Take the steps one after another. The loop is unrolled, so `k` is a Python integer.
+        carry, sums = carry
         by_step: dict[int, list] = {}
+        window_sums = jax.tree.map(jnp.zeros_like, sums)
         for k in range(WINDOW)[:: plan.following]:
             t = start + first + k
             cut = None if given.cut is None else (given.cut[0, first + k] & row_bit) != 0
@@ -74,15 +76,16 @@ def kernel(plan: Plan, step: Callable, given: Given, results, leaving) -> None:
             if given.x is not None:
                 within = 0 <= k + plan.following < WINDOW
                 numbers += [_at(xs, k + plan.following) if within else next_x, held_x0]
-            new, by_step[k] = step(carry, t, cut, *numbers)
+            new, by_step[k], terms = step(carry, t, cut, *numbers)
+            new = new, add(window_sums, terms)
             if plan.steps % plan.tile:  # the steps after the end of the sequence change nothing
-                new = jax.tree.map(partial(jnp.where, t < plan.steps), new, carry)
-            carry = new
+                new = jax.tree.map(partial(jnp.where, t < plan.steps), new, (carry, window_sums))
+            carry, window_sums = new
         # 3. Transpose the results back and store them.
         in_order = [jax.tree.leaves(by_step[k]) for k in range(WINDOW)]
         for ref, *steps in zip(jax.tree.leaves(results), *in_order, strict=True):
             ref[:, window] = _by_row([x.astype(ref.dtype) for x in steps], plan.group)
-        return carry
+        return carry, add(sums, window_sums)
 
     @pl.when(n == 0)
     def _():

@@ -17,7 +17,10 @@ from ._mosaic_tpu_plan import LANES, STREAMS, WINDOW, Plan
 from ._steps import carries
 
 
-def sweep(step, a, inputs, entering, cut, launch: Launch, *, name, outputs=(), before=None):
+def sweep(
+    step, a, inputs, entering, cut, launch: Launch,
+    *, name, linear, outputs=(), before=None, sums=None,
+):  # fmt: skip
     """See `SweepKernels.sweep`."""
     x, x0 = (None, None) if before is None else before
     rows, steps, channels = inputs[0].shape
@@ -29,7 +32,9 @@ def sweep(step, a, inputs, entering, cut, launch: Launch, *, name, outputs=(), b
         a = jax.tree.map(lambda x: x[jnp.arange(rows) // launch.inner % plan.decays], a)
         a = _packed(cast(a, jnp.float32), plan)
     state = rows, -(-steps // launch.chunk), channels
-    entering = carries(entering, lambda value: jnp.full(state, value, jnp.float32), lambda x: x)
+    entering = carries(
+        (entering, sums), lambda value: jnp.full(state, value, jnp.float32), lambda x: x
+    )
     given = Given(
         a=a,
         inputs=inputs,
@@ -56,7 +61,7 @@ def sweep(step, a, inputs, entering, cut, launch: Launch, *, name, outputs=(), b
         interpret=pltpu.InterpretParams() if launch.target.interpret else False,
         name=name,
     )(given)
-    return results, _unpacked(leaving, plan)
+    return results, *_unpacked(leaving, plan)
 
 
 # The index maps below take the indices of the grid: group of rows, block of channels, chunk, tile.

@@ -1,10 +1,10 @@
 """The passes of the operation on hand-written kernels: batch axes folded, time split into chunks.
 
 A kernel runs every chunk of every row as a program of its own. If rows and channels fill the
-device, there is one chunk. If they do not, a first kernel reads the inputs once and finds the total
-of each chunk, which turns the state that enters it into h_out = decay h_in + end. A scan over these
-few totals gives the states that enter the chunks, and with them a second kernel runs all chunks at
-the same time.
+device, or the kernel splits time by itself, there is one chunk. Otherwise a first kernel reads the
+inputs once and finds the total of each chunk, which turns the state that enters it into
+h_out = decay h_in + end. A scan over these few totals gives the states that enter the chunks, and
+with them a second kernel runs all chunks at the same time.
 """
 
 import math

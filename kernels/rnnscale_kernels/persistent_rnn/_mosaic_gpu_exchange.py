@@ -6,12 +6,12 @@ step.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxlib.mlir.dialects import nvvm
+
+from .._cluster import cluster_arrive, cluster_wait
 
 AXIS = "program"
 """The axis of the cluster."""
@@ -75,23 +75,23 @@ class ThroughSharedMemory(Exchange):
 
     def send(self, i, pieces: list) -> None:
         if self.slots == 1:
-            _wait()
+            cluster_wait()
         me = lax.axis_index(AXIS)
         for p, piece in enumerate(pieces):
             plgpu.cluster_ref(self.inbox, {AXIS: p}).at[self.slot(i), me][...] = piece
-        _arrive()
+        cluster_arrive()
 
     def receive(self, i) -> None:
-        _wait()
+        cluster_wait()
         plgpu.commit_smem()  # tensor cores see what threads have written
 
     def release(self) -> None:
         if self.slots == 1:
-            _arrive()
+            cluster_arrive()
 
     def close(self) -> None:
         if self.slots == 1:
-            _wait()
+            cluster_wait()
 
 
 class ThroughMemory(Exchange):
@@ -127,21 +127,3 @@ class ThroughMemory(Exchange):
     def close(self) -> None:
         if self.slots == 1:
             plgpu.barrier_wait(self.met)
-
-
-def _arrive() -> None:
-    """Arrives at the barrier of the cluster, and releases what was written to it."""
-    _emit(nvvm.cluster_arrive)
-
-
-def _wait() -> None:
-    """Waits at the barrier of the cluster, and acquires what the others wrote."""
-    _emit(nvvm.cluster_wait)
-
-
-def _emit(operation: Callable[..., Any]) -> None:
-    def emit(_: Any) -> None:
-        operation(aligned=True)
-
-    inlined: Any = plgpu.inline_mgpu()(emit)
-    inlined()

@@ -287,6 +287,7 @@ SCAN_ARGUMENTS = (
     ScanArguments(batch=(), time=1, channels=3),
     ScanArguments(batch=(), time=1, channels=3, varying=False, reverse=True, reset=True),
     ScanArguments(batch=(3,), time=2, channels=130, planar=True),
+    ScanArguments(channels=128, time=100),
     ScanArguments(dtype="bfloat16", time=100),
     ScanArguments(dtype="bfloat16", planar=True, varying=False, reverse=True, reset=True, time=70),
 )
