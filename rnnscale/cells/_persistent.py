@@ -7,7 +7,7 @@ with its numbers of one step, so no cell has code of its own here.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 import equinox as eqx
 import jax
@@ -23,10 +23,16 @@ class _Resident:
     """The recurrent matrix, of which the kernels have already computed the product."""
 
 
-class _Weights(NamedTuple):
+class _Weights:
     """What `advance` sees of the weights."""
 
-    recurrent: Any = _Resident()
+    recurrent = _Resident()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise TypeError(
+            f"advance of a cell with one_product uses weights.{name}, but it can use "
+            "weights.recurrent only: pass what else it needs in the drive, or set one_product=False"
+        )
 
 
 @dataclass(frozen=True)
@@ -120,15 +126,19 @@ def _driven(equations: Any, drive: Any, state: State) -> int:
         def recorded(plus: Any, weight: Map, h: Any) -> Any:
             if not isinstance(weight, _Resident):
                 return affine(plus, weight, h)
-            found.append(next(i for i, x in enumerate(leaves) if x is plus))
+            found.extend(i for i, x in enumerate(leaves) if x is plus)
             return plus
 
         return equations.advance(_Weights(), drive, state, recorded)
 
     one_step = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[-1:], x.dtype), (drive, state))
     jax.eval_shape(run, *one_step)
-    (driven,) = found
-    return driven
+    if len(found) != 1:
+        raise TypeError(
+            f"{type(equations).__name__} has one_product, so its advance must add one product of "
+            f"weights.recurrent to an array of the drive; it did so {len(found)} times"
+        )
+    return found[0]
 
 
 def _split(x: Array, sizes: tuple[int, ...]) -> list[Array]:

@@ -83,3 +83,23 @@ def test_devices_of_a_mesh_take_their_rows(key):
     with jax.set_mesh(make_mesh(data=4, devices=jax.devices()[:4])):
         got = value_and_gradients(persistent, arguments)
     check(got, expected, 1e-2)
+
+
+class Shifted(ElmanRNNCell):
+    def advance(self, weights, drive, state, affine):
+        return super().advance(weights, drive, state, affine) + weights.bias
+
+
+class Twice(ElmanRNNCell):
+    def advance(self, weights, drive, state, affine):
+        return affine(drive, weights.recurrent, affine(drive, weights.recurrent, state))
+
+
+@pytest.mark.parametrize(
+    ("cell_type", "message"),
+    [(Shifted, r"uses weights\.bias.* weights\.recurrent only"), (Twice, "it did so 2 times")],
+)
+def test_cells_with_more_than_one_product_are_an_error(cell_type, message, key):
+    (cell, xs, state), reset, lengths = call(cell_type, key)
+    with pytest.raises(TypeError, match=message):
+        persistent_run(cell, xs, state, reset, lengths, reverse=False, remat=False)
