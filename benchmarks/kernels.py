@@ -73,7 +73,7 @@ class Case:
     note: str | None = None
 
 
-GPU = ("h100",)
+GPU, TPU = ("h100",), ("v5e",)
 BFLOAT16 = "bfloat16"
 
 
@@ -115,6 +115,10 @@ def layers() -> Iterator[Case]:
             spec, clocks=clocks, note="two blocks read the input together, from the L2 cache"
         )
     yield Case(SSMArguments((8,), 16384, 512, 512, 512, dtype=BFLOAT16), "unfused", clocks=27)
+    for width in (256, 1024):
+        layer = SSMArguments((8,), 16384, width, width, width, dtype=BFLOAT16)
+        yield Case(layer, "unfused", TPU)
+    yield Case(SSMArguments((1,), 65536, 512, 512, 512, dtype=BFLOAT16), devices=TPU)
     yield Case(SSMArguments((5,), 3000, 96, 200, 72, dtype=BFLOAT16), clocks=27)
     yield Case(SSMArguments((8,), 4096, 256, 256, 256), clocks=27)
 

@@ -56,7 +56,8 @@ def diagonal_ssm(
     - `u`: the input, real.
     - `decay`, `b`, `c`: all real or all `Planar`. States have the dtype of the decay, at least
         float32. The matrices are cast to the dtype of `u` for their products, which add up in
-        float32.
+        float32. Float32 products have the precision that `jax.default_matmul_precision` sets; by
+        default TPUs round their factors to bfloat16.
     - `h0`: the state before each row's first step in processing order. Zero if absent.
     - `reverse`: run from each row's own last step to its first.
     - `reset`: true at t marks t as the first step of a segment in time order, in either

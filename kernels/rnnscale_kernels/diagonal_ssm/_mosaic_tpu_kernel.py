@@ -227,9 +227,9 @@ class _Tile:
         aside.end()
 
     def matrix(self, piece: int, ref, columns: Any = slice(None)):
-        """A piece of a sequence as "time input". In the backward pass it is zero beyond the end."""
+        """A piece of a sequence as "time input", zero beyond the end if tiles come from there."""
         x = ref[:, self._steps(piece), columns]
-        if self.given.g is not None and self.plan.ragged:
+        if self.plan.descending and self.plan.ragged:
             step = self._start(piece) + lax.broadcasted_iota(jnp.int32, x.shape, 1)
             x = jnp.where(step < self.plan.steps, x.astype(jnp.float32), 0).astype(x.dtype)
         return x.reshape(-1, x.shape[-1])
