@@ -99,7 +99,7 @@ KERNELS: dict[str, tuple[str, Callable[..., Any]]] = {
     "diagonal_ssm on TPUs": ("tpu", partial(ssm, "mosaic_tpu_interpreted", time=200)),
     "diagonal_ssm on GPUs, wide": (
         "cuda",
-        partial(ssm, "mosaic_gpu_wide_interpreted", time=100, inputs=140),
+        partial(ssm, "mosaic_gpu_wide_interpreted", time=100, inputs=70),
     ),
     "persistent_rnn": ("cuda", partial(network, "mosaic_gpu_interpreted", slots=2)),
     "persistent_rnn, one slot": ("cuda", partial(network, "mosaic_gpu_interpreted", slots=1)),
