@@ -232,7 +232,7 @@ def identity(row: Row) -> str:
 def row_of(case: Case, mode: str, device: str) -> Row:
     """What a row says of its call."""
     about = {"target": device, "operation": case.arguments.operation, "mode": mode}
-    row = {**about, "named": case.implementation, **case.arguments.sizes()}
+    row = {**about, "named": case.implementation, **case.arguments.sizes(), "clocks": case.clocks}
     return row if case.note is None else {**row, "note": case.note}
 
 
@@ -325,7 +325,10 @@ def figures(kernel: Kernel, model: Model) -> Row:
 
 
 def prediction(row: Row, case: Case) -> Row:
-    """The predicted time and what limits it: `bytes`, `walk`, `products` or `launches`."""
+    """The predicted time and what limits it: `bytes`, `walk`, `products` or `launches`.
+
+    The clocks are those of the row: other commits had other kernels.
+    """
     model, calls, launches = MODEL[row["target"]], row["calls"], row["launches"]
     if row["bytes"] is None or launches is None:
         return {"predicted_us": None, "limit": None}
@@ -335,10 +338,10 @@ def prediction(row: Row, case: Case) -> Row:
     walked = others
     for call in calls:
         walk = 0.0
-        if call["kernel"] is not None and case.clocks is not None:
+        if call["kernel"] is not None:
             kernel = row["kernels"][call["kernel"]]
             steps = state_steps(case.arguments) / (kernel["blocks"] * kernel["threads"])
-            walk = kernel["waves"] * steps * case.clocks / model.clock
+            walk = kernel["waves"] * steps * (row["clocks"] or 0) / model.clock
         walked += max(walk, call["bytes"] / model.bandwidth)
     products = case.arguments.products(row["mode"]) / model.peak
     products *= 1 if row["dtype"] == BFLOAT16 else 2

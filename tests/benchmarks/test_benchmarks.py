@@ -505,10 +505,10 @@ def test_a_prediction_is_the_longest_of_bytes_walk_and_products():
         row = {
             "target": "h100", "mode": "forward", "dtype": "bfloat16", "launches": 1,
             "bytes": moved, "minimal_bytes": moved,
-            "kernels": [{"blocks": 1, "threads": 128, "waves": waves}],
+            "clocks": clocks, "kernels": [{"blocks": 1, "threads": 128, "waves": waves}],
             "calls": [{"bytes": 10**6, "kernel": 0}],
         }  # fmt: skip
-        case = kernels.Case(SSMArguments((1,), 4096, width, 128, width), clocks=clocks)
+        case = kernels.Case(SSMArguments((1,), 4096, width, 128, width))
         return kernels.prediction(row, case)
 
     assert predict(moved=29 * 10**5)["limit"] == "launches"
