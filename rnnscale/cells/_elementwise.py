@@ -17,6 +17,7 @@ from jaxtyping import Array
 from rnnscale import sharding
 from rnnscale._base import State, zero_padding
 from rnnscale.cells._base import Cell, affine, compute_weights
+from rnnscale.cells._layout import lay_out
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,17 @@ def elementwise_run(
     if any(jax.tree.leaves(weights)[i].shape not in ((), (cell.hdim,)) for i in step.used):
         return None
 
+    (returned,) = _used(equations.output, state)
+
     def run(cell: Cell, xs: Array, state: State) -> tuple[State, Array]:
         weights, drive = _inputs(equations, cell, xs)
         hs, state = sharding.elementwise_scan(
             step, [jax.tree.leaves(weights)[i] for i in step.used], drive, state,
             fresh=None if reset is None else cell.init_state(xs.shape[:-2], xs.dtype),
-            reset=reset, lengths=lengths, reverse=reverse, implementation=implementation,
+            reset=reset, lengths=lengths, reverse=reverse,
+            returned=returned, implementation=implementation,
         )  # fmt: skip
-        return state, zero_padding(cell.output(hs).astype(xs.dtype), lengths)
+        return state, zero_padding(equations.output(hs).astype(xs.dtype), lengths)
 
     run = eqx.filter_checkpoint(run) if remat else run
     return lambda: run(sharding.gathered(cell), xs, state)
@@ -79,7 +83,7 @@ def elementwise_run(
 
 def _inputs(equations: Any, cell: Cell, xs: Array) -> tuple[Any, Any]:
     """The weights, and the drives of all steps in the dtype of `xs`, in which kernels read them."""
-    weights = compute_weights(cell, xs.dtype)
+    weights = lay_out(compute_weights(cell, xs.dtype))
     drive = equations.drive(weights, xs)
     return weights, jax.tree.map(lambda x: x.astype(xs.dtype), drive)
 
@@ -93,12 +97,24 @@ def _are_units(tree: Any, cell: Cell, axes: tuple[int, ...]) -> bool:
 
 
 def _step(equations: Any, weights: Any, drive: Any, state: State) -> _Step:
-    """The step, with the weights whose values its equations read."""
+    """The step, with the weights that it uses."""
     leaves, structure = jax.tree.flatten(weights)
-    drive = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[-1:], x.dtype), drive)
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[-1:], x.dtype), state)
     step = _Step(equations, structure, tuple(range(len(leaves))))
-    jaxpr = jax.make_jaxpr(step)(leaves, state, drive).jaxpr
+    drive, state = (
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[-1:], x.dtype), tree)
+        for tree in (drive, state)
+    )
+    used, *_ = _used(step, leaves, state, drive)
+    return _Step(equations, structure, used)
+
+
+def _used(function: Callable[..., Any], *arguments: Any) -> list[tuple[int, ...]]:
+    """For each argument, the numbers of its leaves that are read, or returned, by the function."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     read = {id(x) for equation in jaxpr.eqns for x in equation.invars}
-    used = [i for i, x in enumerate(jaxpr.invars[: len(leaves)]) if id(x) in read]
-    return _Step(equations, structure, tuple(used))
+    read |= {id(x) for x in jaxpr.outvars}
+    variables = iter(jaxpr.invars)
+    return [
+        tuple(i for i, _ in enumerate(jax.tree.leaves(each)) if id(next(variables)) in read)
+        for each in arguments
+    ]

@@ -6,7 +6,7 @@ collective is one sum of the outputs. Over `seq` it is one all-gather in each di
 `_distributed_scan`. In the backward pass each gradient is summed over devices once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -195,6 +195,7 @@ def elementwise_scan(
     reverse: bool = False,
     reset: Bool[Array, "*batch time"] | None = None,
     lengths: Int[Array, "*batch"] | None = None,
+    returned: Sequence[int] | None = None,
     implementation: str | None = None,
 ) -> tuple[PyTree[Float[Array, "*batch time channel"]], PyTree[Float[Array, "*batch channel"]]]:
     """`rnnscale_kernels.elementwise_scan` over the mesh that `jax.set_mesh` has set.
@@ -207,7 +208,8 @@ def elementwise_scan(
     """
     primals, static = ELEMENTWISE.canonical(
         step, weights, inputs, h0,
-        fresh=fresh, reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
+        fresh=fresh, reverse=reverse, reset=reset, lengths=lengths, returned=returned,
+        implementation=implementation,
     )  # fmt: skip
     shape = jax.tree.leaves(primals[1])[0].shape
 
@@ -219,7 +221,7 @@ def elementwise_scan(
         return Specs(
             primals=(of_all_rows, steps, states, states, rows, rows),
             public=(steps, states),
-            residuals=PartitionSpec(),
+            residuals=steps,
             partial_sums=((), ()),
         )
 

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu, tpu as pltpu
 
-from rnnscale_kernels import block_scan, diagonal_ssm, linear_scan, persistent_rnn
+from rnnscale_kernels import (
+    block_scan,
+    diagonal_ssm,
+    elementwise_scan,
+    linear_scan,
+    persistent_rnn,
+)
 from rnnscale_kernels.diagonal_ssm import _api, _mosaic_gpu_wide_plan
 from rnnscale_kernels.linear_scan import _exchange, _mosaic_tpu_plan
 from rnnscale_kernels.linear_scan._mosaic_gpu_plan import Division
@@ -82,6 +88,16 @@ def network(implementation: str, *, slots: int, gradient: bool = True) -> Any:
         )
 
 
+def elementwise(implementation: str) -> Any:
+    def step(weights, h, x):
+        return jnp.tanh(weights * h + x)
+
+    call = partial(elementwise_scan, step, implementation=implementation)
+    options = {"reset": jnp.zeros((1, 40), bool).at[0, 5].set(True), "lengths": jnp.array([39])}
+    arguments = jnp.ones(4), jnp.ones((1, 40, 4)), jnp.ones((1, 4))
+    return run(partial(call, **options), arguments, gradient=True)
+
+
 # A call of each family of kernels, and the platform that they are for.
 KERNELS: dict[str, tuple[str, Callable[..., Any]]] = {
     "linear_scan on GPUs": ("cuda", partial(scan, "mosaic_gpu_interpreted", time=70)),
@@ -95,6 +111,7 @@ KERNELS: dict[str, tuple[str, Callable[..., Any]]] = {
     ),
     "linear_scan on TPUs": ("tpu", partial(scan, "mosaic_tpu_interpreted", time=40)),
     "block_scan on GPUs": ("cuda", partial(blocks, "mosaic_gpu_interpreted")),
+    "elementwise_scan on GPUs": ("cuda", partial(elementwise, "mosaic_gpu_interpreted")),
     "diagonal_ssm on GPUs": ("cuda", partial(ssm, "mosaic_gpu_interpreted")),
     "diagonal_ssm on TPUs": ("tpu", partial(ssm, "mosaic_tpu_interpreted", time=200)),
     "diagonal_ssm on GPUs, wide": (

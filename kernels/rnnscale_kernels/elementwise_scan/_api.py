@@ -1,6 +1,6 @@
 """The public function, with its checks and the canonical form of its arguments; `ELEMENTWISE`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ def elementwise_scan(
     reverse: bool = False,
     reset: Bool[Array, "*batch time"] | None = None,
     lengths: Int[Array, "*batch"] | None = None,
+    returned: Sequence[int] | None = None,
     implementation: str | None = None,
 ) -> tuple[Sequences, States]:
     """A recurrence h_t = step(weights, h_{t-1}, x_t) whose channels do not see one another.
@@ -70,6 +71,8 @@ def elementwise_scan(
         NaN, in the gradient too.
     - `lengths`: the number of valid steps of each row, from 0 to `time`. The other steps leave the
         state as it was, whatever the inputs are there.
+    - `returned`: the numbers of the arrays of the state that are returned at all steps, in the
+        order of `jax.tree.leaves`. Default all. Others have no cotangents for a kernel to read.
     - `implementation`: `None` takes the fastest for the device compiled for. A name takes that one
         or raises an error: `"mosaic_gpu"` (NVIDIA GPUs of compute capability 9 and 10),
         `"mosaic_tpu"`, or `"sequential"`, a loop in plain XLA. The kernels take 16-bit and 32-bit
@@ -78,15 +81,16 @@ def elementwise_scan(
 
     **Returns:**
 
-    The pair `(h, h_last)`: all states, in the dtype of the inputs, and the last one in processing
-    order, in the dtype of `h0`.
+    The pair `(h, h_last)`: all states, in the dtype of the inputs, with `None` for arrays that are
+    not `returned`, and the last one in processing order, in the dtype of `h0`.
 
     **Raises:** `TypeError` or `ValueError` if dtypes, shapes or structures do not fit together;
     `NotImplementedError` if the implementation named cannot run there or take these arguments.
     """
     primals, static = _canonical(
         step, weights, inputs, h0,
-        fresh=fresh, reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
+        fresh=fresh, reverse=reverse, reset=reset, lengths=lengths, returned=returned,
+        implementation=implementation,
     )  # fmt: skip
     public, _ = operation.forward(vary_alike(primals), **static)
     return public
@@ -94,7 +98,7 @@ def elementwise_scan(
 
 def _canonical(
     step, weights, inputs, h0,
-    *, fresh=None, reverse=False, reset=None, lengths=None, implementation=None,
+    *, fresh=None, reverse=False, reset=None, lengths=None, returned=None, implementation=None,
 ):  # fmt: skip
     """The field `canonical` of `SequentialOp`."""
     check_implementation(implementation, DISPATCH.names)
@@ -117,7 +121,12 @@ def _canonical(
     inputs, h0, fresh = jax.tree.map(jnp.asarray, (inputs, h0, fresh))
     _check_step(step, weights, inputs, h0)
     primals = weights, inputs, h0, fresh, cuts(reset, reverse=reverse), lengths
-    return primals, {"step": step, "reverse": reverse, "implementation": implementation}
+    return primals, {
+        "step": step,
+        "reverse": reverse,
+        "returned": _returned(returned, len(jax.tree.leaves(h0))),
+        "implementation": implementation,
+    }
 
 
 ELEMENTWISE = SequentialOp(_canonical, operation)
@@ -155,6 +164,17 @@ def _check_states(h0, fresh, shape: tuple[int, ...]):
             f"the inputs, here {shape}, and all be float32 or all float64; got {sorted(kinds)}"
         )
     return jax.tree.leaves(h0)[0].dtype
+
+
+def _returned(numbers: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    if numbers is None:
+        return tuple(range(count))
+    if not set(numbers) <= set(range(count)):
+        raise ValueError(
+            f"elementwise_scan: returned must be numbers of the {count} arrays of the state, from "
+            f"0 on; got {numbers}"
+        )
+    return tuple(sorted(set(numbers)))
 
 
 def _for_each_channel(weight, shape: tuple[int, ...], dtype):

@@ -19,7 +19,7 @@ from .._target import Target
 from ..linear_scan import Launch, SweepKernels
 from ._by_equation import OPERATIONS, by_equation
 from ._spec import ElementwiseSpec
-from ._steps import add, advance, advance_adjoint, choose, pullback
+from ._steps import add, advance, advance_adjoint, choose, joined, parted, pullback
 
 # Steps are compared with lengths in float32, which has all integers up to here.
 _LONGEST = 1 << 24
@@ -93,55 +93,59 @@ class _Rows:
         return jax.tree.map(lambda x: x.reshape(*self.batch, *x.shape[1:]), tree)
 
 
-def _forward(kernels: SweepKernels, primals, *, step: Callable, reverse: bool, target: Target):
+def _forward(
+    kernels: SweepKernels, primals,
+    *, step: Callable, reverse: bool, returned: tuple[int, ...], target: Target,
+):  # fmt: skip
     """The forward pass of the operation."""
     step, inputs = by_equation(step), primals[1]
 
     def take(h, t, start, held: _Held, *x):
         x = _like(inputs, x)
         h = advance(step, held.weights, held.fresh, h, start, _valid(t, held.length), x)
-        return h, [h]
+        return h, [h], None
 
     with jax.enable_x64(False):  # indices in kernels have 32 bits
         rows = _Rows(primals, descending=reverse, target=target)
-        (h,), last = kernels.sweep(
+        (h,), last, _ = kernels.sweep(
             take, rows.held, jax.tree.leaves(rows.inputs), _in_chunks(rows.h0), rows.cut,
-            rows.launch, name="elementwise_scan_forward", outputs=[_dtypes(rows.h0, inputs)],
+            rows.launch, name="elementwise_scan_forward", linear=None,
+            outputs=[_dtypes(rows.h0, inputs)],
         )  # fmt: skip
-        return (rows.unfold(h), rows.unfold(_only_chunk(last))), ()
+        h, rest = parted(rows.unfold(h), returned)
+        return (h, rows.unfold(_only_chunk(last))), rest
 
 
 def _transpose(
     kernels: SweepKernels, primals, outputs, cotangents,
-    *, step: Callable, reverse: bool, target: Target,
+    *, step: Callable, reverse: bool, returned: tuple[int, ...], target: Target,
 ):  # fmt: skip
     """The backward pass of the operation."""
     weights, inputs, h0, fresh, *_ = primals
-    (h, _), _ = outputs
+    (h, _), rest = outputs
     pull = by_equation(pullback(step))
     with jax.enable_x64(False):
         rows = _Rows(primals, descending=not reverse, target=target)
-        h, g_h, g_last = rows.fold((h, *cotangents))
+        h, g_h, g_last = rows.fold((joined(h, rest, h0), *cotangents))
         final = 0 if rows.launch.descending else rows.time - 1
 
-        def take(carry, t, start, held: _Held, *numbers):
-            g, sums = carry
+        def take(g, t, start, held: _Held, *numbers):
             *others, h_before, before_row = numbers
-            x, g_h = _like((inputs, h0), others)
+            x, g_of_h = _like((inputs, g_h), others)
             # The state before the step that this sweep takes last is the one before the row.
             h = choose(t == final, before_row, h_before)
             *terms, g, g_x = advance_adjoint(
-                pull, held.weights, held.fresh, add(g, g_h), h, start, _valid(t, held.length), x
+                pull, held.weights, held.fresh, add(g, g_of_h), h, start, _valid(t, held.length), x
             )
-            return (g, add(sums, tuple(terms))), [g_x]
+            return g, [g_x], tuple(terms)
 
-        sums = jax.tree.map(lambda _: 0.0, (rows.held.weights, rows.held.fresh))
-        (g_inputs,), leaving = kernels.sweep(
-            take, rows.held, jax.tree.leaves((rows.inputs, g_h)), (_in_chunks(g_last), sums),
-            rows.cut, rows.launch, name="elementwise_scan_backward",
+        (g_inputs,), g_h0, sums = kernels.sweep(
+            take, rows.held, jax.tree.leaves((rows.inputs, g_h)), _in_chunks(g_last), rows.cut,
+            rows.launch, name="elementwise_scan_backward", linear=None,
             outputs=[_dtypes(inputs, inputs)], before=(h, rows.h0),
+            sums=jax.tree.map(lambda _: 0.0, (rows.held.weights, rows.held.fresh)),
         )  # fmt: skip
-        g_h0, (g_weights, g_fresh) = rows.unfold(_only_chunk(leaving))
+        g_h0, (g_weights, g_fresh) = rows.unfold(_only_chunk((g_h0, sums)))
         if g_fresh is None:
             g_fresh = jax.tree.map(jnp.zeros_like, fresh)
         return sum_to(g_weights, weights), rows.unfold(g_inputs), g_h0, g_fresh, None, None

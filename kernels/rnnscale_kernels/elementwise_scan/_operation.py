@@ -9,6 +9,9 @@ Canonical arguments, the same for every implementation (`batch` is any number of
 - `cut`: `batch time` booleans, or `None`: true where a step starts, in processing order, from
   `fresh`; all of these steps are within the lengths;
 - `lengths`: `batch` integers, or `None`.
+
+The static value `returned` has the numbers of the arrays of the state whose values at all steps are
+public. Those of the others are the residuals, so that no cotangents of them are read.
 """
 
 import jax
@@ -17,13 +20,14 @@ import jax.numpy as jnp
 from .._operation import Operation, mapped_size
 from . import _xla
 from ._implementations import DISPATCH
+from ._steps import parted
 
 
-def _shapes(primals, **_):
+def _shapes(primals, *, returned, **_):
     _, inputs, h0, *_ = primals
     x = jax.tree.leaves(inputs)[0]
-    h = jax.tree.map(lambda _: jax.ShapeDtypeStruct(x.shape, x.dtype), h0)
-    return (h, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), h0)), ()
+    h, rest = parted(jax.tree.map(lambda _: jax.ShapeDtypeStruct(x.shape, x.dtype), h0), returned)
+    return (h, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), h0)), rest
 
 
 def _tangent(primals, outputs, tangents, *, implementation, **static):
@@ -36,7 +40,8 @@ def _tangent(primals, outputs, tangents, *, implementation, **static):
 
 
 def _transpose(primals, outputs, cotangents, *, implementation, **static):
-    return _xla.transpose(primals, outputs, cotangents, **static)
+    # Residuals have no tangents, so that derivatives of this definition need the states again.
+    return _xla.transpose(primals, _xla.forward(primals, **static), cotangents, **static)
 
 
 def _batch(stage, arguments, mapped, **static):

@@ -14,8 +14,8 @@ from ._by_equation import primitives
 class ElementwiseSpec:
     """The static properties of one call of `elementwise_scan`.
 
-    `batch` counts all rows; `weights`, `inputs` and `states` count arrays. `operations` are the
-    names of the primitives of a step and of its derivative.
+    `batch` counts all rows; `weights`, `inputs`, `states` and `returned` count arrays. `operations`
+    are the names of the primitives of a step and of its derivative.
     """
 
     batch: int
@@ -24,6 +24,7 @@ class ElementwiseSpec:
     weights: int
     inputs: int
     states: int
+    returned: int
     dtype: str
     state_dtype: str
     cut: bool
@@ -32,7 +33,9 @@ class ElementwiseSpec:
     operations: frozenset[str]
 
     @classmethod
-    def of(cls, primals, *, step: Callable, reverse: bool) -> "ElementwiseSpec":
+    def of(
+        cls, primals, *, step: Callable, reverse: bool, returned: tuple[int, ...]
+    ) -> "ElementwiseSpec":
         """The properties of a call with these primals of the operation."""
         weights, inputs, h0, _, cut, lengths = primals
         x, *_ = jax.tree.leaves(inputs)
@@ -44,6 +47,7 @@ class ElementwiseSpec:
             weights=len(jax.tree.leaves(weights)),
             inputs=len(jax.tree.leaves(inputs)),
             states=len(jax.tree.leaves(h0)),
+            returned=len(returned),
             dtype=str(x.dtype),
             state_dtype=str(jax.tree.leaves(h0)[0].dtype),
             cut=cut is not None,

@@ -28,7 +28,22 @@ def drop(condition: Any, x: Any) -> Any:
 
 
 def add(x: Any, y: Any) -> Any:
-    return jax.tree.map(jnp.add, x, y)
+    """The sum of two trees. `None` in `y` is zero."""
+    return jax.tree.map(lambda x, y: x if y is None else x + y, x, y)
+
+
+def parted(h: Any, returned: tuple[int, ...]) -> tuple[Any, Any]:
+    """The states that are returned and the others, each as a tree with `None` in the place of what
+    it lacks."""
+    leaves, structure = jax.tree.flatten(h)
+    public = [x if i in returned else None for i, x in enumerate(leaves)]
+    rest = [None if i in returned else x for i, x in enumerate(leaves)]
+    return jax.tree.unflatten(structure, public), jax.tree.unflatten(structure, rest)
+
+
+def joined(public: Any, rest: Any, like: Any) -> Any:
+    """The inverse of `parted`, for states of the structure of `like`."""
+    return jax.tree.map(lambda _, x, y: y if x is None else x, like, public, rest)
 
 
 def advance(step: Callable, weights: Any, fresh: Any, h: Any, start: Any, valid: Any, x: Any):

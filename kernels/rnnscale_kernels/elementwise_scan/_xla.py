@@ -10,13 +10,15 @@ from jax import lax
 
 from .._algebra import cast, sum_to
 from ..linear_scan import previous
-from ._steps import add, advance, advance_adjoint, pullback
+from ._steps import add, advance, advance_adjoint, joined, parted, pullback
 
 # Steps in one turn of the loop, whose arithmetic XLA fuses.
 _UNROLL = 8
 
 
-def forward(primals, *, step: Callable, reverse: bool, target: Any = None):
+def forward(
+    primals, *, step: Callable, reverse: bool, returned: tuple[int, ...], target: Any = None
+):
     """The outputs of the operation."""
     weights, inputs, h0, fresh, *_ = primals
 
@@ -26,14 +28,19 @@ def forward(primals, *, step: Callable, reverse: bool, target: Any = None):
         return h, cast(h, input_dtype(inputs))
 
     last, h = lax.scan(take, h0, _by_step(primals), reverse=reverse, unroll=_UNROLL)
-    return (_batch_major(h), last), ()
+    h, rest = parted(_batch_major(h), returned)
+    return (h, last), rest
 
 
-def transpose(primals, outputs, cotangents, *, step: Callable, reverse: bool, target: Any = None):
+def transpose(
+    primals, outputs, cotangents,
+    *, step: Callable, reverse: bool, returned: tuple[int, ...], target: Any = None,
+):  # fmt: skip
     """The cotangents of the primals."""
     weights, inputs, h0, fresh, cut, _ = primals
-    (h, _), _ = outputs
+    (h, _), rest = outputs
     g_h, g_last = cotangents
+    h = joined(h, rest, h0)
     before = jax.tree.map(lambda h, h0: previous(h, h0, None, reverse=reverse), h, h0)
     # A gradient for each row, which are summed after the loop.
     rows = jax.tree.leaves(h0)[0].shape

@@ -14,7 +14,7 @@ from .._algebra import add, as_number, identity, multiply
 from ._exchange import MEMBER, Share, Team, exchanging
 from ._kernels import Launch, SideBySide, is_side_by_side
 from ._mosaic_gpu_plan import COPY_BYTES, Plan
-from ._steps import Linear, Total, carries
+from ._steps import Total, carries
 from ._tma_pipeline import WARPGROUP, Tiles, layout_of, one_a_thread, pipeline
 
 GRID = ("block", "row")
@@ -47,7 +47,7 @@ class Sweep(NamedTuple):
     plan: Plan
     launch: Launch
     step: Callable
-    linear: Linear
+    linear: Any  # `Linear`, or `None`
     entering: Any
     fields: int
 

@@ -134,13 +134,18 @@ class Plan(NamedTuple):
         return self.division.team * self.division.parts > 1
 
     @classmethod
-    def of(cls, a, sequences, outputs, fields: int, launch: Launch) -> "Plan":
+    def of(
+        cls, a, sequences, outputs, fields: int, launch: Launch, *, splits: bool = True
+    ) -> "Plan":
         """The plan for the decay `a` and the sequences "B L D" that a sweep reads, and the dtypes
-        of those that it writes. A total of some steps has `fields` numbers."""
+        of those that it writes. A total of some steps has `fields` numbers. Without `splits` a
+        thread takes all steps of its channel."""
         (rows, steps, channels), (decays, decay_steps, _) = sequences[0].shape, a.shape
         varying = decay_steps > 1
         itemsizes = _itemsizes([a] if varying else []) + _itemsizes(sequences)
-        division = Division.of(rows, steps, channels, min(itemsizes), launch.target)
+        division = Division()
+        if splits:
+            division = Division.of(rows, steps, channels, min(itemsizes), launch.target)
         shares_core = division.programs(rows, channels) > cores(launch.target)
         if division == Division():
             row_bytes = CHANNELS * sum(itemsizes)

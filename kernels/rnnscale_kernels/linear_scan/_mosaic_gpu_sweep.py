@@ -26,13 +26,20 @@ from ._tma_pipeline import WARPGROUP
 
 def sweep(
     step, a, inputs, entering, cut, launch: Launch,
-    *, name, linear: Linear, outputs=(), before=None, sums=None,
+    *, name, linear: Linear | None, outputs=(), before=None, sums=None,
 ):  # fmt: skip
     """See `SweepKernels.sweep`."""
     x, x0 = (None, None) if before is None else before
     planes = 2 if is_side_by_side(inputs[0]) else len(jax.tree.leaves(inputs[0]))
     fields = len(jax.tree.leaves(a)) + planes + (cut is not None)
-    plan = Plan.of(a, [*inputs, *([] if x is None else [x])], outputs, fields, launch)
+    plan = Plan.of(
+        a,
+        [*inputs, *([] if x is None else [x])],
+        outputs,
+        fields,
+        launch,
+        splits=linear is not None,
+    )
     _, warpgroups, cluster = division = plan.division
 
     def copies(tree):

@@ -97,7 +97,7 @@ class SweepKernels(Kernels):
     @abstractmethod
     def sweep(
         self, step: Callable, a, inputs: Sequence, entering, cut, launch: Launch,
-        *, name: str, linear: Linear, outputs: Sequence = (), before: tuple | None = None,
+        *, name: str, linear: Linear | None, outputs: Sequence = (), before: tuple | None = None,
         sums: Any = None,
     ) -> tuple[list, Any, Any]:  # fmt: skip
         """Runs `carry, results, terms = step(carry, t, cut_t, a_t, *inputs_t)` over every chunk.
@@ -109,7 +109,7 @@ class SweepKernels(Kernels):
         - `entering`: the tree of carries that enter the chunks, "B S D" in float32. A Python number
             in it stands for an array that holds only this number.
         - `linear`: how the carry depends on the one that enters. A sweep that splits time by itself
-            uses it.
+            uses it. If `None`, the carry is not linear, and time is not split.
         - `outputs`: the results, as trees whose leaves are dtypes.
         - `sums`: a tree with the structure of `terms`, which are summed over time. Those of a tile
             are summed first, so that a sum over many steps is as accurate as one over a few.

@@ -95,6 +95,8 @@ class HLO:
     """The text of an optimised program.
 
     - `calls`: each with its turns, which is how often it runs.
+    - `fused_calls`: calls of kernels whose operands are slices of arrays, which XLA then passes
+        where they are, in one operation with the call.
     - `launches`: how many operations run, those of loops as often as they run.
     - `loops`: for each the name of its body, its turns, and the turns of what is around it.
 
@@ -116,6 +118,7 @@ class HLO:
             if operation := _operation(line):
                 operations[operation.name] = operation
         self.calls: list[tuple[Call, float]] = []
+        self.fused_calls: list[Call] = []
         self.loops: list[tuple[str, float, float]] = []
         self.launches = 0.0
         self._on_chip: list[tuple[int, float]] = []
@@ -129,10 +132,7 @@ class HLO:
             self._on_chip.append((_on_chip_bytes(each, operations), turns))
             self.launches += turns * (each.opcode not in _NO_LAUNCH)
             if each.opcode == "custom-call":
-                # An operand that is passed twice is counted once: the second is a placeholder.
-                types = [each.type, *(operations[x].type for x in set(each.operands))]
-                size = sum(_size(x) - _size(x, on_chip=True) for x in types)
-                self.calls.append((_call(each, size), turns))
+                self.calls.append((_call(each, operations), turns))
             elif each.opcode == "while":
                 count = _trip_count(each, operations, self._computations)
                 inner = turns * (self._iterations if math.isnan(count) else count)
@@ -147,9 +147,12 @@ class HLO:
                 for branch in _branches(each.line):
                     self._visit(branch, turns, loops)
             elif each.opcode == "fusion":
-                # What a fusion calls is not a call, but it may hold a collective.
+                # What a fusion calls is not a call, but it may hold a kernel or a collective.
                 fused = self._computations[each.attribute("calls")]
                 for inner in fused.values():
+                    if inner.opcode == "custom-call":
+                        call = _call(inner, fused)
+                        self.fused_calls += [call] * (call.target in KERNEL_CALLS.values())
                     if not _was_started_elsewhere(inner, fused):
                         self._collect(inner, fused, turns, loops)
             else:
@@ -370,8 +373,11 @@ def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in text.split(",") if n)
 
 
-def _call(operation: _Operation, size: int) -> Call:
+def _call(operation: _Operation, operations: Mapping[str, _Operation]) -> Call:
     line = operation.line
+    # An operand that is passed twice is counted once: the second is a placeholder.
+    types = [operation.type, *(operations[x].type for x in set(operation.operands))]
+    size = sum(_size(x) - _size(x, on_chip=True) for x in types)
     target: str = re.findall(r'custom_call_target="(.*?)"', line)[0]
     vmem = re.search(
         r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"', line

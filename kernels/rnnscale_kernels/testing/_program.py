@@ -35,7 +35,7 @@ class Program:
         self.text: str = compiled.as_text() or ""
         self._hlo = HLO(self.text, iterations)
         self._mesh = mesh
-        self.calls = tuple(call for call, _ in self._hlo.calls)
+        self.calls = (*(call for call, _ in self._hlo.calls), *self._hlo.fused_calls)
         payloads = re.findall(r'"triton_kernel_call_ffi".*\bopaque = "(.*?)"', self.text)
         self.kernels = mosaic_kernels + tuple(map(triton_kernel, payloads))
 
