@@ -88,8 +88,8 @@ _REPLACED = {
 
 OPERATIONS = frozenset(_REPLACED) | {
     "abs", "add", "and", "broadcast_in_dim", "clamp", "convert_element_type", "cos", "div", "eq",
-    "exp", "exp2", "ge", "gt", "log", "log2", "logistic", "lt", "max", "min", "mul", "ne", "neg",
-    "one_minus_square", "round", "rsqrt", "select_n", "sign", "sin", "sqrt", "square", "sub",
-    "tanh",
+    "erf", "exp", "exp2", "ge", "gt", "log", "log2", "logistic", "lt", "max", "min", "mul", "ne",
+    "neg", "not", "one_minus_square", "or", "round", "rsqrt", "select_n", "sign", "sin", "sqrt",
+    "square", "sub", "tanh", "xor",
 }  # fmt: skip
 """The primitives that the compilers of all kernels take."""
