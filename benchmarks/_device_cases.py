@@ -120,7 +120,7 @@ JOBS: dict[str, Job] = {
         tuple(elementwise_checks()),
         tuple(elementwise_times()),
         (CellArguments("indrnn", (1,), 9, 3, 8),),
-        (CellArguments("paragru", (1,), 8, 4, 8, dtype=BFLOAT16),),
+        (CellArguments("indrnn", (1,), 8, 4, 8, dtype=BFLOAT16),),
     ),
     "persistent": Job(
         tuple(persistent_checks()),
