@@ -20,7 +20,7 @@ from rnnscale.cells._elementwise import elementwise_run
 from rnnscale.sharding import make_mesh
 from rnnscale.verify._double import to_double
 from rnnscale_kernels import elementwise_scan
-from rnnscale_kernels.elementwise_scan._by_equation import by_equation
+from rnnscale_kernels._by_equation import by_equation
 from rnnscale_kernels.linear_scan import _tma_pipeline
 from rnnscale_kernels.testing import compile_for, missing, relative_error
 
@@ -245,9 +245,7 @@ def test_nan_does_not_pass_a_reset_or_the_end_of_a_row(key):
     assert not jnp.any(jnp.isfinite(hs[0][0, 1:3]))
 
 
-@pytest.mark.parametrize(
-    "function", [jnp.log1p, jnp.expm1, lambda x: x**-3, lambda x: x**0 * x], ids=str
-)
+@pytest.mark.parametrize("function", [jnp.log1p, jnp.expm1, lambda x: x**-3, lambda x: x**0 * x])
 def test_replaced_primitives_are_accurate(function):
     x = np.concatenate([np.geomspace(1e-9, 80, 500), -np.geomspace(1e-9, 0.99, 500)])
     x = x.astype(np.float32)
@@ -282,7 +280,6 @@ def test_a_step_that_kernels_cannot_take(key):
         ({"returned": [1]}, ValueError, "numbers of the 1 arrays"),
         ({"lengths": jnp.array([4])}, ValueError, "from 0 to the 3 steps"),
     ],
-    ids=str,
 )
 def test_bad_input(changed, error, message):
     arguments = {

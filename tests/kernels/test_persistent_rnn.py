@@ -16,6 +16,7 @@ from jax.test_util import check_grads
 from rnnscale_kernels import persistent_rnn
 from rnnscale_kernels.persistent_rnn import _plan
 from rnnscale_kernels.persistent_rnn._plan import Plan
+from rnnscale_kernels.persistent_rnn._pointwise import Pointwise
 from rnnscale_kernels.persistent_rnn._spec import PersistentSpec
 
 
@@ -255,3 +256,17 @@ def test_the_loop_agrees_with_the_reference(reverse):
     arguments = Arguments(gru, 3, 4, 5, True, True, reverse, dtype="float32")
     got = run(arguments.step, *arguments.arrays(), "sequential")
     check(got, reference(arguments), 1e-5)
+
+
+@pytest.mark.parametrize("function", [jax.nn.relu, jax.nn.silu, jax.nn.softplus])
+def test_functions_with_a_derivative_of_their_own(function):
+    def step(before, gates, extras):
+        return (function(gates) * before[0],)
+
+    pointwise = Pointwise(step, 1, 1, 0)
+    assert pointwise.strange() is None
+    h, gate, g = (jnp.array(x) for x in ([2.0, -1.0], [0.7, -0.4], [1.0, 3.0]))
+    (after,), pull = jax.vjp(lambda h, gate: step((h,), gate, None), h, gate)
+    np.testing.assert_allclose(pointwise.advance((h,), (gate,), ())[0], after, rtol=1e-6)
+    (g_h,), (g_gate,), () = pointwise.pull_back((h,), (gate,), (), (g,))
+    np.testing.assert_allclose([g_h, g_gate], pull((g,)), rtol=1e-6)

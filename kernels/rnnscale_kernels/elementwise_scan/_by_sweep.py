@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from .._algebra import sum_to
+from .._by_equation import OPERATIONS, by_equation
 from .._dispatch import Implementation
 from .._target import Target
 from ..linear_scan import Launch, SweepKernels
-from ._by_equation import OPERATIONS, by_equation
 from ._spec import ElementwiseSpec
 from ._steps import add, advance, advance_adjoint, choose, joined, parted, pullback
 

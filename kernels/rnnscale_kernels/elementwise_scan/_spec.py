@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ._by_equation import primitives
+from .._by_equation import primitives
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Literal
+
+from .._by_equation import OPERATIONS, by_equation, primitives
 
 type Planes = tuple[Any, ...]
 """Arrays of one shape: one for each number of a unit."""
@@ -21,12 +23,6 @@ Step = Callable[[tuple, Any, Any], tuple]
 """`after = step(before, gates, extras)` for one unit: `before` and `after` are tuples of vectors
 with one number, `gates` and `extras` vectors."""
 
-_POINTWISE = frozenset(
-    "abs add add_any and convert_element_type copy cos div eq exp exp2 ge gt integer_pow le log "
-    "logistic lt max min mul ne neg not one_minus_square or rsqrt select_n sign sin sqrt square "
-    "sub tanh xor".split()
-)
-_CALLS = frozenset(("jit", "pjit"))
 _RESHAPES = frozenset(("reshape", "squeeze", "expand_dims"))
 
 
@@ -71,12 +67,12 @@ class Pointwise:
             return jax.vjp(self.advance, *parts, arguments[states + gates :])[1](g)
 
         number = jax.ShapeDtypeStruct((1,), self._dtype)
-        return _make_jaxpr(pull, *[number] * (2 * states + gates + extras))
+        return jax.make_jaxpr(by_equation(pull))(*[number] * (2 * states + gates + extras))
 
     def strange(self) -> str | None:
         """Why a kernel cannot evaluate it, or `None`."""
-        known = _POINTWISE | _RESHAPES | {"split", "slice", "concatenate", "broadcast_in_dim"}
-        names = {x for jaxpr in (self._jaxpr, self._adjoint) for x in _operations(jaxpr.jaxpr)}
+        known = OPERATIONS | _RESHAPES | {"split", "slice", "concatenate"}
+        names = {x for each in (self._jaxpr, self._adjoint) for x in primitives(each.jaxpr)}
         unknown = sorted(names - known)
         return f"its step uses {', '.join(unknown)}" if unknown else None
 
@@ -97,11 +93,8 @@ def _trace(step: Step, states: int, gates: int, extras: int, dtype: Any) -> Clos
         *before, gates, extras = arguments
         return step(tuple(before), gates, extras)
 
-    return _make_jaxpr(flat, *[number(1)] * states, number(gates), number(extras))
-
-
-def _make_jaxpr(function: Callable, *arguments: Any) -> ClosedJaxpr:
-    return jax.make_jaxpr(function)(*arguments)
+    numbers = *[number(1)] * states, number(gates), number(extras)
+    return jax.make_jaxpr(by_equation(flat))(*numbers)
 
 
 def _evaluate(closed: ClosedJaxpr, arguments: Sequence[list]) -> list[list]:
@@ -122,8 +115,6 @@ def _evaluate(closed: ClosedJaxpr, arguments: Sequence[list]) -> list[list]:
 def _apply(eqn: Any, operands: list[list]) -> list[list]:
     name, params = eqn.primitive.name, eqn.params
     size = eqn.outvars[0].aval.size
-    if name in _CALLS:
-        return _evaluate(params["jaxpr"], operands)
     if name == "split":
         ends = [sum(params["sizes"][: n + 1]) for n in range(len(params["sizes"]))]
         return [operands[0][end - n : end] for n, end in zip(params["sizes"], ends, strict=True)]
@@ -136,15 +127,13 @@ def _apply(eqn: Any, operands: list[list]) -> list[list]:
         (operand, *_) = operands
         return [operand if len(operand) == size else operand * size]
     rows = [operand if len(operand) == size else operand * size for operand in operands]
-    if name == "add_any":  # a sum of cotangents, which kernels do not know under this name
-        return [[x + y for x, y in zip(*rows, strict=True)]]
-    return [[eqn.primitive.bind(*column, **params) for column in zip(*rows, strict=True)]]
+    columns = zip(*rows, strict=True)
+    return [[eqn.primitive.bind(*_as_planes(column), **params) for column in columns]]
 
 
-def _operations(jaxpr: Jaxpr):
-    """The names of all primitives, without those of the calls of other traces."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name not in _CALLS:
-            yield eqn.primitive.name
-            continue
-        yield from _operations(eqn.params["jaxpr"].jaxpr)
+def _as_planes(operands: Sequence) -> list:
+    """The operands, with constants as planes if one of them is a plane."""
+    plane = next((x for x in operands if jnp.ndim(x)), None)
+    if plane is None:
+        return list(operands)
+    return [x if jnp.ndim(x) else jnp.full(plane.shape, x, jnp.result_type(x)) for x in operands]

@@ -69,9 +69,9 @@ def _power(x: Any, *, y: int) -> Any:
 
 def _log1p(x: Any, **_: Any) -> Any:
     # The rounding error of 1 + x cancels in the quotient (W. Kahan).
-    y = 1 + x
-    near_zero = jnp.where(y == 1, x, jnp.log(y) * (x / jnp.where(y == 1, 1, y - 1)))
-    return jnp.where(y == x, jnp.log(y), near_zero)
+    y, one = 1 + x, lax.full_like(x, 1)
+    near_zero = lax.select(y == 1, x, jnp.log(y) * (x / lax.select(y == 1, one, y - 1)))
+    return lax.select(y == x, jnp.log(y), near_zero)
 
 
 def _expm1(x: Any, **_: Any) -> Any:
