@@ -250,6 +250,20 @@ def mapped_size(arguments: Tree, mapped: Tree) -> int:
     return next(x.shape[0] for x, is_mapped in leaves if is_mapped)
 
 
+def one_by_one(run: Callable[..., Tree], arguments: Tree, mapped: Tree) -> Tree:
+    """Runs one element of the mapped axis after another, for the function `batch` of an operation
+    whose batch axes cannot take it."""
+    leaves, tree = jax.tree.flatten(arguments)
+    is_mapped = jax.tree.leaves(mapped)
+
+    def run_one(mapped_leaves):
+        rest = iter(mapped_leaves)
+        one = [next(rest) if m else x for x, m in zip(leaves, is_mapped, strict=True)]
+        return run(*jax.tree.unflatten(tree, one))
+
+    return jax.lax.map(run_one, [x for x, m in zip(leaves, is_mapped, strict=True) if m])
+
+
 def _is_inexact(x) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 

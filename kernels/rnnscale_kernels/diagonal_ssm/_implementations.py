@@ -1,5 +1,8 @@
 """The implementations of the state-space layer's linear part, in one table."""
 
+from collections.abc import Callable
+from types import ModuleType
+
 from .._dispatch import Dispatch, Implementation
 from .._target import H100, TPU_V5E, Target
 from ..linear_scan import DISPATCH as SCAN_DISPATCH, ScanSpec
@@ -26,38 +29,23 @@ def _unfused_unsuited(target: Target, spec: SSMSpec) -> str | None:
     return None
 
 
-_FUSED = Implementation(
-    "mosaic_gpu",
-    _mosaic_gpu.forward,
-    _mosaic_gpu.transpose,
-    _mosaic_gpu.totals,
-    _mosaic_gpu.transpose_totals,
-    unavailable=_mosaic_gpu.unavailable,
-    unsupported=_mosaic_gpu.unsupported,
-    unsuited=_mosaic_gpu.unsuited,
-)
+def _fused(name: str, passes: ModuleType, unavailable: Callable) -> Implementation:
+    """The implementation by the passes of a module."""
+    return Implementation(
+        name,
+        passes.forward,
+        passes.transpose,
+        passes.totals,
+        passes.transpose_totals,
+        unavailable=unavailable,
+        unsupported=passes.unsupported,
+        unsuited=passes.unsuited,
+    )
 
-_FUSED_TPU = Implementation(
-    "mosaic_tpu",
-    _mosaic_tpu.forward,
-    _mosaic_tpu.transpose,
-    _mosaic_tpu.totals,
-    _mosaic_tpu.transpose_totals,
-    unavailable=_mosaic_tpu.unavailable,
-    unsupported=_mosaic_tpu.unsupported,
-    unsuited=_mosaic_tpu.unsuited,
-)
 
-_WIDE = Implementation(
-    "mosaic_gpu_wide",
-    _mosaic_gpu_wide.forward,
-    _mosaic_gpu_wide.transpose,
-    _mosaic_gpu_wide.totals,
-    _mosaic_gpu_wide.transpose_totals,
-    unavailable=_mosaic_gpu.unavailable,
-    unsupported=_mosaic_gpu_wide.unsupported,
-    unsuited=_mosaic_gpu_wide.unsuited,
-)
+_GPU = _fused("mosaic_gpu", _mosaic_gpu, _mosaic_gpu.unavailable)
+_GPU_WIDE = _fused("mosaic_gpu_wide", _mosaic_gpu_wide, _mosaic_gpu.unavailable)
+_TPU = _fused("mosaic_tpu", _mosaic_tpu, _mosaic_tpu.unavailable)
 
 DISPATCH = Dispatch(
     "diagonal_ssm",
@@ -72,13 +60,13 @@ DISPATCH = Dispatch(
             _unfused.transpose_totals,
             unsuited=_unfused_unsuited,
         ),
-        _FUSED,
-        _FUSED.interpreted(H100),
-        _WIDE,
+        _GPU,
+        _GPU.interpreted(H100),
+        _GPU_WIDE,
         # Two programs of a cluster with two warpgroups each, and what waits for them.
-        _WIDE.interpreted(H100, threads=5),
-        _FUSED_TPU,
-        _FUSED_TPU.interpreted(TPU_V5E),
+        _GPU_WIDE.interpreted(H100, threads=5),
+        _TPU,
+        _TPU.interpreted(TPU_V5E),
     ),
     order={
         "cpu": ("chunked",),

@@ -15,7 +15,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from .._operation import Operation, Reduction, mapped_size
+from .._operation import Operation, Reduction, mapped_size, one_by_one
 from . import _unfused
 from ._implementations import DISPATCH
 
@@ -40,7 +40,7 @@ def _batch(stage, arguments, mapped, **static):
     weights_mapped = [mapped[0][1:4], mapped[2][1:4] if stage == "tangent" else None]
     if stage == "transpose" or any(jax.tree.leaves(weights_mapped)):
         if static["implementation"] not in (None, "unfused") and stage != "tangent":
-            return _one_by_one(partial(operation.bind, stage, **static), arguments, mapped)
+            return one_by_one(partial(operation.bind, stage, **static), arguments, mapped)
         define = {
             "forward": _unfused.forward,
             "tangent": _unfused.tangent,
@@ -69,18 +69,6 @@ def _batch(stage, arguments, mapped, **static):
     borders = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), borders)
     tangents = spread_rows(arguments[2], mapped[2])
     return operation.tangent(primals, (public, borders), tangents, **static)
-
-
-def _one_by_one(run, arguments, mapped):
-    leaves, tree = jax.tree.flatten(arguments)
-    is_mapped = jax.tree.leaves(mapped)
-
-    def run_one(mapped_leaves):
-        rest = iter(mapped_leaves)
-        one = [next(rest) if m else x for x, m in zip(leaves, is_mapped, strict=True)]
-        return run(*jax.tree.unflatten(tree, one))
-
-    return jax.lax.map(run_one, [x for x, m in zip(leaves, is_mapped, strict=True) if m])
 
 
 operation = Operation(

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._operation import Operation, differentiable, mapped_size
+from .._operation import Operation, differentiable, mapped_size, one_by_one
 from . import _xla
 from ._implementations import DISPATCH
 
@@ -94,7 +94,7 @@ def _batch(stage, arguments, mapped, **static):
     to get its own gradient of it. Otherwise they run one after another."""
     matrices = [mapped[0][0], mapped[2][0] if stage == "tangent" else None]
     if stage == "transpose" or any(jax.tree.leaves(matrices)):
-        return _one_by_one(partial(operation.bind, stage, **static), arguments, mapped)
+        return one_by_one(partial(operation.bind, stage, **static), arguments, mapped)
     size = mapped_size(arguments, mapped)
 
     def spread(x, is_mapped):
@@ -117,18 +117,6 @@ def _batch(stage, arguments, mapped, **static):
     )
     tangents = spread_rows(arguments[2], mapped[2])
     return operation.tangent(primals, (public, residuals), tangents, **static)
-
-
-def _one_by_one(run, arguments, mapped):
-    leaves, tree = jax.tree.flatten(arguments)
-    is_mapped = jax.tree.leaves(mapped)
-
-    def run_one(mapped_leaves):
-        rest = iter(mapped_leaves)
-        one = [next(rest) if m else x for x, m in zip(leaves, is_mapped, strict=True)]
-        return run(*jax.tree.unflatten(tree, one))
-
-    return jax.lax.map(run_one, [x for x, m in zip(leaves, is_mapped, strict=True) if m])
 
 
 operation = Operation(
