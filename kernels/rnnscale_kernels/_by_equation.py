@@ -1,8 +1,8 @@
-"""Steps as kernels can run them: their equations, one by one.
+"""Rewrites steps so that kernels can run them: traced, and then evaluated equation by equation.
 
-The compilers of kernels have no rules for some primitives that JAX writes for the most ordinary
-steps: a function with a derivative of its own, such as `jax.nn.relu`, the sum of two cotangents, a
-power. Here such a function is replaced by its equations, and a primitive by others.
+The compilers of kernels have no rules for some primitives that JAX uses in the most ordinary steps:
+a function with its own derivative rule, such as `jax.nn.relu`, the sum of two cotangents, a power.
+Here such a function is replaced by its equations, and such a primitive by others.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 
 def by_equation(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function from arrays to arrays, which runs the equations of its trace."""
+    """The function, evaluated equation by equation. Arguments and results are trees of arrays."""
 
     def run(*arguments: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)

@@ -113,10 +113,11 @@ class Cell(eqx.Module):
     one_product: ClassVar[bool] = False
     """Whether a step has one product with a matrix, and is elementwise otherwise.
 
-    It is the product of `weights().recurrent`, gates one below the other, with the first array of
-    the state, which is also the output. `affine` adds it to an array of the drive. `advance` uses
-    nothing else of the weights, and the drive consists of arrays with one or more numbers for each
-    unit. Kernels can then keep the matrix on chip (`rnnscale_kernels.persistent_rnn`).
+    The product is that of `weights().recurrent`, with the rows of one gate after another, and the
+    first array of the state, which is also the output. `advance` adds it to an array of the drive
+    by `affine`, and uses nothing else of the weights. The arrays of the drive have one or more
+    numbers for each unit. Kernels can then keep the matrix on chip
+    (`rnnscale_kernels.persistent_rnn`).
     """
 
     @property

@@ -1,7 +1,7 @@
 """The steps of a cell whose units do not see one another, as a recurrence that kernels run.
 
-The kernels of `elementwise_scan` call the cell's own `advance` with the numbers of one step, and
-take its derivative inside the kernel, so no cell has code of its own here.
+The kernels of `elementwise_scan` call the cell's own `advance` for each step, and compute its
+derivative inside the kernel, so no cell has code of its own here.
 """
 
 from collections.abc import Callable
@@ -51,10 +51,11 @@ def elementwise_run(
     remat: bool = False,
     implementation: str | None = None,
 ) -> Callable[[], tuple[State, Array]] | None:
-    """The function that runs the steps of a cell by `elementwise_scan`, with the results of
+    """A function that runs the steps of a cell by `elementwise_scan` and returns the results of
     `time_loop`; `None` if the cell's steps are not elementwise.
 
-    The arguments are those of `time_loop`; `implementation` is that of the op."""
+    The arguments are those of `time_loop`, and the `implementation` of the op.
+    """
     if cell.unit_axis != "state" or not _are_units((state,), cell, xs.shape[:-2]):
         return None
     _, equations = eqx.partition(cell, eqx.is_array)
@@ -109,7 +110,7 @@ def _step(equations: Any, weights: Any, drive: Any, state: State) -> _Step:
 
 
 def _used(function: Callable[..., Any], *arguments: Any) -> list[tuple[int, ...]]:
-    """For each argument, the numbers of its leaves that are read, or returned, by the function."""
+    """For each argument, the indices of its leaves that the function reads or returns."""
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     read = {id(x) for equation in jaxpr.eqns for x in equation.invars}
     read |= {id(x) for x in jaxpr.outvars}

@@ -1,7 +1,7 @@
-"""How a cell runs step by step on devices that have kernels for its steps.
+"""The choice of the op that runs the steps of a cell on devices with kernels for them.
 
-A file of its own because it is where a kernel for more cells is entered: write a function such as
-`elementwise_run`, and give it to the platforms for which its op has kernels.
+This is the file to change for a kernel for more cells: write a function such as `elementwise_run`,
+and return its result for the platforms for which its op has kernels.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,11 @@ def runs_on_kernels(
     remat: bool,
     implementation: str | None = None,
 ) -> dict[str, Callable[[], tuple[State, Array]]]:
-    """For each platform with kernels for the steps of the cell, the function that runs it there, by
-    an op of `rnnscale_kernels`, with the results of `time_loop`. None for most cells.
+    """For each platform with kernels for the steps of the cell, a function that runs it there by an
+    op of `rnnscale_kernels` and returns the results of `time_loop`. Empty for most cells.
 
     The op chooses its implementation for the device compiled for, and logs it. If no kernel takes
-    the arguments, it runs in plain XLA. A name takes that implementation of the op.
+    the arguments, the op runs in plain XLA. `implementation` names one instead.
     """
     call = cell, xs, state, reset, lengths
     options: Any = {"reverse": reverse, "remat": remat, "implementation": implementation}

@@ -1,7 +1,7 @@
 """The steps of a cell with one recurrent matrix, as a recurrence whose kernels keep it on chip.
 
-The kernels of `persistent_rnn` compute the products, and call the cell's own `advance` for a unit
-with its numbers of one step, so no cell has code of its own here.
+The kernels of `persistent_rnn` compute the products, and call the cell's own `advance` for each
+unit and step, so no cell has code of its own here.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ class _Resident:
     """The recurrent matrix, of which the kernels have already computed the product."""
 
 
-class _Weights:
-    """What `advance` sees of the weights."""
+class _RecurrentOnly:
+    """The weights as `advance` sees them, which may use `recurrent` only."""
 
     recurrent = _Resident()
 
@@ -41,7 +41,7 @@ class _Step:
 
     - `cell`: the cell without its arrays.
     - `state`, `drive`: the structures of its state and its drive.
-    - `sizes`: how many numbers of a unit each array of the drive has.
+    - `sizes`: for each array of the drive, the numbers that a unit has in it.
     - `driven`: the array of the drive to which the product is added; the others are extras.
     """
 
@@ -60,7 +60,7 @@ class _Step:
             return plus if isinstance(weight, _Resident) else affine(plus, weight, h)
 
         state, drive = self.state.unflatten(before), self.drive.unflatten(drive)
-        after = self.cell.advance(_Weights(), drive, state, with_product)
+        after = self.cell.advance(_RecurrentOnly(), drive, state, with_product)
         return tuple(jax.tree.leaves(after))
 
     @property
@@ -79,10 +79,12 @@ def persistent_run(
     remat: bool,
     implementation: str | None = None,
 ) -> Callable[[], tuple[State, Array]] | None:
-    """The function that runs the steps of a cell by `persistent_rnn`, with the results of
-    `time_loop`; `None` if the cell has more than one product, or for what no kernel takes: inputs
-    of 32 bits, whose matrices would not fit on chip, and `remat`, since the states of all steps are
-    kept."""
+    """A function that runs the steps of a cell by `persistent_rnn` and returns the results of
+    `time_loop`; `None` if the cell does not have `one_product`, for inputs of more than 16 bits,
+    which no kernel takes, and with `remat`, since the op keeps the states of all steps.
+
+    The arguments are those of `time_loop`, and the `implementation` of the op.
+    """
     if not cell.one_product or remat or jnp.dtype(xs.dtype).itemsize != 2:
         return None
     _, equations = eqx.partition(cell, eqx.is_array)
@@ -117,7 +119,7 @@ def _inputs(equations: Any, cell: Cell, xs: Array) -> tuple[Array, Any]:
 
 
 def _driven(equations: Any, drive: Any, state: State) -> int:
-    """The number of the array of the drive to which the product is added."""
+    """The index of the array of the drive to which the product is added."""
     found = []
 
     def run(drive: Any, state: State) -> State:
@@ -129,7 +131,7 @@ def _driven(equations: Any, drive: Any, state: State) -> int:
             found.extend(i for i, x in enumerate(leaves) if x is plus)
             return plus
 
-        return equations.advance(_Weights(), drive, state, recorded)
+        return equations.advance(_RecurrentOnly(), drive, state, recorded)
 
     one_step = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[-1:], x.dtype), (drive, state))
     jax.eval_shape(run, *one_step)

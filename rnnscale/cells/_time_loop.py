@@ -174,8 +174,10 @@ def _step_by_step(
     remat: bool,
     implementation: str | None = None,
 ) -> tuple[State, Array]:
-    """By the loop, or by an op whose kernels run the steps of the cell. A name takes the loop,
-    which is called "loop", or that implementation of the op, on any platform."""
+    """Runs the loop, or an op whose kernels run the steps of the cell.
+
+    `implementation` names one of them on any platform: "loop", or an implementation of the op.
+    """
     _check_time_is_unsplit(cell)
 
     def by_loop() -> tuple[State, Array]:

@@ -176,7 +176,7 @@ def test_the_largest_networks_that_fit(cell, gates, extras, states, fitting, pro
             PersistentSpec(
                 batch=64, time=1000, hdim=units, states=states, gates=gates, extras=extras,
                 dtype="bfloat16", state_dtype="float32", start=True, valid=True, reverse=False,
-                strange=None,
+                unsupported_step=None,
             )
         )  # fmt: skip
 

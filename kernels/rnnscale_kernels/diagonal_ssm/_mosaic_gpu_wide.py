@@ -1,8 +1,8 @@
 """The linear part of a wide state-space layer on Hopper GPUs, in Pallas Mosaic GPU: its passes.
 
-Matrices of more than 128 states do not fit on a multiprocessor. Here a program has the rows of B
-for a slice of the states. It maps the input to their drives on tensor cores, runs the recurrence on
-chip, and writes the states to memory in 16 bits; the drives stay on chip. The output map is one
+Matrices of more than 128 states do not fit on a multiprocessor. Here a program holds the rows of B
+for a slice of the states. Tensor cores map the input to the drives of these states, threads run the
+recurrence, and the states go to memory in 16 bits; the drives stay on chip. The output map is one
 matrix product, with real and imaginary parts side by side.
 
 The backward pass runs the same kernel on the adjoint system, which gives the cotangents s of all

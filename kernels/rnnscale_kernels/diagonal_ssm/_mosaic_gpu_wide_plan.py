@@ -20,8 +20,8 @@ PAD = 8
 _FEWEST_STAGES, _MOST_STAGES = 6, 16
 _STAGE_BYTES = TILE * WIDTH * 2
 
-# Segments pay if they take less than this of the time of one segment. Of numbers that take nearly
-# the same time, the least is best.
+# Time is split only if that takes less than `_PAYS` of the time without a split. Numbers of
+# segments within `_NEARLY` of the fastest count as equal, and the smallest one is chosen.
 _PAYS, _NEARLY = 0.75, 1.05
 
 # Columns of the input map that a program may have, and the most states of its slice: more steps of
@@ -33,9 +33,10 @@ _MOST_STATES = 64
 class WidePlan(NamedTuple):
     """How time and states are divided among programs.
 
-    A program takes one segment of time of one row, and one slice of the states. Its warpgroup has
-    fewer states than threads, so a tile of time is divided into parts, which its threads take at
-    the same time. Wide slices read the input less often, narrow ones make more programs.
+    A program takes one segment of time of one row, and one slice of the states. A slice has fewer
+    states than a warpgroup has threads, so a tile of time is divided into parts, which the threads
+    take at the same time. With wide slices the input is read less often; narrow ones make more
+    programs.
 
     - `rows`, `steps`: of the sequence.
     - `segments`: segments of a row; `length`: steps in a segment.
@@ -85,7 +86,7 @@ class WidePlan(NamedTuple):
             possible_columns(planes, inputs),
             key=lambda columns: turns(columns, 1) * _tile_clocks(columns, planes, inputs),
         )
-        # The second sweep reads the input again, so it has to pay well; and more segments than
+        # The second sweep reads the input again, so a split has to pay well. More segments than
         # fill the device are of no use.
         most = range(1, min(chunks, cores) + 1)
         fastest = min(turns(columns, segments) for segments in most)

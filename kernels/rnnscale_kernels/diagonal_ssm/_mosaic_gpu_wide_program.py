@@ -5,8 +5,8 @@ drives and runs the recurrence down each tile of drives. While it does so, the t
 work on the next tile.
 
 A tile of time is divided into parts, and each thread takes one state of one part. Threads first run
-their part from zero, then exchange the ends of the parts, which tells where each part starts, and
-run it again from there.
+their part from zero. Then they exchange the states in which the parts end, compute from these the
+state that enters each part, and run their part again from there.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from ._mosaic_gpu_wide_plan import CLUSTER, WidePlan
 
 CLUSTER_AXIS = "slice"
 
-# Products that tensor cores have in their queue while the consumer does something else.
+# Products in the queue of the tensor cores while the consumer does something else.
 _QUEUE = 2
 
 
@@ -53,7 +53,7 @@ class Place(NamedTuple):
 
 
 class _Memory(NamedTuple):
-    """What both warpgroups know.
+    """The memory of a program, as both warpgroups use it.
 
     - `given`, `results`: references to device memory, under the names that `_launch` gives them.
     - `scratch`: the buffers in shared memory and their barriers (`_scratch` of the sweep).
@@ -365,9 +365,9 @@ class Consumer(_Memory):
 
 
 class _Products:
-    """The products that give the drives of tile number `i`, which tensor cores work off one by one.
+    """The products that give the drives of tile number `i`, which tensor cores compute in order.
 
-    A piece of the tile leaves the ring when there are `_QUEUE` products behind its own: the tensor
+    A piece of the tile leaves the ring when `_QUEUE` later products have begun, so that the tensor
     cores always have work.
     """
 

@@ -1,10 +1,10 @@
 """The linear part of a state-space layer on TPUs, in Pallas Mosaic TPU: its passes.
 
 A program takes time in tiles. The matrix units map a tile of the input to its drive, the vector
-unit runs the recurrence over it, the matrix units map the states to the output. Drive and states
-stay in vector memory: the device's memory sees `u` and `y` only. The backward pass goes from the
-last tile to the first. It computes the states of a tile again from those that were kept, and adds
-up the gradients of the maps in vector memory.
+unit runs the recurrence over it, and the matrix units map the states to the output. Drive and
+states stay in vector memory; only `u` and `y` go through the device's memory. The backward pass
+goes from the last tile to the first. It computes the states of a tile again from those that were
+kept, and adds up the gradients of the maps in vector memory.
 
 The kernels are in `_mosaic_tpu_kernel`, which loads Pallas and is imported when it is first
 lowered.

@@ -1,9 +1,9 @@
 """The fused kernels for TPUs: what they do with one tile of time.
 
-The vector unit works while the matrix units do if their instructions are in one loop and touch
-different memory. So a tile has pieces: the recurrence walks down one piece while products map
-another. `_mosaic_tpu_plan` says how a piece is laid out for both, `_mosaic_tpu_layout` what a
-kernel reads.
+The vector unit and the matrix units work at the same time if their instructions are in one loop and
+use different memory. So a tile has pieces: the recurrence walks down one piece while products map
+another. `_mosaic_tpu_plan` describes the layout of a piece, and `_mosaic_tpu_layout` the arguments
+of a kernel.
 """
 
 import math
@@ -523,7 +523,7 @@ class _Cotangents(_Walk):
 
 
 def _in_turns(count: int, act: Callable[[Any], None]) -> None:
-    """`act(i)` for i below `count`."""
+    """Calls `act(i)` for i below `count`."""
     if count == 1:
         act(0)
     else:

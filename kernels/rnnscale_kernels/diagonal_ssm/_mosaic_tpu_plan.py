@@ -3,9 +3,9 @@
 A kernel takes a tile of consecutive steps of 1, 2, 4 or 8 rows, in one piece or two. A vector
 register has 8 sublanes of 128 lanes, and the recurrence fills it if every sublane holds one step of
 another *stream*. So a piece is split into 8 streams of equal length: those of 8 rows, or 8, 4 or 2
-consecutive *parts* of fewer rows. Rows and steps of a piece are one axis, of which streams are
-consecutive parts. So products see a matrix, and step k of all streams is one register that is
-loaded with a stride.
+consecutive *parts* of fewer rows. Rows and steps of a piece form one axis, and streams are
+consecutive sections of it. So a piece is a matrix to a product, and step k of all streams is one
+register, which is loaded with a stride.
 """
 
 import math

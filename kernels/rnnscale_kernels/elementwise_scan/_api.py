@@ -58,12 +58,14 @@ def elementwise_scan(
     **Arguments:**
 
     - `step`: one step of time, elementwise: a channel of the result depends on the same channel of
-        the arguments only. It receives trees with the structure of the arguments below, whose
-        arrays have the shape of a part of the channels and the dtype of the carry, and returns a
-        state. It is hashed: the program is compiled again for a step that is not equal.
-    - `weights`: numbers that are the same at all steps, for all channels or for each.
-    - `inputs`: the input of each step, arrays of one shape and dtype.
-    - `h0`: the state before the first step in processing order, at least float32.
+        the arguments only. It receives trees with the structure of `weights`, `h0` and `inputs`,
+        whose arrays hold some of the channels in the dtype of `h0`, and returns a state. It must
+        be hashable: the program is compiled again for a step that is not equal.
+    - `weights`: a tree of arrays that are the same at all steps: one number, or one for each
+        channel.
+    - `inputs`: the input of each step, a tree of arrays of one shape and dtype.
+    - `h0`: the state before the first step in processing order, a tree of arrays in float32 or
+        float64.
     - `fresh`: the state after a reset. Default zero.
     - `reverse`: run from the last step to the first.
     - `reset`: true at t marks t as the first step of a segment in time order, in either
@@ -71,8 +73,8 @@ def elementwise_scan(
         NaN, in the gradient too.
     - `lengths`: the number of valid steps of each row, from 0 to `time`. The other steps leave the
         state as it was, whatever the inputs are there.
-    - `returned`: the numbers of the arrays of the state that are returned at all steps, in the
-        order of `jax.tree.leaves`. Default all. Others have no cotangents for a kernel to read.
+    - `returned`: the indices of the arrays of the state that are returned at all steps, in the
+        order of `jax.tree.leaves`. Default all. The backward pass reads cotangents of these only.
     - `implementation`: `None` takes the fastest for the device compiled for. A name takes that one
         or raises an error: `"mosaic_gpu"` (NVIDIA GPUs of compute capability 9 and 10),
         `"mosaic_tpu"`, or `"sequential"`, a loop in plain XLA. The kernels take 16-bit and 32-bit
@@ -166,15 +168,15 @@ def _check_states(h0, fresh, shape: tuple[int, ...]):
     return jax.tree.leaves(h0)[0].dtype
 
 
-def _returned(numbers: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    if numbers is None:
+def _returned(indices: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    if indices is None:
         return tuple(range(count))
-    if not set(numbers) <= set(range(count)):
+    if not set(indices) <= set(range(count)):
         raise ValueError(
-            f"elementwise_scan: returned must be numbers of the {count} arrays of the state, from "
-            f"0 on; got {numbers}"
+            f"elementwise_scan: returned must be indices of the {count} arrays of the state, from "
+            f"0 on; got {indices}"
         )
-    return tuple(sorted(set(numbers)))
+    return tuple(sorted(set(indices)))
 
 
 def _for_each_channel(weight, shape: tuple[int, ...], dtype):

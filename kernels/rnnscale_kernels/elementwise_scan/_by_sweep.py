@@ -1,8 +1,8 @@
 """The passes of the operation as sweeps over time, for a toolchain of hand-written kernels.
 
-A sweep holds the weights in registers and brings the inputs on chip, each of them once. The forward
-pass writes the states. The backward pass reads them with the cotangents, and takes the derivative
-of every step where its numbers are; the gradients of the weights are summed there too.
+A sweep holds the weights in registers and reads every input once. The forward pass writes the
+states. The backward pass reads the states and the cotangents, computes the derivative of every step
+on chip, and sums the gradients of the weights there too.
 """
 
 import math
@@ -26,7 +26,7 @@ _LONGEST = 1 << 24
 
 
 def by_sweep(name: str, kernels: SweepKernels) -> Implementation:
-    """The implementation that the sweep of a toolchain makes."""
+    """The implementation built on the sweep of a toolchain."""
     return Implementation(
         name,
         partial(_forward, kernels),

@@ -10,8 +10,8 @@ Canonical arguments, the same for every implementation (`batch` is any number of
   `fresh`; all of these steps are within the lengths;
 - `lengths`: `batch` integers, or `None`.
 
-The static value `returned` has the numbers of the arrays of the state whose values at all steps are
-public. Those of the others are the residuals, so that no cotangents of them are read.
+The static value `returned` has the indices of the arrays of the state whose values at all steps are
+public. The others are residuals at all steps, so that no cotangents of them are read.
 """
 
 import jax

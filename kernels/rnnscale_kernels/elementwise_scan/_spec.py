@@ -14,8 +14,8 @@ from .._by_equation import primitives
 class ElementwiseSpec:
     """The static properties of one call of `elementwise_scan`.
 
-    `batch` counts all rows; `weights`, `inputs`, `states` and `returned` count arrays. `operations`
-    are the names of the primitives of a step and of its derivative.
+    `batch` is the number of rows; `weights`, `inputs`, `states` and `returned` are numbers of
+    arrays. `operations` are the names of the primitives of a step and of its derivative.
     """
 
     batch: int

@@ -1,9 +1,9 @@
 """The exchange of totals among the threads that take parts of time of the same channel.
 
-The parts that a team takes in one turn follow one another in time. A thread knows the total of its
+In one turn, a team takes parts that follow one another in time. A thread knows the total of its
 part, and needs the state that enters the part. Totals are exchanged in two stages: among the
 threads of a program through its shared memory, and among the programs of a cluster, which a GPU
-always runs at the same time, through the shared memory of each.
+runs at the same time, through the shared memory of each.
 """
 
 from collections.abc import Callable
@@ -48,11 +48,11 @@ that enters the part of this thread, and the carry after all parts, if `carry` e
 def exchanging(run: Callable[[Share], None], team: Team, linear: Linear, fields: int, between):
     """Calls `run` with the function by which the team exchanges totals of `fields` numbers.
 
-    Buffers are used in turns. A thread writes to one again only when all have read it: they have,
-    when they take part in a later exchange.
+    Buffers are used in turns. A thread writes to a buffer again only after a later exchange, and
+    all threads have read the buffer before they take part in that one.
 
-    `between` is a list with an array in device memory that takes the place of the shared memory of
-    a cluster, which the interpreter doesn't have; otherwise empty.
+    `between` is a list with an array in device memory, which takes the place of the shared memory
+    of a cluster in the interpreter; on a GPU it is empty.
     """
     division = team.division
     parts, lanes = team.tiles.shape

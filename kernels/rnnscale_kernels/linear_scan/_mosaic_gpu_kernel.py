@@ -36,7 +36,7 @@ class Given(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What a kernel is made for.
+    """The static arguments of a kernel.
 
     - `plan`, `launch`: how it is divided.
     - `step`, `linear`: see `SweepKernels.sweep`.
@@ -58,7 +58,7 @@ def kernel(sweep: Sweep, given: Given, results, leaving, between) -> None:
 
 
 class _Warpgroup:
-    """A warpgroup of a program: where it works, and what it keeps in registers."""
+    """One warpgroup: its place among programs and steps, and what it keeps in registers."""
 
     def __init__(self, sweep: Sweep, given: Given, results, leaving):
         plan, launch = self.plan, self.launch = sweep.plan, sweep.launch

@@ -38,10 +38,10 @@ def persistent_rnn(
 
     gates_t = drive_t + matrix h_{t-1},   (h_t, ...) = step((h_{t-1}, ...), gates_t, extras_t)
 
-    A unit has one or more states. The first, h, is multiplied by the matrix, in the dtype of
-    `drive`, adding up in float32 at least, and is the output. The rest of a step is for each unit
-    by itself, in the dtype of `h0`. From the forward to the backward pass the gates before their
-    nonlinearity and all states are kept, in the dtype of `drive`.
+    A unit has one or more states. The first one, h, is the output, and is multiplied by the matrix
+    with operands in the dtype of `drive` and sums in at least float32. The rest of a step is
+    computed for each unit by itself, in the dtype of `h0`. For the backward pass, the gates before
+    their nonlinearity and all states are kept in the dtype of `drive`.
 
     It can be differentiated to any order in forward and reverse mode, and works under `jax.jit`,
     `jax.vmap`, `jax.checkpoint` and `jax.shard_map`.
@@ -60,12 +60,13 @@ def persistent_rnn(
     **Arguments:**
 
     - `step`: the rest of a step, `after = step(before, gates, extras)`, for one unit: `before` and
-        `after` are tuples of vectors with one number each, `gates` and `extras` are vectors. It is
-        hashed: the program is compiled again for a step that is not equal.
-    - `matrix`: the products of the gates, one matrix for each.
-    - `drive`: what is added to them, such as W x_t + b.
-    - `h0`: the states before the first step in processing order, at least float32.
-    - `extras`: what else the step takes of the input. None by default.
+        `after` are tuples of vectors with one number each, `gates` and `extras` are vectors. It
+        must be hashable: the program is compiled again for a step that is not equal.
+    - `matrix`: the recurrent matrix of each gate.
+    - `drive`: what is added to the products with `matrix`, such as W x_t + b.
+    - `h0`: the states before the first step in processing order, in float32 or float64.
+    - `extras`: other inputs of the step, to which no product is added, such as the candidate's
+        part of the input of a GRU. Default: no such inputs.
     - `fresh`: the states after a reset. Default zero.
     - `reverse`: run from the last step to the first.
     - `reset`: true at t marks t as the first step of a segment in time order, in either

@@ -1,12 +1,13 @@
 """The recurrence on Hopper GPUs, in Pallas Mosaic GPU, with a matrix that stays on chip.
 
-A cluster of programs holds the matrix, each the rows of all gates of its units, and takes some rows
-of the batch over all of time. In the forward pass the programs exchange their new states in each
-step, and in the backward pass the products of their gates' cotangents with the transposed matrix.
-No product with the matrix reads memory, and no step starts a kernel.
+A cluster of programs holds the matrix and takes some rows of the batch through all steps. Each
+program holds the rows of the matrix for all gates of its units. In each step of the forward pass
+the programs exchange their new states, and in the backward pass the products of their gates'
+cotangents with the transposed matrix. No product reads the matrix from device memory, and no step
+launches a kernel.
 
-All arrays of the kernels are "... unit row": a product takes units as rows of tensor cores, and the
-rows of the batch, of which there may be few, as their columns. The kernels are in
+All arrays of the kernels are "... unit row". Units are the rows of a tensor core's product, and
+rows of the batch, of which there may be few, its columns. The kernels are in
 `_mosaic_gpu_launch`, which loads Pallas and is imported when it is first lowered.
 """
 
@@ -28,8 +29,8 @@ def unsupported(spec: PersistentSpec) -> str | None:
         return f"its states are float32, not {spec.state_dtype}"
     if 0 in (spec.batch, spec.time, spec.hdim):
         return "a kernel needs something to compute"
-    if spec.strange is not None:
-        return spec.strange
+    if spec.unsupported_step is not None:
+        return spec.unsupported_step
     if Plan.of(spec) is None:
         size = 2 * spec.gates * spec.hdim**2 >> 10
         return f"its matrix of {size} KB does not fit in a cluster of {SHARED_BYTES >> 10} KB each"

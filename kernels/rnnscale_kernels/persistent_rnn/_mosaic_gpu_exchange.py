@@ -1,8 +1,7 @@
-"""What the programs of a cluster send to one another in a step: the only thing they share.
+"""The exchange of arrays among the programs of a cluster, one in each step.
 
-Every program has an array for each program of its cluster, itself included, and finds in its inbox
-what the others had for it. Each step has one exchange, so this is also what keeps the programs in
-step.
+Every program sends an array to each program of its cluster, itself included, and finds in its inbox
+what the others have sent to it. The exchange also keeps the programs at the same step.
 """
 
 from abc import ABC, abstractmethod
@@ -42,7 +41,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def release(self) -> None:
-        """Says that all reads of a slot are over, which `send` waits for if there is one only."""
+        """Marks the end of all reads of a slot. If there is only one slot, `send` waits for it."""
 
     @abstractmethod
     def close(self) -> None:

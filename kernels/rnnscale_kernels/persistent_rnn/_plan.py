@@ -1,4 +1,4 @@
-"""What is decided before the kernels are lowered: who holds which units and rows."""
+"""What is decided before the kernels are lowered: which program holds which units and rows."""
 
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ ROWS = 16
 SHARED_BYTES = 226 * 1024
 """Shared memory of a program: all 227 KB but for the barriers."""
 
-_PORTABLE = 8  # programs in a cluster: more need a GPU's consent
-_REGISTERS = 64  # of a thread, for the accumulator of a product
-_CORES = 132  # multiprocessors of an H100, if nothing says which GPU it is
+_PORTABLE = 8  # the most programs in a cluster that every GPU with clusters can run
+_REGISTERS = 64  # registers of a thread for the accumulator of a product
+_CORES = 132  # multiprocessors of an H100, if it is not known which GPU it is
 
 
 class Plan(NamedTuple):
@@ -27,8 +27,8 @@ class Plan(NamedTuple):
     - `states`, `gates`, `extras`: arrays of a unit.
     - `cluster`: programs in a cluster; `units`: units of each.
     - `slices`: clusters; `columns`: rows of the batch that each takes.
-    - `gather_slots`, `scatter_slots`: places for what arrives in a step, of the forward and of the
-        backward pass. Two are filled by turns; with one, a step waits until it has been read.
+    - `gather_slots`, `scatter_slots`: buffers for what arrives in a step of the forward and of the
+        backward pass. Two are filled in turns; a single one must be read before it is filled again.
     """
 
     states: int

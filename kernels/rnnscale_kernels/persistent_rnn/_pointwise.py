@@ -69,7 +69,7 @@ class Pointwise:
         number = jax.ShapeDtypeStruct((1,), self._dtype)
         return jax.make_jaxpr(by_equation(pull))(*[number] * (2 * states + gates + extras))
 
-    def strange(self) -> str | None:
+    def unsupported(self) -> str | None:
         """Why a kernel cannot evaluate it, or `None`."""
         known = OPERATIONS | _RESHAPES | {"split", "slice", "concatenate"}
         names = {x for each in (self._jaxpr, self._adjoint) for x in primitives(each.jaxpr)}

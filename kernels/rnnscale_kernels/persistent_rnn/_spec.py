@@ -13,8 +13,8 @@ from ._pointwise import Pointwise
 class PersistentSpec:
     """The static properties of one call of `persistent_rnn`.
 
-    `batch` counts all rows; `states`, `gates` and `extras` count the arrays of a unit; `strange`
-    says why a kernel cannot evaluate the step, if so.
+    `batch` is the number of rows; `states`, `gates` and `extras` are numbers of arrays of a unit.
+    `unsupported_step` says why a kernel cannot evaluate the step; it is `None` if it can.
     """
 
     batch: int
@@ -28,7 +28,7 @@ class PersistentSpec:
     start: bool
     valid: bool
     reverse: bool
-    strange: str | None
+    unsupported_step: str | None
 
     @classmethod
     def of(cls, primals, *, step: Callable, reverse: bool, **_) -> "PersistentSpec":
@@ -48,7 +48,7 @@ class PersistentSpec:
             start=start is not None,
             valid=valid is not None,
             reverse=reverse,
-            strange=Pointwise(step, states, gates, extras.shape[-2]).strange(),
+            unsupported_step=Pointwise(step, states, gates, extras.shape[-2]).unsupported(),
         )
 
     def __str__(self) -> str:
