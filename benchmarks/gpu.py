@@ -1,20 +1,21 @@
 """Checks and times every kernel on this machine's accelerator, in less than ten minutes.
 
 Every implementation of an operation has two parts, each in a process of its own: `check` compares
-values and gradients with the float64 reference, `time` times them forward and with the gradient.
-What is riskiest and worth most comes first (`ORDER`), within a part too. A kernel that hangs,
-faults or kills its process loses the rest of that part only; its times are then taken last. Every
-part has a budget, and what does not fit into it is named as dropped: `--budget 1700 --longest 120`
-gives more. With `--json FILE`, the file is complete after every row, so that nothing is lost if the
-machine goes away.
+values and gradients with a float64 reference, and `time` times the forward pass and the gradient.
+The riskiest and most valuable parts come first (`ORDER`), and so do the cases of a part. If a
+kernel hangs, faults or kills its process, only the rest of that part is lost; its times are then
+taken last. Every part has a limit in seconds, and the output names the cases that did not fit:
+`--budget 1700 --longest 120` gives more time. With `--json FILE`, the file is complete after every
+row, so that nothing is lost if the machine goes away.
 
-The textbook forms, plain XLA and cuDNN's LSTM are timed in the same way. A speed-up is over the
-textbook form of the same case. A kernel that is slower than its target does not fail.
+The textbook forms, plain XLA and cuDNN's LSTM are timed in the same way. The speed-up is over the
+textbook form of the same case. Targets are shown only: a kernel that misses its target is no
+failure.
 
-`--rehearse` runs the same parts in the same order on a CPU, where the interpreters of the
-toolchains run the kernels, at tiny sizes: a mistake in this code shows before a device is paid for.
-`--fault diagonal_ssm/mosaic_gpu=hang` makes the check of that implementation fail after its first
-row (raise, exit, abort or hang), to see that the others go on.
+`--rehearse` runs the same parts in the same order on a CPU, with interpreted kernels at tiny sizes,
+so that mistakes in this code show before a device is paid for. In a rehearsal or on a device,
+`--fault diagonal_ssm/mosaic_gpu=hang` makes the check of that implementation raise, exit, abort or
+hang after its first row, to show that the others go on.
 """
 
 import argparse
@@ -73,19 +74,26 @@ MODULE = "benchmarks.gpu"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--budget", type=float, default=560, metavar="SECONDS", help="default: 560")
+    parser.add_argument(
+        "--budget", type=float, default=560, metavar="SECONDS",
+        help="seconds for all parts; default: 560",
+    )  # fmt: skip
     parser.add_argument(
         "--rehearse", action="store_true",
         help="on a CPU, with interpreted kernels at tiny sizes and without a budget",
     )  # fmt: skip
-    parser.add_argument("--only", nargs="+", metavar="JOB", choices=JOBS, help="default: all")
     parser.add_argument(
-        "--longest", type=float, metavar="SECONDS",
-        help=f"the most of a part; default: {LONGEST['check']:.0f}, of a rehearsal 600",
+        "--only", nargs="+", metavar="JOB", choices=JOBS,
+        help=f"of {', '.join(JOBS)}; default: all",
     )  # fmt: skip
     parser.add_argument(
-        "--fault", type=fault, metavar="JOB/NAME=KIND", help=f"of {', '.join(FAULTS)}"
-    )
+        "--longest", type=float, metavar="SECONDS",
+        help=f"limit of a part; default: {LONGEST['check']:.0f}, with --rehearse 600",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fault", type=fault, metavar="JOB/NAME=KIND",
+        help=f"make a check fail; KIND is one of {', '.join(FAULTS)}",
+    )  # fmt: skip
 
 
 def fault(text: str) -> tuple[str, str]:

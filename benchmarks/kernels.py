@@ -1,21 +1,21 @@
-"""Every kernel compiled for devices that are not here: bytes, registers, occupancy, predicted time.
+"""Compiles every kernel for absent devices: bytes, registers, occupancy, predicted time.
 
 A row is one call, forward or with its gradient, compiled to machine code for one device:
 
 - `bytes` are those of the program by XLA's cost model, in which a kernel reads its operands and
-    writes its results once; `minimal_bytes` if each sequence is read or written once in each pass.
+    writes its results once. `minimal_bytes` are those if each sequence is moved once in each pass.
     A kernel that reads more has a `note`. A layer with more states than a kernel can keep on chip
-    also moves its states: `minimal_bytes_with_states` has them once in each pass.
+    also moves its states; `minimal_bytes_with_states` includes them once in each pass.
 - `kernels` are the assembler's figures: registers and spills of a thread, shared memory of a block.
-    How many blocks fit on a multiprocessor follows from these, and with it the waves: a second one
-    that is nearly empty doubles the time.
-- `vmem` is the vector memory that a TPU's kernel takes, the most of all its calls.
-- `predicted_us` is a prediction; nothing was timed. The products take the time of their operations.
-    All else takes, kernel by kernel, the longer of its bytes over the bandwidth of a copy and its
-    walk: the waves, times the steps that a thread takes, times the clocks of a step. Products
-    overlap with all that. Each launch adds its own time, those of loops too. `MODEL` has the
-    constants, which are assumptions (bandwidth, share of the peak); clocks were counted in machine
-    code.
+    The number of blocks that fit on a multiprocessor follows from these, and from it the number of
+    waves: a second wave that is nearly empty doubles the time.
+- `vmem` is the vector memory of a TPU's kernel, the largest of all its calls.
+- `predicted_us` is a prediction in microseconds; nothing was timed. It is the longer of two times,
+    because they overlap: that of the matrix products, and that of all kernels and of the bytes
+    that other operations move. Bytes take the bandwidth of a copy. A kernel takes the longer of
+    its bytes and its walk: the waves, times the steps that a thread takes, times the clocks of a
+    step. Each launch adds a constant, in loops too. The constants, `MODEL`, are assumptions
+    (bandwidth, fraction of the peak); clocks were counted in machine code.
 
 `--before FILE` keeps the rows of an earlier file that come from other commits, so that one file
 has both.
@@ -193,9 +193,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--target", type=target, nargs="+", choices=MODEL, default=list(MODEL),
         metavar="NAME", help=f"default: {' '.join(MODEL)}",
     )  # fmt: skip
-    parser.add_argument("--only", metavar="WORDS", help="cases whose name has this in it")
+    parser.add_argument("--only", metavar="WORDS", help="only cases whose name contains this")
     parser.add_argument(
-        "--before", type=Path, metavar="FILE", help="keep its rows that are of other commits"
+        "--before", type=Path, metavar="FILE", help="also write its rows of other commits"
     )
 
 

@@ -1,13 +1,13 @@
 """Finds the fastest configurations of the kernels on this machine's accelerator.
 
-A kernel has constants that no program without a device can choose: the bytes of a tile, the stages
-of a ring, the shortest chunk. Every candidate is compiled and timed on the cases that it matters
-for, and each kind of kernel runs in a process of its own, as in `gpu`. Rows are written as they
-come; the fastest of a case is `best`, and what runs now is `now`.
+Some constants of a kernel can only be chosen on its device: the bytes of a tile, the stages of a
+ring, the shortest chunk. Every candidate is compiled and timed on the cases that it affects. Each
+kind of kernel runs in a process of its own, as in `gpu`. Rows are written one by one; `best` marks
+the fastest candidate of a case, and `now_ms` is the time with the present constants.
 
 For Triton the best configurations are written to `_triton_configs.json` in the folder of the
-kernels, under this kind of device. The constants of the other kernels are names in their modules,
-for a person to change. `--quick` measures few candidates and writes nothing. `--rehearse` runs the
+kernels, under the kind of this device. The constants of the other kernels stand in their modules,
+and are changed by hand. `--quick` measures few candidates and writes nothing. `--rehearse` runs the
 same on a CPU, with interpreted kernels at tiny sizes.
 """
 
@@ -256,7 +256,10 @@ TUNABLES: dict[str, Tunable] = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", nargs="+", choices=TUNABLES, metavar="PART", help="default: all")
+    parser.add_argument(
+        "--only", nargs="+", choices=TUNABLES, metavar="PART",
+        help=f"of {', '.join(TUNABLES)}; default: all",
+    )  # fmt: skip
     parser.add_argument(
         "--rehearse", action="store_true", help="on a CPU, with interpreted kernels at tiny sizes"
     )

@@ -23,8 +23,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "bench",
         help="time recurrences, layers and cells, and plot the times",
-        description="Times recurrences, layers and cells beside their textbook forms, and plots "
-        "the times.",
+        description="Times recurrences, layers and cells, compares them with their textbook forms, "
+        "and plots the times.",
         examples=("rnnscale bench scan --quick", "rnnscale bench plot rows.json --out scan.png"),
     )
     benchmarks = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
@@ -38,9 +38,10 @@ def _add_operation(benchmarks: argparse._SubParsersAction, operation: Operation)
         operation.name,
         help=operation.summary,
         description=f"{operation.description} Prints a table for every combination of the given "
-        "values: the time; the bandwidth, which counts the fewest bytes that have to be moved, and "
-        "its share of that of a copy; the bytes of the compiled program over these; the speed-up "
-        "over the first textbook form; memory, and the time to compile.",
+        "values: the time; the bandwidth, which is the least number of bytes that must be moved, "
+        "divided by the time, and its percentage of that of a copy; the bytes of the compiled "
+        "program, as a multiple of the least; the speed-up over the first textbook form; memory; "
+        "and the time to compile.",
         examples=tuple(f"rnnscale bench {operation.name} {each}" for each in operation.examples),
     )
     parser.set_defaults(command=partial(_time, operation))
@@ -102,8 +103,8 @@ def _add_operation(benchmarks: argparse._SubParsersAction, operation: Operation)
 def _add_plot(benchmarks: argparse._SubParsersAction) -> None:
     plot = benchmarks.add_parser(
         "plot",
-        help="plot the rows that the others wrote with --json",
-        description="Plots the percentage of the copy bandwidth over the size that varies most.",
+        help="plot rows that the other benchmarks wrote with --json",
+        description="Plots the percentage of the copy bandwidth against the size that varies most.",
         examples=(
             "rnnscale bench plot rows.json --out scan.png",
             "rnnscale bench plot cpu.json gpu.json --out scan.svg",
