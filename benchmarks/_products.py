@@ -21,16 +21,13 @@ from rnnscale_kernels import SSM
 NAME = "products"
 NOTE = "no layer: the matrix products of ours without what lies between them"
 
-_DENSE_CELLS = ("ElmanRNNCell", "LongShortTermMemoryCell", "GatedRecurrentUnitCell")
-
 
 def products(ours: Any) -> Callable[[Any, jax.Array], jax.Array] | None:
     """`run(ours, xs) -> ys` for the products of this layer or cell. `None` for a cell whose step is
     not one product."""
-    kind = type(ours).__name__
-    if kind in ("LRU", "S5"):
+    if type(ours).__name__ in ("LRU", "S5"):
         return _ssm
-    if kind in _DENSE_CELLS:
+    if isinstance(ours, cells.Cell) and ours.one_product:
         return lambda cell, xs: RNNEncoder(_Products(cell, cell.idim, cell.hdim))(xs)[1]
     return None
 
