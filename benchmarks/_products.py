@@ -17,6 +17,7 @@ from jax import lax
 from rnnscale import cells
 from rnnscale.layers import RNNEncoder
 from rnnscale_kernels import SSM
+from rnnscale_kernels.diagonal_ssm._xla import steps_at_once
 
 NAME = "products"
 NOTE = "no layer: the matrix products of ours without what lies between them"
@@ -61,7 +62,8 @@ def _ssm(ssm: Any, xs: jax.Array) -> jax.Array:
     decay, b, c = ssm.discretise()
     h0 = jax.tree.map(lambda x: jnp.zeros((len(xs), *x.shape)), decay)
     primals = xs, decay, b, c, h0, None, None
-    chunk = SSM.static(primals, reverse=False, implementation=None)["chunk"]
+    spacing = SSM.static(primals, reverse=False, implementation=None)["chunk"]
+    chunk = steps_at_once(xs.shape[1], spacing, h0)
     u = jnp.pad(xs, [(0, 0), (0, -xs.shape[1] % chunk), (0, 0)])
     b = jnp.stack([b.re.T, b.im.T], axis=1)
     c = jnp.stack([c.re, -c.im], axis=1)

@@ -30,11 +30,9 @@ class _Chunks:
     def __init__(self, primals, spacing: int, target: Target):
         self.u, self.decay, b, c, h0, self.cut, lengths = primals
         *self.batch, self.time, _ = self.u.shape
-        step_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(h0))
-        fitting = min(_STEPS, _BYTES // max(step_bytes, 1)) // spacing
         self.spacing = spacing
-        self.borders = _most_without_waste(-(-self.time // spacing), fitting)
-        self.chunk = chunk = self.borders * spacing
+        self.chunk = chunk = steps_at_once(self.time, spacing, h0)
+        self.borders = chunk // spacing
         self.count = -(-self.time // chunk)
         # Both maps have the states last, which makes their products fastest on a CPU.
         self.b = jnp.moveaxis(stack(b, 0), -1, 0)  # idim planes state
@@ -81,6 +79,13 @@ class _Chunks:
         u = self.take(self.u, n)
         drive = product("...i,ips->...ps", u, self.b, u.dtype, self.wide)
         return self.passes.forward(self.decay, drive, entering, self.cut_of(n))
+
+
+def steps_at_once(time: int, spacing: int, h0) -> int:
+    """Steps in a chunk: a multiple of `spacing`, for states such as `h0`."""
+    step_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(h0))
+    fitting = min(_STEPS, _BYTES // max(step_bytes, 1)) // spacing
+    return spacing * _most_without_waste(-(-time // spacing), fitting)
 
 
 def _most_without_waste(count: int, most: int) -> int:
