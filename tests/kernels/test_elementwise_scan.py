@@ -277,7 +277,7 @@ def test_a_step_that_kernels_cannot_take(key):
         ({"weights": jnp.ones(2, int)}, TypeError, "weights must hold floating-point"),
         ({"fresh": (jnp.zeros((1, 2)),)}, ValueError, "structure of h0"),
         ({"step": lambda weights, h, x: (h, x)}, TypeError, "return a state like"),
-        ({"returned": [1]}, ValueError, "numbers of the 1 arrays"),
+        ({"returned": [1]}, ValueError, "indices of the 1 arrays"),
         ({"lengths": jnp.array([4])}, ValueError, "from 0 to the 3 steps"),
     ],
 )
