@@ -64,8 +64,8 @@ class _Held(NamedTuple):
         return next((x.shape for x in jax.tree.leaves(self)), (1, 1, 1))
 
 
-class _Rows:
-    """The primals with all batch axes folded into one, and the launch of a pass."""
+class _FoldedCall:
+    """The primals of a call with all batch axes folded into one, and the launch of a pass."""
 
     def __init__(self, primals, *, descending: bool, target: Target):
         weights, inputs, h0, fresh, cut, lengths = primals
@@ -106,14 +106,14 @@ def _forward(
         return h, [h], None
 
     with jax.enable_x64(False):  # indices in kernels have 32 bits
-        rows = _Rows(primals, descending=reverse, target=target)
+        call = _FoldedCall(primals, descending=reverse, target=target)
         (h,), last, _ = kernels.sweep(
-            take, rows.held, jax.tree.leaves(rows.inputs), _in_chunks(rows.h0), rows.cut,
-            rows.launch, name="elementwise_scan_forward", linear=None,
-            outputs=[_dtypes(rows.h0, inputs)],
+            take, call.held, jax.tree.leaves(call.inputs), _in_chunks(call.h0), call.cut,
+            call.launch, name="elementwise_scan_forward", linear=None,
+            outputs=[_dtypes(call.h0, inputs)],
         )  # fmt: skip
-        h, rest = parted(rows.unfold(h), returned)
-        return (h, rows.unfold(_only_chunk(last))), rest
+        h, rest = parted(call.unfold(h), returned)
+        return (h, call.unfold(_only_chunk(last))), rest
 
 
 def _transpose(
@@ -125,9 +125,9 @@ def _transpose(
     (h, _), rest = outputs
     pull = by_equation(pullback(step))
     with jax.enable_x64(False):
-        rows = _Rows(primals, descending=not reverse, target=target)
-        h, g_h, g_last = rows.fold((joined(h, rest, h0), *cotangents))
-        final = 0 if rows.launch.descending else rows.time - 1
+        call = _FoldedCall(primals, descending=not reverse, target=target)
+        h, g_h, g_last = call.fold((joined(h, rest, h0), *cotangents))
+        final = 0 if call.launch.descending else call.time - 1
 
         def take(g, t, start, held: _Held, *numbers):
             *others, h_before, before_row = numbers
@@ -140,15 +140,15 @@ def _transpose(
             return g, [g_x], tuple(terms)
 
         (g_inputs,), g_h0, sums = kernels.sweep(
-            take, rows.held, jax.tree.leaves((rows.inputs, g_h)), _in_chunks(g_last), rows.cut,
-            rows.launch, name="elementwise_scan_backward", linear=None,
-            outputs=[_dtypes(inputs, inputs)], before=(h, rows.h0),
-            sums=jax.tree.map(lambda _: 0.0, (rows.held.weights, rows.held.fresh)),
+            take, call.held, jax.tree.leaves((call.inputs, g_h)), _in_chunks(g_last), call.cut,
+            call.launch, name="elementwise_scan_backward", linear=None,
+            outputs=[_dtypes(inputs, inputs)], before=(h, call.h0),
+            sums=jax.tree.map(lambda _: 0.0, (call.held.weights, call.held.fresh)),
         )  # fmt: skip
-        g_h0, (g_weights, g_fresh) = rows.unfold(_only_chunk((g_h0, sums)))
+        g_h0, (g_weights, g_fresh) = call.unfold(_only_chunk((g_h0, sums)))
         if g_fresh is None:
             g_fresh = jax.tree.map(jnp.zeros_like, fresh)
-        return sum_to(g_weights, weights), rows.unfold(g_inputs), g_h0, g_fresh, None, None
+        return sum_to(g_weights, weights), call.unfold(g_inputs), g_h0, g_fresh, None, None
 
 
 def _like(tree, leaves):
