@@ -47,8 +47,8 @@ from ._ron import RandomOscillatorsCell as RandomOscillatorsCell
 from ._time_loop import (
     Parallel as Parallel,
     certified_time_loop as certified_time_loop,
-    steps_as as steps_as,
     time_loop as time_loop,
+    time_loop_by as time_loop_by,
 )
 from ._unicornn import UnICORNNCell as UnICORNNCell
 from ._unitary import UnitaryEvolutionRNNCell as UnitaryEvolutionRNNCell

@@ -138,7 +138,7 @@ def _run(
     return state, ys, certificate
 
 
-def steps_as(
+def time_loop_by(
     cell: Cell, xs: Array, state: State, implementation: str | None
 ) -> tuple[State, Array]:
     """`time_loop` of a nonlinear cell by the implementation named, for benchmarks and checks."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import rnn
 
-from rnnscale.cells import steps_as
+from rnnscale.cells import time_loop_by
 from rnnscale.runs import MODELS
 from rnnscale_kernels import implementations, local_platform
 from rnnscale_kernels.testing import CallArguments, Run, relative_error, to_numpy
@@ -62,7 +62,7 @@ class CellArguments(CallArguments):
 
     def run(self, start: Any, inputs: tuple, implementation: str | None) -> tuple[Any, Any]:
         arrays, xs = inputs
-        end, ys = steps_as(self._cell(arrays), xs, start, implementation)
+        end, ys = time_loop_by(self._cell(arrays), xs, start, implementation)
         return ys, end
 
     def minimal_bytes(self, mode: str) -> int:
