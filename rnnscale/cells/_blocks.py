@@ -5,6 +5,7 @@ The arrays have the axes `time batch ...`, which the functions at the end conver
 `*batch time ...` of callers.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ def join_blocks(blocks: Blocks) -> PyTree[Array]:
     full, rest = blocks
     if full is None:
         return rest
-    full = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), full)
+    full = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), full)
     if rest is None:
         return full
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), full, rest)
@@ -72,7 +73,10 @@ def batch_major(x: Array, batch_shape: tuple[int, ...]) -> Array:
 
 def flatten_batch[Tree: PyTree](tree: Tree, batch_rank: int) -> Tree:
     """From `*batch ...` to `batch ...`."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[batch_rank:]), tree)
+    # The size is computed, because -1 is ambiguous in an empty batch.
+    return jax.tree.map(
+        lambda x: x.reshape(math.prod(x.shape[:batch_rank]), *x.shape[batch_rank:]), tree
+    )
 
 
 def unflatten_batch[Tree: PyTree](tree: Tree, batch_shape: tuple[int, ...]) -> Tree:

@@ -17,7 +17,6 @@ from jaxtyping import Array
 from rnnscale import sharding
 from rnnscale._base import State, zero_padding
 from rnnscale.cells._base import Cell, affine, compute_weights
-from rnnscale.cells._layout import lay_out
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def elementwise_run(
 
 def _inputs(equations: Any, cell: Cell, xs: Array) -> tuple[Any, Any]:
     """The weights, and the drives of all steps in the dtype of `xs`, in which kernels read them."""
-    weights = lay_out(compute_weights(cell, xs.dtype))
+    weights = compute_weights(cell, xs.dtype)
     drive = equations.drive(weights, xs)
     return weights, jax.tree.map(lambda x: x.astype(xs.dtype), drive)
 

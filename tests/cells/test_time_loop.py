@@ -139,6 +139,34 @@ def test_no_time(getkey):
     assert verify.relative_error(end, state) == 0
 
 
+def test_empty_batch(getkey):
+    cell, xs, _, _ = sample(CELLS["elman"], (0, 9), getkey)
+    assert time_loop(cell, xs)[1].shape == (0, 9, 5)
+    gradient = eqx.filter_grad(lambda cell: jnp.sum(time_loop(cell, xs)[1]))(cell)
+    assert not any(jnp.any(x) for x in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda key: IndRNNCell(3, 5, input_std=1.0, key=key), CELLS["elman"]],
+    ids=["indrnn", "elman"],
+)
+def test_gradient_inside_shard_map(build, getkey):
+    cell, xs, _, _ = sample(build, (4, 5), getkey)
+    mesh = sharding.make_mesh(data=4, devices=jax.devices()[:4])
+
+    def gradient(cell, xs):
+        return eqx.filter_grad(lambda cell: jnp.sum(time_loop(cell, xs)[1] ** 2))(cell)
+
+    arrays, static = eqx.partition(cell, eqx.is_array)
+    mapped = jax.shard_map(
+        lambda arrays, xs: eqx.filter(gradient(eqx.combine(arrays, static), xs), eqx.is_array),
+        mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec("data")), out_specs=PartitionSpec(),
+    )  # fmt: skip
+    got, expected = jax.jit(mapped)(arrays, xs), gradient(cell, xs)
+    assert verify.relative_error(got, eqx.filter(expected, eqx.is_array)) < 1e-5
+
+
 def test_vmap_and_checkpoint(getkey):
     cell, xs, state, weights = sample(CELLS["gru"], (3, 11), getkey)
     expected = outcome(time_loop, cell, xs, state, weights)
