@@ -1,7 +1,7 @@
 """Finds the fastest configurations of the kernels on this machine's accelerator.
 
 Some constants of a kernel can only be chosen on its device: the bytes of a tile, the stages of a
-ring, the shortest chunk. Every candidate is compiled and timed on the cases that it affects. Each
+ring, how time is split. Every candidate is compiled and timed on the cases that it affects. Each
 kind of kernel runs in a process of its own, as in `gpu`. Rows are written one by one; `best` marks
 the fastest candidate of a case, and `now_ms` is the time with the present constants.
 
@@ -202,11 +202,14 @@ TUNABLES: dict[str, Tunable] = {
         SCANS,
         TINY_SCAN,
     ),
-    "scan-chunks": Constants(
+    "scan-split-time": Constants(
         "mosaic_gpu",
         "cuda",
-        "rnnscale_kernels.linear_scan._mosaic_gpu",
-        {"_MIN_CHUNK": (256, 512, 1024, 2048)},
+        "rnnscale_kernels.linear_scan._mosaic_gpu_plan",
+        {
+            "_SPLIT_TILE_BYTES": tuple(n << 10 for n in (32, 64, 96)),
+            "_WARPGROUPS": (1, 2, 4),
+        },
         (ScanArguments((1,), 65536, 256), ScanArguments((1,), 4096, 1024)),
         TINY_SCAN,
     ),
