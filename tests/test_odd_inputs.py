@@ -924,11 +924,43 @@ def _matrices() -> dict[str, Any]:
     return {"a": arrays(4, 4), "b": arrays(ROWS, TIME, 4), "h0": arrays(ROWS, 4)}
 
 
+def _leaky(rate: Any, h: Any, x: Any) -> Any:
+    return h + rate * (jnp.tanh(x) - h)
+
+
+def _elman(before: Any, gates: Any, extras: Any) -> Any:
+    return (jnp.tanh(gates),)
+
+
+def _elementwise() -> dict[str, Any]:
+    inputs, h0 = arrays(ROWS, TIME, 4), arrays(ROWS, 4)
+    return {"step": _leaky, "weights": arrays(4), "inputs": inputs, "h0": h0, "fresh": h0}
+
+
+def _persistent() -> dict[str, Any]:
+    drive, h0 = arrays(ROWS, TIME, 1, 4), (arrays(ROWS, 4),)
+    given = {"step": _elman, "matrix": arrays(1, 4, 4), "drive": drive, "h0": h0, "fresh": h0}
+    return {**given, "extras": arrays(ROWS, TIME, 2, 4)}
+
+
+def _weights(valid: Any) -> list[Odd]:
+    return [each for each in features(valid) if np.ndim(each.value)]
+
+
+def _step(_: Any) -> list[Odd]:
+    return refused(None, 3, "tanh", [_leaky], lambda *_: 3)
+
+
 def _kernel(function: Any, kind: str, valid: dict[str, Any]) -> Case:
     kinds: dict[str, Kind] = {
-        name: planes if isinstance(value, tuple) else features for name, value in valid.items()
+        name: _step if callable(value) else planes if isinstance(value, tuple) else features
+        for name, value in valid.items()
     }
+    if "step" in valid:
+        # Weights may be any tree, also none or a number; states are float32 or float64.
+        kinds |= {"h0": planes, "fresh": planes, "weights": _weights}
     kinds["implementation"] = lambda _: refused("fast", 3, True, ["sequential"])
+    kinds["returned"] = lambda _: refused(3, "h", [1], [-1], [0.5], {0: 0})
     rows = {"reset": np.zeros((ROWS, TIME), bool), "lengths": np.array([TIME, 1], np.int32)}
     given = valid | rows
     return Case(f"{function.__name__}.{kind}", lambda: (function, given), kinds)
@@ -951,6 +983,8 @@ KERNEL_CASES = [
         for function, kind, make in (
             (package.block_scan, "blocks", _blocks),
             (package.matrix_scan, "matrices", _matrices),
+            (package.elementwise_scan, "units", _elementwise),
+            (package.persistent_rnn, "units", _persistent),
         )
     ),
     Case(
@@ -1394,14 +1428,15 @@ ABSTRACT = """
     SequenceSource Source SpecifiedSource Callback
 """
 MADE_BY_THE_LIBRARY = """
-    Layout Specs OpArguments Operation RecurrentOp Planar ArraySpec ShardInfo StoredArray
-    UnchangedFile Batches FinishedStep Clock TrainState LayerWithInputs Panel Report ExportedStep
+    Layout Specs OpArguments Operation RecurrentOp SequentialOp Planar ArraySpec ShardInfo
+    StoredArray UnchangedFile Batches FinishedStep Clock TrainState LayerWithInputs Panel Report ExportedStep
     ErfGLU FrozenBatchNorm HalfGLU2 S5Options OscillatorState Certificate Table Parallelisable
     ParallelMethod TimeAxis
 """
 # Parts of implementations: their callers have checked what they are given.
 INNER = """
     affine call_model check_cell compute_weights identity linear check_reset checked_lengths
+    product time_loop_by
     adjoint fold_keys local_platform vary_alike zero_padding activation_spec
     automatic_axes check_halo constrain constrain_time differentiable_on_mesh from_neighbour
     gathered join_time mesh_axes parameter_spec row_spec shift split_time take_step unit_specs

@@ -1,6 +1,6 @@
 """Checks of arguments that the public functions share. Each raises its error at the boundary."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,15 @@ def check_planes(**arguments) -> None:
     if len(set(kinds.values())) > 1:
         named = ", ".join(f"{n} is {'Planar' if p else 'real'}" for n, p in kinds.items())
         raise TypeError(f"{', '.join(kinds)} must all be real or all Planar, but {named}")
+
+
+def check_step(step) -> None:
+    """Checks that `step` can be a static argument of an operation.
+
+    **Raises:** `TypeError` if it is not a function, or not hashable.
+    """
+    if not callable(step) or not isinstance(step, Hashable):
+        raise TypeError(f"step must be a hashable function, got {type(step).__name__}")
 
 
 def check_reset(reset, shape: tuple[int, ...]) -> None:

@@ -198,7 +198,7 @@ def _step_by_step(
     if implementation is not None:
         if not runs:
             raise NotImplementedError(
-                f"time_loop(implementation={implementation!r}): no kernels run the steps of a "
+                f"time_loop_by(implementation={implementation!r}): no kernels run the steps of a "
                 f"{type(cell).__name__} for {xs.dtype} inputs; 'loop' does"
             )
         return next(iter(runs.values()))()

@@ -12,6 +12,7 @@ from .._checks import (
     check_real,
     check_reset,
     check_reverse,
+    check_step,
     checked_lengths,
 )
 from .._operation import vary_alike
@@ -105,6 +106,7 @@ def _canonical(
     """The field `canonical` of `SequentialOp`."""
     check_implementation(implementation, DISPATCH.names)
     check_reverse(reverse)
+    check_step(step)
     trees = {"weights": weights, "inputs": inputs, "h0": h0, "fresh": fresh}
     for name, tree in trees.items():
         for leaf in jax.tree.leaves(tree):
@@ -121,7 +123,7 @@ def _canonical(
         reset = None if reset is None else reset & valid
     weights = jax.tree.map(lambda w: _for_each_channel(w, shape, dtype), weights)
     inputs, h0, fresh = jax.tree.map(jnp.asarray, (inputs, h0, fresh))
-    _check_step(step, weights, inputs, h0)
+    _check_result(step, weights, inputs, h0)
     primals = weights, inputs, h0, fresh, cuts(reset, reverse=reverse), lengths
     return primals, {
         "step": step,
@@ -171,7 +173,7 @@ def _check_states(h0, fresh, shape: tuple[int, ...]):
 def _returned(indices: Sequence[int] | None, count: int) -> tuple[int, ...]:
     if indices is None:
         return tuple(range(count))
-    if not set(indices) <= set(range(count)):
+    if not isinstance(indices, Sequence) or not set(indices) <= set(range(count)):
         raise ValueError(
             f"elementwise_scan: returned must be indices of the {count} arrays of the state, from "
             f"0 on; got {indices}"
@@ -191,7 +193,7 @@ def _for_each_channel(weight, shape: tuple[int, ...], dtype):
     return weight.reshape((1,) * (len(shape) - 2) + (channels,))
 
 
-def _check_step(step, weights, inputs, h0) -> None:
+def _check_result(step, weights, inputs, h0) -> None:
     """Checks that the step maps numbers of a channel to a state."""
     numbers = jax.tree.map(
         lambda _: jax.ShapeDtypeStruct((1,), jax.tree.leaves(h0)[0].dtype), (weights, h0, inputs)

@@ -9,6 +9,7 @@ from .._checks import (
     check_real,
     check_reset,
     check_reverse,
+    check_step,
     checked_lengths,
 )
 from .._operation import vary_alike
@@ -108,6 +109,7 @@ def _canonical(
     """The field `canonical` of `SequentialOp`."""
     check_implementation(implementation, DISPATCH.names)
     check_reverse(reverse)
+    check_step(step)
     check_real(matrix=matrix, drive=drive)
     if drive.ndim < 3 or drive.shape[-3] == 0:
         raise ValueError(
@@ -123,9 +125,10 @@ def _canonical(
     if extras is None:
         extras = jnp.zeros((*batch, time, 0, units), drive.dtype)
     check_real(extras=extras)
-    if (*extras.shape[:-2], extras.shape[-1]) != (*batch, time, units):
+    shape = extras.shape
+    if len(shape) != drive.ndim or (*shape[:-2], shape[-1]) != (*batch, time, units):
         raise ValueError(
-            f"persistent_rnn: extras must be '*batch time extra unit', got shape {extras.shape} "
+            f"persistent_rnn: extras must be '*batch time extra unit', got shape {shape} "
             f"with a drive of shape {drive.shape}"
         )
     fresh = jax.tree.map(jnp.zeros_like, h0) if fresh is None else fresh
@@ -137,7 +140,7 @@ def _canonical(
         valid = jnp.arange(time) < lengths[..., None]
         reset = None if reset is None else reset & valid
     extras = jnp.asarray(extras, drive.dtype)
-    _check_step(step, h0, drive, extras)
+    _check_result(step, h0, drive, extras)
     h0, fresh = (tuple(map(jnp.asarray, x)) for x in (h0, fresh))
     start = cuts(reset, reverse=reverse)
     primals = jnp.asarray(matrix), jnp.asarray(drive), extras, h0, fresh, start, valid
@@ -163,7 +166,7 @@ def _check_states(h0, fresh, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_step(step: Step, h0, drive, extras) -> None:
+def _check_result(step: Step, h0, drive, extras) -> None:
     """Checks that the step maps the numbers of a unit to its states."""
 
     def numbers(count: int) -> jax.ShapeDtypeStruct:
