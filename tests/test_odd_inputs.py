@@ -1430,8 +1430,8 @@ ABSTRACT = """
 MADE_BY_THE_LIBRARY = """
     Layout Specs OpArguments Operation RecurrentOp SequentialOp Planar ArraySpec ShardInfo
     StoredArray UnchangedFile Batches FinishedStep Clock TrainState LayerWithInputs Panel Report
-    ExportedStep ErfGLU FrozenBatchNorm HalfGLU2 S5Options OscillatorState Certificate Table Parallelisable
-    ParallelMethod TimeAxis
+    ExportedStep ErfGLU FrozenBatchNorm HalfGLU2 S5Options OscillatorState Certificate Table
+    Parallelisable ParallelMethod TimeAxis
 """
 # Parts of implementations: their callers have checked what they are given.
 INNER = """

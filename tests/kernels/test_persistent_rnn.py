@@ -264,7 +264,7 @@ def test_functions_with_a_derivative_of_their_own(function):
         return (function(gates) * before[0],)
 
     pointwise = Pointwise(step, 1, 1, 0)
-    assert pointwise.strange() is None
+    assert pointwise.unsupported() is None
     h, gate, g = (jnp.array(x) for x in ([2.0, -1.0], [0.7, -0.4], [1.0, 3.0]))
     (after,), pull = jax.vjp(lambda h, gate: step((h,), gate, None), h, gate)
     np.testing.assert_allclose(pointwise.advance((h,), (gate,), ())[0], after, rtol=1e-6)
