@@ -95,7 +95,7 @@ def test_a_search_compiles_the_best_three(
     ("arguments", "message"),
     [
         ("digits", "--target"),
-        ("digits --target b200:8", "target must be one of"),
+        ("digits --target b300:8", "target must be one of"),
         ("digits --target v5e:8", "write it like 'v5e:4x4'"),
         ("digits --target cpu:8 --mesh data=4", "the mesh needs 4 devices"),
         ("digits --target cpu:8 --mesh model=8", "unknown mesh axis 'model'"),
