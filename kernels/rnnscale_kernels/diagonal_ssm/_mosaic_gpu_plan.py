@@ -1,7 +1,7 @@
 """What is decided before the fused kernel is lowered: segments of time, programs, shared memory."""
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -35,6 +35,7 @@ _FIRST_SWEEP = 0.6
 CORES = 132  # multiprocessors of an H100, if nothing says which GPU it is
 
 
+@runtime_checkable
 class Segments(Protocol):
     """How time is split into segments, and the form of their states: see `Plan`."""
 
