@@ -56,6 +56,11 @@ class Target:
             getattr(local, "core_count", None),
         )
 
+    @property
+    def multiprocessors(self) -> int:
+        """The number of multiprocessors of a GPU: that of an H100 if it is not known."""
+        return self.cores or 132
+
     def __str__(self) -> str:
         kind = self.device_kind or "an unknown device"
         return self.platform if self.platform == "cpu" else f"{self.platform} ({kind})"

@@ -173,7 +173,7 @@ def _names(operation: Operation, call: "CallArguments", asked: Sequence[str] | N
     reasons = {name: why for name, is_usable, why in call.describe(local_platform())}
     for name in asked or ():
         if name not in usable:
-            reason = reasons.get(name, f"there is none for {call}")
+            reason = reasons.get(name, f"{call} has no such form")
             raise UserError(f"cannot time {name}: {reason}; choose from {', '.join(usable)}")
     return list(asked or usable)
 

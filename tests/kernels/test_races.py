@@ -75,8 +75,8 @@ def network(implementation: str, *, slots: int, gradient: bool = True) -> Any:
     def elman(before, gates, extras):
         return (jnp.tanh(gates),)
 
-    def with_slots(spec, cores=None, plan_of=Plan.of):
-        return plan_of(spec, cores)._replace(gather_slots=slots, scatter_slots=slots)
+    def with_slots(*arguments, plan_of=Plan.of):
+        return plan_of(*arguments)._replace(gather_slots=slots, scatter_slots=slots)
 
     matrix, drive = jnp.ones((1, 70, 70), "bfloat16"), jnp.ones((1, 3, 1, 70), "bfloat16")
     call = partial(persistent_rnn, elman, implementation=implementation)

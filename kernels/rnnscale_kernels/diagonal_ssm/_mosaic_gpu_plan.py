@@ -32,7 +32,6 @@ _PAD = 8
 _START = 1
 # The time of a sweep that has no output, as a fraction of that of one with an output.
 _FIRST_SWEEP = 0.6
-CORES = 132  # multiprocessors of an H100, if nothing says which GPU it is
 
 
 @runtime_checkable
@@ -94,7 +93,7 @@ class Plan(NamedTuple):
             raise ValueError(f"chunks must have a multiple of {TILE} steps, got {chunk}")
         group, planes = LANES // min(states, LANES), len(jax.tree.leaves(decay))
         chunks = -(-steps // chunk)
-        cores = target.cores or CORES
+        cores = target.multiprocessors
         segments, length = _fastest_split(rows, chunks, chunk // TILE, group, cores)
         return cls(
             rows=rows,

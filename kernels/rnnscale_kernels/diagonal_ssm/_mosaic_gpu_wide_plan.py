@@ -7,7 +7,7 @@ import jax
 
 from .._sizes import round_up
 from .._target import Target
-from ._mosaic_gpu_plan import CORES, LANES, SHARED_BYTES, TILE, WIDTH
+from ._mosaic_gpu_plan import LANES, SHARED_BYTES, TILE, WIDTH
 from ._spec import SSMSpec
 
 CLUSTER = 2
@@ -69,7 +69,7 @@ class WidePlan(NamedTuple):
         chunk = chunk if chunk < steps else round_up(steps, TILE)
         if chunk % TILE:
             raise ValueError(f"chunks must have a multiple of {TILE} steps, got {chunk}")
-        chunks, cores = -(-steps // chunk), target.cores or CORES
+        chunks, cores = -(-steps // chunk), target.multiprocessors
         inputs = round_up(max(idim, c.shape[0]), WIDTH)
 
         def programs(columns: int) -> int:

@@ -40,11 +40,6 @@ _WARPGROUPS = 2
 have shorter parts, and the exchange costs each thread the same."""
 
 
-def cores(target: Target) -> int:
-    """Multiprocessors of the target: those of an H100 if nothing says which GPU it is."""
-    return target.cores or 132
-
-
 class Division(NamedTuple):
     """How the threads of the GPU share channels and time.
 
@@ -74,7 +69,7 @@ class Division(NamedTuple):
         for the full bandwidth of the memory. With 16 bits, the steps of a warpgroup take as long as
         the memory for their bytes, so that all multiprocessors have to have a program.
         """
-        enough = 0.45 * cores(target) * (4 / itemsize)
+        enough = 0.45 * target.multiprocessors * (4 / itemsize)
         if steps < _LEAST_STEPS or cls().programs(rows, channels) >= enough:
             return cls()
         divisions = [cls(lanes, _WARPGROUPS) for lanes in (128, 64, 32)]
@@ -146,7 +141,7 @@ class Plan(NamedTuple):
         division = Division()
         if splits:
             division = Division.of(rows, steps, channels, min(itemsizes), launch.target)
-        shares_core = division.programs(rows, channels) > cores(launch.target)
+        shares_core = division.programs(rows, channels) > launch.target.multiprocessors
         if division == Division():
             row_bytes = CHANNELS * sum(itemsizes)
             part_rows = power_of_two_within(_TILE_BYTES // row_bytes)

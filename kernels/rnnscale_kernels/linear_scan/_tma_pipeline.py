@@ -195,29 +195,6 @@ def pipeline(
         windows = jax.tree.leaves(windows)
         return zip(windows, jax.tree.leaves(references), strict=True)
 
-    def write(i, part: int, window: Window, tile):
-        first = tiles.begin(i) + part * tiles.rows
-        target = window(first)
-        valid = lax.clamp(0, tiles.valid(i) - part * tiles.rows, tiles.rows)
-
-        def copy_part():
-            plgpu.copy_smem_to_gmem(tile, target, commit_group=False)
-
-        def copy_rows():
-            @pl.loop(0, valid)
-            def _(row):
-                one = pl.ds(row, 1)
-                plgpu.copy_smem_to_gmem(tile.at[one], target.at[one], commit_group=False)
-
-        # A window as wide as its array becomes one flat copy, which would not stop at the end of
-        # the sequence but write into the next one.
-        if not tiles.may_be_partial:
-            copy_part()
-        elif target.ref.shape[-1] == target.shape[-1]:
-            lax.cond(valid == tiles.rows, copy_part, copy_rows)
-        else:
-            pl.when(valid > 0)(copy_part)
-
     def run(inputs, outputs, arrived):
         def barrier(slot):
             return arrived.at[warpgroup * stages + slot]
@@ -245,7 +222,7 @@ def pipeline(
             # 3. Send the results off, and send for the tile that takes this slot next.
             for window, tile in each(writes, results):
                 for part in range(tiles.parts):
-                    write(i, part, window, tile.at[part])
+                    _copy_out(tiles, i, part, window, tile.at[part])
             if writes:
                 plgpu.commit_smem_to_gmem_group()
             pl.when(i + stages < tiles.count)(lambda: read(i + stages))
@@ -262,6 +239,30 @@ def pipeline(
     return pl.run_scoped(
         run, rings(reads, stages), rings(writes, 2), arrived, collective_axes=WARPGROUP
     )
+
+
+def _copy_out(tiles: Tiles, i, part: int, window: Window, tile) -> None:
+    """Starts the copy of a part of tile `i` from shared to device memory."""
+    target = window(tiles.begin(i) + part * tiles.rows)
+    valid = lax.clamp(0, tiles.valid(i) - part * tiles.rows, tiles.rows)
+
+    def copy_part():
+        plgpu.copy_smem_to_gmem(tile, target, commit_group=False)
+
+    def copy_rows():
+        @pl.loop(0, valid)
+        def _(row):
+            one = pl.ds(row, 1)
+            plgpu.copy_smem_to_gmem(tile.at[one], target.at[one], commit_group=False)
+
+    # A window as wide as its array becomes one flat copy, which would not stop at the end of the
+    # sequence but write into the next one.
+    if not tiles.may_be_partial:
+        copy_part()
+    elif target.ref.shape[-1] == target.shape[-1]:
+        lax.cond(valid == tiles.rows, copy_part, copy_rows)
+    else:
+        pl.when(valid > 0)(copy_part)
 
 
 def round_up_rows(rows: int, row_bytes: int) -> int:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from .._algebra import Planar, as_number
 from .._sizes import round_up
 from ._kernels import Kernels, Launch
-from ._triton_config import ENOUGH, MAX_ROWS, Case, Config, choose_config, cores, narrowest_block
+from ._triton_config import ENOUGH, MAX_ROWS, Case, Config, choose_config, narrowest_block
 
 _MIN_CHUNK = 512
 
@@ -44,7 +44,7 @@ class Triton(Kernels):
 
     def unsuited(self, target, spec):
         itemsize = min(jnp.dtype(dtype).itemsize for dtype in (spec.dtype, spec.decay_dtype))
-        if spec.channels * itemsize % 4 and _programs(spec) < 2 * cores(target):
+        if spec.channels * itemsize % 4 and _programs(spec) < 2 * target.multiprocessors:
             return (
                 "rows that are not a multiple of 4 bytes are not copied ahead, and too few run at "
                 "the same time"
@@ -60,9 +60,9 @@ class Triton(Kernels):
         while 3/5 of the multiprocessors are busy.
         """
         programs = _programs(spec)
-        if programs >= ENOUGH * cores(target):
+        if programs >= ENOUGH * target.multiprocessors:
             return spec.time
-        chunks = max(1, min(-(-2 * cores(target) // programs), spec.time // _MIN_CHUNK))
+        chunks = max(1, min(-(-2 * target.multiprocessors // programs), spec.time // _MIN_CHUNK))
         return round_up(-(-spec.time // chunks), MAX_ROWS)
 
     def forward(self, a, b, h0, cut, launch):

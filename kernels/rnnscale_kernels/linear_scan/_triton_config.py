@@ -95,13 +95,13 @@ def choose_config(case: Case, rows: int, target: Target) -> Config:
     def programs():
         return rows * -(-channels // block)
 
-    while block > narrowest_block(*case.dtypes) and programs() < ENOUGH * cores(target):
+    while block > narrowest_block(*case.dtypes) and programs() < ENOUGH * target.multiprocessors:
         block //= 2
     row_bytes = block * sum(jnp.dtype(x).itemsize for x in case.reads)
     together = power_of_two_within(_ROUND_REGISTERS * 4 * _LANES // row_bytes)
     together = max(4, min(MAX_ROWS, together))
     # Enough rounds for all programs to have those bytes on their way together.
-    rounds = -(-_in_flight(target) * cores(target) // (programs() * together * row_bytes))
+    rounds = -(-_in_flight(target) * target.multiprocessors // (programs() * together * row_bytes))
     return Config(block, together, stages=min(max(3, rounds + 1), _MAX_STAGES), warps=1)
 
 
@@ -124,8 +124,3 @@ def tuned_configs() -> dict[str | None, dict[str, Config]]:
 def narrowest_block(*dtypes: str) -> int:
     """The narrowest block: an asynchronous copy takes at least 4 bytes for each thread."""
     return _LANES * max(1, 4 // min(jnp.dtype(dtype).itemsize for dtype in dtypes))
-
-
-def cores(target: Target) -> int:
-    """Multiprocessors of the target; between an A100's 108 and an H100's 132 if it is not known."""
-    return target.cores or 128

@@ -119,7 +119,7 @@ def transpose(primals, outputs, cotangents, *, step, reverse: bool, target, **_)
 
 
 def _plan(primals, step, reverse: bool, target) -> Plan:
-    plan = Plan.of(PersistentSpec.of(primals, step=step, reverse=reverse), target.cores)
+    plan = Plan.of(PersistentSpec.of(primals, step=step, reverse=reverse), target.multiprocessors)
     if plan is None:
         raise ValueError("`unsupported` names the arguments that have no plan")
     return plan

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from .._sizes import round_up
+from .._target import H100
 from ._spec import PersistentSpec
 
 UNITS = 64
@@ -16,7 +17,6 @@ SHARED_BYTES = 226 * 1024
 
 _PORTABLE = 8  # the most programs in a cluster that every GPU with clusters can run
 _REGISTERS = 64  # registers of a thread for the accumulator of a product
-_CORES = 132  # multiprocessors of an H100, if it is not known which GPU it is
 
 
 class Plan(NamedTuple):
@@ -42,9 +42,9 @@ class Plan(NamedTuple):
     scatter_slots: int
 
     @classmethod
-    def of(cls, spec: PersistentSpec, cores: int | None = None) -> "Plan | None":
+    def of(cls, spec: PersistentSpec, cores: int = H100.multiprocessors) -> "Plan | None":
         """The plan for a GPU with `cores` multiprocessors; `None` if the matrix does not fit."""
-        rows, cores = round_up(spec.batch, ROWS), cores or _CORES
+        rows = round_up(spec.batch, ROWS)
         plans = [
             cls._with(spec, cluster, columns, rows // columns)
             for cluster in _clusters(round_up(spec.hdim, UNITS) // UNITS)

@@ -16,9 +16,9 @@ def find_races(function: Callable[..., Any], *arguments: Any, platform: str) -> 
 
     The interpreter of Pallas keeps a vector clock for every thread and every copy engine. A race
     is a pair of accesses to the same place, at least one of them a write, whose clocks are not
-    ordered. The order in which they happened to run does not matter, so a race is found in any
-    run. It does not know fences between the two views that a GPU has of its shared memory other
-    than `commit_smem`.
+    ordered. A barrier hands on the clocks of all that have arrived, so a race between programs
+    that meet at one may show in some runs only. The detector does not know fences between the two
+    views that a GPU has of its shared memory other than `commit_smem`.
 
     **Arguments:**
 
@@ -27,7 +27,7 @@ def find_races(function: Callable[..., Any], *arguments: Any, platform: str) -> 
     - `platform`: `"cuda"` or `"tpu"`, the platform of these kernels. A TPU gets two cores, which
         share the programs of the grid's parallel axes.
 
-    **Returns:** a description of each race. The list is empty if there is none.
+    **Returns:** a description of each race, or an empty list.
     """
     printed = io.StringIO()
     with _detecting(platform), contextlib.redirect_stdout(printed):
