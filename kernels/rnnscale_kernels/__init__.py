@@ -24,6 +24,7 @@ from .elementwise_scan import (
     ELEMENTWISE as ELEMENTWISE,
     elementwise_scan as elementwise_scan,
 )
+from .linear_attention import linear_attention as linear_attention
 from .linear_scan import (
     SCAN as SCAN,
     linear_scan as linear_scan,
