@@ -1,5 +1,6 @@
 from . import (
     analysis as analysis,
+    attention as attention,
     cells as cells,
     cli as cli,
     data as data,
@@ -27,6 +28,7 @@ from ._base import (
 )
 from ._fields import parameter as parameter, trainable as trainable
 from ._over_time import over_time as over_time
+from .attention import LinearAttention as LinearAttention
 from .cells import (
     AntiSymmetricRNNCell as AntiSymmetricRNNCell,
     ChoGatedRecurrentUnitCell as ChoGatedRecurrentUnitCell,
@@ -76,7 +78,6 @@ from .ssm import (
     S5 as S5,
     BidirectionalS5 as BidirectionalS5,
     DampedLinOSS as DampedLinOSS,
-    LinearAttention as LinearAttention,
     LinOSS as LinOSS,
 )
 

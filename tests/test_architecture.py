@@ -23,8 +23,8 @@ ROOTS = {name: _folder(name) for name in ("rnnscale_kernels", "rnnscale")}
 _KERNELS = {"rnnscale_kernels", "_errors"}
 _SHARDING = _KERNELS | {"_checks", "_fields", "sharding"}
 _CELLS = _SHARDING | {"_base", "_contract", "_over_time"}
-_LAYERS = _CELLS | {"cells", "ssm", "layers"}
-_MODELS = _LAYERS | {"models"}
+_LAYERS = _CELLS | {"cells", "layers"}
+_MODELS = _LAYERS | {"ssm", "attention", "models"}
 _DATA = {"_checks", "_errors", "data"}
 _TRAINING = _MODELS | {"distributed", "training"}
 _RUNS = _TRAINING | _DATA | {"tasks", "runs"}
@@ -39,8 +39,9 @@ ALLOWED = {
     "_contract": _SHARDING | {"_base"},
     "_over_time": _SHARDING,
     "cells": _CELLS | {"cells"},
-    "ssm": _CELLS | {"ssm"},
     "layers": _LAYERS,
+    "ssm": _LAYERS | {"ssm"},
+    "attention": _LAYERS | {"attention"},
     "models": _MODELS,
     **{tool: _MODELS | {tool} for tool in _TOOLS},
     "analysis": _MODELS | {"analysis", "plan"},

@@ -32,7 +32,18 @@ import pytest
 
 import rnnscale
 import rnnscale_kernels
-from rnnscale import analysis, cells, data, interop, layers, models, sharding, ssm, training
+from rnnscale import (
+    analysis,
+    attention,
+    cells,
+    data,
+    interop,
+    layers,
+    models,
+    sharding,
+    ssm,
+    training,
+)
 from rnnscale._base import has_step
 from rnnscale._checks import Count
 from rnnscale.ssm import _base
@@ -531,7 +542,7 @@ SSM_CASES = [
             "step_std": refused(-0.1),
         },
     ),
-    constructor(ssm.LinearAttention, idim=4, heads=2, odim=3, key_dim=2, value_dim=2),
+    constructor(attention.LinearAttention, idim=4, heads=2, odim=3, key_dim=2, value_dim=2),
     Case("hippo_legs", lambda: (ssm.hippo_legs, {"state_dim": 4})),
     Case("hippo_normal", lambda: (ssm.hippo_normal, {"state_dim": 4})),
 ]

@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from rnnscale import cells, layers, ssm
+from rnnscale import attention, cells, layers
 from rnnscale._errors import UserError, as_user_error
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _linear_attention(
         raise ValueError(
             f"linear-attention: heads={heads} must divide dim={dim} and state_dim={state_dim}"
         )
-    return ssm.LinearAttention(dim, heads, key_dim=state_dim // heads, key=key)
+    return attention.LinearAttention(dim, heads, key_dim=state_dim // heads, key=key)
 
 
 _S5 = (
@@ -119,7 +119,9 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
             LayerEntry("linoss", "ssm:LinOSS", ("discretisation",)),
             LayerEntry("d-linoss", "ssm:DampedLinOSS", _DAMPED_LINOSS),
             LayerEntry("rglru", "cells:RGLRUCell", ("blocks",), _rglru),
-            LayerEntry("linear-attention", "ssm:LinearAttention", ("heads",), _linear_attention),
+            LayerEntry(
+                "linear-attention", "attention:LinearAttention", ("heads",), _linear_attention
+            ),
             CellEntry("elman", "cells:ElmanRNNCell"),
             CellEntry("leaky-elman", "cells:LeakyElmanCell", ("leak",)),
             CellEntry("wilson-cowan", "cells:WilsonCowanCell", ("rate",)),

@@ -2,7 +2,6 @@ from ._base import DiagonalSSM as DiagonalSSM
 from ._bidirectional_s5 import BidirectionalS5 as BidirectionalS5
 from ._damped_linoss import DampedLinOSS as DampedLinOSS
 from ._hippo import hippo_legs as hippo_legs, hippo_normal as hippo_normal
-from ._linear_attention import LinearAttention as LinearAttention
 from ._linoss import LinOSS as LinOSS
 from ._lru import LRU as LRU
 from ._oscillators import OscillatorState as OscillatorState, OscillatorySSM as OscillatorySSM

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpy.typing import NDArray
 
-from rnnscale.ssm import LinearAttention
+from rnnscale.attention import LinearAttention
 from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._double import Doubles, to_double
 from rnnscale.verify._laws import call_layer

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from rnnscale._base import CausalLayer, SequenceLayer
+from rnnscale.attention import LinearAttention
 from rnnscale.cells import (
     ElmanRNNCell,
     GatedRecurrentUnitCell,
@@ -47,7 +48,7 @@ from rnnscale.models import (
     LanguageModel,
     SequenceClassifier,
 )
-from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5, DampedLinOSS, LinearAttention, LinOSS
+from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5, DampedLinOSS, LinOSS
 from rnnscale.verify import (
     _antisymmetric,
     _clockwork,

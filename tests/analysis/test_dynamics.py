@@ -9,9 +9,10 @@ import pytest
 
 import rnnscale
 from rnnscale.analysis import Panel, dynamics_panels
+from rnnscale.attention import LinearAttention
 from rnnscale.cells import RandomOscillatorsCell, RGLRUCell
 from rnnscale.models import LanguageModel, SequenceClassifier
-from rnnscale.ssm import LRU, S5, BidirectionalS5, LinearAttention
+from rnnscale.ssm import LRU, S5, BidirectionalS5
 
 pytest.importorskip("matplotlib", reason="plots need matplotlib")
 

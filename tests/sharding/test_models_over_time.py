@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rnnscale.attention import LinearAttention
 from rnnscale.cells import LongShortTermMemoryCell, MinGRUCell
 from rnnscale.layers import (
     RNN,
@@ -22,7 +23,6 @@ from rnnscale.models import LanguageModel, SequenceClassifier
 from rnnscale.runs import TrainConfig, set_up
 from rnnscale.runs._build import make_model
 from rnnscale.sharding import batch_sharding, make_mesh, shardings
-from rnnscale.ssm import LinearAttention
 from rnnscale.tasks import load_task
 from rnnscale.training import cross_entropy, squared_error
 from rnnscale_kernels.testing import compile_for

@@ -10,11 +10,12 @@ import optax
 import pytest
 
 from rnnscale import SequenceModel, verify
+from rnnscale.attention import LinearAttention
 from rnnscale.cells import GatedRecurrentUnitCell, LongShortTermMemoryCell, MinGRUCell
 from rnnscale.layers import DeepRNNEncoder, Dropout, RNNEncoder
 from rnnscale.models import LanguageModel, SequenceClassifier
 from rnnscale.sharding import batch_sharding, make_mesh, sharded_init, shardings
-from rnnscale.ssm import LRU, S5, BidirectionalS5, LinearAttention
+from rnnscale.ssm import LRU, S5, BidirectionalS5
 from rnnscale.training import (
     TrainState,
     cross_entropy,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rnnscale import verify
-from rnnscale.ssm import LinearAttention
+from rnnscale.attention import LinearAttention
 from rnnscale.verify._double import directional_derivative
 from rnnscale.verify._linear_attention import linear_attention_matches_oracle
 

@@ -1,0 +1,1 @@
+from ._linear_attention import LinearAttention as LinearAttention
