@@ -1447,7 +1447,7 @@ MADE_BY_THE_LIBRARY = """
 # Parts of implementations: their callers have checked what they are given.
 INNER = """
     affine call_model check_cell compute_weights identity linear check_reset checked_lengths
-    product time_loop_by
+    product time_loop_by layer_norm rms_norm
     adjoint fold_keys local_platform vary_alike zero_padding activation_spec
     automatic_axes check_halo constrain constrain_time differentiable_on_mesh from_neighbour
     gathered join_time mesh_axes parameter_spec row_spec shift split_time take_step unit_specs

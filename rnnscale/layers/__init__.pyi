@@ -16,7 +16,12 @@ from ._modular import (
     SharedModules as SharedModules,
     StackedModules as StackedModules,
 )
-from ._norm import LayerNorm as LayerNorm, RMSNorm as RMSNorm
+from ._norm import (
+    LayerNorm as LayerNorm,
+    RMSNorm as RMSNorm,
+    layer_norm as layer_norm,
+    rms_norm as rms_norm,
+)
 from ._reservoir import (
     Reservoir as Reservoir,
     ReservoirClassifier as ReservoirClassifier,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnnscale.layers import Embedding, LayerNorm, Linear, RMSNorm
+from rnnscale.layers import Embedding, LayerNorm, Linear, RMSNorm, layer_norm, rms_norm
 
 AXES = [(), (5,), (2, 5), (3, 2, 5)]
 
@@ -39,6 +39,16 @@ def test_norms(axes, getkey):
     np.testing.assert_allclose(layer_norm(x), expected, rtol=1e-4, atol=1e-5)
     expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-3) * scale
     np.testing.assert_allclose(rms_norm(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_norms_with_parameters_for_each_head(getkey):
+    x, scale, bias = (jax.random.normal(getkey(), s) for s in ((2, 7, 3, 5), (3, 5), (3, 5)))
+    layer_normed, rms_normed = layer_norm(x, scale, bias), rms_norm(x, scale)
+    for head in range(3):
+        norm = eqx.tree_at(lambda m: (m.scale, m.bias), LayerNorm(5), (scale[head], bias[head]))
+        np.testing.assert_allclose(layer_normed[..., head, :], norm(x[..., head, :]), rtol=1e-6)
+        norm = eqx.tree_at(lambda m: m.scale, RMSNorm(5), scale[head])
+        np.testing.assert_allclose(rms_normed[..., head, :], norm(x[..., head, :]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("norm", [LayerNorm, RMSNorm])
