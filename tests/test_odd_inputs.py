@@ -1451,7 +1451,7 @@ INNER = """
     adjoint fold_keys local_platform vary_alike zero_padding activation_spec
     automatic_axes check_halo constrain constrain_time differentiable_on_mesh from_neighbour
     gathered join_time mesh_axes parameter_spec row_spec shift split_time take_step unit_specs
-    arrays_over_time record_spec parse_time
+    arrays_over_time max_plus_scan record_spec parse_time
 """
 # Odd inputs of these are in the tests of their own packages, or they take anything.
 ELSEWHERE = """

@@ -7,6 +7,7 @@ from ._halo import (
 )
 from ._init import sharded_init as sharded_init
 from ._linear_attention import linear_attention as linear_attention
+from ._max_plus import max_plus_scan as max_plus_scan
 from ._mesh import make_mesh as make_mesh
 from ._on_mesh import (
     Specs as Specs,

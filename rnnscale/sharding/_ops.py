@@ -72,9 +72,9 @@ def diagonal_ssm(
     )  # fmt: skip
     *batch, time, _ = u.shape
     if missing := missing_steps(time, mesh):
-        u, reset = _pad(u, missing, axis=-2), _pad(reset, missing, axis=-1)
+        u, reset = pad_steps(u, missing, axis=-2), pad_steps(reset, missing, axis=-1)
         lengths = jnp.full(batch, time, jnp.int32) if lengths is None else lengths
-    row, seq, state = _axes(u.shape, "state", decay.shape, mesh)
+    row, seq, state = split_axes(u.shape, "state", decay.shape, mesh)
     rows, states = PartitionSpec(*row), PartitionSpec(*row, state)
     y, h_last = _on_mesh(
         DeviceOp(SSM, reverse, implementation, decay_varies=lengths is not None),
@@ -214,7 +214,7 @@ def elementwise_scan(
     shape = jax.tree.leaves(primals[1])[0].shape
 
     def specs(mesh: AbstractMesh) -> Specs:
-        row, _, channel = _axes(shape, "state", shape[-1:], mesh)
+        row, _, channel = split_axes(shape, "state", shape[-1:], mesh)
         rows, states = PartitionSpec(*row), PartitionSpec(*row, channel)
         steps = PartitionSpec(*row, None, channel)
         of_all_rows = PartitionSpec(*(None for _ in row), channel)
@@ -309,9 +309,9 @@ def _scan(
     else:
         if missing := missing_steps(time, mesh):
             a = jax.tree.map(lambda x: jnp.broadcast_to(x, (*x.shape[:-2], time, x.shape[-1])), a)
-            a, b = jax.tree.map(lambda x: _pad(x, missing, axis=-2), (a, b))
+            a, b = jax.tree.map(lambda x: pad_steps(x, missing, axis=-2), (a, b))
             a, b = _held(a, b, jnp.arange(time + missing) < time)
-            reset = _pad(reset, missing, axis=-1)
+            reset = pad_steps(reset, missing, axis=-1)
             device_op = replace(device_op, decay_varies=True)
         (h, h_last) = _on_mesh(
             device_op, OpArguments((a, b), h0, reset, None), _specs(a, b, channel_axis, mesh)
@@ -323,7 +323,7 @@ def _scan(
 
 
 def _specs(a: Any, b: Any, channel_axis: str | None, mesh: AbstractMesh) -> Specs:
-    row, seq, channel = _axes(b.shape, channel_axis, b.shape[-1:], mesh)
+    row, seq, channel = split_axes(b.shape, channel_axis, b.shape[-1:], mesh)
     steps, states = PartitionSpec(*row, seq, channel), PartitionSpec(*row, channel)
     # Axes along which the decay has size 1 are not split.
     decay = PartitionSpec(
@@ -345,7 +345,7 @@ def _held(a: Any, b: Any, valid: Bool[Array, "*#batch time"]) -> tuple[Any, Any]
     return a, jax.tree.map(lambda x: jnp.where(keep, x, 0), b)
 
 
-def _axes(
+def split_axes(
     shape: tuple[int, ...], state_axis: str | None, states: tuple[int, ...], mesh: AbstractMesh
 ) -> tuple:
     """The mesh axes that split batch, time and states: `(batch axes, time axis, state axis)`."""
@@ -373,12 +373,13 @@ def missing_steps(time: int, mesh: AbstractMesh) -> int:
     return missing
 
 
-def _pad(x: Array | None, missing: int, *, axis: int) -> Any:
+def pad_steps(x: Array | None, missing: int, *, axis: int, value: float = 0) -> Any:
+    """The array with `missing` steps of this value appended along the axis of time."""
     if x is None:
         return None
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, missing)
-    return jnp.pad(x, widths)
+    return jnp.pad(x, widths, constant_values=value)
 
 
 def _on_mesh(op: DeviceOp, arguments: OpArguments, specs: Specs) -> tuple:
