@@ -58,7 +58,8 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
         "--cell",
         type=named_values,
         metavar="NAME=VALUE,...",
-        help="options of the cell or layer, such as dt=0.06,gamma=66; default: its own",
+        help="options of the cell or layer, such as dt=0.06,gamma=66 or conv=none,gate=true; "
+        "default: its own",
     )
     parser.add_argument(
         "--batch-size",
@@ -222,8 +223,9 @@ def mesh_sizes(text: str) -> dict[str, int]:
     return mesh
 
 
-def named_values(text: str) -> dict[str, int | float | str]:
-    options: dict[str, int | float | str] = {}
+def named_values(text: str) -> dict[str, int | float | bool | str | None]:
+    constants = {"none": None, "true": True, "false": False}
+    options: dict[str, int | float | bool | str | None] = {}
     for part in text.split(","):
         name, equals, value = (each.strip() for each in part.partition("="))
         if not (name and equals and value):
@@ -233,7 +235,7 @@ def named_values(text: str) -> dict[str, int | float | str]:
         try:
             options[name] = int(value) if value.lstrip("+-").isdecimal() else float(value)
         except ValueError:
-            options[name] = value  # a word, such as init=henaff
+            options[name] = constants.get(value, value)  # or a word, such as init=henaff
     return options
 
 

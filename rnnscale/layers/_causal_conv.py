@@ -1,5 +1,6 @@
 """`CausalConv`, a short convolution over time, also over a mesh that splits time."""
 
+import functools
 import math
 from typing import Annotated
 
@@ -39,18 +40,19 @@ class CausalConv(CausalLayer):
     """
 
     weight: Float[Array, "idim width"] = parameter()
-    bias: Float[Array, "idim"] = parameter(group="bias")
+    bias: Float[Array, "idim"] | None = parameter(group="bias")
     idim: int = eqx.field(static=True)
     odim: int = eqx.field(static=True)
     width: int = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, idim: Size, width: Width = 4, *, key: PRNGKeyArray):
+    def __init__(self, idim: Size, width: Width = 4, *, use_bias: bool = True, key: PRNGKeyArray):
         """**Arguments:**
 
         - `idim`: features of the input, and of the output.
         - `width`: the number of steps that an output depends on, including its own; at least 2.
             Time and memory grow with it.
+        - `use_bias`: whether there is a bias.
         - `key`: for the initial weights.
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if `idim` is below 1
@@ -58,7 +60,7 @@ class CausalConv(CausalLayer):
         """
         bound = 1 / math.sqrt(width)
         self.weight = jax.random.uniform(key, (idim, width), jnp.float32, -bound, bound)
-        self.bias = jnp.zeros((idim,), jnp.float32)
+        self.bias = jnp.zeros((idim,), jnp.float32) if use_bias else None
         self.idim = self.odim = idim
         self.width = width
 
@@ -119,7 +121,7 @@ class CausalConv(CausalLayer):
 
 def _convolve(
     weight: Float[Array, "idim width"],
-    bias: Float[Array, "idim"],
+    bias: Float[Array, "idim"] | None,
     xs: Float[Array, "*rows past_and_time idim"],
     segments: Int[Array, "*rows past_and_time"],
 ) -> Float[Array, "*rows time idim"]:
@@ -137,16 +139,16 @@ def _convolve(
 
 def _weighted_sum(
     weight: Float[Array, "idim width"],
-    bias: Float[Array, "idim"],
+    bias: Float[Array, "idim"] | None,
     values: list[Float[Array, "*axes idim"]],
 ) -> Float[Array, "*axes idim"]:
     """The sum of `values`, oldest first; the last column of `weight` belongs to the oldest."""
     dtype = values[0].dtype
     columns = at_least_float32(weight.astype(dtype)).T[::-1]
-    total = at_least_float32(bias.astype(dtype))
-    for column, value in zip(columns, values, strict=True):
-        total = total + column * at_least_float32(value)
-    return total.astype(dtype)
+    terms = [column * at_least_float32(x) for column, x in zip(columns, values, strict=True)]
+    if bias is not None:
+        terms.insert(0, at_least_float32(bias.astype(dtype)))
+    return functools.reduce(jnp.add, terms).astype(dtype)
 
 
 def _of_last_segment(

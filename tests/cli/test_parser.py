@@ -114,6 +114,13 @@ def test_a_model_has_the_name_of_its_class_too(name: str):
     assert parse(["verify", name]).classes == [MODELS[name].class_name]
 
 
+def test_options_of_a_model_are_numbers_words_and_constants():
+    arguments = _parser().parse_args(
+        ["train", "digits", "--cell", "a=3,b=-0.5,c=none,d=true,e=zoh"]
+    )
+    assert arguments.cell == {"a": 3, "b": -0.5, "c": None, "d": True, "e": "zoh"}
+
+
 def test_models_lists_all(capsys: pytest.CaptureFixture[str]):
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
