@@ -684,7 +684,7 @@ LAYER_CASES = [
     constructor(layers.StackedModules, lambda: {"cells": [cell()]}, kinds={"cells": modules}),
     constructor(layers.CausalConv, idim=3),
     constructor(layers.Linear, idim=3, odim=2),
-    constructor(layers.Embedding, vocab=5, dim=2),
+    constructor(layers.Embedding, vocab=5, dim=2, more={"scale": refused(0.0, -1.0)}),
     constructor(layers.LayerNorm, dim=3, more={"epsilon": refused(-1.0)}),
     constructor(layers.RMSNorm, dim=3, more={"epsilon": refused(-1.0)}),
     constructor(layers.Dropout, rate=0.5, more={"rate": refused(-0.1, 1.0)}),
@@ -808,7 +808,9 @@ def _layer_of(key: Any) -> Any:
 _FACTORIES: dict[str, Kind] = {
     "make_layer": _factory,
     "make_mixer": function,
+    "make_ffn": function,
     "make_norm": function,
+    "make_head": function,
     "make_encoder": function,
 }
 MODEL_CASES = [
@@ -839,7 +841,9 @@ MODEL_CASES = [
     Case("GLU.call", lambda: (filled(models.GLU, 3, key=KEY), {"x": arrays(ROWS, 3)})),
     Case("HalfGLU.call", lambda: (filled(models.HalfGLU, 3, key=KEY), {"x": arrays(ROWS, 3)})),
     Case("FFN.call", lambda: (filled(models.FFN, 3, key=KEY), {"x": arrays(ROWS, 3)})),
+    Case("GatedFFN.call", lambda: (filled(models.GatedFFN, 3, key=KEY), {"x": arrays(ROWS, 3)})),
     constructor(models.FFN, dim=3, hidden=4, odim=2),
+    constructor(models.GatedFFN, dim=3, hidden=4, odim=2),
     constructor(models.GLU, dim=3, odim=2),
     constructor(models.HalfGLU, dim=3),
     constructor(models.Nonlinearity, dim=3),
@@ -850,7 +854,9 @@ MODEL_CASES = [
         idim=2, classes=4, make_layer=_layer_of, dim=3, depth=2, chunk=2, kinds=_FACTORIES,
     ),
     constructor(
-        models.LanguageModel, vocab=5, make_layer=_layer_of, dim=3, depth=2, kinds=_FACTORIES
+        models.LanguageModel,
+        vocab=5, make_layer=_layer_of, dim=3, depth=2, kinds=_FACTORIES,
+        more=dict.fromkeys(("embedding_scale", "logit_cap"), refused(0.0, -1.0)),
     ),
 ]  # fmt: skip
 

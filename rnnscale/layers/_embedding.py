@@ -6,12 +6,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from rnnscale import sharding
-from rnnscale._checks import FloatDType, Size, check_arguments
+from rnnscale._checks import FloatDType, Positive, Size, check_arguments
 from rnnscale._fields import parameter
 
 
 class Embedding(eqx.Module):
-    """A trained vector for each of `vocab` tokens, drawn from N(0, 1).
+    r"""A trained vector for each of `vocab` tokens, times `scale`.
+
+    The vectors start with variance $1 / \mathrm{scale}^2$, so the output has unit variance. In a
+    `LanguageModel` whose head is tied to the embedding, so have the logits if
+    $\mathrm{scale} = \sqrt{\mathrm{dim}}$.
 
     A token outside `0 <= token < vocab` gives NaN, so that the mistake shows.
     """
@@ -19,11 +23,12 @@ class Embedding(eqx.Module):
     weight: Float[Array, "vocab dim"] = parameter()
     vocab: int = eqx.field(static=True)
     dim: int = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, vocab: Size, dim: Size, *, key: PRNGKeyArray):
-        self.weight = jax.random.normal(key, (vocab, dim), jnp.float32)
-        self.vocab, self.dim = vocab, dim
+    def __init__(self, vocab: Size, dim: Size, *, scale: Positive = 1.0, key: PRNGKeyArray):
+        self.weight = jax.random.normal(key, (vocab, dim), jnp.float32) / scale
+        self.vocab, self.dim, self.scale = vocab, dim, float(scale)
 
     @check_arguments
     def __call__(
@@ -34,4 +39,4 @@ class Embedding(eqx.Module):
         weight = sharding.gathered(self).weight.astype(dtype)
         # Negative indices would count from the end.
         tokens = jnp.where(tokens < 0, self.vocab, tokens.astype(jnp.int32))
-        return weight.at[tokens].get(mode="fill", fill_value=jnp.nan)
+        return self.scale * weight.at[tokens].get(mode="fill", fill_value=jnp.nan)

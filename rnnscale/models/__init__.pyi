@@ -6,6 +6,7 @@ from ._language_model import LanguageModel as LanguageModel
 from ._mixers import (
     FFN as FFN,
     GLU as GLU,
+    GatedFFN as GatedFFN,
     HalfGLU as HalfGLU,
     Identity as Identity,
     Nonlinearity as Nonlinearity,

@@ -1,8 +1,9 @@
-"""`Block`: a sequence layer with norm, mixer, dropout and residual, so that it can be stacked."""
+"""`Block`: a sequence layer with norms, mixer, dropout and residuals, so that it can be stacked."""
 
 from collections.abc import Callable
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rnnscale._base import (
@@ -22,11 +23,15 @@ from rnnscale.models._mixers import HalfGLU, Pointwise
 from rnnscale.models._parts import check_pointwise, make_part
 
 # The numbers that are folded into a row's key for the parts of a block.
-_LAYER, _DROPOUT = 0, 1
+_LAYER, _DROPOUT, _FFN_DROPOUT = 0, 1, 2
 
 
 class Block(SequenceLayer, Stepwise, TakesIntervals):
-    r"""$$y = x + \mathrm{dropout}(\mathrm{mixer}(\mathrm{layer}(\mathrm{norm}(x))))$$
+    r"""$$z = x + \mathrm{dropout}(\mathrm{mixer}(\mathrm{layer}(\mathrm{norm}(x))))$$
+
+    and $y = z$; or, with a feed-forward network as in Transformers, Griffin and xLSTM,
+
+    $$y = z + \mathrm{dropout}(\mathrm{ffn}(\mathrm{ffn\_norm}(z)))$$
 
     It is causal, and its `step` works, if its sequence layer is causal.
 
@@ -38,6 +43,8 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
     norm: Pointwise
     layer: SequenceLayer
     mixer: Pointwise
+    ffn_norm: Pointwise | None
+    ffn: Pointwise | None
     dropout: Dropout | None
     idim: int = eqx.field(static=True)
     odim: int = eqx.field(static=True)
@@ -48,6 +55,7 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
         layer: SequenceLayer,
         *,
         make_mixer: Callable[..., Pointwise] = HalfGLU,
+        make_ffn: Callable[..., Pointwise] | None = None,
         make_norm: Callable[..., Pointwise] = LayerNorm,
         dropout: Rate = 0.0,
         key: PRNGKeyArray,
@@ -56,13 +64,15 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
 
         - `layer`: any sequence layer with as many features out as in.
         - `make_mixer`: called as `make_mixer(dim, key=key)`; see `rnnscale.models` for mixers.
-        - `make_norm`: called as `make_norm(dim)`.
+        - `make_ffn`: makes the network of a second residual branch, and is called in the same way.
+            `None` for one branch only.
+        - `make_norm`: called as `make_norm(dim)`, once for each branch.
         - `dropout`: the rate, in `[0, 1)`. Dropout acts if a call gets a `key`.
-        - `key`: for the mixer.
+        - `key`: for the mixer and the feed-forward network.
 
         **Raises:** `TypeError` if `layer` is not a `SequenceLayer`, or a part is not a function;
-            `ValueError` if the layer's `idim` and `odim` differ, or if the layer, the mixer or the
-            norm returns other shapes than it has to.
+            `ValueError` if the layer's `idim` and `odim` differ, or if the layer or a part
+            returns other shapes than it has to.
         """
         check_layer(layer)
         if layer.idim != layer.odim:
@@ -74,6 +84,12 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
         self.norm = make_part("Block", "make_norm", make_norm, self.idim)
         self.layer = layer
         self.mixer = make_part("Block", "make_mixer", make_mixer, self.idim, key=key)
+        self.ffn_norm = self.ffn = None
+        if make_ffn is not None:
+            self.ffn_norm = make_part("Block", "make_norm", make_norm, self.idim)
+            ffn_key = jax.random.fold_in(key, 1)  # the mixer's key is that without a branch
+            self.ffn = make_part("Block", "make_ffn", make_ffn, self.idim, key=ffn_key)
+            check_pointwise("Block", "make_ffn", self.ffn, self.idim)
         for name, part in (("make_norm", self.norm), ("make_mixer", self.mixer)):
             check_pointwise("Block", name, part, self.idim)
         self.dropout = Dropout(dropout) if dropout else None
@@ -94,15 +110,16 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
     ) -> tuple[State, Float[Array, "*batch time dim"]]:
         state, lengths = check_call(self, xs, state, reset, lengths, key, intervals)
         options = self._timing(intervals=intervals)
-        layer_key, dropout_key = _split(key, xs.shape[:-2])
+        keys = row_keys(key, xs.shape[:-2])
         xs = zero_padding(xs, lengths)
         state, ys = self.layer(
-            self.norm(xs), state, reset=reset, lengths=lengths, key=layer_key, **options
+            self.norm(xs), state, reset=reset, lengths=lengths, key=_fold(keys, _LAYER), **options
         )
-        ys = self.mixer(ys)
-        if self.dropout is not None:
-            ys = self.dropout(ys, key=dropout_key)
-        return state, zero_padding(xs + ys, lengths)
+
+        def drop(ys: Array, part: int) -> Array:
+            return ys if self.dropout is None else self.dropout(ys, key=_fold(keys, part))
+
+        return state, zero_padding(self._residuals(xs, ys, drop), lengths)
 
     def step(
         self,
@@ -120,17 +137,30 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
                 "no step. Call it instead."
             )
         state = check_step(self, x, state, key)
-        layer_key, dropout_key = _split(key, x.shape[:-1])
+        keys = row_keys(key, x.shape[:-1])
         options = self._timing(interval=interval)
-        state, y = self.layer.step(self.norm(x), state, key=layer_key, **options)
-        y = self.mixer(y)
-        if self.dropout is not None:
-            y = self.dropout.step(y, key=dropout_key)
-        return state, x + y
+        state, y = self.layer.step(self.norm(x), state, key=_fold(keys, _LAYER), **options)
+
+        def drop(y: Array, part: int) -> Array:
+            return y if self.dropout is None else self.dropout.step(y, key=_fold(keys, part))
+
+        return state, self._residuals(x, y, drop)
 
     @check_arguments
     def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> State:
         return self.layer.init_state(batch_shape, dtype)
+
+    def _residuals(
+        self,
+        x: Float[Array, "*axes dim"],
+        y: Float[Array, "*axes dim"],
+        drop: Callable[[Array, int], Array],
+    ) -> Float[Array, "*axes dim"]:
+        """The output, from the input and the output of the layer."""
+        x = x + drop(self.mixer(y), _DROPOUT)
+        if self.ffn is None or self.ffn_norm is None:
+            return x
+        return x + drop(self.ffn(self.ffn_norm(x)), _FFN_DROPOUT)
 
     def _timing(self, **intervals: Array | None) -> dict[str, Array]:
         """The arguments that are not `None`. Raises unless the layer takes them."""
@@ -144,8 +174,5 @@ class Block(SequenceLayer, Stepwise, TakesIntervals):
         return given
 
 
-def _split(key: Key[Array, "*#batch"] | None, batch_shape: tuple[int, ...]) -> tuple:
-    keys = row_keys(key, batch_shape)
-    if keys is None:
-        return None, None
-    return fold_keys(keys, _LAYER), fold_keys(keys, _DROPOUT)
+def _fold(keys: Key[Array, "*batch"] | None, part: int) -> Key[Array, "*batch"] | None:
+    return None if keys is None else fold_keys(keys, part)

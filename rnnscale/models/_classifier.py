@@ -67,6 +67,7 @@ class SequenceClassifier(TakesIntervals):
         depth: Size,
         make_encoder: Callable[..., Linear | Embedding] = Linear,
         make_mixer: Callable[..., Pointwise] = HalfGLU,
+        make_ffn: Callable[..., Pointwise] | None = None,
         make_norm: Callable[..., Pointwise] = LayerNorm,
         dropout: Rate = 0.0,
         pool: Pooling = "mean",
@@ -83,8 +84,8 @@ class SequenceClassifier(TakesIntervals):
         - `dim`: features of the blocks.
         - `depth`: the number of blocks.
         - `make_encoder`: `Linear` for features, `Embedding` for tokens.
-        - `make_mixer`, `make_norm`, `dropout`: see `rnnscale.models.Block`; the last norm is also
-            made by `make_norm`.
+        - `make_mixer`, `make_ffn`, `make_norm`, `dropout`: see `rnnscale.models.Block`; the last
+            norm is also made by `make_norm`.
         - `pool`: the `"mean"` over the valid steps, the `"last"` valid step, or `"none"`, which
             gives a label for each step.
         - `remat`: see `BlockStack`.
@@ -111,6 +112,7 @@ class SequenceClassifier(TakesIntervals):
             make_layer,
             depth,
             make_mixer=make_mixer,
+            make_ffn=make_ffn,
             make_norm=make_norm,
             dropout=dropout,
             remat=remat,

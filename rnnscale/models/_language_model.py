@@ -12,18 +12,20 @@ from rnnscale._base import (
     State,
     Stepwise,
     TakesIntervals,
+    at_least_float32,
     check_tokens,
     checked_timing,
     zero_padding,
 )
-from rnnscale._checks import BatchShape, FloatDType, Rate, Size, check_arguments
+from rnnscale._checks import BatchShape, FloatDType, Positive, Rate, Size, check_arguments
 from rnnscale.layers import Embedding, LayerNorm, Linear
 from rnnscale.models._mixers import HalfGLU, Pointwise
+from rnnscale.models._parts import make_part
 from rnnscale.models._stack import BlockStack, check_width
 
 
 class LanguageModel(Stepwise, TakesIntervals):
-    """Embedding, blocks, norm, linear head over the vocabulary.
+    r"""Embedding, blocks, norm, linear head over the vocabulary.
 
     ```python
     model = LanguageModel(
@@ -37,8 +39,9 @@ class LanguageModel(Stepwise, TakesIntervals):
     embedding: Embedding
     stack: BlockStack
     norm: Pointwise
-    head: Linear
+    head: Linear | None
     vocab: int = eqx.field(static=True)
+    logit_cap: float | None = eqx.field(static=True)
     dtype: jnp.dtype = eqx.field(static=True)
 
     @check_arguments
@@ -50,20 +53,30 @@ class LanguageModel(Stepwise, TakesIntervals):
         dim: Size,
         depth: Size,
         make_mixer: Callable[..., Pointwise] = HalfGLU,
+        make_ffn: Callable[..., Pointwise] | None = None,
         make_norm: Callable[..., Pointwise] = LayerNorm,
+        make_head: Callable[..., Linear] | None = Linear,
+        embedding_scale: Positive = 1.0,
+        logit_cap: Positive | None = None,
         dropout: Rate = 0.0,
         remat: bool = False,
         dtype: FloatDType = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """**Arguments:**
+        r"""**Arguments:**
 
         - `vocab`: the number of tokens.
         - `make_layer`: from a key to a causal layer with `dim` features in and out.
         - `dim`: features of the blocks.
         - `depth`: the number of blocks.
-        - `make_mixer`, `make_norm`, `dropout`: see `rnnscale.models.Block`; the last norm is also
-            made by `make_norm`.
+        - `make_mixer`, `make_ffn`, `make_norm`, `dropout`: see `rnnscale.models.Block`; the last
+            norm is also made by `make_norm`.
+        - `make_head`: called as `make_head(dim, vocab, key=key)`. `None` ties the head to the
+            embedding: logits are the products of the features with the tokens' vectors.
+        - `embedding_scale`: the factor of the embedding, $\sqrt{\mathrm{dim}}$ in models that tie
+            the head to it; see `Embedding`.
+        - `logit_cap`: keeps logits between `-logit_cap` and `logit_cap`, by
+            $c \tanh(\mathrm{logits} / c)$. Default: no cap.
         - `remat`: see `BlockStack`.
         - `dtype`: the compute dtype.
         - `key`: for the initial parameters.
@@ -73,11 +86,12 @@ class LanguageModel(Stepwise, TakesIntervals):
         predict.
         """
         embedding_key, stack_key, head_key = jax.random.split(key, 3)
-        self.embedding = Embedding(vocab, dim, key=embedding_key)
+        self.embedding = Embedding(vocab, dim, scale=embedding_scale, key=embedding_key)
         self.stack = BlockStack(
             make_layer,
             depth,
             make_mixer=make_mixer,
+            make_ffn=make_ffn,
             make_norm=make_norm,
             dropout=dropout,
             remat=remat,
@@ -90,8 +104,15 @@ class LanguageModel(Stepwise, TakesIntervals):
                 f"{type(self.stack.blocks.layer).__name__} sees the tokens to be predicted."
             )
         self.norm = make_norm(dim)
-        self.head = Linear(dim, vocab, key=head_key)
-        self.vocab, self.dtype = vocab, jnp.dtype(dtype)
+        self.head = None
+        if make_head is not None:
+            self.head = make_part("LanguageModel", "make_head", make_head, dim, vocab, key=head_key)
+            if not isinstance(self.head, Linear):
+                raise TypeError(
+                    "LanguageModel: make_head must be Linear, or make one of dim features in and "
+                    f"vocab out; it made {type(self.head).__name__}."
+                )
+        self.vocab, self.dtype, self.logit_cap = vocab, jnp.dtype(dtype), logit_cap
 
     @property
     def causal(self) -> bool:
@@ -113,7 +134,7 @@ class LanguageModel(Stepwise, TakesIntervals):
         state, xs = self.stack(
             xs, state, reset=reset, lengths=lengths, intervals=intervals, key=key
         )
-        return state, zero_padding(self.head(self.norm(xs)), lengths)
+        return state, zero_padding(self._logits(xs), lengths)
 
     def step(
         self,
@@ -126,7 +147,16 @@ class LanguageModel(Stepwise, TakesIntervals):
         check_tokens(self, token)
         x = self.embedding(token, self.dtype)
         state, x = self.stack.step(x, state, interval=interval, key=key)
-        return state, self.head(self.norm(x))
+        return state, self._logits(x)
+
+    def _logits(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes vocab"]:
+        x = self.norm(x)
+        tied = self.embedding.weight.astype(x.dtype)
+        logits = x @ tied.T if self.head is None else self.head(x)
+        if self.logit_cap is None:
+            return logits
+        capped = self.logit_cap * jnp.tanh(at_least_float32(logits) / self.logit_cap)
+        return capped.astype(logits.dtype)
 
     @check_arguments
     def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> State:

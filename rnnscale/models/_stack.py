@@ -44,6 +44,7 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         depth: Size,
         *,
         make_mixer: Callable[..., Pointwise] = HalfGLU,
+        make_ffn: Callable[..., Pointwise] | None = None,
         make_norm: Callable[..., Pointwise] = LayerNorm,
         dropout: Rate = 0.0,
         remat: bool = False,
@@ -54,7 +55,7 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         - `make_layer`: makes the sequence layer of one block from a key, for example
             `lambda key: S5(64, 64, key=key)`. It is traced once, for all depths.
         - `depth`: the number of blocks.
-        - `make_mixer`, `make_norm`, `dropout`: see `Block`.
+        - `make_mixer`, `make_ffn`, `make_norm`, `dropout`: see `Block`.
         - `remat`: keep only the inputs of the blocks, and compute the rest again in the backward
             pass: less memory for about a third more arithmetic.
         - `key`: for the initial parameters.
@@ -73,6 +74,7 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
             return Block(
                 layer,
                 make_mixer=make_mixer,
+                make_ffn=make_ffn,
                 make_norm=make_norm,
                 dropout=dropout,
                 key=block_key,

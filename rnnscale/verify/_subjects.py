@@ -45,6 +45,7 @@ from rnnscale.models import (
     GLU,
     Block,
     BlockStack,
+    GatedFFN,
     LanguageModel,
     SequenceClassifier,
 )
@@ -196,7 +197,15 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
     ),
     (
         "BlockStack",
-        lambda key: BlockStack(_lru, 3, make_mixer=GLU, make_norm=RMSNorm, remat=True, key=key),
+        lambda key: BlockStack(
+            _lru,
+            3,
+            make_mixer=GLU,
+            make_ffn=partial(GatedFFN, hidden=9),
+            make_norm=RMSNorm,
+            remat=True,
+            key=key,
+        ),
     ),
 ]
 
@@ -237,6 +246,19 @@ MODELS: list[tuple[str, Builder]] = [
     (
         "LanguageModel",
         lambda key: LanguageModel(11, make_layer=_lru, dim=_DIM, depth=2, dropout=0.25, key=key),
+    ),
+    (
+        "LanguageModel tied",
+        lambda key: LanguageModel(
+            11,
+            make_layer=_lru,
+            make_head=None,
+            embedding_scale=2.0,
+            logit_cap=3.0,
+            dim=_DIM,
+            depth=1,
+            key=key,
+        ),
     ),
     ("AutoregressiveRNN", lambda key: AutoregressiveRNN(_mixed(key), key=key)),
 ]

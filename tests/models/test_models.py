@@ -2,6 +2,7 @@
 
 import functools
 import time
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 
 from rnnscale import verify
-from rnnscale.layers import RMSNorm, fold_keys
+from rnnscale.layers import LayerNorm, Linear, RMSNorm, fold_keys
 from rnnscale.models import (
     FFN,
     GLU,
     Block,
     BlockStack,
+    GatedFFN,
     HalfGLU,
     Identity,
     LanguageModel,
@@ -74,6 +76,17 @@ def test_mixers(axes, getkey):
         inner = gelu(np.einsum("...i,mi->...m", wide, ffn.w_in) + np.asarray(ffn.b_in))
         return np.einsum("...m,om->...o", inner, ffn.w_out) + np.asarray(ffn.b_out)
 
+    def gated_oracle(ffn, activation):
+        gate, value = np.einsum("...i,gmi->g...m", wide, ffn.w_in)
+        if ffn.b_in is not None:
+            gate, value = gate + np.asarray(ffn.b_in[0]), value + np.asarray(ffn.b_in[1])
+        y = np.einsum("...m,om->...o", activation(gate) * value, ffn.w_out)
+        return y if ffn.b_out is None else y + np.asarray(ffn.b_out)
+
+    swiglu = GatedFFN(5, use_bias=False, key=getkey())
+    geglu = GatedFFN(5, hidden=3, odim=7, activation=jax.nn.gelu, key=getkey())
+    biases = jnp.array([[1.0, 2, 3], [4, 5, 6]]), jnp.arange(7.0)
+    geglu = eqx.tree_at(lambda m: (m.b_in, m.b_out), geglu, biases)
     glu, half, ffn = GLU(5, key=getkey()), HalfGLU(5, key=getkey()), FFN(5, key=getkey())
     narrow, wider = GLU(5, odim=2, key=getkey()), FFN(5, hidden=3, odim=7, key=getkey())
     for got, expected in (
@@ -82,11 +95,14 @@ def test_mixers(axes, getkey):
         (half(x), gelu(wide) * sigmoid(linear(half.gate, gelu(wide)))),
         (ffn(x), ffn_oracle(ffn)),
         (wider(x), ffn_oracle(wider)),
+        (swiglu(x), gated_oracle(swiglu, lambda x: x * sigmoid(x))),
+        (geglu(x), gated_oracle(geglu, gelu)),
         (Nonlinearity(5, activation=jnp.tanh)(x), np.tanh(wide)),
         (Identity(5)(x), wide),
     ):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
     assert ffn.w_in.shape == (20, 5) and FFN(5, hidden=3, key=getkey()).w_out.shape == (5, 3)
+    assert swiglu.w_in.shape == (2, 15, 5) and geglu.w_out.shape == (7, 3)
     assert narrow(x).shape == (*axes, 2) and wider(x).shape == (*axes, 7)
     assert not np.allclose(glu.value.weight, glu.gate.weight)
 
@@ -99,6 +115,64 @@ def test_block_is_its_equation(getkey):
     _, ys = call(block, xs)
     expected = jit(lambda xs: xs + block.mixer(block.layer(block.norm(xs))[1]))(xs)
     np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_block_with_two_branches_is_its_equation(getkey):
+    def build(key, **options):
+        return Block(make_layer(key), make_norm=RMSNorm, make_mixer=GLU, key=key, **options)
+
+    key, xs = getkey(), jax.random.normal(getkey(), (2, 6, 5))
+    block = jit(lambda key: build(key, make_ffn=GatedFFN))(key)
+    block = eqx.tree_at(lambda m: m.ffn_norm.scale, block, 2 * jnp.arange(5.0))
+    _, ys = call(block, xs)
+    _, first = call(jit(build)(key), xs)  # the parts of the first branch do not depend on make_ffn
+    expected = jit(lambda zs: zs + block.ffn(block.ffn_norm(zs)))(first)
+    np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_branches_draw_their_own_masks(key):
+    block = zeros(
+        lambda key: Block(
+            make_layer(key),
+            make_mixer=Identity,
+            make_ffn=Nonlinearity,
+            make_norm=lambda dim: LayerNorm(dim),
+            dropout=0.5,
+            key=key,
+        ),
+        key,
+    )
+    # Zero but for what makes the first branch add one, and the second about one.
+    ones = np.ones(5, np.float32)
+    block = eqx.tree_at(
+        lambda m: (m.norm.bias, m.layer.d, m.ffn_norm.bias, m.dropout.rate),
+        block,
+        (ones, ones, ones, np.float32(0.5)),
+    )
+    _, ys = jit(lambda block: block(jnp.zeros((50, 5)), key=key))(block)
+    second = 2 * gelu(1.0)
+    kinds = np.unique(np.round(np.asarray(ys), 3))
+    np.testing.assert_allclose(kinds, sorted([0, second, 2, 2 + second]), atol=1e-3)
+
+
+def test_options_of_the_language_model(getkey):
+    def build(key, **options):
+        return language_model(key, **options, make_norm=RMSNorm)
+
+    key, tokens = getkey(), jnp.array([[3, 1, 4, 1, 5, 9]])
+    tied = jit(lambda key: build(key, make_head=None, embedding_scale=2.0, logit_cap=1.5))(key)
+    weight = np.asarray(tied.embedding.weight)
+    assert tied.head is None and abs(weight.std() - 0.5) < 0.2
+    features = tied.norm(jit(tied.stack.__call__)(2 * jnp.asarray(weight)[tokens])[1])
+    logits = np.asarray(features, np.float64) @ weight.T
+    expected = 1.5 * np.tanh(logits / 1.5)
+    state, got = call(tied, tokens)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert abs(got).max() < 1.5 < abs(logits).max()
+    plain = jit(lambda key: build(key, make_head=partial(Linear, use_bias=False)))(key)
+    assert plain.head.bias is None and call(plain, tokens)[1].shape == (1, 6, 11)
+    with pytest.raises(TypeError, match="make_head must be Linear"):
+        build(key, make_head=lambda dim, vocab, key: FFN(dim, odim=vocab, key=key))
 
 
 def test_stack_is_its_blocks_in_a_row(getkey):
