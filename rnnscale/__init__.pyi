@@ -68,6 +68,7 @@ from .layers import (
     DeepBidirectionalRNN as DeepBidirectionalRNN,
     DeepRNN as DeepRNN,
     DeepRNNEncoder as DeepRNNEncoder,
+    GriffinRecurrence as GriffinRecurrence,
     ModularRNN as ModularRNN,
     ReservoirComputer as ReservoirComputer,
     RNNEncoder as RNNEncoder,

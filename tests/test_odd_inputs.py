@@ -683,6 +683,13 @@ LAYER_CASES = [
     constructor(layers.SharedModules, lambda: {"cell": cell()}, count=2),
     constructor(layers.StackedModules, lambda: {"cells": [cell()]}, kinds={"cells": modules}),
     constructor(layers.CausalConv, idim=3),
+    constructor(
+        layers.GriffinRecurrence,
+        idim=3,
+        hdim=4,
+        odim=2,
+        more={"blocks": refused(3), "conv_width": refused(1)},
+    ),
     constructor(layers.Linear, idim=3, odim=2),
     constructor(layers.Embedding, vocab=5, dim=2, more={"scale": refused(0.0, -1.0)}),
     constructor(layers.LayerNorm, dim=3, more={"epsilon": refused(-1.0)}),

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale.cells._base import Coefficients, LinearCell
+from rnnscale.cells._base import Coefficients, LinearCell, Units
 from rnnscale.cells._gates import block_products
 from rnnscale.cells._init import normal
 
@@ -39,7 +39,8 @@ class RGLRUCell(LinearCell):
 
     - $\log a_t$ is at most $-2^{-22}$ (a memory of four million steps), so that $a_t$ stays below
       one in float32 and the root has a finite gradient, which is zero there.
-    - The root is applied at the first step of a sequence too, where the authors' code has 1.
+    - The root is applied at the first step of a sequence too, where the authors' code has 1, as
+      `rnnscale.GriffinRecurrence` does.
 
     **Differs from the authors' code**, recurrentgemma, in how parameters start. There,
     $e^{-\mathrm{softplus}(\Lambda)}$ lies between 0.9 and 0.999, its square uniform, and the decay
@@ -76,6 +77,13 @@ class RGLRUCell(LinearCell):
         self.idim = self.hdim = idim
 
     def drive(self, weights: "RGLRUCell", x: Float[Array, "*axes idim"]) -> Coefficients:
+        a, root, gated = self.gated(weights, x)
+        return a, root * gated
+
+    def gated(
+        self, weights: "RGLRUCell", x: Float[Array, "*axes idim"]
+    ) -> tuple[Units, Units, Units]:
+        r"""The factors of a step: $a_t$, $\sqrt{1 - a_t^2}$ and $i_t \odot x_t$."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
         r, i = block_products(weights.gates, x)
         r_bias, i_bias = weights.bias
@@ -83,4 +91,4 @@ class RGLRUCell(LinearCell):
         log_a = jnp.minimum(-_SHARPNESS * jax.nn.softplus(weights.decay) * r, _SLOWEST)
         # 1 - a² without the cancellation near a = 1.
         power = -jnp.expm1(2 * log_a)
-        return jnp.exp(log_a), jnp.sqrt(power) * i * x.astype(wide)
+        return jnp.exp(log_a), jnp.sqrt(power), i * x.astype(wide)

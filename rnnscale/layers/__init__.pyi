@@ -6,6 +6,7 @@ from ._dropout import Dropout as Dropout
 from ._embedding import Embedding as Embedding
 from ._encoder import Encoder as Encoder, RNNEncoder as RNNEncoder
 from ._feedback import draw_tokens as draw_tokens
+from ._griffin import GriffinRecurrence as GriffinRecurrence
 from ._linear import Linear as Linear
 from ._messages import (
     DenseMessages as DenseMessages,

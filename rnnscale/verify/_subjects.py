@@ -33,6 +33,7 @@ from rnnscale.layers import (
     DeepRNNEncoder,
     DenseMessages,
     Embedding,
+    GriffinRecurrence,
     ModularRNN,
     RecurrentNetwork,
     ReservoirComputer,
@@ -191,6 +192,7 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
         lambda key: LinearAttention(_DIM, 2, 6, key_dim=3, value_dim=4, key=key),
     ),
     ("CausalConv", lambda key: CausalConv(_DIM, 3, key=key)),
+    ("GriffinRecurrence", lambda key: GriffinRecurrence(_DIM, 6, 4, blocks=2, key=key)),
     (
         "Block",
         lambda key: Block(_s5(key), make_mixer=partial(FFN, hidden=9), dropout=0.25, key=key),

@@ -14,6 +14,7 @@ from rnnscale.layers import RecurrentNetwork, RNNEncoder
 from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5, DampedLinOSS, LinOSS
 from rnnscale.verify import (
     _causal_conv,
+    _griffin,
     _laws,
     _linear_attention,
     _linoss,
@@ -156,6 +157,7 @@ _PROMISES: dict[str, tuple[str, Invariants]] = {
     "AutoregressiveRNN": ("", _networks.autoregressive_invariants),
     "LinearAttention": ("Katharopoulos et al. 2020", _linear_attention.invariants),
     "CausalConv": ("", _causal_conv.invariants),
+    "GriffinRecurrence": ("De et al. 2024", _griffin.invariants),
     "ModularRNN": ("", _modular.invariants),
     "ReservoirComputer": ("Jaeger 2001", _reservoir.invariants),
 }
