@@ -37,6 +37,8 @@ class _Recipe:
 
 _DIGITS = _Recipe({"steps": 600, "batch_size": 64, "dim": 64, "depth": 2, "state_dim": 64})
 _MNIST = _Recipe({"steps": 900, "batch_size": 50, "dim": 64, "depth": 4, "dropout": 0.1})
+# A recurrence that is linear and diagonal can't track the states of these tasks.
+_TRACKING = _Recipe({"steps": 1000, "batch_size": 128}, model="lstm")
 _RECIPES: Mapping[str, _Recipe] = MappingProxyType(
     {
         "digits": _DIGITS,
@@ -53,6 +55,18 @@ _RECIPES: Mapping[str, _Recipe] = MappingProxyType(
                 "state_dim": 128,
                 "learning_rate": 8e-3,
             }
+        ),
+        **dict.fromkeys(
+            (
+                "parity",
+                "modular-arithmetic",
+                "modular-arithmetic-brackets",
+                "word-s3",
+                "word-a5",
+                "word-s5",
+                "k-hop",
+            ),
+            _TRACKING,
         ),
         "japanese-vowels": _Recipe({"steps": 300, "dropout": 0.2}),
         "adding": _Recipe(

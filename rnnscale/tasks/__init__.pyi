@@ -18,6 +18,7 @@ from ._images import (
     mnist5k as mnist5k,
     mnist5k_permuted as mnist5k_permuted,
 )
+from ._k_hop import k_hop as k_hop
 from ._listops import LISTOPS_TOKENS as LISTOPS_TOKENS, listops as listops
 from ._lra_images import (
     lra_image as lra_image,
@@ -29,10 +30,17 @@ from ._lra_text import (
     lra_retrieval as lra_retrieval,
     lra_text as lra_text,
 )
+from ._modular_arithmetic import (
+    BRACKET_TOKENS as BRACKET_TOKENS,
+    MODULAR_TOKENS as MODULAR_TOKENS,
+    modular_arithmetic as modular_arithmetic,
+    modular_arithmetic_brackets as modular_arithmetic_brackets,
+)
 from ._ngram import count_model_bits_per_byte as count_model_bits_per_byte
 from ._pad_time import pad_time as pad_time
+from ._parity import parity as parity
 from ._pendulum import pendulum as pendulum
-from ._recall import recall as recall
+from ._recall import recall as recall, recall_small as recall_small
 from ._selective_copy import selective_copy as selective_copy
 from ._series import (
     SERIES as SERIES,
@@ -50,4 +58,5 @@ from ._task import Task as Task, TaskSpec as TaskSpec, check_records as check_re
 from ._task_from import task_from as task_from
 from ._watch import WATCH_PEOPLE as WATCH_PEOPLE, watch as watch
 from ._windows import Windows as Windows
+from ._word_problem import word_problem as word_problem
 from .files._preprocessing import Preprocessing as Preprocessing

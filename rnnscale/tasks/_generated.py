@@ -1,6 +1,7 @@
 """Records computed from a seed when they are read, for the synthetic tasks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -50,3 +51,50 @@ def generated_splits(
     return [
         GeneratedSource(make, count, seed=seed, split=split) for split, count in enumerate(counts)
     ]
+
+
+def splits_up_to(
+    make: Callable[[int, np.random.RandomState], Record],
+    lengths: Sequence[int],
+    counts: tuple[int, int, int],
+    *,
+    seed: int,
+) -> list[GeneratedSource]:
+    """Splits for length generalisation: training and validation records have any of the lengths,
+    each equally likely, and test records the last one. Test records for longer sequences are those
+    of the same task loaded with longer sequences.
+
+    **Arguments:**
+
+    - `make`: computes a record from its length and a random number generator.
+    - `lengths`: the lengths, the longest one last.
+    """
+    of_any_length = partial(_of_any_length, make, lengths)
+    train, validation, _ = generated_splits(of_any_length, counts, seed=seed)
+    *_, test = generated_splits(partial(make, lengths[-1]), counts, seed=seed)
+    return [train, validation, test]
+
+
+def answered_at_the_end(tokens: np.ndarray, answer: int, seq_len: int) -> Record:
+    """A record of tokens with a label at the last of them, padded with zeros to `seq_len` steps."""
+    steps = len(tokens)
+    inputs = np.zeros(seq_len, np.int32)
+    inputs[:steps] = tokens
+    labels = np.zeros(seq_len, np.int32)
+    labels[steps - 1] = answer
+    weight = np.zeros(seq_len, np.float32)
+    weight[steps - 1] = 1
+    return {
+        "inputs": inputs,
+        "labels": labels,
+        "weight": weight,
+        "lengths": np.asarray(steps, np.int32),
+    }
+
+
+def _of_any_length(
+    make: Callable[[int, np.random.RandomState], Record],
+    lengths: Sequence[int],
+    random: np.random.RandomState,
+) -> Record:
+    return make(lengths[random.randint(len(lengths))], random)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -89,6 +90,21 @@ def recall(
         notes={"seed": seed, "pairs": pairs, "vocabulary": vocabulary, "power": power},
         baseline=baseline,
     )
+
+
+def recall_small(seq_len: int = 40, *, seed: int = 0) -> Task:
+    """`recall` with four keys and 64 tokens, which a small model learns in minutes.
+
+    **Arguments:**
+
+    - `seq_len`: steps in a record, even and at least 16.
+    - `seed`: seed of the records, 0 to 2**32 - 1.
+
+    **Returns:** the task; see `recall`.
+
+    **Raises:** `ValueError` if a number is out of range.
+    """
+    return replace(recall(seq_len, pairs=4, vocabulary=64, seed=seed), name="recall-small")
 
 
 def _record(

@@ -14,17 +14,21 @@ from rnnscale.tasks._archive import ARCHIVE, Protocol, archive_task, uea
 from rnnscale.tasks._bytes import bytes_task
 from rnnscale.tasks._copy import copy_memory
 from rnnscale.tasks._images import digits, digits_permuted, mnist5k, mnist5k_permuted
+from rnnscale.tasks._k_hop import k_hop
 from rnnscale.tasks._listops import listops
 from rnnscale.tasks._lra_images import lra_image, lra_pathfinder, lra_pathx
 from rnnscale.tasks._lra_text import lra_listops, lra_retrieval, lra_text
+from rnnscale.tasks._modular_arithmetic import modular_arithmetic, modular_arithmetic_brackets
+from rnnscale.tasks._parity import parity
 from rnnscale.tasks._pendulum import pendulum
-from rnnscale.tasks._recall import recall
+from rnnscale.tasks._recall import recall, recall_small
 from rnnscale.tasks._selective_copy import selective_copy
 from rnnscale.tasks._series import SERIES
 from rnnscale.tasks._series_task import series_task
 from rnnscale.tasks._speech_commands import speech_commands
 from rnnscale.tasks._task import Task
 from rnnscale.tasks._watch import watch
+from rnnscale.tasks._word_problem import word_problem
 
 type Argument = Literal["seq_len", "text", "folder", "protocol", "split_seed"]
 
@@ -86,6 +90,31 @@ TASKS: Mapping[str, TaskInfo] = MappingProxyType(
         ),
         "recall": TaskInfo(
             "the values of keys that come again: any steps, 8192 tokens", recall, _LENGTH
+        ),
+        "recall-small": TaskInfo(
+            "recall with four keys: any steps, 64 tokens", recall_small, _LENGTH
+        ),
+        "parity": TaskInfo("whether the number of ones is odd: any steps", parity, _LENGTH),
+        "modular-arithmetic": TaskInfo(
+            "the value modulo 5 of a sum of products: any steps", modular_arithmetic, _LENGTH
+        ),
+        "modular-arithmetic-brackets": TaskInfo(
+            "the value modulo 5 of nested sums: any steps", modular_arithmetic_brackets, _LENGTH
+        ),
+        **{
+            f"word-{group}": TaskInfo(
+                f"products of {elements}: any steps, {order} classes",
+                partial(word_problem, group),
+                _LENGTH,
+            )
+            for group, elements, order in (
+                ("s3", "permutations of three points", 6),
+                ("a5", "even permutations of five points", 60),
+                ("s5", "permutations of five points", 120),
+            )
+        },
+        "k-hop": TaskInfo(
+            "what followed a token the last time, twice: any steps, 5 classes", k_hop, _LENGTH
         ),
         "listops": TaskInfo(
             "the value of nested operations on digits: up to 4000 steps", listops, _LENGTH

@@ -25,6 +25,13 @@ MAKERS: dict[str, Callable[..., tasks.Task]] = {
     "recall": lambda **options: tasks.recall(64, **options),
     "listops": lambda **options: tasks.listops(64, **options),
     "pendulum": lambda **options: tasks.pendulum(10, **options),
+    "parity": lambda **options: tasks.parity(64, **options),
+    "modular-arithmetic": lambda **options: tasks.modular_arithmetic(400, **options),
+    "modular-arithmetic-brackets": lambda **options: tasks.modular_arithmetic_brackets(
+        400, **options
+    ),
+    "word-a5": lambda **options: tasks.word_problem("a5", **options),
+    "k-hop": lambda **options: tasks.k_hop(**options),
 }
 
 
@@ -75,6 +82,11 @@ def test_a_record_is_a_function_of_seed_split_and_index(name):
         ("selective-copy", "daf77aea2cdd7693"),
         ("recall", "9889bd41f8c8b6e8"),
         ("listops", "7d77a0d4f526027f"),
+        ("parity", "b8fedfed2d72e802"),
+        ("modular-arithmetic", "411a983dc3aaafa4"),
+        ("modular-arithmetic-brackets", "a2241cc56d1a6c4a"),
+        ("word-a5", "ef4dddb4659ce969"),
+        ("k-hop", "6bd5a0fd793add45"),
     ],
 )
 def test_records_stay_what_they_are(name, pinned):
@@ -94,6 +106,11 @@ def test_records_stay_what_they_are(name, pinned):
         ("recall", (100_000, 1_000, 3_000)),
         ("listops", (96_000, 2_000, 2_000)),
         ("pendulum", (2_000, 1_000, 1_000)),
+        ("k-hop", (10_000_000, 1_000, 1_000)),
+        ("word-a5", (10_000_000, 1_000, 1_000)),
+        ("modular-arithmetic-brackets", (10_000_000, 1_000, 1_000)),
+        ("modular-arithmetic", (10_000_000, 1_000, 1_000)),
+        ("parity", (10_000_000, 1_000, 1_000)),
     ],
 )
 def test_records_are_as_the_task_says(name, sizes):
