@@ -24,6 +24,7 @@ PARAMETER_AXES: Mapping[str, Axes] = {
     "batch": ("data", "fsdp"),
     "state": ("tensor",),
     "blocks": ("tensor",),
+    "heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("fsdp",),
     "classes": ("fsdp",),
@@ -38,13 +39,14 @@ ACTIVATION_AXES: Mapping[str, Axes] = {
     "batch": ("data", "fsdp"),
     "time": ("seq",),
     "state": ("tensor",),
+    "heads": ("tensor",),
     "mlp": ("tensor",),
 }
 """The mesh axes that split each axis of an activation. Other axes are replicated."""
 
 # Sizes that the mesh axis does not divide are replicated with a warning for these mesh axes and
 # logical axes. For the others they are an error, since replication would multiply the work.
-_MAY_REPLICATE = frozenset({"fsdp", "blocks"})
+_MAY_REPLICATE = frozenset({"fsdp", "blocks", "heads"})
 
 
 def parameter_spec(parameter: Parameter, mesh: Mesh | AbstractMesh) -> PartitionSpec:
