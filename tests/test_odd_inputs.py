@@ -805,7 +805,8 @@ LAYER_CASES = [
 
 
 def _factory(_: Any) -> list[Odd]:
-    return refused(None, "lru", 3, lambda: 3, lambda key: 3)
+    wrong = [], ["lru"], [lambda: 3], [_layer_of, lambda key: ssm.LRU(2, 4, key=key)]
+    return refused(None, "lru", 3, lambda: 3, lambda key: 3, *wrong)
 
 
 def _layer_of(key: Any) -> Any:

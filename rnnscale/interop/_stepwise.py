@@ -77,13 +77,13 @@ class _UnrolledStack(_Causal):
         interval: Float[Array, "*batch"] | None = None,
         key: None = None,
     ) -> tuple[State, Float[Array, "*batch dim"]]:
-        arrays, static = eqx.partition(self.stack.blocks, eqx.is_array)
-        states = []
-        for depth in range(self.stack.depth):
-            block, before = jax.tree.map(lambda leaf, i=depth: leaf[i], (arrays, state))
-            after, x = eqx.combine(block, static).step(x, before, interval=interval)
+        stack, states = self.stack, []
+        for block, before in zip(
+            stack.unstacked(stack.blocks), stack.unstacked(state), strict=True
+        ):
+            after, x = block.step(x, before, interval=interval)
             states.append(after)
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), x
+        return stack.stacked(states), x
 
     def init_state(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None

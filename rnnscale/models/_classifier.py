@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rnnscale import sharding
 from rnnscale._base import (
-    SequenceLayer,
     State,
     TakesIntervals,
     at_least_float32,
@@ -25,7 +24,7 @@ from rnnscale._over_time import lengths_within, over_time
 from rnnscale.layers import Embedding, LayerNorm, Linear, fold_keys, row_keys
 from rnnscale.models._mixers import HalfGLU, Pointwise
 from rnnscale.models._parts import make_part
-from rnnscale.models._stack import BlockStack, check_width
+from rnnscale.models._stack import BlockStack, MakeLayers, check_width, noncausal_layers
 
 type Pooling = Literal["last", "mean", "none"]
 
@@ -62,7 +61,7 @@ class SequenceClassifier(TakesIntervals):
         idim: Size,
         classes: Size,
         *,
-        make_layer: Callable[[PRNGKeyArray], SequenceLayer],
+        make_layer: MakeLayers,
         dim: Size,
         depth: Size,
         make_encoder: Callable[..., Linear | Embedding] = Linear,
@@ -80,7 +79,8 @@ class SequenceClassifier(TakesIntervals):
 
         - `idim`: features of the input, or the number of tokens.
         - `classes`: the number of labels.
-        - `make_layer`: from a key to a sequence layer with `dim` features in and out.
+        - `make_layer`: from a key to a sequence layer with `dim` features in and out; or a list of
+            such functions, see `BlockStack`.
         - `dim`: features of the blocks.
         - `depth`: the number of blocks.
         - `make_encoder`: `Linear` for features, `Embedding` for tokens.
@@ -124,7 +124,7 @@ class SequenceClassifier(TakesIntervals):
         if chunk is not None and not self.causal:
             raise ValueError(
                 f"SequenceClassifier: chunk={chunk} hands a state from chunk to chunk, but "
-                f"{type(self.stack.blocks.layer).__name__} needs the full sequence: leave chunk "
+                f"{noncausal_layers(self.stack)} needs the full sequence: leave chunk "
                 "out, or use a causal layer."
             )
         self.idim, self.classes, self.pool, self.chunk = idim, classes, pool, chunk

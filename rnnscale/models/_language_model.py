@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rnnscale._base import (
-    SequenceLayer,
     State,
     Stepwise,
     TakesIntervals,
@@ -21,7 +20,7 @@ from rnnscale._checks import BatchShape, FloatDType, Positive, Rate, Size, check
 from rnnscale.layers import Embedding, LayerNorm, Linear
 from rnnscale.models._mixers import HalfGLU, Pointwise
 from rnnscale.models._parts import make_part
-from rnnscale.models._stack import BlockStack, check_width
+from rnnscale.models._stack import BlockStack, MakeLayers, check_width, noncausal_layers
 
 
 class LanguageModel(Stepwise, TakesIntervals):
@@ -49,7 +48,7 @@ class LanguageModel(Stepwise, TakesIntervals):
         self,
         vocab: Size,
         *,
-        make_layer: Callable[[PRNGKeyArray], SequenceLayer],
+        make_layer: MakeLayers,
         dim: Size,
         depth: Size,
         make_mixer: Callable[..., Pointwise] = HalfGLU,
@@ -66,7 +65,8 @@ class LanguageModel(Stepwise, TakesIntervals):
         r"""**Arguments:**
 
         - `vocab`: the number of tokens.
-        - `make_layer`: from a key to a causal layer with `dim` features in and out.
+        - `make_layer`: from a key to a causal layer with `dim` features in and out; or a list of
+            such functions, see `BlockStack`.
         - `dim`: features of the blocks.
         - `depth`: the number of blocks.
         - `make_mixer`, `make_ffn`, `make_norm`, `dropout`: see `rnnscale.models.Block`; the last
@@ -101,7 +101,7 @@ class LanguageModel(Stepwise, TakesIntervals):
         if not self.stack.causal:
             raise TypeError(
                 "LanguageModel: make_layer must make causal layers; "
-                f"{type(self.stack.blocks.layer).__name__} sees the tokens to be predicted."
+                f"{noncausal_layers(self.stack)} sees the tokens to be predicted."
             )
         self.norm = make_norm(dim)
         self.head = None

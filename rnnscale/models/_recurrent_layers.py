@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -90,10 +89,8 @@ def layers_with_inputs(
 def _layers_of_stack(
     stack: BlockStack, xs: Array, timing: dict[str, Array | None]
 ) -> list[tuple[SequenceLayer, Array]]:
-    arrays, static = eqx.partition(stack.blocks, eqx.is_array)
     found = []
-    for depth in range(stack.depth):
-        block = eqx.combine(jax.tree.map(lambda x, depth=depth: x[depth], arrays), static)
+    for block in stack.unstacked(stack.blocks):
         found.append((block.layer, block.norm(xs)))
         _, xs = _call(block, xs, timing)
     return found

@@ -1,11 +1,15 @@
-"""`BlockStack`: equal blocks, run by one loop over depth so that compile time does not grow."""
+"""`BlockStack`: blocks of one kind or of a repeated pattern of kinds, run by one loop over depth so
+that compile time does not grow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
 from rnnscale import sharding
 from rnnscale._base import (
@@ -16,11 +20,24 @@ from rnnscale._base import (
     check_call,
     check_step,
 )
-from rnnscale._checks import LAYER_PAGE, BatchShape, FloatDType, Rate, Size, check_arguments, shown
+from rnnscale._checks import (
+    LAYER_PAGE,
+    BatchShape,
+    FloatDType,
+    NonEmpty,
+    Rate,
+    Size,
+    check_arguments,
+    shown,
+)
 from rnnscale.layers import LayerNorm, fold_keys, row_keys
 from rnnscale.models._block import Block
 from rnnscale.models._mixers import HalfGLU, Pointwise
 from rnnscale.models._parts import make_part
+
+type MakeLayer = Callable[[PRNGKeyArray], SequenceLayer]
+type MakeLayers = MakeLayer | NonEmpty[MakeLayer]
+"""What makes the layer of each block, or a list of such functions, repeated over the depth."""
 
 
 class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
@@ -29,18 +46,31 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
     Every array of `blocks` has a leading axis of size `depth`, and `jax.lax.scan` runs over it, so
     neither the program nor its compile time grows with depth. The state is that of a block, with a
     leading axis of size `depth`.
+
+    **Different layers:** with a list `make_layer`, the pattern is repeated until there are `depth`
+    blocks.
+
+    ```python
+    stack = BlockStack([make_recurrence, make_recurrence, make_attention], depth=26, key=key)
+    ```
+
+    One loop runs over the repetitions, and `blocks` is a tuple: first the blocks at each place of
+    the pattern, whose leading axis is the number of full repetitions, here 8; then the blocks of
+    the rest, here two, whose leading axis is 1. The state is the tuple of their states. A block has
+    the initial parameters and the dropout masks of its depth, whatever the pattern.
     """
 
-    blocks: Block
+    blocks: PyTree[Block]
     idim: int = eqx.field(static=True)
     odim: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
+    pattern: int = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
 
     @check_arguments
     def __init__(
         self,
-        make_layer: Callable[[PRNGKeyArray], SequenceLayer],
+        make_layer: MakeLayers,
         depth: Size,
         *,
         make_mixer: Callable[..., Pointwise] = HalfGLU,
@@ -53,17 +83,19 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         """**Arguments:**
 
         - `make_layer`: makes the sequence layer of one block from a key, for example
-            `lambda key: S5(64, 64, key=key)`. It is traced once, for all depths.
+            `lambda key: S5(64, 64, key=key)`. It is traced once, for all depths. Or a list of such
+            functions, for blocks of different kinds.
         - `depth`: the number of blocks.
         - `make_mixer`, `make_ffn`, `make_norm`, `dropout`: see `Block`.
         - `remat`: keep only the inputs of the blocks, and compute the rest again in the backward
             pass: less memory for about a third more arithmetic.
         - `key`: for the initial parameters.
 
-        **Raises:** see `Block`, and `ValueError` if `depth` is below 1.
+        **Raises:** see `Block`, and `ValueError` if `depth` is below 1, or layers differ in their
+        features.
         """
 
-        def make_block(key: PRNGKeyArray) -> Block:
+        def make_block(make_layer: MakeLayer, key: PRNGKeyArray) -> Block:
             layer_key, block_key = jax.random.split(key)
             layer = make_part("BlockStack", "make_layer", make_layer, layer_key)
             if not isinstance(layer, SequenceLayer):
@@ -80,13 +112,47 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
                 key=block_key,
             )
 
-        self.blocks = eqx.filter_vmap(make_block)(jax.random.split(key, depth))
-        self.idim, self.odim = self.blocks.idim, self.blocks.odim
-        self.depth, self.remat = depth, remat
+        kinds = make_layer[:depth] if isinstance(make_layer, Sequence) else (make_layer,)
+        self.depth, self.pattern, self.remat = depth, len(kinds), remat
+        keys = jax.random.split(key, depth)
+        places = [
+            eqx.filter_vmap(partial(make_block, kinds[depths[0] % len(kinds)]))(keys[depths])
+            for depths in self._depths()
+        ]
+        self.blocks = tuple(places) if isinstance(make_layer, Sequence) else places[0]
+        if len(widths := {block.idim for block in places}) > 1:
+            raise ValueError(
+                "BlockStack: make_layer must make layers with the same number of features; it made "
+                f"layers with {sorted(widths)}."
+            )
+        self.idim = self.odim = places[0].idim
 
     @property
     def causal(self) -> bool:
-        return self.blocks.causal
+        return all(layer.causal for layer in self.layers)
+
+    @property
+    def layers(self) -> list[SequenceLayer]:
+        """The layer at each place of the pattern and of the rest, stacked over its depths."""
+        return [block.layer for block in self._places(self.blocks)]
+
+    def unstacked(self, tree: Any) -> list[Any]:
+        """The part of `blocks`, or of the state, for each of the `depth` blocks, in order."""
+        parts = {
+            depth: jax.tree.map(lambda x, i=i: x[i] if eqx.is_array(x) else x, place)
+            for place, depths in zip(self._places(tree), self._depths(), strict=True)
+            for i, depth in enumerate(depths)
+        }
+        return [parts[depth] for depth in range(self.depth)]
+
+    def stacked(self, parts: Sequence[Any]) -> Any:
+        """The inverse of `unstacked`."""
+
+        def stack(x: Any, *others: Any) -> Any:
+            return jnp.stack([x, *others]) if eqx.is_array(x) else x
+
+        places = [jax.tree.map(stack, *(parts[i] for i in depths)) for depths in self._depths()]
+        return self._like_blocks(places)
 
     def __call__(
         self,
@@ -127,7 +193,20 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
 
     @check_arguments
     def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> State:
-        return eqx.filter_vmap(lambda block: block.init_state(batch_shape, dtype))(self.blocks)
+        make = eqx.filter_vmap(lambda block: block.init_state(batch_shape, dtype))
+        return self._like_blocks([make(block) for block in self._places(self.blocks)])
+
+    def _depths(self) -> list[np.ndarray]:
+        """The depths of the blocks at each place of the pattern, and of those of the rest."""
+        rest = self.depth % self.pattern
+        full = np.arange(self.depth - rest).reshape(-1, self.pattern)
+        return [*full.T, *np.arange(self.depth - rest, self.depth).reshape(rest, 1)]
+
+    def _places(self, tree: Any) -> tuple[Any, ...]:
+        return tree if isinstance(self.blocks, tuple) else (tree,)
+
+    def _like_blocks(self, places: Sequence[Any]) -> Any:
+        return tuple(places) if isinstance(self.blocks, tuple) else places[0]
 
     def _over_depth(
         self,
@@ -136,18 +215,39 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         state: State,
         keys: Key[Array, "*batch"] | None,
     ) -> tuple[State, Array]:
-        arrays, static = eqx.partition(self.blocks, eqx.is_array)
-
-        def body(xs: Array, inputs: tuple) -> tuple[Array, State]:
-            arrays, state, depth = inputs
-            block_keys = None if keys is None else fold_keys(keys, depth)
-            return run(eqx.combine(arrays, static), xs, state, block_keys)
-
         if self.remat:
             # Inside a scan nothing can be merged with the recomputation, so no barrier is needed.
-            body = jax.checkpoint(body, prevent_cse=False)
-        xs, state = jax.lax.scan(body, xs, (arrays, state, jnp.arange(self.depth)))
-        return state, xs
+            run = eqx.filter_checkpoint(run, prevent_cse=False)
+        blocks, before, depths = self._places(self.blocks), self._places(state), self._depths()
+        after = []
+        for part in (slice(self.pattern), slice(self.pattern, None)):  # the repetitions, the rest
+            if blocks[part]:
+                xs, states = _scan(run, blocks[part], xs, before[part], depths[part], keys)
+                after += states
+        return self._like_blocks(after), xs
+
+
+def _scan(
+    run: Callable[[Block, Array, State, Array | None], tuple[Array, State]],
+    blocks: tuple[Block, ...],
+    xs: Array,
+    states: tuple[State, ...],
+    depths: list[np.ndarray],
+    keys: Key[Array, "*batch"] | None,
+) -> tuple[Array, list[State]]:
+    """Runs the blocks one after another, and again for each index of their leading axis."""
+    arrays, static = eqx.partition(blocks, eqx.is_array)
+
+    def body(xs: Array, inputs: tuple) -> tuple[Array, list[State]]:
+        arrays, states, depths = inputs
+        after = []
+        for block, state, depth in zip(eqx.combine(arrays, static), states, depths, strict=True):
+            block_keys = None if keys is None else fold_keys(keys, depth)
+            xs, state = run(block, xs, state, block_keys)
+            after.append(state)
+        return xs, after
+
+    return jax.lax.scan(body, xs, (arrays, states, depths))
 
 
 def _constrain(xs: Float[Array, "*batch time dim"]) -> Float[Array, "*batch time dim"]:
@@ -161,5 +261,11 @@ def check_width(owner: type, dim: int, stack: BlockStack) -> None:
     if stack.idim != dim:
         raise ValueError(
             f"{owner.__name__}: make_layer must make layers of dim={dim} features in and out; "
-            f"it made {type(stack.blocks.layer).__name__} with {stack.idim}."
+            f"it made {type(stack.layers[0]).__name__} with {stack.idim}."
         )
+
+
+def noncausal_layers(stack: BlockStack) -> str:
+    """The names of the layers that are not causal, for a message."""
+    names = dict.fromkeys(type(layer).__name__ for layer in stack.layers if not layer.causal)
+    return ", ".join(names)

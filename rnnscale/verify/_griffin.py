@@ -19,14 +19,15 @@ def _oracle(layer: Any, xs: Doubles) -> Doubles:
     """De et al. 2024, section 2 and appendix A, with recurrentgemma's first step, which has 1 in
     the place of the root. The last tap of the convolution belongs to the oldest input."""
     (W_x, W_y), (b_x, b_y) = layer.w_in, layer.b_in
-    W_a, W_i = (scipy.linalg.block_diag(*blocks) for blocks in layer.cell.gates)
+    gates: Any = [scipy.linalg.block_diag(*blocks) for blocks in layer.cell.gates]
+    W_a, W_i = gates
     b_a, b_i = layer.cell.bias
     taps = layer.conv.weight
     inputs = [W_x @ x + b_x for x in xs]
     h, ys = np.zeros(layer.hdim), []
     for t, x in enumerate(xs):
         past = range(min(t + 1, taps.shape[1]))
-        u: Doubles = layer.conv.bias + sum(taps[:, j] * inputs[t - j] for j in past)
+        u = layer.conv.bias + sum(taps[:, j] * inputs[t - j] for j in past)
         r, i = sigmoid(W_a @ u + b_a), sigmoid(W_i @ u + b_i)
         a = np.exp(-8 * np.logaddexp(0, layer.cell.decay) * r)
         h = i * u if t == 0 else a * h + np.sqrt(1 - a**2) * (i * u)

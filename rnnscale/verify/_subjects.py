@@ -97,6 +97,10 @@ def _bidirectional_s5(key: PRNGKeyArray) -> SequenceLayer:
     return BidirectionalS5(_DIM, _STATES, blocks=2, key=key)
 
 
+def _gated(key: PRNGKeyArray) -> CausalLayer:
+    return RNNEncoder(GatedRecurrentUnitCell(_DIM, _DIM, key=key))
+
+
 def _mixed(key: PRNGKeyArray) -> DeepRNNEncoder:
     """Three kinds of cells: one with a planar state, one with a pair, and one that is linear."""
     return DeepRNNEncoder(
@@ -209,6 +213,7 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
             key=key,
         ),
     ),
+    ("BlockStack pattern", lambda key: BlockStack([_lru, _gated], 3, dropout=0.25, key=key)),
 ]
 
 LAYERS: list[tuple[str, Builder]] = [

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rnnscale import verify
-from rnnscale.layers import LayerNorm, Linear, RMSNorm, fold_keys
+from rnnscale.cells import GatedRecurrentUnitCell
+from rnnscale.layers import LayerNorm, Linear, RMSNorm, RNNEncoder, fold_keys
 from rnnscale.models import (
     FFN,
     GLU,
@@ -189,6 +190,50 @@ def test_stack_is_its_blocks_in_a_row(getkey):
     assert not np.allclose(stack.blocks.layer.b_re[0], stack.blocks.layer.b_re[1])
 
 
+def gru_layer(key):
+    return RNNEncoder(GatedRecurrentUnitCell(5, 5, key=key))
+
+
+def test_a_pattern_changes_nothing_but_the_layout(getkey):
+    """Blocks of one kind as a pattern of two with a rest: initial parameters, states, masks."""
+    key, xs = getkey(), jax.random.normal(getkey(), (2, 6, 5))
+
+    def run(make):
+        stack = BlockStack(make, 5, dropout=0.5, key=key)
+        state, ys = stack(xs, key=key)
+        after, y = stack.step(xs[:, 0], state, key=key)
+        parts = [stack.unstacked(each) for each in (stack.blocks, state, after)]
+        return stack, state, eqx.filter(parts, eqx.is_array), ys, y
+
+    _, _, *expected = jit(lambda: run(make_layer))()
+    stack, state, *got = jit(lambda: run([make_layer, make_layer]))()
+    assert verify.relative_error(jax.tree.leaves(got), jax.tree.leaves(expected)) < 1e-6
+    assert [block.layer.b_re.shape[0] for block in stack.blocks] == [2, 2, 1]
+    again = stack.stacked(stack.unstacked(state))
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    assert verify.relative_error(again, state) == 0
+
+
+def test_a_pattern_is_its_layers_in_turn(getkey):
+    def build(key):
+        return BlockStack([make_layer, gru_layer, gru_layer], 4, key=key)
+
+    stack, xs = jit(build)(getkey()), jax.random.normal(getkey(), (2, 6, 5))
+    blocks = stack.unstacked(stack.blocks)
+    kinds = [LRU, RNNEncoder, RNNEncoder, LRU]
+    assert [type(block.layer) for block in blocks] == kinds
+    expected = jit(lambda xs: functools.reduce(lambda xs, block: block(xs)[1], blocks, xs))(xs)
+    np.testing.assert_allclose(call(stack, xs)[1], expected, rtol=1e-5, atol=1e-6)
+    assert [type(layer) for layer in stack.layers] == kinds
+    short = jax.eval_shape(lambda: BlockStack([make_layer, gru_layer], 1, key=getkey()))
+    assert [type(layer) for layer in short.layers] == [LRU]
+    with pytest.raises(TypeError, match="LRU takes no intervals"):
+        stack(xs, intervals=jnp.ones((2, 6)))
+    with pytest.raises(TypeError, match="BidirectionalS5 sees the tokens"):
+        both = [make_layer, lambda key: BidirectionalS5(5, 8, key=key)]
+        LanguageModel(11, make_layer=both, dim=5, depth=2, key=getkey())
+
+
 def test_remat_changes_memory_only(getkey):
     key, xs = getkey(), jax.random.normal(getkey(), (2, 6, 5))
 
@@ -203,7 +248,11 @@ def test_remat_changes_memory_only(getkey):
     assert verify.relative_error(jax.tree.leaves(rematted), jax.tree.leaves(plain)) < 1e-5
 
 
-@pytest.mark.parametrize("build", [make_layer, lambda key: S5(5, 8, key=key)], ids=["LRU", "S5"])
+@pytest.mark.parametrize(
+    "build",
+    [make_layer, lambda key: S5(5, 8, key=key), [make_layer, gru_layer]],
+    ids=["LRU", "S5", "pattern"],
+)
 def test_program_does_not_grow_with_depth(build, key):
     def size(depth):
         stack = jax.eval_shape(lambda key: BlockStack(build, depth, key=key), key)
@@ -215,8 +264,8 @@ def test_program_does_not_grow_with_depth(build, key):
         init = jax.jit(lambda key: BlockStack(build, depth, key=key))
         return len(init.lower(key).as_text().splitlines())
 
-    assert size(2) == size(24)
-    assert init_size(2) == init_size(24)
+    assert size(4) == size(24)
+    assert init_size(4) == init_size(24)
 
 
 def compile_seconds(depth, steps):

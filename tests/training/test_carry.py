@@ -169,7 +169,8 @@ def test_the_batch_axis_leads_and_is_split(key):
 def test_training_carries_the_state_on(axes, accumulation, key):
     """A step on each lane's next window is one of the loss that starts where the last one ended."""
     optimiser, rows = optax.sgd(0.05), data.lanes(text(), 8, 9, seed=1)
-    model, carried = language_model(key), None
+    carried = None
+    model: Any = language_model(key)
 
     @jax.jit
     def by_hand(model, batch, state):
