@@ -968,6 +968,19 @@ def _persistent() -> dict[str, Any]:
     return {**given, "extras": arrays(ROWS, TIME, 2, 4)}
 
 
+def _attention() -> dict[str, Any]:
+    heads = ROWS, TIME, 2
+    wide, narrow = arrays(*heads, 3), arrays(ROWS, TIME, 1, 3)
+    return {
+        "query": narrow,
+        "key": narrow,
+        "value": arrays(*heads, 4),
+        "log_decay": -jnp.abs(wide),
+        "erase": wide,
+        "h0": arrays(ROWS, 2, 3, 4),
+    }
+
+
 def _weights(valid: Any) -> list[Odd]:
     return [each for each in features(valid) if np.ndim(each.value)]
 
@@ -1010,6 +1023,7 @@ KERNEL_CASES = [
             (package.matrix_scan, "matrices", _matrices),
             (package.elementwise_scan, "units", _elementwise),
             (package.persistent_rnn, "units", _persistent),
+            (package.linear_attention, "heads", _attention),
         )
     ),
     Case(

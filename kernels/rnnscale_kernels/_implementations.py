@@ -3,11 +3,14 @@
 from .block_scan._implementations import DISPATCH as BLOCK
 from .diagonal_ssm._implementations import DISPATCH as SSM
 from .elementwise_scan._implementations import DISPATCH as ELEMENTWISE
+from .linear_attention._implementations import DISPATCH as ATTENTION
 from .linear_scan import DISPATCH as SCAN
 from .matrix_scan._implementations import DISPATCH as MATRIX
 from .persistent_rnn._implementations import DISPATCH as PERSISTENT
 
-DISPATCHES = {each.operation: each for each in (SCAN, SSM, BLOCK, MATRIX, ELEMENTWISE, PERSISTENT)}
+DISPATCHES = {
+    each.operation: each for each in (SCAN, SSM, BLOCK, MATRIX, ATTENTION, ELEMENTWISE, PERSISTENT)
+}
 """The table of each operation, by its name."""
 
 
