@@ -28,7 +28,12 @@ from ._base import (
 )
 from ._fields import parameter as parameter, trainable as trainable
 from ._over_time import over_time as over_time
-from .attention import LinearAttention as LinearAttention
+from .attention import (
+    DeltaNet as DeltaNet,
+    DeltaProduct as DeltaProduct,
+    GatedDeltaNet as GatedDeltaNet,
+    LinearAttention as LinearAttention,
+)
 from .cells import (
     AntiSymmetricRNNCell as AntiSymmetricRNNCell,
     ChoGatedRecurrentUnitCell as ChoGatedRecurrentUnitCell,

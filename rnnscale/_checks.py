@@ -45,6 +45,7 @@ class Must:
 
 
 type Size = Annotated[int, Must("be at least 1", lambda n: n >= 1)]
+type Width = Annotated[int, Must("be at least 2", lambda n: n >= 2)]
 type Count = Annotated[int, Must("be at least 0", lambda n: n >= 0)]
 type Positive = Annotated[float, Must("be positive and finite", lambda x: 0 < x < math.inf)]
 type NonNegative = Annotated[float, Must("be at least 0 and finite", lambda x: 0 <= x < math.inf)]

@@ -542,6 +542,18 @@ SSM_CASES = [
             "step_std": refused(-0.1),
         },
     ),
+    *(
+        constructor(
+            layer,
+            idim=4,
+            heads=2,
+            odim=3,
+            key_dim=2,
+            value_dim=2,
+            more={"conv": refused(0, 1), "beta_max": refused(0.0, -1.0, 2.5)},
+        )
+        for layer in (attention.DeltaNet, attention.GatedDeltaNet, attention.DeltaProduct)
+    ),
     constructor(attention.LinearAttention, idim=4, heads=2, odim=3, key_dim=2, value_dim=2),
     Case("hippo_legs", lambda: (ssm.hippo_legs, {"state_dim": 4})),
     Case("hippo_normal", lambda: (ssm.hippo_normal, {"state_dim": 4})),

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from rnnscale import cells, layers, models, ssm
+from rnnscale import attention, cells, layers, models, ssm
 from rnnscale._errors import check_name
 from rnnscale.cli._options import class_name
 
@@ -40,7 +40,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 def _verify(arguments: argparse.Namespace) -> int:
     # Before the suites, which import the classes: this finds what is spelled wrongly.
-    packages = cells, layers, ssm, models
+    packages = attention, cells, layers, ssm, models
     known = [name for package in packages for name in package.__all__ if name[0].isupper()]
     for name in arguments.classes:
         check_name(name, known, "class")

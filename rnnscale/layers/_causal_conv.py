@@ -2,7 +2,6 @@
 
 import functools
 import math
-from typing import Annotated
 
 import equinox as eqx
 import jax
@@ -18,10 +17,8 @@ from rnnscale._base import (
     state_dtype,
     zero_padding,
 )
-from rnnscale._checks import BatchShape, FloatDType, Must, Size, check_arguments
+from rnnscale._checks import BatchShape, FloatDType, Size, Width, check_arguments
 from rnnscale._fields import parameter
-
-type Width = Annotated[int, Must("be at least 2", lambda n: n >= 2)]
 
 
 class CausalConv(CausalLayer):

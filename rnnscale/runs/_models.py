@@ -91,19 +91,24 @@ def _rglru(dim: int, state_dim: int, *, blocks: int = 1, key: "PRNGKeyArray") ->
     return layers.RNNEncoder(cells.RGLRUCell(dim, blocks=blocks, key=key))
 
 
-def _linear_attention(
-    dim: int, state_dim: int, *, heads: int = 4, key: "PRNGKeyArray"
-) -> "SequenceLayer":
-    if dim % heads or state_dim % heads:
-        raise ValueError(
-            f"linear-attention: heads={heads} must divide dim={dim} and state_dim={state_dim}"
-        )
-    return attention.LinearAttention(dim, heads, key_dim=state_dim // heads, key=key)
+def _with_heads(name: str) -> Callable[..., "SequenceLayer"]:
+    """Makes a layer of `attention`, the keys of whose heads have `state_dim` features together."""
+
+    def make(
+        dim: int, state_dim: int, *, heads: int = 4, key: "PRNGKeyArray", **options: Any
+    ) -> "SequenceLayer":
+        if dim % heads or state_dim % heads:
+            raise ValueError(f"heads={heads} must divide dim={dim} and state_dim={state_dim}")
+        layer = getattr(attention, name)
+        return layer(dim, heads, key_dim=state_dim // heads, key=key, **options)
+
+    return make
 
 
 _S5 = (
     "blocks", "dt_min", "dt_max", "discretisation", "step_rescale", "clip_eigenvalues", "c_init",
 )  # fmt: skip
+_DELTA_RULE = ("heads", "value_dim", "conv", "gate", "beta_max")
 _DAMPED_LINOSS = ("r_min", "r_max", "theta_min", "theta_max", "step_std")
 _ANTISYMMETRIC = ("epsilon", "gamma", "recurrent_std")
 _LIPSCHITZ = ("epsilon", "beta", "gamma", "init_std", "method")
@@ -120,7 +125,23 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
             LayerEntry("d-linoss", "ssm:DampedLinOSS", _DAMPED_LINOSS),
             LayerEntry("rglru", "cells:RGLRUCell", ("blocks",), _rglru),
             LayerEntry(
-                "linear-attention", "attention:LinearAttention", ("heads",), _linear_attention
+                "linear-attention",
+                "attention:LinearAttention",
+                ("heads", "value_dim"),
+                _with_heads("LinearAttention"),
+            ),
+            LayerEntry("deltanet", "attention:DeltaNet", _DELTA_RULE, _with_heads("DeltaNet")),
+            LayerEntry(
+                "gated-deltanet",
+                "attention:GatedDeltaNet",
+                _DELTA_RULE,
+                _with_heads("GatedDeltaNet"),
+            ),
+            LayerEntry(
+                "deltaproduct",
+                "attention:DeltaProduct",
+                (*_DELTA_RULE, "substeps", "decay"),
+                _with_heads("DeltaProduct"),
             ),
             CellEntry("elman", "cells:ElmanRNNCell"),
             CellEntry("leaky-elman", "cells:LeakyElmanCell", ("leak",)),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from rnnscale._base import CausalLayer, SequenceLayer
-from rnnscale.attention import LinearAttention
+from rnnscale.attention import DeltaNet, DeltaProduct, GatedDeltaNet, LinearAttention
 from rnnscale.cells import (
     ElmanRNNCell,
     GatedRecurrentUnitCell,
@@ -194,6 +194,20 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
     (
         "LinearAttention",
         lambda key: LinearAttention(_DIM, 2, 6, key_dim=3, value_dim=4, key=key),
+    ),
+    (
+        "DeltaNet",
+        lambda key: DeltaNet(_DIM, 2, 6, key_dim=3, value_dim=4, key=key),
+    ),
+    (
+        "GatedDeltaNet",
+        lambda key: GatedDeltaNet(_DIM, 2, 6, key_dim=3, value_dim=4, key=key),
+    ),
+    (
+        "DeltaProduct",
+        lambda key: DeltaProduct(
+            _DIM, 2, 6, key_dim=3, value_dim=4, conv=None, gate=True, decay=True, key=key
+        ),
     ),
     ("CausalConv", lambda key: CausalConv(_DIM, 3, key=key)),
     ("GriffinRecurrence", lambda key: GriffinRecurrence(_DIM, 6, 4, blocks=2, key=key)),

@@ -14,6 +14,7 @@ from rnnscale.layers import RecurrentNetwork, RNNEncoder
 from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5, DampedLinOSS, LinOSS
 from rnnscale.verify import (
     _causal_conv,
+    _delta_rule,
     _griffin,
     _laws,
     _linear_attention,
@@ -156,6 +157,9 @@ _PROMISES: dict[str, tuple[str, Invariants]] = {
     "BidirectionalRNNEncoder": ("Schuster, Paliwal 1997", _networks.directions_change_places),
     "AutoregressiveRNN": ("", _networks.autoregressive_invariants),
     "LinearAttention": ("Katharopoulos et al. 2020", _linear_attention.invariants),
+    "DeltaNet": ("Yang et al. 2024", _delta_rule.deltanet_invariants),
+    "GatedDeltaNet": ("Yang et al. 2025", _delta_rule.gated_deltanet_invariants),
+    "DeltaProduct": ("Siems et al. 2025", _delta_rule.deltaproduct_invariants),
     "CausalConv": ("", _causal_conv.invariants),
     "GriffinRecurrence": ("De et al. 2024", _griffin.invariants),
     "ModularRNN": ("", _modular.invariants),
