@@ -24,6 +24,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         examples=(
             "rnnscale experiment",
             "rnnscale experiment digits-permuted --only lstm s5 --seeds 0 1 --json rows.json",
+            "rnnscale experiment state-tracking --only 'parity-*' word-s3-lstm",
         ),
     )
     parser.set_defaults(command=_experiment)
@@ -34,7 +35,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         metavar="EXPERIMENT",
         help="without it, experiments are listed",
     )
-    parser.add_argument("--only", nargs="+", metavar="ENTRY", help="run only these; default: all")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="ENTRY",
+        help="run only these, by name or pattern such as 'parity-*'; default: all",
+    )
     parser.add_argument(
         "--seeds", type=int, nargs="+", metavar="S", help="default: those of the experiment"
     )
@@ -73,6 +79,8 @@ def _experiment(arguments: argparse.Namespace) -> int:
     stopped = None in rows
     done = [row for row in rows if row is not None]
     console.print(_table(experiment, done))
+    if experiment.columns:
+        console.print(_further_figures(experiment, done))
     console.print(f"Differs from the papers: {experiment.differs}", highlight=False)
     if stopped:
         # The file is left alone: it may hold all rows of an earlier call.
@@ -139,4 +147,14 @@ def _table(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> "Table":
             "" if paper["value"] is None else f"{paper['value']:.4g}",
             paper["source"],
         )
+    return table
+
+
+def _further_figures(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> "Table":
+    from rich.table import Table
+
+    table = Table("entry", *experiment.columns, title="further figures", title_justify="left")
+    for row in rows:
+        figures = (f"{row['more'][name]:.4g}" for name in experiment.columns)
+        table.add_row(row["entry"], *figures)
     return table

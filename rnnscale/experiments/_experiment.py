@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import statistics
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -79,6 +81,7 @@ class Experiment:
     - `seeds`: the seeds of the published table.
     - `solved`: the figure from which on the task counts as solved, if there is one.
     - `folder`: whether the user has to provide the data in a folder.
+    - `columns`: the names of further figures to show.
     """
 
     name: str
@@ -92,6 +95,7 @@ class Experiment:
     seeds: Sequence[int] = (0, 1, 2)
     solved: float | None = None
     folder: bool = False
+    columns: Sequence[str] = ()
 
     def run(
         self,
@@ -110,7 +114,7 @@ class Experiment:
 
         - `out`: the folder for the runs, `out/ENTRY/seed-S`.
         - `seeds`: seeds to use in place of the experiment's.
-        - `only`: names of entries; all by default.
+        - `only`: names of entries, or patterns such as `"parity-*"`; all by default.
         - `given`: options that replace those of all entries.
 
         **Returns:** rows with `entry`, `options`, `parameters`, `seeds`, the `figures` and
@@ -124,14 +128,7 @@ class Experiment:
         seeds = self.seeds if seeds is None else seeds
         if not seeds or len(set(seeds)) < len(seeds):
             raise UserError(f"seeds must be different numbers, at least one; got {list(seeds)}")
-        names = [entry.name for entry in self.entries]
-        if unknown := set(only or ()) - set(names):
-            raise UserError(
-                f"{self.name} has no entry {', '.join(sorted(unknown))}; it has {', '.join(names)}"
-            )
-        for entry in self.entries:
-            if only and entry.name not in only:
-                continue
+        for entry in self._chosen(only):
             options = {**entry.options, **given}
             results = []
             for seed in seeds:
@@ -143,6 +140,16 @@ class Experiment:
                 _log.info("%s, seed %d: %s %.4g", entry.name, seed, self.metric, result.figure)
                 results.append(result)
             yield _row(entry, options, seeds, results)
+
+    def _chosen(self, only: Sequence[str] | None) -> list[Entry]:
+        if not only:
+            return list(self.entries)
+        found = {each: [x for x in self.entries if fnmatchcase(x.name, each)] for each in only}
+        if unknown := sorted(each for each in only if not found[each]):
+            names = ", ".join(entry.name for entry in self.entries)
+            known = textwrap.shorten(names, 1000, placeholder=" ...")
+            raise UserError(f"{self.name} has no entry {', '.join(unknown)}; it has {known}")
+        return [x for x in self.entries if any(x in each for each in found.values())]
 
 
 def _stored_or_measured(

@@ -1,5 +1,6 @@
 """Presets fit their tasks; results are stored, combined, and never mixed with others."""
 
+import collections
 import inspect
 import json
 import math
@@ -18,8 +19,9 @@ from rnnscale._fields import parameters
 from rnnscale.cells import Cell
 from rnnscale.cli import main
 from rnnscale.experiments import EXPERIMENTS, Entry, Experiment, Figure, Result, _reservoirs
+from rnnscale.experiments._state_tracking import width
 from rnnscale.experiments._train import configs, train
-from rnnscale.runs import MODELS, RunFolder, TrainConfig, load_task_of, set_up
+from rnnscale.runs import MODELS, RunFolder, TrainConfig, load_run, load_task_of, set_up
 from rnnscale.runs._build import make_sequence_layer
 from rnnscale.runs._models import CellEntry, LayerEntry
 from rnnscale.sharding import make_mesh
@@ -33,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LipschitzRNNCell. states may g
 TRAINED = [
     each
     for each in EXPERIMENTS.values()
-    if not each.name.startswith("reservoirs") and each.name != "uea"
+    if not each.name.startswith("reservoirs") and each.name not in ("uea", "state-tracking")
 ]
 
 
@@ -190,6 +192,72 @@ def test_models_of_bytes_have_as_many_parameters():
         model = set_up(config, task, mesh).abstract_state().model
         count = sum(math.prod(each.value.shape) for each in parameters(model))
         assert abs(count - 200_000) <= 6_000, (entry.name, count)
+
+
+def test_entries_by_pattern(tmp_path):
+    names = ["parity-lstm", "parity-gru", "s3-lstm"]
+    preset = replace(experiment(Counted()), entries=[Entry(name, {"x": 1}) for name in names])
+
+    def chosen(*only: str) -> list[str]:
+        return [row["entry"] for row in preset.run(tmp_path, seeds=[0], only=only) if row]
+
+    assert chosen("parity-*") == names[:2]
+    assert chosen("s3-lstm", "*-lstm", "parity-lstm") == ["parity-lstm", "s3-lstm"]
+    with pytest.raises(ValueError, match=r"n has no entry a5-\*, lstm; it has parity-lstm, "):
+        chosen("a5-*", "lstm", "*")
+
+
+def test_every_model_tracks_states():
+    """Each model that a causal block can hold has a line, and its options make a model."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    entries = EXPERIMENTS["state-tracking"].entries
+    task = load_task("parity")
+    made = set()
+    for entry in entries:
+        options = {name: x for name, x in entry.options.items() if name != "parameters"}
+        config = TrainConfig.for_task(**options, dim=16, out="unused")
+        assert {name: getattr(config, name) for name in options} == options
+        if entry.options["task"] == "parity":
+            set_up(config, task, mesh).abstract_state()
+            made.add(config.model)
+    assert made == MODELS.keys() - {"s5-bidirectional", "urnn", "clockwork"}
+    per_task = collections.Counter(entry.options["task"] for entry in entries)
+    assert len(per_task) == 9 and len(set(per_task.values())) == 1
+
+
+@pytest.mark.parametrize(
+    "task, model, parameters",
+    [("word-s3", "lstm", 16_000), ("k-hop", "linear-attention", 30_000)],
+)
+def test_models_that_track_have_as_many_parameters(task, model, parameters):
+    options = {"task": task, "model": model, "depth": 1}
+    dim = width(options, parameters)
+    config = TrainConfig.for_task(**options, dim=dim, out="unused")
+    mesh = make_mesh(devices=jax.devices()[:1])
+    state = set_up(config, load_task_of(config), mesh).abstract_state()
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.model))
+    assert dim % 4 == 0 and abs(count - parameters) < 0.1 * parameters
+
+
+def test_tracking_is_tested_on_longer_sequences(tmp_path, capsys, monkeypatch):
+    preset = EXPERIMENTS["state-tracking"]
+    (entry,) = [each for each in preset.entries if each.name == "word-s3-elman"]
+    entry = replace(entry, options={**entry.options, "parameters": 500, "batch_size": 8})
+    preset = replace(preset, entries=[entry], columns=("width", "40", "41", "50"))
+    monkeypatch.setattr("rnnscale.cli._experiment.EXPERIMENTS", {preset.name: preset})
+    monkeypatch.setattr("rnnscale.experiments._state_tracking.TESTED", (41, 50))
+    out, file = tmp_path / "runs", tmp_path / "rows.json"
+    command = ["experiment", "state-tracking", "--steps", "2", "--out", str(out)]
+    assert main([*command, "--json", str(file)]) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    folder, more = RunFolder(out / "word-s3-elman" / "seed-0"), row["more"]
+    summary = folder.summary()
+    assert summary is not None and more["40"] == summary["test_accuracy"]
+    assert more["50"] == load_run(folder.path).evaluate(seq_len=50)["accuracy"]
+    assert row["mean"] == min(more["41"], more["50"])
+    assert more["width"] == folder.config()["dim"] and row["parameters"] == summary["parameters"]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{more['50']:.4g}" in shown and "solved)" in shown and "Merrill" in shown
 
 
 def test_a_preset_trains_and_a_second_call_reads(tmp_path, capsys):
