@@ -272,8 +272,12 @@ class TrainConfig:
         return cls.from_json(options)
 
     def as_json(self) -> dict[str, Any]:
-        """The options as JSON can hold them, without those that are None."""
-        return _without_none(dataclasses.asdict(self))
+        """The options as JSON can hold them, without those that are None. An option of the cell may
+        be None and keeps its value, since its default can be another one."""
+        options = _without_none(dataclasses.asdict(self))
+        if self.data is not None:
+            options["data"] = _without_none(options["data"])
+        return options
 
     @classmethod
     def from_json(cls, options: Mapping[str, Any]) -> "TrainConfig":
@@ -358,11 +362,7 @@ def options_from(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_none(value) if isinstance(value, dict) else value
-        for name, value in options.items()
-        if value is not None
-    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _is_of(annotation: Any, value: Any) -> bool:

@@ -1,6 +1,7 @@
 """The models of the table: each can be trained, and takes the options that the table says."""
 
 import inspect
+import json
 from typing import Any
 
 import equinox as eqx
@@ -143,3 +144,11 @@ def test_the_table_names_options_of_the_constructor(name: str):
     }
     assert set(entry.options) <= taken.keys()
     assert all(callable(taken[option]) for option in taken.keys() - set(entry.options))
+
+
+def test_an_option_of_a_layer_can_be_none():
+    """DeltaNet without a convolution is stored as that, not as one with the default."""
+    config = config_for("adding", model="deltanet", cell={"conv": None})
+    stored = json.loads(json.dumps(config.as_json()))
+    assert TrainConfig.from_json(stored) == config
+    assert stored["cell"] == {"conv": None} and "chunk" not in stored
