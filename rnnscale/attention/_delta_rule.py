@@ -5,6 +5,7 @@ DeltaNet, Gated DeltaNet and DeltaProduct are sizes, a decay and defaults for `D
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import equinox as eqx
@@ -24,6 +25,7 @@ from rnnscale._base import (
 from rnnscale._checks import BatchShape, FloatDType, Must, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.layers import CausalConv, rms_norm
+from rnnscale_kernels import linear_attention
 
 type Strength = Annotated[float, Must("be in (0, 2]", lambda x: 0 < x <= 2)]
 
@@ -117,33 +119,8 @@ class DeltaRule(CausalLayer):
     ) -> tuple[DeltaState, Float[Array, "*batch time odim"]]:
         carried, lengths = check_call(self, xs, state, reset, lengths, key)
         xs = zero_padding(xs, lengths)
-        past, (query, key_, value) = self._project(xs, carried.past, reset, lengths)
-
-        # Each step is `m` steps of the recurrence: the state decays in the first and is read after
-        # the last.
-        m = self.substeps
-        strength = project(self.beta, xs, at_least_float32(xs).dtype)
-        strength = self.beta_max * jax.nn.sigmoid(_substeps(strength, m))
-        key_ = unit(_substeps(key_, m))
-        value = (strength * _substeps(value, m)).astype(xs.dtype)
-        decay = self.log_decay(xs)
-        ys, memory = sharding.linear_attention(
-            jnp.repeat(unit(query) / math.sqrt(self.key_dim), m, axis=-3),
-            key_,
-            value,
-            None if decay is None else _first_substep(decay, m, axis=-2),
-            erase=strength * key_,
-            h0=carried.memory,
-            reset=None if reset is None else _first_substep(reset, m, axis=-1),
-            lengths=None if lengths is None else m * lengths,
-        )
-        ys = ys.reshape(*xs.shape[:-1], m, self.heads, self.value_dim)[..., -1, :, :]
-
-        ys = rms_norm(ys, self.scale, epsilon=_EPSILON)
-        if self.gate is not None:
-            ys = ys * jax.nn.silu(project(self.gate, xs))
-        ys = jnp.einsum("...hv,ohv->...o", ys, self.output.astype(xs.dtype))
-        return DeltaState(past, memory), zero_padding(ys, lengths)
+        state, ys = self._run(sharding.linear_attention, xs, carried, reset, lengths)
+        return state, zero_padding(ys, lengths)
 
     def step(
         self,
@@ -153,7 +130,8 @@ class DeltaRule(CausalLayer):
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[DeltaState, Float[Array, "*batch odim"]]:
         state = check_step(self, x, state, key)
-        state, ys = self(x[..., None, :], state)
+        # A single step is not split over devices.
+        state, ys = self._run(linear_attention, x[..., None, :], state, None, None)
         return state, ys[..., 0, :]
 
     @check_arguments
@@ -163,6 +141,41 @@ class DeltaRule(CausalLayer):
         shape = (*batch_shape, self.heads, self.key_dim, self.value_dim)
         past = None if self.conv is None else self.conv.init_state(batch_shape, dtype)
         return DeltaState(past, jnp.zeros(shape, state_dtype(dtype)))
+
+    def _run(
+        self,
+        attend: Callable[..., tuple[Array, Array]],
+        xs: Float[Array, "*batch time idim"],
+        state: DeltaState,
+        reset: Bool[Array, "*batch time"] | None,
+        lengths: Int[Array, "*batch"] | None,
+    ) -> tuple[DeltaState, Float[Array, "*batch time odim"]]:
+        past, (query, key, value) = self._project(xs, state.past, reset, lengths)
+        # Each step is `m` steps of the recurrence: the state decays in the first and is read after
+        # the last.
+        m = self.substeps
+        strength = project(self.beta, xs, at_least_float32(xs).dtype)
+        strength = self.beta_max * jax.nn.sigmoid(_substeps(strength, m))
+        key = unit(_substeps(key, m))
+        value = (strength * _substeps(value, m)).astype(xs.dtype)
+        decay = self.log_decay(xs)
+        ys, memory = attend(
+            jnp.repeat(unit(query) / math.sqrt(self.key_dim), m, axis=-3),
+            key,
+            value,
+            None if decay is None else _first_substep(decay, m, axis=-2),
+            erase=strength * key,
+            h0=state.memory,
+            reset=None if reset is None else _first_substep(reset, m, axis=-1),
+            lengths=None if lengths is None else m * lengths,
+        )
+        ys = ys.reshape(*xs.shape[:-1], m, self.heads, self.value_dim)[..., -1, :, :]
+
+        ys = rms_norm(ys, self.scale, epsilon=_EPSILON)
+        if self.gate is not None:
+            ys = ys * jax.nn.silu(project(self.gate, xs))
+        ys = jnp.einsum("...hv,ohv->...o", ys, self.output.astype(xs.dtype))
+        return DeltaState(past, memory), ys
 
     def _project(
         self,

@@ -87,7 +87,7 @@ class CausalConv(CausalLayer):
         segments = jnp.pad(segments, [(0, 0)] * (rank + 1) + [(size, 0)])
 
         # For the next part, only steps after this part's last reset count.
-        ends = _of_last_segment(xs[..., -size:, :], segments[..., -size:])
+        ends = _of_last_segment(xs[..., -size:, :], segments[..., size:][..., -size:])
         before = sharding.from_neighbour(ends, past.astype(xs.dtype), parts_axis=rank)
         xs = jnp.concatenate([before, xs], axis=-2)
 

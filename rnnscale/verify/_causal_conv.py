@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from rnnscale.layers import CausalConv
 from rnnscale.verify._check import Check, relative_error
 from rnnscale.verify._double import to_double
-from rnnscale.verify._laws import call_layer
-from rnnscale.verify._probe import draw, with_arrays
+from rnnscale.verify._laws import call_layer, chunks_equal_one_call
+from rnnscale.verify._probe import build, draw, with_arrays
 
 
 def invariants(layer: Any, key: PRNGKeyArray) -> list[Check]:
@@ -28,4 +29,8 @@ def invariants(layer: Any, key: PRNGKeyArray) -> list[Check]:
         if len(each)
     ]
     error = relative_error(ys, np.concatenate(outputs) + layer.bias)
-    return [Check("CausalConv matches oracle", error, 1e-6)]
+    wide = build(lambda key: CausalConv(3, 5, use_bias=False, key=key), key)
+    (xs,) = draw(key, (2, 6, 3))
+    # Pieces shorter than what the convolution remembers.
+    pieces = [chunks_equal_one_call(wide, xs, cut) for cut in (1, 3)]
+    return [Check("CausalConv matches oracle", error, 1e-6), *pieces]

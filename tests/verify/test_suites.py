@@ -66,12 +66,13 @@ def test_trained_leaves_are_real_float32_arrays(name, build):
 def test_causal(name, build):
     """Later steps have no influence: NaN there stays there.
 
-    Linear attention and S4D multiply pairs of steps in a chunk by zero, so there it is a large
-    number.
+    Layers with matrix states, and S4D, multiply pairs of steps in a chunk by zero, so there it is a
+    large number.
     """
     layer = jax.jit(build)(jax.random.key(1))
     xs = verify.sample_inputs(layer, (4, 10), jax.random.key(2))
-    later = 1e3 if name in ("LinearAttention", "S4D") else np.nan
+    in_chunks = {"LinearAttention", "DeltaNet", "GatedDeltaNet", "DeltaProduct", "S4D"}
+    later = 1e3 if name in in_chunks else np.nan
     _, expected = eqx.filter_jit(layer)(xs)
     _, ys = eqx.filter_jit(layer)(xs.at[:, 5:].set(later))
     np.testing.assert_allclose(ys[:, :5], expected[:, :5], rtol=1e-5, atol=1e-6)
