@@ -25,10 +25,12 @@ def word_problem(group: str, seq_len: int = 40, *, seed: int = 0) -> Task:
     far.
 
     The elements are permutations of n points in lexicographic order, for `"a5"` the even ones; the
-    product $p q$ maps i to p(q(i)). Inputs are int32 of shape `(seq_len,)`, the indices of elements
-    that are drawn uniformly. Labels are int32 of shape `(seq_len,)`, the indices of the products.
-    To test how a model generalises to longer sequences, evaluate it with another `seq_len`. Records
-    are computed when they are read; each depends only on the seed, the split and its index.
+    product $p q$ maps i to p(q(i)). Inputs are int32 of shape `(seq_len,)`: a token for the
+    beginning, which is the number of elements, then the indices of elements that are drawn
+    uniformly. Labels are int32 of shape `(seq_len,)`, the indices of the products; the first is
+    that of the identity, 0. To test how a model generalises to longer sequences, evaluate it with
+    another `seq_len`. Records are computed when they are read; each depends only on the seed, the
+    split and its index.
 
     S3 and all smaller groups are solvable, and A5 is the smallest group that is not: its word
     problem, like that of S5, is complete for NC1, and can't be solved at all lengths by a network
@@ -37,12 +39,12 @@ def word_problem(group: str, seq_len: int = 40, *, seed: int = 0) -> Task:
     **Arguments:**
 
     - `group`: `"s3"`, `"a5"` or `"s5"`, of 6, 60 and 120 elements.
-    - `seq_len`: steps in a record, at least 1.
+    - `seq_len`: steps in a record, with the beginning, at least 2.
     - `seed`: seed of the records, 0 to 2**32 - 1.
 
     **Returns:**
 
-    The task. Its `baseline` is the accuracy of a guess.
+    The task. Its `baseline` is the accuracy of a guess after the first step.
 
     **Raises:** `ValueError` if the group is unknown or a number is out of range.
 
@@ -50,37 +52,35 @@ def word_problem(group: str, seq_len: int = 40, *, seed: int = 0) -> Task:
     2024; Siems, Carstensen et al., "DeltaProduct: Improving state-tracking in linear RNNs via
     Householder products", NeurIPS 2025; and the generators published with them.
 
-    **Differs from the papers:** there is no token for the beginning, and records are drawn anew,
-    where the papers train many times on a set of up to a million.
+    **Differs from the papers:** records are drawn anew, where the papers train many times on a set
+    of up to a million.
     """
     check_name(group, _GROUPS, "group")
-    if seq_len < 1:
-        raise UserError(f"seq_len must be at least 1; got {seq_len}")
+    if seq_len < 2:
+        raise UserError(f"seq_len must be at least 2: the beginning, and an element; got {seq_len}")
     order = len(_products(group))
     return Task(
         f"word-{group}",
         *generated_splits(partial(_record, group, seq_len), _RECORDS, seed=seed),
         inputs="tokens",
-        idim=order,
+        idim=order + 1,
         classes=order,
         labels="step",
         seq_len=seq_len,
         metric="accuracy",
         notes={"seed": seed},
-        baseline=lambda: {"guess_accuracy": 1 / order},
+        baseline=lambda: {"guess_accuracy": (1 + (seq_len - 1) / order) / seq_len},
     )
 
 
 def _record(group: str, seq_len: int, random: np.random.RandomState) -> Record:
     products = _products(group)
-    elements = random.randint(len(products), size=seq_len)
-    labels = np.empty(seq_len, np.int32)
+    elements = random.randint(len(products), size=seq_len - 1)
     # Permutations are in lexicographic order, so the identity is the first.
-    product = 0
+    labels = np.zeros(seq_len, np.int32)
     for step, element in enumerate(elements):
-        product = products[product, element]
-        labels[step] = product
-    return {"inputs": elements.astype(np.int32), "labels": labels}
+        labels[step + 1] = products[labels[step], element]
+    return {"inputs": np.append(len(products), elements).astype(np.int32), "labels": labels}
 
 
 @cache

@@ -85,7 +85,7 @@ def test_a_record_is_a_function_of_seed_split_and_index(name):
         ("parity", "b8fedfed2d72e802"),
         ("modular-arithmetic", "411a983dc3aaafa4"),
         ("modular-arithmetic-brackets", "a2241cc56d1a6c4a"),
-        ("word-a5", "ef4dddb4659ce969"),
+        ("word-a5", "4a47bed61dbce175"),
         ("k-hop", "6bd5a0fd793add45"),
     ],
 )

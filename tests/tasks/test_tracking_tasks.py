@@ -122,16 +122,20 @@ def test_a_word_problem_multiplies_permutation_matrices(group):
     matrices = [np.eye(points)[:, list(p)] for p in itertools.permutations(range(points))]
     if group.startswith("a"):
         matrices = [each for each in matrices if np.linalg.det(each) > 0]
-    assert len(matrices) == order == task.idim == task.classes
-    assert task.baseline is not None and task.baseline() == {"guess_accuracy": 1 / order}
+    assert len(matrices) == order == task.idim - 1 == task.classes
     for record in first_records(task.test, 10):
+        (beginning, *elements), labels = record["inputs"], record["labels"]
+        assert beginning == order and len(record["inputs"]) == len(labels) == 30
         product = np.eye(points)
-        for element, label in zip(record["inputs"], record["labels"], strict=True):
+        for element, label in zip([0, *elements], labels, strict=True):
             product = product @ matrices[element]
             assert np.array_equal(matrices[label], product)
     records = first_records(task.train, 600)
     for name in ("inputs", "labels"):
-        check_uniform(np.concatenate([record[name] for record in records]), range(order))
+        check_uniform(np.concatenate([record[name][1:] for record in records]), range(order))
+    guesses = np.concatenate([record["labels"] for record in records]) == 0  # the identity
+    assert task.baseline is not None
+    assert task.baseline()["guess_accuracy"] == pytest.approx(guesses.mean(), abs=0.01)
 
 
 @pytest.mark.parametrize("group", ORDERS)
@@ -186,7 +190,7 @@ def test_small_recall_is_recall():
         (lambda: tasks.modular_arithmetic(0), "even and at least 2.* got 0"),
         (lambda: tasks.modular_arithmetic_brackets(2), "seq_len must be at least 3; got 2"),
         (lambda: tasks.word_problem("a4"), "group 'a4'; did you mean 'a5'"),
-        (lambda: tasks.word_problem("s3", 0), "seq_len must be at least 1; got 0"),
+        (lambda: tasks.word_problem("s3", 1), "seq_len must be at least 2: .* got 1"),
         (lambda: _k_hop.k_hop(hops=0), "hops must be at least 1; got 0"),
         (lambda: _k_hop.k_hop(vocabulary=1), "vocabulary must be at least 2; got 1"),
         (lambda: tasks.recall_small(14), "at least 4 . pairs = 16.*got 14"),
