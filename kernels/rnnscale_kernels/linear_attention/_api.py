@@ -84,25 +84,28 @@ def linear_attention(
 
     **Raises:** `TypeError` or `ValueError` if dtypes or shapes do not fit together.
     """
-    arguments = _check(
-        *(query, key, value, log_decay, erase, h0),
-        reverse=reverse,
-        reset=reset,
-        lengths=lengths,
-        implementation=implementation,
-    )
-    primals, finish = _canonical(vary_alike(arguments), reverse=reverse)
-    primals = vary_alike(primals)
-    outputs, _ = operation.forward(primals, **_static(primals, implementation=implementation))
+    primals, static, finish = canonical(
+        query, key, value, log_decay, erase, h0,
+        reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
+    )  # fmt: skip
+    outputs, _ = operation.forward(primals, **static)
     return finish(outputs)
 
 
-def _check(
-    query, key, value, log_decay=None, erase=None, h0=None,
-    *, reverse=False, reset=None, lengths=None, implementation=None,
-) -> OpArguments:  # fmt: skip
+def canonical(*arguments, reverse: bool = False, implementation: str | None = None, **options):
+    """The primals and static values of the operation, and the function from its public outputs to
+    the results, for the arguments of `linear_attention`, which are checked."""
     check_implementation(implementation, DISPATCH.names)
     check_reverse(reverse)
+    checked = vary_alike(_check(*arguments, **options))
+    primals, finish = _canonical(checked, reverse=reverse)
+    primals = vary_alike(primals)
+    return primals, {"chunk": _chunk_length(primals), "implementation": implementation}, finish
+
+
+def _check(
+    query, key, value, log_decay=None, erase=None, h0=None, *, reset=None, lengths=None
+) -> OpArguments:
     arrays = {"query": query, "key": key, "value": value}
     optional = {"log_decay": log_decay, "erase": erase, "h0": h0}
     given = arrays | {name: x for name, x in optional.items() if x is not None}
@@ -187,18 +190,12 @@ def _canonical(arguments: OpArguments, *, reverse: bool):
     return (*arrays, h0, None if cut is None else turned(cut)), finish
 
 
-def _static(primals, *, implementation: str | None, reverse: bool = False) -> dict[str, Any]:
-    del reverse
-    value, h0 = primals[2], primals[5]
-    by_channel = primals[3] is not None and primals[3].ndim == value.ndim
-    chunk = _chunk_length(value.shape[h0.ndim - 3], by_channel=by_channel)
-    return {"chunk": chunk, "implementation": implementation}
-
-
-def _chunk_length(time: int, *, by_channel: bool) -> int:
+def _chunk_length(primals) -> int:
     """Steps in a chunk: about the same in all chunks, and a power of two for decays by channel."""
+    _, _, value, log_decay, _, h0, _ = primals
+    time = value.shape[h0.ndim - 3]
     chunk = -(-time // max(-(-time // _CHUNK), 1)) or 1
-    if by_channel:
+    if log_decay is not None and log_decay.ndim == value.ndim:
         return 1 << (chunk - 1).bit_length()
     return chunk if time <= _CHUNK else round_up(chunk, _TILE)
 

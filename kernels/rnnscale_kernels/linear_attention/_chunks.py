@@ -75,7 +75,7 @@ def forward(passes: ChunkPasses, primals, *, chunk: int, target: Any = None):
         return leaving, (y.astype(layout.dtype), state)
 
     h_last, (y, borders) = lax.scan(step, layout.by_group(h0, -3), layout.chunks)
-    borders = borders.reshape(-1, *h0.shape)
+    borders = borders.reshape(borders.shape[0], *h0.shape)
     return (layout.joined(y), h_last.reshape(h0.shape)), borders
 
 
@@ -120,8 +120,9 @@ class _Layout:
     def by_group(self, x, axis: int):
         """`x` with the axis of heads, counted from the end, as two."""
         axis += x.ndim
-        groups = self.groups if x.shape[axis] > 1 else 1
-        return x.reshape(*x.shape[:axis], groups, -1, *x.shape[axis + 1 :])
+        heads = x.shape[axis]
+        groups = self.groups if heads > 1 else 1
+        return x.reshape(*x.shape[:axis], groups, heads // groups, *x.shape[axis + 1 :])
 
     def split(self, x):
         """ "*batch time heads ..." in chunks."""
@@ -129,7 +130,7 @@ class _Layout:
         padding = [(0, 0)] * x.ndim
         padding[at] = (0, -self.time % self.chunk)
         x = jnp.pad(x, padding)
-        x = x.reshape(*x.shape[:at], -1, self.chunk, *x.shape[at + 1 :])
+        x = x.reshape(*x.shape[:at], x.shape[at] // self.chunk, self.chunk, *x.shape[at + 1 :])
         x = self.by_group(x, at + 2 - x.ndim)
         return jnp.moveaxis(x, (at, at + 1), (0, at + 3))
 
@@ -137,7 +138,8 @@ class _Layout:
         """The inverse of `split`."""
         at = self.axis
         x = jnp.moveaxis(x, (0, at + 3), (at, at + 1))
-        x = x.reshape(*x.shape[:at], -1, x.shape[at + 2] * x.shape[at + 3], *x.shape[at + 4 :])
+        count, chunk, groups, heads = x.shape[at : at + 4]
+        x = x.reshape(*x.shape[:at], count * chunk, groups * heads, *x.shape[at + 4 :])
         return lax.slice_in_dim(x, 0, self.time, axis=at)
 
     def widened(self, inputs: Chunk) -> Chunk:

@@ -2,6 +2,10 @@
 compiled for absent devices, and timing."""
 
 from . import _reference
+from ._attention_specs import (
+    ATTENTION_ARGUMENTS as ATTENTION_ARGUMENTS,
+    AttentionArguments as AttentionArguments,
+)
 from ._call_arguments import (
     MODES as MODES,
     CallArguments as CallArguments,

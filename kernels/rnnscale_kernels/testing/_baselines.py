@@ -93,6 +93,34 @@ def ssm_lax_scan(h0: Any, inputs: tuple) -> tuple[Any, Any]:
 SSM_BASELINES = {"associative_scan": ssm_associative_scan, "lax_scan": ssm_lax_scan}
 
 
+def attention_lax_scan(h0: Any, inputs: tuple) -> tuple[Any, Any]:
+    """`linear_attention` by `jax.lax.scan`, one step after another."""
+    query, key, value, log_decay, erase = inputs
+    axis, heads = h0.ndim - 3, h0.shape[-3]
+    if log_decay is not None and log_decay.ndim < value.ndim:
+        log_decay = log_decay[..., None]
+
+    def step(h, at):
+        q, k, v, g, e = at
+        if g is not None:
+            h = jnp.exp(g)[..., None] * h
+        if e is not None:
+            v = v - jnp.einsum("...k,...kv->...v", e, h)
+        h = h + k[..., :, None] * v[..., None, :]
+        return h, jnp.einsum("...k,...kv->...v", q, h).astype(value.dtype)
+
+    def in_front(x):
+        repeated = jnp.repeat(x, heads // x.shape[axis + 1], axis=axis + 1)
+        return jnp.moveaxis(repeated, axis, 0).astype(h0.dtype)
+
+    arrays = jax.tree.map(in_front, (query, key, value, log_decay, erase))
+    last, y = jax.lax.scan(step, h0, arrays)
+    return jnp.moveaxis(y, 0, axis), last
+
+
+ATTENTION_BASELINES = {"lax_scan": attention_lax_scan}
+
+
 def _map_input(u: Any, b: Any) -> Any:
     """B u in float32, or in complex64."""
 

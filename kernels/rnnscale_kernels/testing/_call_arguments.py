@@ -195,6 +195,7 @@ class OpCallArguments(CallArguments):
         # By default a GPU does not compute float32 products in float32.
         with jax.default_matmul_precision("highest"):
             got = results(values, (given["g"], given["g_last"]))
+        got = (x for x in got if x is not None)  # the gradient of an argument that is absent
         return relative_error(map(self.to_numpy, got), self.expected(arrays))
 
 

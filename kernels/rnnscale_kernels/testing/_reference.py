@@ -143,3 +143,79 @@ def _states(u, decay, b, h0, row, length, reverse, reset):
         carry = decay * np.where(cut, 0, carry) + b @ u[row, t]
         h[t] = carry
     return h, entering
+
+
+def linear_attention(
+    query, key, value, log_decay, erase, h0, *, reverse=False, reset=None, lengths=None
+):
+    """`(y, h_last)` for H_t = (I - k_t e_t^T) diag(exp(g_t)) H_{t-1} + k_t v_t^T, y_t = H_t^T q_t.
+
+    Arrays have one row, without an axis for it: `value` is "time head value". `log_decay` and
+    `erase` may be `None`, and queries, keys and `erase` have heads of which each serves several of
+    those of `value`. `lengths` is the number of valid steps.
+    """
+    y, h, _ = _attend(query, key, value, log_decay, erase, h0, reverse, reset, lengths)
+    return y, h
+
+
+def linear_attention_gradient(
+    query, key, value, log_decay, erase, h0, g_y, g_last,
+    *, reverse=False, reset=None, lengths=None,
+):  # fmt: skip
+    """`(d_query, d_key, d_value, d_log_decay, d_erase, d_h0)` for the cotangents of y and h_last;
+    `None` where the argument is `None`."""
+    arrays = query, key, value, log_decay, erase
+    _, _, steps = _attend(*arrays, h0, reverse, reset, lengths)
+    d_query, d_key, d_value = (np.zeros_like(x) for x in arrays[:3])
+    d_log_decay, d_erase = (np.zeros(() if x is None else x.shape) for x in arrays[3:])
+    s = g_last
+    for t, cut, (q, k, decay, e), before, u, after in reversed(steps):
+        s = s + np.einsum("hk,hv->hkv", q, g_y[t])
+        d_query[t] += _by_group(np.einsum("hkv,hv->hk", after, g_y[t]), query)
+        d_key[t] += _by_group(np.einsum("hkv,hv->hk", s, u), key)
+        du = np.einsum("hkv,hk->hv", s, k)
+        d_value[t] += du
+        decayed = decay[:, :, None] * before
+        if erase is not None:
+            d_erase[t] -= _by_group(np.einsum("hkv,hv->hk", decayed, du), erase)
+            s = s - np.einsum("hk,hv->hkv", e, du)
+        if log_decay is not None:
+            by_channel = np.sum(s * decayed, -1)
+            d_log_decay[t] += by_channel if log_decay.ndim == 3 else by_channel.sum(-1)
+        s = np.zeros_like(s) if cut else decay[:, :, None] * s
+    d_log_decay, d_erase = (
+        None if x is None else d for x, d in ((log_decay, d_log_decay), (erase, d_erase))
+    )
+    return d_query, d_key, d_value, d_log_decay, d_erase, s
+
+
+def _attend(query, key, value, log_decay, erase, h0, reverse, reset, lengths):
+    """Outputs, last state, and for each step in processing order what its gradient depends on."""
+    time, heads, _ = value.shape
+    y, h, steps = np.zeros_like(value), h0, []
+
+    def at(x, t):
+        return np.repeat(x[t], heads // x.shape[1], axis=0)
+
+    end = time if lengths is None else int(lengths)
+    for t in _order(end, reverse):
+        cut = reset is not None and _is_cut(reset[:end], t, end, reverse)
+        before = np.zeros_like(h) if cut else h
+        q, k = at(query, t), at(key, t)
+        decay = np.ones_like(k)
+        if log_decay is not None:
+            decay = np.exp(log_decay[t].reshape(heads, -1)) * decay
+        decayed = decay[:, :, None] * before
+        u, e = value[t], None
+        if erase is not None:
+            e = at(erase, t)
+            u = u - np.einsum("hk,hkv->hv", e, decayed)
+        h = decayed + np.einsum("hk,hv->hkv", k, u)
+        y[t] = np.einsum("hkv,hk->hv", h, q)
+        steps.append((t, cut, (q, k, decay, e), before, u, h))
+    return y, h, steps
+
+
+def _by_group(gradient, like):
+    """The gradient for heads, summed over the heads that share one of `like`, "time head key"."""
+    return gradient.reshape(like.shape[1], -1, gradient.shape[-1]).sum(1)
