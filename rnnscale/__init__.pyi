@@ -29,6 +29,7 @@ from ._base import (
 from ._fields import parameter as parameter, trainable as trainable
 from ._over_time import over_time as over_time
 from .attention import (
+    MLSTM as MLSTM,
     DeltaNet as DeltaNet,
     DeltaProduct as DeltaProduct,
     GatedDeltaNet as GatedDeltaNet,

@@ -555,6 +555,16 @@ SSM_CASES = [
         for layer in (attention.DeltaNet, attention.GatedDeltaNet, attention.DeltaProduct)
     ),
     constructor(attention.LinearAttention, idim=4, heads=2, odim=3, key_dim=2, value_dim=2),
+    constructor(
+        attention.MLSTM,
+        idim=4,
+        heads=2,
+        odim=3,
+        key_dim=2,
+        value_dim=2,
+        depth=2,
+        more={"gate_cap": refused(0.0, -1.0), "epsilon": refused(-1.0)},
+    ),
     Case("hippo_legs", lambda: (ssm.hippo_legs, {"state_dim": 4})),
     Case("hippo_normal", lambda: (ssm.hippo_normal, {"state_dim": 4})),
 ]
@@ -1489,7 +1499,7 @@ INNER = """
     affine call_model check_cell compute_weights identity linear check_reset checked_lengths
     product time_loop_by layer_norm rms_norm
     adjoint fold_keys local_platform vary_alike zero_padding activation_spec
-    automatic_axes check_halo constrain constrain_time differentiable_on_mesh from_neighbour
+    automatic_axes check_halo constrain differentiable_on_mesh from_neighbour
     gathered join_time mesh_axes parameter_spec row_spec shift split_time take_step unit_specs
     arrays_over_time max_plus_scan record_spec parse_time
 """

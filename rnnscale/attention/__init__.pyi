@@ -2,3 +2,4 @@ from ._deltanet import DeltaNet as DeltaNet
 from ._deltaproduct import DeltaProduct as DeltaProduct
 from ._gated_deltanet import GatedDeltaNet as GatedDeltaNet
 from ._linear_attention import LinearAttention as LinearAttention
+from ._mlstm import MLSTM as MLSTM

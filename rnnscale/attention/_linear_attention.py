@@ -6,7 +6,6 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
 from rnnscale import sharding
@@ -19,10 +18,7 @@ from rnnscale._base import (
 )
 from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale_kernels import vary_alike
-
-# Steps in a chunk, within which attention is computed between all pairs of steps.
-_CHUNK = 64
+from rnnscale.attention._heads import attention_step, from_heads, to_heads, with_ones
 
 # The feature map is at least e to this power. A product of two, and the square of its inverse in
 # the gradient of a quotient, are then within the range of float32.
@@ -36,16 +32,6 @@ class AttentionState(NamedTuple):
     normaliser: Float[Array, "*batch heads key"]
 
 
-class _Chunk(NamedTuple):
-    """The inputs of consecutive steps: projections, and the segment and validity of each step."""
-
-    query: Float[Array, "*batch time heads key"]
-    key: Float[Array, "*batch time heads key"]
-    value: Float[Array, "*batch time heads value"]
-    segment: Int[Array, "*batch time"]
-    valid: Bool[Array, "*batch time"]
-
-
 class LinearAttention(CausalLayer):
     r"""Attention without a softmax, as a recurrence whose state is a matrix in each head.
 
@@ -56,10 +42,8 @@ class LinearAttention(CausalLayer):
 
     and the output is linear in the $y$ of all heads. The state is `(S, z)`, at least float32.
 
-    A sequence is computed in chunks of 64 steps: attention between all pairs of steps in a chunk,
-    and the state from chunk to chunk, so the time is linear in the length. The backward pass keeps
-    $q, k, v$ and a state every 64 steps, and computes the pairs again. A NaN in the input reaches
-    every step of its chunk, including earlier steps and other segments.
+    `rnnscale.sharding.linear_attention` computes all steps, in time that is linear in the length. A
+    NaN in the input also reaches earlier steps of its segment.
 
     All weights start Lecun-normal.
 
@@ -132,54 +116,11 @@ class LinearAttention(CausalLayer):
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[AttentionState, Float[Array, "*batch time odim"]]:
         carried, lengths = check_call(self, xs, state, reset, lengths, key)
-        batch_shape, time = xs.shape[:-2], xs.shape[-2]
-        if time == 0:
-            return carried, jnp.zeros((*batch_shape, 0, self.odim), xs.dtype)
-        ends = jnp.array(time) if lengths is None else lengths[..., None]
-        valid = jnp.broadcast_to(jnp.arange(time) < ends, (*batch_shape, time))
-        start = jnp.zeros_like(valid) if reset is None else valid & reset
-
-        # 1. To "*batch part step ...": each device computes its part of time as a row of its own,
-        # padded to a multiple of the chunk.
-        rank, parts = len(batch_shape), sharding.time_parts(time)
-        steps_of_part = time // parts
-        chunk = min(steps_of_part, _CHUNK)
-        padded = steps_of_part + -steps_of_part % chunk
-
-        def in_parts(x: Array) -> Array:
-            return _padded(sharding.split_time(x, parts, time_axis=rank), padded, axis=rank + 1)
-
-        query, key_, value = self._project(in_parts(zero_padding(xs, lengths)))
-        segment = jnp.cumsum(in_parts(start), axis=-1)
-        steps = _Chunk(query, key_, value, segment, in_parts(valid))
-
-        # 2. The memory that enters each part. The normaliser is its last column, which belongs to a
-        # further feature of the values that is always one.
-        memory = jnp.concatenate([carried.memory, carried.normaliser[..., None]], axis=-1)
-        # Inside a `shard_map`, the carry of the loops below has to vary over the axes of the steps.
-        memory, steps = vary_alike((memory, steps))
-        entering = jnp.expand_dims(memory, rank)
-        if parts > 1:
-            memory, entering = _between_parts(memory, steps, rank)
-
-        # 3. To "chunk *batch part step ...", and the chunks of all parts one after another.
-        chunks = jax.tree.map(
-            lambda x: jnp.moveaxis(
-                x.reshape(*batch_shape, parts, padded // chunk, chunk, *x.shape[rank + 2 :]),
-                rank + 1,
-                0,
-            ),
-            steps,
+        query, key_, value = self._project(zero_padding(xs, lengths))
+        ys, memory = sharding.linear_attention(
+            query, key_, with_ones(value), h0=_joined(carried), reset=reset, lengths=lengths
         )
-        carry = entering, jnp.zeros_like(steps.segment[..., 0])
-        (leaving, _), ys = lax.scan(jax.checkpoint(_attend), carry, chunks)
-        if parts == 1:
-            memory = jnp.squeeze(leaving, rank)
-        ys = jnp.moveaxis(ys, 0, rank + 1)
-        ys = ys.reshape(*batch_shape, parts, padded, self.heads, self.value_dim)
-        ys = lax.slice_in_dim(ys, 0, steps_of_part, axis=rank + 1)
-        ys = self._mix(sharding.join_time(ys, time_axis=rank), xs.dtype)
-        return AttentionState(memory[..., :-1], memory[..., -1]), zero_padding(ys, lengths)
+        return _state(memory), self._read(ys, xs.dtype)
 
     def step(
         self,
@@ -188,13 +129,10 @@ class LinearAttention(CausalLayer):
         *,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[AttentionState, Float[Array, "*batch odim"]]:
-        state = check_step(self, x, state, key)
+        carried = _joined(check_step(self, x, state, key))
         query, key_, value = self._project(x)
-        memory = state.memory + key_[..., :, None] * value[..., None, :]
-        normaliser = state.normaliser + key_
-        mixed = jnp.einsum("...hk,...hkv->...hv", query, memory)
-        weight = jnp.sum(query * normaliser, axis=-1, keepdims=True)
-        return AttentionState(memory, normaliser), self._mix(mixed / weight, x.dtype)
+        memory, y = attention_step(carried, query, key_, with_ones(value))
+        return _state(memory), self._read(y, x.dtype)
 
     @check_arguments
     def init_state(
@@ -205,16 +143,15 @@ class LinearAttention(CausalLayer):
 
     def _project(self, x: Float[Array, "*axes idim"]) -> tuple[Array, Array, Array]:
         """The features of queries and keys, and the values: `*axes heads ...`, at least float32."""
+        query, key = to_heads(self.query, x), to_heads(self.key, x)
+        return _features(query), _features(key), to_heads(self.value, x)
 
-        def project(weight: Array) -> Array:
-            wide = state_dtype(x.dtype)
-            weight = weight.astype(x.dtype)
-            return jnp.einsum("...i,hki->...hk", x, weight, preferred_element_type=wide)
-
-        return _features(project(self.query)), _features(project(self.key)), project(self.value)
-
-    def _mix(self, ys: Float[Array, "*axes heads value"], dtype: DTypeLike) -> Array:
-        return jnp.einsum("...hv,ohv->...o", ys.astype(dtype), self.output.astype(dtype))
+    def _read(
+        self, ys: Float[Array, "*axes heads value+1"], dtype: DTypeLike
+    ) -> Float[Array, "*axes odim"]:
+        # The weights of a step are positive; their sum is zero in the padding only, as ys is.
+        total = jnp.where(ys[..., -1:] == 0, 1, ys[..., -1:])
+        return from_heads(self.output, ys[..., :-1] / total, dtype)
 
 
 def _features(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
@@ -222,69 +159,9 @@ def _features(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
     return jnp.where(x > 0, x + 1, jnp.exp(jnp.clip(x, _LOWEST, 0)))
 
 
-def _padded(x: Array, size: int, *, axis: int) -> Array:
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (0, size - x.shape[axis])
-    return jnp.pad(x, padding)
+def _joined(state: AttentionState) -> Float[Array, "*batch heads key value+1"]:
+    return jnp.concatenate([state.memory, state.normaliser[..., None]], axis=-1)
 
 
-def _attend(carry: tuple[Array, Array], steps: _Chunk) -> tuple[tuple[Array, Array], Array]:
-    """The outputs of one chunk. The carry is the memory and the segment that it belongs to."""
-    memory, segment = carry
-    query, key, value, segments, _ = steps
-    value = _with_ones(value)
-
-    pairs = jnp.einsum("...thk,...shk->...hts", query, key)
-    seen = jnp.tri(query.shape[-3], dtype=bool) & (segments[..., :, None] == segments[..., None, :])
-    pairs = jnp.where(seen[..., None, :, :], pairs, 0)
-    within = jnp.einsum("...hts,...shv->...thv", pairs, value)
-
-    # Both the input and the output are masked: the memory of a segment that has ended may be NaN.
-    carried = (segments == segment[..., None])[..., None, None]
-    before = jnp.einsum("...thk,...hkv->...thv", jnp.where(carried, query, 0), memory)
-    total = within + jnp.where(carried, before, 0)
-
-    last = segments[..., -1]
-    goes_on = (last == segment)[..., None, None, None]
-    memory = jnp.where(goes_on, memory, 0) + _added(steps)
-    return (memory, last), total[..., :-1] / total[..., -1:]
-
-
-def _added(steps: _Chunk) -> Float[Array, "*rows heads key extended"]:
-    """The sum of key-value products of the last segment, which is added to the memory."""
-    kept = steps.valid & (steps.segment == steps.segment[..., -1:])
-    key = jnp.where(kept[..., None, None], steps.key, 0)
-    return jnp.einsum("...thk,...thv->...hkv", key, _with_ones(steps.value))
-
-
-def _with_ones(value: Float[Array, "*axes value"]) -> Float[Array, "*axes value+1"]:
-    return jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
-
-
-def _between_parts(memory: Array, steps: _Chunk, rank: int) -> tuple[Array, Array]:
-    """The memory after all parts of time and before each part, given the one before the first.
-
-    **Arguments:**
-
-    - `memory`: "*batch heads key value+1".
-    - `steps`: "*batch part step ...", with `rank` axes of batch.
-    """
-
-    def gathered(x: Array) -> Array:
-        """All parts on every device, so that the loop over them, and its transpose, is local."""
-        batch = ("batch",)[:rank]
-        return sharding.constrain(x, *batch, *(None,) * (x.ndim - len(batch)))
-
-    added = _added(steps)
-    cut = steps.segment[..., -1:] > 0
-    # Concatenated, so that it takes one gather.
-    totals = jnp.concatenate([added.reshape(*cut.shape[:-1], -1), cut.astype(added.dtype)], -1)
-    totals = gathered(sharding.constrain_time(totals, time_axis=rank))
-
-    def add(memory: Array, total: Array) -> tuple[Array, Array]:
-        cut = total[..., -1, None, None, None] > 0
-        return jnp.where(cut, 0, memory) + total[..., :-1].reshape(memory.shape), memory
-
-    memory, before = lax.scan(add, memory, jnp.moveaxis(totals, rank, 0))
-    before = gathered(jnp.moveaxis(before, 0, rank))
-    return memory, sharding.constrain_time(before, time_axis=rank)
+def _state(memory: Float[Array, "*batch heads key value+1"]) -> AttentionState:
+    return AttentionState(memory[..., :-1], memory[..., -1])

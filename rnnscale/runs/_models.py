@@ -109,6 +109,7 @@ _S5 = (
     "blocks", "dt_min", "dt_max", "discretisation", "step_rescale", "clip_eigenvalues", "c_init",
 )  # fmt: skip
 _DELTA_RULE = ("heads", "value_dim", "conv", "gate", "beta_max")
+_MLSTM = ("heads", "value_dim", "gate_cap", "epsilon", "depth")
 _DAMPED_LINOSS = ("r_min", "r_max", "theta_min", "theta_max", "step_std")
 _ANTISYMMETRIC = ("epsilon", "gamma", "recurrent_std")
 _LIPSCHITZ = ("epsilon", "beta", "gamma", "init_std", "method")
@@ -143,6 +144,7 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
                 (*_DELTA_RULE, "substeps", "decay"),
                 _with_heads("DeltaProduct"),
             ),
+            LayerEntry("mlstm", "attention:MLSTM", _MLSTM, _with_heads("MLSTM")),
             CellEntry("elman", "cells:ElmanRNNCell"),
             CellEntry("leaky-elman", "cells:LeakyElmanCell", ("leak",)),
             CellEntry("wilson-cowan", "cells:WilsonCowanCell", ("rate",)),

@@ -36,7 +36,6 @@ from ._rules import (
     shardings as shardings,
 )
 from ._time import (
-    constrain_time as constrain_time,
     join_time as join_time,
     split_time as split_time,
     take_step as take_step,

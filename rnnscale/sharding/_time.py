@@ -31,17 +31,17 @@ def split_time(x: Shaped[Array, "..."], parts: int, *, time_axis: int) -> Shaped
     computations within a part need no communication."""
     steps = x.shape[time_axis] // parts
     shape = (*x.shape[:time_axis], parts, steps, *x.shape[time_axis + 1 :])
-    return constrain_time(x.reshape(shape), time_axis=time_axis)
+    return _constrain_time(x.reshape(shape), time_axis=time_axis)
 
 
 def join_time(x: Shaped[Array, "..."], *, time_axis: int) -> Shaped[Array, "..."]:
     """Reshape "*batch parts steps ..." to "*batch time ...". The parts are on axis `time_axis`."""
     parts, steps = x.shape[time_axis : time_axis + 2]
     shape = (*x.shape[:time_axis], parts * steps, *x.shape[time_axis + 2 :])
-    return constrain_time(x.reshape(shape), time_axis=time_axis)
+    return _constrain_time(x.reshape(shape), time_axis=time_axis)
 
 
-def constrain_time(x: Shaped[Array, "*axes"], *, time_axis: int) -> Shaped[Array, "*axes"]:
+def _constrain_time(x: Shaped[Array, "*axes"], *, time_axis: int) -> Shaped[Array, "*axes"]:
     """Constrain the layout of an activation: its leading axis is the batch, `time_axis` is time."""
     leading = ("batch", *(None,) * (time_axis - 1))[:time_axis]
     return constrain(x, *leading, "time", *(None,) * (x.ndim - time_axis - 1))

@@ -65,6 +65,7 @@ from rnnscale.verify import (
     _lstm,
     _mgu,
     _minimal,
+    _mlstm,
     _nnrnn,
     _pararnn,
     _rglru,
@@ -209,6 +210,7 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
             _DIM, 2, 6, key_dim=3, value_dim=4, conv=None, gate=True, decay=True, key=key
         ),
     ),
+    ("MLSTM", _mlstm.build),
     ("CausalConv", lambda key: CausalConv(_DIM, 3, key=key)),
     ("GriffinRecurrence", lambda key: GriffinRecurrence(_DIM, 6, 4, blocks=2, key=key)),
     (

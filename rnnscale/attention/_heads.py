@@ -1,0 +1,42 @@
+"""What the layers of this package share: maps between features and heads, and a single step."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+from rnnscale._base import state_dtype
+
+
+def to_heads(
+    weight: Float[Array, "heads out idim"], x: Float[Array, "*axes idim"]
+) -> Float[Array, "*axes heads out"]:
+    """`weight[head] @ x` for every head: in the dtype of `x`, with a result of at least float32."""
+    wide = state_dtype(x.dtype)
+    return jnp.einsum("...i,hoi->...ho", x, weight.astype(x.dtype), preferred_element_type=wide)
+
+
+def from_heads(
+    weight: Float[Array, "odim heads value"],
+    ys: Float[Array, "*axes heads value"],
+    dtype: DTypeLike,
+) -> Float[Array, "*axes odim"]:
+    """The sum of `weight[:, head] @ y` over heads, in `dtype`."""
+    return jnp.einsum("...hv,ohv->...o", ys.astype(dtype), weight.astype(dtype))
+
+
+def with_ones(value: Float[Array, "*axes value"]) -> Float[Array, "*axes value+1"]:
+    """The values with a feature that is always one. Its memory is the sum of the keys."""
+    return jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+
+
+def attention_step(
+    memory: Float[Array, "*batch heads key value"],
+    query: Float[Array, "*batch heads key"],
+    key: Float[Array, "*batch heads key"],
+    value: Float[Array, "*batch heads value"],
+    log_decay: Float[Array, "*batch heads #key"] | None = None,
+) -> tuple[Float[Array, "*batch heads key value"], Float[Array, "*batch heads value"]]:
+    """One step of `linear_attention`: the memory after it, and what the query reads from that."""
+    if log_decay is not None:
+        memory = jnp.exp(log_decay)[..., None] * memory
+    memory = memory + key[..., :, None] * value[..., None, :]
+    return memory, jnp.einsum("...hk,...hkv->...hv", query, memory)
