@@ -428,6 +428,33 @@ def language() -> str:
     return markdown(("layer", "width", "parameters", "bits per byte"), lines)
 
 
+def state_tracking() -> str:
+    """A line for each task and model, with the accuracy at each length."""
+    document = load("experiments/state-tracking")
+    rows = []
+    for row in document["rows"]:
+        task, more = row["options"]["task"], dict(row["more"])
+        width = more.pop("width")
+        curve = {name: x for name, x in more.items() if name.isdecimal()}
+        solved = sum(each >= document["solved"] for each in row["figures"])
+        tried = len(row["seeds"])
+        verdict = {0: "no", tried: "yes"}.get(solved, f"{solved} of {tried} seeds")
+        rows.append(
+            (
+                f"`{task}`",
+                row["entry"].removeprefix(f"{task}-"),
+                f"{width:.0f}",
+                f"{row['parameters']:,}",
+                *(f"{x:.3f}" for x in curve.values()),
+                verdict,
+                "" if row["paper"] is None else row["paper"]["source"],
+            )
+        )
+    steps = [f"{name} steps" for name in ("40", "64", "128", "256", "512")]
+    header = ("task", "model", "width", "parameters", *steps, "solved", "the papers")
+    return markdown(header, rows)
+
+
 def headline() -> str:
     """Three figures for the README: time, memory, and what sharding costs."""
     steps = [row for row in load("train_step_cpu")["rows"] if row["layer"] == "LRU"]
@@ -569,6 +596,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "pixels": pixels,
     "experiments": others,
     "bytes": language,
+    "state-tracking": state_tracking,
     "watch": watch,
     "own-series": own_series,
     "archive": archive,

@@ -91,6 +91,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
             "command": _command(arguments),
             "metric": experiment.metric,
             "differs": experiment.differs,
+            **({} if experiment.solved is None else {"solved": experiment.solved}),
             **environment(),
             "rows": done,
         }
