@@ -138,7 +138,7 @@ def measure(options: Mapping[str, Any], seed: int, folder: Path) -> Result | Non
     result = train("accuracy", given, seed, folder)
     if result is None:
         return None
-    saved = runs.load_run(folder, batch_size=250)
+    saved = runs.load_run(folder, batch_size=256)
     longer = {steps: saved.evaluate("test", seq_len=steps)["accuracy"] for steps in TESTED}
     accuracies = {str(steps): x for steps, x in {TRAINED: result.figure, **longer}.items()}
     return result._replace(figure=min(longer.values()), more={"width": given["dim"], **accuracies})
