@@ -86,6 +86,8 @@ from .ssm import (
     BidirectionalS5 as BidirectionalS5,
     DampedLinOSS as DampedLinOSS,
     LinOSS as LinOSS,
+    Mamba as Mamba,
+    Mamba2 as Mamba2,
 )
 
 __version__: str

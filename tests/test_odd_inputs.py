@@ -508,6 +508,14 @@ _S5_RANGES = {
     "dt_max": refused(0.0, -1.0, 1e-4),
     "step_rescale": refused(0.0, -1.0),
 }
+
+
+def _limit(valid: Any) -> list[Odd]:
+    """A range that may have no upper end."""
+    low, _ = valid
+    return [each for each in pair((low, 0.5)) if each.value != (low, inf)]
+
+
 SSM_CASES = [
     constructor(
         ssm.LRU,
@@ -529,6 +537,35 @@ SSM_CASES = [
     constructor(ssm.S5, idim=3, state_dim=8, odim=5, more=_S5_RANGES),
     constructor(ssm.BidirectionalS5, idim=3, state_dim=8, odim=5, more=_S5_RANGES),
     constructor(ssm.LinOSS, idim=3, state_dim=4, odim=5),
+    constructor(
+        ssm.Mamba,
+        idim=3,
+        state_dim=2,
+        odim=5,
+        expand=2,
+        conv_width=2,
+        dt_rank=2,
+        more={name: _S5_RANGES[name] for name in ("dt_min", "dt_max")},
+    ),
+    constructor(
+        ssm.Mamba2,
+        idim=4,
+        state_dim=2,
+        odim=5,
+        head_dim=4,
+        groups=2,
+        norm_groups=2,
+        expand=2,
+        conv_width=2,
+        kinds={"dt_limit": _limit},
+        more={
+            "head_dim": refused(3, 16),
+            "groups": refused(3),
+            "norm_groups": refused(3),
+            "dt_limit": refused((0.1, 0.1), (-1.0, 1.0), (0.2, 0.1)),
+            **{name: _S5_RANGES[name] for name in ("dt_min", "dt_max")},
+        },
+    ),
     constructor(
         ssm.DampedLinOSS,
         idim=3,

@@ -37,3 +37,7 @@ from .persistent_rnn import (
     PERSISTENT as PERSISTENT,
     persistent_rnn as persistent_rnn,
 )
+from .selective_scan import (
+    SELECTIVE as SELECTIVE,
+    selective_scan as selective_scan,
+)

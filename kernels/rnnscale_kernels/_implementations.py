@@ -7,10 +7,10 @@ from .linear_attention._implementations import DISPATCH as ATTENTION
 from .linear_scan import DISPATCH as SCAN
 from .matrix_scan._implementations import DISPATCH as MATRIX
 from .persistent_rnn._implementations import DISPATCH as PERSISTENT
+from .selective_scan._implementations import DISPATCH as SELECTIVE
 
-DISPATCHES = {
-    each.operation: each for each in (SCAN, SSM, BLOCK, MATRIX, ATTENTION, ELEMENTWISE, PERSISTENT)
-}
+_ALL = SCAN, SSM, BLOCK, MATRIX, ATTENTION, SELECTIVE, ELEMENTWISE, PERSISTENT
+DISPATCHES = {each.operation: each for each in _ALL}
 """The table of each operation, by its name."""
 
 

@@ -87,8 +87,8 @@ class TrainConfig:
         same kind and sizes. None for new parameters. Steps and optimiser start anew.
     - `seed`: seed of the parameters, the dropout and the order of the data, 0 to 2**32 - 1.
     - `dim`, `depth`: width of the model and number of its blocks, at least 1.
-    - `state_dim`: states of S5 and LRU in each block, at least 1; for the layers of
-        `rnnscale.attention`, features of the keys of all heads together.
+    - `state_dim`: states of S5 and LRU in each block, at least 1; for Mamba, states of a channel;
+        for the layers of `rnnscale.attention`, features of the keys of all heads together.
     - `dropout`: the probability to drop, 0 <= p < 1.
     - `learning_rate`: rate of the weights, positive.
     - `recurrence_rate`: rate of the parameters of the recurrence, positive; a quarter of

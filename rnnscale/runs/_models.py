@@ -111,6 +111,11 @@ _S5 = (
 _DELTA_RULE = ("heads", "value_dim", "conv", "gate", "beta_max")
 _MLSTM = ("heads", "value_dim", "gate_cap", "epsilon", "depth")
 _DAMPED_LINOSS = ("r_min", "r_max", "theta_min", "theta_max", "step_std")
+_MAMBA = ("expand", "conv_width", "dt_rank", "dt_min", "dt_max", "use_bias", "use_conv_bias")
+_MAMBA2 = (
+    "head_dim", "groups", "norm_groups", "expand", "conv_width", "dt_min", "dt_max", "dt_limit",
+    "use_conv_bias",
+)  # fmt: skip
 _ANTISYMMETRIC = ("epsilon", "gamma", "recurrent_std")
 _LIPSCHITZ = ("epsilon", "beta", "gamma", "init_std", "method")
 
@@ -124,6 +129,8 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
             LayerEntry("lru", "ssm:LRU", ("r_min", "r_max", "max_phase")),
             LayerEntry("linoss", "ssm:LinOSS", ("discretisation",)),
             LayerEntry("d-linoss", "ssm:DampedLinOSS", _DAMPED_LINOSS),
+            LayerEntry("mamba", "ssm:Mamba", _MAMBA),
+            LayerEntry("mamba2", "ssm:Mamba2", _MAMBA2),
             LayerEntry("rglru", "cells:RGLRUCell", ("blocks",), _rglru),
             LayerEntry(
                 "linear-attention",

@@ -35,6 +35,7 @@ from ._rules import (
     parameter_spec as parameter_spec,
     shardings as shardings,
 )
+from ._selective_scan import selective_scan as selective_scan
 from ._time import (
     join_time as join_time,
     split_time as split_time,

@@ -50,7 +50,7 @@ from rnnscale.models import (
     LanguageModel,
     SequenceClassifier,
 )
-from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5, DampedLinOSS, LinOSS
+from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5, DampedLinOSS, LinOSS, Mamba, Mamba2
 from rnnscale.verify import (
     _antisymmetric,
     _clockwork,
@@ -177,6 +177,11 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
         lambda key: DampedLinOSS(
             _DIM, 7, 4, r_min=0.5, r_max=0.99, theta_min=0.3, theta_max=2.8, key=key
         ),
+    ),
+    ("Mamba", lambda key: Mamba(_DIM, 3, 7, dt_rank=2, use_bias=True, key=key)),
+    (
+        "Mamba2",
+        lambda key: Mamba2(6, 5, 7, head_dim=3, groups=2, conv_width=3, key=key),
     ),
     (
         "RNNEncoder remat",
