@@ -30,6 +30,7 @@ from ._fields import parameter as parameter, trainable as trainable
 from ._over_time import over_time as over_time
 from .attention import (
     MLSTM as MLSTM,
+    RWKV7 as RWKV7,
     DeltaNet as DeltaNet,
     DeltaProduct as DeltaProduct,
     GatedDeltaNet as GatedDeltaNet,

@@ -579,6 +579,16 @@ SSM_CASES = [
             "step_std": refused(-0.1),
         },
     ),
+    constructor(
+        attention.RWKV7,
+        idim=4,
+        heads=2,
+        odim=3,
+        key_dim=2,
+        decay_rank=2,
+        rate_rank=2,
+        gate_rank=2,
+    ),
     *(
         constructor(
             layer,

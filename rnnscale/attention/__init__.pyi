@@ -3,3 +3,4 @@ from ._deltaproduct import DeltaProduct as DeltaProduct
 from ._gated_deltanet import GatedDeltaNet as GatedDeltaNet
 from ._linear_attention import LinearAttention as LinearAttention
 from ._mlstm import MLSTM as MLSTM
+from ._rwkv7 import RWKV7 as RWKV7

@@ -163,10 +163,10 @@ class DeltaRule(CausalLayer):
             jnp.repeat(unit(query) / math.sqrt(self.key_dim), m, axis=-3),
             key,
             value,
-            None if decay is None else _first_substep(decay, m, axis=-2),
+            None if decay is None else first_substep(decay, m, axis=-2),
             erase=strength * key,
             h0=state.memory,
-            reset=None if reset is None else _first_substep(reset, m, axis=-1),
+            reset=None if reset is None else first_substep(reset, m, axis=-1),
             lengths=None if lengths is None else m * lengths,
         )
         ys = ys.reshape(*xs.shape[:-1], m, self.heads, self.value_dim)[..., -1, :, :]
@@ -260,7 +260,7 @@ def _substeps(x: Float[Array, "*axes time heads features"], m: int) -> Array:
     return x.reshape(*axes, time * m, heads, features // m)
 
 
-def _first_substep(x: Array, m: int, *, axis: int) -> Array:
+def first_substep(x: Array, m: int, *, axis: int) -> Array:
     """From `time` to `time * m` on an axis, with zeros after each step, which is false."""
     axis %= x.ndim
     padding = [(0, 0)] * (x.ndim + 1)

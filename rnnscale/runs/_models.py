@@ -110,6 +110,7 @@ _S5 = (
 )  # fmt: skip
 _DELTA_RULE = ("heads", "value_dim", "conv", "gate", "beta_max")
 _MLSTM = ("heads", "value_dim", "gate_cap", "epsilon", "depth")
+_RWKV7 = ("heads", "decay_rank", "rate_rank", "gate_rank")
 _DAMPED_LINOSS = ("r_min", "r_max", "theta_min", "theta_max", "step_std")
 _MAMBA = ("expand", "conv_width", "dt_rank", "dt_min", "dt_max", "use_bias", "use_conv_bias")
 _MAMBA2 = (
@@ -152,6 +153,7 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
                 _with_heads("DeltaProduct"),
             ),
             LayerEntry("mlstm", "attention:MLSTM", _MLSTM, _with_heads("MLSTM")),
+            LayerEntry("rwkv7", "attention:RWKV7", _RWKV7, _with_heads("RWKV7")),
             CellEntry("elman", "cells:ElmanRNNCell"),
             CellEntry("leaky-elman", "cells:LeakyElmanCell", ("leak",)),
             CellEntry("wilson-cowan", "cells:WilsonCowanCell", ("rate",)),

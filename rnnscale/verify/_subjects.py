@@ -70,6 +70,7 @@ from rnnscale.verify import (
     _pararnn,
     _rglru,
     _ron,
+    _rwkv7,
     _unicornn,
     _unitary,
     _wilson_cowan,
@@ -216,6 +217,7 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
         ),
     ),
     ("MLSTM", _mlstm.build),
+    ("RWKV7", _rwkv7.awake),
     ("CausalConv", lambda key: CausalConv(_DIM, 3, key=key)),
     ("GriffinRecurrence", lambda key: GriffinRecurrence(_DIM, 6, 4, blocks=2, key=key)),
     (
