@@ -35,6 +35,7 @@ from .attention import (
     DeltaProduct as DeltaProduct,
     GatedDeltaNet as GatedDeltaNet,
     LinearAttention as LinearAttention,
+    LocalAttention as LocalAttention,
 )
 from .cells import (
     AntiSymmetricRNNCell as AntiSymmetricRNNCell,

@@ -612,6 +612,21 @@ SSM_CASES = [
         depth=2,
         more={"gate_cap": refused(0.0, -1.0), "epsilon": refused(-1.0)},
     ),
+    constructor(
+        attention.LocalAttention,
+        idim=4,
+        heads=2,
+        window=3,
+        odim=3,
+        kv_heads=1,
+        key_dim=4,
+        more={
+            "window": refused(1),
+            "kv_heads": refused(3),
+            "rotary": refused(-0.1, 0.3, 1.1),
+            "rotary_base": refused(0.0),
+        },
+    ),
     Case("hippo_legs", lambda: (ssm.hippo_legs, {"state_dim": 4})),
     Case("hippo_normal", lambda: (ssm.hippo_normal, {"state_dim": 4})),
 ]

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from rnnscale._base import CausalLayer, SequenceLayer
-from rnnscale.attention import DeltaNet, DeltaProduct, GatedDeltaNet, LinearAttention
+from rnnscale.attention import (
+    DeltaNet,
+    DeltaProduct,
+    GatedDeltaNet,
+    LinearAttention,
+    LocalAttention,
+)
 from rnnscale.cells import (
     ElmanRNNCell,
     GatedRecurrentUnitCell,
@@ -101,6 +107,10 @@ def _bidirectional_s5(key: PRNGKeyArray) -> SequenceLayer:
 
 def _gated(key: PRNGKeyArray) -> CausalLayer:
     return RNNEncoder(GatedRecurrentUnitCell(_DIM, _DIM, key=key))
+
+
+def _local_attention(key: PRNGKeyArray) -> CausalLayer:
+    return LocalAttention(_DIM, 4, 3, kv_heads=2, key_dim=8, rotary=0.5, key=key)
 
 
 def _mixed(key: PRNGKeyArray) -> DeepRNNEncoder:
@@ -218,6 +228,7 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
     ),
     ("MLSTM", _mlstm.build),
     ("RWKV7", _rwkv7.awake),
+    ("LocalAttention", _local_attention),
     ("CausalConv", lambda key: CausalConv(_DIM, 3, key=key)),
     ("GriffinRecurrence", lambda key: GriffinRecurrence(_DIM, 6, 4, blocks=2, key=key)),
     (
@@ -236,7 +247,10 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
             key=key,
         ),
     ),
-    ("BlockStack pattern", lambda key: BlockStack([_lru, _gated], 3, dropout=0.25, key=key)),
+    (
+        "BlockStack pattern",
+        lambda key: BlockStack([_gated, _local_attention], 3, dropout=0.25, key=key),
+    ),
 ]
 
 LAYERS: list[tuple[str, Builder]] = [

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnnscale.attention import LinearAttention
+from rnnscale.attention import LinearAttention, LocalAttention
 from rnnscale.cells import LongShortTermMemoryCell, MinGRUCell
 from rnnscale.layers import (
     RNN,
     BidirectionalRNNEncoder,
     CausalConv,
     DeepRNN,
+    GriffinRecurrence,
     ReservoirComputer,
     RNNEncoder,
 )
@@ -37,11 +38,16 @@ ROWS, TIME, DIM, LABELS, VOCAB = 8, 32, 8, 6, 11
 LAYERS = {
     "conv": lambda key: CausalConv(DIM, 4, key=key),
     "attention": lambda key: LinearAttention(DIM, 2, key=key),
+    "griffin": [
+        lambda key: GriffinRecurrence(DIM, conv_width=2, key=key),
+        lambda key: LocalAttention(DIM, 4, 5, kv_heads=2, key=key),
+    ],
 }
 # A model is named after its layer and its pool, or `tokens`. tests/models has other layers on many
 # meshes. Every mesh has one model here; `make test-all` has all pairs.
-MODELS = ["conv last", "attention mean", "conv none", "conv tokens"]
+MODELS = ["conv last", "attention mean", "conv none", "conv tokens", "griffin tokens"]
 QUICK = [
+    ("seq=8", "griffin tokens"),
     ("seq=8", "conv last"),
     ("data=2,seq=4", "attention mean"),
     ("fsdp=2,tensor=2,seq=2", "conv tokens"),
@@ -137,6 +143,13 @@ def test_no_collective_grows_with_the_length(axes, model, key):
     assert short == long
     over_seq = [each for each in short if each[1] == ("seq",) and each[0] != "all-reduce"]
     rows = ROWS // MESHES[axes].get("data", 1) // MESHES[axes].get("fsdp", 1)
+    if model.startswith("griffin"):
+        # The convolution's last input; keys and values of two heads, and a flag, for four steps;
+        # and what the recurrence gathers. All but the flags also go back.
+        permutes = [each[2:] for each in over_seq if each[0] == "collective-permute"]
+        sizes = rows * DIM * 4, rows * 4 * (2 * 2 * 2 + 1) * 4
+        assert permutes == [(size, 1) for size in sizes for _ in range(2)]
+        return
     if model.startswith("conv"):
         kind, sizes = "collective-permute", [rows * 3 * DIM * 4] * 2
     else:
