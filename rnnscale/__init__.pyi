@@ -34,6 +34,7 @@ from .attention import (
     DeltaNet as DeltaNet,
     DeltaProduct as DeltaProduct,
     GatedDeltaNet as GatedDeltaNet,
+    GatedLinearAttention as GatedLinearAttention,
     LinearAttention as LinearAttention,
     LocalAttention as LocalAttention,
 )

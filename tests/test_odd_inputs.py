@@ -603,6 +603,16 @@ SSM_CASES = [
     ),
     constructor(attention.LinearAttention, idim=4, heads=2, odim=3, key_dim=2, value_dim=2),
     constructor(
+        attention.GatedLinearAttention,
+        idim=4,
+        heads=2,
+        odim=3,
+        key_dim=2,
+        value_dim=2,
+        rank=2,
+        more={"temperature": refused(0.0, -1.0)},
+    ),
+    constructor(
         attention.MLSTM,
         idim=4,
         heads=2,

@@ -40,3 +40,16 @@ def attention_step(
         memory = jnp.exp(log_decay)[..., None] * memory
     memory = memory + key[..., :, None] * value[..., None, :]
     return memory, jnp.einsum("...hk,...hkv->...hv", query, memory)
+
+
+def features_of_head(owner: str, name: str, idim: int, parts: int, given: int | None) -> int:
+    """`given`, or `idim / parts`.
+
+    **Raises:** `ValueError`, naming `owner`, if `parts` does not divide `idim`.
+    """
+    if given is None and idim % parts:
+        raise ValueError(
+            f"{owner}: {name} is idim/{parts} by default, but idim={idim}. Choose another number "
+            f"of heads, or give {name}."
+        )
+    return idim // parts if given is None else given

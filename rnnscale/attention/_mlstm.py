@@ -20,7 +20,13 @@ from rnnscale._base import (
 )
 from rnnscale._checks import BatchShape, FloatDType, NonNegative, Positive, Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale.attention._heads import attention_step, from_heads, to_heads, with_ones
+from rnnscale.attention._heads import (
+    attention_step,
+    features_of_head,
+    from_heads,
+    to_heads,
+    with_ones,
+)
 from rnnscale.layers import layer_norm
 
 # Added to the denominator, as in the authors' code.
@@ -254,19 +260,6 @@ class MLSTM(CausalLayer):
         return from_heads(
             self.output, jax.nn.sigmoid(to_heads(self.output_gate, x)) * normed, x.dtype
         )
-
-
-def features_of_head(owner: str, name: str, idim: int, parts: int, given: int | None) -> int:
-    """`given`, or `idim / parts`.
-
-    **Raises:** `ValueError`, naming `owner`, if `parts` does not divide `idim`.
-    """
-    if given is None and idim % parts:
-        raise ValueError(
-            f"{owner}: {name} is idim/{parts} by default, but idim={idim}. Choose another number "
-            f"of heads, or give {name}."
-        )
-    return idim // parts if given is None else given
 
 
 def initial_forget_bias(heads: int) -> Float[Array, "heads"]:

@@ -109,6 +109,7 @@ _S5 = (
     "blocks", "dt_min", "dt_max", "discretisation", "step_rescale", "clip_eigenvalues", "c_init",
 )  # fmt: skip
 _DELTA_RULE = ("heads", "value_dim", "conv", "gate", "beta_max")
+_GLA = ("heads", "value_dim", "rank", "temperature")
 _MLSTM = ("heads", "value_dim", "gate_cap", "epsilon", "depth")
 _RWKV7 = ("heads", "decay_rank", "rate_rank", "gate_rank")
 _DAMPED_LINOSS = ("r_min", "r_max", "theta_min", "theta_max", "step_std")
@@ -151,6 +152,9 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
                 "attention:DeltaProduct",
                 (*_DELTA_RULE, "substeps", "decay"),
                 _with_heads("DeltaProduct"),
+            ),
+            LayerEntry(
+                "gla", "attention:GatedLinearAttention", _GLA, _with_heads("GatedLinearAttention")
             ),
             LayerEntry("mlstm", "attention:MLSTM", _MLSTM, _with_heads("MLSTM")),
             LayerEntry("rwkv7", "attention:RWKV7", _RWKV7, _with_heads("RWKV7")),

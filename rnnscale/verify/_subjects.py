@@ -63,6 +63,7 @@ from rnnscale.verify import (
     _cornn,
     _elman,
     _exprnn,
+    _gla,
     _gru,
     _indrnn,
     _leaky_elman,
@@ -226,6 +227,7 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
             _DIM, 2, 6, key_dim=3, value_dim=4, conv=None, gate=True, decay=True, key=key
         ),
     ),
+    ("GatedLinearAttention", _gla.build),
     ("MLSTM", _mlstm.build),
     ("RWKV7", _rwkv7.awake),
     ("LocalAttention", _local_attention),

@@ -15,6 +15,7 @@ from rnnscale.ssm import LRU, S4D, S5, BidirectionalS5, DampedLinOSS, LinOSS
 from rnnscale.verify import (
     _causal_conv,
     _delta_rule,
+    _gla,
     _griffin,
     _laws,
     _linear_attention,
@@ -167,6 +168,7 @@ _PROMISES: dict[str, tuple[str, Invariants]] = {
     "DeltaNet": ("Yang et al. 2024", _delta_rule.deltanet_invariants),
     "GatedDeltaNet": ("Yang et al. 2025", _delta_rule.gated_deltanet_invariants),
     "DeltaProduct": ("Siems et al. 2025", _delta_rule.deltaproduct_invariants),
+    "GatedLinearAttention": ("Yang et al. 2024", _gla.invariants),
     "MLSTM": ("Beck et al. 2024, 2025", _mlstm.invariants),
     "RWKV7": ("Peng et al. 2025", _rwkv7.invariants),
     "LocalAttention": ("Beltagy et al. 2020", _local_attention.invariants),
