@@ -9,7 +9,11 @@ from ._algebra import (
 from ._checks import check_reset as check_reset, checked_lengths as checked_lengths
 from ._implementations import implementations as implementations
 from ._operation import Operation as Operation, vary_alike as vary_alike
-from ._recurrent_op import OpArguments as OpArguments, RecurrentOp as RecurrentOp
+from ._recurrent_op import (
+    CanonicalOp as CanonicalOp,
+    OpArguments as OpArguments,
+    RecurrentOp as RecurrentOp,
+)
 from ._sequential_op import SequentialOp as SequentialOp
 from ._target import local_platform as local_platform
 from .block_scan import (
@@ -24,7 +28,10 @@ from .elementwise_scan import (
     ELEMENTWISE as ELEMENTWISE,
     elementwise_scan as elementwise_scan,
 )
-from .linear_attention import linear_attention as linear_attention
+from .linear_attention import (
+    ATTENTION as ATTENTION,
+    linear_attention as linear_attention,
+)
 from .linear_scan import (
     SCAN as SCAN,
     linear_scan as linear_scan,

@@ -25,13 +25,8 @@ class OpArguments(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RecurrentOp:
-    """A recurrence over time, in the parts from which a caller can run it piece by piece.
-
-    A piece is a number of consecutive steps, for example those on one device. It turns the state
-    that enters it into `decay * state + end`: the pair `(decay, end)` is the *total* of the piece.
-    The totals of all pieces, combined by `chain`, give the state that enters each piece, and with
-    it every piece can be run on its own.
+class CanonicalOp:
+    """A recurrence over time, in the parts from which a caller can run its two passes.
 
     - `check(*arguments, **options)`: `OpArguments`, from the arguments of the public function;
         raises that function's errors.
@@ -40,6 +35,23 @@ class RecurrentOp:
         primals are `arguments.values` and `arguments.h0`, possibly transformed.
     - `static(primals, *, reverse, implementation)`: the static values of the operation.
     - `operation`: the differentiable operation, for its forward pass and its transpose.
+    """
+
+    check: Callable[..., OpArguments]
+    canonical: Callable[..., tuple[tuple, Callable[[tuple], tuple]]]
+    static: Callable[..., dict[str, Any]]
+    operation: Operation
+
+
+@dataclass(frozen=True)
+class RecurrentOp(CanonicalOp):
+    """A recurrence over time that a caller can also run piece by piece.
+
+    A piece is a number of consecutive steps, for example those on one device. It turns the state
+    that enters it into `decay * state + end`: the pair `(decay, end)` is the *total* of the piece.
+    The totals of all pieces, combined by `chain`, give the state that enters each piece, and with
+    it every piece can be run on its own.
+
     - `time(values)`: the number of steps.
     - `in_pieces(values, n)`: the values with their steps split into `n` pieces of equal length,
         which are the last batch axis.
@@ -55,10 +67,6 @@ class RecurrentOp:
         "*batch piece", is true where no state passes through a piece.
     """
 
-    check: Callable[..., OpArguments]
-    canonical: Callable[..., tuple[tuple, Callable[[tuple], tuple]]]
-    static: Callable[..., dict[str, Any]]
-    operation: Operation
     time: Callable[[tuple], int]
     in_pieces: Callable[[tuple, int], tuple]
     total_decay: Callable[[OpArguments], Any]

@@ -34,7 +34,14 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool
 
-from rnnscale_kernels import OpArguments, RecurrentOp, adjoint, product, vary_alike
+from rnnscale_kernels import (
+    CanonicalOp,
+    OpArguments,
+    RecurrentOp,
+    adjoint,
+    product,
+    vary_alike,
+)
 from rnnscale_kernels.linear_scan import previous
 
 type State = Any
@@ -43,18 +50,12 @@ is not elementwise, such as a matrix, has leaves and a last axis of its own."""
 
 
 @dataclass(frozen=True)
-class DeviceOp:
-    """A recurrent op with its options, applied by one device to the steps that it holds.
+class DevicePasses:
+    """The two passes of an op with its options, on the steps that a device holds."""
 
-    - `op`, `reverse`, `implementation`: the op and its options.
-    - `decay_varies`: whether the total decay differs from device to device. A device that holds a
-        single step can't tell from the shape of its arguments.
-    """
-
-    op: RecurrentOp
+    op: CanonicalOp
     reverse: bool
     implementation: str | None
-    decay_varies: bool
 
     def forward(self, arguments: OpArguments) -> tuple[tuple[Any, State], Any]:
         """`((ys, leaving), residuals)`, where `leaving` is the state after the last step."""
@@ -80,6 +81,24 @@ class DeviceOp:
         g_values, g_h0 = pull(gradients[: len(arguments.values) + 1])
         return OpArguments(g_values, g_h0, None, None)
 
+    def _canonical(self, arguments: OpArguments) -> tuple[tuple, Callable, dict[str, Any]]:
+        primals, finish = self.op.canonical(vary_alike(arguments), reverse=self.reverse)
+        primals = vary_alike(primals)
+        static = self.op.static(primals, reverse=self.reverse, implementation=self.implementation)
+        return primals, finish, static
+
+
+@dataclass(frozen=True)
+class DeviceOp(DevicePasses):
+    """The same with the total of these steps.
+
+    - `decay_varies`: whether the total decay differs from device to device. A device that holds a
+        single step can't tell from the shape of its arguments.
+    """
+
+    op: RecurrentOp
+    decay_varies: bool
+
     def totals(self, arguments: OpArguments) -> tuple[State, State]:
         """The total `(decay, end)`; the decay is `None` if all devices have the same."""
         primals, _, static = self._canonical(arguments)
@@ -92,12 +111,6 @@ class DeviceOp:
         primals, finish, static = self._canonical(arguments)
         _, pull_finish = jax.vjp(lambda y: finish((y, arguments.h0))[0], g_ys)
         return self.op.transpose_totals(primals, *pull_finish(g_ys), **static)
-
-    def _canonical(self, arguments: OpArguments) -> tuple[tuple, Callable, dict[str, Any]]:
-        primals, finish = self.op.canonical(vary_alike(arguments), reverse=self.reverse)
-        primals = vary_alike(primals)
-        static = self.op.static(primals, reverse=self.reverse, implementation=self.implementation)
-        return primals, finish, static
 
 
 class ScanResiduals(NamedTuple):

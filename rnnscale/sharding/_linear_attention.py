@@ -17,9 +17,7 @@ Phi^T G + sum_t R_t dy_t^T for the state that enters it. The sum is gathered, an
 of its own last state every device runs the backward pass of the op.
 """
 
-import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,11 +27,17 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from rnnscale.sharding._distributed_scan import DevicePasses
 from rnnscale.sharding._on_mesh import Specs, differentiable_on_mesh
 from rnnscale.sharding._ops import missing_steps, pad_steps, split_axes
 from rnnscale.sharding._rules import automatic_axes
 from rnnscale.sharding._time_axis import TimeAxis
-from rnnscale_kernels import OpArguments, linear_attention as local_linear_attention, vary_alike
+from rnnscale_kernels import (
+    ATTENTION,
+    OpArguments,
+    linear_attention as local_linear_attention,
+    vary_alike,
+)
 from rnnscale_kernels.linear_scan import cuts
 
 # Products of float32 that are rounded to fewer bits would add their errors up over the devices.
@@ -67,15 +71,19 @@ def linear_attention(
     **Raises:** in addition to the errors of the kernel, `ValueError` if there are fewer steps than
     devices of `seq`.
     """
-    run = functools.partial(local_linear_attention, reverse=reverse, implementation=implementation)
-    values = query, key, value, log_decay, erase
     mesh = jax.sharding.get_abstract_mesh()
-    if not automatic_axes(mesh) or value.shape[-3] == 0:
-        return run(*values, h0, reset=reset, lengths=lengths)
-    # A trace checks the arguments, and says what dtype the states have.
-    _, state = jax.eval_shape(functools.partial(run, reset=reset, lengths=lengths), *values, h0)
-    h0 = jnp.zeros(state.shape, state.dtype) if h0 is None else h0.astype(state.dtype)
+    if not automatic_axes(mesh):
+        return local_linear_attention(
+            query, key, value, log_decay, erase, h0,
+            reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
+        )  # fmt: skip
+    values, start, reset, lengths = ATTENTION.check(
+        query, key, value, log_decay, erase, h0,
+        reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
+    )  # fmt: skip
     *batch, time, heads, _ = value.shape
+    if time == 0:
+        return value, start
     if missing := missing_steps(time, mesh):
         values = tuple(pad_steps(x, missing, axis=len(batch)) for x in values)
         reset = pad_steps(reset, missing, axis=-1)
@@ -83,10 +91,16 @@ def linear_attention(
     row, seq, head = split_axes((*batch, time + missing, heads), "heads", (heads,), mesh)
     if head:
         values = _spread_groups(values, mesh.shape[head])
-    device = _Device(run, TimeAxis.of_mesh(reverse=reverse), erases=erase is not None)
-    arguments = OpArguments(values, h0, reset, lengths)
+    device = _Device(
+        DevicePasses(ATTENTION, reverse, implementation),
+        TimeAxis.of_mesh(reverse=reverse),
+        erases=erase is not None,
+    )
     y, h_last = differentiable_on_mesh(
-        device.forward, device.transpose, arguments, lambda _: _specs(row, seq, head)
+        device.forward,
+        device.transpose,
+        OpArguments(values, start, reset, lengths),
+        lambda _: _specs(row, seq, head),
     )
     return y[..., :time, :, :], h_last
 
@@ -108,7 +122,10 @@ def _specs(row: tuple, seq: Any, head: Any) -> Specs:
     return Specs(
         primals=OpArguments((steps,) * 5, states, PartitionSpec(*row, seq), PartitionSpec(*row)),
         public=(steps, states),
-        residuals=_Residuals(steps, of_all, of_all, PartitionSpec(seq, *row, head)) if seq else (),
+        # Without `seq` those of the op, the state that enters each chunk of time.
+        residuals=_Residuals(steps, of_all, of_all, PartitionSpec(seq, *row, head))
+        if seq
+        else of_all,
         partial_sums=((), ()),
     )
 
@@ -157,18 +174,18 @@ class _Effect(NamedTuple):
 class _Device:
     """The two passes on one device.
 
-    - `run`: the op with its options.
+    - `passes`: those of the op.
     - `axis`: how devices hold the steps.
     - `erases`: whether there is erasure.
     """
 
-    run: Callable
+    passes: DevicePasses
     axis: TimeAxis
     erases: bool
 
     def forward(self, arguments: OpArguments) -> tuple[tuple[Array, Array], Any]:
         if self.axis.name is None:
-            return self._run(vary_alike(arguments)), ()
+            return self.passes.forward(arguments)
         own = _OwnSteps.of(arguments, self.axis)
         # 1. What the steps of the device give from a state of zero, and what another state adds.
         y, end, effect = self._from_zero(own)
@@ -187,7 +204,7 @@ class _Device:
     def transpose(self, arguments: OpArguments, outputs: tuple, cotangents: tuple) -> OpArguments:
         g_y, g_last = cotangents
         if self.axis.name is None:
-            return self._pull(vary_alike(arguments), g_y, g_last)
+            return self.passes.transpose(arguments, outputs, cotangents)
         _, residuals = outputs
         own = _OwnSteps.of(arguments, self.axis)
         response = residuals.response if self.erases else self._decayed(own).response
@@ -200,30 +217,19 @@ class _Device:
         #    the same. They are added up from the last device to the first.
         total = _Total(residuals.decay, end, residuals.cut)
         g_leaving, g_h0 = self._chain(total, g_last, backward=True)
-        # 4. The device's own backward pass.
+        # 4. The device's own backward pass. It computes the states again.
+        arguments = own.arguments._replace(h0=residuals.entering[0])
+        outputs = self.passes.forward(arguments)
         g_leaving = jnp.where(own.stopped, 0, g_leaving)
-        run = own.arguments._replace(h0=residuals.entering[0])
-        return self._pull(run, g_y, g_leaving)._replace(h0=g_h0)
-
-    def _run(self, arguments: OpArguments) -> tuple[Array, Array]:
-        values, h0, reset, lengths = arguments
-        return self.run(*values, h0, reset=reset, lengths=lengths)
-
-    def _pull(self, arguments: OpArguments, g_y: Array, g_last: Array) -> OpArguments:
-        """The backward pass of the op."""
-        arguments, g_y, g_last = vary_alike((arguments, g_y, g_last))
-        _, pull = jax.vjp(
-            lambda values, h0: self._run(arguments._replace(values=values, h0=h0)),
-            arguments.values, arguments.h0,
-        )  # fmt: skip
-        g_values, g_h0 = pull((g_y, g_last))
-        return OpArguments(g_values, g_h0, None, None)
+        gradients = self.passes.transpose(arguments, outputs, (g_y, g_leaving))
+        return gradients._replace(h0=g_h0)
 
     def _from_zero(self, own: "_OwnSteps") -> tuple[Array, Array, _Effect]:
         """The outputs and the last state, if zero enters, and the effect of another state."""
         arguments = own.arguments._replace(h0=jnp.zeros_like(own.arguments.h0))
         if not self.erases:
-            return *self._run(vary_alike(arguments)), self._decayed(own)
+            (y, end), _ = self.passes.forward(arguments)
+            return y, end, self._decayed(own)
         # Further columns of values and of the state have the identity in the place of the state.
         query, key, value, log_decay, erase = arguments.values
         *states, keys, width = arguments.h0.shape
@@ -233,7 +239,7 @@ class _Device:
             values=(query, key, value, log_decay, erase),
             h0=jnp.concatenate([arguments.h0, identity], -1),
         )
-        y, last = self._run(vary_alike(arguments))
+        (y, last), _ = self.passes.forward(arguments)
         (y, response), (end, decay) = (jnp.split(x, [width], axis=-1) for x in (y, last))
         return y, end, _Effect(jnp.where(own.reached, response, 0), decay)
 

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Mapping
 from functools import cache, partial
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -106,13 +107,14 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree[NamedSharding]:
     return map_parameters(lambda each: NamedSharding(mesh, parameter_spec(each, mesh)), tree)
 
 
-def constrain(x: Array, *names: str | None) -> Array:
+def constrain(x: Array, *names: Any) -> Array:
     """Constrain the layout of an activation on the ambient mesh. Without a mesh, `x` is returned.
 
     **Arguments:**
 
     - `x`: the activation.
-    - `names`: for each axis of `x` a name of `ACTIVATION_AXES`, or `None`.
+    - `names`: for each axis of `x` a name of `ACTIVATION_AXES`; `None` for an axis that is not
+        split; or `jax.sharding.PartitionSpec.UNCONSTRAINED` to leave the axis to the compiler.
 
     **Raises:** `ValueError` if the number of names is not the number of axes.
     """
@@ -132,7 +134,7 @@ def placed[Tree: PyTree](tree: Tree, specs: PyTree[PartitionSpec]) -> Tree:
 
 
 def activation_spec(
-    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: AbstractMesh | Mesh
+    names: tuple[Any, ...], shape: tuple[int, ...], mesh: AbstractMesh | Mesh
 ) -> PartitionSpec:
     """The layout of an activation over the automatic axes of the mesh.
 
@@ -141,7 +143,9 @@ def activation_spec(
     """
     auto = automatic_axes(mesh)
 
-    def axes(name: str | None, size: int) -> Axes | None:
+    def axes(name: Any, size: int) -> Any:
+        if name is PartitionSpec.UNCONSTRAINED:
+            return name
         chosen = tuple(a for a in ACTIVATION_AXES.get(name or "", ()) if a in auto)
         return chosen if chosen and size % math.prod(mesh.shape[a] for a in chosen) == 0 else None
 

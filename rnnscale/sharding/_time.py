@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
 from rnnscale._checks import Count, check_arguments
@@ -42,9 +43,11 @@ def join_time(x: Shaped[Array, "..."], *, time_axis: int) -> Shaped[Array, "..."
 
 
 def _constrain_time(x: Shaped[Array, "*axes"], *, time_axis: int) -> Shaped[Array, "*axes"]:
-    """Constrain the layout of an activation: its leading axis is the batch, `time_axis` is time."""
+    """Constrain the layout of an activation: its leading axis is the batch, `time_axis` is time.
+    Those after it, such as heads or the units of a layer, stay as they are."""
     leading = ("batch", *(None,) * (time_axis - 1))[:time_axis]
-    return constrain(x, *leading, "time", *(None,) * (x.ndim - time_axis - 1))
+    trailing = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - time_axis - 1)
+    return constrain(x, *leading, "time", *trailing)
 
 
 def take_step(

@@ -1,4 +1,4 @@
-"""The public function, with its checks and the canonical form of its arguments."""
+"""The public function, with its checks and the canonical form of its arguments; and `ATTENTION`."""
 
 import functools
 from typing import Any
@@ -15,7 +15,7 @@ from .._checks import (
     checked_lengths,
 )
 from .._operation import vary_alike
-from .._recurrent_op import OpArguments
+from .._recurrent_op import CanonicalOp, OpArguments
 from .._sizes import round_up
 from ..linear_scan import cuts
 from ._implementations import DISPATCH
@@ -84,28 +84,23 @@ def linear_attention(
 
     **Raises:** `TypeError` or `ValueError` if dtypes or shapes do not fit together.
     """
-    primals, static, finish = canonical(
+    arguments = _check(
         query, key, value, log_decay, erase, h0,
         reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
     )  # fmt: skip
+    primals, finish = _canonical(vary_alike(arguments), reverse=reverse)
+    primals = vary_alike(primals)
+    static = _static(primals, reverse=reverse, implementation=implementation)
     outputs, _ = operation.forward(primals, **static)
     return finish(outputs)
 
 
-def canonical(*arguments, reverse: bool = False, implementation: str | None = None, **options):
-    """The primals and static values of the operation, and the function from its public outputs to
-    the results, for the arguments of `linear_attention`, which are checked."""
+def _check(
+    query, key, value, log_decay=None, erase=None, h0=None,
+    *, reverse=False, reset=None, lengths=None, implementation=None,
+) -> OpArguments:  # fmt: skip
     check_implementation(implementation, DISPATCH.names)
     check_reverse(reverse)
-    checked = vary_alike(_check(*arguments, **options))
-    primals, finish = _canonical(checked, reverse=reverse)
-    primals = vary_alike(primals)
-    return primals, {"chunk": _chunk_length(primals), "implementation": implementation}, finish
-
-
-def _check(
-    query, key, value, log_decay=None, erase=None, h0=None, *, reset=None, lengths=None
-) -> OpArguments:
     arrays = {"query": query, "key": key, "value": value}
     optional = {"log_decay": log_decay, "erase": erase, "h0": h0}
     given = arrays | {name: x for name, x in optional.items() if x is not None}
@@ -188,6 +183,14 @@ def _canonical(arguments: OpArguments, *, reverse: bool):
         return kept(turned(y)), h_last
 
     return (*arrays, h0, None if cut is None else turned(cut)), finish
+
+
+def _static(primals, *, reverse: bool, implementation: str | None) -> dict[str, Any]:
+    del reverse  # The canonical arguments are in processing order.
+    return {"chunk": _chunk_length(primals), "implementation": implementation}
+
+
+ATTENTION = CanonicalOp(check=_check, canonical=_canonical, static=_static, operation=operation)
 
 
 def _chunk_length(primals) -> int:

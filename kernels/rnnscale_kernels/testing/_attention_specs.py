@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._target import Target
-from ..linear_attention import linear_attention
-from ..linear_attention._api import canonical
+from ..linear_attention import ATTENTION, linear_attention
 from ..linear_attention._implementations import DISPATCH
 from ..linear_attention._spec import AttentionSpec
 from . import _reference
@@ -120,7 +119,9 @@ class AttentionArguments(OpCallArguments):
         specs = []
 
         def find_spec(start, inputs):
-            primals, static, _ = canonical(*inputs, start, reverse=self.reverse)
+            arguments = ATTENTION.check(*inputs, start)
+            primals, _ = ATTENTION.canonical(arguments, reverse=self.reverse)
+            static = ATTENTION.static(primals, reverse=self.reverse, implementation=None)
             specs.append(AttentionSpec.of(primals, chunk=static["chunk"]))
 
         jax.eval_shape(find_spec, *self.structs())
