@@ -23,7 +23,8 @@ _BACKWARD = "_transpose"
 class KernelCall:
     """A call of a recurrence, and the sizes of its arguments.
 
-    - `operation`: `"linear_scan"`, `"block_scan"`, `"matrix_scan"` or `"diagonal_ssm"`.
+    - `operation`: `"linear_scan"`, `"block_scan"`, `"matrix_scan"`, `"diagonal_ssm"` or
+        `"linear_attention"`.
     - `backward`: whether this is the backward pass of the operation.
     - `turns`: the number of times that it runs.
     - `rows`: the number of sequences.
@@ -73,6 +74,40 @@ class KernelCall:
             "matrix_scan": self.states**2,
         }
         return state + decays[self.operation] + (state + 4 if self.iterated else 0)
+
+
+@dataclass(frozen=True)
+class AttentionCall(KernelCall):
+    """A call of `linear_attention`, whose `states` are those of all heads.
+
+    - `heads`, `key`, `value`: the number of heads, and the sizes of a head.
+    - `decay`: the numbers of a decay in a head: none, one, or one for each channel.
+    - `erases`: whether there is erasure.
+    - `chunk`: the steps of a chunk.
+    """
+
+    heads: int
+    key: int
+    value: int
+    decay: int
+    erases: bool
+    chunk: int
+
+    @property
+    def flops(self) -> int:
+        # For each step: all pairs of steps in a chunk, what it reads from the state, and what it
+        # adds. Erasure reads once more, and solves a triangular system for each chunk.
+        pairs = self.chunk * (self.key + self.value) + 2 * self.key * self.value
+        solve = self.chunk * (2 * self.key + self.value) // 2 + self.key * self.value
+        forward = 2 * self.tokens * self.heads * (pairs + self.erases * solve)
+        # The backward pass computes a chunk again, and has two products for each one.
+        return 3 * forward if self.backward else forward
+
+    @property
+    def total(self) -> int:
+        if self.backward:
+            return self.states
+        return self.states + self.heads * (self.key**2 if self.erases else self.decay)
 
 
 def flops(jaxpr: Jaxpr, iterations: int | None = None) -> int:
@@ -160,7 +195,7 @@ LOOPS = frozenset({"scan", "while"})
 
 RECURRENCES = frozenset(
     f"{name}{direction}"
-    for name in ("linear_scan", "diagonal_ssm", "block_scan", "matrix_scan")
+    for name in ("linear_scan", "diagonal_ssm", "block_scan", "matrix_scan", "linear_attention")
     for direction in ("", _BACKWARD)
 )
 
@@ -253,6 +288,8 @@ def _product_flops(eqn: JaxprEqn) -> int:
 def _kernel_call(eqn: JaxprEqn, turns: int, iterated: bool) -> KernelCall:
     operation = eqn.primitive.name.removesuffix(_BACKWARD)
     primals, *_ = jax.tree.unflatten(eqn.params["tree"], [each.aval for each in eqn.invars])
+    if operation == "linear_attention":
+        return _attention_call(primals, eqn, turns, iterated)
     if operation != "diagonal_ssm":
         planes = jax.tree.leaves(primals[1])
         *batch, time, states = planes[0].shape
@@ -274,6 +311,33 @@ def _kernel_call(eqn: JaxprEqn, turns: int, iterated: bool) -> KernelCall:
         states=states,
         planes=len(planes),
         iterated=iterated,
+    )
+
+
+def _attention_call(primals: Any, eqn: JaxprEqn, turns: int, iterated: bool) -> AttentionCall:
+    _, _, value, log_decay, erase, h0, _ = primals
+    *batch, heads, keys, width = h0.shape
+    rows, time = math.prod(batch), value.shape[h0.ndim - 3]
+    decay = 0
+    if log_decay is not None:
+        decay = keys if log_decay.ndim == value.ndim else 1
+    return AttentionCall(
+        "linear_attention",
+        backward=eqn.primitive.name.endswith(_BACKWARD),
+        turns=turns,
+        rows=rows,
+        tokens=rows * time,
+        idim=heads * width,
+        odim=heads * width,
+        states=heads * keys * width,
+        planes=1,
+        iterated=iterated,
+        heads=heads,
+        key=keys,
+        value=width,
+        decay=decay,
+        erases=erase is not None,
+        chunk=eqn.params["chunk"],
     )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from rnnscale.plan._jaxpr import flops, kernel_calls, peak_bytes
-from rnnscale_kernels import Planar, diagonal_ssm, linear_scan
+from rnnscale_kernels import Planar, diagonal_ssm, linear_attention, linear_scan
 
 ROWS, TIME, IDIM, STATES, ODIM = 2, 24, 4, 6, 3
 
@@ -83,6 +83,35 @@ def test_kernel_calls_in_loops_and_backward_passes():
     for each in (forward, backward):
         assert (each.operation, each.turns, each.planes) == ("linear_scan", 5, 1)
         assert (each.rows, each.tokens, each.states) == (ROWS, ROWS * TIME, STATES)
+
+
+@pytest.mark.parametrize("erases", [False, True])
+def test_products_of_linear_attention_agree_with_xla(erases):
+    """XLA counts one turn of a loop, so there is one chunk; it counts elementwise operations too,
+    and of the triangular solve it does not know the cost."""
+    rows, time, heads, key, value = 2, 64, 3, 48, 40
+    keys, values = array(rows, time, heads, key), array(rows, time, heads, value)
+
+    def run(query, key, value, h0, erase=None):
+        return linear_attention(query, key, value, None, erase, h0)
+
+    h0 = array(rows, heads, key, value)
+    arguments = (keys, keys, values, h0, *((keys,) if erases else ()))
+    (forward,) = kernel_calls(jaxpr_of(run, *arguments))
+    solve = rows * heads * time * time * value if erases else 0
+    counted = counted_by_xla(run, *arguments)
+    assert forward.flops - solve <= counted <= 1.15 * forward.flops
+
+    def total(*arguments):
+        return sum(x.sum() for x in run(*arguments))
+
+    calls = kernel_calls(jaxpr_of(jax.grad(total), *arguments))
+    assert [each.backward for each in calls] == [False, True]
+    # Each device sends its states, and, to erase from others, a matrix for each head.
+    states = heads * key * value
+    decays = heads * key * key if erases else 0
+    assert [each.total for each in calls] == [states + decays, states]
+    assert (forward.rows, forward.tokens) == (rows, rows * time)
 
 
 def test_peak_is_the_most_that_is_alive_at_one_time():
