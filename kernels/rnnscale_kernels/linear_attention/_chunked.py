@@ -11,18 +11,19 @@ Then, with the steps as rows of Q, K, E, V and U,
     Y = (Q exp(G)) H + (Q . K) U + the rows (q_t^T k_t) u_t
     H_next = exp(G_C) H + (K exp(G_C - G))^T U
 
-where the first line is solved for U by forward substitution.
+where the first line is solved for U.
 
 A reset splits the chunk into segments: (X . Y) is zero between them, H enters only the first, and
 only what the last one adds leaves.
 """
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from ._chunks import Chunk, matmul
 from ._decays import decays_of
 from ._isolated import Segments, isolated
+from ._solve import solve
 
 
 def _chunk(state: Array, inputs: Chunk) -> tuple[Array, Array]:
@@ -43,7 +44,7 @@ def _chunk(state: Array, inputs: Chunk) -> tuple[Array, Array]:
 
     u = value
     if erase is not None:
-        u = _substitute(pairs(erase), value - enter(erase))
+        u = solve(pairs(erase), value - enter(erase))
     own = jnp.sum(query * key, -1, keepdims=True)
     y = enter(query) + matmul(pairs(query), u) + own * u
     leaving = decays.through(state)
@@ -51,13 +52,6 @@ def _chunk(state: Array, inputs: Chunk) -> tuple[Array, Array]:
         u = jnp.where(segments.last[..., None], u, 0)
         leaving = jnp.where(segments.uncut[..., None, None], leaving, 0)
     return leaving + decays.leave(key, u), y
-
-
-def _substitute(pairs, x):
-    """U with U + pairs U = x."""
-    rows = jnp.broadcast_shapes(pairs.shape[:-2], x.shape[:-2])
-    pairs, x = (jnp.broadcast_to(a, (*rows, *a.shape[-2:])) for a in (pairs, x))
-    return lax.linalg.triangular_solve(pairs, x, left_side=True, lower=True, unit_diagonal=True)
 
 
 PASSES = isolated(_chunk)
