@@ -340,9 +340,13 @@ def _with_past(
         flat = memory.reshape(*seen.shape, math.prod(shape))
         return jnp.concatenate([flat, seen[..., None].astype(memory.dtype)], axis=-1)
 
-    ends = lax.slice_in_dim(memory, memory.shape[rank + 1] - size, None, axis=rank + 1)
-    goes_on = segments[..., -size:] == segments[..., -1:]
-    before = sharding.from_neighbour(packed(ends, goes_on), packed(past, seen), parts_axis=rank)
+    past = packed(past, seen)
+    if memory.shape[rank] == 1:  # which may have fewer steps than `size`
+        before = jnp.expand_dims(past, rank)
+    else:
+        ends = lax.slice_in_dim(memory, memory.shape[rank + 1] - size, None, axis=rank + 1)
+        goes_on = segments[..., -size:] == segments[..., -1:]
+        before = sharding.from_neighbour(packed(ends, goes_on), past, parts_axis=rank)
     flags = before[..., -1] > 0
     before = before[..., :-1].reshape(*before.shape[:-1], *shape)
     memory = jnp.concatenate([before, memory], axis=rank + 1)

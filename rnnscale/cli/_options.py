@@ -26,6 +26,10 @@ def model_name(text: str) -> str:
     return next((name for name, entry in MODELS.items() if entry.class_name == text), text)
 
 
+def _count_or_model(text: str) -> int | str:
+    return int(text) if text.isdecimal() else model_name(text)
+
+
 def task_name(text: str) -> str:
     """The name of a task. A path is refused, with the option that takes one."""
     if text not in TASKS and (Path(text).suffix or Path(text).exists()):
@@ -60,6 +64,20 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE,...",
         help="options of the cell or layer, such as dt=0.06,gamma=66 or conv=none,gate=true; "
         "default: its own",
+    )
+    parser.add_argument(
+        "--every",
+        nargs=2,
+        type=_count_or_model,
+        metavar=("N", "MODEL"),
+        help="make every N-th layer another one, as in --every 4 attention; default: layers of one "
+        "kind",
+    )
+    parser.add_argument(
+        "--every-cell",
+        type=named_values,
+        metavar="NAME=VALUE,...",
+        help="options of the layer of --every, such as window=256,kv_heads=1; default: its own",
     )
     parser.add_argument(
         "--batch-size",

@@ -245,7 +245,8 @@ def _train(arguments: argparse.Namespace) -> int:
     else:
         config, task = new or runs.config_and_task(given)
     if not has_folder:
-        name = f"{config.task if task is None else task.name}-{config.model}"
+        model = "-".join(dict.fromkeys(config.models))
+        name = f"{config.task if task is None else task.name}-{model}"
         config = replace(config, out=distributed.on_process_0(lambda: str(_new_folder(name))))
     summary = runs.run(config, task=task, resume=resume)
     if distributed.process_index() != 0:

@@ -22,20 +22,29 @@ def make_model(config: TrainConfig, task: TaskSpec, key: PRNGKeyArray) -> Sequen
     """The model of a run.
 
     Layers become a `SequenceClassifier` or, for tokens with a label at each step, a
-    `LanguageModel`; so do cells that read tokens. Cells that read features become a `DeepRNN`.
+    `LanguageModel`; so do cells that read tokens or are stacked with other layers. Other cells
+    become a `DeepRNN`.
     """
     entry = MODELS[config.model]
-    if isinstance(entry, CellEntry) and task.inputs == "features":
+    if isinstance(entry, CellEntry) and task.inputs == "features" and config.every is None:
         return _make_deep_rnn(config, task, entry, key)
 
-    def make_layer(key: PRNGKeyArray) -> SequenceLayer:
-        if isinstance(entry, CellEntry):
-            cell = _make_cell(config, task, entry, config.dim, 0, key)
-            return RNNEncoder(cell, parallel=_newton(config))
-        return make_sequence_layer(config, entry, key)
+    def maker(model: str, options: Mapping[str, Any]) -> Callable[[PRNGKeyArray], SequenceLayer]:
+        entry = MODELS[model]
 
+        def make_layer(key: PRNGKeyArray) -> SequenceLayer:
+            if isinstance(entry, CellEntry):
+                cell = _make_cell(config, task, entry, options, config.dim, 0, key)
+                return RNNEncoder(cell, parallel=_newton(config))
+            return make_sequence_layer(config, entry, options, key)
+
+        return make_layer
+
+    *pattern, last = config.models
+    main = maker(config.model, config.cell or {})
+    every = [*(main for _ in pattern), maker(last, config.every_cell or {})]
     shared = {
-        "make_layer": make_layer,
+        "make_layer": main if config.every is None else every,
         "dim": config.dim,
         "depth": config.depth,
         "dropout": config.dropout,
@@ -51,9 +60,10 @@ def make_model(config: TrainConfig, task: TaskSpec, key: PRNGKeyArray) -> Sequen
     return SequenceClassifier(task.idim, task.outputs, pool=pool, chunk=chunk, **shared)
 
 
-def make_sequence_layer(config: TrainConfig, entry: LayerEntry, key: PRNGKeyArray) -> SequenceLayer:
-    """One layer of the model."""
-    options = config.cell or {}
+def make_sequence_layer(
+    config: TrainConfig, entry: LayerEntry, options: Mapping[str, Any], key: PRNGKeyArray
+) -> SequenceLayer:
+    """One layer of the model, with the options of that layer."""
     return construct(entry, config.dim, config.state_dim, options=options, key=key)
 
 
@@ -85,7 +95,8 @@ def constrain(
     config: TrainConfig, task: TaskSpec, optimiser: optax.GradientTransformation
 ) -> optax.GradientTransformation:
     """The optimiser, followed by the constraint on the parameters if the model has one."""
-    limit = _recurrent_limit(MODELS[config.model], task)
+    limits = [_recurrent_limit(MODELS[model], task) for model in config.models]
+    limit = next((limit for limit in limits if limit is not None), None)
     return optimiser if limit is None else optax.chain(optimiser, indrnn_constraint(limit))
 
 
@@ -96,7 +107,8 @@ def _make_deep_rnn(
     stack: list[Cell] = []
     for level, cell_key in enumerate(keys):
         idim = stack[-1].odim if stack else task.idim
-        stack.append(_make_cell(config, task, entry, idim, level, cell_key))
+        options = config.cell or {}
+        stack.append(_make_cell(config, task, entry, options, idim, level, cell_key))
     return DeepRNN(
         stack,
         task.outputs,
@@ -108,9 +120,15 @@ def _make_deep_rnn(
 
 
 def _make_cell(
-    config: TrainConfig, task: TaskSpec, entry: CellEntry, idim: int, level: int, key: PRNGKeyArray
+    config: TrainConfig,
+    task: TaskSpec,
+    entry: CellEntry,
+    options: Mapping[str, Any],
+    idim: int,
+    level: int,
+    key: PRNGKeyArray,
 ) -> Cell:
-    options = dict(config.cell or {})
+    options = dict(options)
     limit = _recurrent_limit(entry, task)
     if limit is not None:
         # As its authors have it, the last layer starts with units that remember all of a sequence.

@@ -28,7 +28,14 @@ type ParallelOption = Literal["none", "auto", "dense", "block", "diagonal"]
 VERSIONS = "versions"
 
 _WORDS: Mapping[type, str] = MappingProxyType(
-    {int: "an integer", float: "a number", bool: "a boolean", str: "a string", dict: "a mapping"}
+    {
+        int: "an integer",
+        float: "a number",
+        bool: "a boolean",
+        str: "a string",
+        dict: "a mapping",
+        list: "a list",
+    }
 )
 
 # Options that do not change the results, so that a run remains the same run with others.
@@ -68,6 +75,9 @@ class TrainConfig:
     - `model`: the layer or the cell, one of `MODELS`.
     - `cell`: options of the cell or layer, under the names of its constructor: `{"dt": 0.06}`. None
         for its defaults.
+    - `every`: for a stack of different layers, `[n, model]`: every `n`-th layer is this one, also
+        one of `MODELS`. `n` is at least 2 and at most `depth`. None for layers of one kind.
+    - `every_cell`: options of that cell or layer, as `cell`.
     - `steps`: number of training steps, at least 1.
     - `batch_size`: sequences in a step, over all devices and accumulated parts, at least 1.
     - `seq_len`: time steps in a sequence, at least 1; the task's default if None.
@@ -139,6 +149,8 @@ class TrainConfig:
     out: str
     model: str = "s5"
     cell: dict[str, Any] | None = None
+    every: list[Any] | None = None
+    every_cell: dict[str, Any] | None = None
     steps: int = 300
     batch_size: int = 32
     seq_len: int | None = None
@@ -187,17 +199,43 @@ class TrainConfig:
             )
         check_name(self.model, MODELS, "model")
         MODELS[self.model].check_options(self.cell or {})
-        if self.parallel != "none" and isinstance(MODELS[self.model], LayerEntry):
+        self._check_numbers()
+        self._check_every()
+        if self.parallel != "none" and all(
+            isinstance(MODELS[model], LayerEntry) for model in self.models
+        ):
             raise UserError(
                 f"parallel={self.parallel!r} is for cells, whose steps otherwise run one after "
                 f"another. The steps of model={self.model!r} run in parallel already: leave "
                 "parallel out"
             )
-        self._check_numbers()
         for axis, size in (self.mesh or {}).items():
             check_name(axis, AXES, "mesh axis")
             if size < 1:
                 raise UserError(f"mesh axis {axis!r} must have at least 1 device, got {size}")
+
+    @property
+    def models(self) -> list[str]:
+        """The names of the layers of all blocks, or of the pattern that is repeated over them."""
+        if self.every is None:
+            return [self.model]
+        count, other = self.every
+        return [self.model] * (count - 1) + [other]
+
+    def _check_every(self) -> None:
+        if self.every is None:
+            if self.every_cell is not None:
+                raise UserError("every_cell has options of the layer of every: give every as well")
+            return
+        match self.every:
+            case [int(count), str(other)] if 2 <= count <= self.depth:
+                check_name(other, MODELS, "model")
+                MODELS[other].check_options(self.every_cell or {})
+            case _:
+                raise UserError(
+                    "every must be the number of layers from one to the next, from 2 to "
+                    f"depth={self.depth}, and a model, such as 2 and attention; got {self.every}"
+                )
 
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):

@@ -91,6 +91,25 @@ def _rglru(dim: int, state_dim: int, *, blocks: int = 1, key: "PRNGKeyArray") ->
     return layers.RNNEncoder(cells.RGLRUCell(dim, blocks=blocks, key=key))
 
 
+def _local_attention(
+    dim: int,
+    state_dim: int,
+    *,
+    heads: int = 4,
+    kv_heads: int | None = None,
+    window: int = 64,
+    rotary: float = 1.0,
+    rotary_base: float = 10_000.0,
+    use_bias: bool = False,
+    key: "PRNGKeyArray",
+) -> "SequenceLayer":
+    del state_dim  # A window of keys and values is the state.
+    return attention.LocalAttention(
+        dim, heads, window, kv_heads=kv_heads, rotary=rotary, rotary_base=rotary_base,
+        use_bias=use_bias, key=key,
+    )  # fmt: skip
+
+
 def _with_heads(name: str) -> Callable[..., "SequenceLayer"]:
     """Makes a layer of `attention`, the keys of whose heads have `state_dim` features together."""
 
@@ -118,6 +137,7 @@ _MAMBA2 = (
     "head_dim", "groups", "norm_groups", "expand", "conv_width", "dt_min", "dt_max", "dt_limit",
     "use_conv_bias",
 )  # fmt: skip
+_ATTENTION = ("heads", "kv_heads", "window", "rotary", "rotary_base", "use_bias")
 _ANTISYMMETRIC = ("epsilon", "gamma", "recurrent_std")
 _LIPSCHITZ = ("epsilon", "beta", "gamma", "init_std", "method")
 
@@ -158,6 +178,8 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
             ),
             LayerEntry("mlstm", "attention:MLSTM", _MLSTM, _with_heads("MLSTM")),
             LayerEntry("rwkv7", "attention:RWKV7", _RWKV7, _with_heads("RWKV7")),
+            LayerEntry("attention", "attention:LocalAttention", _ATTENTION, _local_attention),
+            LayerEntry("griffin", "layers:GriffinRecurrence", ("blocks", "conv_width")),
             CellEntry("elman", "cells:ElmanRNNCell"),
             CellEntry("leaky-elman", "cells:LeakyElmanCell", ("leak",)),
             CellEntry("wilson-cowan", "cells:WilsonCowanCell", ("rate",)),

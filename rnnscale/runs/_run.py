@@ -289,8 +289,9 @@ def _opening(setup: Setup, state: TrainState) -> str:
     """What is about to be trained, and on what."""
     mesh = setup.mesh
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    models = " and ".join(dict.fromkeys(setup.config.models))
     return (
-        f"{setup.config.model} on {setup.task.name}: {_size(state.model):,} parameters, "
+        f"{models} on {setup.task.name}: {_size(state.model):,} parameters, "
         f"{mesh.size} x {mesh.devices.flat[0].device_kind}{f', mesh {axes}' if axes else ''}, "
         f"rnnscale {version('rnnscale')}, jax {jax.__version__}"
     )

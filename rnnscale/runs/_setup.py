@@ -255,11 +255,14 @@ def check_fits(config: TrainConfig, task: Task, mesh: Mesh | AbstractMesh) -> No
             f"{config.accumulation} parts over the devices of data={data}, fsdp={fsdp}; make it a "
             f"multiple of {config.accumulation * data * fsdp}"
         )
-    if "intervals" in task.train[0] and config.model not in (able := _taking_intervals()):
-        raise UserError(
-            f"the steps of {task.name} are not evenly spaced in time: use one of the models "
-            f"{', '.join(able)}; got model={config.model}"
-        )
+    if "intervals" in task.train[0]:
+        able = _taking_intervals()
+        for model in config.models:
+            if model not in able:
+                raise UserError(
+                    f"the steps of {task.name} are not evenly spaced in time: use one of the "
+                    f"models {', '.join(able)}; got model={model}"
+                )
     if task.seq_len < seq:
         raise UserError(
             f"seq_len={task.seq_len} can't be split over the devices of seq={seq}; make it at "

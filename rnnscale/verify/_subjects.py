@@ -111,7 +111,7 @@ def _gated(key: PRNGKeyArray) -> CausalLayer:
 
 
 def _local_attention(key: PRNGKeyArray) -> CausalLayer:
-    return LocalAttention(_DIM, 4, 3, kv_heads=2, key_dim=8, rotary=0.5, key=key)
+    return LocalAttention(_DIM, 4, 7, kv_heads=2, key_dim=8, rotary=0.5, key=key)
 
 
 def _mixed(key: PRNGKeyArray) -> DeepRNNEncoder:

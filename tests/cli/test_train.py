@@ -152,6 +152,26 @@ def test_trains_a_language_model_in_bfloat16(
     assert "bits per byte" in printed and "count model" in printed
 
 
+@pytest.mark.slow
+def test_a_hybrid_from_training_to_text(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Trained, resumed, evaluated and continued as text, from the options in its folder."""
+    out = str(tmp_path / "run")
+    sizes = "--dim 8 --state-dim 8 --depth 3 --batch-size 8 --seq-len 16 --sample-bytes 0"
+    hybrid = "--model griffin --every 2 attention --every-cell window=4,kv_heads=1"
+    command = f"train bytes {hybrid} {sizes} --text {text} --evaluate-every 0 --steps"
+    assert main([*command.split(), "1", "--out", out]) == 0
+    assert "griffin and attention on bytes" in capsys.readouterr().err
+    assert RunFolder(Path(out)).config()["every"] == [2, "attention"]
+    assert main(["train", "--resume", "--out", out, "--steps", "2"]) == 0
+    assert main(["eval", out, "--batch-size", "8"]) == 0
+    generated = ["generate", out, "--prompt", "x", "--steps", "3", "--temperature", "0"]
+    capsys.readouterr()
+    assert main(generated) == 0
+    assert capsys.readouterr().out.startswith("x")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -159,6 +179,7 @@ def test_trains_a_language_model_in_bfloat16(
         "adding --model cornn --seq-len 12 --cell dt=0.1,gamma=2,epsilon=3",
         "copy --model exprnn --seq-len 24 --cell init=cayley",
         "henon --model lstm --seq-len 12",
+        "copy --model rglru --seq-len 24 --depth 3 --every 2 attention --every-cell kv_heads=1",
     ],
 )
 def test_cells_train_the_same_on_any_mesh(arguments: str):
@@ -438,6 +459,8 @@ BAD = {
     ),
     "cell syntax": ("adding --cell dt", ["--cell", "'dt'", "dt=0.06"]),
     "cell of a layer": ("digits --cell dt=1", ["s5 has no option dt", "blocks"]),
+    "every": ("digits --every 4 attention", ["every", "2 to depth=2", "[4, 'attention']"]),
+    "every of no model": ("digits --every 2 attn", ["attn", "attention"]),
     "option": ("digits --lr 1", ["--lr"]),
     "no task": ("", ["task is missing", "rnnscale tasks"]),
     "resume without out": ("digits --resume", ["--out"]),

@@ -109,7 +109,9 @@ def test_presets_fit_their_tasks(preset):
         if preset.folder:  # the data are elsewhere, the layer is here
             model = MODELS[config.model]
             assert isinstance(model, LayerEntry)
-            layer: Any = jax.eval_shape(partial(make_sequence_layer, config, model), KEY)
+            layer: Any = jax.eval_shape(
+                partial(make_sequence_layer, config, model, config.cell or {}), KEY
+            )
             assert layer.forward.b_re.shape[1] == config.dim
             continue
         models = []
@@ -133,7 +135,9 @@ def test_settings_of_the_archive_make_layers():
         assert {name: getattr(config, name) for name in options} == options
         model = MODELS[config.model]
         assert isinstance(model, LayerEntry)
-        layer: Any = jax.eval_shape(partial(make_sequence_layer, config, model), KEY)
+        layer: Any = jax.eval_shape(
+            partial(make_sequence_layer, config, model, config.cell or {}), KEY
+        )
         assert layer.idim == config.dim
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from rnnscale import IndRNNCell, LinearAttention, trainable
+from rnnscale import GriffinRecurrence, IndRNNCell, LinearAttention, LocalAttention, trainable
 from rnnscale.runs import MODELS, TrainConfig
 from rnnscale.runs._build import constrain, make_loss, make_model
 from rnnscale.runs._models import constructor
@@ -120,6 +120,34 @@ def test_options_of_a_layer(adding, key):
     )
     (heads,) = {x.heads for x in layers if isinstance(x, LinearAttention)}
     assert heads == 8
+
+
+def test_every_second_layer_is_another_one(key):
+    task = load_task("bytes", seq_len=16)
+    options: Any = {"depth": 5, "state_dim": 8, "cell": {"blocks": 2}, "every": [2, "attention"]}
+    config = config_for("bytes", model="griffin", **options, every_cell={"window": 4, "heads": 2})
+    assert TrainConfig.from_json(json.loads(json.dumps(config.as_json()))) == config
+    stack = jax.eval_shape(lambda: make_model(config, task.spec, key)).stack
+    layers = [block.layer for block in stack.unstacked(stack.blocks)]
+    kinds = [GriffinRecurrence, LocalAttention] * 2 + [GriffinRecurrence]
+    assert [type(layer) for layer in layers] == kinds
+    assert layers[0].cell.gates.shape[1] == 2 and layers[1].window == 4
+    with pytest.raises(ValueError, match="attention has no option blocks"):
+        config_for("bytes", **options, every_cell={"blocks": 2})
+    for every in ([6, "attention"], [1, "attention"], ["attention", 2], [2]):
+        with pytest.raises(ValueError, match="every must be .* from 2 to depth=5"):
+            config_for("bytes", **{**options, "cell": None, "every": every})
+    with pytest.raises(ValueError, match="give every as well"):
+        config_for("bytes", every_cell={"window": 4})
+
+
+def test_cells_of_features_can_be_stacked_with_a_layer(adding, key):
+    config = config_for("adding", model="lstm", depth=2, every=[2, "attention"], parallel="auto")
+    model: Any = jax.eval_shape(lambda: make_model(config, adding.spec, key))
+    assert [type(layer).__name__ for layer in model.stack.layers] == [
+        "RNNEncoder",
+        "LocalAttention",
+    ]
 
 
 def test_what_suits_a_task_depends_on_the_model():
