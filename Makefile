@@ -12,7 +12,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 LOCK = $(UV) pip compile pyproject.toml --group dev --extra datasets --extra parquet \
-    --extra plots --extra export --extra tensorboard --universal --python-version 3.12 --no-annotate --no-header --quiet
+    --extra plots --extra export --extra huggingface --extra tensorboard --universal --python-version 3.12 --no-annotate --no-header --quiet
 
 export JAX_PLATFORMS := cpu
 

@@ -99,6 +99,17 @@ def check_arguments[F: Callable](function: F) -> F:
     return cast(F, checked)
 
 
+def check_value(owner: str, name: str, annotation: Any, value: Any) -> Any:
+    """The value of an option that comes from a file, checked like an argument.
+
+    **Raises:** as a function with `check_arguments` does; `owner` is named in its place.
+    """
+    try:
+        return _checked(name, annotation, value)
+    except _Refused as refused:
+        raise refused.error(owner) from None
+
+
 @cache
 def _hints(function: Callable) -> Mapping[str, Any]:
     return get_type_hints(function, include_extras=True)

@@ -1418,6 +1418,7 @@ _INTEROP: dict[str, Kind] = {
     "dtype": lambda _: refused("float33", object(), 3),
     "file": lambda _: refused(None, 3, "x", b"x", ["x"]),
     "dt": lambda _: refused(None, 0.0, -1.0, "1", [], [0.0]),
+    "folder": lambda _: refused(None, 3, b"x", ["x"], "", "nowhere"),
 }
 INTEROP_CASES = [
     *(
@@ -1445,6 +1446,7 @@ INTEROP_CASES = [
     host_case(interop.unicornn_from_rusch, _INTEROP, state_dict={}, dt=0.1, alpha=0.0),
     host_case(interop.export_step, _INTEROP, model=_lru),
     host_case(interop.load_step, _INTEROP, file=b""),
+    host_case(interop.load_transformers, _INTEROP, folder="nowhere"),
 ]
 
 
@@ -1577,7 +1579,7 @@ INNER = """
 """
 # Odd inputs of these are in the tests of their own packages, or they take anything.
 ELSEWHERE = """
-    ArrayFiles ArraySource Identity ProgressBar TensorBoard TextSample WandB
+    ArrayFiles ArraySource Identity ProgressBar TensorBoard TextSample TransformersFolder WandB
     certificates cross_entropy dynamics_panels evaluate figure_class fit has_step parameter
     parallel_tables recurrent_layers restore_part ridge_sums squared_error trainable
 """

@@ -32,3 +32,5 @@ from ._torch import (
     lstm_cell_from_torch as lstm_cell_from_torch,
     lstm_from_torch as lstm_from_torch,
 )
+from ._transformers import load_transformers as load_transformers
+from ._transformers_folder import TransformersFolder as TransformersFolder

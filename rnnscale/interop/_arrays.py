@@ -52,9 +52,7 @@ def read_arrays(owner: str, tree: Any, shapes: Mapping[str, str], sizes: dict[st
                 if names
             )
         )
-    return {
-        name: _read_array(owner, name, tree[name], axes, sizes) for name, axes in shapes.items()
-    }
+    return {name: read_array(owner, name, tree[name], axes, sizes) for name, axes in shapes.items()}
 
 
 def check_mapping(owner: str, tree: Any) -> Mapping[str, Any]:
@@ -81,9 +79,10 @@ def with_parts(module: Any, parts: Mapping[str, Any]) -> Any:
     )
 
 
-def _read_array(
+def read_array(
     owner: str, name: str, value: Any, axes: str, sizes: dict[str, int]
 ) -> NDArray[np.float32]:
+    """One array as `read_arrays` returns it."""
     array = _as_array(owner, name, value)
     wanted = axes.split()
     # Without the sizes that this array adds, because it may be the wrong one.

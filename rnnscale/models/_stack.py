@@ -117,7 +117,7 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         keys = jax.random.split(key, depth)
         places = [
             eqx.filter_vmap(partial(make_block, kinds[depths[0] % len(kinds)]))(keys[depths])
-            for depths in self._depths()
+            for depths in self.depths()
         ]
         self.blocks = tuple(places) if isinstance(make_layer, Sequence) else places[0]
         if len(widths := {block.idim for block in places}) > 1:
@@ -136,11 +136,17 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         """The layer at each place of the pattern and of the rest, stacked over its depths."""
         return [block.layer for block in self._places(self.blocks)]
 
+    def depths(self) -> list[np.ndarray]:
+        """The depths of the blocks at each place of the pattern, and of those of the rest."""
+        rest = self.depth % self.pattern
+        full = np.arange(self.depth - rest).reshape(-1, self.pattern)
+        return [*full.T, *np.arange(self.depth - rest, self.depth).reshape(rest, 1)]
+
     def unstacked(self, tree: Any) -> list[Any]:
         """The part of `blocks`, or of the state, for each of the `depth` blocks, in order."""
         parts = {
             depth: jax.tree.map(lambda x, i=i: x[i] if eqx.is_array(x) else x, place)
-            for place, depths in zip(self._places(tree), self._depths(), strict=True)
+            for place, depths in zip(self._places(tree), self.depths(), strict=True)
             for i, depth in enumerate(depths)
         }
         return [parts[depth] for depth in range(self.depth)]
@@ -151,7 +157,7 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         def stack(x: Any, *others: Any) -> Any:
             return jnp.stack([x, *others]) if eqx.is_array(x) else x
 
-        places = [jax.tree.map(stack, *(parts[i] for i in depths)) for depths in self._depths()]
+        places = [jax.tree.map(stack, *(parts[i] for i in depths)) for depths in self.depths()]
         return self._like_blocks(places)
 
     def __call__(
@@ -196,12 +202,6 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         make = eqx.filter_vmap(lambda block: block.init_state(batch_shape, dtype))
         return self._like_blocks([make(block) for block in self._places(self.blocks)])
 
-    def _depths(self) -> list[np.ndarray]:
-        """The depths of the blocks at each place of the pattern, and of those of the rest."""
-        rest = self.depth % self.pattern
-        full = np.arange(self.depth - rest).reshape(-1, self.pattern)
-        return [*full.T, *np.arange(self.depth - rest, self.depth).reshape(rest, 1)]
-
     def _places(self, tree: Any) -> tuple[Any, ...]:
         return tree if isinstance(self.blocks, tuple) else (tree,)
 
@@ -218,7 +218,7 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
         if self.remat:
             # Inside a scan nothing can be merged with the recomputation, so no barrier is needed.
             run = eqx.filter_checkpoint(run, prevent_cse=False)
-        blocks, before, depths = self._places(self.blocks), self._places(state), self._depths()
+        blocks, before, depths = self._places(self.blocks), self._places(state), self.depths()
         after = []
         for part in (slice(self.pattern), slice(self.pattern, None)):  # the repetitions, the rest
             if blocks[part]:

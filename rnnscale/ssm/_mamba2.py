@@ -13,6 +13,7 @@ from rnnscale._checks import (
     BatchShape,
     FloatDType,
     Must,
+    NonNegative,
     Positive,
     Size,
     Width,
@@ -26,8 +27,6 @@ type Limit = Annotated[
     tuple[float, float],
     Must("be (low, high) with 0 <= low < high", lambda each: 0 <= each[0] < each[1]),
 ]
-
-_EPSILON = 1e-5
 
 
 class Mamba2State(NamedTuple):
@@ -97,6 +96,7 @@ class Mamba2(CausalLayer):
     groups: int = eqx.field(static=True)
     norm_groups: int = eqx.field(static=True)
     dt_limit: tuple[float, float] = eqx.field(static=True)
+    epsilon: float = eqx.field(static=True)
 
     @check_arguments
     def __init__(
@@ -114,6 +114,7 @@ class Mamba2(CausalLayer):
         dt_max: Positive = 1e-1,
         dt_limit: Limit = (0.0, float("inf")),
         use_conv_bias: bool = True,
+        epsilon: NonNegative = 1e-5,
         key: PRNGKeyArray,
     ):
         r"""**Arguments:**
@@ -134,6 +135,7 @@ class Mamba2(CausalLayer):
             Defaults 0.001 and 0.1.
         - `dt_limit`: the least and the largest $\Delta$. Default no limits.
         - `use_conv_bias`: whether the convolution has a bias. Default true.
+        - `epsilon`: that of the norm. Default 1e-5.
         - `key`: for the initial parameters.
 
         **Raises:** `ValueError` if a size or range is invalid; `TypeError` if an argument is
@@ -169,7 +171,7 @@ class Mamba2(CausalLayer):
         self.out_proj = uniform_linear(keys[7], (odim, heads, head_dim), hdim)
         self.idim, self.odim, self.heads, self.head_dim = idim, odim, heads, head_dim
         self.state_dim, self.groups, self.norm_groups = state_dim, groups, norm_groups
-        self.dt_limit = dt_limit
+        self.dt_limit, self.epsilon = dt_limit, epsilon
 
     def __call__(
         self,
@@ -265,7 +267,7 @@ class Mamba2(CausalLayer):
         width = self.norm_scale.size // self.norm_groups
         groups = y.reshape(*y.shape[:-2], self.norm_groups, width)
         scale = self.norm_scale.reshape(self.norm_groups, width)
-        y = rms_norm(groups, scale, epsilon=_EPSILON).reshape(y.shape)
+        y = rms_norm(groups, scale, epsilon=self.epsilon).reshape(y.shape)
         return project("...hv,ohv->...o", y, self.out_proj)
 
 
