@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from rnnscale_kernels import SELECTIVE, selective_scan
-from rnnscale_kernels._target import H100, Target
-from rnnscale_kernels.selective_scan import _api, _xla
+from rnnscale_kernels import selective_scan
+from rnnscale_kernels.selective_scan import _api, _sequential
 from rnnscale_kernels.testing import reference
 
-ROWS, CHANNELS, MODES = 3, 4, 5
+ROWS, CHANNELS, MODES = 4, 4, 5
+every_implementation = pytest.mark.parametrize("implementation", ["sequential", "chunked"])
 
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
+    """Chunks of 8 steps, and groups of two rows."""
+    monkeypatch.setattr(_sequential, "_STATE", 3 * CHANNELS * MODES)
     monkeypatch.setattr(_api, "_SHORTEST", 8)
     monkeypatch.setattr(_api, "_CHUNK_BYTES", 0)
 
@@ -38,7 +40,7 @@ def arrays(time, *, reset=False, lengths=False, seed=0):
     cotangents = rng.normal(size=given["u"].shape), rng.normal(size=given["h0"].shape)
     options = {
         "reset": rng.random((ROWS, time)) < 0.2 if reset else None,
-        "lengths": np.array([time, 0, time // 2]) if lengths else None,
+        "lengths": np.array([time, 0, time // 2, 1]) if lengths else None,
     }
     return given, cotangents, options
 
@@ -87,11 +89,17 @@ def expected(given, cotangents, options, *, reverse):
     return results
 
 
+@every_implementation
 @pytest.mark.parametrize(
     ("time", "reverse", "reset", "lengths"),
-    [*((20, *flags) for flags in product([False, True], repeat=3)), (1, True, True, False)],
+    [
+        *((20, *flags) for flags in product([False, True], repeat=3) if sum(flags) != 1),
+        (1, True, True, False),
+    ],
 )
-def test_values_and_gradients_are_those_of_the_reference(time, reverse, reset, lengths):
+def test_values_and_gradients_are_those_of_the_reference(
+    time, reverse, reset, lengths, implementation
+):
     given, cotangents, options = arrays(time, reset=reset, lengths=lengths)
     padded = dict(given)
     if lengths:
@@ -99,33 +107,12 @@ def test_values_and_gradients_are_those_of_the_reference(time, reverse, reset, l
             valid = np.arange(time) < options["lengths"][:, None]
             padded[name] = np.where(valid[..., None], given[name], np.nan)
     with jax.enable_x64(True):
-        run = partial(selective_scan, reverse=reverse, **options)
+        run = partial(selective_scan, reverse=reverse, implementation=implementation, **options)
         value, pull = jax.vjp(jax.jit(run), *map(jnp.asarray, padded.values()))
         gradient = pull(tuple(map(jnp.asarray, cotangents)))
     results = expected(given, cotangents, options, reverse=reverse)
     for x, y in zip((*value, *gradient), results, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-11)
-
-
-def test_chunks_on_devices_are_those_on_cpus():
-    """Elsewhere than on CPUs, chunks run on the kernels of `linear_scan`."""
-    given, (g, g_last), options = arrays(20, reset=True)
-    arguments = SELECTIVE.check(
-        *(jnp.asarray(x, jnp.float32) for x in list(given.values())[:-1]),
-        jnp.asarray(given["h0"].reshape(ROWS, -1), jnp.float32),
-        reset=options["reset"],
-    )
-    primals, _ = SELECTIVE.canonical(arguments, reverse=False)
-    cotangents = jnp.asarray(g, jnp.float32), jnp.asarray(g_last.reshape(ROWS, -1), jnp.float32)
-
-    @partial(jax.jit, static_argnames="target")
-    def run(target):
-        public, borders = _xla.chunked(primals, chunk=7, target=target)
-        outputs = public, borders
-        return public, _xla.chunked_transpose(primals, outputs, cotangents, chunk=7, target=target)
-
-    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-    jax.tree.map(close, run(H100), run(Target.of("cpu")))
 
 
 def test_forward_and_reverse_mode_to_second_order():
@@ -135,18 +122,20 @@ def test_forward_and_reverse_mode_to_second_order():
 
         def scalar(*values):
             y, _ = selective_scan(*values)
-            _, last = selective_scan(*values, reverse=True, lengths=jnp.asarray([9, 3, 0]))
+            _, last = selective_scan(*values, reverse=True, lengths=jnp.asarray([9, 3, 0, 1]))
             return jnp.sum(jnp.sin(y)) + jnp.sum(last**3)
 
         check_grads(jax.jit(scalar), values, 2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
 
 
-def test_vmap_over_rows_and_over_an_ensemble():
+@every_implementation
+def test_vmap_over_rows_and_over_an_ensemble(implementation):
     given, _, _ = arrays(9)
     values = tuple(jnp.asarray(x, jnp.float32) for x in given.values())
+    scan = partial(selective_scan, implementation=implementation)
 
     def loss(*values):
-        y, last = selective_scan(*values)
+        y, last = scan(*values)
         return jnp.sum(jnp.sin(y)) + jnp.sum(last**2)
 
     gradient = jax.grad(loss, range(6))
@@ -157,10 +146,10 @@ def test_vmap_over_rows_and_over_an_ensemble():
     jax.tree.map(close, summed, jax.jit(gradient)(*values))
     u, delta, a, b, c, _ = values
     ensemble = jnp.stack([a, 2 * a])
-    run: Any = jax.jit(jax.vmap(selective_scan, (None, None, 0, None, None)))
+    run: Any = jax.jit(jax.vmap(scan, (None, None, 0, None, None)))
     ys, _ = run(u, delta, ensemble, b, c)
     for a, y in zip(ensemble, ys, strict=True):
-        close(y, selective_scan(u, delta, a, b, c)[0])
+        close(y, scan(u, delta, a, b, c)[0])
 
 
 def test_bfloat16_has_float32_states():
@@ -174,9 +163,10 @@ def test_bfloat16_has_float32_states():
     np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.02 * scale)
 
 
-def test_an_empty_batch():
+@every_implementation
+def test_an_empty_batch(implementation):
     u, b = jnp.zeros((0, 6, 2)), jnp.zeros((0, 6, 3))
-    y, last = selective_scan(u, u, jnp.zeros((2, 3)), b, b)
+    y, last = selective_scan(u, u, jnp.zeros((2, 3)), b, b, implementation=implementation)
     assert (y.shape, last.shape) == ((0, 6, 2), (0, 2, 3))
 
 
@@ -215,7 +205,7 @@ a = jnp.zeros((3, 4))
         ((u, u, a, b, b, a), {}, ValueError, "h0 must be '*batch channel modes', (2, 3, 4)"),
         ((u, u, a, b, b), {"lengths": jnp.asarray([5, 6])}, ValueError, "from 0 to the 5 steps"),
         ((u, u, a, b, b), {"reset": jnp.zeros((2, 4), bool)}, ValueError, "reset has shape"),
-        ((u, u, a, b, b), {"implementation": "x"}, ValueError, "chunked"),
+        ((u, u, a, b, b), {"implementation": "x"}, ValueError, "sequential"),
     ],
 )
 def test_bad_input(arguments, options, error, says):

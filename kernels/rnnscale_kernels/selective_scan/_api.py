@@ -63,7 +63,8 @@ def selective_scan(
     - `lengths`: the number of valid steps of each row, from 0 to `time`. Beyond them `y` is zero,
         and what the arguments hold there, even NaN, has no effect on results or gradients.
     - `implementation`: `None` takes the fastest for the device compiled for, and a name that one:
-        `"chunked"`, plain XLA. On GPUs and TPUs its chunks run on the kernels of `linear_scan`.
+        `"sequential"`, a loop over steps in plain XLA, or `"chunked"`, whose chunks run one after
+        another on the implementations of `linear_scan`.
 
     **Returns:**
 

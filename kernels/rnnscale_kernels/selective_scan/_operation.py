@@ -9,9 +9,9 @@ Canonical arguments (`batch` is any number of axes):
   so on; in the dtype of the states;
 - `cut`: `batch time` booleans, or `None`.
 
-Time runs in processing order: the public function reverses the sequence if need be. The residual is
-the state that enters each chunk of `chunk` steps, `chunk batch state`, in an order of its numbers
-that only the implementation knows.
+Time runs in processing order: the public function reverses the sequence if need be. The residual
+is the state that enters each chunk of `chunk` steps, `chunk batch state`, whose numbers are in an
+order that only the implementation knows.
 """
 
 from functools import partial
