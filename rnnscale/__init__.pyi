@@ -64,12 +64,14 @@ from .cells import (
     ParaLSTMCell as ParaLSTMCell,
     RandomOscillatorsCell as RandomOscillatorsCell,
     RGLRUCell as RGLRUCell,
+    SLSTMCell as SLSTMCell,
     UnICORNNCell as UnICORNNCell,
     UnitaryEvolutionRNNCell as UnitaryEvolutionRNNCell,
     WilsonCowanCell as WilsonCowanCell,
 )
 from .layers import (
     RNN as RNN,
+    SLSTM as SLSTM,
     AutoregressiveRNN as AutoregressiveRNN,
     BidirectionalRNN as BidirectionalRNN,
     BidirectionalRNNEncoder as BidirectionalRNNEncoder,

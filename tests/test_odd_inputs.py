@@ -490,6 +490,15 @@ CELL_CASES = [
     constructor(cells.MinLSTMCell, **SIZES),
     constructor(cells.MinimalGatedUnitCell, **SIZES),
     constructor(cells.NonNormalRNNCell, **SIZES, more={"hdim": refused(3)}),
+    constructor(
+        cells.SLSTMCell,
+        **SIZES,
+        more={
+            "heads": refused(7),
+            "position": refused(-0.1, 1.5),
+            "use_input_weights": refused(False),
+        },
+    ),
     constructor(cells.ParaGRUCell, **SIZES, more={"heads": refused(3, 8)}),
     constructor(cells.ParaLSTMCell, **SIZES, more={"heads": refused(3, 8)}),
     constructor(cells.RGLRUCell, idim=4, more={"blocks": refused(3)}),
@@ -776,6 +785,14 @@ LAYER_CASES = [
     constructor(layers.ReservoirClassifier, lambda: {"cell": cell()}, odim=2),
     constructor(layers.SharedModules, lambda: {"cell": cell()}, count=2),
     constructor(layers.StackedModules, lambda: {"cells": [cell()]}, kinds={"cells": modules}),
+    constructor(
+        layers.SLSTM,
+        idim=4,
+        heads=2,
+        conv_width=3,
+        position=0.5,
+        more={"position": refused(-0.1, 1.5)},
+    ),
     constructor(layers.CausalConv, idim=3),
     constructor(
         layers.GriffinRecurrence,

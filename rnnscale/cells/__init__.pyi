@@ -44,6 +44,7 @@ from ._over_seq import over_seq as over_seq
 from ._pararnn import ParaGRUCell as ParaGRUCell, ParaLSTMCell as ParaLSTMCell
 from ._rglru import RGLRUCell as RGLRUCell
 from ._ron import RandomOscillatorsCell as RandomOscillatorsCell
+from ._slstm import SLSTMCell as SLSTMCell
 from ._time_loop import (
     Parallel as Parallel,
     certified_time_loop as certified_time_loop,

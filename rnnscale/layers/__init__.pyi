@@ -37,6 +37,7 @@ from ._rnn import (
     RecurrentNetwork as RecurrentNetwork,
 )
 from ._row_keys import fold_keys as fold_keys, row_keys as row_keys
+from ._slstm import SLSTM as SLSTM
 from ._spectral import (
     as_reservoir as as_reservoir,
     spectral_radius as spectral_radius,

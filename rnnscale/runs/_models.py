@@ -91,6 +91,19 @@ def _rglru(dim: int, state_dim: int, *, blocks: int = 1, key: "PRNGKeyArray") ->
     return layers.RNNEncoder(cells.RGLRUCell(dim, blocks=blocks, key=key))
 
 
+def _slstm(
+    dim: int,
+    state_dim: int,
+    *,
+    heads: int = 4,
+    conv_width: int | None = 4,
+    position: float = 0.0,
+    key: "PRNGKeyArray",
+) -> "SequenceLayer":
+    del state_dim  # sLSTM has as many units as it is wide.
+    return layers.SLSTM(dim, heads, conv_width=conv_width, position=position, key=key)
+
+
 def _local_attention(
     dim: int,
     state_dim: int,
@@ -180,6 +193,7 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
             LayerEntry("rwkv7", "attention:RWKV7", _RWKV7, _with_heads("RWKV7")),
             LayerEntry("attention", "attention:LocalAttention", _ATTENTION, _local_attention),
             LayerEntry("griffin", "layers:GriffinRecurrence", ("blocks", "conv_width")),
+            LayerEntry("slstm", "layers:SLSTM", ("heads", "conv_width", "position"), _slstm),
             CellEntry("elman", "cells:ElmanRNNCell"),
             CellEntry("leaky-elman", "cells:LeakyElmanCell", ("leak",)),
             CellEntry("wilson-cowan", "cells:WilsonCowanCell", ("rate",)),

@@ -20,6 +20,15 @@ TIME = 10
 """Steps of a sequence, here and in the laws: with the same shapes they run the same programs."""
 
 
+def _normal_past(state: Any, random: np.random.Generator) -> Any:
+    def randomised(x: Any) -> Any:
+        if not eqx.is_inexact_array(x):
+            return x
+        return x + 0.5 * random.standard_normal(x.shape).astype(x.dtype)
+
+    return jax.tree.map(randomised, state)
+
+
 @dataclass(frozen=True)
 class CellSubject:
     """A cell, and what is needed to check it against its paper.
@@ -32,6 +41,8 @@ class CellSubject:
     - `oracle`: the equations of the paper in NumPy, `oracle(cell, xs, state) -> (state, outputs)`.
         It is given the cell with float64 NumPy arrays in its fields, and must not call its methods.
     - `invariants`: returns the checks of what else the paper promises, from a key.
+    - `past`: a random state, `past(initial_state, generator)`, for a cell whose states keep a rule.
+        Default: normal numbers are added to those of the initial state.
     """
 
     name: str
@@ -39,6 +50,7 @@ class CellSubject:
     build: Callable[[PRNGKeyArray], Cell]
     oracle: Oracle
     invariants: Callable[[PRNGKeyArray], list[Check]]
+    past: Callable[[Any, np.random.Generator], Any] = _normal_past
 
 
 def cell_matches_oracle(subject: CellSubject, key: PRNGKeyArray) -> Iterator[Check]:
@@ -98,12 +110,7 @@ def _sample(subject: CellSubject, key: PRNGKeyArray) -> tuple[Cell, Any, Any]:
     cell = build(subject.build, key)
     xs = random.standard_normal((TIME, cell.idim)).astype(np.float32)
 
-    def randomised(x: Any) -> Any:
-        if not eqx.is_inexact_array(x):
-            return x
-        return x + 0.5 * random.standard_normal(x.shape).astype(x.dtype)
-
-    return cell, xs, jax.tree.map(randomised, jax.device_get(cell.init_state()))
+    return cell, xs, subject.past(jax.device_get(cell.init_state()), random)
 
 
 def _error(got: Any, expected: Any) -> float:

@@ -78,6 +78,7 @@ from rnnscale.verify import (
     _rglru,
     _ron,
     _rwkv7,
+    _slstm,
     _unicornn,
     _unitary,
     _wilson_cowan,
@@ -169,6 +170,7 @@ CELLS: list[CellSubject] = [
         _lrcssm,
         _minimal,
         _rglru,
+        _slstm,
     )
     for subject in paper.SUBJECTS
 ]
@@ -229,6 +231,7 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
     ),
     ("GatedLinearAttention", _gla.build),
     ("MLSTM", _mlstm.build),
+    ("SLSTM", _slstm.build_layer),
     ("RWKV7", _rwkv7.awake),
     ("LocalAttention", _local_attention),
     ("CausalConv", lambda key: CausalConv(_DIM, 3, key=key)),
