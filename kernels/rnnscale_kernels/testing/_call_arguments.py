@@ -11,7 +11,7 @@ import numpy as np
 
 from .._algebra import Planar
 from .._implementations import DISPATCHES
-from .._recurrent_op import RecurrentOp
+from .._recurrent_op import CanonicalOp
 from .._target import Target
 
 MODES = ("forward", "gradient")
@@ -123,7 +123,7 @@ class OpCallArguments(CallArguments):
     """
 
     function: ClassVar[Callable[..., Any]]
-    op: ClassVar[RecurrentOp]
+    op: ClassVar[CanonicalOp]
     reverse: bool
 
     @abc.abstractmethod
@@ -172,7 +172,11 @@ class OpCallArguments(CallArguments):
         return dispatch.choose(Target.of(platform), specs[0], None).name
 
     def error(self, implementation: str | None) -> float:
-        arrays = self.arrays()
+        return _largest(self.errors(implementation))
+
+    def errors(self, implementation: str | None, seed: int = 0) -> list[float]:
+        """The error of each result of `expected`, relative to its largest value."""
+        arrays = self.arrays(seed)
         given = self.converted(arrays)
         options = {
             name: jnp.asarray(arrays[name])
@@ -196,15 +200,24 @@ class OpCallArguments(CallArguments):
         with jax.default_matmul_precision("highest"):
             got = results(values, (given["g"], given["g_last"]))
         got = (x for x in got if x is not None)  # the gradient of an argument that is absent
-        return relative_error(map(self.to_numpy, got), self.expected(arrays))
+        return relative_errors(map(self.to_numpy, got), self.expected(arrays))
 
 
 def relative_error(got: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> float:
     """The largest error of all results, each relative to its own largest value."""
-    errors = [
-        np.max(np.abs(x - y)) / (np.max(np.abs(y)) or 1) for x, y in zip(got, expected, strict=True)
+    return _largest(relative_errors(got, expected))
+
+
+def relative_errors(got: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> list[float]:
+    """The error of each result, relative to its own largest value."""
+    return [
+        float(np.max(np.abs(x - y)) / (np.max(np.abs(y)) or 1))
+        for x, y in zip(got, expected, strict=True)
     ]
-    return float(max(errors, key=lambda error: np.inf if np.isnan(error) else error))
+
+
+def _largest(errors: Iterable[float]) -> float:
+    return max(errors, key=lambda error: np.inf if np.isnan(error) else error)
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
