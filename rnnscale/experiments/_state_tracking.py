@@ -59,6 +59,7 @@ _POSITIVE: Mapping[str, Any] = MappingProxyType({"conv": None, "beta_max": 1.0})
 _LINES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
         **{name: (name, {}) for name in MODELS if name not in _WITHOUT},
+        "mamba2": ("mamba2", {"head_dim": 8}),  # a divisor at every width
         "deltanet": ("deltanet", _NO_CONV),
         "deltanet-positive": ("deltanet", _POSITIVE),
         "gated-deltanet": ("gated-deltanet", _NO_CONV),
