@@ -1,6 +1,7 @@
 """Models with time split over devices: their losses, gradients and collectives."""
 
 import itertools
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -178,29 +179,31 @@ def test_squared_error_only_sums_over_devices():
     assert max(each.bytes for each in found) <= (2 + 2 * 3) * 4
 
 
-def attention_arguments(key):
+def attention_arguments(layer, key):
     """The part of a device is between two and three chunks long on the mesh with `seq=2`, and less
     than one chunk on the others."""
-    layer = LinearAttention(5, 2, 6, key_dim=3, value_dim=4, key=key)
     time = 320
     xs = jax.random.normal(key, (ROWS, time, 5))
     starts = np.zeros((ROWS, time), bool)
     for row, steps in enumerate([[], [0], [1], [39, 40], [80, 161], [160], [319], [7, 79, 200]]):
         starts[row, steps] = True
     lengths = jnp.array([320, 320, 40, 41, 0, 1, 320, 159])
-    state = jax.tree.map(lambda x: x + 0.5, layer.init_state((ROWS,)))
-    return layer, xs, state, jnp.asarray(starts), lengths
+    started = lambda x: x + 0.5 if eqx.is_inexact_array(x) else x + 20  # noqa: E731
+    state = jax.tree.map(started, layer.init_state((ROWS,)))
+    return xs, state, jnp.asarray(starts), lengths
 
 
 @jax.jit
 def attention_gradient(layer, xs, state, options):
-    def total(layer, xs, state):
+    @partial(eqx.filter_grad, has_aux=True)
+    def total(arguments):
+        layer, xs, state = arguments
         state, ys = layer(xs, state, **options)
         # The state is a sum over all steps and large, so that its sine would be noise.
         weighted = (jnp.sum(x * jnp.cos(jnp.arange(x.shape[-1]))) for x in state)
         return jnp.sum(jnp.sin(ys)) + sum(weighted), (ys, state)
 
-    return jax.grad(total, (0, 1, 2), has_aux=True)(layer, xs, state)
+    return total((layer, xs, state))
 
 
 @pytest.mark.parametrize(
@@ -209,12 +212,26 @@ def attention_gradient(layer, xs, state, options):
 )
 def test_linear_attention(axes, segments, key):
     """Outputs, states and gradients, with resets and row ends at and between the borders."""
-    layer, xs, state, reset, lengths = attention_arguments(key)
+    check_attention(LinearAttention(5, 2, 6, key_dim=3, value_dim=4, key=key), axes, segments, key)
+
+
+@pytest.mark.parametrize(
+    ("axes", "segments"),
+    [("seq=8", False), ("data=2,seq=4", True), ("fsdp=2,tensor=2,seq=2", True)],
+)
+def test_local_attention(axes, segments, key):
+    """With a window as long as the part of a device."""
+    check_attention(LocalAttention(5, 2, 40, 6, key_dim=4, key=key), axes, segments, key)
+
+
+def check_attention(layer, axes, segments, key):
+    xs, state, reset, lengths = attention_arguments(layer, key)
     options = {}
     if segments:
         options = {"reset": reset, "lengths": lengths}
         # A NaN in the state must not pass a reset.
-        state = jax.tree.map(lambda x: x.at[1].set(jnp.nan), state)
+        spoiled = lambda x: x.at[1].set(jnp.nan if eqx.is_inexact_array(x) else 1)  # noqa: E731
+        state = jax.tree.map(spoiled, state)
     expected = attention_gradient(layer, xs, state, options)
     with jax.set_mesh(make_mesh(**MESHES[axes])):
         got = attention_gradient(layer, xs, state, options)
