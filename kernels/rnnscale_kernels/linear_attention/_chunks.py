@@ -5,11 +5,13 @@ each chunk again.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from .._target import Target
 
 
 class Chunk(NamedTuple):
@@ -65,84 +67,147 @@ def pull_back(forward: Callable, state: Array, inputs: Chunk, cotangents) -> tup
     return jax.vjp(run, state, floats)[1](cotangents)
 
 
-def forward(passes: ChunkPasses, primals, *, chunk: int, target: Any = None):
+def forward(
+    passes: ChunkPasses, primals, *, chunk: int, target: Target | None = None
+) -> tuple[tuple[Array, Array], Array]:
     """The outputs of the operation."""
-    *_, h0, _ = primals
+    _, _, value, _, _, h0, _ = primals
     layout = _Layout(primals, chunk)
 
-    def step(state, inputs):
+    def step(state, inputs, _):
         leaving, y = passes.forward(state, layout.widened(inputs))
-        return leaving, (y.astype(layout.dtype), state)
+        return leaving, y.astype(value.dtype), state
 
-    h_last, (y, borders) = lax.scan(step, layout.by_group(h0, -3), layout.chunks)
+    start = layout.by_group(h0, -3)
+    h_last, y, borders = _loop(target)(
+        layout, step, start, layout.inputs, None, like=layout.inputs.value
+    )
     borders = borders.reshape(borders.shape[0], *h0.shape)
-    return (layout.joined(y), h_last.reshape(h0.shape)), borders
+    return (layout.trimmed(y), h_last.reshape(h0.shape)), borders
 
 
-def transpose(passes: ChunkPasses, primals, outputs, cotangents, *, chunk: int, target: Any = None):
+def transpose(
+    passes: ChunkPasses, primals, outputs, cotangents, *, chunk: int, target: Target | None = None
+) -> tuple:
     """The cotangents of the primals, in one loop back over the chunks."""
     *_, h0, _ = primals
     _, borders = outputs
     g_y, g_last = cotangents
     layout = _Layout(primals, chunk)
+    like = layout.inputs._replace(cut=None)
 
-    def step(g_leaving, at):
-        inputs, entering, g_y = at
+    def step(g_leaving, at, entering):
+        inputs, g_y = at
         g_entering, gradients = passes.transpose(
             entering, layout.widened(inputs), (g_leaving, g_y.astype(h0.dtype))
         )
-        return g_entering, jax.tree.map(
-            lambda x, like: x.astype(like.dtype), gradients, inputs._replace(cut=None)
-        )
+        return g_entering, jax.tree.map(lambda x, like: x.astype(like.dtype), gradients, like), None
 
     g_last, borders = (layout.by_group(x, -3) for x in (g_last, borders))
-    xs = layout.chunks, borders, layout.split(g_y)
-    g_h0, gradients = lax.scan(step, g_last, xs, reverse=True)
-    gradients = jax.tree.map(layout.joined, gradients._replace(cut=None))
+    at = layout.inputs, layout.padded(g_y)
+    g_h0, gradients, _ = _loop(target)(layout, step, g_last, at, borders, like=like, reverse=True)
+    gradients = jax.tree.map(layout.trimmed, gradients)
     return *gradients[:-1], g_h0.reshape(h0.shape), None
 
 
 class _Layout:
-    """The primals in chunks of time, "chunk *batch group #head step ...".
+    """Where the chunks of a call are.
 
-    Steps that do nothing fill the last chunk: with zeros for all inputs they keep the state.
+    - `inputs`: its arrays, "*batch time heads ...", with steps that do nothing at the end to fill
+        the last chunk: with zeros for all inputs a step keeps the state.
+    - `count`: the number of chunks.
     """
 
     def __init__(self, primals, chunk: int):
         query, key, value, log_decay, erase, h0, cut = primals
-        self.chunk, self.wide, self.dtype = chunk, h0.dtype, value.dtype
         self.axis, self.groups = h0.ndim - 3, min(query.shape[-2], key.shape[-2])
+        self.chunk, self.wide = chunk, h0.dtype
         self.time = value.shape[self.axis]
+        self.count = -(-self.time // chunk)
         cut = None if cut is None else cut[..., None]
-        arrays = Chunk(query, key, value, log_decay, erase, cut)
-        self.chunks = jax.tree.map(self.split, arrays)
+        inputs = Chunk(query, key, value, log_decay, erase, cut)
+        self.inputs: Chunk = jax.tree.map(self.padded, inputs)
 
-    def by_group(self, x, axis: int):
+    def padded(self, x: Array) -> Array:
+        widths = [(0, 0)] * x.ndim
+        widths[self.axis] = (0, self.count * self.chunk - self.time)
+        return jnp.pad(x, widths)
+
+    def trimmed(self, x: Array) -> Array:
+        return lax.slice_in_dim(x, 0, self.time, axis=self.axis)
+
+    def by_group(self, x: Array, axis: int) -> Array:
         """`x` with the axis of heads, counted from the end, as two."""
         axis += x.ndim
         heads = x.shape[axis]
         groups = self.groups if heads > 1 else 1
         return x.reshape(*x.shape[:axis], groups, heads // groups, *x.shape[axis + 1 :])
 
-    def split(self, x):
-        """ "*batch time heads ..." in chunks."""
+    def split(self, x: Array) -> Array:
+        """All chunks, "chunk *batch group #head step ...", of "*batch time heads ..."."""
         at = self.axis
-        padding = [(0, 0)] * x.ndim
-        padding[at] = (0, -self.time % self.chunk)
-        x = jnp.pad(x, padding)
-        x = x.reshape(*x.shape[:at], x.shape[at] // self.chunk, self.chunk, *x.shape[at + 1 :])
-        x = self.by_group(x, at + 2 - x.ndim)
-        return jnp.moveaxis(x, (at, at + 1), (0, at + 3))
+        x = x.reshape(*x.shape[:at], self.count, self.chunk, *x.shape[at + 1 :])
+        return jnp.moveaxis(self.by_group(x, at + 2 - x.ndim), (at, at + 1), (0, at + 3))
 
-    def joined(self, x):
+    def joined(self, x: Array) -> Array:
         """The inverse of `split`."""
         at = self.axis
         x = jnp.moveaxis(x, (0, at + 3), (at, at + 1))
         count, chunk, groups, heads = x.shape[at : at + 4]
-        x = x.reshape(*x.shape[:at], count * chunk, groups * heads, *x.shape[at + 4 :])
-        return lax.slice_in_dim(x, 0, self.time, axis=at)
+        return x.reshape(*x.shape[:at], count * chunk, groups * heads, *x.shape[at + 4 :])
+
+    def take(self, x: Array, n: Array) -> Array:
+        """Chunk `n`, "*batch group #head step ...", of "*batch time heads ..."."""
+        at = self.axis
+        x = lax.dynamic_slice_in_dim(x, n * self.chunk, self.chunk, at)
+        return jnp.moveaxis(self.by_group(x, at + 1 - x.ndim), at, at + 2)
+
+    def put(self, x: Array, n: Array, chunk: Array) -> Array:
+        """`x`, "*batch time heads ...", with this chunk `n`."""
+        at = self.axis
+        chunk = jnp.moveaxis(chunk, at + 2, at)
+        chunk = chunk.reshape(*x.shape[:at], self.chunk, *x.shape[at + 1 :])
+        return lax.dynamic_update_slice_in_dim(x, chunk, n * self.chunk, at)
 
     def widened(self, inputs: Chunk) -> Chunk:
         """The inputs of a chunk in the dtype of the state."""
         floats = jax.tree.map(lambda x: x.astype(self.wide), inputs._replace(cut=None))
         return floats._replace(cut=inputs.cut)
+
+
+def _loop(target: Target | None) -> Callable:
+    """`(layout, step, carry, inputs, states, like, reverse) -> (carry, outputs, kept)`: the loop
+    `step(carry, inputs, state) -> (carry, outputs, kept)` over chunks.
+
+    `inputs` and `outputs` are trees of arrays "*batch time heads ...", the latter like `like`;
+    `states` and `kept` have the axis of chunks in front.
+    """
+    return _in_place if target is not None and target.platform == "cpu" else _by_scan
+
+
+def _by_scan(layout: _Layout, step, carry, inputs, states, *, like, reverse=False):
+    """All chunks are copied first. JAX can transpose it in linear time."""
+    del like
+
+    def advance(carry, at):
+        carry, outputs, kept = step(carry, *at)
+        return carry, (outputs, kept)
+
+    chunks = jax.tree.map(layout.split, inputs)
+    carry, (outputs, kept) = lax.scan(advance, carry, (chunks, states), reverse=reverse)
+    return carry, jax.tree.map(layout.joined, outputs), kept
+
+
+def _in_place(layout: _Layout, step, carry, inputs, states, *, like, reverse=False):
+    """Each chunk is read and written in place, so that it stays in a CPU's cache."""
+
+    def advance(loop, at):
+        (carry, outputs), (n, state) = loop, at
+        taken = jax.tree.map(lambda x: layout.take(x, n), inputs)
+        carry, new, kept = step(carry, taken, state)
+        return (carry, jax.tree.map(lambda x, y: layout.put(x, n, y), outputs, new)), kept
+
+    start = carry, jax.tree.map(jnp.zeros_like, like)
+    chunks = jnp.arange(layout.count), states
+    (carry, outputs), kept = lax.scan(advance, start, chunks, reverse=reverse)
+    return carry, outputs, kept
