@@ -18,6 +18,7 @@ from .._operation import vary_alike
 from .._recurrent_op import CanonicalOp, OpArguments
 from .._sizes import round_up
 from ..linear_scan import cuts
+from ._chunks import chunk_count
 from ._implementations import DISPATCH
 from ._operation import operation
 
@@ -197,7 +198,7 @@ def _chunk_length(primals) -> int:
     """Steps in a chunk: about the same in all chunks, and a power of two for decays by channel."""
     _, _, value, log_decay, _, h0, _ = primals
     time = value.shape[h0.ndim - 3]
-    chunk = -(-time // max(-(-time // _CHUNK), 1)) or 1
+    chunk = max(1, -(-time // chunk_count(time, _CHUNK)))
     if log_decay is not None and log_decay.ndim == value.ndim:
         return 1 << (chunk - 1).bit_length()
     return chunk if time <= _CHUNK else round_up(chunk, _TILE)

@@ -110,6 +110,11 @@ def transpose(
     return *gradients[:-1], g_h0.reshape(h0.shape), None
 
 
+def chunk_count(time: int, chunk: int) -> int:
+    """The number of chunks, one at least."""
+    return max(1, -(-time // chunk))
+
+
 class _Layout:
     """Where the chunks of a call are.
 
@@ -123,7 +128,7 @@ class _Layout:
         self.axis, self.groups = h0.ndim - 3, min(query.shape[-2], key.shape[-2])
         self.chunk, self.wide = chunk, h0.dtype
         self.time = value.shape[self.axis]
-        self.count = -(-self.time // chunk)
+        self.count = chunk_count(self.time, chunk)
         cut = None if cut is None else cut[..., None]
         inputs = Chunk(query, key, value, log_decay, erase, cut)
         self.inputs: Chunk = jax.tree.map(self.padded, inputs)

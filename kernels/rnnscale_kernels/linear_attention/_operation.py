@@ -27,7 +27,8 @@ def _shapes(primals, *, chunk, implementation):
     _, _, value, _, _, h0, _ = primals
     time = value.shape[h0.ndim - 3]
     y, h_last = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (value, h0))
-    return (y, h_last), jax.ShapeDtypeStruct((-(-time // chunk), *h0.shape), h0.dtype)
+    count = _chunks.chunk_count(time, chunk)
+    return (y, h_last), jax.ShapeDtypeStruct((count, *h0.shape), h0.dtype)
 
 
 def _tangent(primals, outputs, tangents, *, chunk, implementation):
