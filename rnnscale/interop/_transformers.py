@@ -14,12 +14,14 @@ from rnnscale.interop._transformers_folder import TransformersFolder
 from rnnscale.interop._transformers_mamba import MambaForCausalLM
 from rnnscale.interop._transformers_mamba2 import Mamba2ForCausalLM
 from rnnscale.interop._transformers_model import HEAD, TransformersModel
+from rnnscale.interop._transformers_recurrent_gemma import RecurrentGemmaForCausalLM
 from rnnscale.interop._transformers_xlstm import XLSTMForCausalLM
 from rnnscale.models import LanguageModel
 
 _KINDS: Mapping[str, type[TransformersModel]] = {
     "mamba": MambaForCausalLM,
     "mamba2": Mamba2ForCausalLM,
+    "recurrent_gemma": RecurrentGemmaForCausalLM,
     "xlstm": XLSTMForCausalLM,
 }
 
@@ -29,7 +31,7 @@ def load_transformers(folder: str | Path) -> LanguageModel:
     """The language model in a folder of `transformers`, with its weights in float32.
 
     It is an ordinary `LanguageModel`: it can be called, run step by step, trained, sharded and
-    saved. Mamba, Mamba-2 and xLSTM are read, from the files that `save_pretrained`
+    saved. Mamba, Mamba-2, RecurrentGemma and xLSTM are read, from the files that `save_pretrained`
     writes. Neither torch nor transformers is needed, and nothing is downloaded.
 
     ```

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 
+from rnnscale.attention import LocalAttention
 from rnnscale.interop import TransformersFolder, load_transformers
 from rnnscale.models import LanguageModel, generate
 from rnnscale.training import Checkpointer, TrainState, cross_entropy, make_train_step
@@ -119,6 +120,18 @@ def test_weights_of_16_bits_become_float32():
     assert all(isinstance(x, jax.Array) and x.dtype == jnp.float32 for x in leaves)
 
 
+def test_older_files_say_otherwise_how_queries_are_rotated(tmp_path: Path):
+    folder = shutil.copytree(FIXTURES / "recurrent_gemma-window", tmp_path / "model")
+    model = load_transformers(folder)
+    changed_config(folder, rope_parameters=..., rope_theta=500.0)
+    older = load_transformers(folder)
+    for each, base in ((model, 10000.0), (older, 500.0)):
+        attention = each.stack.layers[2]
+        assert isinstance(attention, LocalAttention) and attention.rotary_base == base
+    changed_config(folder, rope_parameters={"rope_theta": 500.0, "rope_type": "default"})
+    assert eqx.tree_equal(load_transformers(folder), older)
+
+
 def changed_config(folder: Path, **options: Any) -> None:
     file = folder / "config.json"
     config = json.loads(file.read_text()) | options
@@ -158,6 +171,13 @@ A_LOG = "backbone.layers.1.mixer.A_log"
         ("mamba2", {"num_heads": 5}, "num_heads=5"),
         ("mamba2", {"head_dim": ..., "mamba2_head_dim": 4}, "has no head_dim; a mamba2 needs"),
         ("mamba2", {"time_step_limit": [1.0, 0.5]}, "time_step_limit"),
+        ("recurrent_gemma", {"attention_bias": True}, "attention_bias must be false; got True"),
+        ("recurrent_gemma", {"hidden_activation": "relu"}, "must be one of gelu_pytorch_tanh"),
+        ("recurrent_gemma", {"block_types": ["mlp"]}, r"block_types\[0\] must be one of recurrent"),
+        ("recurrent_gemma", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type .* got 'yarn'"),
+        ("recurrent_gemma", {"num_attention_heads": 3}, "num_attention_heads=3 must divide"),
+        ("recurrent_gemma", {"num_key_value_heads": 3}, "config.json: .*kv_heads must divide"),
+        ("recurrent_gemma", {"block_types": ["recurrent"]}, "has no .*2.temporal_block.linear_x"),
         ("xlstm", {"use_bias": True}, "use_bias must be false; got True"),
         ("xlstm", {"tie_word_embeddings": True}, "tie_word_embeddings must be false; got True"),
         ("xlstm", {"num_heads": 5}, "num_heads=5 must divide the 6 features that qk_dim_factor"),
