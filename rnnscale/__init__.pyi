@@ -37,6 +37,7 @@ from .attention import (
     GatedLinearAttention as GatedLinearAttention,
     LinearAttention as LinearAttention,
     LocalAttention as LocalAttention,
+    UpProjectedMLSTM as UpProjectedMLSTM,
 )
 from .cells import (
     AntiSymmetricRNNCell as AntiSymmetricRNNCell,

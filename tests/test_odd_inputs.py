@@ -622,6 +622,17 @@ SSM_CASES = [
         more={"temperature": refused(0.0, -1.0)},
     ),
     constructor(
+        attention.UpProjectedMLSTM,
+        idim=4,
+        heads=2,
+        odim=3,
+        expand=2,
+        block_size=2,
+        conv_width=2,
+        depth=2,
+        more={"heads": refused(3), "block_size": refused(3), "conv_width": refused(1)},
+    ),
+    constructor(
         attention.MLSTM,
         idim=4,
         heads=2,

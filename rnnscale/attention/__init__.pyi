@@ -6,3 +6,4 @@ from ._linear_attention import LinearAttention as LinearAttention
 from ._local_attention import LocalAttention as LocalAttention
 from ._mlstm import MLSTM as MLSTM
 from ._rwkv7 import RWKV7 as RWKV7
+from ._up_projected_mlstm import UpProjectedMLSTM as UpProjectedMLSTM

@@ -104,6 +104,24 @@ def _slstm(
     return layers.SLSTM(dim, heads, conv_width=conv_width, position=position, key=key)
 
 
+def _up_projected_mlstm(
+    dim: int,
+    state_dim: int,
+    *,
+    heads: int = 4,
+    expand: int = 2,
+    block_size: int = 4,
+    conv_width: int = 4,
+    depth: int = 1,
+    key: "PRNGKeyArray",
+) -> "SequenceLayer":
+    del state_dim  # Keys are as wide as values, whose width follows from `expand`.
+    return attention.UpProjectedMLSTM(
+        dim, heads, expand=expand, block_size=block_size, conv_width=conv_width, depth=depth,
+        key=key,
+    )  # fmt: skip
+
+
 def _local_attention(
     dim: int,
     state_dim: int,
@@ -190,10 +208,16 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
                 "gla", "attention:GatedLinearAttention", _GLA, _with_heads("GatedLinearAttention")
             ),
             LayerEntry("mlstm", "attention:MLSTM", _MLSTM, _with_heads("MLSTM")),
+            LayerEntry(
+                "mlstm-up-projected",
+                "attention:UpProjectedMLSTM",
+                ("heads", "expand", "block_size", "conv_width", "depth"),
+                _up_projected_mlstm,
+            ),
+            LayerEntry("slstm", "layers:SLSTM", ("heads", "conv_width", "position"), _slstm),
             LayerEntry("rwkv7", "attention:RWKV7", _RWKV7, _with_heads("RWKV7")),
             LayerEntry("attention", "attention:LocalAttention", _ATTENTION, _local_attention),
             LayerEntry("griffin", "layers:GriffinRecurrence", ("blocks", "conv_width")),
-            LayerEntry("slstm", "layers:SLSTM", ("heads", "conv_width", "position"), _slstm),
             CellEntry("elman", "cells:ElmanRNNCell"),
             CellEntry("leaky-elman", "cells:LeakyElmanCell", ("leak",)),
             CellEntry("wilson-cowan", "cells:WilsonCowanCell", ("rate",)),

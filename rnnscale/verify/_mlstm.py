@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import scipy.linalg
 from jaxtyping import PRNGKeyArray
 
-from rnnscale.attention import MLSTM
+from rnnscale.attention import MLSTM, UpProjectedMLSTM
 from rnnscale.verify._check import Check, agrees
 from rnnscale.verify._double import Doubles, sigmoid, to_double
 from rnnscale.verify._laws import call_layer
@@ -27,7 +28,7 @@ def build(key: PRNGKeyArray) -> MLSTM:
     return with_normal(layer, key, gates=0.5, gate_bias=1.0, output_gate=0.5)
 
 
-def memory_oracle(q: Doubles, k: Doubles, v: Doubles, i: Doubles, f: Doubles) -> Doubles:
+def _memory_oracle(q: Doubles, k: Doubles, v: Doubles, i: Doubles, f: Doubles) -> Doubles:
     r"""Beck et al. 2024, appendix A.3, for one head: the parallel form, without stabilisation.
 
     $y_t = \sum_s w_{ts} v_s / (\max(|\sum_s w_{ts}|, 1) + 10^{-6} e^{m_t})$ over $s \le t$, with
@@ -44,13 +45,13 @@ def memory_oracle(q: Doubles, k: Doubles, v: Doubles, i: Doubles, f: Doubles) ->
     return weights @ v / total[:, None]
 
 
-def head_norm(h: Doubles, scale: Doubles, epsilon: float) -> Doubles:
+def _head_norm(h: Doubles, scale: Doubles, epsilon: float) -> Doubles:
     """A layer norm without bias, for the outputs of one head."""
     h = h - h.mean(axis=1, keepdims=True)
     return h / np.sqrt((h**2).mean(axis=1, keepdims=True) + epsilon) * scale
 
 
-def oracle(layer: Any, x: Doubles) -> Doubles:
+def _oracle(layer: Any, x: Doubles) -> Doubles:
     """Beck et al. 2025 (xLSTM 7B), section 3.1: gates are capped, and heads go through a layer norm
     and the output gate."""
     outputs, cap = 0, layer.gate_cap
@@ -63,15 +64,50 @@ def oracle(layer: Any, x: Doubles) -> Doubles:
             x @ weight[head].T
             for weight in (layer.query, layer.key, layer.value, layer.output_gate)
         )
-        h = head_norm(memory_oracle(q, k, v, i, f), layer.scale[head], layer.epsilon)
+        h = _head_norm(_memory_oracle(q, k, v, i, f), layer.scale[head], layer.epsilon)
         outputs = outputs + (sigmoid(o) * h) @ layer.output[:, head].T
     return np.asarray(outputs)
+
+
+def build_up_projected(key: PRNGKeyArray) -> UpProjectedMLSTM:
+    """A small layer whose gates depend on the input, which they do not at first."""
+    layer = UpProjectedMLSTM(6, 2, 5, expand=2, block_size=3, conv_width=3, key=key)
+    return with_normal(layer, key, gates=0.3, gate_bias=1.0, scale=1.0, skip=1.0)
+
+
+def _up_projected_oracle(layer: Any, x: Doubles) -> Doubles:
+    """Beck et al. 2024, figure 11: the block of the mLSTM without its norm and residual."""
+    inner, z = (x @ weight.reshape(-1, layer.idim).T for weight in layer.up)
+    taps = zip(inner.T, layer.conv.weight, layer.conv.bias, strict=True)
+    u = np.stack([np.convolve(each, w)[: len(x)] + b for each, w, b in taps], axis=1)
+    u = u * sigmoid(u)
+    q, k, v = (
+        features @ np.asarray(scipy.linalg.block_diag(*blocks)).T
+        for features, blocks in zip((u, u, inner), layer.qkv, strict=True)
+    )
+    i, f = (
+        np.concatenate([q, k, v], axis=1) @ weight.T + bias
+        for weight, bias in zip(layer.gates, layer.gate_bias, strict=True)
+    )
+    heads = [np.split(each, layer.heads, axis=1) for each in (q, k, v)]
+    h = [
+        _head_norm(_memory_oracle(*each), layer.scale[head], 1e-5)
+        for head, each in enumerate(zip(*heads, i.T, f.T, strict=True))
+    ]
+    h = np.concatenate(h, axis=1) + layer.skip.reshape(-1) * u
+    return (h * z * sigmoid(z)) @ layer.down.reshape(layer.odim, -1).T
+
+
+def up_projected_invariants(layer: UpProjectedMLSTM, key: PRNGKeyArray) -> Iterator[Check]:
+    yield from layer_matches_oracle(
+        _up_projected_oracle, layer, key, time=_TIME, starts=_STARTS, gradient_bound=1e-5
+    )
 
 
 def invariants(layer: MLSTM, key: PRNGKeyArray) -> Iterator[Check]:
     # No gradient goes through m, on which the summand 1e-6 in the denominator depends.
     yield from layer_matches_oracle(
-        oracle, layer, key, time=_TIME, starts=_STARTS, gradient_bound=1e-5
+        _oracle, layer, key, time=_TIME, starts=_STARTS, gradient_bound=1e-5
     )
     yield _any_stabiliser(layer, key)
     for i_bias, f_bias in ((30, 30), (30, -30), (-30, 30), (-30, -30)):
@@ -100,6 +136,6 @@ def _extreme_gates(layer: MLSTM, key: PRNGKeyArray, i_bias: float, f_bias: float
     bias = np.array([[i_bias] * 2, [f_bias] * 2], np.float32)
     layer = with_arrays(layer, gate_bias=bias, gate_cap=np.float32(1e3))
     (xs,) = draw(key, (_TIME, layer.idim))
-    check = sequence_matches_oracle(oracle, layer, xs)
+    check = sequence_matches_oracle(_oracle, layer, xs)
     # A gate of 30 is rounded by 2e-6, and so is its exponential.
     return Check(f"i near {i_bias}, f near {f_bias}: matches oracle", check.figure, 3e-5)

@@ -231,6 +231,7 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
     ),
     ("GatedLinearAttention", _gla.build),
     ("MLSTM", _mlstm.build),
+    ("UpProjectedMLSTM", _mlstm.build_up_projected),
     ("SLSTM", _slstm.build_layer),
     ("RWKV7", _rwkv7.awake),
     ("LocalAttention", _local_attention),

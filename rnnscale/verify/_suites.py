@@ -173,6 +173,7 @@ _PROMISES: dict[str, tuple[str, Invariants]] = {
     "MLSTM": ("Beck et al. 2024, 2025", _mlstm.invariants),
     "RWKV7": ("Peng et al. 2025", _rwkv7.invariants),
     "LocalAttention": ("Beltagy et al. 2020", _local_attention.invariants),
+    "UpProjectedMLSTM": ("Beck et al. 2024", _mlstm.up_projected_invariants),
     "SLSTM": ("Beck et al. 2024", _slstm.layer_invariants),
     "CausalConv": ("", _causal_conv.invariants),
     "GriffinRecurrence": ("De et al. 2024", _griffin.invariants),

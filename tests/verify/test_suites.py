@@ -63,6 +63,7 @@ def test_trained_leaves_are_real_float32_arrays(name, build):
 # A NaN of theirs reaches earlier steps of its segment.
 IN_CHUNKS = {
     *("S4D", "Mamba2", "LinearAttention", "GatedLinearAttention", "MLSTM"),
+    "UpProjectedMLSTM",
     *("DeltaNet", "GatedDeltaNet", "DeltaProduct", "RWKV7"),
 }
 
