@@ -13,7 +13,9 @@ import pytest
 
 import rnnscale
 
-HEAVY = set("optax grain orbax rich matplotlib scipy sklearn mlxtend reservoirpy".split())
+HEAVY = set(
+    "optax grain orbax rich matplotlib scipy sklearn mlxtend reservoirpy safetensors tokenizers".split()
+)
 KERNEL_BACKENDS = {"jax.experimental.mosaic", "jax.experimental.pallas", "jax_triton", "triton"}
 
 

@@ -35,7 +35,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(command=_generate)
     parser.add_argument(
-        "folder", metavar="FOLDER", help="folder of a run, or of a model of transformers"
+        "folder", metavar="DIR", help="folder of a run, or of a model of transformers"
     )
     parser.add_argument(
         "--prompt",

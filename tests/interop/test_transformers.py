@@ -6,6 +6,7 @@ transformers 5.24.0 and torch 2.15.0, from small models all of whose weights are
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,11 @@ def computed(model: LanguageModel, tokens: jax.Array, steps: int) -> dict[str, j
     }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    # The first of each kind, and the variants, whose names have a hyphen.
+    [pytest.param(case, marks=[pytest.mark.slow] if "-" in case else []) for case in CASES],
+)
 def test_logits_and_greedy_tokens_are_those_of_the_origin(case: str):
     expected = np.load(FIXTURES / case / "expected.npz")
     model = load_transformers(FIXTURES / case)
@@ -241,6 +246,17 @@ def test_what_is_wrong_is_named(case: str, change: Any, message: str, tmp_path: 
         change(folder)
     with pytest.raises(ValueError, match=message):
         load_transformers(folder)
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch):
+    folder = TransformersFolder(FIXTURES / "xlstm")
+    assert folder.tokenizer().get_vocab_size() == folder.vocab
+    for package in ("safetensors", "tokenizers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=r"safetensors.*install rnnscale\[huggingface\]"):
+        load_transformers(folder.path)
+    with pytest.raises(ImportError, match=r"tokenizers.*install rnnscale\[huggingface\]"):
+        folder.tokenizer()
 
 
 def test_tokens_that_begin_and_end_a_text_are_found_where_transformers_looks(tmp_path: Path):
