@@ -38,7 +38,7 @@ _TASKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "parity": _setting(1, 16_000, 400, 128, 1e-2),
         "modular-arithmetic": _setting(2, 32_000, 2000, 64, 4e-3),
         "modular-arithmetic-brackets": _setting(2, 32_000, 2000, 64, 4e-3),
-        "word-s3": _setting(1, 24_000, 1500, 64, 4e-3),
+        "word-s3": _setting(1, 24_000, 800, 64, 4e-3),
         "word-a5": _setting(1, 32_000, 2000, 64, 4e-3),
         "word-s5": _setting(1, 48_000, 2000, 64, 4e-3),
         "k-hop": _setting(2, 32_000, 1000, 64, 4e-3),
