@@ -14,6 +14,8 @@ from rnnscale.experiments._train import QUIET, train
 from rnnscale.runs import MODELS, TrainConfig
 
 TRAINED, TESTED = 40, (64, 128, 256, 512)
+# The papers that train on 40 steps test on up to 256.
+JUDGED = 256
 
 _SHARED: Mapping[str, Any] = MappingProxyType(
     {"seq_len": TRAINED, "weight_decay": 0.0, "evaluate_every": 0, "sample_bytes": 0, **QUIET}
@@ -60,6 +62,7 @@ _LINES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
         **{name: (name, {}) for name in MODELS if name not in _WITHOUT},
         "mamba2": ("mamba2", {"head_dim": 8}),  # a divisor at every width
+        "slstm": ("slstm", {"conv_width": None}),
         "deltanet": ("deltanet", _NO_CONV),
         "deltanet-positive": ("deltanet", _POSITIVE),
         "gated-deltanet": ("gated-deltanet", _NO_CONV),
@@ -133,16 +136,19 @@ def width(options: Mapping[str, Any], parameters: int) -> int:
 
 def measure(options: Mapping[str, Any], seed: int, folder: Path) -> Result | None:
     """Trains a model of the size in the option `parameters`, then tests it on longer sequences. The
-    figure is the lowest accuracy on these."""
+    figure is the lowest accuracy on those of up to 256 steps."""
     given = dict(options)
     given["dim"] = width(given, given.pop("parameters"))
     result = train("accuracy", given, seed, folder)
     if result is None:
         return None
     saved = runs.load_run(folder, batch_size=256)
-    longer = {steps: saved.evaluate("test", seq_len=steps)["accuracy"] for steps in TESTED}
-    accuracies = {str(steps): x for steps, x in {TRAINED: result.figure, **longer}.items()}
-    return result._replace(figure=min(longer.values()), more={"width": given["dim"], **accuracies})
+    found = {steps: saved.evaluate("test", seq_len=steps)["accuracy"] for steps in TESTED}
+    accuracies = {str(steps): x for steps, x in {TRAINED: result.figure, **found}.items()}
+    return result._replace(
+        figure=min(x for steps, x in found.items() if steps <= JUDGED),
+        more={"width": given["dim"], **accuracies},
+    )
 
 
 STATE_TRACKING = Experiment(
@@ -150,7 +156,7 @@ STATE_TRACKING = Experiment(
     description="parity, arithmetic, groups, recall: trained on 40 steps, tested on 64 to 512",
     entries=tuple(_entries()),
     measure=measure,
-    metric="test accuracy, the lowest of those at 64, 128, 256 and 512 steps",
+    metric="test accuracy, the lowest of those at 64, 128 and 256 steps",
     better="higher",
     differs=(
         "all models have the same blocks (norm, layer, half GLU, residual) and as many parameters: "
