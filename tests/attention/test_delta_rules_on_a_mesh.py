@@ -10,6 +10,7 @@ import pytest
 from rnnscale.attention import DeltaProduct
 from rnnscale.sharding import batch_sharding, make_mesh, shardings
 from rnnscale.verify import _rwkv7
+from rnnscale.verify._double import to_double
 from rnnscale_kernels.testing import compile_for
 
 ROWS, TIME = 8, 32
@@ -46,22 +47,25 @@ def options() -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "axes"), PAIRS)
 def test_outputs_states_and_gradients_are_those_of_one_device(name, axes, key):
-    layer = jax.jit(LAYERS[name])(key)
-    xs = jax.random.normal(key, (ROWS, TIME, layer.idim))
-    # A NaN in the state must not pass a reset.
-    state = jax.tree.map(lambda x: (x + 0.5).at[1].set(jnp.nan), layer.init_state((ROWS,)))
-    expected = gradient(layer, xs, state, options())
+    """In double precision, since gradients cancel."""
+    layer = to_double(jax.jit(LAYERS[name])(key))
     mesh = make_mesh(**MESHES[axes])
-    with jax.set_mesh(mesh):
+    with jax.enable_x64(True):
+        xs = jax.random.normal(key, (ROWS, TIME, layer.idim), jnp.float64)
+        # A NaN in the state must not pass a reset.
+        start = layer.init_state((ROWS,), jnp.float64)
+        state = jax.tree.map(lambda x: (x + 0.5).at[1].set(jnp.nan), start)
+        expected = gradient(layer, xs, state, options())
+    with jax.enable_x64(True), jax.set_mesh(mesh):
         placed = jax.device_put(layer, shardings(layer, mesh))
         got = gradient(placed, xs, state, options())
         # A single step works on any mesh.
         step = jax.jit(lambda layer, x, state: layer.step(x, state)[1])
-        assert step(placed, xs[:, 0], layer.init_state((ROWS,))).shape == (ROWS, layer.odim)
+        assert step(placed, xs[:, 0], start).shape == (ROWS, layer.odim)
 
     def close(x, y):
         assert np.isfinite(y).all()
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * max(1, np.max(np.abs(y))))
+        np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10 * max(1, np.max(np.abs(y))))
 
     jax.tree.map(close, got, expected)
 
