@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnnscale.attention import LinearAttention, LocalAttention
+from rnnscale.attention import (
+    MLSTM,
+    GatedLinearAttention,
+    LinearAttention,
+    LocalAttention,
+    UpProjectedMLSTM,
+)
 from rnnscale.cells import LongShortTermMemoryCell, MinGRUCell
 from rnnscale.layers import (
     RNN,
@@ -200,7 +206,8 @@ def attention_gradient(layer, xs, state, options):
         layer, xs, state = arguments
         state, ys = layer(xs, state, **options)
         # The state is a sum over all steps and large, so that its sine would be noise.
-        weighted = (jnp.sum(x * jnp.cos(jnp.arange(x.shape[-1]))) for x in state)
+        leaves = jax.tree.leaves(state)
+        weighted = (jnp.sum(x * jnp.cos(jnp.arange(x.shape[-1]))) for x in leaves)
         return jnp.sum(jnp.sin(ys)) + sum(weighted), (ys, state)
 
     return total((layer, xs, state))
@@ -222,6 +229,28 @@ def test_linear_attention(axes, segments, key):
 def test_local_attention(axes, segments, key):
     """With a window as long as the part of a device."""
     check_attention(LocalAttention(5, 2, 40, 6, key_dim=4, key=key), axes, segments, key)
+
+
+GATED = {
+    # With a small epsilon, the norm of its first outputs, which are tiny, enlarges rounding errors.
+    "MLSTM": partial(MLSTM, key_dim=3, value_dim=4, epsilon=1.0),
+    "UpProjectedMLSTM": partial(UpProjectedMLSTM, block_size=5),
+    "GatedLinearAttention": partial(GatedLinearAttention, key_dim=3, value_dim=4),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        ("MLSTM", "seq=8"),
+        ("MLSTM", "fsdp=2,tensor=2,seq=2"),
+        ("UpProjectedMLSTM", "data=2,seq=4"),
+        ("GatedLinearAttention", "fsdp=2,tensor=2,seq=2"),
+    ],
+)
+def test_gated_attention(name, axes, key):
+    """Decays and stabilisers, whose sums and maxima pass the borders."""
+    check_attention(GATED[name](5, 2, 6, key=key), axes, True, key)
 
 
 def check_attention(layer, axes, segments, key):
