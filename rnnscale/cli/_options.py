@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAliasType, get_args
 
 from rnnscale._errors import UserError
-from rnnscale.runs import MODELS, Dtype, ParallelOption, Rows, TrainConfig
+from rnnscale.runs import MODELS, BlockOption, Dtype, ParallelOption, Rows, TrainConfig
 from rnnscale.tasks import TASKS, Protocol
 from rnnscale.training import Optimiser
 
@@ -127,6 +127,11 @@ def _add_model_options(model: argparse._ActionsContainer) -> None:
         type=int,
         metavar="N",
         help=f"states in each block; default: {TrainConfig.state_dim}",
+    )
+    model.add_argument(
+        "--block",
+        choices=choices(BlockOption),
+        help="what surrounds each layer; default: what its authors have",
     )
     model.add_argument(
         "--dropout",

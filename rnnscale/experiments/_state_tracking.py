@@ -18,7 +18,14 @@ TRAINED, TESTED = 40, (64, 128, 256, 512)
 JUDGED = 256
 
 _SHARED: Mapping[str, Any] = MappingProxyType(
-    {"seq_len": TRAINED, "weight_decay": 0.0, "evaluate_every": 0, "sample_bytes": 0, **QUIET}
+    {
+        "seq_len": TRAINED,
+        "block": "half-glu",
+        "weight_decay": 0.0,
+        "evaluate_every": 0,
+        "sample_bytes": 0,
+        **QUIET,
+    }
 )
 
 

@@ -8,7 +8,7 @@ from ._config import (
 from ._defaults import default_model as default_model
 from ._folder import RunFolder as RunFolder, read_options as read_options
 from ._load import SavedRun as SavedRun, load_run as load_run
-from ._models import MODELS as MODELS
+from ._models import MODELS as MODELS, BlockOption as BlockOption
 from ._predictions import Predictions as Predictions, check_suffix as check_suffix
 from ._programs import kept_programs as kept_programs
 from ._run import run as run

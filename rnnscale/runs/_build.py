@@ -1,6 +1,7 @@
 """The model of a run and what belongs to it, its loss and its constraint, from the options."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -9,13 +10,38 @@ import optax
 from jaxtyping import Array, Key, PRNGKeyArray
 
 from rnnscale._base import SequenceLayer, SequenceModel, State
+from rnnscale._errors import UserError
 from rnnscale.cells import Cell, Newton
-from rnnscale.layers import DeepRNN, Embedding, RNNEncoder
-from rnnscale.models import LanguageModel, SequenceClassifier
+from rnnscale.layers import DeepRNN, Embedding, LayerNorm, RMSNorm, RNNEncoder
+from rnnscale.models import FFN, GatedFFN, HalfGLU, Identity, LanguageModel, SequenceClassifier
 from rnnscale.runs._config import TrainConfig
-from rnnscale.runs._models import MODELS, CellEntry, LayerEntry, construct
+from rnnscale.runs._models import MODELS, BlockOption, CellEntry, LayerEntry, construct
 from rnnscale.tasks import TaskSpec
 from rnnscale.training import Totals, cross_entropy, in_chunks, indrnn_constraint, squared_error
+
+
+def _swiglu(dim: int, *, key: PRNGKeyArray) -> GatedFFN:
+    # With three matrices, as many parameters as two of 4 * dim features have.
+    return GatedFFN(dim, hidden=-(-8 * dim // 3), use_bias=False, key=key)
+
+
+def _squared_relu(x: Array) -> Array:
+    return jnp.square(jax.nn.relu(x))
+
+
+_PLAIN: Mapping[str, Any] = {"make_mixer": Identity, "make_norm": RMSNorm}
+# What surrounds a layer, as arguments of a `Block`.
+_BLOCKS: Mapping[BlockOption, Mapping[str, Any]] = {
+    "half-glu": {"make_mixer": HalfGLU, "make_norm": LayerNorm},
+    "plain": _PLAIN,
+    "swiglu": {**_PLAIN, "make_ffn": _swiglu},
+    "geglu": {**_PLAIN, "make_ffn": partial(GatedFFN, activation=jax.nn.gelu)},
+    "relu2": {
+        "make_mixer": Identity,
+        "make_norm": LayerNorm,
+        "make_ffn": partial(FFN, activation=_squared_relu),
+    },
+}
 
 
 def make_model(config: TrainConfig, task: TaskSpec, key: PRNGKeyArray) -> SequenceModel:
@@ -27,6 +53,11 @@ def make_model(config: TrainConfig, task: TaskSpec, key: PRNGKeyArray) -> Sequen
     """
     entry = MODELS[config.model]
     if isinstance(entry, CellEntry) and task.inputs == "features" and config.every is None:
+        if config.block is not None:
+            raise UserError(
+                f"{config.model} on {task.name} becomes a stack of cells without blocks: leave "
+                f"block={config.block!r} out"
+            )
         return _make_deep_rnn(config, task, entry, key)
 
     def maker(model: str, options: Mapping[str, Any]) -> Callable[[PRNGKeyArray], SequenceLayer]:
@@ -50,6 +81,7 @@ def make_model(config: TrainConfig, task: TaskSpec, key: PRNGKeyArray) -> Sequen
         "dropout": config.dropout,
         "remat": config.remat,
         "key": key,
+        **_BLOCKS[config.block or entry.block],
     }
     if task.inputs == "tokens" and task.labels == "step" and task.idim == task.outputs:
         return LanguageModel(task.idim, dtype=config.dtype, **shared)

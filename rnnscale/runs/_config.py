@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAliasType, get_args, get_ori
 from rnnscale import tasks
 from rnnscale._errors import UserError, check_name
 from rnnscale.runs._defaults import default_model, default_options
-from rnnscale.runs._models import MODELS, LayerEntry
+from rnnscale.runs._models import MODELS, BlockOption, LayerEntry
 from rnnscale.sharding import AXES
 from rnnscale.tasks import DataOptions, Protocol
 from rnnscale.training import Optimiser, Schedule, Ties
@@ -99,6 +99,11 @@ class TrainConfig:
     - `dim`, `depth`: width of the model and number of its blocks, at least 1.
     - `state_dim`: states of S5 and LRU in each block, at least 1; for Mamba, states of a channel;
         for the layers of `rnnscale.attention`, features of the keys of all heads together.
+    - `block`: what surrounds each layer: `"half-glu"`, a layer norm before and a gate after it, as
+        in S5; `"plain"`, an RMS norm alone, as in Mamba; `"swiglu"`, `"geglu"`, an RMS norm and a
+        gated feed-forward network, as in xLSTM and in Griffin; `"relu2"`, a layer norm and a
+        feed-forward network, as in RWKV. None for that of the layer's authors. In a stack of
+        different layers all blocks are those of `model`.
     - `dropout`: the probability to drop, 0 <= p < 1.
     - `learning_rate`: rate of the weights, positive.
     - `recurrence_rate`: rate of the parameters of the recurrence, positive; a quarter of
@@ -165,6 +170,7 @@ class TrainConfig:
     dim: int = 64
     depth: int = 2
     state_dim: int = 64
+    block: BlockOption | None = None
     dropout: float = 0.0
     learning_rate: float = 4e-3
     recurrence_rate: float | None = None

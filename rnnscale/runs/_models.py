@@ -2,10 +2,10 @@
 A new cell or layer needs one line here. The table itself needs neither jax nor any class."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rnnscale import attention, cells, layers
 from rnnscale._errors import UserError, as_user_error
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rnnscale._base import SequenceLayer
 
 
+type BlockOption = Literal["half-glu", "plain", "swiglu", "geglu", "relu2"]
+
+
 @dataclass(frozen=True)
 class _Entry:
     """A cell or a layer.
@@ -24,11 +27,13 @@ class _Entry:
     - `reference`: the package of rnnscale that has its class, and the name of the class. The class
         is imported when it is needed.
     - `options`: the names of the options that a run may give.
+    - `block`: the block around it, unless a run names another: that of its authors.
     """
 
     name: str
     reference: str
     options: tuple[str, ...] = ()
+    block: BlockOption = field(default="half-glu", kw_only=True)
 
     @property
     def class_name(self) -> str:
@@ -182,8 +187,8 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
             LayerEntry("lru", "ssm:LRU", ("r_min", "r_max", "max_phase")),
             LayerEntry("linoss", "ssm:LinOSS", ("discretisation",)),
             LayerEntry("d-linoss", "ssm:DampedLinOSS", _DAMPED_LINOSS),
-            LayerEntry("mamba", "ssm:Mamba", _MAMBA),
-            LayerEntry("mamba2", "ssm:Mamba2", _MAMBA2),
+            LayerEntry("mamba", "ssm:Mamba", _MAMBA, block="plain"),
+            LayerEntry("mamba2", "ssm:Mamba2", _MAMBA2, block="plain"),
             LayerEntry("rglru", "cells:RGLRUCell", ("blocks",), _rglru),
             LayerEntry(
                 "linear-attention",
@@ -191,33 +196,52 @@ MODELS: Mapping[str, CellEntry | LayerEntry] = MappingProxyType(
                 ("heads", "value_dim"),
                 _with_heads("LinearAttention"),
             ),
-            LayerEntry("deltanet", "attention:DeltaNet", _DELTA_RULE, _with_heads("DeltaNet")),
+            LayerEntry(
+                "deltanet",
+                "attention:DeltaNet",
+                _DELTA_RULE,
+                _with_heads("DeltaNet"),
+                block="swiglu",
+            ),
             LayerEntry(
                 "gated-deltanet",
                 "attention:GatedDeltaNet",
                 _DELTA_RULE,
                 _with_heads("GatedDeltaNet"),
+                block="swiglu",
             ),
             LayerEntry(
                 "deltaproduct",
                 "attention:DeltaProduct",
                 (*_DELTA_RULE, "substeps", "decay"),
                 _with_heads("DeltaProduct"),
+                block="swiglu",
             ),
             LayerEntry(
-                "gla", "attention:GatedLinearAttention", _GLA, _with_heads("GatedLinearAttention")
+                "gla",
+                "attention:GatedLinearAttention",
+                _GLA,
+                _with_heads("GatedLinearAttention"),
+                block="swiglu",
             ),
-            LayerEntry("mlstm", "attention:MLSTM", _MLSTM, _with_heads("MLSTM")),
+            LayerEntry("mlstm", "attention:MLSTM", _MLSTM, _with_heads("MLSTM"), block="swiglu"),
+            LayerEntry("rwkv7", "attention:RWKV7", _RWKV7, _with_heads("RWKV7"), block="relu2"),
+            LayerEntry(
+                "attention", "attention:LocalAttention", _ATTENTION, _local_attention, block="geglu"
+            ),
+            LayerEntry(
+                "griffin", "layers:GriffinRecurrence", ("blocks", "conv_width"), block="geglu"
+            ),
+            LayerEntry(
+                "slstm", "layers:SLSTM", ("heads", "conv_width", "position"), _slstm, block="geglu"
+            ),
             LayerEntry(
                 "mlstm-up-projected",
                 "attention:UpProjectedMLSTM",
                 ("heads", "expand", "block_size", "conv_width", "depth"),
                 _up_projected_mlstm,
+                block="plain",
             ),
-            LayerEntry("slstm", "layers:SLSTM", ("heads", "conv_width", "position"), _slstm),
-            LayerEntry("rwkv7", "attention:RWKV7", _RWKV7, _with_heads("RWKV7")),
-            LayerEntry("attention", "attention:LocalAttention", _ATTENTION, _local_attention),
-            LayerEntry("griffin", "layers:GriffinRecurrence", ("blocks", "conv_width")),
             CellEntry("elman", "cells:ElmanRNNCell"),
             CellEntry("leaky-elman", "cells:LeakyElmanCell", ("leak",)),
             CellEntry("wilson-cowan", "cells:WilsonCowanCell", ("rate",)),

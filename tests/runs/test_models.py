@@ -12,6 +12,9 @@ import optax
 import pytest
 
 from rnnscale import GriffinRecurrence, IndRNNCell, LinearAttention, LocalAttention, trainable
+from rnnscale._errors import UserError
+from rnnscale.layers import RMSNorm
+from rnnscale.models import GatedFFN, HalfGLU, Identity
 from rnnscale.runs import MODELS, TrainConfig
 from rnnscale.runs._build import constrain, make_loss, make_model
 from rnnscale.runs._models import constructor
@@ -180,3 +183,22 @@ def test_an_option_of_a_layer_can_be_none():
     stored = json.loads(json.dumps(config.as_json()))
     assert TrainConfig.from_json(stored) == config
     assert stored["cell"] == {"conv": None} and "chunk" not in stored
+
+
+def test_layers_come_in_the_blocks_of_their_authors_or_another(key):
+    spec = load_task("parity").spec
+
+    def block(**given):
+        built: Any = make_model(config_for("parity", state_dim=8, **given), spec, key)
+        return built.stack.blocks
+
+    mamba, deltanet = block(model="mamba"), block(model="deltanet")
+    assert isinstance(mamba.norm, RMSNorm) and isinstance(mamba.mixer, Identity)
+    assert mamba.ffn is None and isinstance(deltanet.ffn, GatedFFN)
+    assert isinstance(block(model="deltanet", block="half-glu").mixer, HalfGLU)
+    assert isinstance(block(model="s5").mixer, HalfGLU)
+
+
+def test_a_stack_of_cells_has_no_blocks(adding, key):
+    with pytest.raises(UserError, match="leave block='swiglu' out"):
+        make_model(config_for("adding", model="lstm", block="swiglu"), adding.spec, key)
