@@ -45,6 +45,7 @@ BENCHMARKS = (
     "linear_scan",
     "memory",
     "s4d",
+    "mamba",
     "saves",
     "resume",
     "scaling",

@@ -33,7 +33,9 @@ import numpy as np
 
 from ._benchmark import OURS, Row
 
-DISTRIBUTIONS = ("equinox", "flax", "discretax", "rnn-jax", "memax", "torch", "mambapy")
+DISTRIBUTIONS = (
+    *("equinox", "flax", "discretax", "rnn-jax", "memax", "torch", "mambapy", "transformers"),
+)
 
 
 def installed() -> dict[str, str]:

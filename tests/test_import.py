@@ -13,9 +13,10 @@ import pytest
 
 import rnnscale
 
-HEAVY = set(
-    "optax grain orbax rich matplotlib scipy sklearn mlxtend reservoirpy safetensors tokenizers".split()
-)
+HEAVY = {
+    *("optax", "grain", "orbax", "rich", "matplotlib", "scipy", "sklearn", "mlxtend"),
+    *("reservoirpy", "safetensors", "tokenizers"),
+}
 KERNEL_BACKENDS = {"jax.experimental.mosaic", "jax.experimental.pallas", "jax_triton", "triton"}
 
 

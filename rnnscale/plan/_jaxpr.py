@@ -23,8 +23,8 @@ _BACKWARD = "_transpose"
 class KernelCall:
     """A call of a recurrence, and the sizes of its arguments.
 
-    - `operation`: `"linear_scan"`, `"block_scan"`, `"matrix_scan"`, `"diagonal_ssm"` or
-        `"linear_attention"`.
+    - `operation`: `"linear_scan"`, `"block_scan"`, `"matrix_scan"`, `"diagonal_ssm"`,
+        `"selective_scan"` or `"linear_attention"`.
     - `backward`: whether this is the backward pass of the operation.
     - `turns`: the number of times that it runs.
     - `rows`: the number of sequences.
@@ -53,6 +53,9 @@ class KernelCall:
         if self.operation == "matrix_scan":
             # In parallel over time, each matrix is multiplied by the product of those before it.
             scan = self.tokens * 2 * self.states**2 * (self.states + 1)
+        if self.operation == "selective_scan":
+            # An input and an output map for each state, and in the backward pass their gradients.
+            return 9 * scan if self.backward else 3 * scan
         if self.operation != "diagonal_ssm":
             return 2 * scan if self.backward else scan
         drive = 2 * self.planes * self.tokens * self.states * self.idim
@@ -70,6 +73,7 @@ class KernelCall:
         decays = {
             "diagonal_ssm": 0,
             "linear_scan": state,
+            "selective_scan": state,
             "block_scan": self.planes**2 * self.states,
             "matrix_scan": self.states**2,
         }
@@ -195,7 +199,10 @@ LOOPS = frozenset({"scan", "while"})
 
 RECURRENCES = frozenset(
     f"{name}{direction}"
-    for name in ("linear_scan", "diagonal_ssm", "block_scan", "matrix_scan", "linear_attention")
+    for name in (
+        *("linear_scan", "diagonal_ssm", "block_scan", "matrix_scan"),
+        *("selective_scan", "linear_attention"),
+    )
     for direction in ("", _BACKWARD)
 )
 
@@ -290,7 +297,11 @@ def _kernel_call(eqn: JaxprEqn, turns: int, iterated: bool) -> KernelCall:
     primals, *_ = jax.tree.unflatten(eqn.params["tree"], [each.aval for each in eqn.invars])
     if operation == "linear_attention":
         return _attention_call(primals, eqn, turns, iterated)
-    if operation != "diagonal_ssm":
+    if operation == "selective_scan":
+        planes, states = (primals[0],), primals[5].shape[-1]
+        *batch, time, idim = primals[0].shape
+        odim = idim
+    elif operation != "diagonal_ssm":
         planes = jax.tree.leaves(primals[1])
         *batch, time, states = planes[0].shape
         idim = odim = states

@@ -162,6 +162,17 @@ def test_newtons_method_is_timed_beside_the_loop():
     assert [row["stepped"] for row in rows if "stepped" in row] == [0, 0]
 
 
+def test_mamba_in_loops_has_the_outputs_of_ours():
+    """They are compared before anything is timed."""
+    rows = run("mamba", "--quick", "--rounds", "1")
+    ways = {"Mamba": {"rnnscale", "plain", "tree"}, "Mamba2": {"rnnscale", "plain"}}
+    for layer, names in ways.items():
+        for mode in ("forward", "gradient"):
+            found = {x["contender"] for x in rows if (x["layer"], x["mode"]) == (layer, mode)}
+            assert found >= names
+    assert all(x["processor_ms"] > 0 for x in rows)
+
+
 def test_memory_of_the_host_is_measured_after_each_save():
     rows = run("saves", "--quick")
     assert [row["save"] for row in rows] == [1, 2, 3, 4]

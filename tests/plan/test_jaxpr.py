@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import pytest
 
 from rnnscale.plan._jaxpr import flops, kernel_calls, peak_bytes
-from rnnscale_kernels import Planar, diagonal_ssm, linear_attention, linear_scan
+from rnnscale_kernels import (
+    Planar,
+    diagonal_ssm,
+    linear_attention,
+    linear_scan,
+    selective_scan,
+)
 
 ROWS, TIME, IDIM, STATES, ODIM = 2, 24, 4, 6, 3
 
@@ -83,6 +89,21 @@ def test_kernel_calls_in_loops_and_backward_passes():
     for each in (forward, backward):
         assert (each.operation, each.turns, each.planes) == ("linear_scan", 5, 1)
         assert (each.rows, each.tokens, each.states) == (ROWS, ROWS * TIME, STATES)
+
+
+def test_calls_of_the_selective_scan():
+    """A state of a channel takes three multiply-adds a step, and three times as many backward."""
+    u, b, a = array(ROWS, TIME, IDIM), array(ROWS, TIME, STATES), array(IDIM, STATES)
+
+    def loss(*arguments):
+        return selective_scan(*arguments)[0].sum()
+
+    forward, backward = kernel_calls(jaxpr_of(jax.grad(loss, range(5)), u, u, a, b, b))
+    assert (forward.backward, backward.backward) == (False, True)
+    assert (
+        forward.flops == 3 * 2 * ROWS * TIME * IDIM * STATES and backward.flops == 3 * forward.flops
+    )
+    assert forward.states == IDIM * STATES and forward.total == 2 * IDIM * STATES
 
 
 @pytest.mark.parametrize("erases", [False, True])
