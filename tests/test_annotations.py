@@ -19,7 +19,7 @@ HOOKED = [
     "rnnscale_kernels",
     *(
         f"rnnscale.{part}"
-        for part in "_base _fields _over_time sharding cells ssm layers models".split()
+        for part in "_base _fields _over_time sharding cells ssm layers attention models".split()
     ),
 ]
 

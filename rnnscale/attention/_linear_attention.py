@@ -147,7 +147,7 @@ class LinearAttention(CausalLayer):
         return _features(query), _features(key), to_heads(self.value, x)
 
     def _read(
-        self, ys: Float[Array, "*axes heads value+1"], dtype: DTypeLike
+        self, ys: Float[Array, "*axes heads extended"], dtype: DTypeLike
     ) -> Float[Array, "*axes odim"]:
         # The weights of a step are positive; their sum is zero in the padding only, as ys is.
         total = jnp.where(ys[..., -1:] == 0, 1, ys[..., -1:])
@@ -159,9 +159,9 @@ def _features(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
     return jnp.where(x > 0, x + 1, jnp.exp(jnp.clip(x, _LOWEST, 0)))
 
 
-def _joined(state: AttentionState) -> Float[Array, "*batch heads key value+1"]:
+def _joined(state: AttentionState) -> Float[Array, "*batch heads key extended"]:
     return jnp.concatenate([state.memory, state.normaliser[..., None]], axis=-1)
 
 
-def _state(memory: Float[Array, "*batch heads key value+1"]) -> AttentionState:
+def _state(memory: Float[Array, "*batch heads key extended"]) -> AttentionState:
     return AttentionState(memory[..., :-1], memory[..., -1])

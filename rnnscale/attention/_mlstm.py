@@ -277,7 +277,7 @@ def _stabilise(log_forget: Array, input_gate: Array, before: Array) -> tuple[Arr
 
 
 def _normalise(
-    ys: Float[Array, "*axes heads value+1"], m: Float[Array, "*axes heads"]
+    ys: Float[Array, "*axes heads extended"], m: Float[Array, "*axes heads"]
 ) -> Float[Array, "*axes heads value"]:
     total = jnp.maximum(jnp.abs(ys[..., -1]), jnp.exp(-m)) + _EPSILON
     return ys[..., :-1] / total[..., None]
@@ -287,9 +287,9 @@ def _scaled(key: Array, factor: Array) -> Array:
     return factor[..., None] * key
 
 
-def _joined(state: MLSTMState) -> Float[Array, "*batch heads key value+1"]:
+def _joined(state: MLSTMState) -> Float[Array, "*batch heads key extended"]:
     return jnp.concatenate([state.memory, state.normaliser[..., None]], axis=-1)
 
 
-def _state(memory: Float[Array, "*batch heads key value+1"], m: Array) -> MLSTMState:
+def _state(memory: Float[Array, "*batch heads key extended"], m: Array) -> MLSTMState:
     return MLSTMState(memory[..., :-1], memory[..., -1], m)

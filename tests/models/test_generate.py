@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rnnscale.attention import LocalAttention
 from rnnscale.cells import LongShortTermMemoryCell
-from rnnscale.layers import RNNEncoder, draw_tokens
+from rnnscale.layers import GriffinRecurrence, RNNEncoder, draw_tokens
 from rnnscale.models import LanguageModel, generate
 from rnnscale.ssm import LRU, S5
 
@@ -19,6 +20,10 @@ LAYERS = {
     "s5": lambda key: S5(6, 8, key=key),
     "lru": lambda key: LRU(6, 7, key=key),
     "lstm": lambda key: RNNEncoder(LongShortTermMemoryCell(6, 6, key=key)),
+    "hybrid": [
+        lambda key: GriffinRecurrence(6, key=key),
+        lambda key: LocalAttention(6, 2, 4, key_dim=4, key=key),
+    ],
 }
 
 

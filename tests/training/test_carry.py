@@ -98,7 +98,7 @@ def test_the_carried_state_is_that_of_one_call(name):
 @pytest.mark.parametrize(
     "name",
     [
-        *("S5", "DeepRNNEncoder", "LinearAttention", "CausalConv", "BlockStack"),
+        *("S5", "DeepRNNEncoder", "LinearAttention", "CausalConv", "BlockStack pattern"),
         *("BidirectionalS5", "BidirectionalRNNEncoder"),
     ],
 )

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +11,9 @@ import optax
 import pytest
 
 from rnnscale import SequenceModel, verify
-from rnnscale.attention import LinearAttention
+from rnnscale.attention import LinearAttention, LocalAttention
 from rnnscale.cells import GatedRecurrentUnitCell, LongShortTermMemoryCell, MinGRUCell
-from rnnscale.layers import DeepRNNEncoder, Dropout, RNNEncoder
+from rnnscale.layers import DeepRNNEncoder, Dropout, GriffinRecurrence, RNNEncoder
 from rnnscale.models import LanguageModel, SequenceClassifier
 from rnnscale.sharding import batch_sharding, make_mesh, sharded_init, shardings
 from rnnscale.ssm import LRU, S5, BidirectionalS5
@@ -37,6 +38,10 @@ LAYERS = {
     ),
     "LSTM": lambda key: RNNEncoder(LongShortTermMemoryCell(DIM, DIM, key=key)),
     "LinearAttention": lambda key: LinearAttention(DIM, 2, key=key),
+    "hybrid": [
+        lambda key: GriffinRecurrence(DIM, key=key),
+        lambda key: LocalAttention(DIM, 2, 7, key=key),
+    ],
 }
 
 
@@ -84,7 +89,8 @@ def subject(layer):
     @jax.jit
     def build(key):
         model = language_model(layer, key)
-        return model, jax.tree.map(lambda x: x + 0.5, model.init_state((ROWS,)))
+        moved = lambda x: x + 0.5 if eqx.is_inexact_array(x) else x  # noqa: E731
+        return model, jax.tree.map(moved, model.init_state((ROWS,)))
 
     return build(jax.random.key(0))
 
@@ -95,7 +101,9 @@ def expected_of(layer):
     return gradient_of(cross_entropy, model, tokens(), state)
 
 
-@pytest.mark.parametrize(("layer", "steps"), [("S5", 6), ("cells", 5), ("LinearAttention", 5)])
+@pytest.mark.parametrize(
+    ("layer", "steps"), [("S5", 6), ("cells", 5), ("LinearAttention", 5), ("hybrid", 5)]
+)
 def test_value_gradient_and_state_do_not_depend_on_the_chunks(layer, steps):
     model, state = subject(layer)
     got = gradient_of(in_chunks(cross_entropy, steps), model, tokens(), state)
