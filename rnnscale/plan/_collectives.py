@@ -79,7 +79,8 @@ def estimated_collectives(setup: Setup, cost: DeviceCost) -> list[CollectiveCost
     - Parameters that `fsdp` splits are gathered for the forward pass and again for the backward
         pass; with gradient accumulation, once for both.
     - Over `tensor`, `diagonal_ssm` sums its outputs, and in the backward pass the gradients of its
-        inputs.
+        inputs. So do layers with `linear_attention` or `selective_scan`, after their output map
+        and before their input maps.
     - Over `seq`, a recurrence gathers the last state of every device, and in the backward pass its
         cotangent. If its decay varies in time, it also gathers the products of the decays. An
         iteration of Newton's method is one such recurrence.
@@ -98,9 +99,12 @@ def estimated_collectives(setup: Setup, cost: DeviceCost) -> list[CollectiveCost
     add("all-gather", ("fsdp",), gathered_bytes(setup), 1 if parts > 1 else 2, False)
     for each in cost.kernel_calls:
         turns = parts * each.turns
+        features = 0
         if each.operation == "diagonal_ssm":
             features = each.idim if each.backward else each.odim
-            add("all-reduce", ("tensor",), 4 * each.tokens * features, turns, turns > 1)
+        elif each.operation in ("linear_attention", "selective_scan"):
+            features = setup.config.dim
+        add("all-reduce", ("tensor",), 4 * each.tokens * features, turns, turns > 1)
         add("all-gather", ("seq",), 4 * sizes["seq"] * each.rows * each.total, turns, turns > 1)
     return found
 

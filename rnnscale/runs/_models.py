@@ -91,6 +91,10 @@ def constructor(entry: CellEntry | LayerEntry) -> Callable[..., Any]:
     return entry.load()
 
 
+DEFAULT_HEADS = 4
+"""The heads of a layer of `attention`, if a run does not give their number."""
+
+
 def _rglru(dim: int, state_dim: int, *, blocks: int = 1, key: "PRNGKeyArray") -> "SequenceLayer":
     del state_dim  # RG-LRU has as many states as it is wide.
     return layers.RNNEncoder(cells.RGLRUCell(dim, blocks=blocks, key=key))
@@ -100,7 +104,7 @@ def _slstm(
     dim: int,
     state_dim: int,
     *,
-    heads: int = 4,
+    heads: int = DEFAULT_HEADS,
     conv_width: int | None = 4,
     position: float = 0.0,
     key: "PRNGKeyArray",
@@ -131,7 +135,7 @@ def _local_attention(
     dim: int,
     state_dim: int,
     *,
-    heads: int = 4,
+    heads: int = DEFAULT_HEADS,
     kv_heads: int | None = None,
     window: int = 64,
     rotary: float = 1.0,
@@ -150,7 +154,7 @@ def _with_heads(name: str) -> Callable[..., "SequenceLayer"]:
     """Makes a layer of `attention`, the keys of whose heads have `state_dim` features together."""
 
     def make(
-        dim: int, state_dim: int, *, heads: int = 4, key: "PRNGKeyArray", **options: Any
+        dim: int, state_dim: int, *, heads: int = DEFAULT_HEADS, key: "PRNGKeyArray", **options: Any
     ) -> "SequenceLayer":
         if dim % heads or state_dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim} and state_dim={state_dim}")

@@ -26,6 +26,8 @@ PARAMETER_AXES: Mapping[str, Axes] = {
     "state": ("tensor",),
     "blocks": ("tensor",),
     "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "groups": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("fsdp",),
     "classes": ("fsdp",),
@@ -47,7 +49,7 @@ ACTIVATION_AXES: Mapping[str, Axes] = {
 
 # Sizes that the mesh axis does not divide are replicated with a warning for these mesh axes and
 # logical axes. For the others they are an error, since replication would multiply the work.
-_MAY_REPLICATE = frozenset({"fsdp", "blocks", "heads"})
+_MAY_REPLICATE = frozenset({"fsdp", "blocks", "heads", "kv_heads", "groups"})
 
 
 def parameter_spec(parameter: Parameter, mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -63,7 +65,7 @@ def parameter_spec(parameter: Parameter, mesh: Mesh | AbstractMesh) -> Partition
         wanted = [
             axis
             for axis in PARAMETER_AXES.get(name or "", ())
-            if axis not in taken and mesh.shape.get(axis, 1) > 1
+            if axis not in taken and mesh.shape.get(axis, 1) > 1 and size > 1
         ]
         fitting = [axis for axis in wanted if size % mesh.shape[axis] == 0]
         taken.update(fitting)
