@@ -4,7 +4,6 @@ A device has its own rows, time steps and states. Tracing the loss on arrays of 
 what the device computes and keeps, without a device and without compiling.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ from rnnscale._fields import trainable
 from rnnscale.plan._jaxpr import KernelCall, flops, kernel_calls, peak_bytes, total_bytes
 from rnnscale.plan._kernels import kernels
 from rnnscale.runs import Setup, TrainConfig, set_up
-from rnnscale.runs._models import DEFAULT_HEADS, MODELS, CellEntry
 from rnnscale.sharding import make_mesh
 from rnnscale.tasks import Task
 
@@ -71,24 +69,10 @@ class CostModel:
     def _one_device_setup(self, tensor: int) -> Setup:
         """The run on one device, with `1 / tensor` of the states."""
         if tensor not in self._setups:
-            config = _with_part_of_states(self._config, tensor)
+            config = self._config.with_part_of_states(tensor)
             mesh = make_mesh(devices=jax.devices("cpu")[:1])
             self._setups[tensor] = set_up(config, self._task, mesh)
         return self._setups[tensor]
-
-
-def _with_part_of_states(config: TrainConfig, parts: int) -> TrainConfig:
-    """The run with as many states, or heads if its layers have heads, as one of `parts` devices."""
-    entry = MODELS[config.model]
-    if isinstance(entry, CellEntry) or "heads" not in entry.options:
-        return dataclasses.replace(config, state_dim=max(1, config.state_dim // parts))
-    options = config.cell or {}
-    heads = options.get("heads", DEFAULT_HEADS)
-    if heads % parts:  # each device has all heads
-        return config
-    return dataclasses.replace(
-        config, state_dim=config.state_dim // parts, cell={**options, "heads": heads // parts}
-    )
 
 
 def _traced_cost(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAliasType, get_args, get_ori
 from rnnscale import tasks
 from rnnscale._errors import UserError, check_name
 from rnnscale.runs._defaults import default_model, default_options
-from rnnscale.runs._models import MODELS, BlockOption, LayerEntry
+from rnnscale.runs._models import DEFAULT_HEADS, MODELS, BlockOption, LayerEntry
 from rnnscale.sharding import AXES
 from rnnscale.tasks import DataOptions, Protocol
 from rnnscale.training import Optimiser, Schedule, Ties
@@ -314,6 +314,20 @@ class TrainConfig:
                     options[name],
                 )
         return cls.from_json(options)
+
+    def with_part_of_states(self, parts: int) -> "TrainConfig":
+        """The options with as many states, or heads if the layers have heads, as each of `parts`
+        devices of the mesh axis `tensor` holds."""
+        entry = MODELS[self.model]
+        if not isinstance(entry, LayerEntry) or "heads" not in entry.options:
+            return dataclasses.replace(self, state_dim=max(1, self.state_dim // parts))
+        options = self.cell or {}
+        heads = options.get("heads", DEFAULT_HEADS)
+        if heads % parts:  # each device has all heads
+            return self
+        return dataclasses.replace(
+            self, state_dim=self.state_dim // parts, cell={**options, "heads": heads // parts}
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The options as JSON can hold them, without those that are None. An option of the cell may

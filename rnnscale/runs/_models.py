@@ -117,7 +117,7 @@ def _up_projected_mlstm(
     dim: int,
     state_dim: int,
     *,
-    heads: int = 4,
+    heads: int = DEFAULT_HEADS,
     expand: int = 2,
     block_size: int = 4,
     conv_width: int = 4,
