@@ -108,8 +108,8 @@ def test_calls_of_the_selective_scan():
 
 @pytest.mark.parametrize("erases", [False, True])
 def test_products_of_linear_attention_agree_with_xla(erases):
-    """XLA counts one turn of a loop, so there is one chunk; it counts elementwise operations too,
-    and of the triangular solve it does not know the cost."""
+    """XLA counts one turn of a loop, so there is one chunk. It counts elementwise operations too, and
+    the products of the triangular solve in another way."""
     rows, time, heads, key, value = 2, 64, 3, 48, 40
     keys, values = array(rows, time, heads, key), array(rows, time, heads, value)
 
@@ -121,7 +121,7 @@ def test_products_of_linear_attention_agree_with_xla(erases):
     (forward,) = kernel_calls(jaxpr_of(run, *arguments))
     solve = rows * heads * time * time * value if erases else 0
     counted = counted_by_xla(run, *arguments)
-    assert forward.flops - solve <= counted <= 1.15 * forward.flops
+    assert forward.flops - solve <= counted <= 1.25 * forward.flops
 
     def total(*arguments):
         return sum(x.sum() for x in run(*arguments))
