@@ -44,7 +44,7 @@ def _setting(
 # One layer tracks the state of parity and of a group, or it does not; the others get two.
 _TASKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "parity": _setting(1, 16_000, 400, 128, 1e-2),
+        "parity": _setting(1, 22_000, 600, 128, 1e-2),
         "modular-arithmetic": _setting(2, 32_000, 2000, 64, 4e-3),
         "modular-arithmetic-brackets": _setting(2, 32_000, 2000, 64, 4e-3),
         "word-s3": _setting(1, 24_000, 800, 64, 4e-3),
@@ -167,7 +167,7 @@ STATE_TRACKING = Experiment(
     better="higher",
     differs=(
         "all models have the same blocks (norm, layer, half GLU, residual) and as many parameters: "
-        "16,000 to 48,000, depending on the task. They train for 400 to 2000 steps of 64 or 128 "
+        "22,000 to 48,000, depending on the task. They train for 600 to 2000 steps of 64 or 128 "
         "sequences of up to 40 steps with AdamW, warm-up and cosine, where the papers have up to "
         "100,000 steps of 256. Parity and arithmetic are scored at the last step, all others at "
         "each step that asks for something."
