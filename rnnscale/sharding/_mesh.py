@@ -27,7 +27,8 @@ def make_mesh(
 
     - `data`: splits the batch.
     - `fsdp`: splits the batch too, and parameters and optimiser state.
-    - `tensor`: splits the states of state-space layers and the inner width of `FFN`.
+    - `tensor`: splits the states of state-space layers, the heads of attention layers and the inner
+        width of `FFN`.
     - `seq`: splits time, for layers that are linear in their state and cells with `parallel`.
     - `devices`: the devices of the mesh; all devices by default.
 
