@@ -36,8 +36,8 @@ def _inverse(below: Array) -> Array:
     below = jnp.pad(below, [(0, 0)] * (below.ndim - 2) + [(0, missing)] * 2)
     inverse = _substitute(_blocks(below, rows, 0))
     for _ in range(doublings):
-        # Of a matrix with the blocks (A, 0) and (B, C), I plus each, the inverse has the blocks
-        # (A^-1, 0) and (-C^-1 B A^-1, C^-1).
+        # The inverse of a matrix with the blocks (A, 0) and (B, C), I included in A and C, has the
+        # blocks (A^-1, 0) and (-C^-1 B A^-1, C^-1).
         first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
         between = _blocks(below, first.shape[-1], 1)
         between = -matmul(second, matmul(between, first))
