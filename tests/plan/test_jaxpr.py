@@ -108,8 +108,8 @@ def test_calls_of_the_selective_scan():
 
 @pytest.mark.parametrize("erases", [False, True])
 def test_products_of_linear_attention_agree_with_xla(erases):
-    """XLA counts one turn of a loop, so there is one chunk. It counts elementwise operations too, and
-    the products of the triangular solve in another way."""
+    """XLA counts one turn of a loop, so there is one chunk. It counts elementwise operations too,
+    and the products of the triangular solve in another way."""
     rows, time, heads, key, value = 2, 64, 3, 48, 40
     keys, values = array(rows, time, heads, key), array(rows, time, heads, value)
 
