@@ -43,6 +43,7 @@ BENCHMARKS = (
     "latency",
     "large_batch",
     "linear_scan",
+    "matrix_states",
     "memory",
     "s4d",
     "mamba",

@@ -27,6 +27,7 @@ from benchmarks import (
     gpu,
     kernels,
     linear_scan,
+    matrix_states,
     message_passing,
     parallel_bounds,
     scaling,
@@ -220,6 +221,15 @@ def test_efficiency_is_over_one_device_with_the_same_work(monkeypatch):
         assert figures["weak", axis, 8] == pytest.approx(1 / 1.25**3)
     assert figures["strong", "seq", 4] == pytest.approx(1 / (4 * 0.75**2))
     assert figures["length", "seq", 8] is None
+
+
+def test_matrix_states_are_compared_with_other_forms(monkeypatch):
+    monkeypatch.setattr(matrix_states, "installed", dict)
+    rows = run("matrix_states", "--quick")
+    names = [(row["mode"], row["contender"]) for row in rows]
+    modes = ("forward", "gradient")
+    assert {(mode, name) for mode in modes for name in ("rnnscale", "plain")} <= set(names)
+    assert all(row["median_ms"] > 0 and row["delta"] for row in rows)
 
 
 def test_the_recurrence_is_compared_with_the_textbook_forms(monkeypatch):

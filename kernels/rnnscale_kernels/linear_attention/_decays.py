@@ -59,7 +59,7 @@ class HeadDecays(Decays):
     those remain shared by the heads of a group."""
 
     def __init__(self, log_decay: Array):
-        self.log_decay = log_decay
+        self.between = jnp.exp(_between(log_decay))
         self.before = jnp.cumsum(log_decay, -1)[..., None]
         self.after = _after(log_decay)[..., None]
 
@@ -67,7 +67,7 @@ class HeadDecays(Decays):
         return jnp.exp(self.before) * matmul(x, state)
 
     def pairs(self, x, y):
-        return jnp.exp(_between(self.log_decay)) * matmul(x, _swap(y))
+        return self.between * matmul(x, _swap(y))
 
     def leave(self, x, u):
         return matmul(_swap(x), jnp.exp(self.after) * u)
