@@ -1103,6 +1103,11 @@ def _attention() -> dict[str, Any]:
     }
 
 
+def _selective() -> dict[str, Any]:
+    steps, maps, a = arrays(ROWS, TIME, 4), arrays(ROWS, TIME, 3), arrays(4, 3)
+    return {"u": steps, "delta": steps, "a": -a, "b": maps, "c": maps, "h0": arrays(ROWS, 4, 3)}
+
+
 def _weights(valid: Any) -> list[Odd]:
     return [each for each in features(valid) if np.ndim(each.value)]
 
@@ -1146,6 +1151,7 @@ KERNEL_CASES = [
             (package.elementwise_scan, "units", _elementwise),
             (package.persistent_rnn, "units", _persistent),
             (package.linear_attention, "heads", _attention),
+            (package.selective_scan, "channels", _selective),
         )
     ),
     Case(
@@ -1591,9 +1597,10 @@ ABSTRACT = """
     SequenceSource Source SpecifiedSource Callback
 """
 MADE_BY_THE_LIBRARY = """
-    Layout Specs OpArguments Operation RecurrentOp SequentialOp Planar ArraySpec ShardInfo
+    Layout Specs CanonicalOp OpArguments Operation RecurrentOp SequentialOp Planar ArraySpec ShardInfo
     StoredArray UnchangedFile Batches FinishedStep Clock TrainState LayerWithInputs Panel Report
     ExportedStep ErfGLU FrozenBatchNorm HalfGLU2 S5Options OscillatorState Certificate Table
+    MambaState Mamba2State
     Parallelisable ParallelMethod TimeAxis
 """
 # Parts of implementations: their callers have checked what they are given.

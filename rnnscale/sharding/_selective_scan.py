@@ -46,7 +46,6 @@ def selective_scan(
             u, delta, a, b, c, h0,
             reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,
         )  # fmt: skip
-    h0 = None if h0 is None else h0.reshape(*h0.shape[:-2], a.size)
     arguments = SELECTIVE.check(
         u, delta, a, b, c, h0,
         reverse=reverse, reset=reset, lengths=lengths, implementation=implementation,

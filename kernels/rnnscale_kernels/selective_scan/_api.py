@@ -75,10 +75,6 @@ def selective_scan(
 
     Gu, Dao, *Mamba: Linear-Time Sequence Modeling with Selective State Spaces*, 2023.
     """
-    if h0 is not None:
-        check_real(h0=h0)
-        _check_state(h0.shape, u, a)
-        h0 = h0.reshape(*h0.shape[:-2], a.size)
     arguments = _check(
         *(u, delta, a, b, c, h0),
         reverse=reverse,
@@ -96,21 +92,21 @@ def selective_scan(
 def _check(
     u, delta, a, b, c, h0=None, *, reverse=False, reset=None, lengths=None, implementation=None
 ) -> OpArguments:
-    """The field `check` of `RecurrentOp`, for `h0` with one axis for all states."""
+    """The field `check` of `RecurrentOp`. It gives `h0` one axis for all states of a row."""
     check_implementation(implementation, DISPATCH.names)
     check_reverse(reverse)
-    check_real(u=u, delta=delta, a=a, b=b, c=c)
-    _check_shapes(u, delta, a, b, c)
+    check_real(u=u, delta=delta, a=a, b=b, c=c, **({} if h0 is None else {"h0": h0}))
+    _check_shapes(u, delta, a, b, c, h0)
     *batch, time, _ = u.shape
     check_reset(reset, (*batch, time))
     given = [x.dtype for x in (u, delta, a, b, c, h0) if x is not None]
     dtype = functools.reduce(jnp.promote_types, given, jnp.dtype(jnp.float32))
-    if h0 is None:
-        h0 = jnp.zeros((*batch, a.size), dtype)
+    states = (*batch, a.size)
+    h0 = jnp.zeros(states, dtype) if h0 is None else jnp.asarray(h0, dtype).reshape(states)
     if lengths is not None:
         lengths = checked_lengths(lengths, tuple(batch), time)
     values = tuple(map(jnp.asarray, (u, delta, a.astype(dtype), b, c)))
-    return OpArguments(values, jnp.asarray(h0, dtype), reset, lengths)
+    return OpArguments(values, h0, reset, lengths)
 
 
 def _canonical(arguments: OpArguments, *, reverse: bool):
@@ -175,7 +171,7 @@ SELECTIVE = RecurrentOp(
 )
 
 
-def _check_shapes(u, delta, a, b, c) -> None:
+def _check_shapes(u, delta, a, b, c, h0) -> None:
     if u.ndim < 2 or u.shape[-2] == 0:
         raise ValueError(
             "selective_scan: u must be '*batch time channel' with one time step or more, got shape "
@@ -198,10 +194,8 @@ def _check_shapes(u, delta, a, b, c) -> None:
                 f"shape {x.shape}"
             )
 
-
-def _check_state(shape: tuple[int, ...], u, a) -> None:
-    expected = (*u.shape[:-2], *a.shape)
-    if shape != expected:
+    states = (*u.shape[:-2], *a.shape)
+    if h0 is not None and h0.shape != states:
         raise ValueError(
-            f"selective_scan: h0 must be '*batch channel modes', {expected}, got shape {shape}"
+            f"selective_scan: h0 must be '*batch channel modes', {states}, got shape {h0.shape}"
         )
