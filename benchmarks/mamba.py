@@ -43,9 +43,8 @@ class Shape(NamedTuple):
 # The time of the gradient of transformers' Mamba grows with the square of the length.
 SHAPES = (
     Shape("Mamba", 4, 256, 256, 16),
-    Shape("Mamba", 1, 512, 512, 16),
     Shape("Mamba2", 4, 256, 256, 64),
-    Shape("Mamba2", 1, 1024, 512, 128),
+    Shape("Mamba2", 1, 1024, 256, 128),
 )
 QUICK = (Shape("Mamba", 2, 40, 16, 4), Shape("Mamba2", 2, 40, 32, 8))
 

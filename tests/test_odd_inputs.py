@@ -1597,11 +1597,10 @@ ABSTRACT = """
     SequenceSource Source SpecifiedSource Callback
 """
 MADE_BY_THE_LIBRARY = """
-    Layout Specs CanonicalOp OpArguments Operation RecurrentOp SequentialOp Planar ArraySpec ShardInfo
-    StoredArray UnchangedFile Batches FinishedStep Clock TrainState LayerWithInputs Panel Report
-    ExportedStep ErfGLU FrozenBatchNorm HalfGLU2 S5Options OscillatorState Certificate Table
-    MambaState Mamba2State
-    Parallelisable ParallelMethod TimeAxis
+    Layout Specs CanonicalOp OpArguments Operation RecurrentOp SequentialOp Planar ArraySpec
+    ShardInfo StoredArray UnchangedFile Batches FinishedStep Clock TrainState LayerWithInputs Panel
+    Report ExportedStep ErfGLU FrozenBatchNorm HalfGLU2 S5Options OscillatorState MambaState
+    Mamba2State Certificate Table Parallelisable ParallelMethod TimeAxis
 """
 # Parts of implementations: their callers have checked what they are given.
 INNER = """
