@@ -58,6 +58,7 @@ CELLS: dict[str, Callable[..., cells.Cell]] = {
             cells.UnICORNNCell,
             cells.ParaGRUCell,
             cells.ParaLSTMCell,
+            cells.SLSTMCell,
             cells.LrcSSMCell,
             cells.ExpRNNCell,
             cells.NonNormalRNNCell,

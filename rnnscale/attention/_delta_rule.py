@@ -6,7 +6,7 @@ DeltaNet, Gated DeltaNet and DeltaProduct are sizes, a decay and defaults for `D
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,6 +24,7 @@ from rnnscale._base import (
 )
 from rnnscale._checks import BatchShape, FloatDType, Must, check_arguments
 from rnnscale._fields import parameter
+from rnnscale.attention._heads import from_heads, to_heads
 from rnnscale.layers import CausalConv, rms_norm
 from rnnscale_kernels import linear_attention
 
@@ -154,7 +155,7 @@ class DeltaRule(CausalLayer):
         # Each step is `m` steps of the recurrence: the state decays in the first and is read after
         # the last.
         m = self.substeps
-        strength = project(self.beta, xs, at_least_float32(xs).dtype)
+        strength = to_heads(self.beta, xs, at_least_float32(xs).dtype)
         strength = self.beta_max * jax.nn.sigmoid(_substeps(strength, m))
         key = unit(_substeps(key, m))
         value = (strength * _substeps(value, m)).astype(xs.dtype)
@@ -173,8 +174,8 @@ class DeltaRule(CausalLayer):
 
         ys = rms_norm(ys, self.scale, epsilon=_EPSILON)
         if self.gate is not None:
-            ys = ys * jax.nn.silu(project(self.gate, xs))
-        ys = jnp.einsum("...hv,ohv->...o", ys, self.output.astype(xs.dtype))
+            ys = ys * jax.nn.silu(to_heads(self.gate, xs))
+        ys = from_heads(self.output, ys, xs.dtype)
         return DeltaState(past, memory), ys
 
     def _project(
@@ -187,7 +188,7 @@ class DeltaRule(CausalLayer):
         """Queries, keys and values, "*batch time heads ...", and the state of the convolution."""
         # Head by head, so that a mesh that splits the heads splits the features of the convolution.
         weights = jnp.concatenate([self.query, self.key, self.value], axis=1)
-        features = project(weights, xs)
+        features = to_heads(weights, xs)
         if self.conv is not None:
             flat = features.reshape(*xs.shape[:-1], self.conv.idim)
             past, flat = self.conv(flat, past, reset=reset, lengths=lengths)
@@ -218,15 +219,6 @@ class Decay(eqx.Module):
     def __call__(self, xs: Float[Array, "*axes idim"]) -> Float[Array, "*axes heads"]:
         wide = at_least_float32(xs)
         return -jnp.exp(self.log_rate) * jax.nn.softplus(wide @ self.weight.T + self.bias)
-
-
-def project(
-    weight: Float[Array, "heads features idim"], x: Float[Array, "*axes idim"], dtype: Any = None
-) -> Float[Array, "*axes heads features"]:
-    """The product, in the dtype of `x` or, accumulated and returned, in another."""
-    dtype = x.dtype if dtype is None else dtype
-    weight = weight.astype(x.dtype)
-    return jnp.einsum("...i,hfi->...hf", x, weight, preferred_element_type=dtype)
 
 
 def unit(x: Float[Array, "*axes dim"], epsilon: float = 1e-6) -> Float[Array, "*axes dim"]:

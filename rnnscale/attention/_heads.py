@@ -3,15 +3,18 @@
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from rnnscale._base import state_dtype
-
 
 def to_heads(
-    weight: Float[Array, "heads out idim"], x: Float[Array, "*axes idim"]
+    weight: Float[Array, "heads out idim"],
+    x: Float[Array, "*axes idim"],
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "*axes heads out"]:
-    """`weight[head] @ x` for every head: in the dtype of `x`, with a result of at least float32."""
-    wide = state_dtype(x.dtype)
-    return jnp.einsum("...i,hoi->...ho", x, weight.astype(x.dtype), preferred_element_type=wide)
+    """`weight[head] @ x` for every head, with weights cast to the dtype of `x`.
+
+    - `dtype`: that of the sums and the result. Default that of `x`.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    return jnp.einsum("...i,hoi->...ho", x, weight.astype(x.dtype), preferred_element_type=dtype)
 
 
 def from_heads(
@@ -35,7 +38,11 @@ def attention_step(
     value: Float[Array, "*batch heads value"],
     log_decay: Float[Array, "*batch heads #key"] | None = None,
 ) -> tuple[Float[Array, "*batch heads key value"], Float[Array, "*batch heads value"]]:
-    """One step of `linear_attention`: the memory after it, and what the query reads from that."""
+    """One step of `linear_attention`: the memory after it, and what the query reads from that.
+
+    Both have the dtype of the memory.
+    """
+    query, key, value = (x.astype(memory.dtype) for x in (query, key, value))
     if log_decay is not None:
         memory = jnp.exp(log_decay)[..., None] * memory
     memory = memory + key[..., :, None] * value[..., None, :]

@@ -143,8 +143,9 @@ class LinearAttention(CausalLayer):
 
     def _project(self, x: Float[Array, "*axes idim"]) -> tuple[Array, Array, Array]:
         """The features of queries and keys, and the values: `*axes heads ...`, at least float32."""
-        query, key = to_heads(self.query, x), to_heads(self.key, x)
-        return _features(query), _features(key), to_heads(self.value, x)
+        weights = self.query, self.key, self.value
+        query, key, value = (to_heads(weight, x, state_dtype(x.dtype)) for weight in weights)
+        return _features(query), _features(key), value
 
     def _read(
         self, ys: Float[Array, "*axes heads extended"], dtype: DTypeLike

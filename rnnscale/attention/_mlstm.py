@@ -242,15 +242,12 @@ class MLSTM(CausalLayer):
         )
 
     def _inputs(self, x: Float[Array, "*axes idim"]) -> MLSTMInputs:
-        key = to_heads(self.key, x) / math.sqrt(self.key_dim)
+        weights = self.query, self.key, self.value
+        query, key, value = (to_heads(weight, x, state_dtype(x.dtype)) for weight in weights)
         gates = to_heads(self.gates, at_least_float32(x)) + self.gate_bias
         gates = self.gate_cap * jnp.tanh(gates / self.gate_cap)
         return MLSTMInputs(
-            to_heads(self.query, x),
-            key,
-            to_heads(self.value, x),
-            gates[..., 0, :],
-            gates[..., 1, :],
+            query, key / math.sqrt(self.key_dim), value, gates[..., 0, :], gates[..., 1, :]
         )
 
     def _read(

@@ -20,7 +20,8 @@ from rnnscale._base import (
 )
 from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale.attention._delta_rule import first_substep, project, split_evenly, unit
+from rnnscale.attention._delta_rule import first_substep, split_evenly, unit
+from rnnscale.attention._heads import to_heads
 from rnnscale.layers import layer_norm
 from rnnscale_kernels import linear_attention
 
@@ -61,7 +62,7 @@ class LowRank(eqx.Module):
     ) -> Float[Array, "*axes heads key"]:
         """The value, in at least float32."""
         hidden = inner(x @ self.down.astype(x.dtype).T)
-        y = project(self.up, hidden, at_least_float32(x).dtype)
+        y = to_heads(self.up, hidden, at_least_float32(x).dtype)
         return y if self.bias is None else y + self.bias
 
 
@@ -238,9 +239,9 @@ class RWKV7(CausalLayer):
         mixed = [xs + mu * (before - xs) for mu in self.mix.astype(xs.dtype)]
         for_query, for_decay, for_key, for_value, for_rate, for_gate = mixed
         wide = at_least_float32(xs).dtype
-        query = project(self.query, for_query)
-        key = project(self.key, for_key, wide)
-        value = project(self.value, for_value)
+        query = to_heads(self.query, for_query)
+        key = to_heads(self.key, for_key, wide)
+        value = to_heads(self.value, for_value)
         log_decay = _FASTEST * jax.nn.sigmoid(self.decay(for_decay, jnp.tanh))
         rate = jax.nn.sigmoid(self.rate(for_rate))
         removed = unit(key * self.removal, 1e-12)
