@@ -219,6 +219,11 @@ def test_forward_mode_is_the_transpose_of_reverse_mode():
     np.testing.assert_allclose(*inner, rtol=1e-4)
 
 
+def test_cpus_erase_in_small_states_step_by_step():
+    assert SMALL.default("cpu") == "sequential"
+    assert {replace(SMALL, key=32, value=32).default("cpu"), SMALL.default("tpu")} == {"chunked"}
+
+
 def test_only_states_at_borders_are_kept():
     """All states take 4096 x 16 x 16 numbers: 4 MB."""
 
