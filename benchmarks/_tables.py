@@ -362,6 +362,21 @@ def s4d() -> str:
     return markdown(("sequences", OURS, "scan in pieces", "loop in pieces", "FFT"), lines)
 
 
+def mamba() -> str:
+    """Processor time of each contender, and how many times that of ours it is."""
+    rows, lines = load("mamba_cpu")["rows"], []
+    names = ("plain", "tree", "transformers", "mambapy", "memax")
+    for (layer, batch, time, features, states, mode), each in jobs(
+        rows, ("layer", "batch", "time", "features", "states", "mode")
+    ).items():
+        taken = {row["contender"]: row["processor_ms"] for row in each}
+        others = (f"{taken[x] / taken[OURS]:.1f}" if x in taken else "" for x in names)
+        shape = f"{batch} x {time:,}, {features} features, N = {states}"
+        lines.append((layer, shape, mode, f"{taken[OURS]:,.0f} ms", *others))
+    columns = ("loop", "tree", "transformers", "mambapy", "S6 of memax")
+    return markdown(("layer", "sequences", "pass", OURS, *columns), lines)
+
+
 def own_forecast() -> str:
     rows = [row for row in load("own_data_cpu")["rows"] if "nrmse" in row]
     return markdown(
@@ -601,6 +616,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "own-series": own_series,
     "archive": archive,
     "s4d": s4d,
+    "mamba": mamba,
     "own-forecast": own_forecast,
     "streams": streams,
     "collectives": collectives,
