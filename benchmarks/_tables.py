@@ -377,6 +377,23 @@ def mamba() -> str:
     return markdown(("layer", "sequences", "pass", OURS, *columns), lines)
 
 
+def matrix_states() -> str:
+    """Time of each contender, and how many times that of ours it is."""
+    rows, lines = load("matrix_states_cpu")["rows"], []
+    names = ("plain", "discretax", "memax", "transformers")
+    for (delta, decay, *sizes, mode), each in jobs(
+        rows, ("delta", "decay", "batch", "time", "heads", "key", "value", "mode")
+    ).items():
+        taken = {row["contender"]: row["median_ms"] for row in each}
+        others = (f"{taken[x] / taken[OURS]:.1f}" if x in taken else "" for x in names)
+        batch, time, heads, key, value = sizes
+        shape = f"{batch} x {time:,}, {heads} heads of {key} x {value}"
+        rule = "delta rule" if delta else "sum"
+        lines.append((rule, decay, shape, mode, f"{taken[OURS]:.3g} ms", *others))
+    columns = ("loop", "discretax", "memax", "transformers")
+    return markdown(("update", "decay by", "sequences", "pass", OURS, *columns), lines)
+
+
 def own_forecast() -> str:
     rows = [row for row in load("own_data_cpu")["rows"] if "nrmse" in row]
     return markdown(
@@ -617,6 +634,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "archive": archive,
     "s4d": s4d,
     "mamba": mamba,
+    "matrix-states": matrix_states,
     "own-forecast": own_forecast,
     "streams": streams,
     "collectives": collectives,

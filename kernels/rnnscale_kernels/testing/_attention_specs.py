@@ -82,7 +82,9 @@ class AttentionArguments(OpCallArguments):
         decays = {"head": (self.heads,), "channel": (self.heads, self.key)}
         log_decay = None
         if self.decay != "none":
-            log_decay = jax.random.uniform(keys[4], (*rows, *decays[self.decay]), minval=-0.2)
+            log_decay = jax.random.uniform(
+                keys[4], (*rows, *decays[self.decay]), minval=-0.2, maxval=0
+            )
         start = jax.random.normal(keys[5], (*self.batch, self.heads, self.key, self.value))
         q, k, v, erase = jax.tree.map(lambda x: x.astype(self.dtype), (q, k, v, erase))
         return start, (q, k, v, log_decay, erase)
