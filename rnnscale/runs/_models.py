@@ -175,7 +175,7 @@ _DAMPED_LINOSS = ("r_min", "r_max", "theta_min", "theta_max", "step_std")
 _MAMBA = ("expand", "conv_width", "dt_rank", "dt_min", "dt_max", "use_bias", "use_conv_bias")
 _MAMBA2 = (
     "head_dim", "groups", "norm_groups", "expand", "conv_width", "dt_min", "dt_max", "dt_limit",
-    "use_conv_bias",
+    "use_conv_bias", "epsilon",
 )  # fmt: skip
 _ATTENTION = ("heads", "kv_heads", "window", "rotary", "rotary_base", "use_bias")
 _ANTISYMMETRIC = ("epsilon", "gamma", "recurrent_std")
