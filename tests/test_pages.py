@@ -132,6 +132,8 @@ def check_command(command: str) -> None:
                 parse(name, load(name), given)
         case "python":
             assert (ROOT / arguments[0]).is_file(), f"no such script: {command}"
+        case "hf":  # of huggingface_hub, which is not installed here
+            assert arguments[0] == "download" and arguments[2] == "--local-dir", command
         case "pip":
             assert arguments[0] == "install" and re.match(r"rnnscale\b|\.$", arguments[1]), command
         case _:

@@ -28,7 +28,7 @@ class TransformersFolder:
     def __init__(self, path: str | Path):
         """**Raises:** `UserError` if `path` is empty."""
         if not str(path):
-            raise UserError("folder='' names no folder; give that of a model on this machine")
+            raise UserError("folder='' names no folder; give the folder of a model on this machine")
         self.path = Path(path)
         self.config_file = self.path / "config.json"
 

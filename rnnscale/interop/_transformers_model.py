@@ -46,7 +46,7 @@ def same(name: str, axes: str) -> Source:
 
 
 def one_plus(name: str, axes: str) -> Source:
-    """A factor, of which the tensor is the difference from one."""
+    """A factor, which is one plus the tensor."""
     return Source({name: axes}, lambda tensor: 1 + tensor)
 
 
