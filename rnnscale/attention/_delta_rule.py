@@ -1,6 +1,7 @@
 """What the layers with a delta rule share: projections, short convolution, unit keys, readout.
 
-DeltaNet, Gated DeltaNet and DeltaProduct are sizes, a decay and defaults for `DeltaRule`.
+DeltaNet, Gated DeltaNet and DeltaProduct derive from `DeltaRule`, with their own sizes, decays and
+defaults.
 """
 
 import math
@@ -253,7 +254,7 @@ def _substeps(x: Float[Array, "*axes time heads features"], m: int) -> Array:
 
 
 def first_substep(x: Array, m: int, *, axis: int) -> Array:
-    """From `time` to `time * m` on an axis, with zeros after each step, which is false."""
+    """Each entry of an axis followed by `m - 1` zeros, so that `time` becomes `time * m`."""
     axis %= x.ndim
     padding = [(0, 0)] * (x.ndim + 1)
     padding[axis + 1] = (0, m - 1)

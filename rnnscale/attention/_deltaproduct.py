@@ -8,9 +8,10 @@ from rnnscale.attention._delta_rule import Decay, DeltaRule, Strength, split_eve
 
 
 class DeltaProduct(DeltaRule):
-    r"""DeltaNet with `substeps` keys, values and strengths $\beta$ in each step.
+    r"""DeltaNet with several delta rules in each step.
 
-    With $q, k, v, \beta$ as in `DeltaNet`, and $m$ = `substeps`,
+    With $q, k, v, \beta$ as in `DeltaNet`, but $m$ = `substeps` keys, values and strengths in each
+    step,
 
     $$H_{t,0} = \alpha_t H_{t-1}, \qquad
       H_{t,i} = (I - \beta_{t,i} k_{t,i} k_{t,i}^T) H_{t,i-1} + \beta_{t,i} k_{t,i} v_{t,i}^T,

@@ -250,7 +250,7 @@ class LocalAttention(CausalLayer):
                 )
             return jnp.moveaxis(x, rank, 0)
 
-        # One step that no query sees makes the steps before a block as many as a block has.
+        # With one more step, which no query sees, the past of a block is as long as the block.
         memory, segments = padded(memory, 1), padded(segments, 1)
         age = jnp.arange(block)[:, None] + window - jnp.arange(window + block)
         near = (age >= 0) & (age < window)

@@ -182,7 +182,7 @@ class MLSTM(CausalLayer):
         - `value_dim`: features of values in a head. Default `idim / heads`.
         - `gate_cap`: the pre-activations of input and forget gates stay within plus and minus this
             value. It is not trained.
-        - `epsilon`: that of the norm.
+        - `epsilon`: epsilon of the norm.
         - `depth`: the number of blocks of the model, for the initial output weights.
         - `key`: for the initial parameters.
 
@@ -260,7 +260,7 @@ class MLSTM(CausalLayer):
 
 
 def initial_forget_bias(heads: int) -> Float[Array, "heads"]:
-    """From 3 to 6: heads start with different memories, of 20 to 400 steps."""
+    """From 3 to 6, so that heads start with memories of 20 to 400 steps."""
     return jnp.linspace(3.0, 6.0, heads, dtype=jnp.float32)
 
 

@@ -33,7 +33,7 @@ class UpProjectedMLSTMState(NamedTuple):
 
 
 class UpProjectedMLSTM(CausalLayer):
-    r"""The mLSTM of the first paper, whose features are doubled before it.
+    r"""The mLSTM of the first paper, between an up-projection and a down-projection.
 
     $$(x', z) = W_{\mathrm{up}} x_t, \qquad u = \mathrm{silu}(\mathrm{conv}(x')), \qquad
       q, k = W_{q,k} u, \qquad v = W_v x', \qquad

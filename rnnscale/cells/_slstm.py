@@ -45,11 +45,11 @@ class SLSTMCell(Cell):
     $R$ is block-diagonal: a unit reads the units of its own head. Parameters have a leading axis of
     the four gates, in the order `i, f, z, o`. The state is `(h, c, n, m)`, zero at first. $m$ only
     keeps the exponentials within range: $h$ is the same for any $m$. For a unit whose $n$ is zero,
-    that is, before its first step, $m_t = \tilde \imath$. So $n \ge 1$ ever after.
+    that is, before its first step, $m_t = \tilde \imath$. So $n \ge 1$ after it.
 
-    $W$ starts normal with variance `2 / (5 idim)`, $R$ at zero, and so do the biases, but for that
-    of the forget gate: in each head it falls from 5 to -7, by the power `0.3 + 1.3 position` of the
-    place in the head.
+    $W$ starts normal with variance `2 / (5 idim)`. $R$ and the biases start at zero, except the
+    bias of the forget gate: in each head it falls from 5 to -7, by the power `0.3 + 1.3 position`
+    of the unit's place in the head.
 
     The authors' block around the cell is `rnnscale.SLSTM`.
 

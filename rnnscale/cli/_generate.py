@@ -89,8 +89,9 @@ def _generate(arguments: argparse.Namespace) -> int:
     codec: TextCodec = TokenizerCodec(folder) if folder.is_model else ByteCodec()
     if not folder.is_model and not RunFolder(arguments.folder).is_run:
         raise UserError(
-            f"{arguments.folder} holds neither a run nor a model of transformers (it has no "
-            "config.json); name a folder that `rnnscale train` or save_pretrained wrote"
+            f"{arguments.folder} is not the folder of a run or of a model of transformers: it has "
+            "no config.json. Name a folder that `rnnscale train` or save_pretrained wrote, or the "
+            "folder of a model that you have downloaded"
         )
     if arguments.top_k is not None and not 1 <= arguments.top_k <= codec.vocab:
         raise UserError(

@@ -70,8 +70,8 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=_count_or_model,
         metavar=("N", "MODEL"),
-        help="make every N-th layer another one, as in --every 4 attention; default: layers of one "
-        "kind",
+        help="use another layer in every N-th block, as in --every 4 attention --depth 8; "
+        "default: layers of one kind",
     )
     parser.add_argument(
         "--every-cell",
@@ -126,12 +126,14 @@ def _add_model_options(model: argparse._ActionsContainer) -> None:
         "--state-dim",
         type=int,
         metavar="N",
-        help=f"states in each block; default: {TrainConfig.state_dim}",
+        help="states of a layer; of each channel for mamba, features of all keys for layers with "
+        f"heads; default: {TrainConfig.state_dim}",
     )
     model.add_argument(
         "--block",
         choices=choices(BlockOption),
-        help="what surrounds each layer; default: what its authors have",
+        help="what a block has in addition to its layer: a gate (half-glu), only a norm (plain), "
+        "or a feed-forward network; default: depends on the layer",
     )
     model.add_argument(
         "--dropout",

@@ -1,5 +1,5 @@
-"""What each layer can track: small tasks with a state, on sequences longer than those of the
-training, for all layers and cells with as many parameters."""
+"""State tracking: small tasks with a state, tested on longer sequences than those of the training,
+for all layers and cells with about the same number of parameters."""
 
 import math
 from bisect import bisect_left
@@ -117,7 +117,7 @@ def _entries() -> Iterator[Entry]:
 
 
 def width(options: Mapping[str, Any], parameters: int) -> int:
-    """The multiple of 4 with which a model comes nearest to a number of parameters.
+    """The width, a multiple of 4, whose number of parameters is nearest to a given one.
 
     **Arguments:**
 

@@ -41,7 +41,8 @@ class SLSTM(CausalLayer):
 
     with the recurrence of `SLSTMCell`, a layer norm for each head, and as many units as features.
     The matrices $W$ are block-diagonal, like those of the recurrence: a block reads the features of
-    its own head. The authors follow the layer by a gated perceptron, a mixer such as `GLU`.
+    its own head. In the authors' blocks a GeGLU network follows, in a residual branch of its own:
+    `make_ffn=GatedFFN` of `rnnscale.models.Block`, with `activation=jax.nn.gelu`.
 
     The cell sees its own output, so the steps run one after another; see `parallel`.
 

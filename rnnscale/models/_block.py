@@ -27,7 +27,9 @@ _LAYER, _DROPOUT, _FFN_DROPOUT = 0, 1, 2
 
 
 class Block(SequenceLayer, Stepwise, TakesIntervals):
-    r"""$$z = x + \mathrm{dropout}(\mathrm{mixer}(\mathrm{layer}(\mathrm{norm}(x))))$$
+    r"""A sequence layer with norms, a mixer, dropout and residual connections.
+
+    $$z = x + \mathrm{dropout}(\mathrm{mixer}(\mathrm{layer}(\mathrm{norm}(x))))$$
 
     and $y = z$; or, with a feed-forward network as in Transformers, Griffin and xLSTM,
 

@@ -97,13 +97,14 @@ class TrainConfig:
         same kind and sizes. None for new parameters. Steps and optimiser start anew.
     - `seed`: seed of the parameters, the dropout and the order of the data, 0 to 2**32 - 1.
     - `dim`, `depth`: width of the model and number of its blocks, at least 1.
-    - `state_dim`: states of S5 and LRU in each block, at least 1; for Mamba, states of a channel;
-        for the layers of `rnnscale.attention`, features of the keys of all heads together.
-    - `block`: what surrounds each layer: `"half-glu"`, a layer norm before and a gate after it, as
-        in S5; `"plain"`, an RMS norm alone, as in Mamba; `"swiglu"`, `"geglu"`, an RMS norm and a
-        gated feed-forward network, as in xLSTM and in Griffin; `"relu2"`, a layer norm and a
-        feed-forward network, as in RWKV. None for that of the layer's authors. In a stack of
-        different layers all blocks are those of `model`.
+    - `state_dim`: states of a layer in each block, at least 1. For Mamba, states of a channel; for
+        the layers of `rnnscale.attention`, features of the keys, summed over the heads. Layers
+        whose state has another size, such as `attention` and `slstm`, do not use it.
+    - `block`: what a block has in addition to its layer: `"half-glu"`, a layer norm before and a
+        gate after it, as in S5; `"plain"`, an RMS norm, as in Mamba; `"swiglu"` or `"geglu"`, an
+        RMS norm and a gated feed-forward network, as in xLSTM and in Griffin; `"relu2"`, a layer
+        norm and a feed-forward network, as in RWKV. None for the default of the layer. In a stack
+        of different layers, all blocks are those of `model`.
     - `dropout`: the probability to drop, 0 <= p < 1.
     - `learning_rate`: rate of the weights, positive.
     - `recurrence_rate`: rate of the parameters of the recurrence, positive; a quarter of
@@ -231,7 +232,9 @@ class TrainConfig:
     def _check_every(self) -> None:
         if self.every is None:
             if self.every_cell is not None:
-                raise UserError("every_cell has options of the layer of every: give every as well")
+                raise UserError(
+                    "every_cell sets options of the layer that every names: give every as well"
+                )
             return
         match self.every:
             case [int(count), str(other)] if 2 <= count <= self.depth:
@@ -239,8 +242,8 @@ class TrainConfig:
                 MODELS[other].check_options(self.every_cell or {})
             case _:
                 raise UserError(
-                    "every must be the number of layers from one to the next, from 2 to "
-                    f"depth={self.depth}, and a model, such as 2 and attention; got {self.every}"
+                    f"every must be a number from 2 to depth={self.depth} and a model, such as 2 "
+                    f"and attention, for each second layer; got {self.every}"
                 )
 
     def _check_types(self) -> None:

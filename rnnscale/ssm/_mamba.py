@@ -39,8 +39,10 @@ class _Step(NamedTuple):
 
 
 class Mamba(CausalLayer):
-    r"""Mamba: a diagonal state-space model for each channel, whose step $\Delta$, input map $B$ and
-    output map $C$ are functions of the input (S6), between a short convolution and a gate.
+    r"""Mamba: diagonal state-space models whose parameters depend on the input (S6), with a gate.
+
+    There is one model for each channel, between a short convolution and the gate. The step
+    $\Delta$, the input map $B$ and the output map $C$ are functions of the input $v$:
 
     $$[x; z] = W_{in} v, \qquad u = \mathrm{silu}(\mathrm{conv}(x)), \qquad
       [\delta; B; C] = W_x u, \qquad \Delta = \mathrm{softplus}(W_\Delta \delta + b_\Delta)$$
@@ -48,8 +50,8 @@ class Mamba(CausalLayer):
       o_t = W_{out} \big((C_t \cdot h_t + d \odot u_t) \odot \mathrm{silu}(z_t)\big), \qquad
       A = -e^{a}$$
 
-    for the input $v$. There are `expand * idim` channels with `state_dim` real states each. $B_t$
-    and $C_t$ are the same for all channels, $\Delta_t$ is one number for each. The state is
+    There are `expand * idim` channels with `state_dim` real states each. $B_t$ and $C_t$ are the
+    same for all channels, $\Delta_t$ is one number for each. The state is
     `MambaState(past, hidden)`, at least float32, as are $\Delta$ and the decays.
 
     As published, $A$ starts as $-1, -2, \dots, -N$ in each channel, $d$ at one, and $b_\Delta$ so

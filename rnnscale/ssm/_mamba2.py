@@ -47,8 +47,9 @@ class _Step(NamedTuple):
 
 
 class Mamba2(CausalLayer):
-    r"""Mamba-2: the state-space dual model (SSD), a recurrence with a matrix state and one decay in
-    each head, between a short convolution and a gated norm.
+    r"""Mamba-2: a state-space model with a matrix state and one decay in each head (SSD).
+
+    The recurrence stands between a short convolution and a gated norm:
 
     $$[z; x; B; C; \delta] = W_{in} v, \qquad
       [u; B; C] = \mathrm{silu}(\mathrm{conv}([x; B; C])), \qquad
@@ -59,7 +60,7 @@ class Mamba2(CausalLayer):
 
     for the input $v$. There are `expand * idim` channels in heads of `head_dim`; $\Delta$, $A$ and
     $d$ are one number for each head, and the heads of a group share $B$ and $C$, with `state_dim`
-    features. The norm is that of the root mean square over the channels of a group, after the gate.
+    features. The norm is an RMS norm over the channels of a group, after the gate.
     The state is `Mamba2State(past, past_maps, hidden)`, at least float32, as are $\Delta$ and the
     decays.
 
@@ -127,15 +128,15 @@ class Mamba2(CausalLayer):
         - `groups`: groups of heads that share $B$ and $C$; a divisor of the number of heads.
             Default 1.
         - `norm_groups`: groups of channels with a norm of their own, a divisor of `expand * idim`.
-            Default `groups`, as in the authors' code. Models that were trained with `transformers`
-            before it followed that code have 1.
+            Default `groups`, as in the authors' code. Older versions of `transformers` have 1, and
+            so have models that were trained with them.
         - `expand`: channels for each feature of the input. Default 2.
         - `conv_width`: steps of the convolution, at least 2. Default 4.
         - `dt_min`, `dt_max`: the steps start log-uniformly between them, `0 < dt_min <= dt_max`.
             Defaults 0.001 and 0.1.
         - `dt_limit`: the least and the largest $\Delta$. Default no limits.
         - `use_conv_bias`: whether the convolution has a bias. Default true.
-        - `epsilon`: that of the norm. Default 1e-5.
+        - `epsilon`: epsilon of the norm. Default 1e-5.
         - `key`: for the initial parameters.
 
         **Raises:** `ValueError` if a size or range is invalid; `TypeError` if an argument is

@@ -32,7 +32,9 @@ type Init = Literal["lin", "inv", "legs", "quad", "real"]
 
 
 class S4D(DiagonalSSM):
-    r"""A diagonal state-space model for each feature $h$ on its own, with one input and one output:
+    r"""A diagonal state-space model for each feature, with one input and one output.
+
+    For the feature $h$,
 
     $$\dot x_h = A_h \odot x_h + u_h, \qquad y_h = 2\,\mathrm{Re}(C_h \cdot x_h) + d_h u_h,
       \qquad A = -e^{\alpha} + i \omega$$

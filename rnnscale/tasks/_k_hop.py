@@ -1,4 +1,4 @@
-"""k-hop induction: follow a token to what came after it the last time, again and again."""
+"""k-hop induction: from a token to what followed it the last time, several times."""
 
 from functools import partial
 

@@ -82,8 +82,8 @@ def modular_arithmetic_brackets(seq_len: int = 40, *, seed: int = 0) -> Task:
 
     **Raises:** `ValueError` if a number is out of range.
 
-    **Reference:** as for `modular_arithmetic`. The published generator leaves `*` out too, unless
-    it is asked for it.
+    **Reference:** as for `modular_arithmetic`. The published generator also leaves `*` out by
+    default.
 
     **Differs from the paper:** as `modular_arithmetic` does.
     """
