@@ -86,7 +86,8 @@ print("rnnscale.cells._gru" in sys.modules, "rnnscale.cells._lstm" in sys.module
 
 
 def test_import_is_fast(imported: dict[str, Any]) -> None:
-    # In processor time, relative to jax's own: machines differ, and tests run side by side.
+    # In processor time, relative to jax's own: machines differ, and tests run side by side. The star
+    # loads every class, about 2 ms for each: 0.17 with those of attention, 0.14 before.
     code = """
 import time
 start = time.process_time()
@@ -96,7 +97,7 @@ from rnnscale import *
 print((time.process_time() - others) / (others - start))
 """
     ratio = statistics.median(float(_python(code)) for _ in range(3))
-    assert ratio <= 0.15, f"import rnnscale takes {ratio:.0%} of the time of jax and equinox"
+    assert ratio <= 0.2, f"import rnnscale takes {ratio:.0%} of the time of jax and equinox"
 
 
 def test_the_version_is_that_of_the_package() -> None:
