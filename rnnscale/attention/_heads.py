@@ -56,7 +56,7 @@ def features_of_head(owner: str, name: str, idim: int, parts: int, given: int | 
     """
     if given is None and idim % parts:
         raise ValueError(
-            f"{owner}: {name} is idim/{parts} by default, but idim={idim}. Choose another number "
-            f"of heads, or give {name}."
+            f"{owner}: {name} is idim / {parts} by default, so {parts} must divide idim; got "
+            f"idim={idim}. Choose another number of heads, or give {name}."
         )
     return idim // parts if given is None else given

@@ -102,7 +102,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     document = {
         "run": arguments.run,
         "task": saved.spec.name,
-        "model": saved.config.model,
+        "model": saved.config.model_names,
         "step": saved.step,
         "trained_seq_len": saved.spec.seq_len,
         "split": arguments.split,
@@ -118,7 +118,9 @@ def _table(saved: "SavedRun", split: str, rows: Sequence[dict[str, Any]]) -> Any
     from rich.table import Table
 
     start = "state carried over" if saved.config.rows == "lanes" else "each from a zero state"
-    title = f"{saved.spec.name}, {saved.config.model}, step {saved.step}, {split} split, {start}"
+    title = (
+        f"{saved.spec.name}, {saved.config.model_names}, step {saved.step}, {split} split, {start}"
+    )
     table = Table(title=title, title_justify="left")
     table.add_column("steps", justify="right")
     names = [name for name in rows[0] if name != "seq_len"]

@@ -97,7 +97,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     on_one_device = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), saved.model)
     xs = jnp.asarray(_longest_sequences(saved.task.test, arguments.steps))
     report = Report(
-        title=f"{saved.spec.name}, {config.model}",
+        title=f"{saved.spec.name}, {config.model_names}",
         status=status,
         figures=summary,
         panels=[

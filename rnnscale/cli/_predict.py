@@ -54,8 +54,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     predictions.write(arguments.out)
     rows = len(predictions.series)
     print(
-        f"wrote {rows:,} predictions of {saved.spec.name}, {saved.config.model}, step {saved.step} "
-        f"to {arguments.out}"
+        f"wrote {rows:,} predictions of {saved.spec.name}, {saved.config.model_names}, "
+        f"step {saved.step} to {arguments.out}"
     )
     for name, value in predictions.figures.items():
         print(f"{name} {value:.4g}")

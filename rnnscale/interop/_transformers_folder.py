@@ -41,7 +41,10 @@ class TransformersFolder:
     def config(self) -> dict[str, Any]:
         """The content of `config.json`. Raises `UserError` if there is none, or no object in it."""
         if not self.path.is_dir():
-            raise UserError(f"there is no folder {self.path}; give that of a model on this machine")
+            raise UserError(
+                f"there is no folder {self.path}; give the folder of a model on this machine. A "
+                "model of the Hugging Face Hub has to be downloaded first"
+            )
         return read_json(self.config_file)
 
     @property

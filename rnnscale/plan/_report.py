@@ -70,7 +70,7 @@ class Report:
         """Print the report."""
         config, topology = self.planner.config, self.planner.topology
         devices = f"{topology.name}, {mesh_name(self.compiled.mesh)}"
-        run = f"{config.task}, {config.model} on {devices}"
+        run = f"{config.task}, {config.model_names} on {devices}"
         print_line(console, f"{run}; compiled for {topology.compiled_for}")
         console.print(self._figures())
         console.print(self._collectives())

@@ -76,7 +76,7 @@ class Search:
     def show(self, console: Console) -> None:
         """Print the ranking, and the compiled figures relative to the estimates."""
         config, topology = self.planner.config, self.planner.topology
-        print_line(console, f"{config.task}, {config.model} on {topology.name}")
+        print_line(console, f"{config.task}, {config.model_names} on {topology.name}")
         console.print(self._ranked())
         console.print(self._compared())
         for each in self.compiled:

@@ -213,8 +213,9 @@ class TrainConfig:
         ):
             raise UserError(
                 f"parallel={self.parallel!r} is for cells, whose steps otherwise run one after "
-                f"another. The steps of model={self.model!r} run in parallel already: leave "
-                "parallel out"
+                f"another, and model={self.model!r} is a layer: leave parallel out. The steps of "
+                "layers run in parallel already, except those of slstm, which takes parallel in "
+                "Python only"
             )
         for axis, size in (self.mesh or {}).items():
             check_name(axis, AXES, "mesh axis")
@@ -223,11 +224,16 @@ class TrainConfig:
 
     @property
     def models(self) -> list[str]:
-        """The names of the layers of all blocks, or of the pattern that is repeated over them."""
+        """The layer of each place of the pattern that is repeated over the blocks."""
         if self.every is None:
             return [self.model]
         count, other = self.every
         return [self.model] * (count - 1) + [other]
+
+    @property
+    def model_names(self) -> str:
+        """The names of the different layers, for a message."""
+        return " and ".join(dict.fromkeys(self.models))
 
     def _check_every(self) -> None:
         if self.every is None:

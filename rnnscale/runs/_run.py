@@ -290,14 +290,10 @@ def _opening(setup: Setup, state: TrainState) -> str:
     mesh = setup.mesh
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
     return (
-        f"{_layers(setup.config)} on {setup.task.name}: {_size(state.model):,} parameters, "
+        f"{setup.config.model_names} on {setup.task.name}: {_size(state.model):,} parameters, "
         f"{mesh.size} x {mesh.devices.flat[0].device_kind}{f', mesh {axes}' if axes else ''}, "
         f"rnnscale {version('rnnscale')}, jax {jax.__version__}"
     )
-
-
-def _layers(config: TrainConfig) -> str:
-    return " and ".join(dict.fromkeys(config.models))
 
 
 def _size(model: SequenceModel) -> int:
@@ -312,7 +308,7 @@ def _summary(
     kept = {"best_step": best.step, f"best_{best.figure}": best.value} if best.step else {}
     return {
         "task": task.name,
-        "model": _layers(setup.config),
+        "model": setup.config.model_names,
         "parameters": _size(state.model),
         "mesh": dict(mesh.shape),
         "devices": mesh.size,

@@ -154,8 +154,8 @@ class Mamba2(CausalLayer):
         ):
             if not total or total % size:
                 raise ValueError(
-                    f"Mamba2: {name} must divide {of}, {total}; got {name}={size}. Choose a "
-                    "divisor."
+                    f"Mamba2: {name} must divide {of}, {total}; got {name}={size}. Give a divisor "
+                    f"as {name}."
                 )
         keys = jax.random.split(key, 8)
         self.zx_proj = uniform_linear(keys[0], (2, heads, head_dim, idim), idim)

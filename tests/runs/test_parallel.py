@@ -57,7 +57,10 @@ def test_cells_in_blocks(quick_compilation):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model": "s5", "parallel": "auto"}, "parallel='auto' is for cells.*model='s5' run in"),
+        (
+            {"model": "s5", "parallel": "auto"},
+            "parallel='auto' is for cells.*model='s5' is a layer",
+        ),
         ({"model": "gru", "parallel": "fast"}, "parallel must be one of 'none', 'auto'.*'fast'"),
         ({"model": "gru", "parallel": None}, "parallel must be one of .*; got None"),
     ],
