@@ -134,11 +134,10 @@ class SLSTMCell(Cell):
         affine: Affine,
     ) -> SLSTMState:
         i, f, z, o = jnp.split(affine(drive, weights.recurrent, state.h), 4, axis=-1)
-        log_f = jax.nn.log_sigmoid(f)
-        m = jnp.where(state.n == 0, i, jnp.maximum(log_f + state.m, i))
-        write, keep = jnp.exp(i - m), jnp.exp(log_f + state.m - m)
-        # Before the first step nothing is kept, however large the factor.
-        keep = jnp.where(state.n == 0, 0, keep)
+        # Before the first step nothing is kept.
+        kept = jnp.where(state.n == 0, -jnp.inf, jax.nn.log_sigmoid(f) + state.m)
+        m = jnp.maximum(kept, i)
+        write, keep = jnp.exp(i - m), jnp.exp(kept - m)
         c = keep * state.c + write * jnp.tanh(z)
         n = keep * state.n + write
         return SLSTMState(jax.nn.sigmoid(o) * c / n, c, n, m)

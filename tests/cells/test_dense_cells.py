@@ -23,6 +23,7 @@ from rnnscale.cells import (
     IndRNNCell,
     LeakyElmanCell,
     LipschitzRNNCell,
+    SLSTMCell,
     WilsonCowanCell,
 )
 
@@ -149,3 +150,15 @@ def test_that_bound_is_where_small_states_grow(method, gamma, grows, key):
     start = jnp.full(5, 1e-6)
     end, _ = run(cell, jnp.zeros((20, 3)), start)
     assert (jnp.max(jnp.abs(end)) > 1e-6) == grows
+
+
+def test_slstm_has_a_gradient_when_its_first_input_gate_is_closed(key):
+    """The exponential of its opposite overflows float32."""
+    cell = SLSTMCell(3, 4, key=key)
+    cell = eqx.tree_at(lambda c: c.bias, cell, cell.bias.at[0].set(-100.0))
+
+    def loss(cell, x):
+        return jnp.sum(cell(x, cell.init_state())[1] ** 2)
+
+    gradient = jax.grad(loss)(cell, jnp.ones(3))
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
