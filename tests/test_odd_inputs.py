@@ -606,7 +606,7 @@ SSM_CASES = [
             odim=3,
             key_dim=2,
             value_dim=2,
-            more={"conv": refused(0, 1), "beta_max": refused(0.0, -1.0, 2.5)},
+            more={"conv_width": refused(0, 1), "beta_max": refused(0.0, -1.0, 2.5)},
         )
         for layer in (attention.DeltaNet, attention.GatedDeltaNet, attention.DeltaProduct)
     ),

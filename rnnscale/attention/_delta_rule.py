@@ -25,7 +25,7 @@ from rnnscale._base import (
 )
 from rnnscale._checks import BatchShape, FloatDType, Must, check_arguments
 from rnnscale._fields import parameter
-from rnnscale.attention._heads import from_heads, to_heads
+from rnnscale.attention._heads import from_heads, lecun_normal, to_heads
 from rnnscale.layers import CausalConv, rms_norm
 from rnnscale_kernels import linear_attention
 
@@ -80,7 +80,7 @@ class DeltaRule(CausalLayer):
         key_dim: int,
         value_dim: int,
         substeps: int = 1,
-        conv: int | None,
+        conv_width: int | None,
         gate: bool,
         beta_max: float,
         key: PRNGKeyArray,
@@ -98,7 +98,9 @@ class DeltaRule(CausalLayer):
         self.gate = projection(keys[4], value_dim) if gate else None
         features = heads * (key_dim + substeps * (key_dim + value_dim))
         self.conv = (
-            None if conv is None else CausalConv(features, conv, use_bias=False, key=keys[5])
+            None
+            if conv_width is None
+            else CausalConv(features, conv_width, use_bias=False, key=keys[5])
         )
         self.scale = jnp.ones((value_dim,), jnp.float32)
         self.output = lecun_normal(keys[6], (odim, heads, value_dim), heads * value_dim)
@@ -226,24 +228,6 @@ def unit(x: Float[Array, "*axes dim"], epsilon: float = 1e-6) -> Float[Array, "*
     r"""$x / \sqrt{\|x\|^2 + \epsilon}$ over the last axis, in at least float32."""
     wide = at_least_float32(x)
     return wide * jax.lax.rsqrt(jnp.sum(wide**2, axis=-1, keepdims=True) + epsilon)
-
-
-def lecun_normal(key: PRNGKeyArray, shape: tuple[int, ...], inputs: int) -> Float[Array, "..."]:
-    """Normal of variance `1 / inputs`."""
-    return jax.random.normal(key, shape, jnp.float32) / math.sqrt(inputs)
-
-
-def split_evenly(owner: str, idim: int, heads: int) -> int:
-    """The features of a head.
-
-    **Raises:** `ValueError`, naming `owner`, if `heads` does not divide `idim`.
-    """
-    if idim % heads:
-        raise ValueError(
-            f"{owner}: heads must divide idim={idim}; got heads={heads}. Choose a divisor, or give "
-            "key_dim."
-        )
-    return idim // heads
 
 
 def _substeps(x: Float[Array, "*axes time heads features"], m: int) -> Array:

@@ -3,7 +3,8 @@
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._checks import Size, Width, check_arguments
-from rnnscale.attention._delta_rule import DeltaRule, Strength, split_evenly
+from rnnscale.attention._delta_rule import DeltaRule, Strength
+from rnnscale.attention._heads import features_of_head
 
 
 class DeltaNet(DeltaRule):
@@ -42,7 +43,7 @@ class DeltaNet(DeltaRule):
         *,
         key_dim: Size | None = None,
         value_dim: Size | None = None,
-        conv: Width | None = 4,
+        conv_width: Width | None = 4,
         gate: bool = False,
         beta_max: Strength = 2.0,
         key: PRNGKeyArray,
@@ -54,7 +55,7 @@ class DeltaNet(DeltaRule):
         - `odim`: features of the output. Default `idim`.
         - `key_dim`: features of queries and keys in a head. Default `idim / heads`.
         - `value_dim`: features of values in a head. Default `key_dim`.
-        - `conv`: steps of the short convolution, at least 2; `None` for no convolution.
+        - `conv_width`: steps of the short convolution, at least 2; `None` for no convolution.
         - `gate`: multiply the normed outputs of each head by $\mathrm{silu}(W x_t)$.
         - `beta_max`: the upper bound of $\beta$, at most 2. An array leaf that is not trained.
         - `key`: for the initial parameters.
@@ -63,13 +64,12 @@ class DeltaNet(DeltaRule):
         divide `idim` and there is no `key_dim`; `TypeError` if an argument is another kind of
         thing.
         """
-        if key_dim is None:
-            key_dim = split_evenly("DeltaNet", idim, heads)
+        key_dim = features_of_head("DeltaNet", "key_dim", key_dim, idim, heads)
         super().__init__(
             *(idim, heads, odim),
             key_dim=key_dim,
             value_dim=key_dim if value_dim is None else value_dim,
-            conv=conv,
+            conv_width=conv_width,
             gate=gate,
             beta_max=beta_max,
             key=key,

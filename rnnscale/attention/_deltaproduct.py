@@ -4,7 +4,8 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._checks import Size, Width, check_arguments
-from rnnscale.attention._delta_rule import Decay, DeltaRule, Strength, split_evenly
+from rnnscale.attention._delta_rule import Decay, DeltaRule, Strength
+from rnnscale.attention._heads import features_of_head
 
 
 class DeltaProduct(DeltaRule):
@@ -44,7 +45,7 @@ class DeltaProduct(DeltaRule):
         substeps: Size = 2,
         key_dim: Size | None = None,
         value_dim: Size | None = None,
-        conv: Width | None = 4,
+        conv_width: Width | None = 4,
         gate: bool = False,
         decay: bool = False,
         beta_max: Strength = 2.0,
@@ -58,7 +59,7 @@ class DeltaProduct(DeltaRule):
         - `substeps`: delta rules in each step.
         - `key_dim`: features of queries and keys in a head. Default `idim / heads`.
         - `value_dim`: features of values in a head. Default `key_dim`.
-        - `conv`: steps of the short convolution, at least 2; `None` for no convolution.
+        - `conv_width`: steps of the short convolution, at least 2; `None` for no convolution.
         - `gate`: multiply the normed outputs of each head by $\mathrm{silu}(W x_t)$.
         - `decay`: let the memory decay as that of `GatedDeltaNet`.
         - `beta_max`: the upper bound of $\beta$, at most 2. An array leaf that is not trained.
@@ -69,14 +70,13 @@ class DeltaProduct(DeltaRule):
         thing.
         """
         decay_key = jax.random.fold_in(key, 1)
-        if key_dim is None:
-            key_dim = split_evenly("DeltaProduct", idim, heads)
+        key_dim = features_of_head("DeltaProduct", "key_dim", key_dim, idim, heads)
         super().__init__(
             *(idim, heads, odim),
             key_dim=key_dim,
             value_dim=key_dim if value_dim is None else value_dim,
             substeps=substeps,
-            conv=conv,
+            conv_width=conv_width,
             gate=gate,
             beta_max=beta_max,
             key=key,

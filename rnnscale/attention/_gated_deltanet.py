@@ -4,7 +4,8 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._checks import Size, Width, check_arguments
-from rnnscale.attention._delta_rule import Decay, DeltaRule, Strength, split_evenly
+from rnnscale.attention._delta_rule import Decay, DeltaRule, Strength
+from rnnscale.attention._heads import features_of_head
 
 
 class GatedDeltaNet(DeltaRule):
@@ -37,7 +38,7 @@ class GatedDeltaNet(DeltaRule):
         *,
         key_dim: Size | None = None,
         value_dim: Size | None = None,
-        conv: Width | None = 4,
+        conv_width: Width | None = 4,
         gate: bool = True,
         beta_max: Strength = 1.0,
         key: PRNGKeyArray,
@@ -50,7 +51,7 @@ class GatedDeltaNet(DeltaRule):
         - `key_dim`: features of queries and keys in a head. Default `idim / heads`; the paper's
             models have three quarters of it, and so about `6 idim²` parameters.
         - `value_dim`: features of values in a head. Default `2 * key_dim`.
-        - `conv`: steps of the short convolution, at least 2; `None` for no convolution.
+        - `conv_width`: steps of the short convolution, at least 2; `None` for no convolution.
         - `gate`: multiply the normed outputs of each head by $\mathrm{silu}(W_g x_t)$.
         - `beta_max`: the upper bound of $\beta$, at most 2; above 1, eigenvalues may be negative.
             An array leaf that is not trained.
@@ -61,13 +62,12 @@ class GatedDeltaNet(DeltaRule):
         thing.
         """
         key, decay_key = jax.random.split(key)
-        if key_dim is None:
-            key_dim = split_evenly("GatedDeltaNet", idim, heads)
+        key_dim = features_of_head("GatedDeltaNet", "key_dim", key_dim, idim, heads)
         super().__init__(
             *(idim, heads, odim),
             key_dim=key_dim,
             value_dim=2 * key_dim if value_dim is None else value_dim,
-            conv=conv,
+            conv_width=conv_width,
             gate=gate,
             beta_max=beta_max,
             key=key,

@@ -88,8 +88,8 @@ class GatedLinearAttention(CausalLayer):
         `idim`, or its half, and the size that follows from it is not given; `TypeError` if an
         argument is another kind of thing.
         """
-        key_dim = features_of_head("GatedLinearAttention", "key_dim", idim, 2 * heads, key_dim)
-        value_dim = features_of_head("GatedLinearAttention", "value_dim", idim, heads, value_dim)
+        key_dim = features_of_head("GatedLinearAttention", "key_dim", key_dim, idim, heads, part=2)
+        value_dim = features_of_head("GatedLinearAttention", "value_dim", value_dim, idim, heads)
         odim = idim if odim is None else odim
         keys = iter(jax.random.split(key, 7))
 

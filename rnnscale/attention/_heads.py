@@ -1,7 +1,10 @@
 """What the layers of this package share: maps between features and heads, and a single step."""
 
+import math
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 
 def to_heads(
@@ -49,14 +52,24 @@ def attention_step(
     return memory, jnp.einsum("...hk,...hkv->...hv", query, memory)
 
 
-def features_of_head(owner: str, name: str, idim: int, parts: int, given: int | None) -> int:
-    """`given`, or `idim / parts`.
+def features_of_head(
+    owner: str, name: str, given: int | None, idim: int, heads: int, *, part: int = 1
+) -> int:
+    """`given`, or those of a head if all heads together have `idim / part`.
 
-    **Raises:** `ValueError`, naming `owner`, if `parts` does not divide `idim`.
+    **Raises:** `ValueError`, naming `owner` and the argument, if that is not an integer.
     """
-    if given is None and idim % parts:
+    if given is not None:
+        return given
+    if idim % (part * heads):
+        divisor = "heads" if part == 1 else f"{part} * heads"
         raise ValueError(
-            f"{owner}: {name} is idim / {parts} by default, so {parts} must divide idim; got "
-            f"idim={idim}. Choose another number of heads, or give {name}."
+            f"{owner}: {divisor} must divide idim={idim}; got heads={heads}. Choose another number "
+            f"of heads, or give {name}."
         )
-    return idim // parts if given is None else given
+    return idim // (part * heads)
+
+
+def lecun_normal(key: PRNGKeyArray, shape: tuple[int, ...], inputs: int) -> Float[Array, "..."]:
+    """Normal of variance `1 / inputs`."""
+    return jax.random.normal(key, shape, jnp.float32) / math.sqrt(inputs)

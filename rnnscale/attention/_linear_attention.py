@@ -1,6 +1,5 @@
 """Causal linear attention, a recurrence whose state is a matrix."""
 
-import math
 from typing import NamedTuple
 
 import equinox as eqx
@@ -18,7 +17,14 @@ from rnnscale._base import (
 )
 from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale.attention._heads import attention_step, from_heads, to_heads, with_ones
+from rnnscale.attention._heads import (
+    attention_step,
+    features_of_head,
+    from_heads,
+    lecun_normal,
+    to_heads,
+    with_ones,
+)
 
 # The feature map is at least e to this power. A product of two, and the square of its inverse in
 # the gradient of a quotient, are then within the range of float32.
@@ -87,22 +93,14 @@ class LinearAttention(CausalLayer):
         **Raises:** `ValueError` if a size is below 1, or if `heads` does not divide `idim` and
         there is no `key_dim`; `TypeError` if an argument is another kind of thing.
         """
-        if key_dim is None:
-            if idim % heads:
-                raise ValueError(
-                    f"LinearAttention: heads must divide idim={idim}; got heads={heads}. Choose a "
-                    "divisor, or give key_dim."
-                )
-            key_dim = idim // heads
+        key_dim = features_of_head("LinearAttention", "key_dim", key_dim, idim, heads)
         value_dim = key_dim if value_dim is None else value_dim
         odim = idim if odim is None else odim
         keys = jax.random.split(key, 4)
-        inputs = 1 / math.sqrt(idim)
-        self.query = inputs * jax.random.normal(keys[0], (heads, key_dim, idim), jnp.float32)
-        self.key = inputs * jax.random.normal(keys[1], (heads, key_dim, idim), jnp.float32)
-        self.value = inputs * jax.random.normal(keys[2], (heads, value_dim, idim), jnp.float32)
-        mixed = 1 / math.sqrt(heads * value_dim)
-        self.output = mixed * jax.random.normal(keys[3], (odim, heads, value_dim), jnp.float32)
+        self.query = lecun_normal(keys[0], (heads, key_dim, idim), idim)
+        self.key = lecun_normal(keys[1], (heads, key_dim, idim), idim)
+        self.value = lecun_normal(keys[2], (heads, value_dim, idim), idim)
+        self.output = lecun_normal(keys[3], (odim, heads, value_dim), heads * value_dim)
         self.idim, self.odim, self.heads = idim, odim, heads
         self.key_dim, self.value_dim = key_dim, value_dim
 

@@ -22,6 +22,7 @@ from rnnscale._checks import (
     check_arguments,
 )
 from rnnscale._fields import parameter
+from rnnscale.attention._heads import features_of_head, from_heads, lecun_normal, to_heads
 
 type Window = Annotated[int, Must("be at least 2", lambda n: n >= 2)]
 
@@ -118,13 +119,7 @@ class LocalAttention(CausalLayer):
         """
         kv_heads = heads if kv_heads is None else kv_heads
         odim = idim if odim is None else odim
-        if key_dim is None:
-            if idim % heads:
-                raise ValueError(
-                    f"LocalAttention: heads must divide idim={idim}; got heads={heads}. Choose a "
-                    "divisor, or give key_dim."
-                )
-            key_dim = idim // heads
+        key_dim = features_of_head("LocalAttention", "key_dim", key_dim, idim, heads)
         if heads % kv_heads:
             raise ValueError(
                 f"LocalAttention: kv_heads must divide heads={heads}; got kv_heads={kv_heads}."
@@ -135,11 +130,10 @@ class LocalAttention(CausalLayer):
                 f"even integer; got rotary={rotary} of key_dim={key_dim}."
             )
         keys = jax.random.split(key, 4)
-        inputs, mixed = 1 / math.sqrt(idim), 1 / math.sqrt(heads * key_dim)
-        self.query = inputs * jax.random.normal(keys[0], (heads, key_dim, idim), jnp.float32)
-        self.key = inputs * jax.random.normal(keys[1], (kv_heads, key_dim, idim), jnp.float32)
-        self.value = inputs * jax.random.normal(keys[2], (kv_heads, key_dim, idim), jnp.float32)
-        self.output = mixed * jax.random.normal(keys[3], (odim, heads, key_dim), jnp.float32)
+        self.query = lecun_normal(keys[0], (heads, key_dim, idim), idim)
+        self.key = lecun_normal(keys[1], (kv_heads, key_dim, idim), idim)
+        self.value = lecun_normal(keys[2], (kv_heads, key_dim, idim), idim)
+        self.output = lecun_normal(keys[3], (odim, heads, key_dim), heads * key_dim)
         self.bias = jnp.zeros((odim,), jnp.float32) if use_bias else None
         self.idim, self.odim, self.window = idim, odim, window
         self.rotated, self.rotary_base = int(rotary * key_dim), float(rotary_base)
@@ -169,8 +163,8 @@ class LocalAttention(CausalLayer):
         # which those of another segment have the segment -1. Its own segments count from 0.
         xs = sharding.split_time(zero_padding(xs, lengths), parts, time_axis=rank)
         segments = jnp.cumsum(sharding.split_time(starts, parts, time_axis=rank), axis=-1)
-        query = self._heads(self.query, xs)
-        memory = jnp.stack([self._heads(self.key, xs), self._heads(self.value, xs)], axis=-2)
+        query = to_heads(self.query, xs)
+        memory = jnp.stack([to_heads(self.key, xs), to_heads(self.value, xs)], axis=-2)
         past = _in_order(before, xs.dtype)
         seen_past = jnp.arange(size) >= size - before.position[..., None]
         memory, segments = _with_past(memory, segments, past[..., 1:, :, :, :], seen_past)
@@ -198,11 +192,11 @@ class LocalAttention(CausalLayer):
     ) -> tuple[WindowState, Float[Array, "*batch odim"]]:
         keys, values, position = check_step(self, x, state, key)
         place = position % self.window
-        keys = _put(keys, self._heads(self.key, x).astype(keys.dtype), place)
-        values = _put(values, self._heads(self.value, x).astype(values.dtype), place)
+        keys = _put(keys, to_heads(self.key, x).astype(keys.dtype), place)
+        values = _put(values, to_heads(self.value, x).astype(values.dtype), place)
         age = (place[..., None] - jnp.arange(self.window)) % self.window
         y = _attend(
-            self._heads(self.query, x)[..., None, :, :],
+            to_heads(self.query, x)[..., None, :, :],
             self._rotate(keys.astype(x.dtype), -age),
             values.astype(x.dtype),
             (age <= position[..., None])[..., None, :],
@@ -273,13 +267,8 @@ class LocalAttention(CausalLayer):
         ys = ys.reshape(*query.shape[:rank], count * block, heads, key_dim)
         return lax.slice_in_dim(ys, 0, time, axis=rank)
 
-    def _heads(
-        self, weight: Float[Array, "heads key idim"], x: Float[Array, "*axes idim"]
-    ) -> Float[Array, "*axes heads key"]:
-        return jnp.einsum("...i,hki->...hk", x, weight.astype(x.dtype))
-
     def _mix(self, y: Float[Array, "*axes heads key"]) -> Float[Array, "*axes odim"]:
-        y = jnp.einsum("...hk,ohk->...o", y, self.output.astype(y.dtype))
+        y = from_heads(self.output, y, y.dtype)
         return y if self.bias is None else y + self.bias.astype(y.dtype)
 
     def _rotate(

@@ -190,8 +190,8 @@ class MLSTM(CausalLayer):
         `idim`, or its half, and the size that follows from it is not given; `TypeError` if an
         argument is another kind of thing.
         """
-        key_dim = features_of_head("MLSTM", "key_dim", idim, 2 * heads, key_dim)
-        value_dim = features_of_head("MLSTM", "value_dim", idim, heads, value_dim)
+        key_dim = features_of_head("MLSTM", "key_dim", key_dim, idim, heads, part=2)
+        value_dim = features_of_head("MLSTM", "value_dim", value_dim, idim, heads)
         odim = idim if odim is None else odim
         keys = jax.random.split(key, 4)
         std = math.sqrt(2 / (5 * idim))

@@ -20,8 +20,8 @@ from rnnscale._base import (
 )
 from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._fields import parameter
-from rnnscale.attention._delta_rule import first_substep, split_evenly, unit
-from rnnscale.attention._heads import to_heads
+from rnnscale.attention._delta_rule import first_substep, unit
+from rnnscale.attention._heads import features_of_head, from_heads, to_heads
 from rnnscale.layers import layer_norm
 from rnnscale_kernels import linear_attention
 
@@ -145,8 +145,7 @@ class RWKV7(CausalLayer):
         **Raises:** `ValueError` if a size is below 1, or if `heads` does not divide `idim` and
         there is no `key_dim`; `TypeError` if an argument is another kind of thing.
         """
-        if key_dim is None:
-            key_dim = split_evenly("RWKV7", idim, heads)
+        key_dim = features_of_head("RWKV7", "key_dim", key_dim, idim, heads)
         odim = idim if odim is None else odim
         keys = jax.random.split(key, 6)
         shape = heads, key_dim
@@ -269,8 +268,8 @@ class RWKV7(CausalLayer):
         ys = layer_norm(ys, self.scale, self.shift, epsilon=1e-5 * self.key_dim)
         weight = jnp.sum(at_least_float32(query) * self.bonus * written, axis=-1, keepdims=True)
         ys = at_least_float32(ys) + weight * value
-        ys = (ys * self.gate(for_gate, jax.nn.sigmoid)).astype(xs.dtype)
-        return memory, jnp.einsum("...hk,ohk->...o", ys, self.output.astype(xs.dtype))
+        ys = ys * self.gate(for_gate, jax.nn.sigmoid)
+        return memory, from_heads(self.output, ys, xs.dtype)
 
 
 def _orthogonal(key: PRNGKeyArray, shape: tuple[int, ...], gain: float = 1.0) -> Array:

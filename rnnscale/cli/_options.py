@@ -62,7 +62,7 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
         "--cell",
         type=named_values,
         metavar="NAME=VALUE,...",
-        help="options of the cell or layer, such as dt=0.06,gamma=66 or conv=none,gate=true; "
+        help="options of the cell or layer, such as dt=0.06,gamma=66 or conv_width=none,gate=true; "
         "default: its own",
     )
     parser.add_argument(

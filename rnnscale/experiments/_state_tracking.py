@@ -62,8 +62,8 @@ _REGULAR = ("parity", "modular-arithmetic", *_WORDS)
 _WITHOUT = ("s5-bidirectional", "urnn", "clockwork")
 
 # As the papers do, without the short convolution, which by itself solves short windows.
-_NO_CONV: Mapping[str, Any] = MappingProxyType({"conv": None})
-_POSITIVE: Mapping[str, Any] = MappingProxyType({"conv": None, "beta_max": 1.0})
+_NO_CONV: Mapping[str, Any] = MappingProxyType({"conv_width": None})
+_POSITIVE: Mapping[str, Any] = MappingProxyType({"conv_width": None, "beta_max": 1.0})
 # The lines of the table of each task: a model, and options of its layer where they differ.
 _LINES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {

@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
 
 from rnnscale import sharding
 from rnnscale._base import CausalLayer, check_call, check_step, zero_padding
-from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
+from rnnscale._checks import BatchShape, FloatDType, Size, Width, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells import RGLRUCell, compute_weights
-from rnnscale.layers._causal_conv import CausalConv, Width
+from rnnscale.layers._causal_conv import CausalConv
 
 
 class GriffinState(NamedTuple):

@@ -167,7 +167,7 @@ def _with_heads(name: str) -> Callable[..., "SequenceLayer"]:
 _S5 = (
     "blocks", "dt_min", "dt_max", "discretisation", "step_rescale", "clip_eigenvalues", "c_init",
 )  # fmt: skip
-_DELTA_RULE = ("heads", "value_dim", "conv", "gate", "beta_max")
+_DELTA_RULE = ("heads", "value_dim", "conv_width", "gate", "beta_max")
 _GLA = ("heads", "value_dim", "rank", "temperature")
 _MLSTM = ("heads", "value_dim", "gate_cap", "epsilon", "depth")
 _RWKV7 = ("heads", "decay_rank", "rate_rank", "gate_rank")

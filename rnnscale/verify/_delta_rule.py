@@ -110,7 +110,7 @@ def invariants(layer: Any, key: PRNGKeyArray) -> Iterator[Check]:
 def deltanet_invariants(layer: DeltaNet, key: PRNGKeyArray) -> Iterator[Check]:
     """In addition, what the delta rule does with $\\beta$ = 1 and $\\beta$ = 2."""
     yield from invariants(layer, key)
-    plain = build(lambda key: DeltaNet(4, 2, conv=None, key=key), key)
+    plain = build(lambda key: DeltaNet(4, 2, conv_width=None, key=key), key)
     yield _one_replaces(plain, key)
     yield _two_reflects(plain, key)
 
@@ -136,7 +136,7 @@ def _equals_deltanet(name: str, layer: Any, key: PRNGKeyArray) -> Check:
     double, xs = to_double((layer, xs))
     fields = ("query", "key", "value", "beta", "scale", "output", "beta_max")
     sizes = {"key_dim": layer.key_dim, "value_dim": layer.value_dim}
-    options = {"conv": layer.conv and layer.conv.width, "gate": layer.gate is not None}
+    options = {"conv_width": layer.conv and layer.conv.width, "gate": layer.gate is not None}
 
     def make(key: PRNGKeyArray) -> DeltaNet:
         return DeltaNet(layer.idim, layer.heads, layer.odim, **sizes, **options, key=key)

@@ -226,7 +226,7 @@ CAUSAL_LAYERS: list[tuple[str, Builder]] = [
     (
         "DeltaProduct",
         lambda key: DeltaProduct(
-            _DIM, 2, 6, key_dim=3, value_dim=4, conv=None, gate=True, decay=True, key=key
+            _DIM, 2, 6, key_dim=3, value_dim=4, conv_width=None, gate=True, decay=True, key=key
         ),
     ),
     ("GatedLinearAttention", _gla.build),

@@ -179,10 +179,10 @@ def test_the_table_names_options_of_the_constructor(name: str):
 
 def test_an_option_of_a_layer_can_be_none():
     """DeltaNet without a convolution is stored as that, not as one with the default."""
-    config = config_for("adding", model="deltanet", cell={"conv": None})
+    config = config_for("adding", model="deltanet", cell={"conv_width": None})
     stored = json.loads(json.dumps(config.as_json()))
     assert TrainConfig.from_json(stored) == config
-    assert stored["cell"] == {"conv": None} and "chunk" not in stored
+    assert stored["cell"] == {"conv_width": None} and "chunk" not in stored
 
 
 def test_layers_come_in_the_blocks_of_their_authors_or_another(key):
