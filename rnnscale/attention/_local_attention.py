@@ -301,10 +301,13 @@ def _attend(
     finite = jnp.isfinite(key).all((-2, -1)) & jnp.isfinite(value).all((-2, -1))
     spoiled = (seen & ~finite).any(-1)[:, None, None]
     key, value = (jnp.where(finite[:, None, None], x, 0) for x in (key, value))
+    dtype = query.dtype
+    if dtype == jnp.float16:  # CPUs do not multiply these with the precision that JAX asks for
+        query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
     y = jax.nn.dot_product_attention(
         jnp.where(spoiled, 0, query), key, value, mask=seen[None, None]
     )
-    return jnp.where(spoiled, jnp.nan, y)
+    return jnp.where(spoiled, jnp.nan, y).astype(dtype)
 
 
 @partial(jnp.vectorize, signature="(w,h,k),(h,k),()->(w,h,k)")

@@ -69,6 +69,17 @@ def test_a_window_longer_than_the_sequence_sees_all_of_it(getkey):
     np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_half_precision(layer, getkey):
+    """JAX asks for products of float16 that CPUs do not have."""
+    xs = jax.random.normal(getkey(), (9, 4))
+    half = xs.astype(jnp.float16)
+    ys, expected = call(layer, half)[1], call(layer, xs)[1]
+    assert ys.dtype == jnp.float16
+    np.testing.assert_allclose(ys, expected, atol=0.01)
+    y = layer.step(half[0], layer.init_state(dtype=jnp.float16))[1]
+    np.testing.assert_allclose(y, expected[0], atol=0.01)
+
+
 def test_memory_grows_with_the_length_and_not_with_its_square(key):
     def temporaries(time):
         layer = jax.eval_shape(lambda key: LocalAttention(8, 2, 64, key=key), key)
