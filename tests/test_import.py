@@ -86,8 +86,8 @@ print("rnnscale.cells._gru" in sys.modules, "rnnscale.cells._lstm" in sys.module
 
 
 def test_import_is_fast(imported: dict[str, Any]) -> None:
-    # In processor time, relative to jax's own: machines differ, and tests run side by side. The star
-    # loads every class, about 2 ms for each: 0.17 with those of attention, 0.14 before.
+    # In processor time, relative to jax's own: machines differ, and tests run side by side. The
+    # star loads every class, about 2 ms for each: 0.17 with those of attention, 0.14 before.
     code = """
 import time
 start = time.process_time()
