@@ -51,6 +51,12 @@ class BlockStack(SequenceLayer, Stepwise, TakesIntervals):
     blocks.
 
     ```python
+    def make_recurrence(key):
+        return GriffinRecurrence(16, key=key)
+
+    def make_attention(key):
+        return LocalAttention(16, heads=2, window=64, key=key)
+
     stack = BlockStack([make_recurrence, make_recurrence, make_attention], depth=26, key=key)
     ```
 

@@ -98,7 +98,9 @@ def test_bad_input_is_one_line(
     def error(*options: str) -> str:
         return error_line("generate", str(run), *options)
 
-    assert "neither a run nor a model" in error_line("generate", str(tmp_path / "nowhere"))
+    assert "is not the folder of a run or of a model" in error_line(
+        "generate", str(tmp_path / "nowhere")
+    )
     assert "--temperature must be at least 0" in error("--temperature", "-1")
     assert "--top-k must be 1 to 256" in error("--top-k", "257")
     assert "--top-k must be 1 to 256" in error("--top-k", "0")
