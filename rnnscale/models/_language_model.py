@@ -151,8 +151,10 @@ class LanguageModel(Stepwise, TakesIntervals):
 
     def _logits(self, x: Float[Array, "*axes dim"]) -> Float[Array, "*axes vocab"]:
         x = self.norm(x)
-        tied = self.embedding.weight.astype(x.dtype)
-        logits = x @ tied.T if self.head is None else self.head(x)
+        if self.head is None:
+            logits = x @ self.embedding.weight.astype(x.dtype).T
+        else:
+            logits = self.head(x)
         if self.logit_cap is None:
             return logits
         capped = self.logit_cap * jnp.tanh(at_least_float32(logits) / self.logit_cap)
