@@ -214,8 +214,9 @@ def test_help_version_and_refusals_cost_less_than_jax():
     ):
         command = ("-m", "rnnscale", *arguments.split())
         assert min(processor_time(*command, code=code) for _ in range(2)) < jax / 2, arguments
+    # It imports jax, and takes 0.2 s more; a busy machine needs several tries to show so.
     command = ("-m", "rnnscale", *"train --resume --out missing".split())
-    assert min(processor_time(*command, code=2) for _ in range(2)) < jax + 0.3
+    assert min(processor_time(*command, code=2) for _ in range(4)) < jax + 0.3
 
 
 WITHOUT_JAX = (
