@@ -72,7 +72,7 @@ _LINES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "slstm": ("slstm", {"conv_width": None}),
         "deltanet": ("deltanet", _NO_CONV),
         "deltanet-positive": ("deltanet", _POSITIVE),
-        "gated-deltanet": ("gated-deltanet", _NO_CONV),
+        "gated-deltanet": ("gated-deltanet", {**_NO_CONV, "beta_max": 2.0}),
         "gated-deltanet-positive": ("gated-deltanet", _POSITIVE),
         "deltaproduct": ("deltaproduct", _NO_CONV),
         "deltaproduct-positive": ("deltaproduct", _POSITIVE),

@@ -39,7 +39,8 @@ class TransformersFolder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The content of `config.json`. Raises `UserError` if there is none, or no object in it."""
+        """The content of `config.json`. Raises `UserError` if there is no such file, or if it does
+        not hold an object."""
         if not self.path.is_dir():
             raise UserError(
                 f"there is no folder {self.path}; give the folder of a model on this machine. A "

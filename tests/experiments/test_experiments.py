@@ -229,6 +229,21 @@ def test_every_model_tracks_states():
     assert len(per_task) == 9 and len(set(per_task.values())) == 1
 
 
+def test_delta_rules_may_reflect_their_memory_but_in_positive_lines():
+    bounds = {}
+    for entry in EXPERIMENTS["state-tracking"].entries:
+        options = {name: x for name, x in entry.options.items() if name != "parameters"}
+        model = MODELS[options["model"]]
+        if options["task"] == "parity" and "beta_max" in model.options:
+            config = TrainConfig.for_task(**options, dim=16, out="unused")
+            layer: Any = make_sequence_layer(config, model, config.cell or {}, jax.random.key(0))
+            bounds[entry.name.removeprefix("parity-")] = float(layer.beta_max)
+    assert bounds == {
+        **dict.fromkeys(("deltanet", "gated-deltanet", "deltaproduct", "deltaproduct-4"), 2.0),
+        **{f"{n}-positive": 1.0 for n in ("deltanet", "gated-deltanet", "deltaproduct")},
+    }
+
+
 @pytest.mark.parametrize(
     "task, model, parameters",
     [("word-s3", "lstm", 16_000), ("k-hop", "linear-attention", 30_000)],

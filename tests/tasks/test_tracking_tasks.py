@@ -146,7 +146,7 @@ def test_the_products_of_a_group_obey_its_axioms(group):
     for line in (products, products.T):
         assert (np.sort(line, axis=1) == everything).all()  # so each element has an inverse
     assert (products[products] == products[:, products]).all()
-    assert (products != products.T).any()  # none of these commutes
+    assert (products != products.T).any()  # the order of the factors matters
 
 
 def hops_from(tokens: list[int], step: int, hops: int) -> int | None:
