@@ -235,6 +235,7 @@ def test_delta_rules_may_reflect_their_memory_but_in_positive_lines():
         options = {name: x for name, x in entry.options.items() if name != "parameters"}
         model = MODELS[options["model"]]
         if options["task"] == "parity" and "beta_max" in model.options:
+            assert isinstance(model, LayerEntry)
             config = TrainConfig.for_task(**options, dim=16, out="unused")
             layer: Any = make_sequence_layer(config, model, config.cell or {}, jax.random.key(0))
             bounds[entry.name.removeprefix("parity-")] = float(layer.beta_max)

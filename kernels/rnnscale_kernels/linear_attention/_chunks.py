@@ -78,7 +78,7 @@ def forward(
         leaving, y = passes.forward(state, layout.widened(inputs))
         return leaving, y.astype(value.dtype), state
 
-    start = layout.by_group(h0, -3)
+    start = _opaque(layout.by_group(h0, -3))
     h_last, y, borders = _loop(target)(
         layout, step, start, layout.inputs, None, like=layout.inputs.value
     )
@@ -103,11 +103,20 @@ def transpose(
         )
         return g_entering, jax.tree.map(lambda x, like: x.astype(like.dtype), gradients, like), None
 
-    g_last, borders = (layout.by_group(x, -3) for x in (g_last, borders))
+    g_last, borders = (_opaque(layout.by_group(x, -3)) for x in (g_last, borders))
     at = layout.inputs, layout.padded(g_y)
     g_h0, gradients, _ = _loop(target)(layout, step, g_last, at, borders, like=like, reverse=True)
     gradients = jax.tree.map(layout.trimmed, gradients)
     return *gradients[:-1], g_h0.reshape(h0.shape), None
+
+
+def _opaque(state: Array) -> Array:
+    """The state, with a value that XLA cannot know.
+
+    A loop over one chunk becomes straight code. XLA for CPUs (jaxlib 0.11) then sees products with
+    a state of constant zeros, fuses them with others, and computes those wrongly.
+    """
+    return lax.optimization_barrier(state)
 
 
 def chunk_count(time: int, chunk: int) -> int:
