@@ -1269,6 +1269,7 @@ TRAINING_CASES = [
     host_case(training.indrnn_constraint, limit=1.0, more={"limit": refused(0.0, -1.0)}),
     host_case(training.Evaluation, _TRAINING, evaluate=lambda state: {}, every=2),
     host_case(training.EarlyStopping, _TRAINING, best=training.Best("validation_loss"), patience=2),
+    host_case(training.CpuBudget, _TRAINING, clock=training.Clock(), minutes=2.0),
     host_case(training.Certificates, every=2, dtype=np.float32, chunk=2),
     host_case(training.SkippedSteps),
     host_case(training.Heartbeat, _TRAINING, watchdog=None),

@@ -23,8 +23,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "was stopped continues. Without a name, lists the experiments.",
         examples=(
             "rnnscale experiment",
-            "rnnscale experiment digits-permuted --only lstm s5 --seeds 0 1 --json rows.json",
-            "rnnscale experiment state-tracking --only 'parity-*' word-s3-lstm",
+            "rnnscale experiment digits-permuted --row lstm s5 --seeds 0 1 --json rows.json",
+            "rnnscale experiment state-tracking --row 'parity-*' word-s3-lstm",
         ),
     )
     parser.set_defaults(command=_experiment)
@@ -36,9 +36,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="without it, experiments are listed",
     )
     parser.add_argument(
-        "--only",
+        "--row",
         nargs="+",
-        metavar="ENTRY",
+        metavar="ROW",
         help="run only these, by name or pattern such as 'parity-*'; default: all",
     )
     parser.add_argument(
@@ -75,7 +75,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
     from rnnscale_kernels.testing import environment
 
     with kept_programs(out / "programs"):  # which the seeds of an entry share
-        rows = list(experiment.run(out, seeds=arguments.seeds, only=arguments.only, **given))
+        rows = list(experiment.run(out, seeds=arguments.seeds, rows=arguments.row, **given))
     stopped = None in rows
     done = [row for row in rows if row is not None]
     console.print(_table(experiment, done))
@@ -102,7 +102,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
 def _command(arguments: argparse.Namespace) -> str:
     """The command that gives these figures, without the options that say where they are kept."""
     words = ["rnnscale", "experiment", arguments.name]
-    given = given_options(arguments, "only", "seeds", "steps", "folder", "text")
+    given = given_options(arguments, "row", "seeds", "steps", "folder", "text")
     for name, value in given.items():
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)
@@ -125,8 +125,9 @@ def _table(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> "Table":
 
     table = Table(title=f"{experiment.name}: {experiment.metric}", title_justify="left")
     table.add_column("entry")
-    for column in ("parameters", "ours", "seeds", "seconds each"):
+    for column in ("parameters", "ours", "seeds", "CPU seconds each"):
         table.add_column(column, justify="right")
+    table.add_column("ended by")
     table.add_column("published", justify="right")
     table.add_column("where", ratio=1)
     for row in rows:
@@ -145,6 +146,7 @@ def _table(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> "Table":
             f"{row['mean']:.4g}{spread}",
             str(len(row["seeds"])),
             f"{sum(row['seconds']) / len(row['seconds']):.0f}",
+            ", ".join(sorted({each for each in row["ended"] if each is not None})),
             "" if paper["value"] is None else f"{paper['value']:.4g}",
             paper["source"],
         )

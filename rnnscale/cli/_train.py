@@ -179,6 +179,12 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
         help="stop after N evaluations without improvement; default: 0, for never",
     )
     log.add_argument(
+        "--cpu-minutes",
+        type=float,
+        metavar="X",
+        help="stop when X minutes of processor time are used up; default: no limit",
+    )
+    log.add_argument(
         "--keep-best",
         action=argparse.BooleanOptionalAction,
         help="keep the checkpoint that is best on the validation split, and test that one; "

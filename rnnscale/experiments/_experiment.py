@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rnnscale._errors import UserError
+from rnnscale.runs import Ended
 
 _log = logging.getLogger(__name__)
 
@@ -53,14 +54,18 @@ class Result(NamedTuple):
     - `figure`: the experiment's metric on the test split.
     - `parameters`: the number of parameters, including those that are not trained; for a reservoir,
         those of its readout.
-    - `seconds`: the time of the training.
+    - `seconds`: the processor time of the training.
     - `more`: other figures, by name.
+    - `ended`: what ended the training: its last `"steps"`, `"patience"` after evaluations that did
+        not improve, or its `"budget"` of processor time. A figure of a training that its budget cut
+        short says little about the model. None if nothing was trained.
     """
 
     figure: float
     parameters: int
     seconds: float
     more: Mapping[str, float]
+    ended: Ended | None = None
 
 
 type Measure = Callable[[Mapping[str, Any], int, Path], Result | None]
@@ -102,7 +107,7 @@ class Experiment:
         out: Path,
         *,
         seeds: Sequence[int] | None = None,
-        only: Sequence[str] | None = None,
+        rows: Sequence[str] | None = None,
         **given: Any,
     ) -> Iterator[Row | None]:
         """Measures each entry with each seed, and yields a row for each entry when it is complete.
@@ -114,11 +119,11 @@ class Experiment:
 
         - `out`: the folder for the runs, `out/ENTRY/seed-S`.
         - `seeds`: seeds to use in place of the experiment's.
-        - `only`: names of entries, or patterns such as `"parity-*"`; all by default.
+        - `rows`: names of entries, or patterns such as `"parity-*"`; all by default.
         - `given`: options that replace those of all entries.
 
-        **Returns:** rows with `entry`, `options`, `parameters`, `seeds`, the `figures` and
-        `seconds` of each seed, their `mean` and `spread` (the standard deviation over the seeds;
+        **Returns:** rows with `entry`, `options`, `parameters`, `seeds`, the `figures`, `seconds`
+        and `ended` of each seed, their `mean` and `spread` (the standard deviation over the seeds;
         `None` for one seed), means of the other figures, and the published figure. If a signal
         stopped it, `None` comes last.
 
@@ -128,7 +133,7 @@ class Experiment:
         seeds = self.seeds if seeds is None else seeds
         if not seeds or len(set(seeds)) < len(seeds):
             raise UserError(f"seeds must be different numbers, at least one; got {list(seeds)}")
-        for entry in self._chosen(only):
+        for entry in self._chosen(rows):
             options = {**entry.options, **given}
             results = []
             for seed in seeds:
@@ -141,14 +146,14 @@ class Experiment:
                 results.append(result)
             yield _row(entry, options, seeds, results)
 
-    def _chosen(self, only: Sequence[str] | None) -> list[Entry]:
-        if not only:
+    def _chosen(self, rows: Sequence[str] | None) -> list[Entry]:
+        if not rows:
             return list(self.entries)
-        found = {each: [x for x in self.entries if fnmatchcase(x.name, each)] for each in only}
-        if unknown := sorted(each for each in only if not found[each]):
+        found = {each: [x for x in self.entries if fnmatchcase(x.name, each)] for each in rows}
+        if unknown := sorted(each for each in rows if not found[each]):
             names = ", ".join(entry.name for entry in self.entries)
             known = textwrap.shorten(names, 1000, placeholder=" ...")
-            raise UserError(f"{self.name} has no entry {', '.join(unknown)}; it has {known}")
+            raise UserError(f"{self.name} has no row {', '.join(unknown)}; it has {known}")
         return [x for x in self.entries if any(x in each for each in found.values())]
 
 
@@ -194,6 +199,7 @@ def _row(
         "mean": statistics.mean(figures),
         "spread": statistics.stdev(figures) if len(figures) > 1 else None,
         "seconds": [each.seconds for each in results],
+        "ended": [each.ended for each in results],
         "more": {
             name: statistics.mean(each.more[name] for each in results) for name in results[0].more
         },

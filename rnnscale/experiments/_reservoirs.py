@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -211,7 +211,7 @@ def fit(options: Mapping[str, Any], seed: int, folder: Path) -> Result:
     series, make = SERIES[options["series"]], MODELS[options["library"]]
     data = series.load()
     end = data.train + data.test
-    begin = perf_counter()
+    begin = process_time()
 
     def figure(setting: Setting, first: int, last: int) -> float:
         model = make(series.units, setting, data, first, seed)
@@ -225,7 +225,7 @@ def fit(options: Mapping[str, Any], seed: int, folder: Path) -> Result:
     return Result(
         figure=result,
         parameters=odim * (series.units + 1),
-        seconds=perf_counter() - begin,
+        seconds=process_time() - begin,
         more={"validation": validated[int(best)], **asdict(chosen)},
     )
 

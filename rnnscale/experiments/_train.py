@@ -17,7 +17,8 @@ def train(metric: str, options: Mapping[str, Any], seed: int, folder: Path) -> R
     """Trains with these options of `TrainConfig`, or a curriculum, see `configs`, and returns the
     metric on the test split. Continues a run that is in the folder. `None` if a signal stopped it.
 
-    The seconds are those of all runs together.
+    The seconds are those of all runs together. What ended the training is that of the last run,
+    unless the budget cut an earlier one short.
     """
     summaries = []
     for config in configs(options, seed, folder):
@@ -26,11 +27,13 @@ def train(metric: str, options: Mapping[str, Any], seed: int, folder: Path) -> R
             return None
         summaries.append(summary)
     last = summaries[-1]
+    cut = any(each["ended"] == "budget" for each in summaries)
     return Result(
         figure=last[f"test_{metric}"],
         parameters=last["parameters"],
-        seconds=sum(each["seconds"] for each in summaries),
+        seconds=sum(each["cpu_seconds"] for each in summaries),
         more={name: last[name] for name in ("test_loss", *_BASELINES) if name in last},
+        ended="budget" if cut else last["ended"],
     )
 
 
@@ -52,6 +55,21 @@ def configs(options: Mapping[str, Any], seed: int, folder: Path) -> list[TrainCo
 # How often a run logs and saves: rarely, because an experiment has many runs.
 QUIET: Mapping[str, Any] = MappingProxyType(
     {"log_every": 50, "save_every": 10_000, "save_minutes": 2.0}
+)
+
+# Training until the validation figure stops improving, and a test of the best checkpoint. A rate
+# that falls would need to know the last step: the average over the last steps replaces it. An entry
+# gives the rate, and how often its model is evaluated.
+UNTIL_IT_STOPS: Mapping[str, Any] = MappingProxyType(
+    {
+        "schedule": "constant",
+        "warmup": 100,
+        "average": 0.995,
+        "patience": 10,
+        "keep_best": True,
+        "steps": 1_000_000,  # never reached
+        **QUIET,
+    }
 )
 
 # The fields of an experiment whose figure is the accuracy of a training run.

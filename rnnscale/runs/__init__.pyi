@@ -1,5 +1,6 @@
 from ._config import (
     Dtype as Dtype,
+    Ended as Ended,
     ParallelOption as ParallelOption,
     Rows as Rows,
     TrainConfig as TrainConfig,

@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 type Dtype = Literal["float32", "bfloat16"]
 type Rows = Literal["records", "packed", "lanes"]
+# What ended a training: its last step, evaluations without improvement, or its `cpu_minutes`.
+type Ended = Literal["steps", "patience", "budget"]
 type ParallelOption = Literal["none", "auto", "dense", "block", "diagonal"]
 
 # The entry of `config.json` that is no option.
@@ -43,6 +45,7 @@ _WITHOUT_EFFECT = {
     "mesh",
     "cpu_devices",
     "steps",
+    "cpu_minutes",
     "out",
     "remat",
     "chunk",
@@ -132,6 +135,8 @@ class TrainConfig:
         there are ten in a run, or fewer where they would take more than about a tenth of the time.
     - `patience`: end the training after this many evaluations in a row that did not improve the
         metric of the task on the validation split; 0 to go on to the last step.
+    - `cpu_minutes`: end the training when it has used this many minutes of processor time, summed
+        over the threads of a process and the sessions of the run, positive; None for no limit.
     - `keep_best`: keep the checkpoint that is best on the validation split, and judge that one at
         the end; `load_run` takes it as well.
     - `ties`: if several evaluations are equally the best, whether `keep_best` keeps the `"first"`
@@ -191,6 +196,7 @@ class TrainConfig:
     save_minutes: float | None = None
     evaluate_every: int | None = None
     patience: int = 0
+    cpu_minutes: float | None = None
     keep_best: bool = False
     ties: Ties = "first"
     sample_bytes: int = 100
@@ -274,7 +280,14 @@ class TrainConfig:
             self._check_at_least(0, name)
         if self.seed >= 2**32:
             raise UserError(f"seed must be below 2**32, got {self.seed}")
-        for name in ("learning_rate", "recurrence_rate", "clip", "save_minutes", "stuck_minutes"):
+        for name in (
+            "learning_rate",
+            "recurrence_rate",
+            "clip",
+            "cpu_minutes",
+            "save_minutes",
+            "stuck_minutes",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be positive, got {value}")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_NOT_DRAWN = {"step", "elapsed", "tokens_per_second", "learning_rate"}
+_NOT_DRAWN = {"step", "elapsed", "cpu_seconds", "tokens_per_second", "learning_rate"}
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], figure: Any) -> int:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,7 +22,7 @@ from rnnscale.distributed import (
     process_count,
     use_cpu_devices,
 )
-from rnnscale.runs._config import TrainConfig
+from rnnscale.runs._config import Ended, TrainConfig
 from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._load import restore_model
 from rnnscale.runs._programs import kept_programs
@@ -37,6 +37,7 @@ from rnnscale.training import (
     Checkpointer,
     Checkpoints,
     Clock,
+    CpuBudget,
     EarlyStopping,
     Evaluation,
     Heartbeat,
@@ -52,6 +53,15 @@ from rnnscale.training import (
 )
 
 _log = logging.getLogger(__name__)
+
+
+class _Trained(NamedTuple):
+    """What a training left; time and best evaluation are those of all sessions of the run."""
+
+    state: TrainState
+    clock: Clock
+    best: Best
+    ended: Ended
 
 
 def run(
@@ -96,17 +106,17 @@ def run(
             kept_programs(folder.programs),
             jax.set_mesh(setup.mesh),
         ):
-            state, clock, best = _train(setup, like, folder, resume, stop, watchdog)
+            trained = _train(setup, like, folder, resume, stop, watchdog)
             if stop.reached():
                 return None
-            model = state.averaged
-            if config.keep_best and best.step not in (None, int(state.step)):
+            best, model = trained.best, trained.state.averaged
+            if config.keep_best and best.step not in (None, int(trained.state.step)):
                 _log.info("testing the model of step %d, the best by %s", best.step, best.figure)
                 model, _ = restore_model(config.out, like.model, setup.mesh)
             figures = setup.evaluate(model, "test", stop=stop, watchdog=watchdog)
             if figures is None:
                 return None
-            summary = _summary(setup, state, clock, best, figures)
+            summary = _summary(setup, trained, figures)
             watchdog.busy("waiting for the other processes at the end")
             barrier(minutes=config.stuck_minutes)
 
@@ -125,9 +135,8 @@ def _train(
     resume: bool,
     stop: StopSignals,
     watchdog: Watchdog,
-) -> tuple[TrainState, Clock, Best]:
-    """Trains to the last step, or until it is stopped; time and best evaluation are those of all
-    sessions of the run."""
+) -> _Trained:
+    """Trains to the last step, or until it is stopped."""
     config = setup.config
     options = config.as_json()
 
@@ -155,7 +164,10 @@ def _train(
         # Only now: the folder of a run that can't be resumed with these options stays as it was.
         on_process_0(proceed)
         _log.info("%s", _opening(setup, state))
-        callbacks = _callbacks(setup, folder, checkpointer, clock, best, stop, watchdog)
+        budget = None
+        if config.cpu_minutes is not None:
+            budget = CpuBudget(clock, minutes=config.cpu_minutes)
+        callbacks = _callbacks(setup, folder, checkpointer, clock, best, budget, stop, watchdog)
         certificates = _certificates(config)
         with stream(
             setup.rows, config.batch_size, start_step=step, shardings=setup.layout
@@ -169,7 +181,10 @@ def _train(
                 steps=config.steps,
                 callbacks=[*certificates, *callbacks],
             )
-    return state, clock, best
+    ended: Ended = "steps"
+    if int(state.step) < config.steps:
+        ended = "budget" if budget is not None and budget.used_up else "patience"
+    return _Trained(state, clock, best, ended)
 
 
 def _callbacks(
@@ -178,6 +193,7 @@ def _callbacks(
     checkpointer: Checkpointer,
     clock: Clock,
     best: Best,
+    budget: CpuBudget | None,
     stop: StopSignals,
     watchdog: Watchdog,
 ) -> list[Callback]:
@@ -220,6 +236,7 @@ def _callbacks(
             metric=task.metric,
         ),
         *evaluation,
+        *([] if budget is None else [budget]),
         Checkpoints(
             checkpointer,
             meta=lambda: {"clock": asdict(clock), "best": asdict(best)},
@@ -301,9 +318,8 @@ def _size(model: SequenceModel) -> int:
     return sum(each.value.size for each in parameters(model))
 
 
-def _summary(
-    setup: Setup, state: TrainState, clock: Clock, best: Best, figures: Mapping[str, float]
-) -> dict[str, Any]:
+def _summary(setup: Setup, trained: _Trained, figures: Mapping[str, float]) -> dict[str, Any]:
+    state, clock, best, ended = trained
     mesh, task = setup.mesh, setup.task
     kept = {"best_step": best.step, f"best_{best.figure}": best.value} if best.step else {}
     return {
@@ -315,7 +331,9 @@ def _summary(
         "device_kind": mesh.devices.flat[0].device_kind,
         "processes": process_count(),
         "steps": int(state.step),
+        "ended": ended,
         "seconds": round(clock.elapsed, 3),
+        "cpu_seconds": round(clock.cpu_seconds, 3),
         "tokens_per_second": round(clock.tokens_per_second, 1),
         "input_stall": round(clock.input_stall, 5),
         **kept,

@@ -9,6 +9,7 @@ from ._checkpointer import (
 from ._checkpoints import Checkpoints as Checkpoints
 from ._chunks import in_chunks as in_chunks
 from ._constraint import indrnn_constraint as indrnn_constraint
+from ._cpu_budget import CpuBudget as CpuBudget
 from ._early_stopping import EarlyStopping as EarlyStopping
 from ._evaluation import Evaluation as Evaluation, evaluate as evaluate
 from ._fit import fit as fit

@@ -3,7 +3,7 @@ its rates come from. Where rows go is up to writers, in files of their own."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from rnnscale._checks import Size, check_arguments
@@ -24,12 +24,15 @@ class Clock:
     **Attributes:**
 
     - `elapsed`: seconds in `fit`.
+    - `cpu_seconds`: processor time of this process in `fit`, summed over its threads. Unlike
+        `elapsed` it hardly depends on what else the machine does.
     - `tokens`, `seconds`: time steps of training data, and the seconds that they took. The first
         step of a session, which compiles, and evaluations are not counted.
     - `waiting`: seconds among these in which the next batch was not ready.
     """
 
     elapsed: float = 0.0
+    cpu_seconds: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
     waiting: float = 0.0
@@ -88,13 +91,14 @@ class Log(Callback):
 
     def on_start(self, step: int, steps: int, state: Any) -> None:
         self._steps = steps
-        self._start = perf_counter()
-        self._before = self.clock.elapsed
+        self._start, self._cpu_start = perf_counter(), process_time()
+        self._before, self._cpu_before = self.clock.elapsed, self.clock.cpu_seconds
         self._window = Clock()  # since the last row
 
     def on_step(self, finished: FinishedStep) -> None:
         session = perf_counter() - self._start
         self.clock.elapsed = self._before + session
+        self.clock.cpu_seconds = self._cpu_before + process_time() - self._cpu_start
         if finished.seconds is not None:
             for clock in (self.clock, self._window):
                 clock.tokens += self._tokens or 0
@@ -115,4 +119,8 @@ class Log(Callback):
             # The first step of a session has no time but one that includes the compilation.
             rate = self._window.tokens_per_second or self._tokens / session
             row["tokens_per_second"] = round(rate, 1)
-        return {**row, "elapsed": round(self.clock.elapsed, 3), **finished.figures}
+        times = {
+            "elapsed": round(self.clock.elapsed, 3),
+            "cpu_seconds": round(self.clock.cpu_seconds, 3),
+        }
+        return {**row, **times, **finished.figures}

@@ -56,7 +56,7 @@ class ProgressBar(Callback):
     def show(self, row: Mapping[str, float]) -> None:
         """Shows the figures of a row."""
         if self._bar.disable:
-            left_out = ("step", "elapsed")
+            left_out = ("step", "elapsed", "cpu_seconds")
             figures = {k: x for k, x in row.items() if k not in left_out and "/" not in k}
             _log.info("step %d/%d  %s", row["step"], self._steps, _text(figures))
         else:

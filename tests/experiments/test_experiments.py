@@ -56,7 +56,8 @@ class Counted:
         if len(self.calls) == self.stop_at:
             return None
         self.calls.append((dict(options), seed, folder.name))
-        return Result(options["x"] + seed, 7, 2.0, {"loss": float(seed)})
+        ended = (None, "budget", "patience")[seed % 3]
+        return Result(options["x"] + seed, 7, 2.0, {"loss": float(seed)}, ended)
 
 
 def test_a_row_has_all_seeds_their_mean_and_spread(tmp_path):
@@ -64,10 +65,11 @@ def test_a_row_has_all_seeds_their_mean_and_spread(tmp_path):
     assert first == {
         "entry": "a", "options": {"x": 1}, "parameters": 7, "seeds": [0, 1, 2],
         "figures": [1, 2, 3], "mean": 2, "spread": 1.0, "seconds": [2.0] * 3,
+        "ended": [None, "budget", "patience"],
         "more": {"loss": 1.0}, "paper": {"value": 0.5, "source": "a paper"},
     }  # fmt: skip
     assert second is not None and second["mean"] == 3 and second["paper"] is None
-    (alone,) = experiment(Counted()).run(tmp_path / "other", seeds=[4], only=["b"])
+    (alone,) = experiment(Counted()).run(tmp_path / "other", seeds=[4], rows=["b"])
     assert alone is not None and alone["figures"] == [6] and alone["spread"] is None
 
 
@@ -94,8 +96,8 @@ def test_no_seeds_and_repeated_seeds(seeds, tmp_path):
 
 
 def test_unknown_entries(tmp_path):
-    with pytest.raises(ValueError, match="n has no entry c; it has a, b"):
-        list(experiment(Counted()).run(tmp_path, only=["a", "c"]))
+    with pytest.raises(ValueError, match="n has no row c; it has a, b"):
+        list(experiment(Counted()).run(tmp_path, rows=["a", "c"]))
 
 
 @pytest.mark.parametrize("preset", TRAINED, ids=lambda each: each.name)
@@ -202,12 +204,12 @@ def test_entries_by_pattern(tmp_path):
     names = ["parity-lstm", "parity-gru", "s3-lstm"]
     preset = replace(experiment(Counted()), entries=[Entry(name, {"x": 1}) for name in names])
 
-    def chosen(*only: str) -> list[str]:
-        return [row["entry"] for row in preset.run(tmp_path, seeds=[0], only=only) if row]
+    def chosen(*rows: str) -> list[str]:
+        return [row["entry"] for row in preset.run(tmp_path, seeds=[0], rows=rows) if row]
 
     assert chosen("parity-*") == names[:2]
     assert chosen("s3-lstm", "*-lstm", "parity-lstm") == ["parity-lstm", "s3-lstm"]
-    with pytest.raises(ValueError, match=r"n has no entry a5-\*, lstm; it has parity-lstm, "):
+    with pytest.raises(ValueError, match=r"n has no row a5-\*, lstm; it has parity-lstm, "):
         chosen("a5-*", "lstm", "*")
 
 
@@ -283,14 +285,14 @@ def test_tracking_is_tested_on_longer_sequences(tmp_path, capsys, monkeypatch):
 
 def test_a_preset_trains_and_a_second_call_reads(tmp_path, capsys):
     out, file = tmp_path / "runs", tmp_path / "rows.json"
-    command = ["experiment", "digits", "--only", "elman", "--seeds", "0", "3", "--steps", "2"]
+    command = ["experiment", "digits", "--row", "elman", "--seeds", "0", "3", "--steps", "2"]
     command += ["--out", str(out), "--json"]
     assert main([*command, str(file)]) == 0
     document = json.loads(file.read_text())
     (row,) = document["rows"]
     assert row["seeds"] == [0, 3] and all(0 <= each <= 1 for each in row["figures"])
     assert row["options"]["steps"] == 2
-    given = "digits --only elman --seeds 0 3 --steps 2"
+    given = "digits --row elman --seeds 0 3 --steps 2"
     assert document["command"] == f"rnnscale experiment {given}"
     assert document["versions"]["jax"] == jax.__version__
     assert "Differs from the papers" in capsys.readouterr().out
@@ -316,7 +318,8 @@ def test_a_curriculum_trains_run_after_run(tmp_path):
     first, last = (folder.summary() for folder in folders)
     assert first is not None and last is not None
     assert result.figure == last["test_mse"] and result.parameters == 33
-    assert result.seconds == first["seconds"] + last["seconds"]
+    assert result.seconds == first["cpu_seconds"] + last["cpu_seconds"]
+    assert result.ended == last["ended"] == "steps"
 
 
 def test_a_stopped_curriculum_continues_where_it_was_stopped(tmp_path, monkeypatch):
@@ -380,7 +383,7 @@ def test_all_experiments_are_listed(capsys):
         (["digit"], "did you mean 'digits'"),
         (["lra-text"], "give it as --folder"),
         (["digits", "--json", "nowhere/rows.json"], "there is no folder nowhere"),
-        (["digits", "--only", "s6"], "digits has no entry s6"),
+        (["digits", "--row", "s6"], "digits has no row s6"),
         (["reservoirs", "--steps", "3"], "a reservoir is fitted, not trained; it has no steps"),
     ],
 )

@@ -55,13 +55,27 @@ def test_a_run_stops_early_and_its_best_model_is_tested_and_loaded(trained: Any)
     summary, folder, saved = trained
     losses = [row["validation_bits_per_byte"] for row in folder.rows()]
     best = int(np.argmin(losses)) + 1
-    assert summary["steps"] == len(losses) == best + 3 < 40
+    assert summary["steps"] == len(losses) == best + 3 < 40 and summary["ended"] == "patience"
     assert (summary["best_step"], summary["best_validation_bits_per_byte"]) == (best, min(losses))
     assert saved.step == best
     assert saved.evaluate("validation")["bits_per_byte"] == pytest.approx(min(losses), rel=1e-6)
     assert saved.evaluate("test")["bits_per_byte"] == pytest.approx(
         summary["test_bits_per_byte"], rel=1e-6
     )
+
+
+def test_a_run_whose_budget_is_used_up_tests_its_best_model_and_goes_on_with_more(
+    trained: Any, tmp_path: Path
+):
+    whole, folder, _ = trained
+    given = {**folder.config(), "out": str(tmp_path / "run")}
+    cut = run(TrainConfig(**{**given, "cpu_minutes": 1e-9}))
+    assert cut is not None and cut["ended"] == "budget" and cut["steps"] < whole["steps"]
+    assert cut["test_bits_per_byte"] > 0
+    rest = run(TrainConfig(**{**given, "cpu_minutes": 60.0}), resume=True)
+    assert rest is not None and rest["ended"] == "patience"
+    for name in ("steps", "best_step", "test_bits_per_byte"):
+        assert rest[name] == whole[name]
 
 
 def test_the_loaded_parameters_are_averaged(trained: Any):

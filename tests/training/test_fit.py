@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from time import sleep
+from time import process_time, sleep
 from typing import Any
 
 import equinox as eqx
@@ -25,6 +25,7 @@ from rnnscale.training import (
     Checkpointer,
     Checkpoints,
     Clock,
+    CpuBudget,
     Evaluation,
     FinishedStep,
     Heartbeat,
@@ -416,6 +417,35 @@ def test_elapsed_and_rates_leave_out_what_is_not_training(tmp_path: Path):
     assert found[0]["tokens_per_second"] > 8 / 0.1
     assert clock.tokens == 8 * 17  # without the first step, and those of the evaluations
     assert 17 * 0.02 < clock.seconds < 0.9 and 0.5 < clock.input_stall <= 1
+
+
+def test_a_budget_of_processor_time_spans_sessions():
+    """Sleep costs nothing. A session that starts with nothing left does no step."""
+
+    def work() -> None:
+        end = process_time() + 0.1
+        while process_time() < end:
+            pass
+
+    def session(clock: Clock, minutes: float, pause: Callable[[], None]) -> tuple[int, bool]:
+        budget = CpuBudget(clock, minutes=minutes)
+        batches = Batches(at={step: pause for step in range(30)})
+        callbacks = [Log(every=100, clock=clock), budget]
+        return int(
+            fit(start(), train_step, batches, steps=30, callbacks=callbacks).step
+        ), budget.used_up
+
+    session(Clock(), 1.0, work)  # compiles
+    clock = Clock()
+    assert session(clock, 0.5 / 60, lambda: sleep(0.02)) == (30, False)
+    assert clock.elapsed > 0.5 > clock.cpu_seconds
+    clock = Clock()
+    steps, used_up = session(clock, 0.5 / 60, work)
+    assert used_up and 4 <= steps <= 7 and clock.cpu_seconds > 0.5
+    kept = Clock(**asdict(clock))
+    assert session(kept, 0.5 / 60, work) == (0, True)
+    more, used_up = session(kept, 0.8 / 60, work)
+    assert used_up and 1 <= more < steps
 
 
 def test_numbers_out_of_range():
