@@ -331,13 +331,17 @@ def test_a_stopped_curriculum_continues_where_it_was_stopped(tmp_path, monkeypat
         RunFolder(config.out).open({})
         if name in stop_at:
             return None
-        return {"test_mse": 0.5, "parameters": 7, "seconds": 1.0, "test_loss": 0.5}
+        ended = "budget" if name == "run-1" else "steps"
+        summary = {"test_mse": 0.5, "parameters": 7, "cpu_seconds": 1.0, "test_loss": 0.5}
+        return {**summary, "ended": ended}
 
     monkeypatch.setattr("rnnscale.runs.run", run)
     options = {"task": "adding", "before": [{"steps": 2}, {"steps": 3}]}
     assert train("mse", options, 0, tmp_path) is None
     stop_at.clear()
-    assert train("mse", options, 0, tmp_path) == Result(0.5, 7, 3.0, {"test_loss": 0.5})
+    assert train("mse", options, 0, tmp_path) == Result(
+        0.5, 7, 3.0, {"test_loss": 0.5}, ended="budget"
+    )
     assert calls == [
         ("run-1", False), ("run-2", False),
         ("run-1", True), ("run-2", True), ("run-3", False),
