@@ -24,8 +24,8 @@ _BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n)(?s:.*?)(<!-- end -->)")
 def pages() -> list[Path]:
     """The README and the guides, which may have tables."""
     root = RESULTS.parents[1]
-    guides = (root / folder for folder in ("benchmarks", "kernels", "rnnscale"))
-    return [root / "README.md", *(page for each in guides for page in each.rglob("README.md"))]
+    folders = (root / folder for folder in ("benchmarks", "kernels", "rnnscale"))
+    return [root / "README.md", *(page for each in folders for page in each.rglob("*.md"))]
 
 
 def blocks(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Checks the pages and the public docstrings: examples run, commands parse, links lead somewhere.
 
-The pages are the README, CONTRIBUTING and the guides, which are the `README.md` files of the
-packages that they describe.
+The pages are the README, CONTRIBUTING and the guides, which stand beside the packages that
+they describe.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
-        *(path for folder in GUIDED for path in sorted((ROOT / folder).rglob("README.md"))),
+        *(path for folder in GUIDED for path in sorted((ROOT / folder).rglob("*.md"))),
     )
     if path.is_file()
 }

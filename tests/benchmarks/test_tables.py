@@ -11,7 +11,9 @@ from benchmarks import _tables
 from rnnscale.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parents[2]
-GUIDE = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+GUIDES = {
+    path.name: path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.md")
+}
 
 
 def test_the_tables_are_those_of_the_results():
@@ -20,27 +22,31 @@ def test_the_tables_are_those_of_the_results():
         assert _tables.updated(text) == text, f"run `python -m benchmarks readme`: {page}"
 
 
-def test_the_guide_has_every_table_but_the_headline():
-    assert sorted([*_tables.blocks(GUIDE), "headline"]) == sorted(_tables.TABLES)
+def test_every_table_but_the_headline_is_in_one_guide():
+    found = [name for text in GUIDES.values() for name in _tables.blocks(text)]
+    assert sorted([*found, "headline"]) == sorted(_tables.TABLES)
 
 
 def test_a_figure_that_was_changed_by_hand_is_found():
-    table = GUIDE[GUIDE.index("<!-- figures: train-step -->") :]
+    guide = GUIDES["speed.md"]
+    table = guide[guide.index("<!-- figures: train-step -->") :]
     figure = re.search(r"\| ([\d.,]+) ms \|", table)
     assert figure is not None
-    changed = GUIDE.replace(figure[0], "| 1.23456 ms |", 1)
-    assert changed != GUIDE and _tables.updated(changed) == GUIDE
+    changed = guide.replace(figure[0], "| 1.23456 ms |", 1)
+    assert changed != guide and _tables.updated(changed) == guide
 
 
 def test_a_block_without_a_table_is_found():
     with pytest.raises(ValueError, match="no tables are called .'pixel'."):
-        _tables.updated(GUIDE.replace("<!-- figures: pixels -->", "<!-- figures: pixel -->"))
+        _tables.updated(
+            GUIDES["README.md"].replace("<!-- figures: pixels -->", "<!-- figures: pixel -->")
+        )
 
 
 def test_no_figure_stands_outside_of_the_tables():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     start = readme.index("## Figures")
-    for text in (GUIDE, readme[start : readme.index("\n## ", start)]):
+    for text in (*GUIDES.values(), readme[start : readme.index("\n## ", start)]):
         prose = re.sub(r"<!-- figures: .*? -->.*?<!-- end -->", "", text, flags=re.DOTALL)
         prose = re.sub(r"^```.*?^```$|`[^`]*`", "", prose, flags=re.DOTALL | re.MULTILINE)
         # Measured figures have a point, a unit or a percent sign; sizes of tasks have not.
