@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Cell, JacobianKind, Units, identity, linear
-from rnnscale.cells._init import normal, uniform
+from rnnscale.cells._init import Horizon, chrono_bias, normal, uniform
 
 type GRUDrive = tuple[Float[Array, "*axes gates"], Units]
 """Two terms: one added to the products with the state, one added to the candidate."""
@@ -37,11 +37,13 @@ class GatedRecurrentUnitCell(Cell):
 
     Parameters have a leading axis of the reset gate, the update gate and the candidate, in the
     order `r, z, n`; $c$ is `candidate_bias`. They start uniform in $\pm 1 / \sqrt{d}$, for
-    `d = hdim`. This is the form of cuDNN, PyTorch and Equinox. `GatedRecurrentUnit` is another name
-    of the class.
+    `d = hdim`; with `t_max`, the bias of the update gate starts at $\log u$ for $u$ uniform in
+    `[1, t_max - 1)`. This is the form of cuDNN, PyTorch and Equinox. `GatedRecurrentUnit` is
+    another name of the class.
 
     Cho, van Merriënboer, Gulcehre, Bahdanau, Bougares, Schwenk, Bengio, *Learning Phrase
-    Representations using RNN Encoder-Decoder for Statistical Machine Translation*, EMNLP 2014.
+    Representations using RNN Encoder-Decoder for Statistical Machine Translation*, EMNLP 2014;
+    `t_max`: Tallec, Ollivier, *Can Recurrent Neural Networks Warp Time?*, ICLR 2018.
 
     **Differs from the paper:** the paper's reset gate acts on the state before the product, as in
     `ChoGatedRecurrentUnitCell`, and the paper has no biases.
@@ -58,20 +60,24 @@ class GatedRecurrentUnitCell(Cell):
     hdim: int = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, idim: Size, hdim: Size, *, key: PRNGKeyArray):
+    def __init__(self, idim: Size, hdim: Size, *, t_max: Horizon | None = None, key: PRNGKeyArray):
         """**Arguments:**
 
         - `idim`: number of input features.
         - `hdim`: number of units.
+        - `t_max`: the longest time to remember, in steps, at least 3, for the bias of the update
+            gate (chrono initialisation). None for a bias like the others.
         - `key`: for the initial parameters.
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
-        recurrent_key, input_key, bias_key, candidate_key = jax.random.split(key, 4)
+        recurrent_key, input_key, bias_key, candidate_key, chrono_key = jax.random.split(key, 5)
         limit = 1 / math.sqrt(hdim)
         self.recurrent = uniform(recurrent_key, (3, hdim, hdim), limit)
         self.input = uniform(input_key, (3, hdim, idim), limit)
         self.bias = uniform(bias_key, (3, hdim), limit)
+        if t_max is not None:
+            self.bias = self.bias.at[1].set(chrono_bias(chrono_key, hdim, t_max))
         self.candidate_bias = uniform(candidate_key, (hdim,), limit)
         self.idim, self.hdim = idim, hdim
 
@@ -120,11 +126,13 @@ class ChoGatedRecurrentUnitCell(Cell):
 
     Parameters have a leading axis of the reset gate, the update gate and the candidate, in the
     order `r, z, n`. The recurrent matrices start orthogonal, those of the input normal with a
-    standard deviation of 0.01, as in the paper, and the biases at zero. A step has two products one
-    after the other; `GatedRecurrentUnitCell` has one.
+    standard deviation of 0.01, as in the paper, and the biases at zero; with `t_max`, that of the
+    update gate at $\log u$ for $u$ uniform in `[1, t_max - 1)`. A step has two products one after
+    the other; `GatedRecurrentUnitCell` has one.
 
     Cho, van Merriënboer, Gulcehre, Bahdanau, Bougares, Schwenk, Bengio, *Learning Phrase
-    Representations using RNN Encoder-Decoder for Statistical Machine Translation*, EMNLP 2014.
+    Representations using RNN Encoder-Decoder for Statistical Machine Translation*, EMNLP 2014;
+    `t_max`: Tallec, Ollivier, *Can Recurrent Neural Networks Warp Time?*, ICLR 2018.
 
     **Differs from the paper:** the paper has no biases.
     """
@@ -138,19 +146,23 @@ class ChoGatedRecurrentUnitCell(Cell):
     hdim: int = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, idim: Size, hdim: Size, *, key: PRNGKeyArray):
+    def __init__(self, idim: Size, hdim: Size, *, t_max: Horizon | None = None, key: PRNGKeyArray):
         """**Arguments:**
 
         - `idim`: number of input features.
         - `hdim`: number of units.
+        - `t_max`: the longest time to remember, in steps, at least 3, for the bias of the update
+            gate (chrono initialisation). None for a bias of zero.
         - `key`: for the initial parameters.
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
-        recurrent_key, input_key = jax.random.split(key)
+        recurrent_key, input_key, chrono_key = jax.random.split(key, 3)
         self.recurrent = jax.random.orthogonal(recurrent_key, hdim, (3,), jnp.float32)
         self.input = normal(input_key, (3, hdim, idim), 0.01)
         self.bias = jnp.zeros((3, hdim), jnp.float32)
+        if t_max is not None:
+            self.bias = self.bias.at[1].set(chrono_bias(chrono_key, hdim, t_max))
         self.idim, self.hdim = idim, hdim
 
     def weights(self) -> _ChoGRUWeights:

@@ -12,7 +12,7 @@ from rnnscale._base import state_dtype
 from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, AffineInputCell, DenseWeights, JacobianKind, Units
-from rnnscale.cells._init import uniform
+from rnnscale.cells._init import Horizon, chrono_bias, uniform
 
 type LSTMState = tuple[Units, Units]
 
@@ -25,12 +25,14 @@ class LongShortTermMemoryCell(AffineInputCell):
     $$c_t = f \odot c_{t-1} + i \odot g, \qquad h_t = o \odot \tanh(c_t)$$
 
     Parameters have a leading axis of the four gates, in the order `i, f, g, o`. They start uniform
-    in $\pm 1 / \sqrt{n}$, for `n = hdim`, and the bias of the forget gate at one. The state is
-    `(h, c)`. `LongShortTermMemory` is another name of this class.
+    in $\pm 1 / \sqrt{n}$, for `n = hdim`, and the bias of the forget gate at one; with `t_max`, at
+    $\log u$ for $u$ uniform in `[1, t_max - 1)`, and that of the input gate at $-\log u$. The state
+    is `(h, c)`. `LongShortTermMemory` is another name of this class.
 
     Hochreiter, Schmidhuber, *Long Short-Term Memory*, Neural Computation 1997; forget gate: Gers,
     Schmidhuber, Cummins, *Learning to Forget*, Neural Computation 2000; its bias: Jozefowicz,
-    Zaremba, Sutskever, *An Empirical Exploration of Recurrent Network Architectures*, ICML 2015.
+    Zaremba, Sutskever, *An Empirical Exploration of Recurrent Network Architectures*, ICML 2015;
+    `t_max`: Tallec, Ollivier, *Can Recurrent Neural Networks Warp Time?*, ICLR 2018.
     """
 
     jacobian: ClassVar[JacobianKind] = "block"
@@ -43,20 +45,27 @@ class LongShortTermMemoryCell(AffineInputCell):
     hdim: int = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, idim: Size, hdim: Size, *, key: PRNGKeyArray):
+    def __init__(self, idim: Size, hdim: Size, *, t_max: Horizon | None = None, key: PRNGKeyArray):
         """**Arguments:**
 
         - `idim`: number of input features.
         - `hdim`: number of units.
+        - `t_max`: the longest time to remember, in steps, at least 3, for the biases of the forget
+            and the input gate (chrono initialisation). None for the bias of one.
         - `key`: for the initial parameters.
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
-        recurrent_key, input_key, bias_key = jax.random.split(key, 3)
+        recurrent_key, input_key, bias_key, chrono_key = jax.random.split(key, 4)
         limit = 1 / math.sqrt(hdim)
         self.recurrent = uniform(recurrent_key, (4, hdim, hdim), limit)
         self.input = uniform(input_key, (4, hdim, idim), limit)
-        self.bias = uniform(bias_key, (4, hdim), limit).at[1].set(1.0)
+        bias = uniform(bias_key, (4, hdim), limit)
+        if t_max is None:
+            self.bias = bias.at[1].set(1.0)
+        else:
+            keep = chrono_bias(chrono_key, hdim, t_max)
+            self.bias = bias.at[0].set(-keep).at[1].set(keep)
         self.idim, self.hdim = idim, hdim
 
     def weights(self) -> DenseWeights:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, AffineInputCell, JacobianKind, Units
-from rnnscale.cells._init import uniform
+from rnnscale.cells._init import Horizon, chrono_bias, uniform
 
 type ResetGate = Literal["before", "after", "none"]
 
@@ -40,11 +40,13 @@ class MinimalGatedUnitCell(AffineInputCell):
 
     Parameters have a leading axis of the gate and the candidate, in the order `f, n`; $c$ is
     `candidate_bias`, which only `"after"` has. They start uniform in $\pm 1 / \sqrt{d}$, for
-    `d = hdim`; the paper does not say how.
+    `d = hdim`; the paper does not say how. With `t_max`, the bias of the gate starts at $-\log u$
+    for $u$ uniform in `[1, t_max - 1)`.
 
     Zhou, Wu, Zhang, Zhou, *Minimal Gated Unit for Recurrent Neural Networks*, International Journal
     of Automation and Computing 2016; without reset: Collins, Sohl-Dickstein, Sussillo, *Capacity
-    and Trainability in Recurrent Neural Networks*, ICLR 2017.
+    and Trainability in Recurrent Neural Networks*, ICLR 2017; `t_max`: Tallec, Ollivier, *Can
+    Recurrent Neural Networks Warp Time?*, ICLR 2018.
 
     **Differs from the papers:** the gate of Collins et al. is $1 - f_t$. Flax's `MGUCell` resets by
     the gate that keeps the state, $1 - f_t$ here, and computes something else than any form.
@@ -62,22 +64,32 @@ class MinimalGatedUnitCell(AffineInputCell):
 
     @check_arguments
     def __init__(
-        self, idim: Size, hdim: Size, *, reset_gate: ResetGate = "before", key: PRNGKeyArray
+        self,
+        idim: Size,
+        hdim: Size,
+        *,
+        reset_gate: ResetGate = "before",
+        t_max: Horizon | None = None,
+        key: PRNGKeyArray,
     ):
         """**Arguments:**
 
         - `idim`: number of input features.
         - `hdim`: number of units.
         - `reset_gate`: `"before"`, `"after"` or `"none"`.
+        - `t_max`: the longest time to remember, in steps, at least 3, for the bias of the gate
+            (chrono initialisation). None for a bias like the others.
         - `key`: for the initial parameters.
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
-        recurrent_key, input_key, bias_key, candidate_key = jax.random.split(key, 4)
+        recurrent_key, input_key, bias_key, candidate_key, chrono_key = jax.random.split(key, 5)
         limit = 1 / math.sqrt(hdim)
         self.recurrent = uniform(recurrent_key, (2, hdim, hdim), limit)
         self.input = uniform(input_key, (2, hdim, idim), limit)
         self.bias = uniform(bias_key, (2, hdim), limit)
+        if t_max is not None:
+            self.bias = self.bias.at[0].set(-chrono_bias(chrono_key, hdim, t_max))
         self.candidate_bias = (
             uniform(candidate_key, (hdim,), limit) if reset_gate == "after" else None
         )

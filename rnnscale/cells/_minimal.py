@@ -4,13 +4,14 @@ import math
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from rnnscale._checks import Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Coefficients, LinearCell
 from rnnscale.cells._gates import gate_products
-from rnnscale.cells._init import uniform
+from rnnscale.cells._init import Horizon, chrono_bias, uniform
 
 
 class MinGRUCell(LinearCell):
@@ -23,9 +24,11 @@ class MinGRUCell(LinearCell):
     candidates and the initial state.
 
     Parameters have a leading axis of the two products, in the order `z, h`. They start uniform in
-    $\pm 1 / \sqrt{m}$, for `m = idim`.
+    $\pm 1 / \sqrt{m}$, for `m = idim`; with `t_max`, the bias of the gate starts at $-\log u$ for
+    $u$ uniform in `[1, t_max - 1)`.
 
-    Feng, Tung, Ahmed, Bengio, Hajimirsadeghi, *Were RNNs All We Needed?*, 2024.
+    Feng, Tung, Ahmed, Bengio, Hajimirsadeghi, *Were RNNs All We Needed?*, 2024; `t_max`: Tallec,
+    Ollivier, *Can Recurrent Neural Networks Warp Time?*, ICLR 2018.
     """
 
     input: Float[Array, "2 state idim"] = parameter()
@@ -34,19 +37,23 @@ class MinGRUCell(LinearCell):
     hdim: int = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, idim: Size, hdim: Size, *, key: PRNGKeyArray):
+    def __init__(self, idim: Size, hdim: Size, *, t_max: Horizon | None = None, key: PRNGKeyArray):
         """**Arguments:**
 
         - `idim`: number of input features.
         - `hdim`: number of units.
+        - `t_max`: the longest time to remember, in steps, at least 3, for the bias of the gate
+            (chrono initialisation). None for a bias like the others.
         - `key`: for the initial parameters.
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
-        input_key, bias_key = jax.random.split(key)
+        input_key, bias_key, chrono_key = jax.random.split(key, 3)
         limit = 1 / math.sqrt(idim)
         self.input = uniform(input_key, (2, hdim, idim), limit)
         self.bias = uniform(bias_key, (2, hdim), limit)
+        if t_max is not None:
+            self.bias = self.bias.at[0].set(-chrono_bias(chrono_key, hdim, t_max))
         self.idim, self.hdim = idim, hdim
 
     def drive(self, weights: "MinGRUCell", x: Float[Array, "*axes idim"]) -> Coefficients:
@@ -67,9 +74,11 @@ class MinLSTMCell(LinearCell):
     The state is a weighted mean of the candidates and the initial state.
 
     Parameters have a leading axis of the three products, in the order `f, i, h`. They start uniform
-    in $\pm 1 / \sqrt{m}$, for `m = idim`.
+    in $\pm 1 / \sqrt{m}$, for `m = idim`; with `t_max`, the bias of the forget gate starts at
+    $\log u$ for $u$ uniform in `[1, t_max - 1)`, and that of the input gate at $-\log u$.
 
-    Feng, Tung, Ahmed, Bengio, Hajimirsadeghi, *Were RNNs All We Needed?*, 2024.
+    Feng, Tung, Ahmed, Bengio, Hajimirsadeghi, *Were RNNs All We Needed?*, 2024; `t_max`: Tallec,
+    Ollivier, *Can Recurrent Neural Networks Warp Time?*, ICLR 2018.
     """
 
     input: Float[Array, "3 state idim"] = parameter()
@@ -78,19 +87,24 @@ class MinLSTMCell(LinearCell):
     hdim: int = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, idim: Size, hdim: Size, *, key: PRNGKeyArray):
+    def __init__(self, idim: Size, hdim: Size, *, t_max: Horizon | None = None, key: PRNGKeyArray):
         """**Arguments:**
 
         - `idim`: number of input features.
         - `hdim`: number of units.
+        - `t_max`: the longest time to remember, in steps, at least 3, for the biases of both gates
+            (chrono initialisation). None for biases like the others.
         - `key`: for the initial parameters.
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
-        input_key, bias_key = jax.random.split(key)
+        input_key, bias_key, chrono_key = jax.random.split(key, 3)
         limit = 1 / math.sqrt(idim)
         self.input = uniform(input_key, (3, hdim, idim), limit)
         self.bias = uniform(bias_key, (3, hdim), limit)
+        if t_max is not None:
+            keep = chrono_bias(chrono_key, hdim, t_max)
+            self.bias = self.bias.at[:2].set(jnp.stack([keep, -keep]))
         self.idim, self.hdim = idim, hdim
 
     def drive(self, weights: "MinLSTMCell", x: Float[Array, "*axes idim"]) -> Coefficients:

@@ -14,7 +14,7 @@ from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.cells._base import Affine, Cell, Units
 from rnnscale.cells._gates import block_products
-from rnnscale.cells._init import normal, uniform
+from rnnscale.cells._init import Horizon, chrono_bias, normal, uniform
 
 type GateDrives = tuple[Units, Units, Units]
 
@@ -49,10 +49,12 @@ class ParaGRUCell(Cell):
 
     $a$ starts normal with a standard deviation of $2 / \sqrt{5 n}$, for `n = hdim`, the blocks of
     $B$ Xavier-uniform. The bias of the update gate starts at 0 for the first unit and falls in
-    equal steps to -1 for the last, so that later units remember longer; the others start at zero.
+    equal steps to -1 for the last, so that later units remember longer; with `t_max`, it starts at
+    $-\log u$ for $u$ uniform in `[1, t_max - 1)`. The other biases start at zero.
 
     Danieli, Rodríguez, Sarabia, Suau, Zappella, *ParaRNN: Unlocking Parallel Training of Nonlinear
-    RNNs for Large Language Models*, 2025.
+    RNNs for Large Language Models*, 2025; `t_max`: Tallec, Ollivier, *Can Recurrent Neural Networks
+    Warp Time?*, ICLR 2018.
     """
 
     unit_axis: ClassVar[str] = "state"
@@ -64,21 +66,33 @@ class ParaGRUCell(Cell):
     hdim: int = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, idim: Size, hdim: Size, *, heads: Size = 1, key: PRNGKeyArray):
+    def __init__(
+        self,
+        idim: Size,
+        hdim: Size,
+        *,
+        heads: Size = 1,
+        t_max: Horizon | None = None,
+        key: PRNGKeyArray,
+    ):
         """**Arguments:**
 
         - `idim`: number of input features.
         - `hdim`: number of units.
         - `heads`: blocks of the input maps, a divisor of `idim` and of `hdim`.
+        - `t_max`: the longest time to remember, in steps, at least 3, for the bias of the update
+            gate (chrono initialisation). None for the paper's.
         - `key`: for the initial parameters.
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         _check_heads(ParaGRUCell, idim, hdim, heads)
-        recurrent_key, input_key = jax.random.split(key)
+        recurrent_key, input_key, chrono_key = jax.random.split(key, 3)
         self.recurrent = _diagonal(recurrent_key, 3, hdim)
         self.input = _xavier_blocks(input_key, idim, hdim, heads)
         self.bias = _graded_bias(hdim)
+        if t_max is not None:
+            self.bias = self.bias.at[0].set(-chrono_bias(chrono_key, hdim, t_max))
         self.idim, self.hdim = idim, hdim
 
     def weights(self) -> _ParaWeights:
@@ -119,10 +133,12 @@ class ParaLSTMCell(Cell):
 
     $a$ and $p$ start normal with a standard deviation of $2 / \sqrt{5 n}$, for `n = hdim`, the
     blocks of $B$ Xavier-uniform. The bias of the forget gate starts at 0 for the first unit and
-    falls in equal steps to -1 for the last; the others start at zero.
+    falls in equal steps to -1 for the last; with `t_max`, it starts at $\log u$ for $u$ uniform in
+    `[1, t_max - 1)`. The other biases start at zero.
 
     Danieli, Rodríguez, Sarabia, Suau, Zappella, *ParaRNN: Unlocking Parallel Training of Nonlinear
-    RNNs for Large Language Models*, 2025.
+    RNNs for Large Language Models*, 2025; `t_max`: Tallec, Ollivier, *Can Recurrent Neural Networks
+    Warp Time?*, ICLR 2018.
     """
 
     unit_axis: ClassVar[str] = "state"
@@ -135,22 +151,34 @@ class ParaLSTMCell(Cell):
     hdim: int = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, idim: Size, hdim: Size, *, heads: Size = 1, key: PRNGKeyArray):
+    def __init__(
+        self,
+        idim: Size,
+        hdim: Size,
+        *,
+        heads: Size = 1,
+        t_max: Horizon | None = None,
+        key: PRNGKeyArray,
+    ):
         """**Arguments:**
 
         - `idim`: number of input features.
         - `hdim`: number of units.
         - `heads`: blocks of the input maps, a divisor of `idim` and of `hdim`.
+        - `t_max`: the longest time to remember, in steps, at least 3, for the bias of the forget
+            gate (chrono initialisation). None for the paper's.
         - `key`: for the initial parameters.
 
         **Raises:** `TypeError` if an argument has another kind, `ValueError` if it is out of range.
         """
         _check_heads(ParaLSTMCell, idim, hdim, heads)
-        recurrent_key, peephole_key, input_key = jax.random.split(key, 3)
+        recurrent_key, peephole_key, input_key, chrono_key = jax.random.split(key, 4)
         self.recurrent = _diagonal(recurrent_key, 3, hdim)
         self.peephole = _diagonal(peephole_key, 2, hdim)
         self.input = _xavier_blocks(input_key, idim, hdim, heads)
         self.bias = _graded_bias(hdim)
+        if t_max is not None:
+            self.bias = self.bias.at[0].set(chrono_bias(chrono_key, hdim, t_max))
         self.idim, self.hdim = idim, hdim
 
     def weights(self) -> _ParaWeights:

@@ -10,7 +10,6 @@ import optax
 from jaxtyping import Array, Key, PRNGKeyArray
 
 from rnnscale._base import SequenceLayer, SequenceModel, State
-from rnnscale._errors import UserError
 from rnnscale.cells import Cell, Newton
 from rnnscale.layers import DeepRNN, Embedding, LayerNorm, RMSNorm, RNNEncoder
 from rnnscale.models import FFN, GatedFFN, HalfGLU, Identity, LanguageModel, SequenceClassifier
@@ -48,16 +47,12 @@ def make_model(config: TrainConfig, task: TaskSpec, key: PRNGKeyArray) -> Sequen
     """The model of a run.
 
     Layers become a `SequenceClassifier` or, for tokens with a label at each step, a
-    `LanguageModel`; so do cells that read tokens or are stacked with other layers. Other cells
-    become a `DeepRNN`.
+    `LanguageModel`; so do cells that read tokens, are stacked with other layers, or for which a
+    block is given. Other cells become a `DeepRNN`.
     """
     entry = MODELS[config.model]
-    if isinstance(entry, CellEntry) and task.inputs == "features" and config.every is None:
-        if config.block is not None:
-            raise UserError(
-                f"{config.model} on {task.name} becomes a stack of cells without blocks: leave "
-                f"block={config.block!r} out"
-            )
+    in_blocks = task.inputs == "tokens" or config.every is not None or config.block is not None
+    if isinstance(entry, CellEntry) and not in_blocks:
         return _make_deep_rnn(config, task, entry, key)
 
     def maker(model: str, options: Mapping[str, Any]) -> Callable[[PRNGKeyArray], SequenceLayer]:

@@ -106,8 +106,9 @@ class TrainConfig:
     - `block`: what a block has in addition to its layer: `"half-glu"`, a layer norm before and a
         gate after it, as in S5; `"plain"`, an RMS norm, as in Mamba; `"swiglu"` or `"geglu"`, an
         RMS norm and a gated feed-forward network, as in xLSTM and in Griffin; `"relu2"`, a layer
-        norm and a feed-forward network, as in RWKV. None for the default of the layer. In a stack
-        of different layers, all blocks are those of `model`.
+        norm and a feed-forward network, as in RWKV. None for the default of the layer; cells that
+        read features then follow one another without blocks. In a stack of different layers, all
+        blocks are those of `model`.
     - `dropout`: the probability to drop, 0 <= p < 1.
     - `learning_rate`: rate of the weights, positive.
     - `recurrence_rate`: rate of the parameters of the recurrence, positive; a quarter of

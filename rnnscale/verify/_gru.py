@@ -8,6 +8,7 @@ from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import ChoGatedRecurrentUnitCell, GatedRecurrentUnitCell
 from rnnscale.verify._check import Check, agrees, follows, normal, parameters_follow, uniform
+from rnnscale.verify._chrono import remembers
 from rnnscale.verify._double import Doubles, fold, sigmoid
 from rnnscale.verify._probe import (
     OPEN,
@@ -83,6 +84,7 @@ def _invariants(key: PRNGKeyArray) -> list[Check]:
             2e-6,
         ),
         *parameters_follow(cell, uniform(-limit, limit), "recurrent", "input", "bias"),
+        *remembers(GatedRecurrentUnitCell, key, "recurrent"),
     ]
 
 
@@ -106,6 +108,7 @@ def _cho_invariants(key: PRNGKeyArray) -> list[Check]:
             0.5,
         ),
         follows("initial input", cell.input, normal(0.01)),
+        *remembers(ChoGatedRecurrentUnitCell, key, "recurrent"),
     ]
 
 

@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import LongShortTermMemoryCell
 from rnnscale.verify._check import Check, agrees, follows, parameters_follow, uniform
+from rnnscale.verify._chrono import remembers
 from rnnscale.verify._double import Doubles, fold, sigmoid
 from rnnscale.verify._probe import (
     OPEN,
@@ -50,6 +51,7 @@ def _invariants(key: PRNGKeyArray) -> list[Check]:
     h, c, xs = draw(key, (20,), (20,), (50, 7))
     holding = with_arrays(cell, bias=with_entry(cell.bias, [0, 1], [[-OPEN], [OPEN]]))
     (_, held), _ = run_steps(holding, xs, (h, c))
+    chrono = build(lambda key: LongShortTermMemoryCell(3, 20, t_max=50, key=key), key)
     retained = jacobian(lambda c: cell(jnp.zeros(7), (jnp.zeros(20), c))[0][1], c)
     limit = 1 / math.sqrt(20)
     return [
@@ -62,6 +64,8 @@ def _invariants(key: PRNGKeyArray) -> list[Check]:
         ),
         *parameters_follow(cell, uniform(-limit, limit), "recurrent", "input"),
         follows("initial biases of the other gates", cell.bias[[0, 2, 3]], uniform(-limit, limit)),
+        *remembers(LongShortTermMemoryCell, key, "recurrent"),
+        Check("and i = 1 - f", largest(chrono.bias[0] + chrono.bias[1]), 0.0),
     ]
 
 

@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import MinimalGatedUnitCell
 from rnnscale.verify._check import Check, agrees, parameters_follow, uniform
+from rnnscale.verify._chrono import remembers
 from rnnscale.verify._double import Doubles, fold, sigmoid, to_double
 from rnnscale.verify._probe import (
     OPEN,
@@ -84,7 +85,11 @@ def _invariants(key: PRNGKeyArray) -> list[Check]:
         ]
     arrays = ("recurrent", "input", "bias", "candidate_bias")
     cell = build(partial(_build_form, "after"), key)
-    return [*checks, *parameters_follow(cell, uniform(-limit, limit), *arrays)]
+    return [
+        *checks,
+        *parameters_follow(cell, uniform(-limit, limit), *arrays),
+        *remembers(MinimalGatedUnitCell, key, "recurrent"),
+    ]
 
 
 SUBJECTS = [CellSubject("MinimalGatedUnitCell", "Zhou et al. 2016", _build, _oracle, _invariants)]

@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 from rnnscale import sharding
 from rnnscale.cells import LinearCell, MinGRUCell, MinLSTMCell
 from rnnscale.verify._check import Check, agrees
+from rnnscale.verify._chrono import remembers
 from rnnscale.verify._double import Doubles, fold, sigmoid
 from rnnscale.verify._probe import build, draw, run_steps
 from rnnscale.verify._subject import CellSubject
@@ -50,7 +51,7 @@ def _build(make: type[Any], key: PRNGKeyArray) -> Any:
 
 def _invariants(make: type[Any], key: PRNGKeyArray) -> list[Check]:
     cell = build(partial(_build, make), key)
-    return [parallel_equals_steps(cell, key), _state_is_mean(cell, key)]
+    return [parallel_equals_steps(cell, key), _state_is_mean(cell, key), *remembers(make, key)]
 
 
 def _state_is_mean(cell: Any, key: PRNGKeyArray) -> Check:

@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from rnnscale.cells import ParaGRUCell, ParaLSTMCell
 from rnnscale.verify._check import Check, agrees, follows, normal, uniform
+from rnnscale.verify._chrono import remembers
 from rnnscale.verify._double import Doubles, fold, sigmoid, to_double
 from rnnscale.verify._probe import (
     OPEN,
@@ -103,6 +104,7 @@ def _gru_invariants(key: PRNGKeyArray) -> list[Check]:
         agrees("∂h'/∂h is diag((1 - z) + ...)", derivative, np.diag(expected), 1e-12),
         _gate_shuts("z = 0 copies the state", build(_build_gru, key), -OPEN, key),
         *_initial(ParaGRUCell, key),
+        *remembers(ParaGRUCell, key, "recurrent"),
     ]
 
 
@@ -136,6 +138,7 @@ def _lstm_invariants(key: PRNGKeyArray) -> list[Check]:
         _gate_shuts("f = 1 copies c", build(_build_lstm, key), OPEN, key),
         follows("initial peephole", large.peephole, normal(2 / math.sqrt(5 * 600))),
         *_initial(ParaLSTMCell, key),
+        *remembers(ParaLSTMCell, key, "recurrent", "peephole"),
     ]
 
 

@@ -12,9 +12,9 @@ import optax
 import pytest
 
 from rnnscale import GriffinRecurrence, IndRNNCell, LinearAttention, LocalAttention, trainable
-from rnnscale._errors import UserError
-from rnnscale.layers import RMSNorm
-from rnnscale.models import GatedFFN, HalfGLU, Identity
+from rnnscale.cells import LongShortTermMemoryCell
+from rnnscale.layers import DeepRNN, RMSNorm
+from rnnscale.models import GatedFFN, HalfGLU, Identity, SequenceClassifier
 from rnnscale.runs import MODELS, TrainConfig
 from rnnscale.runs._build import constrain, make_loss, make_model
 from rnnscale.runs._models import constructor
@@ -199,6 +199,11 @@ def test_layers_come_in_the_blocks_of_their_authors_or_another(key):
     assert isinstance(block(model="s5").mixer, HalfGLU)
 
 
-def test_a_stack_of_cells_has_no_blocks(adding, key):
-    with pytest.raises(UserError, match="leave block='swiglu' out"):
-        make_model(config_for("adding", model="lstm", block="swiglu"), adding.spec, key)
+def test_cells_stand_in_blocks_if_one_is_named(adding, key):
+    def made(**given):
+        return make_model(config_for("adding", model="lstm", **given), adding.spec, key)
+
+    assert isinstance(made(), DeepRNN)
+    model: Any = made(block="swiglu", dropout=0.1)
+    assert isinstance(model, SequenceClassifier) and isinstance(model.stack.blocks.ffn, GatedFFN)
+    assert isinstance(model.stack.blocks.layer.cell, LongShortTermMemoryCell)
