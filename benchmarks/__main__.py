@@ -214,7 +214,8 @@ def plot_results(given: Sequence[str]) -> int:
 
     parser = _Parser(
         prog="python -m benchmarks plot",
-        description="Draws what a benchmark wrote with --json, on one device or on several.",
+        description="Draws what a benchmark wrote with --json, on one device or on several, or "
+        "what `rnnscale experiment NAME --curves FILE` wrote.",
     )
     parser.add_argument("results", nargs="+", metavar="RESULT.json")
     parser.add_argument("--out", required=True, metavar="FILE", help="such as rows.png or rows.svg")
@@ -224,25 +225,35 @@ def plot_results(given: Sequence[str]) -> int:
         figure = new_figure("--out", options.out)
     except ValueError as error:
         return report_wrong(str(error))
-    names = sorted({document["benchmark"] for document in documents})
+    names = sorted({document.get("benchmark") or document["experiment"] for document in documents})
     if len(names) > 1:
         return report_wrong(f"a picture is of one benchmark, the files are of {', '.join(names)}")
-    draw = load(names[0]).plot
-    if draw is None:
+    if "experiment" in documents[0]:
+        if len(documents) > 1:
+            return report_wrong("the curves of an experiment are in one file")
+        from ._curves import draw as draw_curves
+
+        draw_curves(documents[0], figure)
+    elif (draw := load(names[0]).plot) is not None:
+        draw([row for document in documents for row in rows_with_device(document)], figure)
+    else:
         return report_wrong(f"{names[0]} has no picture")
-    draw([row for document in documents for row in rows_with_device(document)], figure)
     figure.savefig(options.out)
     return 0
 
 
 def update_pages(given: Sequence[str]) -> int:
+    from ._curves import FOLDER as CURVES, write_picture
     from ._tables import pages, updated
 
     parser = _Parser(
         prog="python -m benchmarks readme",
-        description="Updates the tables of the README and the guides from the files in results/.",
+        description="Updates the tables of the README and the guides from the files in results/, "
+        "and draws the curves there.",
     )
     parser.parse_args(given)
+    for data in sorted(CURVES.glob("*.json")):
+        write_picture(data)
     for page in pages():
         page.write_text(updated(page.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
@@ -253,9 +264,14 @@ def read(file: str) -> dict[str, Any]:
         document = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {file}: {error}") from None
-    if not isinstance(document, dict) or document.get("benchmark") not in BENCHMARKS:
-        raise ValueError(f"{file} was not written by python -m benchmarks NAME --json FILE")
-    return document
+    if isinstance(document, dict) and document.get("benchmark") in BENCHMARKS:
+        return document
+    if isinstance(document, dict) and "values" in document.get("rows", [{}])[0]:
+        return document
+    raise ValueError(
+        f"{file} was not written by python -m benchmarks NAME --json FILE, nor by rnnscale "
+        "experiment NAME --curves FILE"
+    )
 
 
 def run_all(given: Sequence[str]) -> int:

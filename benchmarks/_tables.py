@@ -5,19 +5,19 @@ A page has the output of `TABLES[NAME]` between `<!-- figures: NAME -->` and `<!
 figure is typed by hand.
 """
 
-import json
-import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from . import _experiments
 from ._benchmark import OURS, Row, case_name
+from ._curves import FOLDER, picture
+from ._headline import headline
+from ._markdown import RESULTS, jobs, load, markdown, number
 
-RESULTS = Path(__file__).parent / "results"
 _BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n)(?s:.*?)(<!-- end -->)")
 
 
@@ -41,37 +41,6 @@ def updated(text: str) -> str:
     if unknown := set(blocks(text)) - TABLES.keys():
         raise ValueError(f"no tables are called {sorted(unknown)}; there are {sorted(TABLES)}")
     return _BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
-
-
-def load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def number(value: float) -> str:
-    """Three digits, and an exponent only for small values."""
-    if value == 0:
-        return "0"
-    order = math.floor(math.log10(abs(value)))
-    return f"{value:.2e}" if order < -3 else f"{value:,.{max(0, 2 - order)}f}"
-
-
-def with_spread(row: Row, digits: int) -> str:
-    if row["spread"] is None:
-        return f"{row['mean']:.{digits}f}"
-    return f"{row['mean']:.{digits}f} ± {row['spread']:.{digits}f}"
-
-
-def jobs(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
-    """The rows by job: by their values of `names`."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[name] for name in names), []).append(row)
-    return found
 
 
 def compared(
@@ -155,6 +124,16 @@ def layers(mode: str) -> str:
         _LAYERS_AHEAD[mode],
         chosen=lambda row: row["mode"] == mode,
     )
+
+
+def curves(experiment: str) -> str:
+    """The picture of the curves of an experiment, for a page in this folder; nothing before they
+    were measured."""
+    file = picture(FOLDER / f"{experiment}.json")
+    if not file.is_file():
+        return ""
+    alt = f"{experiment}: the validation figure of each model over steps and processor time"
+    return f"![{alt}]({file.relative_to(RESULTS.parent).as_posix()})\n"
 
 
 def growth() -> str:
@@ -249,42 +228,6 @@ def resume() -> str:
     for (model,), sessions in found.items():
         rows.append((model, *(f"{row['cpu_s']:.1f} s" for row in sessions)))
     return markdown(("model", "new run", "resumed run"), rows)
-
-
-def pixels() -> str:
-    names = ("digits", "digits-permuted", "mnist5k", "mnist5k-permuted")
-    tables = {
-        name: {row["entry"]: row for row in load(f"experiments/{name}")["rows"]} for name in names
-    }
-    rows = []
-    for entry, permuted in tables["mnist5k-permuted"].items():
-        ours = (with_spread(table[entry], 3) for table in tables.values())
-        paper = permuted["paper"]
-        rows.append((entry, *ours, "" if paper is None else f"{paper['value']:.3f}"))
-    return markdown(("model", *(f"`{name}`" for name in tables), "published, permuted MNIST"), rows)
-
-
-def others() -> str:
-    """The experiments that have few entries."""
-    rows = []
-    for name, digits in (
-        ("adding-500", 5), ("adding-1000", 5), ("adding-5000", 5), ("copy", 4),
-        ("japanese-vowels", 3), ("listops", 3), ("reservoirs", 5), ("reservoirs-lorenz", 1),
-    ):  # fmt: skip
-        document = load(f"experiments/{name}")
-        for row in document["rows"]:
-            paper = row["paper"]
-            published = "" if paper is None else paper["source"]
-            if paper is not None and paper["value"] is not None:
-                published = f"{paper['value']:g}; {published}"
-            metric = document["metric"].partition(":")[0]
-            rows.append(
-                (
-                    f"`{name}`", row["entry"], metric, with_spread(row, digits),
-                    str(len(row["seeds"])), published,
-                )
-            )  # fmt: skip
-    return markdown(("experiment", "entry", "figure", "ours", "seeds", "published"), rows)
 
 
 def watch() -> str:
@@ -451,75 +394,6 @@ def loading() -> str:
     return markdown(("kind", "name", header, "quartiles"), rows)
 
 
-def language() -> str:
-    rows = sorted(load("experiments/bytes")["rows"], key=lambda row: row["mean"])
-    lines = [
-        (row["entry"], str(row["options"]["dim"]), f"{row['parameters']:,}", with_spread(row, 3))
-        for row in rows
-    ]
-    return markdown(("layer", "width", "parameters", "bits per byte"), lines)
-
-
-def state_tracking() -> str:
-    """A line for each task and model, with the accuracy at each length."""
-    document = load("experiments/state-tracking")
-    rows = []
-    for row in document["rows"]:
-        task, more = row["options"]["task"], dict(row["more"])
-        width = more.pop("width")
-        curve = {name: x for name, x in more.items() if name.isdecimal()}
-        solved = sum(each >= document["solved"] for each in row["figures"])
-        tried = len(row["seeds"])
-        verdict = {0: "no", tried: "yes"}.get(solved, f"{solved} of {tried} seeds")
-        rows.append(
-            (
-                f"`{task}`",
-                row["entry"].removeprefix(f"{task}-"),
-                f"{width:.0f}",
-                f"{row['parameters']:,}",
-                *(f"{x:.3f}" for x in curve.values()),
-                verdict,
-                "" if row["paper"] is None else row["paper"]["source"],
-            )
-        )
-    steps = [f"{name} steps" for name in ("40", "64", "128", "256", "512")]
-    header = ("task", "model", "width", "parameters", *steps, "solved", "the papers")
-    return markdown(header, rows)
-
-
-def headline() -> str:
-    """Three figures for the README: time, memory, and what sharding costs."""
-    steps = [row for row in load("train_step_cpu")["rows"] if row["layer"] == "LRU"]
-    (ours,) = (row for row in steps if row["contender"] == OURS)
-    others = sorted((row["ratio"], row["contender"]) for row in steps if row["contender"] != OURS)
-    job = f"training step of an LRU, {ours['batch']} sequences of {ours['time']:,} steps"
-    ratios = ", ".join(f"{name} {ratio:.1f}" for ratio, name in others)
-    sizes = [row for row in load("memory_cpu")["rows"] if row["layer"] == "S5"]
-    length = max(row["length"] for row in sizes)
-    full, chunked = (row["temp_bytes"] / 1e6 for row in sizes if row["length"] == length)
-    moved = [row for row in load("scaling_cpu")["rows"] if row["experiment"] == "length"]
-    first, last = (
-        (f"{row['work']['length']:,}", sum(each["bytes"] for each in row["collectives"]) / 1e6)
-        for row in (moved[0], moved[-1])
-    )
-    return markdown(
-        ("figure", "rnnscale", "compared with"),
-        [
-            (job, f"{ours['median_ms']:.0f} ms", f"as a multiple of ours: {ratios}"),
-            (
-                f"memory for the gradient of an S5 language model, {length:,} steps",
-                f"{chunked:.1f} MB, in chunks of time",
-                f"{full:,.0f} MB without chunks",
-            ),
-            (
-                "bytes that a device exchanges in a training step, time split over eight",
-                f"{last[1]:.2f} MB for {last[0]} steps",
-                f"{first[1]:.2f} MB for {first[0]} steps",
-            ),
-        ],
-    )
-
-
 def parallel_cells() -> str:
     """A line for each cell, before and after training, and each length."""
     lines = []
@@ -609,6 +483,10 @@ def _figure(value: float | None, digits: int) -> str:
 _WHAT = ("value", "gradient")
 
 TABLES: Mapping[str, Callable[[], str]] = {
+    **_experiments.TABLES,
+    **{
+        f"curves-{name}": partial(curves, name) for name in ("mnist5k", "mnist5k-permuted", "bytes")
+    },
     "headline": headline,
     "train-step": partial(compared, "train_step_cpu", shape, _SHAPE, "median_ms", "ms"),
     "layers-gradient": partial(layers, "gradient"),
@@ -625,10 +503,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "large-batch": large_batch,
     "memory": memory,
     "resume": resume,
-    "pixels": pixels,
-    "experiments": others,
-    "bytes": language,
-    "state-tracking": state_tracking,
     "watch": watch,
     "own-series": own_series,
     "archive": archive,

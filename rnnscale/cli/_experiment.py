@@ -1,14 +1,21 @@
 """`rnnscale experiment`: runs the entries of an experiment and prints a table of them."""
 
 import argparse
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnscale._errors import UserError
-from rnnscale.cli._options import add_data_options, check_folder_of, given_options, write_json
-from rnnscale.experiments import EXPERIMENTS, Experiment
+from rnnscale.cli._options import (
+    add_data_options,
+    check_folder_of,
+    given_options,
+    write_json,
+    write_text,
+)
+from rnnscale.experiments import EXPERIMENTS, Experiment, curves
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,6 +63,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="write the rows at the end; - for the standard output; default: no file",
     )
+    parser.add_argument(
+        "--curves",
+        metavar="FILE",
+        help="write the validation figures over the steps and the processor time of each run; - "
+        "for the standard output; default: no file",
+    )
 
 
 def _experiment(arguments: argparse.Namespace) -> int:
@@ -69,6 +82,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
     if experiment.folder and arguments.folder is None:
         raise UserError(f"{experiment.name} reads its data from a folder: give it as --folder")
     check_folder_of("--json", arguments.json)
+    check_folder_of("--curves", arguments.curves)
     given = given_options(arguments, "steps", "folder", "text")
     out = arguments.out or Path("runs", "experiments", experiment.name)
     from rnnscale.runs import kept_programs
@@ -86,16 +100,17 @@ def _experiment(arguments: argparse.Namespace) -> int:
         # The file is left alone: it may hold all rows of an earlier call.
         console.print("stopped; repeat the command to continue")
     else:
-        document = {
+        about = {
             "experiment": experiment.name,
             "command": _command(arguments),
             "metric": experiment.metric,
             "differs": experiment.differs,
             **({} if experiment.solved is None else {"solved": experiment.solved}),
             **environment(),
-            "rows": done,
         }
-        write_json(arguments.json, document, indent=1)
+        write_json(arguments.json, {**about, "rows": done}, indent=1)
+        if arguments.curves is not None:
+            write_text(arguments.curves, _row_by_row({**about, **curves(out, done)}))
     return 0
 
 
@@ -106,6 +121,13 @@ def _command(arguments: argparse.Namespace) -> str:
     for name, value in given.items():
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)
+
+
+def _row_by_row(document: dict[str, Any]) -> str:
+    """The document as JSON, with each row in one line, since a curve is a long list."""
+    head = json.dumps({**document, "rows": []}, indent=1)
+    rows = ",\n  ".join(map(json.dumps, document["rows"]))
+    return f"{head.removesuffix('[]\n}')}[\n  {rows}\n ]\n}}"
 
 
 def _list(experiments: Sequence[Experiment]) -> "Table":
@@ -133,12 +155,7 @@ def _table(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> "Table":
     for row in rows:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.2g}"
         if experiment.solved is not None:
-            lower = experiment.better == "lower"
-            met = [
-                each <= experiment.solved if lower else each >= experiment.solved
-                for each in row["figures"]
-            ]
-            spread += f" ({sum(met)} solved)"
+            spread += f" ({sum(map(experiment.solves, row['figures']))} solved)"
         paper = row["paper"] or {"value": None, "source": ""}
         table.add_row(
             row["entry"],

@@ -278,7 +278,12 @@ def check_folder_of(option: str, file: str | None) -> None:
 
 def write_json(file: str | None, value: Any, *, indent: int = 2) -> None:
     """Write to a file, to the standard output for `-`, or nowhere for `None`."""
+    write_text(file, json.dumps(value, indent=indent))
+
+
+def write_text(file: str | None, text: str) -> None:
+    """As `write_json`, for text without its last line break."""
     if file == "-":
-        print(json.dumps(value, indent=indent))
+        print(text)
     elif file is not None:
-        Path(file).write_text(json.dumps(value, indent=indent) + "\n")
+        Path(file).write_text(text + "\n")

@@ -137,7 +137,7 @@ class Experiment:
             options = {**entry.options, **given}
             results = []
             for seed in seeds:
-                folder = out / entry.name / f"seed-{seed}"
+                folder = folder_of(out, entry.name, seed)
                 result = _stored_or_measured(self.measure, options, seed, folder)
                 if result is None:
                     yield None
@@ -145,6 +145,12 @@ class Experiment:
                 _log.info("%s, seed %d: %s %.4g", entry.name, seed, self.metric, result.figure)
                 results.append(result)
             yield _row(entry, options, seeds, results)
+
+    def solves(self, figure: float) -> bool:
+        """Whether the task counts as solved with this figure. Never if `solved` is not given."""
+        if self.solved is None:
+            return False
+        return figure <= self.solved if self.better == "lower" else figure >= self.solved
 
     def _chosen(self, rows: Sequence[str] | None) -> list[Entry]:
         if not rows:
@@ -155,6 +161,11 @@ class Experiment:
             known = textwrap.shorten(names, 1000, placeholder=" ...")
             raise UserError(f"{self.name} has no row {', '.join(unknown)}; it has {known}")
         return [x for x in self.entries if any(x in each for each in found.values())]
+
+
+def folder_of(out: Path, entry: str, seed: int) -> Path:
+    """Where `Experiment.run` keeps the runs of an entry with a seed."""
+    return out / entry / f"seed-{seed}"
 
 
 def _stored_or_measured(

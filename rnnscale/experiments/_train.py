@@ -44,12 +44,21 @@ def configs(options: Mapping[str, Any], seed: int, folder: Path) -> list[TrainCo
     changes = [*common.pop("before", ()), {}]
     configs = []
     start_from = None
-    for i, changed in enumerate(changes):
-        out = folder if len(changes) == 1 else folder / f"run-{i + 1}"
+    for changed, out in zip(changes, _folders(options, folder), strict=True):
         given = {**common, **changed, "seed": seed, "start_from": start_from, "out": str(out)}
         configs.append(TrainConfig.for_task(**given))
         start_from = str(out)
     return configs
+
+
+def last_run(options: Mapping[str, Any], folder: Path) -> Path:
+    """The folder of the run that is tested, which is the last one of a curriculum."""
+    return _folders(options, folder)[-1]
+
+
+def _folders(options: Mapping[str, Any], folder: Path) -> list[Path]:
+    count = 1 + len(options.get("before", ()))
+    return [folder] if count == 1 else [folder / f"run-{i + 1}" for i in range(count)]
 
 
 # How often a run logs and saves: rarely, because an experiment has many runs.

@@ -4,7 +4,7 @@ import collections
 import inspect
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,14 +19,23 @@ from rnnscale import cells
 from rnnscale._fields import parameters
 from rnnscale.cells import Cell
 from rnnscale.cli import main
-from rnnscale.experiments import EXPERIMENTS, Entry, Experiment, Figure, Result, _reservoirs
+from rnnscale.experiments import (
+    EXPERIMENTS,
+    Entry,
+    Experiment,
+    Figure,
+    Result,
+    _reservoirs,
+    curves,
+)
+from rnnscale.experiments._experiment import folder_of
 from rnnscale.experiments._state_tracking import width
 from rnnscale.experiments._train import configs, train
 from rnnscale.runs import MODELS, RunFolder, TrainConfig, load_run, load_task_of, set_up
 from rnnscale.runs._build import make_sequence_layer
 from rnnscale.runs._models import CellEntry, LayerEntry
 from rnnscale.sharding import make_mesh
-from rnnscale.tasks import Task, load_task
+from rnnscale.tasks import Task, TaskSpec, load_task
 
 WORKFLOW = Path(__file__).parents[2] / ".github/workflows/results.yml"
 KEY = jax.eval_shape(lambda: jax.random.key(0))
@@ -177,8 +186,12 @@ def test_the_table_of_the_archive_from_a_small_one(tmp_path, monkeypatch, capsys
     monkeypatch.setattr("rnnscale.cli._experiment.EXPERIMENTS", changed)
     out, file = tmp_path / "runs", tmp_path / "rows.json"
     command = ["experiment", "uea", "--folder", str(tmp_path / "archive"), "--steps", "3"]
-    assert main([*command, "--seeds", "2345", "--out", str(out), "--json", str(file)]) == 0
-    (row,) = json.loads(file.read_text())["rows"]
+    command += ["--seeds", "2345", "--out", str(out), "--json", str(file)]
+    drawn = tmp_path / "curves.json"
+    assert main([*command, "--curves", str(drawn)]) == 0
+    (row,), (curve,) = (json.loads(each.read_text())["rows"] for each in (file, drawn))
+    assert curve["steps"] == [1, 2, 3] and curve["ended"] == "steps"
+    assert json.loads(drawn.read_text())["metric"] == "validation accuracy"
     summary = RunFolder(out / entry.name / "seed-2345").summary()
     assert summary is not None and summary["best_step"] == 3
     assert row["figures"] == [summary["test_accuracy"]] and row["paper"]["value"] == 0.299
@@ -319,11 +332,12 @@ def test_a_preset_trains_and_a_second_call_reads(tmp_path, capsys):
 def test_a_curriculum_trains_run_after_run(tmp_path):
     options = {
         "task": "adding", "model": "elman", "dim": 4, "batch_size": 8, "seq_len": 6, "steps": 3,
-        "log_every": 1, "before": [{"seq_len": 4, "steps": 2}],
+        "log_every": 1, "evaluate_every": 1, "before": [{"seq_len": 4, "steps": 2}],
     }  # fmt: skip
-    result = train("mse", options, 5, tmp_path)
+    out = folder_of(tmp_path, "a", 5)
+    result = train("mse", options, 5, out)
     assert result is not None
-    folders = [RunFolder(tmp_path / "run-1"), RunFolder(tmp_path / "run-2")]
+    folders = [RunFolder(out / "run-1"), RunFolder(out / "run-2")]
     configs = [folder.config() for folder in folders]
     assert [(c["seq_len"], c["steps"], c["seed"]) for c in configs] == [(4, 2, 5), (6, 3, 5)]
     assert [c.get("start_from") for c in configs] == [None, str(folders[0].path)]
@@ -332,6 +346,38 @@ def test_a_curriculum_trains_run_after_run(tmp_path):
     assert result.figure == last["test_mse"] and result.parameters == 33
     assert result.seconds == first["cpu_seconds"] + last["cpu_seconds"]
     assert result.ended == last["ended"] == "steps"
+    row = {"entry": "a", "options": options, "parameters": 33, "seeds": [5], "ended": ["steps"]}
+    (curve,) = curves(tmp_path, [row])["rows"]
+    lines = (out / "run-2" / "metrics.jsonl").read_text().splitlines()
+    assert curve["steps"] == [1, 2, 3] and curve["values"] == [
+        pytest.approx(json.loads(line)["validation_mse"], rel=1e-3) for line in lines
+    ]
+
+
+def test_a_curve_has_few_points_and_the_best_one(tmp_path):
+    row = {
+        "entry": "a", "options": {}, "parameters": 1, "seeds": [0, 1], "ended": ["budget", None]
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="nothing was evaluated during training"):
+        curves(tmp_path, [row])
+    folder = folder_of(tmp_path, "a", 0)
+    folder.mkdir(parents=True)
+    spec = TaskSpec("t", "tokens", 2, "step", 4, "bits_per_byte", classes=2)
+    (folder / "task.json").write_text(json.dumps(asdict(spec)))
+    (folder / "summary.json").write_text(json.dumps({"best_step": 77}))
+    figures = [{"step": n, "cpu_seconds": n / 3, "validation_bits_per_byte": n / 7} for n in
+        range(1, 1001)]  # fmt: skip
+    broken = {**figures[0], "step": 1001, "validation_bits_per_byte": math.nan}
+    for each in (*figures, {"step": 1000.5}, broken):
+        RunFolder(folder).metrics(each)
+    found = curves(tmp_path, [row])
+    (curve,) = found["rows"]  # the other seed trained nothing
+    steps = np.array(curve["steps"])
+    assert found["metric"] == "validation bits per byte" and curve["ended"] == "budget"
+    assert 30 <= len(steps) <= 41 and {1, 77, 1000} <= set(steps.tolist())
+    assert np.max(steps[1:] / steps[:-1]) <= 2 and np.all(np.diff(steps) > 0)
+    np.testing.assert_allclose(curve["cpu_seconds"], steps / 3, rtol=1e-3)
+    np.testing.assert_allclose(curve["values"], steps / 7, rtol=1e-3)
 
 
 def test_a_stopped_curriculum_continues_where_it_was_stopped(tmp_path, monkeypatch):

@@ -1,0 +1,218 @@
+"""The tables of the experiments, which say of each figure what ended its training."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from rnnscale.experiments import EXPERIMENTS, Experiment
+
+from ._benchmark import Row
+from ._families import family
+from ._markdown import RESULTS, load, markdown
+
+DAGGER, FIXED = "†", "‡"
+
+PIXELS = ("digits", "digits-permuted", "mnist5k", "mnist5k-permuted")
+
+# The experiments of each list, with the number of digits behind the point.
+LISTS: Mapping[str, Mapping[str, int]] = {
+    "long-range": {
+        **{"adding-500": 5, "adding-1000": 5, "adding-5000": 5, "copy": 4},
+        **{"listops": 3, "pendulum": 5},
+    },
+    "series": {"japanese-vowels": 3, "uea": 3},
+    "reservoirs": {"reservoirs": 5, "reservoirs-lorenz": 1},
+}
+
+
+def ending(row: Row) -> str | None:
+    """What ended the trainings of a row: `"budget"` if it cut one of them short, `"steps"` if one
+    ended after a fixed number of them, or else `"patience"`; None if nothing was trained."""
+    found = set(row["ended"])
+    return next((each for each in ("budget", "steps", "patience") if each in found), None)
+
+
+class Marks:
+    """The marks of the figures in a table, by what ended their training.
+
+    **Arguments:**
+
+    - `rows`: all rows of the table.
+    """
+
+    def __init__(self, rows: Iterable[Row]):
+        endings = {ending(row) for row in rows} - {None}
+        self._mixed = len(endings) > 1
+        self._endings = endings
+
+    def mark(self, row: Row) -> str:
+        """A dagger if the budget cut the training short. Trainings of a fixed number of steps are
+        marked if the table has others too."""
+        marks = {"budget": DAGGER, "steps": FIXED if self._mixed else ""}
+        return marks.get(ending(row) or "", "")
+
+    def figure(self, row: Row, digits: int) -> str:
+        """Mean and spread, with the mark."""
+        spread = "" if row["spread"] is None else f" ± {row['spread']:.{digits}f}"
+        return f"{row['mean']:.{digits}f}{spread}{self.mark(row)}"
+
+    def notes(self) -> str:
+        """What the marks mean, for below the table."""
+        lines = []
+        if "budget" in self._endings:
+            lines.append(
+                f"{DAGGER} The training used up its budget of processor time before the validation "
+                "figure had stopped improving. Such a figure says little about its model: it is "
+                "compared with no other, and stands after them."
+            )
+        if "steps" in self._endings:
+            who = f"{FIXED} Trained" if self._mixed else "All were trained"
+            lines.append(f"{who} for a fixed number of steps.")
+        return "".join(f"\n{line}\n" for line in lines)
+
+
+def place(row: Row | None, *, higher: bool) -> tuple[int, float]:
+    """Where a row stands in a sorted table: by its figure, then those that were cut short, then
+    those that are missing."""
+    if row is None:
+        return 2, 0.0
+    return int(ending(row) == "budget"), -row["mean"] if higher else row["mean"]
+
+
+def pixels() -> str:
+    """The accuracies of each model, the best on `mnist5k` first."""
+    tables = {name: rows_by_entry(name) for name in PIXELS}
+    marks = Marks(row for rows in tables.values() for row in rows.values())
+    models = dict.fromkeys(entry for rows in tables.values() for entry in rows)
+
+    def published(experiment: str, model: str) -> str:
+        row = tables[experiment].get(model)
+        return "" if row is None or row["paper"] is None else f"{row['paper']['value']:.3f}"
+
+    lines = []
+    for model in sorted(models, key=lambda x: place(tables["mnist5k"].get(x), higher=True)):
+        found = (rows.get(model) for rows in tables.values())
+        ours = ("" if row is None else marks.figure(row, 3) for row in found)
+        papers = (published(name, model) for name in ("mnist5k", "mnist5k-permuted"))
+        lines.append((model, family(model), *ours, *papers))
+    names = (f"`{name}`" for name in PIXELS)
+    header = ("model", "family", *names, "published, MNIST", "published, permuted MNIST")
+    return markdown(header, lines) + marks.notes()
+
+
+def rows_by_entry(experiment: str) -> Mapping[str, Row]:
+    return {row["entry"]: row for row in load(f"experiments/{experiment}")["rows"]}
+
+
+def language() -> str:
+    """Bits per byte, the best first, with the count models and compression programs among them."""
+    rows = load("experiments/bytes")["rows"]
+    marks = Marks(rows)
+    lines = []
+    for row in sorted(rows, key=lambda row: place(row, higher=False)):
+        options, rate = row["options"], row["more"].get("tokens_per_second")
+        lines.append(
+            (
+                row["entry"],
+                "no training" if "baseline" in options else family(row["entry"]),
+                str(options.get("dim", "")),
+                f"{row['parameters']:,}" if row["parameters"] else "",
+                marks.figure(row, 3),
+                "" if rate is None else f"{rate:,.0f}",
+            )
+        )
+    header = ("model", "family", "width", "parameters", "bits per byte", "bytes a second")
+    return markdown(header, lines) + marks.notes()
+
+
+def samples() -> str:
+    """A text by each model of text, the best first."""
+    rows = [row for row in load("experiments/bytes")["rows"] if "sample" in row]
+    rows.sort(key=lambda row: place(row, higher=False))
+    marks = Marks(rows)
+    texts = (
+        f"{row['entry']}, {marks.figure(row, 3)} bits per byte:\n\n"
+        f"```text\n{_printable(row['sample'])}\n```\n\n"
+        for row in rows
+    )
+    return "".join(texts) + marks.notes()
+
+
+def _printable(text: str) -> str:
+    """A text that cannot end the block that it stands in, or control a terminal."""
+    text = "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
+    return re.sub("^( *)```", r"\1'''", text, flags=re.MULTILINE).strip("\n")
+
+
+def listed(digits: Mapping[str, int]) -> str:
+    """The rows of experiments that have few, one after the other."""
+    documents = {name: load(f"experiments/{name}") for name in digits if _measured(name)}
+    marks = Marks(row for each in documents.values() for row in each["rows"])
+    lines = []
+    for name, document in documents.items():
+        metric = document["metric"].partition(":")[0]
+        for row in document["rows"]:
+            lines.append(
+                (
+                    *(f"`{name}`", row["entry"], metric, marks.figure(row, digits[name])),
+                    *(_seeds(row, EXPERIMENTS[name]), published(row)),
+                )
+            )
+    header = ("experiment", "entry", "figure", "ours", "seeds", "published")
+    return markdown(header, lines) + marks.notes()
+
+
+def _measured(experiment: str) -> bool:
+    return (RESULTS / "experiments" / f"{experiment}.json").is_file()
+
+
+def _seeds(row: Row, experiment: Experiment) -> str:
+    """The number of seeds, and how many of them solve the task, if that is what counts."""
+    seeds = str(len(row["seeds"]))
+    if experiment.solved is None:
+        return seeds
+    return f"{sum(map(experiment.solves, row['figures']))} of {seeds} solve it"
+
+
+def published(row: Row) -> str:
+    paper = row["paper"]
+    if paper is None:
+        return ""
+    return paper["source"] if paper["value"] is None else f"{paper['value']:g}; {paper['source']}"
+
+
+def state_tracking() -> str:
+    """A line for each task and model, with the accuracy at each length."""
+    document, preset = load("experiments/state-tracking"), EXPERIMENTS["state-tracking"]
+    marks = Marks(document["rows"])
+    rows = []
+    for row in document["rows"]:
+        task, more = row["options"]["task"], dict(row["more"])
+        width = more.pop("width")
+        curve = {name: x for name, x in more.items() if name.isdecimal()}
+        solved = sum(map(preset.solves, row["figures"]))
+        tried = len(row["seeds"])
+        verdict = {0: "no", tried: "yes"}.get(solved, f"{solved} of {tried} seeds")
+        rows.append(
+            (
+                f"`{task}`",
+                row["entry"].removeprefix(f"{task}-"),
+                f"{width:.0f}",
+                f"{row['parameters']:,}",
+                *(f"{x:.3f}{marks.mark(row)}" for x in curve.values()),
+                verdict,
+                "" if row["paper"] is None else row["paper"]["source"],
+            )
+        )
+    steps = [f"{name} steps" for name in ("40", "64", "128", "256", "512")]
+    header = ("task", "model", "width", "parameters", *steps, "solved", "the papers")
+    return markdown(header, rows) + marks.notes()
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "pixels": pixels,
+    "bytes": language,
+    "samples": samples,
+    **{name: partial(listed, digits) for name, digits in LISTS.items()},
+    "state-tracking": state_tracking,
+}

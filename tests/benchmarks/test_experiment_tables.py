@@ -1,0 +1,162 @@
+"""Tables and pictures of the experiments: a figure whose training was cut short is marked
+everywhere, and pictures show the data that are there."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks import _curves, _experiments, _tables
+from benchmarks.__main__ import main
+from benchmarks._families import FAMILIES
+from rnnscale.runs import MODELS
+
+EXPERIMENTS = _tables.RESULTS / "experiments"
+
+
+def row(entry, mean, *ended, task="bytes", **more):
+    return {
+        "entry": entry, "options": {"task": task, "dim": 8}, "parameters": 9, "mean": mean,
+        "seeds": list(range(len(ended))), "figures": [mean] * len(ended), "ended": list(ended),
+        "spread": None if len(ended) == 1 else 0.01, "more": {}, "paper": None, **more,
+    }  # fmt: skip
+
+
+def unmarked(page: str, experiment: str, rows) -> list[str]:
+    """The lines of a page's tables that show a figure which the budget cut short, without a dagger.
+    Where columns are named after experiments, only that column can show it."""
+    wrong, columns = [], None
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+        if not line.startswith("|"):
+            columns = None
+            continue
+        if columns is None:
+            named = [i for i, cell in enumerate(cells) if cell == f"`{experiment}`"]
+            columns = named or range(len(cells))
+        for each in rows:
+            name = re.compile(rf"(?<![\w-]){re.escape(each['entry'])}(?![\w-])")
+            if "budget" not in each["ended"] or not name.search(line.replace("`", "")):
+                continue
+            for i in columns:
+                for digits in range(3, 6):
+                    figure = rf"(?<![\d.]){each['mean']:.{digits}f}(?! *± [\d.]*†|†|[\d])"
+                    if re.search(figure, cells[i]):
+                        wrong.append(line)
+    return wrong
+
+
+def test_no_page_has_an_unmarked_figure_that_the_budget_cut_short():
+    for file in sorted(EXPERIMENTS.glob("*.json")):
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        for page in _tables.pages():
+            assert unmarked(page.read_text(encoding="utf-8"), file.stem, rows) == [], page
+
+
+def test_pages_say_below_a_table_what_its_daggers_mean():
+    for page in _tables.pages():
+        for block in re.findall("<!-- figures: (?s:.*?)<!-- end -->", page.read_text()):
+            lines = block.splitlines()
+            marked = any("†" in line for line in lines if line.startswith("|"))
+            assert marked == any(line.startswith("† ") for line in lines), block[:100]
+
+
+@pytest.mark.parametrize("table", ["bytes", "long-range", "pixels", "state-tracking"])
+def test_a_row_that_was_cut_short_is_marked_and_stands_last(table, monkeypatch):
+    higher = table != "bytes"
+    cut = row("gru", 0.95 if higher else 0.55, "patience", "budget", "patience")
+    rows = [cut, row("lstm", 0.91, "patience"), row("elman", 0.72, "steps", "steps")]
+    if table == "state-tracking":
+        for each in rows:
+            each["more"] = {"width": 4.0, **{str(40 * n): each["mean"] for n in range(1, 6)}}
+    document = {"rows": rows, "metric": "test accuracy", "solved": 0.99}
+    monkeypatch.setattr(_experiments, "load", lambda name: document)
+    text = _tables.TABLES[table]()
+    assert unmarked(text, "digits", rows) == []
+    stripped = text.replace("†", "")
+    assert unmarked(stripped, "digits", rows) != []
+    assert "\n† The training used up its budget" in text
+    assert "\n‡ Trained for a fixed number of steps.\n" in text and text.count("‡") > 1
+    if table in ("bytes", "pixels"):
+        order = re.findall(r"^\| (lstm|gru|elman) ", text, re.MULTILINE)
+        assert order == (["lstm", "elman", "gru"] if higher else ["elman", "lstm", "gru"])
+
+
+def test_a_table_of_fixed_steps_says_so_once(monkeypatch):
+    document = {"rows": [row("lstm", 1.5, "steps"), row("order-4", 1.8, None)]}
+    monkeypatch.setattr(_experiments, "load", lambda name: document)
+    text = _experiments.language()
+    assert "‡" not in text and text.endswith("\nAll were trained for a fixed number of steps.\n")
+
+
+def test_the_results_of_every_experiment_are_in_a_table():
+    shown = {*_experiments.PIXELS, "bytes", "state-tracking"}
+    shown |= {name for names in _experiments.LISTS.values() for name in names}
+    assert {file.stem for file in EXPERIMENTS.glob("*.json")} <= shown
+
+
+def test_a_sample_cannot_end_its_block(monkeypatch):
+    sample = row("s5", 1.5, "steps", sample="def f():\n  ```\x1b[31m\n\n")
+    monkeypatch.setattr(_experiments, "load", lambda name: {"rows": [sample]})
+    text = _experiments.samples()
+    assert "s5, 1.500 bits per byte:\n\n```text\ndef f():\n  '''�[31m\n```\n" in text
+
+
+def test_every_model_is_in_one_family():
+    assert sorted(MODELS) == sorted(name for names in FAMILIES.values() for name in names)
+
+
+def curve(entry, seed, values, ended="patience"):
+    steps = [10 * 2**n for n in range(len(values))]
+    return {
+        "entry": entry, "seed": seed, "parameters": 1, "ended": ended, "steps": steps,
+        "cpu_seconds": [x / 100 for x in steps], "values": values,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "bits per byte"])
+def test_curves_are_drawn_with_their_names(metric, tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [
+        curve("lstm", 0, [0.5, 0.75, 0.7], "budget"),
+        curve("lstm", 1, [0.5, 0.85, 0.9]),
+        curve("gru", 0, [0.5, 0.75, 0.7]),
+        curve("s5", 0, [0.5, 0.99, 1.0]),
+        curve("a-hybrid", 0, [0.4, 0.6, 0.7]),
+    ]
+    data = tmp_path / "any.json"
+    data.write_text(
+        json.dumps({"experiment": "any", "metric": f"validation {metric}", "rows": rows})
+    )
+    _curves.write_picture(data)
+    text = _curves.picture(data).read_text(encoding="utf-8")
+    # The mean over the seeds of the best value, once by steps and once by time.
+    best = {"accuracy": ("0.825†", "0.750", "1.00"), "bits per byte": ("0.500†", "0.500", "0.500")}
+    for name, value in zip(("lstm", "gru", "s5"), best[metric], strict=True):
+        assert text.count(f">{name} {value}</text>") == 2
+    assert ">a-hybrid 0." in text and ">linear recurrences</text>" in text
+    assert ">oscillators</text>" not in text
+    assert _curves.source(data) in text and "fill: #ffffff" in text
+    again = tmp_path / "again.png"
+    assert main(["plot", str(data), "--out", str(again)]) == 0 and again.stat().st_size > 10_000
+
+
+def test_labels_do_not_overlap():
+    wanted = {"a": 0.5, "b": 0.52, "c": 0.99, "d": 0.98, "e": 0.1}
+    places = _curves._apart(wanted, 0.1)
+    assert sorted(places, key=lambda name: places[name]) == ["e", "a", "b", "d", "c"]
+    ordered = sorted(places.values())
+    assert all(y - x >= 0.1 - 1e-9 for x, y in zip(ordered, ordered[1:], strict=False))
+    assert places["e"] == 0.1 and places["a"] == 0.5 and max(ordered) <= 1
+
+
+def test_pictures_show_the_curves_that_are_there():
+    for data in sorted(_curves.FOLDER.glob("*.json")):
+        document = json.loads(data.read_text(encoding="utf-8"))
+        picture = _curves.picture(data)
+        text = picture.read_text(encoding="utf-8")
+        assert _curves.source(data) in text, "run `python -m benchmarks readme`"
+        assert picture.stat().st_size < 300_000
+        for each in document["rows"]:
+            (label, *_) = re.findall(rf">{re.escape(each['entry'])} [\d.]+(†?)</text>", text)
+            assert label or each["ended"] != "budget", each["entry"]
