@@ -59,6 +59,7 @@ class Result(NamedTuple):
     - `ended`: what ended the training: its last `"steps"`, `"patience"` after evaluations that did
         not improve, or its `"budget"` of processor time. A figure of a training that its budget cut
         short says little about the model. None if nothing was trained.
+    - `sample`: a text by the trained model, if it is a model of text.
     """
 
     figure: float
@@ -66,6 +67,7 @@ class Result(NamedTuple):
     seconds: float
     more: Mapping[str, float]
     ended: Ended | None = None
+    sample: str | None = None
 
 
 type Measure = Callable[[Mapping[str, Any], int, Path], Result | None]
@@ -124,8 +126,9 @@ class Experiment:
 
         **Returns:** rows with `entry`, `options`, `parameters`, `seeds`, the `figures`, `seconds`
         and `ended` of each seed, their `mean` and `spread` (the standard deviation over the seeds;
-        `None` for one seed), means of the other figures, and the published figure. If a signal
-        stopped it, `None` comes last.
+        `None` for one seed), means of the other figures, and the published figure; for models of
+        text also `sample`, a text by the model of the first seed. If a signal stopped it, `None`
+        comes last.
 
         **Raises:** `ValueError` if an entry is unknown, there are no seeds or one occurs twice, or
         `out` has a result of other options.
@@ -215,4 +218,5 @@ def _row(
             name: statistics.mean(each.more[name] for each in results) for name in results[0].more
         },
         "paper": None if entry.paper is None else entry.paper._asdict(),
+        **({} if results[0].sample is None else {"sample": results[0].sample}),
     }

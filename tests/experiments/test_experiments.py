@@ -45,7 +45,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LipschitzRNNCell. states may g
 TRAINED = [
     each
     for each in EXPERIMENTS.values()
-    if not each.name.startswith("reservoirs") and each.name not in ("uea", "state-tracking")
+    if not each.name.startswith("reservoirs")
+    and each.name not in ("uea", "state-tracking", "bytes")
 ]
 
 
@@ -212,17 +213,6 @@ def test_the_pixels_are_read_by_every_model():
         assert {entry.name for entry in entries} == MODELS.keys()
         for entry in entries:
             assert entry.options["patience"] and entry.options["cpu_minutes"] <= 60
-
-
-def test_models_of_bytes_have_as_many_parameters():
-    preset = EXPERIMENTS["bytes"]
-    task = load_task("bytes", seq_len=256)
-    mesh = make_mesh(devices=jax.devices()[:1])
-    for entry in preset.entries:
-        config = TrainConfig.for_task(**entry.options, out="unused")
-        model = set_up(config, task, mesh).abstract_state().model
-        count = sum(math.prod(each.value.shape) for each in parameters(model))
-        assert abs(count - 200_000) <= 6_000, (entry.name, count)
 
 
 def test_entries_by_pattern(tmp_path):
