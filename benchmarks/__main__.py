@@ -55,6 +55,7 @@ BENCHMARKS = (
     "watch",
     "own_data",
     "archive",
+    "reruns",
     "kernels",
     "gpu",
     "tune",

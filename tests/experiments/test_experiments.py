@@ -12,7 +12,6 @@ from typing import Any, cast
 import jax
 import numpy as np
 import pytest
-import yaml
 from jax.sharding import Mesh
 
 from rnnscale import cells
@@ -37,7 +36,6 @@ from rnnscale.runs._models import CellEntry, LayerEntry
 from rnnscale.sharding import make_mesh
 from rnnscale.tasks import Task, TaskSpec, load_task
 
-WORKFLOW = Path(__file__).parents[2] / ".github/workflows/results.yml"
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 # The experiments keep the authors' first recipe for Lipschitz networks, which grow.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LipschitzRNNCell. states may grow")
@@ -443,11 +441,3 @@ def test_bad_input_is_one_line(arguments, message, error_line, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert message in error_line("experiment", *arguments)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_short_experiments_are_run_again_by_the_workflow():
-    if not WORKFLOW.is_file():
-        pytest.skip("an installed wheel is tested without its workflows")
-    matrix = yaml.safe_load(WORKFLOW.read_text())["jobs"]["experiment"]["strategy"]["matrix"]
-    short = {e.name for e in EXPERIMENTS.values() if e.minutes < 10 and not e.folder}
-    assert set(matrix["name"]) == short

@@ -1,0 +1,196 @@
+"""Rows of the committed experiments, trained again and compared.
+
+Each row is run as by its own command, with all of its seeds, in a fresh folder. By default these
+are the rows that took less than ten minutes of processor time; --draw takes some of all rows at
+random. Rows that their budget cut short are left out, since their figure depends on the speed of
+the machine, and so are those whose data the user has to provide.
+
+On the same machine, with the same versions, a figure is exactly the same, which the column `same`
+shows. Another kind of processor rounds differently, which in the end gives another draw of the same
+distribution. So a row is off if the mean over its seeds has moved by more than
+
+- with several seeds: three standard errors of the difference of two means, from the spread of the
+  committed figures, and at least the resolution of the figure;
+- with one seed: three times the resolution.
+
+The resolution of an accuracy is 0.01, about its binomial standard deviation on a test set of 500
+records; that of any other figure is a hundredth of it. Where what counts is whether a task is
+solved, a row is right too if as many seeds solve it as before.
+"""
+
+import argparse
+import json
+import math
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import jax
+
+from rnnscale._errors import UserError
+from rnnscale.experiments import EXPERIMENTS, Experiment
+from rnnscale.runs import kept_programs
+
+from ._benchmark import Benchmark, Row, columns
+from ._experiments import ending
+from ._markdown import RESULTS, load
+
+LONGEST = 10.0
+START_MINUTES = 0.5
+
+
+class Committed(NamedTuple):
+    """A row of the committed results."""
+
+    experiment: Experiment
+    row: Row
+
+    @property
+    def minutes(self) -> float:
+        """Processor time of the training, with all seeds."""
+        return sum(self.row["seconds"]) / 60
+
+    @property
+    def cost(self) -> float:
+        """Minutes that it takes, with those for loading and compiling."""
+        return self.minutes + START_MINUTES * len(self.row["seeds"])
+
+    @property
+    def command(self) -> str:
+        seeds = " ".join(map(str, self.row["seeds"]))
+        return (
+            f"rnnscale experiment {self.experiment.name} --row {self.row['entry']} --seeds {seeds}"
+        )
+
+
+def committed() -> list[Committed]:
+    """All rows that can be compared."""
+    names = sorted(file.stem for file in (RESULTS / "experiments").glob("*.json"))
+    return [
+        Committed(EXPERIMENTS[name], row)
+        for name in names
+        for row in load(f"experiments/{name}")["rows"]
+        if ending(row) != "budget" and not EXPERIMENTS[name].folder
+    ]
+
+
+def chosen(options: argparse.Namespace) -> list[Committed]:
+    """The rows to run, the shortest first."""
+    rows = sorted(committed(), key=lambda each: each.minutes)
+    if options.experiment:
+        rows = [each for each in rows if each.experiment.name in options.experiment]
+    if options.row:
+        rows = [each for each in rows if each.row["entry"] in options.row]
+    if options.quick:
+        return rows[:1]
+    longest = options.longest
+    if longest is None:
+        longest = math.inf if options.draw else LONGEST
+    rows = [each for each in rows if each.minutes < longest]
+    if options.draw:
+        rows = random.Random(options.seed).sample(rows, min(options.draw, len(rows)))
+    return shard(rows, *options.shard)
+
+
+def shard(rows: Sequence[Committed], index: int, count: int) -> list[Committed]:
+    """The part `index`, from 1 on, of `count` parts that take about the same time."""
+    parts: list[list[Committed]] = [[] for _ in range(count)]
+    for each in sorted(rows, key=lambda each: each.cost, reverse=True):
+        min(parts, key=lambda part: sum(x.cost for x in part)).append(each)
+    return parts[index - 1][::-1]
+
+
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    for given in chosen(options):
+        case = {
+            "experiment": given.experiment.name,
+            "entry": given.row["entry"],
+            "seeds": len(given.row["seeds"]),
+            "command": given.command,
+            "committed": given.row["mean"],
+        }
+        try:
+            yield {**case, **compared(given, run_again(given))}
+        except (UserError, FloatingPointError) as error:
+            yield {**case, "error": str(error)}
+        jax.clear_caches()  # hundreds of programs otherwise
+
+
+def run_again(given: Committed) -> Row:
+    """The row, trained in a fresh folder.
+
+    **Raises:** `ValueError` if the options are no longer those of the committed row, and
+    `KeyboardInterrupt` if a signal stopped it.
+    """
+    experiment, row = given
+    (entry,) = (each for each in experiment.entries if each.name == row["entry"])
+    if json.loads(json.dumps(entry.options)) != row["options"]:
+        raise UserError("the options of the experiment have changed since: measure the row again")
+    with TemporaryDirectory() as folder, kept_programs(Path(folder, "programs")):
+        again = list(experiment.run(Path(folder), seeds=row["seeds"], rows=[entry.name]))
+    if again[-1] is None:
+        raise KeyboardInterrupt
+    return again[-1]
+
+
+def compared(given: Committed, again: Row) -> Row:
+    """How far the figures are apart, with an `error` if that is too much."""
+    experiment, row = given
+    off, allowed = abs(again["mean"] - row["mean"]), allowance(given)
+    result = {
+        "again": again["mean"],
+        "off": off,
+        "allowed": allowed,
+        "same": again["figures"] == row["figures"],
+        "minutes": sum(again["seconds"]) / 60,
+    }
+    before, now = (sum(map(experiment.solves, each["figures"])) for each in (row, again))
+    if off <= allowed or (experiment.solved is not None and before == now):
+        return result
+    return {**result, "error": f"{again['mean']:.4g} is off by {off:.2g}, more than {allowed:.2g}"}
+
+
+def allowance(given: Committed) -> float:
+    """How far the mean over the seeds may move."""
+    experiment, row = given
+    resolution = 0.01 if "accuracy" in experiment.metric else 0.01 * abs(row["mean"])
+    if row["spread"] is None:
+        return 3 * resolution
+    return max(3 * row["spread"] * math.sqrt(2 / len(row["seeds"])), resolution)
+
+
+def part(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"must be such as 2/6, the second of six, got {text}")
+    return int(index), int(count)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    names = sorted(file.stem for file in (RESULTS / "experiments").glob("*.json"))
+    parser.add_argument(
+        "--experiment", nargs="+", choices=names, metavar="NAME", help="default: all experiments"
+    )
+    parser.add_argument("--row", nargs="+", metavar="ROW", help="default: all rows")
+    parser.add_argument(
+        "--longest", type=float, metavar="MINUTES",
+        help=f"only rows that took less; default: {LONGEST:g}, and no limit with --draw",
+    )  # fmt: skip
+    parser.add_argument("--draw", type=int, metavar="N", help="N rows at random; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="which rows are drawn; default: 0")
+    parser.add_argument(
+        "--shard", type=part, default=(1, 1), metavar="I/N",
+        help="part I of N that take about the same time; default: 1/1",
+    )  # fmt: skip
+
+
+BENCHMARK = Benchmark(
+    run=run,
+    table=columns(
+        "experiment", "entry", "seeds", "committed", "again", "off", "allowed", "same", "minutes"
+    ),
+    add_options=add_options,
+    rounds=None,
+)
