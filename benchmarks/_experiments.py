@@ -7,7 +7,7 @@ from functools import partial
 from rnnscale.experiments import EXPERIMENTS, Experiment
 
 from ._benchmark import Row
-from ._families import family
+from ._families import FAMILIES, family
 from ._markdown import RESULTS, load, markdown
 
 DAGGER, FIXED = "†", "‡"
@@ -77,6 +77,44 @@ def place(row: Row | None, *, higher: bool) -> tuple[int, float]:
     if row is None:
         return 2, 0.0
     return int(ending(row) == "budget"), -row["mean"] if higher else row["mean"]
+
+
+def overview() -> str:
+    """The best model of each family on some tasks, and the models that track a state."""
+    images = {name: rows_by_entry(name).values() for name in ("mnist5k", "mnist5k-permuted")}
+    texts = [row for row in rows_by_entry("bytes").values() if "baseline" not in row["options"]]
+    tracked = rows_by_entry("state-tracking").values()
+    tracks = {
+        task: [row for row in tracked if row["options"]["task"] == task]
+        for task in dict.fromkeys(row["options"]["task"] for row in tracked)
+    }
+    marks = Marks(row for rows in (*images.values(), texts, tracked) for row in rows)
+    solves = EXPERIMENTS["state-tracking"].solves
+
+    def best(rows: Iterable[Row], name: str, *, higher: bool) -> str:
+        found = [row for row in rows if family(row["entry"]) == name]
+        if not found:
+            return ""
+        row = min(found, key=lambda row: place(row, higher=higher))
+        return f"{row['entry']} {marks.figure(row, 3)}"
+
+    def solvers(task: str, name: str) -> str:
+        tried = [row for row in tracks[task] if family(row["options"]["model"]) == name]
+        found = [row for row in tried if all(map(solves, row["figures"]))]
+        names = ", ".join(row["entry"].removeprefix(f"{task}-") + marks.mark(row) for row in found)
+        return names or (f"none of {len(tried)}" if tried else "")
+
+    header = (*(f"`{name}`" for name in images), "`bytes`", *(f"solve `{x}`" for x in tracks))
+    lines = [
+        (
+            name,
+            *(best(rows, name, higher=True) for rows in images.values()),
+            best(texts, name, higher=False),
+            *(solvers(task, name) for task in tracks),
+        )
+        for name in FAMILIES
+    ]
+    return markdown(("family", *header), lines) + marks.notes()
 
 
 def pixels() -> str:
@@ -210,6 +248,7 @@ def state_tracking() -> str:
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
+    "overview": overview,
     "pixels": pixels,
     "bytes": language,
     "samples": samples,

@@ -82,6 +82,22 @@ def test_a_row_that_was_cut_short_is_marked_and_stands_last(table, monkeypatch):
         assert order == (["lstm", "elman", "gru"] if higher else ["elman", "lstm", "gru"])
 
 
+def test_the_best_of_a_family_was_not_cut_short_if_another_was_not(monkeypatch):
+    rows = [row("gru", 0.95, "budget"), row("lstm", 0.91, "patience"), row("s5", 0.95, "budget")]
+    tracked = [row("parity-lstm", 1.0, "steps"), row("parity-gru", 0.5, "steps")]
+    for each in tracked:
+        each["options"] = {"task": "parity", "model": each["entry"].removeprefix("parity-")}
+    monkeypatch.setattr(
+        _experiments,
+        "load",
+        lambda name: {"rows": tracked if name.endswith("tracking") else rows},
+    )
+    lines = _experiments.overview().splitlines()
+    # Of bits per byte the lowest is the best.
+    assert "| gated | lstm 0.910 | lstm 0.910 | lstm 0.910 | lstm‡ |" in lines
+    assert "| linear recurrences | s5 0.950† | s5 0.950† | s5 0.950† |  |" in lines
+
+
 def test_a_table_of_fixed_steps_says_so_once(monkeypatch):
     document = {"rows": [row("lstm", 1.5, "steps"), row("order-4", 1.8, None)]}
     monkeypatch.setattr(_experiments, "load", lambda name: document)
