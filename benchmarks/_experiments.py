@@ -32,6 +32,14 @@ def ending(row: Row) -> str | None:
     return next((each for each in ("budget", "steps", "patience") if each in found), None)
 
 
+_NOTES = {
+    DAGGER: "The training used up its budget of processor time before the validation figure had "
+    "stopped improving. Such a figure says little about its model: it is compared with no other, "
+    "and stands after them.",
+    FIXED: "Trained for a fixed number of steps.",
+}
+
+
 class Marks:
     """The marks of the figures in a table, by what ended their training.
 
@@ -42,13 +50,12 @@ class Marks:
 
     def __init__(self, rows: Iterable[Row]):
         endings = {ending(row) for row in rows} - {None}
-        self._mixed = len(endings) > 1
-        self._endings = endings
+        self._all_fixed = endings == {"steps"}
 
     def mark(self, row: Row) -> str:
         """A dagger if the budget cut the training short. Trainings of a fixed number of steps are
         marked if the table has others too."""
-        marks = {"budget": DAGGER, "steps": FIXED if self._mixed else ""}
+        marks = {"budget": DAGGER, "steps": "" if self._all_fixed else FIXED}
         return marks.get(ending(row) or "", "")
 
     def figure(self, row: Row, digits: int) -> str:
@@ -56,19 +63,12 @@ class Marks:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.{digits}f}"
         return f"{row['mean']:.{digits}f}{spread}{self.mark(row)}"
 
-    def notes(self) -> str:
-        """What the marks mean, for below the table."""
-        lines = []
-        if "budget" in self._endings:
-            lines.append(
-                f"{DAGGER} The training used up its budget of processor time before the validation "
-                "figure had stopped improving. Such a figure says little about its model: it is "
-                "compared with no other, and stands after them."
-            )
-        if "steps" in self._endings:
-            who = f"{FIXED} Trained" if self._mixed else "All were trained"
-            lines.append(f"{who} for a fixed number of steps.")
-        return "".join(f"\n{line}\n" for line in lines)
+    def explained(self, table: str) -> str:
+        """The table, with what its marks mean below it."""
+        lines = [f"{mark} {note}" for mark, note in _NOTES.items() if mark in table]
+        if self._all_fixed:
+            lines.append("All were trained for a fixed number of steps.")
+        return table + "".join(f"\n{line}\n" for line in lines)
 
 
 def place(row: Row | None, *, higher: bool) -> tuple[int, float]:
@@ -88,10 +88,12 @@ def overview() -> str:
         task: [row for row in tracked if row["options"]["task"] == task]
         for task in dict.fromkeys(row["options"]["task"] for row in tracked)
     }
-    marks = Marks(row for rows in (*images.values(), texts, tracked) for row in rows)
+    # Models of text and of states are compared after the same steps, which needs no mark.
+    of_images = Marks(row for rows in images.values() for row in rows)
+    of_texts, of_states = Marks(texts), Marks(tracked)
     solves = EXPERIMENTS["state-tracking"].solves
 
-    def best(rows: Iterable[Row], name: str, *, higher: bool) -> str:
+    def best(marks: Marks, rows: Iterable[Row], name: str, *, higher: bool) -> str:
         found = [row for row in rows if family(row["entry"]) == name]
         if not found:
             return ""
@@ -101,20 +103,22 @@ def overview() -> str:
     def solvers(task: str, name: str) -> str:
         tried = [row for row in tracks[task] if family(row["options"]["model"]) == name]
         found = [row for row in tried if all(map(solves, row["figures"]))]
-        names = ", ".join(row["entry"].removeprefix(f"{task}-") + marks.mark(row) for row in found)
+        names = ", ".join(
+            row["entry"].removeprefix(f"{task}-") + of_states.mark(row) for row in found
+        )
         return names or (f"none of {len(tried)}" if tried else "")
 
     header = (*(f"`{name}`" for name in images), "`bytes`", *(f"solve `{x}`" for x in tracks))
     lines = [
         (
             name,
-            *(best(rows, name, higher=True) for rows in images.values()),
-            best(texts, name, higher=False),
+            *(best(of_images, rows, name, higher=True) for rows in images.values()),
+            best(of_texts, texts, name, higher=False),
             *(solvers(task, name) for task in tracks),
         )
         for name in FAMILIES
     ]
-    return markdown(("family", *header), lines) + marks.notes()
+    return of_images.explained(markdown(("family", *header), lines))
 
 
 def pixels() -> str:
@@ -135,7 +139,7 @@ def pixels() -> str:
         lines.append((model, family(model), *ours, *papers))
     names = (f"`{name}`" for name in PIXELS)
     header = ("model", "family", *names, "published, MNIST", "published, permuted MNIST")
-    return markdown(header, lines) + marks.notes()
+    return marks.explained(markdown(header, lines))
 
 
 def rows_by_entry(experiment: str) -> Mapping[str, Row]:
@@ -160,7 +164,7 @@ def language() -> str:
             )
         )
     header = ("model", "family", "width", "parameters", "bits per byte", "bytes a second")
-    return markdown(header, lines) + marks.notes()
+    return marks.explained(markdown(header, lines))
 
 
 def samples() -> str:
@@ -173,7 +177,7 @@ def samples() -> str:
         f"```text\n{_printable(row['sample'])}\n```\n\n"
         for row in rows
     )
-    return "".join(texts) + marks.notes()
+    return marks.explained("".join(texts))
 
 
 def _printable(text: str) -> str:
@@ -197,7 +201,7 @@ def listed(digits: Mapping[str, int]) -> str:
                 )
             )
     header = ("experiment", "entry", "figure", "ours", "seeds", "published")
-    return markdown(header, lines) + marks.notes()
+    return marks.explained(markdown(header, lines))
 
 
 def _measured(experiment: str) -> bool:
@@ -244,7 +248,7 @@ def state_tracking() -> str:
         )
     steps = [f"{name} steps" for name in ("40", "64", "128", "256", "512")]
     header = ("task", "model", "width", "parameters", *steps, "solved", "the papers")
-    return markdown(header, rows) + marks.notes()
+    return marks.explained(markdown(header, rows))
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
