@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FOLDER = RESULTS / "experiments" / "curves"
 
 _TIMES = {"steps": "steps", "cpu_seconds": "seconds of processor time"}
-_GREY_POINTS = 12
+_POINTS, _GREY_POINTS = 40, 12
 _ACCURACIES = (0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 
 
@@ -98,40 +98,44 @@ class _Frame:
         exponents = range(math.floor(low) - 1, math.ceil(high))
         return [float(f"{step}e{exponent}") for exponent in exponents for step in steps]
 
-    def points(self, row: Row, every: int = 1) -> tuple[list[float], list[float]]:
-        xs, ys = row[self.time], [self.height(value) for value in row["values"]]
-        return xs[::every], ys[::every]
+    def path(self, rows: Sequence[Row], most: int) -> tuple[list[float], list[float]]:
+        """The curves one after the other, with gaps, as one path: about as many points of each as
+        given, with its last one."""
+        xs, ys = [], []
+        for row in rows:
+            every = slice(None, None, -max(1, len(row["values"]) // most))
+            xs += [*row[self.time][every][::-1], math.nan]
+            ys += [*map(self.height, row["values"][every][::-1]), math.nan]
+        return xs[:-1], ys[:-1]
 
 
 def _draw_grey(panel: "Axes", frame: _Frame, rows: Sequence[Row]) -> None:
-    """One seed of each model, in few points and all in one path, since every panel has nearly all
-    models."""
-    xs, ys = [], []
-    for row in {row["entry"]: row for row in rows}.values():
-        every = max(1, len(row["values"]) // _GREY_POINTS)
-        for coordinates, more in zip((xs, ys), frame.points(row, every), strict=True):
-            coordinates += [*more, math.nan]
-    panel.plot(xs, ys, color="0.86", linewidth=0.7, zorder=1)
+    """One seed of each model, in few points, since every panel has nearly all models."""
+    alone = list({row["entry"]: row for row in rows}.values())
+    panel.plot(*frame.path(alone, _GREY_POINTS), color="0.86", linewidth=0.7, zorder=1)
 
 
 def _draw_models(panel: "Axes", frame: _Frame, rows: Sequence[Row]) -> None:
     """All seeds of each model, with its name at the end of the last one."""
     from matplotlib.colors import to_rgb
 
-    ends: dict[str, tuple[float, float]] = {}
-    looks = styles(row["entry"] for row in rows)
+    seeds: dict[str, list[Row]] = {}
     for row in rows:
-        look = looks[row["entry"]]
-        xs, ys = frame.points(row)
-        panel.plot(xs, ys, color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
+        seeds.setdefault(row["entry"], []).append(row)
+    ends: dict[str, tuple[float, float]] = {}
+    looks = styles(seeds)
+    for name, found in seeds.items():
+        look = {each: looks[name][each] for each in ("color", "linestyle")}
+        xs, ys = frame.path(found, _POINTS // len(found))
+        panel.plot(xs, ys, linewidth=1.2, **look)
         panel.plot(xs[-1], ys[-1], ".", color=look["color"], markersize=4)
-        ends[row["entry"]] = xs[-1], ys[-1]
+        ends[name] = xs[-1], ys[-1]
     low, high = frame.ylim
     wanted = {name: (y - low) / (high - low) for name, (_, y) in ends.items()}
     for name, place in _apart(wanted, 0.1).items():
         colour = looks[name]["color"]
         panel.annotate(
-            _label([row for row in rows if row["entry"] == name], max if frame.accuracy else min),
+            _label(seeds[name], max if frame.accuracy else min),
             ends[name],
             xytext=(1.06, place),
             textcoords="axes fraction",

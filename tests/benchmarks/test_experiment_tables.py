@@ -174,5 +174,5 @@ def test_pictures_show_the_curves_that_are_there():
         assert _curves.source(data) in text, "run `python -m benchmarks readme`"
         assert picture.stat().st_size < 300_000
         for each in document["rows"]:
-            (label, *_) = re.findall(rf">{re.escape(each['entry'])} [\d.]+(†?)</text>", text)
+            (label, *_) = re.findall(rf">{re.escape(each['entry'])} [\d.e+-]+(†?)</text>", text)
             assert label or each["ended"] != "budget", each["entry"]
