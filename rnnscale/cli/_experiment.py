@@ -159,7 +159,7 @@ def _table(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> "Table":
         paper = row["paper"] or {"value": None, "source": ""}
         table.add_row(
             row["entry"],
-            f"{row['parameters']:,}",
+            f"{row['parameters']:,}" if row["parameters"] else "",
             f"{row['mean']:.4g}{spread}",
             str(len(row["seeds"])),
             f"{sum(row['seconds']) / len(row['seconds']):.0f}",

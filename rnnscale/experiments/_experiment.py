@@ -53,7 +53,7 @@ class Result(NamedTuple):
 
     - `figure`: the experiment's metric on the test split.
     - `parameters`: the number of parameters, including those that are not trained; for a reservoir,
-        those of its readout.
+        those of its readout; 0 for a baseline that has none.
     - `seconds`: the processor time of the training.
     - `more`: other figures, by name.
     - `ended`: what ended the training: its last `"steps"`, `"patience"` after evaluations that did
