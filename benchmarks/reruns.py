@@ -5,11 +5,11 @@ are the rows that took less than ten minutes of processor time; --draw takes som
 random. Rows that their budget cut short are left out, since their figure depends on the speed of
 the machine, and so are those whose data the user has to provide.
 
-On the same machine, with the same versions, a training gives exactly the same figure, on one core or
-on several, which the column `same` shows. A reservoir is fitted by linear algebra in threads, which
-agrees to about seven digits. Another kind of processor rounds differently, which in the end gives
-another draw of the same distribution. So a row is off if the mean over its seeds has moved by more
-than
+On the same machine, with the same versions, a training gives exactly the same figure, on one core
+or on several, which the column `same` shows. A reservoir is fitted by linear algebra in threads,
+which agrees to about seven digits. Another kind of processor rounds differently, which in the end
+gives another draw of the same distribution. So a row is off if the mean over its seeds has moved by
+more than
 
 - with several seeds: three standard errors of the difference of two means, from the spread of the
   committed figures, and at least the resolution of the figure;
