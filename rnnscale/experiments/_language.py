@@ -106,7 +106,7 @@ _SHARED: Mapping[str, Any] = MappingProxyType(
         "seq_len": 256,
         "steps": 9800,
         "schedule": "cosine",
-        "learning_rate": 4e-3,
+        "learning_rate": 8e-3,
         "evaluate_every": 980,
         "sample_bytes": 0,
         "cpu_minutes": 60.0,
