@@ -10,86 +10,89 @@ type Data = Literal["digits", "mnist5k"]
 type Order = Literal["ordered", "permuted"]
 type Options = Mapping[str, Any]
 
-# The authors' first recipe; later versions of their code have the defaults of the cells.
-LIPSCHITZ = {"epsilon": 0.01, "beta": 0.65, "init_std": 32.0}
-
 # One layer, whose last state is read: the classical setting, a test of memory.
 _CELL = {"dim": 128, "depth": 1, "weight_decay": 0.0, "learning_rate": 2e-3}
-# Two blocks with dropout, whose mean over time is read.
-_BLOCKS = {"dim": 64, "depth": 2, "state_dim": 64, "dropout": 0.1, "learning_rate": 4e-3}
-
 _CHRONO = {**_CELL, "dim": 64, "learning_rate": 4e-3, "cell": {"t_max": 784}}
-_ORTHOGONAL = {**_CELL, "recurrence_rate": 4e-4}
-_ANTISYMMETRIC = {**_CELL, "cell": {"epsilon": 0.03, "gamma": 0.01}}
+_ORTHOGONAL = {**_CELL, "recurrence_rate": 4e-4, "cell": {"init": "cayley"}}
+# With the authors' damping of 4.7 an untrained unit forgets within 50 steps, and thousands of steps
+# of training pass before it remembers. These were chosen so that a linear readout of the untrained
+# cell already tells digits of the validation split apart; so were the steps of other equations.
+_OSCILLATORS = {**_CELL, "learning_rate": 4e-3, "cell": {"dt": 0.1, "gamma": 0.3, "epsilon": 0.1}}
+_RANGES = {"dt": 0.05, "gamma": [0.1, 4.0], "epsilon": [0.01, 0.5]}
+
 _DENSE: Mapping[str, Options] = {
     "elman": _CELL,
     "leaky-elman": {**_CELL, "cell": {"leak": 0.02}},
     "wilson-cowan": {**_CELL, "cell": {"rate": 0.02}},
-    "lstm": _CHRONO,
+    "lstm": {**_CHRONO, "learning_rate": 1e-2},
     "gru": _CHRONO,
     "gru-cho": _CHRONO,
     "mgu": _CHRONO,
-    "antisymmetric": _ANTISYMMETRIC,
-    "antisymmetric-gated": _ANTISYMMETRIC,
+    "antisymmetric": {**_CELL, "cell": {"epsilon": 0.01, "gamma": 0.01}},
+    "antisymmetric-gated": {**_CELL, "cell": {"epsilon": 0.01, "gamma": 0.01}},
     "clockwork": {**_CELL, "cell": {"periods": [1, 2, 4, 8, 16, 32, 64, 128]}},
-    "lipschitz": _CELL,
-    "lipschitz-gated": _CELL,
+    "lipschitz": {**_CELL, "cell": {"epsilon": 0.01, "beta": 1.0, "init_std": 11.0}},
+    "lipschitz-gated": {**_CELL, "cell": {"epsilon": 0.01, "beta": 1.0, "init_std": 11.0}},
     "urnn": {**_CELL, "recurrence_rate": 1e-3},
-    "cornn": {**_CELL, "learning_rate": 4e-3},
-    "cornn-heterogeneous": {**_CELL, "learning_rate": 4e-3},
-    "unicornn": {**_CELL, "depth": 3},
-    "exprnn": {**_ORTHOGONAL, "cell": {"init": "cayley"}},
-    "nnrnn": {**_ORTHOGONAL, "cell": {"init": "cayley"}},
-    "ron": {**_CELL, "dim": 512, "learning_rate": 0.1},
+    "cornn": _OSCILLATORS,
+    "cornn-heterogeneous": {**_OSCILLATORS, "cell": _RANGES},
+    "unicornn": {**_CELL, "dim": 64, "depth": 2, "learning_rate": 4e-3},
+    "exprnn": _ORTHOGONAL,
+    "nnrnn": _ORTHOGONAL,
+    "ron": {**_CELL, "dim": 256, "learning_rate": 3e-2, "cell": _RANGES},
 }
 
-_CELL_BLOCKS = {**_BLOCKS, "block": "half-glu"}
+# Two blocks with dropout, whose mean over time is read.
+_BLOCKS = {"dim": 32, "depth": 2, "state_dim": 32, "dropout": 0.1, "learning_rate": 4e-3}
+_WIDE_BLOCKS = {**_BLOCKS, "dim": 64, "state_dim": 64}
+_CELL_BLOCKS = {**_BLOCKS, "block": "half-glu", "learning_rate": 1e-2}
 _CHRONO_BLOCKS = {**_CELL_BLOCKS, "cell": {"t_max": 784}}
-_INDEPENDENT: Mapping[str, Options] = {
+
+_IN_BLOCKS: Mapping[str, Options] = {
+    **dict.fromkeys(
+        (
+            "s5-bidirectional", "s4d", "linoss", "d-linoss", "mamba", "mamba2", "rglru",
+            "linear-attention", "deltanet", "gated-deltanet", "deltaproduct", "gla", "mlstm",
+            "rwkv7", "attention", "griffin", "slstm", "mlstm-up-projected",
+        ),
+        _BLOCKS,
+    ),
+    "s5": _WIDE_BLOCKS,
+    "lru": {**_WIDE_BLOCKS, "cell": {"r_min": 0.9, "r_max": 0.999}},
     "indrnn": {**_CELL_BLOCKS, "recurrence_rate": 1e-3},
     "paragru": _CHRONO_BLOCKS,
     "paralstm": _CHRONO_BLOCKS,
     "lrcssm": _CELL_BLOCKS,
     "mingru": _CHRONO_BLOCKS,
     "minlstm": _CHRONO_BLOCKS,
-}
-
-_LAYERS: Mapping[str, Options] = {
-    **dict.fromkeys(
-        (
-            "s5", "s5-bidirectional", "s4d", "linoss", "d-linoss", "mamba", "mamba2", "rglru",
-            "linear-attention", "deltanet", "gated-deltanet", "deltaproduct", "gla", "mlstm",
-            "rwkv7", "attention", "griffin", "slstm", "mlstm-up-projected",
-        ),
-        _BLOCKS,
-    ),
-    "lru": {**_BLOCKS, "cell": {"r_min": 0.9, "r_max": 0.999}},
 }  # fmt: skip
 
-_ENTRIES: Mapping[str, Options] = {**_LAYERS, **_INDEPENDENT, **_DENSE}
+_ENTRIES: Mapping[str, Options] = {**_IN_BLOCKS, **_DENSE}
 
 _PERMUTED: Mapping[str, Options] = {
-    "cornn": {"cell": {"dt": 0.076, "gamma": 0.4, "epsilon": 8.0}},
-    "cornn-heterogeneous": {"cell": {"dt": 0.076, "gamma": [0.2, 0.6], "epsilon": [7.0, 9.0]}},
+    "cornn-heterogeneous": {"cell": {"dt": 0.1, "gamma": [0.1, 40.0], "epsilon": [0.01, 0.2]}},
+    "ron": {"cell": {**_RANGES, "dt": 0.1}},
 }
 
 # An image of digits has a twelfth of the steps, so each may be up to twelve times as long.
 _DIGITS: Mapping[str, Options] = {
     **{
-        name: {"dim": 128 if name in _DENSE else 64, "cell": {"t_max": 64}}
+        name: {"cell": {"t_max": 64}, **({"dim": 128} if name in _DENSE else {})}
         for name, options in _ENTRIES.items()
         if "t_max" in options.get("cell", {})
     },
-    "leaky-elman": {"cell": {"leak": 0.1}},
-    "wilson-cowan": {"cell": {"rate": 0.1}},
-    "antisymmetric": {"cell": {"epsilon": 0.2, "gamma": 0.01}},
-    "antisymmetric-gated": {"cell": {"epsilon": 0.2, "gamma": 0.01}},
+    "s5": {"dim": 32, "state_dim": 32},
+    "lru": {"dim": 32, "state_dim": 32},
+    "leaky-elman": {"cell": {"leak": 0.3}},
+    "wilson-cowan": {"cell": {"rate": 0.3}},
+    "antisymmetric": {"cell": {"epsilon": 0.1, "gamma": 0.01}},
+    "antisymmetric-gated": {"cell": {"epsilon": 0.1, "gamma": 0.01}},
     "clockwork": {"cell": {"periods": [1, 2, 4, 8, 16, 32]}, "dim": 126},
-    "lipschitz": {"cell": {"epsilon": 0.2}},
-    "lipschitz-gated": {"cell": {"epsilon": 0.2}},
-    "cornn": {"cell": {"dt": 0.2}},
-    "cornn-heterogeneous": {"cell": {"dt": 0.2}},
-    "ron": {"cell": {"dt": 0.2}},
+    "lipschitz": {"cell": {"epsilon": 0.1, "beta": 1.0, "init_std": 11.0}},
+    "lipschitz-gated": {"cell": {"epsilon": 0.1, "beta": 1.0, "init_std": 11.0}},
+    "cornn": {"cell": {"dt": 0.5, "gamma": 1.0, "epsilon": 0.3}},
+    "cornn-heterogeneous": {"cell": {"dt": 0.5, "gamma": [0.5, 4.0], "epsilon": [0.1, 1.0]}},
+    "ron": {"cell": {"dt": 0.5, "gamma": [0.5, 4.0], "epsilon": [0.1, 1.0]}},
 }
 
 _RUSCH = "Rusch and Mishra 2021, the authors' README"
@@ -117,20 +120,30 @@ _PAPERS: Mapping[tuple[str, Order], Figure] = {
 }
 
 
-_DIGITS_SHARED = {**UNTIL_IT_STOPS, "batch_size": 64, "evaluate_every": 40, "cpu_minutes": 1.0}
-_MNIST_SHARED = {**UNTIL_IT_STOPS, "batch_size": 50, "evaluate_every": 70}
+_IMAGES: Mapping[Data, int] = {"digits": 1258, "mnist5k": 3500}
 # Processor minutes of a run on MNIST: most learn fast, or not at all.
 _MINUTES = 5.0
-_MORE_MINUTES: Mapping[str, float] = dict.fromkeys(
-    ("s5", "lru", "lstm", "gru", "cornn", "urnn", "exprnn"), 20.0
-)
+_MORE_MINUTES: Mapping[str, float] = {
+    **dict.fromkeys(("lstm", "gru", "cornn", "urnn", "exprnn"), 15.0),
+    **dict.fromkeys(("s5", "lru"), 25.0),
+}
 
 
 def _options(model: str, data: Data, order: Order) -> Options:
-    options = {**_ENTRIES[model], **(_PERMUTED.get(model, {}) if order == "permuted" else {})}
-    if data == "digits":
-        return {**_DIGITS_SHARED, **options, **_DIGITS.get(model, {})}
-    return {**_MNIST_SHARED, "cpu_minutes": _MORE_MINUTES.get(model, _MINUTES), **options}
+    """The options of an entry, without its task."""
+    small = data == "digits"
+    # A loop over single steps costs the same for more images, blocks do not.
+    batch_size = (64 if small else 50) if model in _DENSE else (32 if small else 20)
+    epochs = 2 if small else 1
+    return {
+        **UNTIL_IT_STOPS,
+        "batch_size": batch_size,
+        "evaluate_every": epochs * _IMAGES[data] // batch_size,
+        "cpu_minutes": 1.0 if small else _MORE_MINUTES.get(model, _MINUTES),
+        **_ENTRIES[model],
+        **(_DIGITS.get(model, {}) if small else {}),
+        **(_PERMUTED.get(model, {}) if order == "permuted" and not small else {}),
+    }
 
 
 def _experiment(
@@ -164,8 +177,9 @@ _MODELS_DIFFER = (
     "Dense cells are one layer whose last state is read; cells with independent units and layers "
     "stand in two blocks with dropout, of which the mean over time is read. Gated cells start with "
     "memories of up to an image (chrono). AdamW at a constant rate, tested with a moving average "
-    "of the parameters. Rates and steps of time are those of the papers or were chosen on the "
-    "validation split."
+    "of the parameters at the best evaluation. Steps of time, dampings and periods were chosen by "
+    "the accuracy of a linear readout of the untrained cell on the validation split; coRNN is less "
+    "damped than its authors have it. Few rates were compared."
 )
 _DIGITS_DIFFER = f"no paper has these images of 8 x 8 pixels. {_MODELS_DIFFER}"
 _MNIST_DIFFERS = (

@@ -37,8 +37,6 @@ from rnnscale.sharding import make_mesh
 from rnnscale.tasks import Task, TaskSpec, load_task
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
-# The experiments keep the authors' first recipe for Lipschitz networks, which grow.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LipschitzRNNCell. states may grow")
 
 TRAINED = [
     each
