@@ -230,13 +230,28 @@ def resume() -> str:
     return markdown(("model", "new run", "resumed run"), rows)
 
 
+def _accuracy(rows: Sequence[Row]) -> Row:
+    """The accuracies of a classifier as a row of an experiment, for `_experiments.Marks`."""
+    accuracies = [row["accuracy"] for row in rows]
+    return {
+        "mean": statistics.mean(accuracies),
+        "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "ended": [row["ended"] for row in rows if "ended" in row],
+    }
+
+
 def watch() -> str:
+    """The accuracy of each classifier on each person, and its mean."""
     rows = load("watch_cpu")["rows"]
-    accuracies = [row["test_accuracy"] for row in rows]
-    accuracies.append(statistics.mean(accuracies))
-    people = (str(row["person"]) for row in rows)
-    figures = (f"{each:.3f}" for each in accuracies)
-    return markdown(("person left out", *people, "mean"), [("accuracy", *figures)])
+    found = {key: _accuracy(each) for key, each in jobs(rows, ("library", "person")).items()}
+    libraries, people = (list(dict.fromkeys(key)) for key in zip(*found, strict=True))
+    marks = _experiments.Marks(found.values())
+    lines = []
+    for library in libraries:
+        accuracies = [found[library, person] for person in people]
+        mean = statistics.mean(each["mean"] for each in accuracies)
+        lines.append((library, *(marks.figure(each, 3) for each in accuracies), f"{mean:.3f}"))
+    return marks.explained(markdown(("person left out", *map(str, people), "mean"), lines))
 
 
 def own_series() -> str:
@@ -256,34 +271,23 @@ def own_series() -> str:
     )
 
 
+# The classifiers of aeon that stand beside ours.
+_OTHERS = ("1-NN, DTW", "ROCKET")
+
+
 def archive() -> str:
-    """Accuracies by data set and layer, means over seeds, and the mean over the sets."""
-    rows = load("archive_cpu")["rows"]
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    found = jobs(rows, ("name", "layer"))
-    steps = {row["name"]: row["steps"] for row in rows}
-    lines = [
-        (name, [[row["accuracy"] for row in found[name, layer]] for layer in layers])
-        for name in steps
-    ]
-    means = [
-        statistics.mean(statistics.mean(each) for each in column)
-        for column in zip(*(cells for _, cells in lines), strict=True)
-    ]
-    return markdown(
-        ("data set", "steps", *layers),
-        [
-            *(
-                (
-                    f"`{name}`",
-                    str(steps[name]),
-                    *(f"{statistics.mean(x):.3f} ± {statistics.stdev(x):.3f}" for x in cells),
-                )
-                for name, cells in lines
-            ),
-            ("mean", "", *(f"{x:.3f}" for x in means)),
-        ],
-    )
+    """Accuracies by data set and classifier, means over seeds, and the mean over the sets."""
+    ours = load("archive_cpu")["rows"]
+    others = [row for row in load("own_data_cpu")["rows"] if row["library"] in _OTHERS]
+    rows = jobs(ours, ("name", "layer")) | jobs(others, ("name", "library"))
+    found = {key: _accuracy(each) for key, each in rows.items()}
+    names, layers = (list(dict.fromkeys(row[key] for row in ours)) for key in ("name", "layer"))
+    columns = [*_OTHERS, *layers]
+    marks = _experiments.Marks(found.values())
+    lines = [(f"`{name}`", *(marks.figure(found[name, x], 3) for x in columns)) for name in names]
+    means = (statistics.mean(found[name, x]["mean"] for name in names) for x in columns)
+    lines.append(("mean", *(f"{mean:.3f}" for mean in means)))
+    return marks.explained(markdown(("data set", *columns), lines))
 
 
 def s4d() -> str:

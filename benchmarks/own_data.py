@@ -26,6 +26,7 @@ from rich.table import Table
 from rnnscale.cli import main
 
 from ._benchmark import OURS, Benchmark, Row, Unavailable
+from ._series import rivals
 
 SETS = (
     "ACSF1",
@@ -81,34 +82,15 @@ def ours(place: Path, name: str, seed: int, *, quick: bool) -> Row:
     }
 
 
-def rivals(place: Path, name: str, seeds: Sequence[int], *, quick: bool) -> Iterator[Row]:
-    from aeon.classification.convolution_based import RocketClassifier
-    from aeon.classification.distance_based import KNeighborsTimeSeriesClassifier
-
+def others(place: Path, name: str, seeds: Sequence[int], *, quick: bool) -> Iterator[Row]:
+    """The accuracies of the classifiers of aeon, which train on all training series."""
     (series, labels), (test, test_labels) = (
         archive(place / name / f"{name}_{part}.ts") for part in ("TRAIN", "TEST")
     )
     steps = max(each.shape[-1] for each in [*series, *test])
     series, test = padded(series, steps), padded(test, steps)
-    classifiers = [
-        (
-            "1-NN, Euclidean",
-            None,
-            KNeighborsTimeSeriesClassifier(n_neighbors=1, distance="euclidean"),
-        ),
-        ("1-NN, DTW", None, KNeighborsTimeSeriesClassifier(n_neighbors=1, distance="dtw")),
-        *(("ROCKET", seed, RocketClassifier(random_state=seed)) for seed in seeds),
-    ]
-    for library, seed, classifier in classifiers[:1] if quick else classifiers:
-        start = process_time()
-        predicted = classifier.fit(series, labels).predict(test)
-        yield {
-            "name": name,
-            "library": library,
-            "seed": seed,
-            "accuracy": float(np.mean(predicted == test_labels)),
-            "processor_seconds": round(process_time() - start, 1),
-        }
+    for row in rivals(series, labels, test, test_labels, seeds, quick=quick):
+        yield {"name": name, **row}
 
 
 def archive(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
@@ -150,7 +132,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
     place = Path(aeon.origin).parent / "datasets" / "data"
     seeds = range(options.rounds)
     for name in SETS[4:5] if options.quick else SETS:
-        yield from rivals(place, name, seeds, quick=options.quick)
+        yield from others(place, name, seeds, quick=options.quick)
         for seed in seeds:
             yield ours(place, name, seed, quick=options.quick)
     if sktime is not None and sktime.origin is not None:

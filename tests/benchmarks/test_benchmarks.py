@@ -24,6 +24,7 @@ import benchmarks.__main__ as command
 from benchmarks import (
     _loading,
     _parts,
+    _series,
     gpu,
     kernels,
     linear_scan,
@@ -36,7 +37,11 @@ from benchmarks import (
 )
 from benchmarks._device_cases import JOBS
 from rnnscale.cli._cell_arguments import CellArguments
+from rnnscale.data import repeat, shuffle
+from rnnscale.models import SequenceClassifier
 from rnnscale.plan import HARDWARE
+from rnnscale.ssm import LRU
+from rnnscale.tasks import Task
 from rnnscale.training import restore_part
 from rnnscale_kernels.testing import (
     BlockArguments,
@@ -312,12 +317,49 @@ def test_the_graph_has_no_loops_and_the_same_degree():
     np.testing.assert_array_equal(np.bincount(receivers), message_passing.DEGREE)
 
 
-def test_watch_has_a_row_for_each_person(monkeypatch):
+def test_watch_compares_classifiers_on_each_person(monkeypatch):
     for name, size in {"DIM": 4, "DEPTH": 1, "PIECE": 64, "BATCH": 4}.items():
         monkeypatch.setattr(watch, name, size)
-    (row,) = run("watch", "--quick", "--people", "3", "--steps", "1")
-    assert row["person"] == 3 and 0 <= row["test_accuracy"] <= 1
-    assert [point["step"] for point in row["curve"]] == [1]
+
+    def rivals(series, labels, test, test_labels, seeds, **_):
+        # Ten people, of whom the one to test is left out, did seven exercises with either arm.
+        assert series.shape == (126, 6, 2618) and test.shape == (14, 6, 2618)
+        assert np.bincount(labels).tolist() == [18] * 7
+        assert np.bincount(test_labels).tolist() == [2] * 7
+        assert abs(series.mean()) < 0.1 and seeds == [0]
+        yield {"library": "another", "accuracy": 1.0, "processor_seconds": 0.0}
+
+    monkeypatch.setattr(watch, "rivals", rivals)
+    ours, other = run("watch", "--quick", "--people", "3", "--steps", "1")
+    assert ours["person"] == other["person"] == 3 and 0 <= ours["accuracy"] <= 1
+    assert [point["step"] for point in ours["curve"]] == [1] and ours["ended"] == "steps"
+
+
+def test_a_classifier_trains_until_its_validation_loss_stops_falling(monkeypatch):
+    """Labels of the validation split are wrong, so that learning makes its loss worse."""
+    monkeypatch.setattr(_series, "PATIENCE", 3)
+    random = np.random.default_rng(0)
+    series, labels = random.normal(size=(12, 8, 1)), np.arange(12) % 2
+    series[labels == 1] += 1
+    labels[8:] = 1 - labels[8:]
+    splits = ["train"] * 8 + ["validation"] * 4 + ["test"] * 4
+    task = Task.from_arrays(
+        [*series, *series[8:]], np.append(labels, labels[8:]), kind="classification", split=splits
+    )
+
+    def make_model(key):
+        return SequenceClassifier(
+            1, 2, make_layer=lambda key: LRU(4, 4, key=key), dim=4, depth=1, key=key
+        )
+
+    row = _series.Trainer(make_model, every=2, most=100).train(
+        task, repeat(shuffle(task.train, seed=0)), batch=4, seed=0
+    )
+    best = min(row["curve"], key=lambda point: point["validation_loss"])
+    assert row["best_step"] == best["step"] and row["steps"] == best["step"] + 2 * 3 < 100
+    # The test series are those for validation.
+    assert row["ended"] == "patience" and row["accuracy"] == best["validation_accuracy"]
+    assert row["curve"][-1]["validation_loss"] > best["validation_loss"]
 
 
 class Errors(ScanArguments):
