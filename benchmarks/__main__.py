@@ -50,6 +50,7 @@ BENCHMARKS = (
     "saves",
     "resume",
     "scaling",
+    "one_machine",
     "data",
     "message_passing",
     "watch",

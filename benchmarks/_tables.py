@@ -5,6 +5,7 @@ A page has the output of `TABLES[NAME]` between `<!-- figures: NAME -->` and `<!
 figure is typed by hand.
 """
 
+import math
 import re
 import statistics
 from collections import Counter
@@ -387,6 +388,36 @@ def collectives() -> str:
     return markdown(header, rows)
 
 
+def one_machine() -> str:
+    """A line for each form of the step: what it takes here, and what it would need on H100s."""
+    rows = []
+    for (model,), forms in jobs(load("one_machine_cpu")["rows"], ("model",)).items():
+        alone = forms[0]["planned"]["flops"]
+        for row in forms:
+            plan = row["planned"]
+            devices = math.prod(row["mesh"].values())
+            rows.append(
+                (
+                    model,
+                    row["form"],
+                    f"{row['memory'] / 1e6:,.1f} MB",
+                    f"{row['sent'] / 1e3:,.0f} kB",
+                    f"{devices * plan['flops'] / alone:.2f}",
+                    f"{row['processor_ms']:,.0f} ms",
+                    f"{row['ratio']:.2f}",
+                    f"{plan['memory'] / 1e6:,.1f} MB",
+                    f"{plan['sent'] / 1e3:,.0f} kB",
+                    f"{plan['bound_ms'][plan['bottleneck']]:.2f} ms, {plan['bottleneck']}",
+                )
+            )
+    header = (
+        *("model", "step", "memory of a device", "sent by it", "arithmetic of all"),
+        *("processor time", "over one device"),
+        *("memory of an H100", "sent by it", "lower bound on its time"),
+    )
+    return markdown(header, rows)
+
+
 def loading() -> str:
     rows = []
     for row in load("data_cpu")["rows"]:
@@ -516,5 +547,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "own-forecast": own_forecast,
     "streams": streams,
     "collectives": collectives,
+    "one-machine": one_machine,
     "loading": loading,
 }

@@ -207,6 +207,22 @@ def test_scaling_counts_collectives_and_gives_no_time_on_virtual_devices():
     assert short["collectives"] == long["collectives"]
 
 
+@pytest.mark.slow
+def test_meshes_and_remat_are_compared_with_one_device():
+    alone, data, fsdp = run("one_machine", "--quick", "--rounds", "1")
+    forms = [row["form"] for row in (alone, data, fsdp)]
+    assert forms == ["one device", "data=8", "fsdp=8 remat chunk=128"]
+    assert alone["ratio"] == 1 and all(row["processor_ms"] > 0 for row in (data, fsdp))
+    assert alone["memory"] > data["memory"] > fsdp["memory"]
+    assert alone["sent"] == 0 < data["sent"] < fsdp["sent"]
+    # The same arithmetic in eight parts, and once more what is recomputed.
+    flops = [row["planned"]["flops"] for row in (alone, data, fsdp)]
+    assert flops[0] == pytest.approx(8 * flops[1], rel=0.01) and flops[2] > 1.1 * flops[1]
+    for row in (alone, data, fsdp):
+        bounds = row["planned"]["bound_ms"]
+        assert bounds[row["planned"]["bottleneck"]] == max(bounds.values()) > 0
+
+
 def test_efficiency_is_over_one_device_with_the_same_work(monkeypatch):
     def measured(axis, work, devices, *, absent, rounds):
         # Twice as many devices take 0.75 of the time, and 1.25 times as long for twice the work.
