@@ -1,6 +1,6 @@
 """The adding and the copy problem, in which it is known what has to be remembered for how long."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,8 @@ _ADDING_DIFFERS = (
     "coRNN: gamma=20, where the authors' script has 66; it learns shorter sequences first and "
     "starts from what it learned there, where the authors train on the full length from the "
     "beginning; the gradient is clipped. IndRNN: Adam's rate is 1e-3 where the authors have 2e-4 "
-    "until the error stops falling. Both are averaged over the last steps, and read numbers in "
-    "[0, 1)."
+    "until the error stops falling. LSTM: 64 units, which learn 500 steps before more. All are "
+    "averaged over the last steps, and read numbers in [0, 1)."
 )
 
 # Before any training, a unit of coRNN forgets within `epsilon / (dt * gamma)` steps, about a dozen,
@@ -23,18 +23,24 @@ _TO_200 = (
     {**_SHORTER, "seq_len": 200, "steps": 3000, "learning_rate": 2e-2},
 )
 _TO_1000 = (*_TO_200, {**_SHORTER, "seq_len": 1000, "steps": 1500, "learning_rate": 2e-3})
+_TO_500 = ({"seq_len": 500, "steps": 1500},)
 
 
 def _adding(
-    seq_len: int, minutes: float, *, before: Sequence[Mapping[str, Any]], learning_rate: float
+    seq_len: int,
+    minutes: float,
+    *,
+    cornn: Mapping[str, Any],
+    lstm: Mapping[str, Any] | None = None,
 ) -> Experiment:
-    """The adding problem over as many steps, with these runs before and this rate for coRNN."""
+    """The adding problem over as many steps, with these further options of coRNN and LSTM."""
     shared = {
         **UNTIL_IT_STOPS,
         "task": "adding",
         "seq_len": seq_len,
         "batch_size": 50,
         "dim": 128,
+        "average": 0.99,
         "evaluate_every": 100,
         "cpu_minutes": 50.0,  # and some for the shorter sequences
     }
@@ -48,9 +54,8 @@ def _adding(
                     **shared,
                     "model": "cornn",
                     "cell": {"dt": 0.06, "gamma": 20.0, "epsilon": 15.0},
-                    "before": before,
-                    "learning_rate": learning_rate,
                     "clip": 0.1,
+                    **cornn,
                 },
                 Figure(None, "solved for 500, 2000 and 5000 steps: Rusch and Mishra 2021"),
             ),
@@ -65,6 +70,18 @@ def _adding(
                     "clip": 10.0,
                 },
                 Figure(None, "solved for 100 to 5000 steps: Li et al. 2018"),
+            ),
+            Entry(
+                "lstm",
+                {
+                    **shared,
+                    "model": "lstm",
+                    "cell": {"t_max": seq_len},
+                    "dim": 64,
+                    "learning_rate": 4e-3,
+                    **(lstm or {}),
+                },
+                Figure(None, "solved for 200 and 750 steps: Tallec and Ollivier 2018"),
             ),
         ),
         measure=partial(train, "mse"),
@@ -100,9 +117,14 @@ def _copy_entry(
 
 
 MEMORY = (
-    _adding(500, 60, before=_TO_200, learning_rate=2e-3),
-    _adding(1000, 100, before=_TO_200, learning_rate=2e-3),
-    _adding(5000, 360, before=_TO_1000, learning_rate=5e-4),
+    _adding(500, 60, cornn={"before": _TO_200, "learning_rate": 2e-3}),
+    _adding(1000, 100, cornn={"before": _TO_200, "learning_rate": 2e-3}, lstm={"before": _TO_500}),
+    _adding(
+        5000,
+        400,
+        cornn={"before": _TO_1000, "learning_rate": 1e-3},
+        lstm={"before": _TO_500},
+    ),
     Experiment(
         name="copy",
         description="the copy problem with a wait of 100 steps",
