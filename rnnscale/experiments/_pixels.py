@@ -211,10 +211,10 @@ PIXELS = (
         "digits", "permuted", "digits of 8 x 8 pixels, in a fixed random order", _DIGITS_DIFFER, 90,
     ),
     _experiment(
-        "mnist5k", "ordered", "5000 images of MNIST, row by row", _MNIST_DIFFERS, 240, seeds=(0,),
+        "mnist5k", "ordered", "5000 images of MNIST, row by row", _MNIST_DIFFERS, 150, seeds=(0,),
     ),
     _experiment(
-        "mnist5k", "permuted", "5000 images of MNIST, in a fixed random order", _MNIST_DIFFERS, 240,
+        "mnist5k", "permuted", "5000 images of MNIST, in a fixed random order", _MNIST_DIFFERS, 150,
         seeds=(0,),
     ),
 )  # fmt: skip
