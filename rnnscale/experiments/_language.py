@@ -107,7 +107,7 @@ _SHARED: Mapping[str, Any] = MappingProxyType(
         "steps": 9800,
         "schedule": "cosine",
         "learning_rate": 8e-3,
-        "evaluate_every": 980,
+        "evaluate_every": 1400,
         "sample_bytes": 0,
         "cpu_minutes": 60.0,
         **QUIET,
@@ -116,27 +116,23 @@ _SHARED: Mapping[str, Any] = MappingProxyType(
 # The sizes at which each model has as many parameters as the others, to 3 %.
 _MODELS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "griffin": {"depth": 4, "dim": 128, "state_dim": 128},
-        "gla": {"depth": 3, "dim": 152, "state_dim": 152},
-        "mlstm": {"depth": 3, "dim": 152, "state_dim": 152},
-        "slstm": {"depth": 4, "dim": 144},
-        "mamba": {"depth": 4, "dim": 180, "state_dim": 16},
-        "attention": {"depth": 5, "dim": 120, "cell": {"window": 256}},
-        "minlstm": {"depth": 4, "dim": 232},
-        "mingru": {"depth": 5, "dim": 240},
-        "rglru": {"depth": 5, "dim": 240},
-        "linear-attention": {"depth": 4, "dim": 208, "state_dim": 208},
-        "s5": {"depth": 5, "dim": 240, "state_dim": 240},
+        "mamba": {"depth": 3, "dim": 208, "state_dim": 16},
         "lru": {"depth": 5, "dim": 192, "state_dim": 192},
+        "mingru": {"depth": 5, "dim": 240},
+        "minlstm": {"depth": 4, "dim": 232},
+        "slstm": {"depth": 2, "dim": 200},
+        "s5": {"depth": 5, "dim": 240, "state_dim": 240},
+        "mlstm": {"depth": 3, "dim": 152, "state_dim": 152},
+        "griffin": {"depth": 4, "dim": 128, "state_dim": 128},
         "lstm": {"depth": 2, "dim": 224},
         "gru": {"depth": 2, "dim": 248},
-        "griffin-attention": {
-            "model": "griffin",
-            "every": [4, "attention"],
+        "mamba-attention": {
+            "model": "mamba",
+            "every": [3, "attention"],
             "every_cell": {"window": 256},
-            "depth": 4,
-            "dim": 128,
-            "state_dim": 136,
+            "depth": 3,
+            "dim": 224,
+            "state_dim": 16,
         },
     }
 )
@@ -165,13 +161,18 @@ LANGUAGE = (
         differs=(
             "no paper has this corpus. Each model has a million parameters, to 3 %, in blocks of "
             "its authors, and reads 20 million bytes, 2.2 times the training text, in 9800 batches "
-            "of 8 windows of 256 bytes, with the same optimiser and rates. The state is carried "
-            "from window to window, in the test too, so that a model has read each file from its "
+            "of 8 windows of 256 bytes, with the same optimiser and rates, which fall to zero over "
+            "all steps. The rate is from a search with S5 and Griffin. The layers are the eight "
+            "best of fourteen after half a million bytes, among those that read 20 million in an "
+            "hour of one core; GLA, IndRNN, attention, RG-LRU, linear attention and LinOSS were "
+            "worse, and delta rules, RWKV-7, S4D and Mamba-2 slower. The state is carried from "
+            "window to window, in the test too, so that a model has read each file from its "
             "beginning. Count models and compression programs have read the training text once: "
             "the figure of a program is the growth of the compressed training text by the test "
-            "text. gzip remembers the last 32 KB only."
+            "text. gzip remembers the last 32 KB only; xz all of it, near copies included, such as "
+            "the tables of codecs that are 18 % of the test text."
         ),
-        minutes=500,
+        minutes=400,
         seeds=(0,),
     ),
 )
