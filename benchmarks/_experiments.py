@@ -143,12 +143,15 @@ def pixels() -> str:
 
 
 def rows_by_entry(experiment: str) -> Mapping[str, Row]:
+    """The rows of an experiment; none before it was measured."""
+    if not _measured(experiment):
+        return {}
     return {row["entry"]: row for row in load(f"experiments/{experiment}")["rows"]}
 
 
 def language() -> str:
     """Bits per byte, the best first, with the count models and compression programs among them."""
-    rows = load("experiments/bytes")["rows"]
+    rows = rows_by_entry("bytes").values()
     marks = Marks(rows)
     lines = []
     for row in sorted(rows, key=lambda row: place(row, higher=False)):
@@ -169,7 +172,7 @@ def language() -> str:
 
 def samples() -> str:
     """A text by each model of text, the best first."""
-    rows = [row for row in load("experiments/bytes")["rows"] if "sample" in row]
+    rows = [row for row in rows_by_entry("bytes").values() if "sample" in row]
     rows.sort(key=lambda row: place(row, higher=False))
     marks = Marks(rows)
     texts = (

@@ -1,5 +1,6 @@
 """A training run, or a curriculum of runs, as the measurement of an experiment."""
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -39,13 +40,16 @@ def train(metric: str, options: Mapping[str, Any], seed: int, folder: Path) -> R
 
 def configs(options: Mapping[str, Any], seed: int, folder: Path) -> list[TrainConfig]:
     """One run for each entry of the option `before`, with the changes that it lists, and then the
-    run itself. Each starts from the model of the run before it."""
+    run itself. Each starts from the model of the run before it. One that is shorter than its
+    warm-up, such as a trial with `--steps`, warms up for a tenth of its steps."""
     common = dict(options)
     changes = [*common.pop("before", ()), {}]
     configs = []
     start_from = None
     for changed, out in zip(changes, _folders(options, folder), strict=True):
         given = {**common, **changed, "seed": seed, "start_from": start_from, "out": str(out)}
+        if given.get("warmup", 0) >= given.get("steps", math.inf):
+            given["warmup"] = None
         configs.append(TrainConfig.for_task(**given))
         start_from = str(out)
     return configs
