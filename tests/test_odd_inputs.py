@@ -1232,6 +1232,7 @@ _TRAINING: dict[str, Kind] = {
     "watchdog": records,
     "signals": records,
     "best": records,
+    "clock": records,
     "evaluate": function,
     "minutes": lambda valid: [each for each in number(valid) if each.value != inf],
 }
@@ -1275,7 +1276,7 @@ TRAINING_CASES = [
     host_case(training.Heartbeat, _TRAINING, watchdog=None),
     host_case(training.StopOnSignal, _TRAINING, signals=None),
     host_case(training.MetricsFile, _TRAINING, path="metrics.jsonl"),
-    host_case(training.Log, {"clock": records}, tokens_per_step=2, metric="mse"),
+    host_case(training.Log, _TRAINING, tokens_per_step=2, metric="mse"),
     host_case(
         training.Checkpointer,
         _TRAINING,
