@@ -3,12 +3,13 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 from rnnscale.experiments import EXPERIMENTS, Experiment
 
 from ._benchmark import Row
 from ._families import FAMILIES, family
-from ._markdown import RESULTS, load, markdown
+from ._markdown import load, markdown
 
 DAGGER, FIXED = "†", "‡"
 
@@ -144,9 +145,8 @@ def pixels() -> str:
 
 def rows_by_entry(experiment: str) -> Mapping[str, Row]:
     """The rows of an experiment; none before it was measured."""
-    if not _measured(experiment):
-        return {}
-    return {row["entry"]: row for row in load(f"experiments/{experiment}")["rows"]}
+    document = _document(experiment)
+    return {} if document is None else {row["entry"]: row for row in document["rows"]}
 
 
 def language() -> str:
@@ -191,7 +191,8 @@ def _printable(text: str) -> str:
 
 def listed(digits: Mapping[str, int]) -> str:
     """The rows of experiments that have few, one after the other."""
-    documents = {name: load(f"experiments/{name}") for name in digits if _measured(name)}
+    found = {name: _document(name) for name in digits}
+    documents = {name: each for name, each in found.items() if each is not None}
     marks = Marks(row for each in documents.values() for row in each["rows"])
     lines = []
     for name, document in documents.items():
@@ -207,8 +208,12 @@ def listed(digits: Mapping[str, int]) -> str:
     return marks.explained(markdown(header, lines))
 
 
-def _measured(experiment: str) -> bool:
-    return (RESULTS / "experiments" / f"{experiment}.json").is_file()
+def _document(experiment: str) -> dict[str, Any] | None:
+    """The results of an experiment; None before it was measured."""
+    try:
+        return load(f"experiments/{experiment}")
+    except FileNotFoundError:
+        return None
 
 
 def _seeds(row: Row, experiment: Experiment) -> str:

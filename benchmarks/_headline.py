@@ -54,7 +54,7 @@ def _text() -> list[tuple[str, ...]]:
     rows = sorted(rows_by_entry("bytes").values(), key=lambda row: place(row, higher=False))
     trained = [row for row in rows if ending(row) in ("patience", "steps")][:3]
     others = [row for row in rows if "baseline" in row["options"]]
-    if not others:
+    if not trained or not others:
         return []
     marks = Marks(trained)
     texts = (
