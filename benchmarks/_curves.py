@@ -126,7 +126,7 @@ def _draw_models(panel: "Axes", frame: _Frame, rows: Sequence[Row]) -> None:
     looks = styles(seeds)
     for name, found in seeds.items():
         look = {each: looks[name][each] for each in ("color", "linestyle")}
-        xs, ys = frame.path(found, _POINTS // len(found))
+        xs, ys = frame.path(found, max(1, _POINTS // len(found)))
         panel.plot(xs, ys, linewidth=1.2, **look)
         panel.plot(xs[-1], ys[-1], ".", color=look["color"], markersize=4)
         ends[name] = xs[-1], ys[-1]

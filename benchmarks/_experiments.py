@@ -35,8 +35,7 @@ def ending(row: Row) -> str | None:
 
 _NOTES = {
     DAGGER: "The training used up its budget of processor time before the validation figure had "
-    "stopped improving. Such a figure says little about its model: it is compared with no other, "
-    "and stands after them.",
+    "stopped improving. Such a figure says little about its model: it is compared with no other.",
     FIXED: "Trained for a fixed number of steps.",
 }
 

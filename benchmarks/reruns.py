@@ -84,6 +84,9 @@ def chosen(options: argparse.Namespace) -> list[Committed]:
     if options.experiment:
         rows = [each for each in rows if each.experiment.name in options.experiment]
     if options.row:
+        known = {each.row["entry"] for each in rows}
+        if unknown := sorted(set(options.row) - known):
+            raise UserError(f"no row of the results is {', '.join(unknown)}; there are {known}")
         rows = [each for each in rows if each.row["entry"] in options.row]
     if options.quick:
         return rows[:1]
@@ -127,7 +130,9 @@ def run_again(given: Committed) -> Row:
     `KeyboardInterrupt` if a signal stopped it.
     """
     experiment, row = given
-    (entry,) = (each for each in experiment.entries if each.name == row["entry"])
+    entry = next((each for each in experiment.entries if each.name == row["entry"]), None)
+    if entry is None:
+        raise UserError("the experiment has no such row any more: leave it out of the results")
     if json.loads(json.dumps(entry.options)) != row["options"]:
         raise UserError("the options of the experiment have changed since: measure the row again")
     with TemporaryDirectory() as folder, kept_programs(Path(folder, "programs")):
@@ -149,8 +154,10 @@ def compared(given: Committed, again: Row) -> Row:
         "minutes": sum(again["seconds"]) / 60,
     }
     before, now = (sum(map(experiment.solves, each["figures"])) for each in (row, again))
-    if off <= allowed or (experiment.solved is not None and before == now):
+    if off <= allowed or before == now > 0:
         return result
+    if ending(again) == "budget":
+        return {**result, "error": "the budget, which was enough before, cut the training short"}
     return {**result, "error": f"{again['mean']:.4g} is off by {off:.2g}, more than {allowed:.2g}"}
 
 

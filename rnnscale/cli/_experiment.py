@@ -52,7 +52,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "--seeds", type=int, nargs="+", metavar="S", help="default: those of the experiment"
     )
     parser.add_argument(
-        "--steps", type=int, metavar="N", help="training steps; default: those of each entry"
+        "--steps",
+        type=int,
+        metavar="N",
+        help="training steps, of the last run of a curriculum; default: those of each entry",
     )
     add_data_options(parser)
     parser.add_argument(

@@ -54,7 +54,8 @@ class Result(NamedTuple):
     - `figure`: the experiment's metric on the test split.
     - `parameters`: the number of parameters, including those that are not trained; for a reservoir,
         those of its readout; 0 for a baseline that has none.
-    - `seconds`: the processor time of the training.
+    - `seconds`: the processor time of the training, with that of compiling, unless an earlier seed
+        has left its programs.
     - `more`: other figures, by name.
     - `ended`: what ended the training: its last `"steps"`, `"patience"` after evaluations that did
         not improve, or its `"budget"` of processor time. A figure of a training that its budget cut

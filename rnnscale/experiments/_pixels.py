@@ -196,12 +196,12 @@ _MODELS_DIFFER = (
     "Layers, IndRNN and LrcSSM stand in two blocks with dropout, and the mean over time is read. "
     "Gated cells start with memories of up to an image (chrono). AdamW at a constant rate, tested "
     "with a moving average of the parameters at the best evaluation. Steps of time, apart from "
-    "those of coRNN on ordered images, were chosen by the accuracy of a linear readout of the "
+    "those of coRNN on images in order, were chosen by the accuracy of a linear readout of the "
     "untrained cell on the validation split. Few rates were compared."
 )
 _DIGITS_DIFFER = f"no paper has these images of 8 x 8 pixels. {_MODELS_DIFFER}"
 _MNIST_DIFFERS = (
-    "3500 images for training where the papers have 50,000 to 60,000, and 64 or 128 units where "
+    "3500 images for training where the papers have 50,000 to 60,000, and 32 to 256 units where "
     f"they have 128 to 512. {_MODELS_DIFFER}"
 )
 

@@ -164,10 +164,7 @@ def _train(
         # Only now: the folder of a run that can't be resumed with these options stays as it was.
         on_process_0(proceed)
         _log.info("%s", _opening(setup, state))
-        budget = None
-        if config.cpu_minutes is not None:
-            budget = CpuBudget(clock, minutes=config.cpu_minutes)
-        callbacks = _callbacks(setup, folder, checkpointer, clock, best, budget, stop, watchdog)
+        callbacks = _callbacks(setup, folder, checkpointer, clock, best, stop, watchdog)
         certificates = _certificates(config)
         with stream(
             setup.rows, config.batch_size, start_step=step, shardings=setup.layout
@@ -183,7 +180,9 @@ def _train(
             )
     ended: Ended = "steps"
     if int(state.step) < config.steps:
-        ended = "budget" if budget is not None and budget.used_up else "patience"
+        # Both may be true after an evaluation, and then the training was not cut short.
+        patient = not config.patience or best.failures < config.patience
+        ended = "budget" if patient else "patience"
     return _Trained(state, clock, best, ended)
 
 
@@ -193,7 +192,6 @@ def _callbacks(
     checkpointer: Checkpointer,
     clock: Clock,
     best: Best,
-    budget: CpuBudget | None,
     stop: StopSignals,
     watchdog: Watchdog,
 ) -> list[Callback]:
@@ -220,6 +218,9 @@ def _callbacks(
             evaluation.append(sample)
     if config.patience:
         evaluation.append(EarlyStopping(best, patience=config.patience))
+    budget: list[Callback] = []
+    if config.cpu_minutes is not None:
+        budget.append(CpuBudget(clock, minutes=config.cpu_minutes))
     return [
         StopOnSignal(stop),
         Heartbeat(watchdog),
@@ -236,7 +237,7 @@ def _callbacks(
             metric=task.metric,
         ),
         *evaluation,
-        *([] if budget is None else [budget]),
+        *budget,
         Checkpoints(
             checkpointer,
             meta=lambda: {"clock": asdict(clock), "best": asdict(best)},

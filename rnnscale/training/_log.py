@@ -24,8 +24,8 @@ class Clock:
     **Attributes:**
 
     - `elapsed`: seconds in `fit`.
-    - `cpu_seconds`: processor time of this process in `fit`, summed over its threads. Unlike
-        `elapsed` it hardly depends on what else the machine does.
+    - `cpu_seconds`: processor time of this process in `fit`, summed over its threads, with that of
+        compiling. Unlike `elapsed` it hardly depends on what else the machine does.
     - `tokens`, `seconds`: time steps of training data, and the seconds that they took. The first
         step of a session, which compiles, and evaluations are not counted.
     - `waiting`: seconds among these in which the next batch was not ready.
