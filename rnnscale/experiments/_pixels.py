@@ -84,7 +84,7 @@ _PERMUTED: Mapping[str, Options] = {
 # An image of digits has a twelfth of the steps, so each may be up to twelve times as long.
 _DIGITS: Mapping[str, Options] = {
     **{
-        name: {"cell": {"t_max": 64}}
+        name: {"cell": {"t_max": 64}, "dropout": 0.3, "weight_decay": 0.1}
         for name, options in _ENTRIES.items()
         if "t_max" in options.get("cell", {})
     },
@@ -155,7 +155,6 @@ def _options(model: str, data: Data, order: Order) -> Options:
     return {
         **UNTIL_IT_STOPS,
         "average": 0.998,
-        "patience": 20,  # the loss still falls long after the accuracy on 500 images has settled
         "batch_size": batch_size,
         "evaluate_every": 3500 // batch_size,
         "cpu_minutes": _MORE_MINUTES.get(model, _MINUTES),

@@ -78,7 +78,10 @@ UNTIL_IT_STOPS: Mapping[str, Any] = MappingProxyType(
         "schedule": "constant",
         "warmup": 100,
         "average": 0.995,
-        "patience": 10,
+        # A small validation split takes few different values: the loss still falls long after the
+        # accuracy has settled.
+        "patience": 20,
+        "ties": "last",
         "keep_best": True,
         "steps": 1_000_000,  # never reached
         **QUIET,
