@@ -178,9 +178,12 @@ def part(text: str) -> tuple[int, int]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    names = sorted(file.stem for file in (RESULTS / "experiments").glob("*.json"))
     parser.add_argument(
-        "--experiment", nargs="+", choices=names, metavar="NAME", help="default: all experiments"
+        "--experiment",
+        nargs="+",
+        choices=EXPERIMENTS,
+        metavar="NAME",
+        help="default: all experiments",
     )
     parser.add_argument("--row", nargs="+", metavar="ROW", help="default: all rows")
     parser.add_argument(
