@@ -57,8 +57,8 @@ def draw(document: Mapping[str, Any], figure: Figure) -> None:
 
 @dataclass(frozen=True)
 class _Frame:
-    """The axes that panels have in common. They are logarithmic, that of an accuracy in the errors,
-    so that models can be told apart that make few of them."""
+    """The axes that panels have in common. They are logarithmic, and that of an accuracy shows the
+    errors, which tells good models apart."""
 
     time: str
     accuracy: bool

@@ -207,6 +207,7 @@ def _callbacks(
     if config.wandb:
         boards.append(WandB(config.wandb, folder=folder.path, config=config.as_json()))
     evaluation: list[Callback] = []
+    ends: list[Callback] = []
     if config.evaluate_every:
         evaluation.append(Evaluation(validate, every=config.evaluate_every))
         if config.sample_bytes and task.metric == "bits_per_byte":
@@ -217,10 +218,9 @@ def _callbacks(
             )
             evaluation.append(sample)
     if config.patience:
-        evaluation.append(EarlyStopping(best, patience=config.patience))
-    budget: list[Callback] = []
+        ends.append(EarlyStopping(best, patience=config.patience))
     if config.cpu_minutes is not None:
-        budget.append(CpuBudget(clock, minutes=config.cpu_minutes))
+        ends.append(CpuBudget(clock, minutes=config.cpu_minutes))
     return [
         StopOnSignal(stop),
         Heartbeat(watchdog),
@@ -237,7 +237,7 @@ def _callbacks(
             metric=task.metric,
         ),
         *evaluation,
-        *budget,
+        *ends,
         Checkpoints(
             checkpointer,
             meta=lambda: {"clock": asdict(clock), "best": asdict(best)},
