@@ -33,10 +33,6 @@ _LAST_STATE: Mapping[str, Options] = {
     "gru": _CHRONO,
     "gru-cho": _CHRONO,
     "mgu": _CHRONO,
-    **dict.fromkeys(
-        ("mingru", "minlstm", "paragru", "paralstm"),
-        {**_CHRONO, "depth": 2, "learning_rate": 1e-2},
-    ),
     "antisymmetric": {**_CELL, "cell": {"epsilon": 0.01, "gamma": 0.01}},
     "antisymmetric-gated": {**_CELL, "cell": {"epsilon": 0.01, "gamma": 0.01}},
     "clockwork": {**_SMALL, "cell": {"periods": [1, 2, 4, 8, 16, 32, 64, 128]}},
@@ -70,6 +66,10 @@ _MEAN_OF_BLOCKS: Mapping[str, Options] = {
     "lru": {**_WIDE_BLOCKS, "cell": {"r_min": 0.9, "r_max": 0.999}},
     "indrnn": {**_CELL_BLOCKS, "recurrence_rate": 1e-3},
     "lrcssm": _CELL_BLOCKS,
+    **dict.fromkeys(
+        ("mingru", "minlstm", "paragru", "paralstm"),
+        {**_CELL_BLOCKS, "cell": {"t_max": 784}},
+    ),
 }  # fmt: skip
 
 _ENTRIES: Mapping[str, Options] = {**_MEAN_OF_BLOCKS, **_LAST_STATE}
@@ -83,10 +83,20 @@ _PERMUTED: Mapping[str, Options] = {
 
 # An image of digits has a twelfth of the steps, so each may be up to twelve times as long.
 _DIGITS: Mapping[str, Options] = {
-    **{
-        name: {"cell": {"t_max": 64}, "dropout": 0.3, "weight_decay": 0.1}
-        for name, options in _ENTRIES.items()
-        if "t_max" in options.get("cell", {})
+    **dict.fromkeys(
+        ("lstm", "gru", "gru-cho", "mgu"),
+        {"cell": {"t_max": 64}, "dropout": 0.3, "weight_decay": 0.1},
+    ),
+    **dict.fromkeys(
+        ("mingru", "minlstm", "paragru", "paralstm"), {"cell": {"t_max": 64}, "cpu_minutes": 2.0}
+    ),
+    "indrnn": {
+        "dim": 64,
+        "dropout": 0.2,
+        "weight_decay": 0.05,
+        "learning_rate": 4e-3,
+        "recurrence_rate": 4e-4,
+        "cpu_minutes": 3.0,
     },
     "s5": {"dim": 32, "state_dim": 32},
     "lru": {"dim": 32, "state_dim": 32},
@@ -95,7 +105,13 @@ _DIGITS: Mapping[str, Options] = {
     "leaky-elman": {"cell": {"leak": 0.3}},
     "wilson-cowan": {"cell": {"rate": 0.3}},
     "antisymmetric": {"cell": {"epsilon": 0.1, "gamma": 0.01}},
-    "antisymmetric-gated": {"cell": {"epsilon": 0.2, "gamma": 0.01}},
+    "antisymmetric-gated": {
+        "cell": {"epsilon": 0.2, "gamma": 0.01},
+        "dropout": 0.3,
+        "weight_decay": 0.1,
+        "learning_rate": 5e-3,
+        "cpu_minutes": 2.0,
+    },
     "clockwork": {"cell": {"periods": [1, 2, 4, 8, 16, 32]}, "dim": 126},
     "lipschitz": {"cell": {"epsilon": 0.1, "beta": 1.0, "init_std": 11.0}},
     "lipschitz-gated": {"cell": {"epsilon": 0.1, "beta": 1.0, "init_std": 11.0}},
@@ -191,8 +207,9 @@ def _experiment(
 
 
 _MODELS_DIFFER = (
-    "The last state of a cell is read; cells are one layer, or two if units are independent. "
-    "Layers, IndRNN and LrcSSM stand in two blocks with dropout, and the mean over time is read. "
+    "The last state of a cell is read, and the cell is one layer (UnICORNN: two). Layers, and cells "
+    "whose units are independent, stand in two blocks with dropout, and the mean over time is "
+    "read. "
     "Gated cells start with memories of up to an image (chrono). AdamW at a constant rate, tested "
     "with a moving average of the parameters at the best evaluation. Steps of time, apart from "
     "those of coRNN on images in order, were chosen by the accuracy of a linear readout of the "
