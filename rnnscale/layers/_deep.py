@@ -6,8 +6,10 @@ import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rnnscale._base import State, Stepwise, check_step, has_step
-from rnnscale._checks import BatchShape, FloatDType, NonEmpty, Size, check_arguments
+from rnnscale._checks import BatchShape, FloatDType, NonEmpty, Rate, Size, check_arguments
+from rnnscale.layers._dropout import Dropout
 from rnnscale.layers._encoder import Encoder, call_in_chunks
+from rnnscale.layers._row_keys import fold_keys, row_keys
 
 
 class DeepRNNEncoder(Encoder, Stepwise):
@@ -17,22 +19,27 @@ class DeepRNNEncoder(Encoder, Stepwise):
     """
 
     encoders: tuple[Encoder, ...]
+    dropout: Dropout | None
     idim: int = eqx.field(static=True)
     odim: int = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, encoders: NonEmpty[Encoder], *, chunk: Size | None = None):
+    def __init__(
+        self, encoders: NonEmpty[Encoder], *, dropout: Rate = 0.0, chunk: Size | None = None
+    ):
         """**Arguments:**
 
         - `encoders`: from the input to the output, at least one.
+        - `dropout`: the rate, in `[0, 1)`, of dropout between the encoders: on what each but the
+            first reads, not along time. It acts if a call gets a `key`.
         - `chunk`: run all of them on this many steps at a time; see `RNNEncoder`. Under `jax.jit`,
-            if only the state is used, the outputs of more than one chunk never exist together. For
-            causal encoders.
+            if only the state is used, the outputs of more than one chunk never exist together.
+            Dropout masks differ from those without chunks. For causal encoders.
 
         **Raises:** `TypeError` if an argument has another kind; `ValueError` if there is no
-        encoder, if one takes another number of features than the one before it gives, or if `chunk`
-        is below 1 or given for encoders that are not causal.
+        encoder, if one takes another number of features than the one before it gives, if `dropout`
+        is out of range, or if `chunk` is below 1 or given for encoders that are not causal.
         """
         for i, (below, above) in enumerate(zip(encoders, encoders[1:], strict=False)):
             if below.odim != above.idim:
@@ -41,6 +48,7 @@ class DeepRNNEncoder(Encoder, Stepwise):
                     f"takes idim={above.idim}."
                 )
         self.encoders, self.chunk = tuple(encoders), chunk
+        self.dropout = Dropout(dropout) if dropout else None
         self.idim, self.odim = encoders[0].idim, encoders[-1].odim
         if chunk is not None and not self.causal:
             raise ValueError(
@@ -95,10 +103,14 @@ class DeepRNNEncoder(Encoder, Stepwise):
         *,
         reset: Bool[Array, "*batch time"] | None,
         lengths: Int[Array, "*batch"] | None,
+        keys: Key[Array, "*batch"] | None,
     ) -> tuple[tuple[State, ...], tuple[Array, ...]]:
         after, outputs = [], []
-        for encoder, start in zip(self.encoders, state, strict=True):
-            end, xs = encoder(xs, start, reset=reset, lengths=lengths)
+        for i, (encoder, start) in enumerate(zip(self.encoders, state, strict=True)):
+            own = None if keys is None else fold_keys(keys, i)
+            if self.dropout is not None and i > 0:
+                xs = self.dropout(xs, key=own)
+            end, xs = encoder(xs, start, reset=reset, lengths=lengths, key=own)
             after.append(end)
             outputs.append(xs)
         return tuple(after), tuple(outputs)
@@ -118,12 +130,16 @@ class DeepRNNEncoder(Encoder, Stepwise):
     ) -> tuple[tuple[State, ...], Float[Array, "*batch odim"]]:
         """One step of time. **Raises** `TypeError` if an encoder is not causal."""
         state, after = check_step(self, x, state, key), []
-        for encoder, start in zip(self.encoders, state, strict=True):
+        keys = row_keys(key, x.shape[:-1])
+        for i, (encoder, start) in enumerate(zip(self.encoders, state, strict=True)):
+            own = None if keys is None else fold_keys(keys, i)
             if not has_step(encoder):
                 raise TypeError(
                     "DeepRNNEncoder: an encoder looks ahead, so there is no single step."
                 )
-            end, x = encoder.step(x, start)
+            if self.dropout is not None and i > 0:
+                x = self.dropout.step(x, key=own)
+            end, x = encoder.step(x, start, key=own)
             after.append(end)
         return tuple(after), x
 

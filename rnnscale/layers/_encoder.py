@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +11,7 @@ from rnnscale._base import CausalLayer, SequenceLayer, State, check_call, check_
 from rnnscale._checks import BatchShape, FloatDType, Size, check_arguments
 from rnnscale._over_time import lengths_within, over_time
 from rnnscale.cells import Cell, Parallel, check_cell, over_seq, time_loop
+from rnnscale.layers._row_keys import fold_keys, row_keys
 
 
 class Encoder(SequenceLayer):
@@ -80,7 +80,13 @@ class RNNEncoder(Encoder, CausalLayer):
         lengths: Int[Array, "*batch"] | None = None,
         key: Key[Array, "*#batch"] | None = None,
     ) -> tuple[State, Float[Array, "*batch time odim"]]:
-        run = partial(time_loop, self.cell, remat=self.remat, parallel=self.parallel)
+        def run(
+            xs: Array, state: State, *, keys: Key[Array, "*batch"] | None, **timing: Any
+        ) -> tuple[State, Array]:
+            return time_loop(
+                self.cell, xs, state, remat=self.remat, parallel=self.parallel, **timing
+            )
+
         return call_in_chunks(self, run, self.chunk, xs, state, reset, lengths, key)
 
     def step(
@@ -113,15 +119,18 @@ def call_in_chunks(
     lengths: Int[Array, "*batch"] | None,
     key: Key[Array, "*#batch"] | None,
 ) -> tuple[Any, Any]:
-    """`run(xs, state, reset=reset, lengths=lengths)`, which is the call of a causal encoder, on
-    `chunk` steps at a time; on all steps if `chunk` is `None`."""
+    """`run(xs, state, reset=reset, lengths=lengths, keys=keys)`, which is the call of a causal
+    encoder, on `chunk` steps at a time; on all steps if `chunk` is `None`. The `keys` are those of
+    the rows, other ones in each chunk."""
     state, lengths = check_call(encoder, xs, state, reset, lengths, key)
+    keys = row_keys(key, xs.shape[:-2])
     if chunk is None:
-        return run(xs, state, reset=reset, lengths=lengths)
+        return run(xs, state, reset=reset, lengths=lengths, keys=keys)
 
     def body(state: State, piece: tuple, start: Int[Array, ""]) -> tuple[State, Any]:
         xs, reset = piece
         valid = None if lengths is None else lengths_within(lengths, start, xs.shape[-2])
-        return run(xs, state, reset=reset, lengths=valid)
+        piece_keys = None if keys is None else fold_keys(keys, start // chunk)
+        return run(xs, state, reset=reset, lengths=valid, keys=piece_keys)
 
     return over_time(body, state, (xs, reset), steps=chunk, axis=xs.ndim - 2)

@@ -1,19 +1,24 @@
 """Recurrent networks, which are an encoder and a linear readout."""
 
 import equinox as eqx
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from rnnscale._base import SequenceModel, State
-from rnnscale._checks import BatchShape, FloatDType, NonEmpty, Size, check_arguments
+from rnnscale._checks import BatchShape, FloatDType, NonEmpty, Rate, Size, check_arguments
 from rnnscale.cells import Cell, Parallel
 from rnnscale.layers._bidirectional import BidirectionalRNNEncoder
 from rnnscale.layers._deep import DeepRNNEncoder
+from rnnscale.layers._dropout import Dropout
 from rnnscale.layers._encoder import Encoder, RNNEncoder
 from rnnscale.layers._linear import Linear
+from rnnscale.layers._row_keys import fold_keys, row_keys
+
+# As the number of an encoder, more than any stack has.
+_READOUT = 2**31 - 1
 
 
 class RecurrentNetwork(SequenceModel):
-    """An encoder and a linear readout of its last state.
+    """An encoder and a linear readout of its last state, with dropout before it.
 
     ```python
     rnn = RNN(cell, odim=3, key=key)
@@ -24,6 +29,7 @@ class RecurrentNetwork(SequenceModel):
     """
 
     encoder: eqx.AbstractVar[Encoder]
+    dropout: eqx.AbstractVar[Dropout | None]
     readout: eqx.AbstractVar[Linear]
 
     def __call__(
@@ -41,7 +47,7 @@ class RecurrentNetwork(SequenceModel):
         encoder. For a row of length zero, `y` is the readout of the state it started from.
         """
         state, hs = self.encoder(xs, state, reset=reset, lengths=lengths, key=key)
-        return self._read_last(state, xs.dtype), hs
+        return self._read_last(state, xs, key), hs
 
     @check_arguments
     def outputs(
@@ -63,10 +69,22 @@ class RecurrentNetwork(SequenceModel):
         **Returns:** `(state, outputs)`, the state to continue from and the readout.
         """
         state, hs = self.encoder(xs, state, reset=reset, lengths=lengths, key=key)
-        return state, self.readout(hs) if per_step else self._read_last(state, xs.dtype)
+        if not per_step:
+            return state, self._read_last(state, xs, key)
+        if self.dropout is not None:
+            hs = self.dropout(hs, key=_readout_keys(key, xs))
+        return state, self.readout(hs)
 
-    def _read_last(self, state: State, dtype: DTypeLike) -> Float[Array, "*batch odim"]:
-        return self.readout(self.encoder.output(state).astype(dtype))
+    def _read_last(
+        self,
+        state: State,
+        xs: Float[Array, "*batch time idim"],
+        key: Key[Array, "*#batch"] | None,
+    ) -> Float[Array, "*batch odim"]:
+        h = self.encoder.output(state).astype(xs.dtype)
+        if self.dropout is not None:
+            h = self.dropout.step(h, key=_readout_keys(key, xs))
+        return self.readout(h)
 
     @property
     def causal(self) -> bool:
@@ -87,6 +105,14 @@ class RecurrentNetwork(SequenceModel):
         return self.encoder.init_state(batch_shape, dtype)
 
 
+def _readout_keys(
+    key: Key[Array, "*#batch"] | None, xs: Float[Array, "*batch time idim"]
+) -> Key[Array, "*batch"] | None:
+    """Keys of the rows that no encoder uses: those fold in the number of an encoder."""
+    keys = row_keys(key, xs.shape[:-2])
+    return None if keys is None else fold_keys(keys, _READOUT)
+
+
 class RNN(RecurrentNetwork):
     """One cell over time, and a linear readout of its last state.
 
@@ -97,6 +123,7 @@ class RNN(RecurrentNetwork):
     """
 
     encoder: RNNEncoder
+    dropout: Dropout | None
     readout: Linear
 
     @check_arguments
@@ -105,6 +132,7 @@ class RNN(RecurrentNetwork):
         cell: Cell,
         odim: Size,
         *,
+        dropout: Rate = 0.0,
         remat: bool = False,
         chunk: Size | None = None,
         parallel: Parallel = None,
@@ -114,12 +142,15 @@ class RNN(RecurrentNetwork):
 
         - `cell`: any cell.
         - `odim`: features of the readout.
+        - `dropout`: the rate, in `[0, 1)`, of dropout on what the readout reads. It acts if a call
+            gets a `key`; the states that a call returns are never dropped.
         - `remat`, `chunk`, `parallel`: see `RNNEncoder`.
         - `key`: for the readout.
 
         **Raises:** see `RNNEncoder` and `Linear`.
         """
         self.encoder = RNNEncoder(cell, remat=remat, chunk=chunk, parallel=parallel)
+        self.dropout = Dropout(dropout) if dropout else None
         self.readout = Linear(self.encoder.odim, odim, key=key)
 
 
@@ -128,6 +159,7 @@ class BidirectionalRNN(RecurrentNetwork):
     forward cell's after a sequence's last step, and the backward cell's after its first."""
 
     encoder: BidirectionalRNNEncoder
+    dropout: Dropout | None
     readout: Linear
 
     @check_arguments
@@ -137,6 +169,7 @@ class BidirectionalRNN(RecurrentNetwork):
         backward: Cell,
         odim: Size,
         *,
+        dropout: Rate = 0.0,
         remat: bool = False,
         parallel: Parallel = None,
         key: PRNGKeyArray,
@@ -144,11 +177,12 @@ class BidirectionalRNN(RecurrentNetwork):
         """**Arguments:**
 
         - `forward`, `backward`: cells with the same `idim`.
-        - `odim`, `remat`, `parallel`, `key`: see `RNN`.
+        - `odim`, `dropout`, `remat`, `parallel`, `key`: see `RNN`.
 
         **Raises:** see `BidirectionalRNNEncoder` and `Linear`.
         """
         self.encoder = BidirectionalRNNEncoder(forward, backward, remat=remat, parallel=parallel)
+        self.dropout = Dropout(dropout) if dropout else None
         self.readout = Linear(self.encoder.odim, odim, key=key)
 
 
@@ -157,6 +191,7 @@ class DeepRNN(RecurrentNetwork):
     the topmost one's last state. The cells may be of different kinds."""
 
     encoder: DeepRNNEncoder
+    dropout: Dropout | None
     readout: Linear
 
     @check_arguments
@@ -165,6 +200,7 @@ class DeepRNN(RecurrentNetwork):
         cells: NonEmpty[Cell],
         odim: Size,
         *,
+        dropout: Rate = 0.0,
         remat: bool = False,
         chunk: Size | None = None,
         parallel: Parallel = None,
@@ -174,12 +210,15 @@ class DeepRNN(RecurrentNetwork):
 
         - `cells`: from the input to the output, each with the `idim` that the one below gives.
         - `odim`, `remat`, `parallel`, `key`: see `RNN`.
+        - `dropout`: the rate of dropout on what the readout and each upper layer read, as in
+            Zaremba et al., *Recurrent neural network regularization*, 2014.
         - `chunk`: see `DeepRNNEncoder`.
 
         **Raises:** see `DeepRNNEncoder` and `Linear`.
         """
         encoders = [RNNEncoder(cell, remat=remat, parallel=parallel) for cell in cells]
-        self.encoder = DeepRNNEncoder(encoders, chunk=chunk)
+        self.encoder = DeepRNNEncoder(encoders, dropout=dropout, chunk=chunk)
+        self.dropout = Dropout(dropout) if dropout else None
         self.readout = Linear(self.encoder.odim, odim, key=key)
 
 
@@ -188,6 +227,7 @@ class DeepBidirectionalRNN(RecurrentNetwork):
     linear readout of the last states of the topmost pair."""
 
     encoder: DeepRNNEncoder
+    dropout: Dropout | None
     readout: Linear
 
     @check_arguments
@@ -196,6 +236,7 @@ class DeepBidirectionalRNN(RecurrentNetwork):
         cells: NonEmpty[tuple[Cell, Cell]],
         odim: Size,
         *,
+        dropout: Rate = 0.0,
         remat: bool = False,
         parallel: Parallel = None,
         key: PRNGKeyArray,
@@ -205,10 +246,14 @@ class DeepBidirectionalRNN(RecurrentNetwork):
         - `cells`: pairs `(forward, backward)` from the input to the output, each taking what the
             pair below gives: `forward.odim + backward.odim` features.
         - `odim`, `remat`, `parallel`, `key`: see `RNN`.
+        - `dropout`: the rate of dropout on what the readout and each upper layer read, as in
+            Zaremba et al., *Recurrent neural network regularization*, 2014.
 
         **Raises:** see `DeepRNNEncoder` and `Linear`.
         """
         self.encoder = DeepRNNEncoder(
-            [BidirectionalRNNEncoder(*pair, remat=remat, parallel=parallel) for pair in cells]
+            [BidirectionalRNNEncoder(*pair, remat=remat, parallel=parallel) for pair in cells],
+            dropout=dropout,
         )
+        self.dropout = Dropout(dropout) if dropout else None
         self.readout = Linear(self.encoder.odim, odim, key=key)

@@ -139,6 +139,7 @@ def _make_deep_rnn(
     return DeepRNN(
         stack,
         task.outputs,
+        dropout=config.dropout,
         remat=config.remat,
         chunk=_model_chunk(config, task),
         parallel=_newton(config),

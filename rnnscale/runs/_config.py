@@ -109,7 +109,8 @@ class TrainConfig:
         norm and a feed-forward network, as in RWKV. None for the default of the layer; cells that
         read features then follow one another without blocks. In a stack of different layers, all
         blocks are those of `model`.
-    - `dropout`: the probability to drop, 0 <= p < 1.
+    - `dropout`: the probability to drop, 0 <= p < 1, what a block adds; or, of cells without
+        blocks, what the next cell and the readout read.
     - `learning_rate`: rate of the weights, positive.
     - `recurrence_rate`: rate of the parameters of the recurrence, positive; a quarter of
         `learning_rate` if None.

@@ -26,7 +26,7 @@ from rnnscale import (
 )
 from rnnscale._fields import parameters
 from rnnscale.cells import Newton
-from rnnscale.layers import Linear
+from rnnscale.layers import Dropout, Linear, fold_keys
 from rnnscale.sharding import AXES, describe, parameter_spec
 
 
@@ -207,3 +207,66 @@ def test_layer_outputs_continue_from_a_state_and_refuse_a_wrong_one(key):
         np.testing.assert_allclose(got, expected[6:], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="DeepRNNEncoder takes a state like init_state"):
         encoder.layer_outputs(xs, state[:1])
+
+
+def test_dropout_acts_on_what_the_readout_and_upper_layers_read(key):
+    """All values that dropout lets through are the doubled ones of a call without it."""
+    cells = [elman(2, 64), elman(64, 64)]
+    model = DeepRNN(cells, 64, dropout=0.5, key=key)
+    model = eqx.tree_at(
+        lambda model: (model.readout.weight, model.readout.bias),
+        model,
+        (jnp.eye(64), jnp.zeros(64)),
+    )
+    xs = jax.random.normal(key, (3, 5, 2))
+    keys = jax.random.split(key, 3)
+    _, (below, _) = model.encoder.layer_outputs(xs)
+    state, (same, above) = model.encoder.layer_outputs(xs, key=keys)
+    np.testing.assert_array_equal(same, below)  # the outputs themselves are whole
+    read = Dropout(0.5)(below, key=fold_keys(keys, 1))
+    np.testing.assert_allclose(model.encoder.encoders[1](read)[1], above, rtol=1e-5, atol=1e-6)
+    stepped = model.encoder.init_state((3,))
+    stepped, _ = model.encoder.step(xs[:, 0], stepped, key=keys)
+    assert not np.allclose(stepped[1], model.encoder.step(xs[:, 0], model.init_state((3,)))[0][1])
+
+    y, hs = model(xs, key=keys)
+    np.testing.assert_allclose(hs, above, rtol=1e-5, atol=1e-6)
+    _, ys = model.outputs(xs, per_step=True, key=keys)
+    for dropped, whole in ((y, above[:, -1]), (ys, above)):
+        kept = np.asarray(dropped) != 0
+        assert 0.35 < kept.mean() < 0.65
+        np.testing.assert_allclose(dropped, 2 * np.where(kept, whole, 0), rtol=1e-5, atol=1e-6)
+    alone, _ = model(xs[1], key=keys[1])  # masks belong to the row
+    np.testing.assert_allclose(alone, y[1], rtol=1e-5, atol=1e-6)
+    assert np.all(np.asarray(model(xs)[0]) != 0)  # without a key nothing is dropped
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda key, **more: RNN(elman(2, 8), 3, key=key, **more),
+        lambda key, **more: BidirectionalRNN(elman(2, 8), elman(2, 8), 3, key=key, **more),
+        lambda key, **more: DeepRNN([elman(2, 8), elman(8, 8)], 3, key=key, **more),
+        lambda key, **more: DeepRNN([elman(2, 8), elman(8, 8)], 3, chunk=2, key=key, **more),
+        lambda key, **more: DeepBidirectionalRNN([(elman(2, 8), elman(2, 8))], 3, key=key, **more),
+    ],
+)
+def test_dropout_of_every_network_needs_a_rate_and_a_key(make, key):
+    xs = jax.random.normal(key, (4, 5, 2))
+    whole, dropped = make(key), make(key, dropout=0.5)
+    expected = whole(xs)[0]
+    np.testing.assert_array_equal(dropped(xs)[0], expected)
+    np.testing.assert_array_equal(whole(xs, key=key)[0], expected)
+    once, again = (eqx.filter_jit(dropped)(xs, key=key)[0] for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    assert not np.allclose(once, expected)
+    assert not np.allclose(once, dropped(xs, key=jax.random.key(1))[0])
+
+
+def test_each_chunk_has_masks_of_its_own(key):
+    """Otherwise the second layer would read the same in all of them."""
+    encoders = [RNNEncoder(elman(64, 64)) for _ in range(2)]
+    stack = DeepRNNEncoder(encoders, dropout=0.5, chunk=1)
+    reset = jnp.ones((6,), bool)  # so that no step differs by its state
+    hs = np.asarray(stack(jnp.ones((6, 64)), reset=reset, key=key)[1])
+    assert len(np.unique(hs, axis=0)) == 6

@@ -207,3 +207,12 @@ def test_cells_stand_in_blocks_if_one_is_named(adding, key):
     model: Any = made(block="swiglu", dropout=0.1)
     assert isinstance(model, SequenceClassifier) and isinstance(model.stack.blocks.ffn, GatedFFN)
     assert isinstance(model.stack.blocks.layer.cell, LongShortTermMemoryCell)
+
+
+@pytest.mark.parametrize("options", [{"model": "lstm"}, {"model": "s5", "state_dim": 8}])
+def test_dropout_reaches_cells_and_layers(options, adding, key):
+    config = config_for("adding", dropout=0.5, **options)
+    loss, built = make_loss(config, adding.spec), make_model(config, adding.spec, key)
+    batch = {name: jnp.asarray(value)[None] for name, value in adding.train[0].items()}
+    with_key, without = (loss(built, batch, each)[1]["loss"] for each in (key, None))
+    assert abs(with_key - without) > 1e-3 * abs(without)
