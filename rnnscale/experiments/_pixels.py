@@ -212,8 +212,8 @@ _MODELS_DIFFER = (
     "Gated cells start with memories of up to an image (chrono). AdamW at a constant rate, tested "
     "with a moving average of the parameters at the best evaluation. Steps of time, apart from "
     "those of coRNN on images in order, were chosen by the accuracy of a linear readout of the "
-    "untrained cell on the validation split. Few rates were compared, and on digits dropout and "
-    "weight decay, by the validation accuracy of one seed."
+    "untrained cell on the validation split. Few rates, and for some models few values of dropout "
+    "and weight decay, were compared, by the validation accuracy of one seed."
 )
 _DIGITS_DIFFER = f"no paper has these images of 8 x 8 pixels. {_MODELS_DIFFER}"
 _MNIST_DIFFERS = (
