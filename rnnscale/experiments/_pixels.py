@@ -79,7 +79,7 @@ _PERMUTED: Mapping[str, Options] = {
     "cornn": {"cell": {"dt": 0.05, "gamma": 1.0, "epsilon": 0.3}, "learning_rate": 4e-3},
     "cornn-heterogeneous": {"cell": {"dt": 0.1, "gamma": [0.1, 40.0], "epsilon": [0.01, 0.2]}},
     "ron": {"cell": {**_RANGES, "dt": 0.1}},
-    "exprnn": {"dim": 256},
+    **dict.fromkeys(("urnn", "exprnn"), {"dim": 256}),
 }
 
 # An image of digits has a twelfth of the steps, so each may be up to twelve times as long.
@@ -149,8 +149,8 @@ _PAPERS: Mapping[tuple[str, Order], Figure] = {
 # Processor minutes of a run on MNIST: most learn fast, or not at all.
 _MINUTES = 5.0
 _MORE_MINUTES: Mapping[str, float] = {
-    **dict.fromkeys(("lstm", "gru", "cornn", "urnn"), 15.0),
-    **dict.fromkeys(("s5", "lru", "exprnn"), 25.0),
+    **dict.fromkeys(("lstm", "gru", "cornn"), 15.0),
+    **dict.fromkeys(("s5", "lru", "urnn", "exprnn"), 25.0),
 }
 
 
