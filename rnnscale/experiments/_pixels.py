@@ -108,7 +108,6 @@ _DIGITS: Mapping[str, Options] = {
     "antisymmetric": {"cell": {"epsilon": 0.1, "gamma": 0.01}},
     "antisymmetric-gated": {
         "cell": {"epsilon": 0.2, "gamma": 0.01},
-        "dropout": 0.3,
         "weight_decay": 0.1,
         "learning_rate": 5e-3,
         "cpu_minutes": 2.0,
