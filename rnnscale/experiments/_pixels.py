@@ -44,7 +44,7 @@ _LAST_STATE: Mapping[str, Options] = {
     "cornn": _SMALL,
     "cornn-heterogeneous": {**_CELL, "learning_rate": 4e-3, "cell": _RANGES},
     "unicornn": {**_SMALL, "dim": 64, "depth": 2, "cell": {"dt": 0.5, "alpha": 8.0}},
-    "exprnn": _ORTHOGONAL,
+    "exprnn": {**_ORTHOGONAL, "dim": 256},
     "nnrnn": _ORTHOGONAL,
     "ron": {**_CELL, "dim": 256, "learning_rate": 3e-2, "cell": _RANGES},
 }
@@ -79,7 +79,7 @@ _ENTRIES: Mapping[str, Options] = {**_MEAN_OF_BLOCKS, **_LAST_STATE}
 _PERMUTED: Mapping[str, Options] = {
     "cornn-heterogeneous": {"cell": {"dt": 0.1, "gamma": [0.1, 40.0], "epsilon": [0.01, 0.2]}},
     "ron": {"cell": {**_RANGES, "dt": 0.1}},
-    **dict.fromkeys(("urnn", "exprnn"), {"dim": 256}),
+    "urnn": {"dim": 256},
 }
 
 # An image of digits has a twelfth of the steps, so each may be up to twelve times as long.
@@ -101,7 +101,7 @@ _DIGITS: Mapping[str, Options] = {
     },
     "s5": {"dim": 32, "state_dim": 32},
     "lru": {"dim": 32, "state_dim": 32},
-    "exprnn": {"learning_rate": 2e-3, "recurrence_rate": 4e-4},
+    "exprnn": {"dim": 128, "learning_rate": 2e-3, "recurrence_rate": 4e-4},
     "nnrnn": {"learning_rate": 2e-3, "recurrence_rate": 4e-4},
     "leaky-elman": {"cell": {"leak": 0.3}},
     "wilson-cowan": {"cell": {"rate": 0.3}},
