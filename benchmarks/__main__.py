@@ -266,9 +266,10 @@ def read(file: str) -> dict[str, Any]:
         document = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {file}: {error}") from None
-    if isinstance(document, dict) and document.get("benchmark") in BENCHMARKS:
-        return document
-    if isinstance(document, dict) and "values" in document.get("rows", [{}])[0]:
+    rows = document.get("rows") if isinstance(document, dict) else None
+    if rows == []:
+        raise ValueError(f"{file} has no rows to draw")
+    if rows and (document.get("benchmark") in BENCHMARKS or "values" in rows[0]):
         return document
     raise ValueError(
         f"{file} was not written by python -m benchmarks NAME --json FILE, nor by rnnscale "

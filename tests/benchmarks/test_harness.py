@@ -366,10 +366,12 @@ def test_a_picture_now_is_the_picture_from_the_document(benchmark, tmp_path, cap
     other = json.loads(Path(file).read_text()) | {"benchmark": "scaling"}
     (tmp_path / "other.json").write_text(json.dumps(other))
     (tmp_path / "rows only.json").write_text("[]")
+    (tmp_path / "empty.json").write_text('{"experiment": "digits", "rows": []}')
     capsys.readouterr()
     for wrong, says in (
         ([file, tmp_path / "other.json"], "of one benchmark, the files are of memory, scaling"),
         ([tmp_path / "rows only.json"], "was not written by python -m benchmarks"),
+        ([tmp_path / "empty.json"], "has no rows to draw"),
         ([tmp_path / "nothing.json"], "cannot read"),
     ):
         assert command.main(["plot", *map(str, wrong), "--out", later]) == 2
