@@ -157,8 +157,9 @@ _PAPERS: Mapping[tuple[str, Order], Figure] = {
 _MINUTES = 5.0
 _MORE_MINUTES: Mapping[str, float] = {
     "cornn": 15.0,
-    **dict.fromkeys(("s5", "urnn", "exprnn"), 25.0),
-    **dict.fromkeys(("lru", "lstm", "gru", "gru-cho", "mgu"), 40.0),
+    **dict.fromkeys(("s5", "urnn", "exprnn", "gru-cho", "mgu"), 25.0),
+    "lru": 40.0,
+    **dict.fromkeys(("lstm", "gru"), 60.0),
 }
 
 
