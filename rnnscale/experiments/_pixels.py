@@ -61,12 +61,16 @@ _WIDE_BLOCKS = {**_BLOCKS, "dim": 64, "state_dim": 64}
 _RING = {"r_min": 0.9, "r_max": 0.999}
 _CELL_BLOCKS = {**_BLOCKS, "block": "half-glu", "learning_rate": 1e-2}
 
+_MATRIX_STATES = (
+    "linear-attention", "deltanet", "gated-deltanet", "deltaproduct", "gla", "mlstm", "rwkv7",
+    "mlstm-up-projected",
+)  # fmt: skip
+
 _MEAN_OF_BLOCKS: Mapping[str, Options] = {
     **dict.fromkeys(
         (
-            "s5-bidirectional", "s4d", "linoss", "d-linoss", "mamba", "mamba2",
-            "linear-attention", "deltanet", "gated-deltanet", "deltaproduct", "gla", "mlstm",
-            "rwkv7", "attention", "griffin", "slstm", "mlstm-up-projected",
+            "s5-bidirectional", "s4d", "linoss", "d-linoss", "mamba", "mamba2", "attention",
+            "griffin", "slstm", *_MATRIX_STATES,
         ),
         _BLOCKS,
     ),
@@ -92,6 +96,7 @@ _PERMUTED: Mapping[str, Options] = {
 
 # An image of digits has a twelfth of the steps, so each may be up to twelve times as long.
 _DIGITS: Mapping[str, Options] = {
+    **dict.fromkeys((*_MATRIX_STATES, "mamba", "mamba2", "slstm"), {"cpu_minutes": 5.0}),
     **dict.fromkeys(
         ("lstm", "gru", "gru-cho", "mgu"),
         {"cell": {"t_max": 64}, "dim": 64},
@@ -168,15 +173,17 @@ def _options(model: str, data: Data, order: Order) -> Options:
     # A loop over single steps costs the same for more images, blocks do not.
     if data == "digits":
         batch_size = 64 if model in _LAST_STATE else 32
+        given = _DIGITS.get(model, {})
+        minutes = given.get("cpu_minutes", 1.0)
         return {
             **UNTIL_IT_STOPS,
             "average": 0.99,
             "batch_size": batch_size,
             "evaluate_every": 2500 // batch_size,
-            "cpu_minutes": 1.0,
             **_ENTRIES[model],
-            **_DIGITS.get(model, {}),
-            **({"cpu_minutes": 3.0} if order == "permuted" else {}),  # they take longer to learn
+            **given,
+            # Permuted images take longer to learn.
+            "cpu_minutes": minutes * (3 if order == "permuted" else 1),
         }
     batch_size = 50 if model in _LAST_STATE else 20
     return {
