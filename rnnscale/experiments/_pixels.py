@@ -97,10 +97,7 @@ _PERMUTED: Mapping[str, Options] = {
 # An image of digits has a twelfth of the steps, so each may be up to twelve times as long.
 _DIGITS: Mapping[str, Options] = {
     **dict.fromkeys((*_MATRIX_STATES, "mamba", "mamba2", "slstm"), {"cpu_minutes": 5.0}),
-    **dict.fromkeys(
-        ("lstm", "gru", "gru-cho", "mgu"),
-        {"cell": {"t_max": 64}, "dim": 64},
-    ),
+    **dict.fromkeys(("lstm", "gru", "gru-cho", "mgu"), {"cell": {"t_max": 64}, "dim": 64}),
     **dict.fromkeys(
         ("mingru", "minlstm", "paragru", "paralstm"), {"cell": {"t_max": 64}, "cpu_minutes": 2.0}
     ),
@@ -158,7 +155,7 @@ _PAPERS: Mapping[tuple[str, Order], Figure] = {
 }
 
 
-# Processor minutes of a run on MNIST: most learn fast, or not at all.
+# Processor minutes of a run on MNIST. GRU needs seven to leave its plateau.
 _MINUTES = 5.0
 _MORE_MINUTES: Mapping[str, float] = {
     "cornn": 15.0,
