@@ -35,7 +35,7 @@ _LAST_STATE: Mapping[str, Options] = {
     "elman": _CELL,
     "leaky-elman": {**_SMALL, "cell": {"leak": 0.02}},
     "wilson-cowan": {**_SMALL, "cell": {"rate": 0.02}},
-    "lstm": {**_CHRONO, "learning_rate": 1e-2},
+    "lstm": {**_CHRONO, "learning_rate": 5e-3},
     "gru": _CHRONO,
     "gru-cho": _CHRONO,
     "mgu": _CHRONO,
@@ -97,7 +97,8 @@ _PERMUTED: Mapping[str, Options] = {
 # An image of digits has a twelfth of the steps, so each may be up to twelve times as long.
 _DIGITS: Mapping[str, Options] = {
     **dict.fromkeys((*_MATRIX_STATES, "mamba", "mamba2", "slstm"), {"cpu_minutes": 5.0}),
-    **dict.fromkeys(("lstm", "gru", "gru-cho", "mgu"), {"cell": {"t_max": 64}, "dim": 64}),
+    **dict.fromkeys(("gru", "gru-cho", "mgu"), {"cell": {"t_max": 64}, "dim": 64}),
+    "lstm": {"cell": {"t_max": 64}, "dim": 64, "learning_rate": 1e-2},
     **dict.fromkeys(
         ("mingru", "minlstm", "paragru", "paralstm"), {"cell": {"t_max": 64}, "cpu_minutes": 2.0}
     ),
