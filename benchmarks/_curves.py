@@ -38,7 +38,7 @@ def draw(document: Mapping[str, Any], figure: Figure) -> None:
     lines = math.ceil(len(members) / columns)
     figure.set_size_inches(3.9 * columns, 2 * lines * 2.4 + 0.4)
     figure.suptitle(
-        f"{document['experiment']}: {document['metric']} during training, by steps and by time. "
+        f"{document['experiment']}: {document['metric']} during training, by steps and by time.\n"
         f"With each name its best value; {DAGGER} cut short by its budget. Grey: all other models",
         fontsize=9,
     )
@@ -78,12 +78,16 @@ class _Frame:
         return -math.log10(max(1 - value, 0.003)) if self.accuracy else math.log10(value)
 
     def prepare(self, panel: "Axes") -> None:
+        from matplotlib.ticker import LogLocator
+
         panel.set_xscale("log")
         panel.set(xlim=self.xlim, ylim=self.ylim)
         panel.set_xlabel(_TIMES[self.time], fontsize=8, labelpad=1)
         ticks = _ACCURACIES if self.accuracy else self._nice_values()
         shown = [x for x in ticks if self.ylim[0] <= self.height(x) <= self.ylim[1]]
         panel.set_yticks([self.height(x) for x in shown], [f"{x:g}" for x in shown])
+        if self.xlim[1] < 100 * self.xlim[0]:  # few powers of ten
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panel.minorticks_off()
         panel.tick_params(labelsize=7.5)

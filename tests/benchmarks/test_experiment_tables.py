@@ -184,6 +184,24 @@ def test_curves_are_drawn_with_their_names(metric, tmp_path):
     assert main(["plot", str(data), "--out", str(again)]) == 0 and again.stat().st_size > 10_000
 
 
+def test_a_picture_of_few_families_has_room_for_its_title_and_enough_ticks():
+    pytest.importorskip("matplotlib")
+    from rnnscale.analysis import figure_class
+
+    rows = [curve("lstm", 0, [2.5, 2.0, 1.7]), curve("s5", 0, [2.5, 1.9, 1.6])]
+    for row in rows:
+        row["steps"] = [1400, 5600, 9800]
+    figure = figure_class()(layout="constrained")
+    metric = "validation bits per byte"
+    _curves.draw({"experiment": "bytes", "metric": metric, "rows": rows}, figure)
+    figure.draw_without_rendering()
+    (title,) = figure.texts
+    assert 0 <= title.get_window_extent().x0 < title.get_window_extent().x1 <= figure.bbox.width
+    for panel in figure.axes[:2]:
+        low, high = panel.get_xlim()
+        assert sum(low <= tick <= high for tick in panel.get_xticks()) >= 3
+
+
 def test_labels_do_not_overlap():
     wanted = {"a": 0.5, "b": 0.52, "c": 0.99, "d": 0.98, "e": 0.1}
     places = _curves._apart(wanted, 0.1)
