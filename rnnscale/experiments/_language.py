@@ -161,9 +161,9 @@ LANGUAGE = (
         differs=(
             "no paper has this corpus. Each model has a million parameters, to 3 %, in blocks of "
             "its authors, and reads 20 million bytes, 2.2 times the training text, in 9800 "
-            "batches of 8 windows of 256 bytes. The optimiser is the same, and the rate falls to "
-            "zero over all steps. It is from a search with S5 and Griffin; that of LSTM and GRU, "
-            "half as high, is from a search with GRU in 1000 batches. Beside LSTM, GRU "
+            "batches of 8 windows of 256 bytes. All have the same optimiser, whose rate falls to "
+            "zero over all steps. The rate is from a search with S5 and Griffin; for LSTM and GRU "
+            "it is half as high, from a search with GRU over 1000 batches. Beside LSTM, GRU "
             "and a hybrid with attention, the layers are the eight best of fourteen after half a "
             "million bytes, among those that read 20 million in an hour of one core; GLA, IndRNN, "
             "attention, RG-LRU, linear attention and LinOSS were worse, and delta rules, RWKV-7, "

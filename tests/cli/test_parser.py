@@ -258,5 +258,5 @@ def test_help_and_refusals_import_no_jax():
 
 
 def test_refusing_to_resume_a_missing_run_imports_jax_alone():
-    """The processes of a run have to agree on it, by jax."""
+    """It needs jax, through which the processes of a run agree on what to do."""
     assert codes_and_packages("train --resume --out missing") == ["2 jax"]
