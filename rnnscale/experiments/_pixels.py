@@ -97,8 +97,10 @@ _PERMUTED: Mapping[str, Options] = {
 # An image of digits has a twelfth of the steps, so each may be up to twelve times as long.
 _DIGITS: Mapping[str, Options] = {
     **dict.fromkeys(
-        (*_MATRIX_STATES, "mamba", "mamba2", "slstm", "rglru", "griffin"), {"cpu_minutes": 5.0}
+        (*_MATRIX_STATES, "mamba", "mamba2", "slstm", "rglru", "griffin", "lrcssm"),
+        {"cpu_minutes": 5.0},
     ),
+    **dict.fromkeys(("s4d", "s5-bidirectional", "attention"), {"cpu_minutes": 2.0}),
     **dict.fromkeys(("gru", "gru-cho", "mgu"), {"cell": {"t_max": 64}, "dim": 64}),
     "lstm": {"cell": {"t_max": 64}, "dim": 64, "learning_rate": 1e-2},
     **dict.fromkeys(
@@ -183,7 +185,7 @@ def _options(model: str, data: Data, order: Order) -> Options:
             **_ENTRIES[model],
             **given,
             # Permuted images take longer to learn.
-            "cpu_minutes": minutes * (3 if order == "permuted" else 1),
+            "cpu_minutes": min(3 * minutes, 5.0) if order == "permuted" else minutes,
         }
     batch_size = 50 if model in _LAST_STATE else 20
     return {
