@@ -138,6 +138,8 @@ def run_one(name: str, given: Sequence[str]) -> int:
     except Unavailable as reason:
         print(f"benchmarks: {name} cannot run here: {reason}", file=sys.stderr)
         return UNAVAILABLE
+    except UserError as error:
+        return report_wrong(str(error))
     document = make_document(name, command, benchmark, options, rows)
     if options.json == "-":
         print(json.dumps(document, indent=1))

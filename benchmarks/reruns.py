@@ -1,9 +1,9 @@
 """Rows of the committed experiments, trained again and compared.
 
 Each row is run as by its own command, with all of its seeds, in a fresh folder. By default these
-are the rows that took less than ten minutes of processor time; --draw takes some of all rows at
-random. Rows that their budget cut short are left out, since their figure depends on the speed of
-the machine, and so are those whose data the user has to provide.
+are the rows that took less than ten minutes of processor time. --row takes those that it names, and
+--draw some at random, of any length. Rows that their budget cut short are left out, since their
+figure depends on the speed of the machine, and so are those whose data the user has to provide.
 
 On the same machine, with the same versions, a training gives exactly the same figure, on one core
 or on several, which the column `same` shows. A reservoir is fitted by linear algebra in threads,
@@ -16,8 +16,10 @@ more than
 - with one seed: three times the resolution.
 
 The resolution of an accuracy is 0.01, about its binomial standard deviation on a test set of 500
-records; that of any other figure is a hundredth of it. Where what counts is whether a task is
-solved, a row is right too if as many seeds solve it as before.
+records; that of any other figure is a hundredth of it. In an experiment whose tasks count as solved
+from some figure on, a row is right too if as many seeds solve its task as before.
+
+In the table, `off` is the difference of the two means, and `allowed` the largest that is not off.
 """
 
 import argparse
@@ -86,13 +88,16 @@ def chosen(options: argparse.Namespace) -> list[Committed]:
     if options.row:
         known = {each.row["entry"] for each in rows}
         if unknown := sorted(set(options.row) - known):
-            raise UserError(f"no row of the results is {', '.join(unknown)}; there are {known}")
+            raise UserError(
+                f"the results have no row {', '.join(unknown)} that can be compared (a training "
+                f"that its budget cut short cannot); they have {', '.join(sorted(known))}"
+            )
         rows = [each for each in rows if each.row["entry"] in options.row]
     if options.quick:
         return rows[:1]
     longest = options.longest
     if longest is None:
-        longest = math.inf if options.draw else LONGEST
+        longest = math.inf if options.draw or options.row else LONGEST
     rows = [each for each in rows if each.minutes < longest]
     if options.draw:
         rows = random.Random(options.seed).sample(rows, min(options.draw, len(rows)))
@@ -188,7 +193,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--row", nargs="+", metavar="ROW", help="default: all rows")
     parser.add_argument(
         "--longest", type=float, metavar="MINUTES",
-        help=f"only rows that took less; default: {LONGEST:g}, and no limit with --draw",
+        help=f"only rows that took less; default: {LONGEST:g}, and no limit with --row or --draw",
     )  # fmt: skip
     parser.add_argument("--draw", type=int, metavar="N", help="N rows at random; default: all")
     parser.add_argument("--seed", type=int, default=0, help="which rows are drawn; default: 0")

@@ -113,7 +113,7 @@ def test_which_rows_are_run(results, capsys):
 
     assert sorted(names()) == ["m0", "m1", "m2", "m3", "m4"]
     assert sorted(names(longest=5)) == ["m0", "m1", "m2"] and names(quick=True) == ["m0"]
-    assert names(row=["m2", "m7"]) == ["m2"]
+    assert names(row=["m2", "m7"]) == ["m2", "m7"] and names(row=["m2", "m7"], longest=5) == ["m2"]
     drawn = [sorted(names(draw=4, seed=seed)) for seed in (1, 1, 4)]
     assert drawn[0] == drawn[1] != drawn[2] and max(map(max, drawn)) > "m4"
     parts = [names(longest=99, shard=(i, 3)) for i in (1, 2, 3)]
@@ -123,6 +123,8 @@ def test_which_rows_are_run(results, capsys):
     with pytest.raises(SystemExit) as end:
         main(["reruns", "--shard", "4/3"])
     assert end.value.code == WRONG and "must be such as 2/6" in capsys.readouterr().err
+    assert main(["reruns", "--row", "m1", "m9"]) == WRONG
+    assert "no row m9 that can be compared" in capsys.readouterr().err
 
 
 def test_the_workflow_runs_all_short_rows_within_an_hour():
