@@ -34,8 +34,9 @@ def ending(row: Row) -> str | None:
 
 
 _NOTES = {
-    DAGGER: "The training used up its budget of processor time before the validation figure had "
-    "stopped improving. Such a figure says little about its model: it is compared with no other.",
+    DAGGER: "A training was stopped by its budget of processor time, `cpu_minutes` in the row of "
+    "the results, before the validation figure had stopped improving. Such a figure says little "
+    "about its model: it is compared with no other.",
     FIXED: "Trained for a fixed number of steps.",
 }
 
@@ -67,8 +68,19 @@ class Marks:
         """The table, with what its marks mean below it."""
         lines = [f"{mark} {note}" for mark, note in _NOTES.items() if mark in table]
         if self._all_fixed:
-            lines.append("All were trained for a fixed number of steps.")
+            lines.append("All trainings had a fixed number of steps.")
         return table + "".join(f"\n{line}\n" for line in lines)
+
+
+def with_differences(table: str, experiments: Iterable[str]) -> str:
+    """The table, and below it what differs from the papers in each of these experiments."""
+    found: dict[str, list[str]] = {}
+    for name in experiments:
+        if (document := _document(name)) is not None:
+            found.setdefault(document["differs"], []).append(f"`{name}`")
+    texts = (f"{', '.join(names)}: {differs}\n" for differs, names in found.items())
+    begin = "\n<details>\n<summary>What differs from the papers</summary>\n"
+    return "\n".join([table + begin, *texts, "</details>\n"])
 
 
 def place(row: Row | None, *, higher: bool) -> tuple[int, float]:
@@ -122,24 +134,27 @@ def overview() -> str:
 
 
 def pixels() -> str:
-    """The accuracies of each model, the best on `mnist5k` first."""
+    """The accuracies of each model, the best on `mnist5k` first, beside the published ones of all
+    that were measured."""
     tables = {name: rows_by_entry(name) for name in PIXELS}
     marks = Marks(row for rows in tables.values() for row in rows.values())
     models = dict.fromkeys(entry for rows in tables.values() for entry in rows)
 
-    def published(experiment: str, model: str) -> str:
-        row = tables[experiment].get(model)
-        return "" if row is None or row["paper"] is None else f"{row['paper']['value']:.3f}"
-
+    papers = {
+        (name, entry.name): f"{entry.paper.value:.3f}"
+        for name in PIXELS
+        for entry in EXPERIMENTS[name].entries
+        if entry.paper is not None
+    }
     lines = []
     for model in sorted(models, key=lambda x: place(tables["mnist5k"].get(x), higher=True)):
         found = (rows.get(model) for rows in tables.values())
         ours = ("" if row is None else marks.figure(row, 3) for row in found)
-        papers = (published(name, model) for name in ("mnist5k", "mnist5k-permuted"))
-        lines.append((model, family(model), *ours, *papers))
+        published = (papers.get((name, model), "") for name in ("mnist5k", "mnist5k-permuted"))
+        lines.append((model, family(model), *ours, *published))
     names = (f"`{name}`" for name in PIXELS)
     header = ("model", "family", *names, "published, MNIST", "published, permuted MNIST")
-    return marks.explained(markdown(header, lines))
+    return with_differences(marks.explained(markdown(header, lines)), PIXELS)
 
 
 def rows_by_entry(experiment: str) -> Mapping[str, Row]:
@@ -166,7 +181,7 @@ def language() -> str:
             )
         )
     header = ("model", "family", "width", "parameters", "bits per byte", "bytes a second")
-    return marks.explained(markdown(header, lines))
+    return with_differences(marks.explained(markdown(header, lines)), ["bytes"])
 
 
 def samples() -> str:
@@ -204,7 +219,7 @@ def listed(digits: Mapping[str, int]) -> str:
                 )
             )
     header = ("experiment", "entry", "figure", "ours", "seeds", "published")
-    return marks.explained(markdown(header, lines))
+    return with_differences(marks.explained(markdown(header, lines)), documents)
 
 
 def _document(experiment: str) -> dict[str, Any] | None:
@@ -255,7 +270,7 @@ def state_tracking() -> str:
         )
     steps = [f"{name} steps" for name in ("40", "64", "128", "256", "512")]
     header = ("task", "model", "width", "parameters", *steps, "solved", "the papers")
-    return marks.explained(markdown(header, rows))
+    return with_differences(marks.explained(markdown(header, rows)), ["state-tracking"])
 
 
 TABLES: Mapping[str, Callable[[], str]] = {

@@ -8,7 +8,7 @@ from ._markdown import RESULTS, load, markdown
 
 
 def headline() -> str:
-    """A picture of how all models learn, once there are curves, and a table."""
+    """A picture of how models learn, once there are curves, and a table."""
     lines = [*_accuracy(), *_text(), _time(), _memory(), _collectives()]
     return _curves() + markdown(("figure", "rnnscale", "compared with"), lines)
 
@@ -17,7 +17,7 @@ def _curves() -> str:
     file = picture(FOLDER / "mnist5k-permuted.json")
     if not file.is_file():
         return ""
-    alt = "Validation accuracy of all models on permuted MNIST over steps and processor time"
+    alt = "Validation accuracy on permuted MNIST over steps and processor time, of each model"
     return f"![{alt}]({file.relative_to(RESULTS.parents[1]).as_posix()})\n\n"
 
 
@@ -38,13 +38,13 @@ def _accuracy() -> list[tuple[str, ...]]:
     marks = Marks(found)
     ours = ", ".join(f"{row['entry']} {marks.figure(row, 3)}" for row in found)
     papers = ", ".join(
-        f"{row['entry']} {row['paper']['value']:.3f}" for row in found if row["paper"] is not None
+        f"{row['entry']} {row['paper']['value']:.3f}" for row in ended if row["paper"] is not None
     )
     return [
         (
-            "accuracy on MNIST, pixel by pixel, from 5,000 images: the best model of each family",
+            "accuracy on MNIST, pixel by pixel, trained on 3,500 images: the best of each family",
             ours,
-            f"published, from 60,000 images: {papers}",
+            f"published, trained on 50,000 images or more: {papers}",
         )
     ]
 

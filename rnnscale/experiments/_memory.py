@@ -10,9 +10,9 @@ from rnnscale.experiments._train import UNTIL_IT_STOPS, train
 _ADDING_DIFFERS = (
     "coRNN: gamma=20, where the authors' script has 66; it learns shorter sequences first and "
     "starts from what it learned there, where the authors train on the full length from the "
-    "beginning; the gradient is clipped. IndRNN: Adam's rate is 1e-3 where the authors have 2e-4 "
-    "until the error stops falling. LSTM: 64 units, which learn 500 steps before more. All are "
-    "averaged over the last steps, and read numbers in [0, 1)."
+    "beginning; the gradient is clipped. IndRNN: the rate is 1e-3, where the authors begin with "
+    "2e-4. LSTM: 64 units; for 1000 and 5000 steps it learns 500 first. The parameters of all are "
+    "averaged over the last steps. Numbers are drawn from [0, 1)."
 )
 
 # Before any training, a unit of coRNN forgets within `epsilon / (dt * gamma)` steps, about a dozen,

@@ -95,15 +95,16 @@ def test_a_row_that_was_cut_short_is_marked_and_stands_last(table, monkeypatch):
     if table == "state-tracking":
         for each in rows:
             each["more"] = {"width": 4.0, **{str(40 * n): each["mean"] for n in range(1, 6)}}
-    document = {"rows": rows, "metric": "test accuracy", "solved": 0.99}
+    document = {"rows": rows, "metric": "test accuracy", "differs": "in all.", "solved": 0.99}
     monkeypatch.setattr(_experiments, "load", lambda name: document)
     text = _tables.TABLES[table]()
     shown = f"<!-- figures: {table} -->\n{text}"
     experiment = {"pixels": "digits", "long-range": "copy"}.get(table, table)
     assert unmarked(shown, experiment, rows) == []
     assert unmarked(shown.replace("†", ""), experiment, rows) != []
-    assert "\n† The training used up its budget" in text
+    assert "\n† A training was stopped by its budget" in text
     assert "\n‡ Trained for a fixed number of steps.\n" in text and text.count("‡") > 1
+    assert text.count("in all.\n") == 1  # said once for all experiments of the table
     if table in ("bytes", "pixels"):
         order = re.findall(r"^\| (lstm|gru|elman) ", text, re.MULTILINE)
         assert order == (["lstm", "elman", "gru"] if higher else ["elman", "lstm", "gru"])
@@ -126,10 +127,11 @@ def test_the_best_of_a_family_was_not_cut_short_if_another_was_not(monkeypatch):
 
 
 def test_a_table_of_fixed_steps_says_so_once(monkeypatch):
-    document = {"rows": [row("lstm", 1.5, "steps"), row("order-4", 1.8, None)]}
+    rows = [row("lstm", 1.5, "steps"), row("order-4", 1.8, None)]
+    document = {"rows": rows, "differs": "in all."}
     monkeypatch.setattr(_experiments, "load", lambda name: document)
     text = _experiments.language()
-    assert "‡" not in text and text.endswith("\nAll were trained for a fixed number of steps.\n")
+    assert "‡" not in text and text.count("\nAll trainings had a fixed number of steps.\n") == 1
 
 
 def test_the_results_of_every_experiment_are_in_a_table():
