@@ -2,12 +2,11 @@
 mesh in a process of its own, so that each starts with all memory free."""
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
 
 from rnnscale._errors import UserError
 from rnnscale.cli._options import (
@@ -20,6 +19,9 @@ from rnnscale.cli._options import (
 )
 from rnnscale.runs import config_and_task
 from rnnscale.tasks import TASKS
+
+if TYPE_CHECKING:
+    from rnnscale.plan import Planner
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -75,65 +77,57 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     given = {**own_data(arguments), **vars(arguments)}
     del given["command"]
-    search, file, iterations = (given.pop(name) for name in ("search", "json", "iterations"))
+    names = ("search", "json", "target", "iterations")
+    search, file, target, iterations = (given.pop(name) for name in names)
     if search and "mesh" in given:
         raise UserError("--search tries all meshes: leave out --mesh")
     check_folder_of("--json", file)
-    target = given.pop("target")
-    config, task = config_and_task({**given, "out": ""})
-    import jax
-
+    planner = _planner(given, target, iterations)
     from rnnscale.cli._console import Console
+    from rnnscale.plan import Report, Search
 
-    # Before jax starts, or the plugins that compile for absent devices look for these devices.
-    jax.config.update("jax_platforms", "cpu")
-    from rnnscale.plan import Planner, Report, Search, Topology
-    from rnnscale.runs import load_task_of
-
-    topology = Topology.named(target)
-    planner = Planner(config, load_task_of(config, task), topology, iterations)
     console = Console(stderr=file == "-")
     if search:
-        apart = given if iterations is None else {**given, "iterations": iterations}
-        result = Search.of(planner, lambda sizes: _compile_apart(apart, topology.name, sizes))
+
+        def compile_apart(sizes: dict[str, int]) -> dict[str, Any]:
+            return _compile_apart({**given, "mesh": sizes}, target, iterations)
+
+        result = Search.of(planner, compile_apart)
     else:
-        result = Report.of(planner, config.mesh or {"data": topology.count})
+        mesh = planner.config.mesh or {"data": planner.topology.count}
+        result = Report.of(planner, mesh)
     result.show(console)
     write_json(file, result.as_json())
     return 0
 
 
-def _compile_apart(options: Mapping[str, Any], target: str, sizes: dict[str, int]) -> Any:
-    """The JSON of this command for one mesh, compiled in a process of its own."""
-    command = [sys.executable, "-m", "rnnscale", "plan", "--target", target, "--json", "-"]
-    command += ["--mesh", _assignments(sizes)]
-    for name, value in options.items():
-        command += _as_argument(name, value)
-    process = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
-    )
-    if process.returncode:
-        reason = (process.stderr.strip() or "it ended without a word").splitlines()[-1]
-        raise UserError(reason.removeprefix("rnnscale: error: "))
-    return json.loads(process.stdout)
+def _planner(given: Mapping[str, Any], target: str, iterations: int | None) -> "Planner":
+    config, task = config_and_task({**given, "out": ""})
+    import jax
+
+    # Before jax starts, or the plugins that compile for absent devices look for these devices.
+    jax.config.update("jax_platforms", "cpu")
+    from rnnscale.plan import Planner, Topology
+    from rnnscale.runs import load_task_of
+
+    topology = Topology.named(target)
+    return Planner(config, load_task_of(config, task), topology, iterations)
 
 
-def _as_argument(name: str, value: Any) -> list[str]:
-    option = f"--{name.replace('_', '-')}"
-    match value:
-        case _ if name == "task":
-            return [value]
-        case _ if name == "data":
-            flags = {"data" if k == "path" else k: str(x) for k, x in value.items()}
-            return [word for flag, x in flags.items() for word in (f"--{flag}", x)]
-        case True:
-            return [option]
-        case False:
-            return [f"--no-{option.removeprefix('--')}"]
-        case dict():
-            return [option, _assignments(value)]
-    return [option, str(value)]
+def _compile_apart(given: Mapping[str, Any], target: str, iterations: int | None) -> dict[str, Any]:
+    """The report for one mesh as JSON, compiled in a process of its own."""
+    import jax
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        try:
+            return process.submit(_compiled, given, target, iterations).result()
+        except jax.errors.JaxRuntimeError as error:
+            raise UserError(str(error)) from error
+        except BrokenProcessPool as error:
+            raise UserError("its process was killed, as when the memory is used up") from error
 
 
-def _assignments(values: Mapping[str, Any]) -> str:
-    return ",".join(f"{name}={value}" for name, value in values.items())
+def _compiled(given: Mapping[str, Any], target: str, iterations: int | None) -> dict[str, Any]:
+    from rnnscale.plan import Report
+
+    return Report.of(_planner(given, target, iterations), given["mesh"]).as_json()

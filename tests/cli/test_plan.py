@@ -70,8 +70,8 @@ def test_a_search_compiles_the_best_three(
 ):
     asked: list[dict[str, int]] = []
 
-    def compile_apart(options, target, sizes):
-        asked.append(sizes)
+    def compile_apart(given, target, iterations):
+        asked.append(given["mesh"])
         if len(asked) == 2:
             raise UserError("install rnnscale[aot]")  # as rich would not print it in its markup
         memory, collectives = {"total": 1000}, [{"sent": 10.0}]
@@ -114,8 +114,10 @@ def test_bad_input_is_one_line(arguments: str, message: str, error_line: Callabl
 def test_a_search_compiles_in_a_process_of_its_own(tmp_path: Path):
     """For a single device, which has a single mesh."""
     file = tmp_path / "search.json"
+    # Options that are no plain words have to reach the other process too.
+    hybrid = ["--model", "slstm", "--cell", "conv_width=none", "--every", "2", "attention"]
     options = ["--target", "cpu:1", "--search", "--no-remat", "--json", str(file)]
-    assert plan("digits", *options) == 0
+    assert main(["plan", "digits", *TINY, *hybrid, "--depth", "2", *options]) == 0
     found = json.loads(file.read_text())
     (estimated,), (compiled,) = found["estimated"], found["compiled"]
     assert compiled["compiled"]["mesh"] == estimated["mesh"]
