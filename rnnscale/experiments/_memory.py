@@ -40,6 +40,8 @@ def _adding(
         "seq_len": seq_len,
         "batch_size": 50,
         "dim": 128,
+        "depth": 1,
+        "weight_decay": 0.0,
         "average": 0.99,
         "evaluate_every": 100,
         "cpu_minutes": 50.0,  # and some for the shorter sequences
@@ -107,6 +109,8 @@ def _copy_entry(
             "model": model,
             "cell": cell,
             "dim": 128,
+            "depth": 1,
+            "weight_decay": 0.0,
             "learning_rate": 1e-3,
             "recurrence_rate": recurrence_rate,
             "evaluate_every": 100,

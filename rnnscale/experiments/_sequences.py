@@ -14,7 +14,7 @@ _VOWELS = {
     "evaluate_every": 20,
     "cpu_minutes": 5.0,
 }
-_CELL = {"dim": 64, "depth": 1, "weight_decay": 0.0, "learning_rate": 4e-3}
+_CELL = {"dim": 64, "depth": 1, "dropout": 0.2, "weight_decay": 0.0, "learning_rate": 4e-3}
 _BLOCKS = {"dim": 64, "depth": 2, "state_dim": 64, "dropout": 0.2}
 _VOWEL_MODELS = {"s5": _BLOCKS, "lru": _BLOCKS, "gru": _CELL, "lstm": _CELL}
 

@@ -32,6 +32,7 @@ from rnnscale.experiments._state_tracking import width
 from rnnscale.experiments._train import configs, train
 from rnnscale.runs import MODELS, RunFolder, TrainConfig, load_run, load_task_of, set_up
 from rnnscale.runs._build import make_sequence_layer
+from rnnscale.runs._defaults import default_options
 from rnnscale.runs._models import CellEntry, LayerEntry
 from rnnscale.sharding import make_mesh
 from rnnscale.tasks import Task, TaskSpec, load_task
@@ -129,6 +130,13 @@ def test_presets_fit_their_tasks(preset):
         options = {name: x for name, x in entry.options.items() if name != "before"}
         *before, config = configs(entry.options, 0, Path("unused"))
         assert {name: getattr(config, name) for name in options} == options
+        # What a recipe for users adds would stand in no row of the results.
+        added = default_options(config.task, config.model).keys() - options.keys()
+        has_states = config.model != "slstm" and isinstance(MODELS[config.model], LayerEntry)
+        without_effect = set() if has_states else {"state_dim"}
+        if preset.name == "state-tracking":  # which chooses the width itself
+            without_effect.add("dim")
+        assert added <= without_effect
         if preset.folder:  # the data are elsewhere, the layer is here
             model = MODELS[config.model]
             assert isinstance(model, LayerEntry)
