@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 
 from rnnscale._base import SequenceModel
+from rnnscale._errors import UserError
 from rnnscale._fields import parameters
 from rnnscale.data import stream
 from rnnscale.distributed import (
@@ -112,7 +113,12 @@ def run(
             best, model = trained.best, trained.state.averaged
             if config.keep_best and best.step not in (None, int(trained.state.step)):
                 _log.info("testing the model of step %d, the best by %s", best.step, best.figure)
-                model, _ = restore_model(config.out, like.model, setup.mesh)
+                model, step = restore_model(config.out, like.model, setup.mesh)
+                if step != best.step:
+                    raise UserError(
+                        f"{config.out} has no checkpoint of step {best.step}, the best by "
+                        f"{best.figure}; to test the last model, resume without keep_best"
+                    )
             figures = setup.evaluate(model, "test", stop=stop, watchdog=watchdog)
             if figures is None:
                 return None
@@ -199,7 +205,9 @@ def _callbacks(
     config, task, bar = setup.config, setup.task, ProgressBar()
 
     def validate(state: TrainState) -> dict[str, float] | None:
-        return setup.evaluate(state.averaged, "validation", stop=stop, watchdog=watchdog)
+        # A signal waits for the end: a resumed run would go on with the next step, and the figures
+        # of this one, which may be the best, would be missing.
+        return setup.evaluate(state.averaged, "validation", watchdog=watchdog)
 
     boards: list[TensorBoard | WandB] = []
     if config.tensorboard:

@@ -2,6 +2,9 @@
 averaged parameters, samples and a log for TensorBoard, in one run on text in bfloat16 whose rate is
 too large, so that it gets worse again."""
 
+import os
+import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from rnnscale.runs import RunFolder, SavedRun, TrainConfig, load_run, run
+from rnnscale.runs import RunFolder, SavedRun, Setup, TrainConfig, load_run, run
 from rnnscale.training import restore_part
 
 
@@ -76,6 +79,39 @@ def test_a_run_whose_budget_is_used_up_tests_its_best_model_and_goes_on_with_mor
     assert rest is not None and rest["ended"] == "patience"
     for name in ("steps", "best_step", "test_bits_per_byte"):
         assert rest[name] == whole[name]
+
+
+def test_a_signal_during_a_validation_loses_no_figures(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, folder, _ = trained
+    given = {**folder.config(), "out": str(tmp_path / "run")}
+    evaluate = Setup.evaluate
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Setup, "evaluate", interrupted)
+        assert run(TrainConfig(**given)) is None
+    rest = run(TrainConfig(**given), resume=True)
+    assert rest is not None and rest["best_step"] == whole["best_step"]
+    name = "validation_bits_per_byte"
+    figures = [[row[name] for row in x.rows()] for x in (folder, RunFolder(tmp_path / "run"))]
+    assert figures[0] == figures[1]
+
+
+def test_a_best_checkpoint_that_is_gone_is_not_replaced_by_the_last(trained: Any, tmp_path: Path):
+    summary, folder, _ = trained
+    copy = tmp_path / "run"
+    shutil.copytree(folder.path, copy)
+    shutil.rmtree(copy / "checkpoints" / str(summary["best_step"]))
+    given = {**folder.config(), "out": str(copy)}
+    with pytest.raises(ValueError, match=f"no checkpoint of step {summary['best_step']}, the best"):
+        run(TrainConfig(**given), resume=True)
+    last = run(TrainConfig(**{**given, "keep_best": False}), resume=True)
+    assert last is not None and last["steps"] == summary["steps"]
 
 
 def test_the_loaded_parameters_are_averaged(trained: Any):
