@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnnscale._errors import UserError
+from rnnscale._errors import DivergedError, UserError
 from rnnscale.cli._options import (
     add_data_options,
     check_folder_of,
@@ -77,8 +77,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 def _experiment(arguments: argparse.Namespace) -> int:
     from rnnscale.cli._console import Console
 
-    console = Console(width=100, stderr=arguments.json == "-")
+    console = Console(width=100, stderr="-" in (arguments.json, arguments.curves))
     if arguments.name is None:
+        if arguments.row is not None:
+            raise UserError("name the experiment before --row: rnnscale experiment NAME --row ...")
         console.print(_list(list(EXPERIMENTS.values())))
         return 0
     experiment = EXPERIMENTS[arguments.name]
@@ -91,16 +93,23 @@ def _experiment(arguments: argparse.Namespace) -> int:
     from rnnscale.runs import kept_programs
     from rnnscale_kernels.testing import environment
 
+    rows: list[dict[str, Any] | None] = []
+    failed = None
     with kept_programs(out / "programs"):  # which the seeds of an entry share
-        rows = list(experiment.run(out, seeds=arguments.seeds, rows=arguments.row, **given))
+        try:
+            rows.extend(experiment.run(out, seeds=arguments.seeds, rows=arguments.row, **given))
+        except DivergedError as error:  # the other rows are there
+            failed = error
     stopped = None in rows
     done = [row for row in rows if row is not None]
     console.print(_table(experiment, done))
     if experiment.columns:
         console.print(_further_figures(experiment, done))
     console.print(f"Differs from the papers: {experiment.differs}", highlight=False)
+    # In both cases the file is left alone: it may hold all rows of an earlier call.
+    if failed is not None:
+        raise failed
     if stopped:
-        # The file is left alone: it may hold all rows of an earlier call.
         console.print("stopped; repeat the command to continue")
     else:
         about = {

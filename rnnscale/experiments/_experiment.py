@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rnnscale._errors import UserError
+from rnnscale._errors import DivergedError, UserError
 from rnnscale.runs import Ended
 
 _log = logging.getLogger(__name__)
@@ -129,26 +129,35 @@ class Experiment:
         and `ended` of each seed, their `mean` and `spread` (the standard deviation over the seeds;
         `None` for one seed), means of the other figures, and the published figure; for models of
         text also `sample`, a text by the model of the first seed. If a signal stopped it, `None`
-        comes last.
+        comes last. An entry of which a training diverges has no row.
 
         **Raises:** `ValueError` if an entry is unknown, there are no seeds or one occurs twice, or
-        `out` has a result of other options.
+        `out` has a run of other options, finished or not; `FloatingPointError` at the end, after
+        all other rows, if trainings diverged.
         """
         seeds = self.seeds if seeds is None else seeds
         if not seeds or len(set(seeds)) < len(seeds):
             raise UserError(f"seeds must be different numbers, at least one; got {list(seeds)}")
+        diverged = []
         for entry in self._chosen(rows):
             options = {**entry.options, **given}
             results = []
             for seed in seeds:
                 folder = folder_of(out, entry.name, seed)
-                result = _stored_or_measured(self.measure, options, seed, folder)
+                try:
+                    result = _stored_or_measured(self.measure, options, seed, folder)
+                except DivergedError as error:
+                    diverged.append(f"{entry.name}, seed {seed}: {error}")
+                    break
                 if result is None:
                     yield None
                     return
                 _log.info("%s, seed %d: %s %.4g", entry.name, seed, self.metric, result.figure)
                 results.append(result)
-            yield _row(entry, options, seeds, results)
+            else:
+                yield _row(entry, options, seeds, results)
+        if diverged:
+            raise DivergedError("; ".join(diverged))
 
     def solves(self, figure: float) -> bool:
         """Whether the task counts as solved with this figure. Never if `solved` is not given."""
@@ -180,12 +189,7 @@ def _stored_or_measured(
     options = json.loads(json.dumps(options))
     if file.is_file():
         stored = json.loads(file.read_text())
-        if stored["options"] != options:
-            raise UserError(
-                f"{folder} has a result of other options "
-                f"({_differences(stored['options'], options)}); choose another --out or delete "
-                "that folder"
-            )
+        check_same_options(folder, stored["options"], options)
         return Result(**stored["result"])
     result = measure(options, seed, folder)
     if result is not None:
@@ -196,9 +200,14 @@ def _stored_or_measured(
     return result
 
 
-def _differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+def check_same_options(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """**Raises:** `ValueError` if a result or a run in the folder has other options."""
     names = sorted(n for n in {*stored, *given} if stored.get(n) != given.get(n))
-    return ", ".join(f"{n} was {stored.get(n)} and is {given.get(n)}" for n in names)
+    if names:
+        changes = ", ".join(f"{n} was {stored.get(n)} and is {given.get(n)}" for n in names)
+        raise UserError(
+            f"{folder} is of other options ({changes}); choose another --out or delete that folder"
+        )
 
 
 def _row(

@@ -218,7 +218,7 @@ def fit(options: Mapping[str, Any], seed: int, folder: Path) -> Result:
         return series.measure(model, data, first, last)
 
     validated = [figure(each, data.fitted, data.train) for each in series.settings]
-    best = np.argmin(validated) if series.measure is nrmse else np.argmax(validated)
+    best = np.nanargmin(validated) if series.measure is nrmse else np.argmax(validated)
     chosen = series.settings[int(best)]
     result = figure(chosen, data.train, end)
     odim = data.targets.shape[-1]

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rnnscale import runs
-from rnnscale.experiments._experiment import Result
+from rnnscale.experiments._experiment import Result, check_same_options
 from rnnscale.runs import TrainConfig
 
 _BASELINES = ("constant_mse", "memoryless_accuracy", "count_model_bits_per_byte")
@@ -16,14 +16,22 @@ _BASELINES = ("constant_mse", "memoryless_accuracy", "count_model_bits_per_byte"
 
 def train(metric: str, options: Mapping[str, Any], seed: int, folder: Path) -> Result | None:
     """Trains with these options of `TrainConfig`, or a curriculum, see `configs`, and returns the
-    metric on the test split. Continues a run that is in the folder. `None` if a signal stopped it.
+    metric on the test split. Continues a run that is in the folder, if its options are the same.
+    `None` if a signal stopped it.
 
     The seconds are those of all runs together. What ended the training is that of the last run,
     unless the budget cut an earlier one short.
     """
     summaries = []
     for config in configs(options, seed, folder):
-        summary = runs.run(config, resume=runs.RunFolder(config.out).is_run)
+        out = runs.RunFolder(config.out)
+        if out.is_run:
+            # Folders may have moved, and an option that is None got its value in the run.
+            given = config.as_json()
+            names = given.keys() - {"out", "start_from"}
+            stored = {name: x for name, x in out.config().items() if name in names}
+            check_same_options(out.path, stored, {name: given[name] for name in names})
+        summary = runs.run(config, resume=out.is_run)
         if summary is None:
             return None
         summaries.append(summary)

@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import Mesh
 
 from rnnscale import cells
+from rnnscale._errors import DivergedError
 from rnnscale._fields import parameters
 from rnnscale.cells import Cell
 from rnnscale.cli import main
@@ -93,8 +94,44 @@ def test_stored_results_are_not_measured_again(tmp_path):
 
 def test_a_result_of_other_options_is_refused(tmp_path):
     list(experiment(Counted()).run(tmp_path))
-    with pytest.raises(ValueError, match=r"seed-0 has a result of other options \(x was 1 and"):
+    with pytest.raises(ValueError, match=r"seed-0 is of other options \(x was 1 and is 3\)"):
         list(experiment(Counted()).run(tmp_path, x=3))
+
+
+def test_a_run_that_was_stopped_does_not_continue_with_other_options(tmp_path, monkeypatch):
+    (entry,) = [each for each in EXPERIMENTS["digits"].entries if each.name == "elman"]
+    options = {**entry.options, "dim": 4, "steps": 2, "warmup": 0}
+    monkeypatch.setattr("rnnscale.distributed.StopSignals.reached", lambda self: True)
+    assert train("accuracy", options, 0, tmp_path / "run") is None  # stopped after a step
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"run is of other options \(learning_rate was 0\.002 and"):
+        train("accuracy", {**options, "learning_rate": 0.1}, 0, tmp_path / "run")
+    assert train("accuracy", options, 0, tmp_path / "run") is not None
+
+
+def test_a_training_that_diverges_costs_its_row_only(tmp_path, monkeypatch, capsys):
+    def measure(options, seed, folder):
+        if options["x"] == 1 and seed == 1:
+            raise DivergedError("step 7")
+        return Result(seed + 0.25, 7, 2.0, {})
+
+    preset = experiment(measure)
+    rows = preset.run(tmp_path)
+    (row,) = (next(rows),)
+    assert row is not None and row["entry"] == "b" and row["figures"] == [0.25, 1.25, 2.25]
+    with pytest.raises(FloatingPointError, match="a, seed 1: step 7"):
+        next(rows)
+    monkeypatch.setattr("rnnscale.cli._experiment.EXPERIMENTS", {preset.name: preset})
+    file = tmp_path / "rows.json"
+    command = ["experiment", preset.name, "--out", str(tmp_path), "--json", str(file)]
+    assert main(command) == 1 and not file.exists()
+    printed = capsys.readouterr()
+    assert "a, seed 1: step 7" in printed.err and "1.25" in printed.out
+
+
+def test_a_row_without_an_experiment_is_refused(capsys):
+    assert main(["experiment", "--row", "lstm", "digits"]) == 2
+    assert "name the experiment before --row" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 1]])
@@ -380,7 +417,7 @@ def test_a_stopped_curriculum_continues_where_it_was_stopped(tmp_path, monkeypat
     def run(config, *, resume):
         name = Path(config.out).name
         calls.append((name, resume))
-        RunFolder(config.out).open({})
+        RunFolder(config.out).open(config.as_json())
         if name in stop_at:
             return None
         ended = "budget" if name == "run-1" else "steps"
