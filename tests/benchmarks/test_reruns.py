@@ -64,11 +64,18 @@ def test_rows_are_trained_again_and_those_that_are_off_fail(results, tmp_path):
     near, far = (experiment(name, lambda x, seed, by=by: 0.9 - by) for name, by in
         (("near", 0.04), ("far", 0.045)))  # fmt: skip
     spread = [0.9 - 0.02 * math.sqrt(0.75), 0.9 + 0.02 * math.sqrt(0.75)] * 2
+    # The figures of "a" are near each other by chance, as those of the other rows say.
+    lucky = experiment("lucky", lambda x, seed: 0.94, ["a", "b", "c"])
     alone = experiment("alone", lambda x, seed: x / 10, ["zero", "point"], metric="bits")
     results(
         (same, [committed(same, "a", 0.75, 0.875)]),
         (near, [committed(near, "a", *spread)]),
         (far, [committed(far, "a", *spread)]),
+        (
+            lucky,
+            [committed(lucky, "a", *[0.9] * 4)]
+            + [committed(lucky, each, *(x + 0.04 for x in spread)) for each in ("b", "c")],
+        ),
         # Three hundredths for one seed; and a budget that cut a row short.
         (alone, [committed(alone, "point", 0.1029), committed(alone, "zero", 9.0, ended="budget")]),
     )
