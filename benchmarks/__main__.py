@@ -111,14 +111,14 @@ def load(name: str) -> Benchmark:
 
 def run_one(name: str, given: Sequence[str]) -> int:
     from rnnscale._errors import UserError
-    from rnnscale.cli._bench_plot import check_file, new_figure
+    from rnnscale.cli._bench_plot import new_figure
+    from rnnscale.cli._options import check_file
 
     benchmark = load(name)
     options, command = parse(name, benchmark, given)
     figure = None
     try:
-        if options.json not in (None, "-"):
-            check_file("--json", options.json)
+        check_file("--json", options.json)
         if options.plot is not None:
             figure = new_figure("--plot", options.plot)
     except UserError as error:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rnnscale._errors import UserError
 from rnnscale.cli._bench_operations import OPERATIONS, Operation
-from rnnscale.cli._bench_plot import Row, check_file, draw_times, new_figure
-from rnnscale.cli._options import write_json
+from rnnscale.cli._bench_plot import Row, draw_times, new_figure
+from rnnscale.cli._options import check_file, write_json
 
 if TYPE_CHECKING:
     from rnnscale_kernels.testing import CallArguments
@@ -120,8 +120,7 @@ def _time(operation: Operation, arguments: argparse.Namespace) -> int:
     rounds = (3 if arguments.quick else 15) if arguments.rounds is None else arguments.rounds
     if rounds < 3:
         raise UserError(f"--rounds must be at least 3, for a median, got {rounds}")
-    if arguments.json not in (None, "-"):
-        check_file("--json", arguments.json)
+    check_file("--json", arguments.json)
     from rnnscale.cli._console import Console
     from rnnscale_kernels.testing import measure_call
 

@@ -1,13 +1,12 @@
 """What `rnnscale bench plot` and the benchmarks share: figures, and the plot of timed calls."""
 
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rnnscale._errors import UserError
-from rnnscale.cli._options import check_folder_of
+from rnnscale.cli._options import check_file
 
 type Row = dict[str, Any]
 
@@ -15,14 +14,6 @@ _SIZES = ("time", "channels", "states", "features", "units", "planes", "batch")
 """The sizes of rows, the ones that a sweep is most often over first."""
 _KINDS = ("device", "operation", "cell", "dtype", "numbers", "decay")
 _BASELINES = ("associative_scan", "lax_scan", "cudnn_lstm")
-
-
-def check_file(option: str, file: str) -> None:
-    """Checks that it can be written, before an hour is spent on its content."""
-    check_folder_of(option, file)
-    path = Path(file)
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"{option} {file}: cannot be written")
 
 
 def new_figure(option: str, file: str) -> Any:

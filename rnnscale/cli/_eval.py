@@ -9,7 +9,7 @@ from rnnscale.cli._options import (
     add_mesh_option,
     add_moved_data_option,
     add_parallel_option,
-    check_folder_of,
+    check_file,
     given_options,
     own_data,
     write_json,
@@ -79,7 +79,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 def _eval(arguments: argparse.Namespace) -> int:
     file = arguments.json
-    check_folder_of("--json", file)
+    check_file("--json", file)
     RunFolder.existing(arguments.run)
     from rnnscale.cli._console import Console
     from rnnscale.distributed import use_cpu_devices

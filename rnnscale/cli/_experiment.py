@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rnnscale._errors import DivergedError, UserError
 from rnnscale.cli._options import (
     add_data_options,
-    check_folder_of,
+    check_file,
     given_options,
     write_json,
     write_text,
@@ -86,8 +86,8 @@ def _experiment(arguments: argparse.Namespace) -> int:
     experiment = EXPERIMENTS[arguments.name]
     if experiment.folder and arguments.folder is None:
         raise UserError(f"{experiment.name} reads its data from a folder: give it as --folder")
-    check_folder_of("--json", arguments.json)
-    check_folder_of("--curves", arguments.curves)
+    check_file("--json", arguments.json)
+    check_file("--curves", arguments.curves)
     given = given_options(arguments, "steps", "folder", "text")
     out = arguments.out or Path("runs", "experiments", experiment.name)
     from rnnscale.runs import kept_programs

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from rnnscale._errors import UserError
-from rnnscale.cli._options import check_folder_of
+from rnnscale.cli._options import check_file
 from rnnscale.runs import RunFolder
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -46,9 +46,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
-    check_folder_of("--out", arguments.out)
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file")
+    check_file("--out", arguments.out)
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {arguments.batch_size}")
     RunFolder.existing(arguments.run)

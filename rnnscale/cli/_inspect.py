@@ -10,7 +10,7 @@ from rnnscale.cli._options import (
     add_data_options,
     add_mesh_option,
     add_moved_data_option,
-    check_folder_of,
+    check_file,
     given_options,
     own_data,
 )
@@ -80,7 +80,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     given = {**own_data(arguments), **given_options(arguments, "text", "folder")}
     saved = load_run(arguments.run, **given)
-    check_folder_of("--out", str(out))
+    check_file("--out", str(out))
     figure_class()  # raises if there is no matplotlib
     config = saved.config
     replace(config, mesh=arguments.mesh)  # raises if an axis is unknown

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any, TypeAliasType, get_args
 
@@ -270,10 +271,17 @@ def given_options(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names if options[name] is not None}
 
 
-def check_folder_of(option: str, file: str | None) -> None:
-    """Raises `UserError` if the folder of a file to be written does not exist."""
-    if file not in (None, "-") and not Path(file).absolute().parent.is_dir():
-        raise UserError(f"{option} {file}: there is no folder {Path(file).parent}")
+def check_file(option: str, file: str | None) -> None:
+    """Raises `UserError` if a file can't be written, before an hour is spent on its content."""
+    if file in (None, "-"):
+        return
+    path = Path(file)
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{option} {file}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"{option} {file} is a folder; name a file")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise UserError(f"{option} {file}: cannot be written")
 
 
 def write_json(file: str | None, value: Any, *, indent: int = 2) -> None:

@@ -12,7 +12,7 @@ from rnnscale._errors import UserError
 from rnnscale.cli._options import (
     DEFAULTS,
     add_step_options,
-    check_folder_of,
+    check_file,
     own_data,
     task_name,
     write_json,
@@ -81,7 +81,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     search, file, target, iterations = (given.pop(name) for name in names)
     if search and "mesh" in given:
         raise UserError("--search tries all meshes: leave out --mesh")
-    check_folder_of("--json", file)
+    check_file("--json", file)
     planner = _planner(given, target, iterations)
     from rnnscale.cli._console import Console
     from rnnscale.plan import Report, Search

@@ -2,7 +2,7 @@
 
 import argparse
 
-from rnnscale.cli._options import add_mesh_option, check_folder_of, given_options
+from rnnscale.cli._options import add_mesh_option, check_file, given_options
 from rnnscale.runs import RunFolder, check_suffix
 
 
@@ -42,7 +42,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     check_suffix(arguments.out)
-    check_folder_of("--out", arguments.out)
+    check_file("--out", arguments.out)
     RunFolder.existing(arguments.run)
     from rnnscale.distributed import use_cpu_devices
     from rnnscale.runs import load_run

@@ -284,7 +284,7 @@ def measures_nothing(options):
     ("given", "says"),
     [
         (["--json", "{tmp}/nowhere/rows.json"], "there is no folder"),
-        (["--json", "{tmp}"], "cannot be written"),
+        (["--json", "{tmp}"], "is a folder; name a file"),
         (["--plot", "{tmp}/rows.docs"], "must end in one of .*.png"),
         (["--plot", "{tmp}/nowhere/rows.png"], "there is no folder"),
         (["--rounds", "0"], "must be at least 1, got 0"),

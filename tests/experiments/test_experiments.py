@@ -168,7 +168,7 @@ def test_presets_fit_their_tasks(preset):
         *before, config = configs(entry.options, 0, Path("unused"))
         assert {name: getattr(config, name) for name in options} == options
         # What a recipe for users adds would stand in no row of the results.
-        added = default_options(config.task, config.model).keys() - options.keys()
+        added = default_options(options["task"], config.model).keys() - options.keys()
         has_states = config.model != "slstm" and isinstance(MODELS[config.model], LayerEntry)
         without_effect = set() if has_states else {"state_dim"}
         if preset.name == "state-tracking":  # which chooses the width itself
@@ -476,6 +476,7 @@ def test_all_experiments_are_listed(capsys):
         (["digit"], "did you mean 'digits'"),
         (["lra-text"], "give it as --folder"),
         (["digits", "--json", "nowhere/rows.json"], "there is no folder nowhere"),
+        (["digits", "--json", "."], "is a folder; name a file"),
         (["digits", "--row", "s6"], "digits has no row s6"),
         (["reservoirs", "--steps", "3"], "a reservoir is fitted, not trained; it has no steps"),
     ],
