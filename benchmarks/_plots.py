@@ -56,19 +56,34 @@ def lines(
     panel.grid(color="0.9", linewidth=0.6)
 
 
-def draw_ratios(panel: "Axes", rows: Sequence[Row], job: Callable[[Row], str]) -> None:
-    """How many times as long as ours the others take: points along a line for each job. Left of
-    the line of ones somebody is ahead of us."""
+def ratios(
+    what: str, job: Callable[[Row], str], *, height: float = 3.5
+) -> Callable[[Sequence[Row], Figure], None]:
+    """A plot of how many times as long as ours the others take, for a `Benchmark`: points along a
+    line for each job, of rows with a `mode` those of the gradient."""
+
+    def plot(rows: Sequence[Row], figure: Figure) -> None:
+        figure.set_size_inches(9, height)
+        shown = [row for row in rows if row.get("mode", "gradient") == "gradient"]
+        _draw_ratios(figure.subplots(), shown, job)
+        legend(figure)
+        figure.suptitle(f"{what}, times as long as rnnscale")
+
+    return plot
+
+
+def _draw_ratios(panel: "Axes", rows: Sequence[Row], job: Callable[[Row], str]) -> None:
+    """Left of the line of ones somebody is ahead of us."""
     rows = [row for row in rows if row.get("ratio") is not None]
     jobs = list(dict.fromkeys(map(job, rows)))
     chosen = styles(row["contender"] for row in rows)
     for name, style in chosen.items():
         theirs = [row for row in rows if row["contender"] == name]
-        ratios = [row["ratio"] for row in theirs]
+        factors = [row["ratio"] for row in theirs]
         places = [jobs.index(job(row)) for row in theirs]
         if name == OURS:
             panel.axvline(1, color=style["color"], linewidth=1)
-        panel.plot(ratios, places, label=name, **{**style, "linestyle": "none", "markersize": 7})
+        panel.plot(factors, places, label=name, **{**style, "linestyle": "none", "markersize": 7})
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}")
     panel.set_yticks(range(len(jobs)), jobs)
@@ -77,15 +92,14 @@ def draw_ratios(panel: "Axes", rows: Sequence[Row], job: Callable[[Row], str]) -
     panel.grid(color="0.9", linewidth=0.6)
 
 
-def legend(figure: Figure, *, below: bool = False) -> None:
+def legend(figure: Figure) -> None:
     """One for all panels."""
     found = {}
     for panel in figure.axes:
         found |= {
             line.get_label(): line for line in panel.get_lines() if line.get_marker() != "None"
         }
-    place = "outside lower center" if below else "outside right upper"
-    figure.legend(found.values(), found.keys(), loc=place, ncols=4 if below else 1, handlelength=4)
+    figure.legend(found.values(), found.keys(), loc="outside right upper", handlelength=4)
 
 
 def _short(size: int) -> str:

@@ -16,7 +16,7 @@ import argparse
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -30,10 +30,10 @@ from rnnscale.models import LanguageModel
 from rnnscale_kernels.testing import Thunk, failure, take_turns
 
 from . import _torch
-from ._benchmark import OURS, Benchmark, Figure, Row, Unavailable, columns
+from ._benchmark import OURS, Benchmark, Row, Unavailable, columns
 from ._harness import compared
 from ._peers import check_close
-from ._plots import draw_ratios
+from ._plots import ratios
 
 BATCHES = (1, 64)
 STEPS, HISTORY = 200, 1024
@@ -168,15 +168,11 @@ def torch_advance(name: str, cell: Any, x: np.ndarray) -> Callable[[Any], tuple[
     return advance
 
 
-def plot(rows: Sequence[Row], figure: Figure) -> None:
-    draw_ratios(figure.subplots(), rows, lambda row: f"{row['layer']}, batch {row['batch']}")
-
-
 BENCHMARK = Benchmark(
     run=run,
     table=columns(
         *("layer", "batch", "features", "units", "contender", "p50_us", "p99_us"),
         *("ratio", "ratio_spread", "compile_s", "file_bytes"),
     ),
-    plot=plot,
+    plot=ratios("Step", lambda row: f"{row['layer']}, batch {row['batch']}"),
 )

@@ -21,7 +21,7 @@ from rnnscale_kernels import linear_scan
 from rnnscale_kernels.testing import MODES, Thunk
 
 from . import _products, _torch
-from ._benchmark import OURS, Benchmark, Figure, Row, columns
+from ._benchmark import OURS, Benchmark, Row, columns
 from ._harness import Contest, compiled, measure
 from ._peers import (
     LIBRARIES,
@@ -33,7 +33,7 @@ from ._peers import (
     over_time,
     versions_of_libraries,
 )
-from ._plots import draw_ratios, legend
+from ._plots import ratios
 
 CELLS: dict[str, Callable[..., cells.Cell]] = {
     **{
@@ -211,14 +211,6 @@ def _by_mode(
     ]
 
 
-def plot(rows: Sequence[Row], figure: Figure) -> None:
-    gradients = [row for row in rows if row["mode"] == "gradient"]
-    figure.set_size_inches(9, 9)
-    draw_ratios(figure.subplots(), gradients, lambda row: f"{row['layer']} {_shape(row)}")
-    legend(figure)
-    figure.suptitle("Gradient, times as long as rnnscale")
-
-
 def _shape(row: Row) -> str:
     return f"{row['batch']}x{row['time']} {row['features']}→{row['units']}"
 
@@ -229,7 +221,7 @@ BENCHMARK = Benchmark(
         *("layer", "batch", "time", "features", "units", "mode", "contender"),
         *("median_ms", "ratio", "temp_bytes", "compile_s", "note"),
     ),
-    plot=plot,
+    plot=ratios("Gradient", lambda row: f"{row['layer']} {_shape(row)}", height=9),
     add_options=add_options,
     about=versions_of_libraries,
 )

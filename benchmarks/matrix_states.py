@@ -10,7 +10,7 @@ chunks, and transformers has the gated delta rule of Qwen3-Next in chunks, in Py
 
 import argparse
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -22,10 +22,10 @@ from jax import Array
 from rnnscale_kernels import linear_attention
 from rnnscale_kernels.testing import MODES, AttentionArguments, Thunk
 
-from ._benchmark import OURS, Benchmark, Figure, Row, columns
+from ._benchmark import OURS, Benchmark, Row, columns
 from ._harness import Contest, compiled, measure
 from ._peers import check_close, installed, log_missing, unchecked, versions_of_libraries
-from ._plots import draw_ratios, legend
+from ._plots import ratios
 
 PLAIN = AttentionArguments().baselines["lax_scan"]
 
@@ -195,13 +195,6 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
             yield from measure(contest, options.rounds)
 
 
-def plot(rows: Sequence[Row], figure: Figure) -> None:
-    gradients = [row for row in rows if row["mode"] == "gradient"]
-    draw_ratios(figure.subplots(), gradients, _label)
-    legend(figure)
-    figure.suptitle("Gradient, times as long as rnnscale")
-
-
 def _label(row: Row) -> str:
     rule = "delta" if row["delta"] else "add"
     size = f"{row['batch']}x{row['time']} {row['heads']}x{row['key']}x{row['value']}"
@@ -214,6 +207,6 @@ BENCHMARK = Benchmark(
         *("delta", "decay", "batch", "time", "heads", "key", "value", "mode", "contender"),
         *("median_ms", "ratio", "temp_bytes", "compile_s"),
     ),
-    plot=plot,
+    plot=ratios("Gradient", _label, height=4.8),
     about=versions_of_libraries,
 )

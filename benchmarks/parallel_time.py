@@ -18,9 +18,9 @@ import jax
 from rnnscale.cells import Cell, Newton, certified_time_loop, time_loop
 from rnnscale_kernels.testing import MODES, Thunk
 
-from ._benchmark import OURS, Benchmark, Figure, Row, columns
+from ._benchmark import OURS, Benchmark, Row, columns
 from ._harness import Contest, compiled, measure
-from ._plots import draw_ratios
+from ._plots import ratios
 from .growth import LONGEST_S, PART_OF_MEMORY, memory_bytes, milliseconds
 from .parallel_bounds import (
     BATCHES,
@@ -98,13 +98,8 @@ def certified(cell: Cell, xs: jax.Array, newton: Newton | None) -> Row:
     return {"iterations": int(found.iterations.max()), "stepped": stepped}
 
 
-def plot(rows: Sequence[Row], figure: Figure) -> None:
-    gradients = [row for row in rows if row.get("mode") == "gradient"]
-    draw_ratios(
-        figure.subplots(),
-        gradients,
-        lambda row: f"{row['cell']}, B={row['batch']} L={row['length']:,}",
-    )
+def _label(row: Row) -> str:
+    return f"{row['cell']}, B={row['batch']} L={row['length']:,}"
 
 
 BENCHMARK = Benchmark(
@@ -113,7 +108,9 @@ BENCHMARK = Benchmark(
         *("cell", "batch", "length", "mode", "contender", "iterations", "stepped"),
         *("median_ms", "ratio", "temp_bytes", "compile_s", "stopped"),
     ),
-    plot=plot,
+    plot=ratios(
+        "Gradient", lambda row: f"{row['cell']}, B={row['batch']} L={row['length']:,}", height=4.8
+    ),
     add_options=add_options,
     rounds=5,
 )

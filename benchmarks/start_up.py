@@ -6,13 +6,13 @@ compiled and run once.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from . import _torch
-from ._benchmark import Benchmark, Figure, Row, columns
+from ._benchmark import Benchmark, Row, columns
 from ._first_step import in_turns
 from ._peers import libraries_for, log_missing, versions_of_libraries
-from ._plots import draw_ratios, legend
+from ._plots import ratios
 from .layers import Shape
 from .train_step import JOBS
 
@@ -30,19 +30,12 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         yield from in_turns({"layer": layer, **vars(shape)}, names, rounds, PARTS)
 
 
-def plot(rows: Sequence[Row], figure: Figure) -> None:
-    figure.set_size_inches(9, 3.5)
-    draw_ratios(figure.subplots(), rows, lambda row: row["layer"])
-    legend(figure)
-    figure.suptitle("Cold start to the first step, times as long as rnnscale")
-
-
 BENCHMARK = Benchmark(
     run=run,
     table=columns(
         *("layer", "batch", "time", "features", "units", "contender", "seconds", *PARTS, "ratio")
     ),
-    plot=plot,
+    plot=ratios("Cold start to the first step", lambda row: row["layer"]),
     about=versions_of_libraries,
     rounds=3,
 )

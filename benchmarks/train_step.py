@@ -11,7 +11,7 @@ states has half the order.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -22,10 +22,10 @@ import optax
 from rnnscale_kernels.testing import Thunk, compile_timed
 
 from . import _torch
-from ._benchmark import OURS, Benchmark, Figure, Row, columns
+from ._benchmark import OURS, Benchmark, Row, columns
 from ._harness import Contest, measure
 from ._peers import Contender, check_close, contenders, log_missing, versions_of_libraries
-from ._plots import draw_ratios, legend
+from ._plots import ratios
 from ._torch import CLASSES
 from .layers import QUICK_SHAPE, Shape, make_ours, torch_module
 
@@ -120,20 +120,13 @@ def repeated(program: Callable, state: Any, xs: jax.Array, labels: jax.Array) ->
     return step
 
 
-def plot(rows: Sequence[Row], figure: Figure) -> None:
-    figure.set_size_inches(9, 3.5)
-    draw_ratios(figure.subplots(), rows, lambda row: f"{row['layer']} {row['units']}")
-    legend(figure)
-    figure.suptitle("Training step, times as long as rnnscale")
-
-
 BENCHMARK = Benchmark(
     run=run,
     table=columns(
         *("layer", "batch", "time", "features", "units", "contender"),
         *("median_ms", "ratio", "ratio_spread", "temp_bytes", "compile_s", "note"),
     ),
-    plot=plot,
+    plot=ratios("Training step", lambda row: f"{row['layer']} {row['units']}"),
     add_options=add_options,
     about=versions_of_libraries,
 )
