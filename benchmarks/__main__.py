@@ -42,7 +42,6 @@ BENCHMARKS = (
     "start_up",
     "latency",
     "large_batch",
-    "linear_scan",
     "matrix_states",
     "memory",
     "s4d",

@@ -1,7 +1,6 @@
 """Runs the benchmarks at small sizes, and checks what each measures."""
 
 import argparse
-import dataclasses
 import importlib
 import importlib.util
 import json
@@ -27,7 +26,6 @@ from benchmarks import (
     _series,
     gpu,
     kernels,
-    linear_scan,
     matrix_states,
     message_passing,
     parallel_bounds,
@@ -254,45 +252,6 @@ def test_matrix_states_are_compared_with_other_forms(monkeypatch):
     modes = ("forward", "gradient")
     assert {(mode, name) for mode in modes for name in ("rnnscale", "plain")} <= set(names)
     assert all(row["median_ms"] > 0 and row["delta"] for row in rows)
-
-
-def test_the_recurrence_is_compared_with_the_textbook_forms(monkeypatch):
-    def cases(sweep, *, quick):
-        assert sweep == "length" and quick
-        yield ScanArguments((4,), 16, 8)
-
-    monkeypatch.setattr(linear_scan, "cases", cases)
-    monkeypatch.setattr(linear_scan, "usable_implementations", lambda _: ["chunked", "sequential"])
-    rows = run("linear_scan", "--quick")
-    names = ["chunked", "sequential", "associative_scan", "lax_scan"]
-    assert [(row["mode"], row["name"]) for row in rows] == [
-        (mode, name) for mode in ("forward", "gradient") for name in names
-    ]
-    for row in rows:
-        assert row["sweep"] == "length" and row["time_ms"] > 0 and "versions" not in row
-        (default,) = {
-            other["time_ms"] for other in rows
-            if other["default"] and other["mode"] == row["mode"]
-        }  # fmt: skip
-        assert row["ratio"] == row["time_ms"] / default
-        peer = row["name"] in ("associative_scan", "lax_scan")
-        assert row.get("ahead", False) == (peer and row["ratio"] < 1)
-
-
-@pytest.mark.parametrize("sweep", linear_scan.SWEEPS)
-def test_sweeps_change_one_thing_at_a_constant_number_of_tokens(sweep):
-    for quick in (True, False):
-        found = list(linear_scan.cases(sweep, quick=quick))
-        assert len(set(map(str, found))) == len(found) and (quick or len(found) >= 3)
-        assert {each.batch[0] * each.time for each in found} == {2**12 if quick else 2**15}
-        fields = [dataclasses.asdict(each) for each in found]
-        varied = {name for name in fields[0] if len({str(each[name]) for each in fields}) > 1}
-        allowed = {
-            "length": {"batch", "time"},
-            "channels": {"channels"},
-            "numbers": {"dtype", "planar", "varying"},
-        }[sweep]
-        assert varied <= allowed and (quick or varied == allowed)
 
 
 def test_loading_is_timed_from_every_source_and_pipeline(monkeypatch):

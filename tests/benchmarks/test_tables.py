@@ -53,6 +53,20 @@ def test_no_figure_stands_outside_of_the_tables():
         assert re.findall(r"\d\.\d|\d ?(?:ms|us|s|MB|GB|%|times)\b", prose) == []
 
 
+def test_every_result_is_in_a_table_or_a_picture(monkeypatch):
+    read, read_text = set(), Path.read_text
+
+    def recorded(file, *arguments, **options):
+        read.add(file)
+        return read_text(file, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", recorded)
+    for table in _tables.TABLES.values():
+        table()
+    unread = set(_tables.RESULTS.rglob("*.json")) - read
+    assert [file.name for file in unread if not file.with_suffix(".svg").is_file()] == []
+
+
 def test_results_say_where_they_are_from():
     files = sorted(_tables.RESULTS.rglob("*.json"))
     assert files
