@@ -3,7 +3,6 @@
 import argparse
 import os
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -193,34 +192,12 @@ def test_another_broken_pipe_is_an_error(monkeypatch: pytest.MonkeyPatch):
             main(["tasks"])
 
 
-def processor_time(*command: str, code: int = 0) -> float:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def test_help_version_and_refusals_cost_less_than_jax():
-    """A fresh process each. Those that import jax take more than this alone."""
-    jax = min(processor_time("-c", "import jax") for _ in range(2))
-    for arguments, code in (
-        ("--help", 0),
-        ("--version", 0),
-        ("train --help", 0),
-        ("train digits --model ltsm", 2),
-        ("train digits --dim 0", 2),
-        ("plan digits --target cpu:8 --mesh rows=2", 2),
-    ):
-        command = ("-m", "rnnscale", *arguments.split())
-        assert min(processor_time(*command, code=code) for _ in range(2)) < jax / 2, arguments
-
-
 WITHOUT_JAX = (
     "--help",
     "train --help",
     "--version",
     "train digits --dim 0",
+    "train digits --model ltsm",
     "train digits --model cornn --cell dtt=1",
     "train digits --start-from missing",
     "train --data missing",
@@ -229,6 +206,7 @@ WITHOUT_JAX = (
     "generate missing",
     "inspect missing",
     "export missing --out step",
+    "plan digits --target cpu:8 --mesh rows=2",
     "verify LRUU",
     "bench scan --implementation fast",
     "data check missing",
