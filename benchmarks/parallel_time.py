@@ -108,9 +108,7 @@ BENCHMARK = Benchmark(
         *("cell", "batch", "length", "mode", "contender", "iterations", "stepped"),
         *("median_ms", "ratio", "temp_bytes", "compile_s", "stopped"),
     ),
-    plot=ratios(
-        "Gradient", lambda row: f"{row['cell']}, B={row['batch']} L={row['length']:,}", height=4.8
-    ),
+    plot=ratios("Gradient", _label, height=4.8),
     add_options=add_options,
     rounds=5,
 )
