@@ -167,16 +167,16 @@ def parse(name: str, benchmark: Benchmark, given: Sequence[str]) -> tuple[argpar
         parents=[outputs],
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
-    rounds = benchmark.rounds
+    rounds, quick_rounds = benchmark.rounds, benchmark.quick_rounds
     if rounds is not None:
         parser.add_argument(
             "--rounds", type=positive, metavar="N",
-            help=f"turns of each contender; default: {rounds}, {min(rounds, 3)} with --quick",
+            help=f"turns of each contender; default: {rounds}, {quick_rounds} with --quick",
         )  # fmt: skip
     benchmark.add_options(parser)
     options = parser.parse_args(given)
     if rounds is not None and options.rounds is None:
-        options.rounds = min(rounds, 3) if options.quick else rounds
+        options.rounds = quick_rounds if options.quick else rounds
     _, command = outputs.parse_known_args(given)
     return options, shlex.join([*prog.split(), *command])
 

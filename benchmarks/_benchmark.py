@@ -35,8 +35,8 @@ class Benchmark:
     - `about(options)` holds for all rows and stands beside them in the file.
     - `environment(options)` is the device and the versions, if other processes have used the
         device. `None` asks this process.
-    - `rounds` is the default of `--rounds`; with `--quick` it is 3 at most. `None` if nothing is
-        repeated.
+    - `rounds` and `quick_rounds` are the defaults of `--rounds`, without and with `--quick`. `None`
+        if nothing is repeated.
     """
 
     run: Callable[[argparse.Namespace], Iterable[Row]]
@@ -46,6 +46,7 @@ class Benchmark:
     about: Callable[[argparse.Namespace], Row] = lambda options: {}
     environment: Callable[[argparse.Namespace], Row] | None = None
     rounds: int | None = 15
+    quick_rounds: int = 3
 
 
 def columns(*names: str) -> Callable[[Sequence[Row]], Group]:

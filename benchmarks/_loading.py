@@ -11,8 +11,6 @@ from typing import Any
 
 import grain
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -127,6 +125,12 @@ def array_sources(folder: Path) -> Iterator[Case]:
         data.PackedSource(folder / "packed"),
         plain_rows(RECORDS, packed.__getitem__).map(decode),
     )
+    yield parquet(folder, arrays)
+
+
+def parquet(folder: Path, arrays: dict[str, np.ndarray]) -> Case:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     steps = pa.FixedSizeListArray.from_arrays(arrays["inputs"].reshape(-1), TIME * FEATURES)
     pq.write_table(pa.table({"inputs": steps, "labels": arrays["labels"]}), folder / "rows.parquet")
@@ -134,7 +138,7 @@ def array_sources(folder: Path) -> Iterator[Case]:
     flat = table["inputs"].chunk(0).flatten().to_numpy().reshape(RECORDS, -1)
     columns = {"inputs": flat, "labels": table["labels"].to_numpy()}
     source = data.ParquetRows([folder / "rows.parquet"])
-    yield case_of_source("Parquet", source, plain_arrays(columns))
+    return case_of_source("Parquet", source, plain_arrays(columns))
 
 
 def document_sources(folder: Path) -> Iterator[Case]:

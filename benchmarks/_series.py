@@ -1,6 +1,7 @@
 """Classifiers of series: ours, trained until the loss of the validation split stops falling, and
 those of aeon. The benchmarks `archive`, `own_data` and `watch` compare them."""
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from time import process_time
 from typing import Any
@@ -28,6 +29,25 @@ from rnnscale.training import (
 )
 
 from ._benchmark import Row
+
+# Of the UCR and UEA archives, with files in the package aeon, by the length of their series.
+SETS = (
+    "ItalyPowerDemand",
+    "JapaneseVowels",
+    "BasicMotions",
+    "GunPoint",
+    "ArrowHead",
+    "PickupGestureWiimoteZ",
+    "OSULeaf",
+    "ACSF1",
+)
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2"
+    )
+
 
 # The recipe of all classifiers: a constant rate, a moving average of the parameters, and an end
 # after this many evaluations in a row that do not improve.

@@ -24,19 +24,8 @@ from rnnscale.models import GLU, SequenceClassifier
 from rnnscale.ssm import LRU, S4D, S5, DampedLinOSS, LinOSS
 
 from ._benchmark import Benchmark, Row, Unavailable
-from ._series import AVERAGE, PATIENCE, RATE, Trainer
+from ._series import AVERAGE, PATIENCE, RATE, SETS, Trainer, add_seeds
 
-# By the length of their series.
-SETS = (
-    "ItalyPowerDemand",
-    "JapaneseVowels",
-    "BasicMotions",
-    "GunPoint",
-    "ArrowHead",
-    "PickupGestureWiimoteZ",
-    "OSULeaf",
-    "ACSF1",
-)
 LAYERS: dict[str, Callable[..., Any]] = {
     "LinOSS-IM": partial(LinOSS, discretisation="im"),
     "LinOSS-IMEX": partial(LinOSS, discretisation="imex"),
@@ -66,6 +55,7 @@ def trainer(task: tasks.Task, layer: str, *, most: int) -> Trainer:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    add_seeds(parser)
     parser.add_argument(
         "--sets", nargs="+", choices=SETS, default=SETS, metavar="SET", help="default: all eight"
     )
@@ -84,7 +74,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
         task = tasks.task_from(place / name)
         for layer in list(LAYERS)[-1:] if options.quick else options.layers:
             train = trainer(task, layer, most=3 if options.quick else MOST).train
-            for seed in range(options.rounds):
+            for seed in options.seeds:
                 rows = repeat(shuffle(task.train, seed=seed))
                 yield {"name": name, "layer": layer, **train(task, rows, batch=BATCH, seed=seed)}
 
@@ -107,4 +97,4 @@ def table(rows: Sequence[Row]) -> Table:
     return found
 
 
-BENCHMARK = Benchmark(run=run, table=table, about=about, add_options=add_options, rounds=3)
+BENCHMARK = Benchmark(run=run, table=table, about=about, add_options=add_options, rounds=None)

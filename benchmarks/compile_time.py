@@ -22,13 +22,12 @@ QUICK = {"LRU": (Shape(1, 64, 8, 8),)}
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
     log_missing()
-    rounds = 1 if options.quick else options.rounds
     for layer, shapes in (QUICK if options.quick else JOBS).items():
         # PyTorch compiles nothing.
         forms = ["textbook", "plain"] if layer in ("LRU", "S5") else ["plain"]
         for shape in shapes:
             case = {"layer": layer, **vars(shape)}
-            yield from in_turns(case, libraries_for(layer) + forms, rounds, PARTS)
+            yield from in_turns(case, libraries_for(layer) + forms, options.rounds, PARTS)
 
 
 def plot(rows: Sequence[Row], figure: Figure) -> None:
@@ -51,4 +50,5 @@ BENCHMARK = Benchmark(
     plot=plot,
     about=versions_of_libraries,
     rounds=3,
+    quick_rounds=1,
 )

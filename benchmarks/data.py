@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import importlib.util
 import itertools
 import os
 import statistics
@@ -35,7 +36,7 @@ from rich.table import Table
 from rnnscale import data, runs, tasks
 from rnnscale_kernels.testing import orders, quartiles
 
-from ._benchmark import Benchmark, Row
+from ._benchmark import Benchmark, Row, Unavailable
 from ._loading import BATCH, Case, pipelines, sources, with_workers
 
 # Seconds of a turn.
@@ -158,6 +159,8 @@ def fill(*, quick: bool) -> Iterator[Row]:
 
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise Unavailable("needs pyarrow: pip install 'rnnscale[parquet]'")
     # After an array of this size is freed, glibc keeps memory that is freed later. Otherwise it
     # returns the memory of each batch to the system, which a thread that loads large ones pays for.
     del [np.ones(31 << 17)][0]

@@ -28,7 +28,7 @@ SMALL = ["--dim", "8", "--depth", "1", "--batch-size", "8"]
 def run(options: argparse.Namespace) -> Iterator[Row]:
     for model in QUICK if options.quick else MODELS:
         found: dict[str, list[tuple[float, float]]] = {"new": [], "resumed": []}
-        for _ in range(1 if options.quick else options.rounds):
+        for _ in range(options.rounds):
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "run"
                 given = ["digits", "--model", model, "--steps", "1000", "--save-every", "1"]
@@ -84,4 +84,5 @@ BENCHMARK = Benchmark(
     table=columns("model", "session", "seconds", "cpu_s"),
     plot=plot,
     rounds=3,
+    quick_rounds=1,
 )

@@ -22,12 +22,11 @@ QUICK = {"LongShortTermMemoryCell": (Shape(1, 32, 8, 8),)}
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
     log_missing()
-    rounds = 1 if options.quick else options.rounds
     for layer, (shape, *_) in (QUICK if options.quick else JOBS).items():
         names = libraries_for(layer)
         if layer in _torch.MODULES and _torch.here():
             names.append("torch")
-        yield from in_turns({"layer": layer, **vars(shape)}, names, rounds, PARTS)
+        yield from in_turns({"layer": layer, **vars(shape)}, names, options.rounds, PARTS)
 
 
 BENCHMARK = Benchmark(
@@ -38,4 +37,5 @@ BENCHMARK = Benchmark(
     plot=ratios("Cold start to the first step", lambda row: row["layer"]),
     about=versions_of_libraries,
     rounds=3,
+    quick_rounds=1,
 )

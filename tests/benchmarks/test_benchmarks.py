@@ -33,6 +33,7 @@ from benchmarks import (
     tune,
     watch,
 )
+from benchmarks._benchmark import Unavailable
 from benchmarks._device_cases import JOBS
 from rnnscale.cli._cell_arguments import CellArguments
 from rnnscale.data import repeat, shuffle
@@ -266,6 +267,27 @@ def test_loading_is_timed_from_every_source_and_pipeline(monkeypatch):
     by_name = {row["name"]: row for row in rows}
     assert by_name["arrays"]["example_bytes"] == 64 * 8 * 4 + 4
     assert by_name["japanese-vowels, 64 steps"]["fill"] == pytest.approx(3837 / (62 * 64))
+
+
+def test_loading_needs_pyarrow(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(Unavailable, match=r"pip install 'rnnscale\[parquet\]'"):
+        run("data", "--quick")
+
+
+@pytest.mark.parametrize("name", ["compile_time", "start_up"])
+@pytest.mark.parametrize(("given", "rounds"), [((), 1), (("--rounds", "2"), 2)])
+def test_quick_benchmarks_take_the_rounds_that_are_given(name, given, rounds, monkeypatch):
+    taken = []
+
+    def in_turns(case, names, rounds, parts):
+        taken.append(rounds)
+        return []
+
+    module = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr(module, "in_turns", in_turns)
+    options, _ = command.parse(name, module.BENCHMARK, ["--quick", *given])
+    assert not list(module.run(options)) and taken == [rounds]
 
 
 def test_first_fit_fills_rows():
@@ -617,7 +639,7 @@ def test_candidates_reach_the_kernels_and_the_best_is_written(monkeypatch, tmp_p
 @pytest.mark.filterwarnings("ignore:unsafe cast:numba.core.errors.NumbaTypeSafetyWarning")
 def test_own_data_are_predicted_beside_their_rivals():
     pytest.importorskip("aeon")
-    nearest, ours = run("own_data", "--quick", "--rounds", "1")[:2]
+    nearest, ours = run("own_data", "--quick", "--seeds", "0")[:2]
     assert (nearest["library"], ours["library"]) == ("1-NN, Euclidean", "rnnscale")
     # As published by the archive.
     assert nearest["name"] == "ItalyPowerDemand"
