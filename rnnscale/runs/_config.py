@@ -329,8 +329,11 @@ class TrainConfig:
         """The options to continue a run with: those stored in its folder, except for the given
         ones. Warns of each given option that changes the results."""
         options = overridden(stored, given)
+        unimportant = set(_WITHOUT_EFFECT)
+        if options.get("patience") or options.get("keep_best"):  # they go by the evaluations
+            unimportant.remove("evaluate_every")
         for name in given:
-            if name not in _WITHOUT_EFFECT and options[name] != stored.get(name):
+            if name not in unimportant and options[name] != stored.get(name):
                 _log.warning(
                     "%s was %s and is now %s: no longer the same run",
                     name,

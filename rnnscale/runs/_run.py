@@ -165,7 +165,7 @@ def _train(
         state, meta = restored or (_first_state(setup, like), {})
         clock = Clock(**meta.get("clock", {}))
         figure = {"figure": f"validation_{setup.task.metric}", "ties": config.ties}
-        best = Best(**meta.get("best", figure))
+        best = Best(**{**meta.get("best", {}), **figure})
         step = int(state.step)
         # Only now: the folder of a run that can't be resumed with these options stays as it was.
         on_process_0(proceed)

@@ -102,6 +102,26 @@ def test_a_signal_during_a_validation_loses_no_figures(
     assert figures[0] == figures[1]
 
 
+def test_a_resumed_run_takes_the_ties_that_are_given(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _, folder, _ = trained
+    given = {**folder.config(), "out": str(tmp_path / "run")}
+    monkeypatch.setattr(Setup, "evaluate", lambda *_, **__: {"loss": 1.0, "bits_per_byte": 1.0})
+    run(TrainConfig(**{**given, "cpu_minutes": 1e-9}))
+    rest = run(TrainConfig(**{**given, "ties": "last"}), resume=True)
+    assert rest is not None and rest["best_step"] == rest["steps"] > 1
+
+
+@pytest.mark.parametrize(("patience", "warns"), [(0, False), (3, True)])
+def test_other_evaluations_are_another_run_if_the_end_goes_by_them(
+    patience: int, warns: bool, caplog: pytest.LogCaptureFixture
+):
+    stored = {"task": "bytes", "out": "run", "patience": patience, "evaluate_every": 10}
+    TrainConfig.resumed(stored, evaluate_every=20)
+    assert ("evaluate_every was 10 and is now 20" in caplog.text) == warns
+
+
 def test_a_best_checkpoint_that_is_gone_is_not_replaced_by_the_last(trained: Any, tmp_path: Path):
     summary, folder, _ = trained
     copy = tmp_path / "run"
