@@ -34,9 +34,9 @@ def ending(row: Row) -> str | None:
 
 
 _NOTES = {
-    DAGGER: "A training was stopped by its budget of processor time, `cpu_minutes` in the row of "
-    "the results, before the validation figure had stopped improving. Such a figure says little "
-    "about its model: it is compared with no other.",
+    DAGGER: "A training was stopped by its budget of processor time or steps, before the "
+    "validation figure had stopped improving. Such a figure says little about its model: it is "
+    "compared with no other.",
     FIXED: "Trained for a fixed number of steps.",
 }
 

@@ -115,7 +115,7 @@ class Trainer:
             "accuracy": self._figures(kept.model, task.test, batch)["accuracy"],
             "steps": int(state.step),
             "best_step": best.step,
-            "ended": "patience" if best.failures >= PATIENCE else "steps",
+            "ended": "patience" if best.failures >= PATIENCE else "budget",
             "parameters": sum(x.size for x in jax.tree.leaves(self.model)),
             "processor_seconds": round(process_time() - start, 1),
             "curve": curve.points,

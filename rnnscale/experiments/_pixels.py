@@ -91,16 +91,18 @@ _PERMUTED: Mapping[str, Options] = {
     "lru": {"cell": _RING},  # all frequencies: such an image is not smooth over time
     "cornn-heterogeneous": {"cell": {"dt": 0.1, "gamma": [0.1, 40.0], "epsilon": [0.01, 0.2]}},
     "ron": {"cell": {**_RANGES, "dt": 0.1}},
-    "urnn": {"dim": 256},
+    "urnn": {"dim": 256, "cpu_minutes": 60.0},
+    **dict.fromkeys(("lstm", "gru"), {"cpu_minutes": 25.0}),
 }
 
 # An image of digits has a twelfth of the steps, so each may be up to twelve times as long.
 _DIGITS: Mapping[str, Options] = {
     **dict.fromkeys(
-        (*_MATRIX_STATES, "mamba", "mamba2", "slstm", "rglru", "griffin", "lrcssm"),
+        (*_MATRIX_STATES, "attention", "mamba", "mamba2", "slstm", "rglru", "griffin", "lrcssm"),
         {"cpu_minutes": 5.0},
     ),
-    **dict.fromkeys(("s4d", "s5-bidirectional", "attention"), {"cpu_minutes": 2.0}),
+    "s4d": {"cpu_minutes": 3.0},
+    "s5-bidirectional": {"cpu_minutes": 2.0},
     **dict.fromkeys(("gru", "gru-cho", "mgu"), {"cell": {"t_max": 64}, "dim": 64}),
     "lstm": {"cell": {"t_max": 64}, "dim": 64, "learning_rate": 1e-2},
     **dict.fromkeys(

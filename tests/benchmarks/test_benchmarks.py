@@ -332,7 +332,7 @@ def test_watch_compares_classifiers_on_each_person(monkeypatch):
     monkeypatch.setattr(watch, "rivals", rivals)
     ours, other = run("watch", "--quick", "--people", "3", "--steps", "1")
     assert ours["person"] == other["person"] == 3 and 0 <= ours["accuracy"] <= 1
-    assert [point["step"] for point in ours["curve"]] == [1] and ours["ended"] == "steps"
+    assert [point["step"] for point in ours["curve"]] == [1] and ours["ended"] == "budget"
 
 
 def test_a_classifier_trains_until_its_validation_loss_stops_falling(monkeypatch):
