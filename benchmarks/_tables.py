@@ -241,6 +241,13 @@ def _accuracy(rows: Sequence[Row]) -> Row:
     }
 
 
+def _mean(accuracies: Sequence[Row], marks: _experiments.Marks) -> str:
+    """The mean of such rows, marked if one of them is."""
+    ended = [each for row in accuracies for each in row["ended"]]
+    mean = statistics.mean(row["mean"] for row in accuracies)
+    return f"{mean:.3f}{marks.mark({'ended': ended})}"
+
+
 def watch() -> str:
     """The accuracy of each classifier on each person, and its mean."""
     rows = load("watch_cpu")["rows"]
@@ -250,8 +257,8 @@ def watch() -> str:
     lines = []
     for library in libraries:
         accuracies = [found[library, person] for person in people]
-        mean = statistics.mean(each["mean"] for each in accuracies)
-        lines.append((library, *(marks.figure(each, 3) for each in accuracies), f"{mean:.3f}"))
+        figures = (marks.figure(each, 3) for each in accuracies)
+        lines.append((library, *figures, _mean(accuracies, marks)))
     return marks.explained(markdown(("person left out", *map(str, people), "mean"), lines))
 
 
@@ -286,8 +293,7 @@ def archive() -> str:
     columns = [*_OTHERS, *layers]
     marks = _experiments.Marks(found.values())
     lines = [(f"`{name}`", *(marks.figure(found[name, x], 3) for x in columns)) for name in names]
-    means = (statistics.mean(found[name, x]["mean"] for name in names) for x in columns)
-    lines.append(("mean", *(f"{mean:.3f}" for mean in means)))
+    lines.append(("mean", *(_mean([found[name, x] for name in names], marks) for x in columns)))
     return marks.explained(markdown(("data set", *columns), lines))
 
 

@@ -76,7 +76,9 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
             train = trainer(task, layer, most=3 if options.quick else MOST).train
             for seed in options.seeds:
                 rows = repeat(shuffle(task.train, seed=seed))
-                yield {"name": name, "layer": layer, **train(task, rows, batch=BATCH, seed=seed)}
+                row = train(task, rows, batch=BATCH, seed=seed)
+                del row["curve"]  # thousands of points of all rows together, which nothing draws
+                yield {"name": name, "layer": layer, **row}
 
 
 def about(options: argparse.Namespace) -> Row:
