@@ -145,7 +145,7 @@ def _row_by_row(document: dict[str, Any]) -> str:
 def _list(experiments: Sequence[Experiment]) -> "Table":
     from rich.table import Table
 
-    table = Table("experiment", "what it is", "entries", "seeds", "minutes on two cores")
+    table = Table("experiment", "what it is", "entries", "seeds", "processor minutes")
     for each in experiments:
         minutes = "with accelerators" if each.folder else f"{each.minutes:g}"
         table.add_row(

@@ -85,7 +85,8 @@ class Experiment:
     - `metric`, `better`: the name of the figure, and whether a `"higher"` or a `"lower"` one is
         better.
     - `differs`: in what the setting differs from that of the papers.
-    - `minutes`: approximate duration of everything on two cores; 0 if it was not measured.
+    - `minutes`: approximate processor time of everything, over all threads; 0 if it was not
+        measured.
     - `seeds`: the seeds of the published table.
     - `solved`: the figure from which on the task counts as solved, if there is one.
     - `folder`: whether the user has to provide the data in a folder.

@@ -174,7 +174,7 @@ LANGUAGE = (
             "test text. gzip remembers the last 32 KB only; xz all of it, near copies included, "
             "such as the tables of codecs that are 18 % of the test text."
         ),
-        minutes=400,
+        minutes=560,
         seeds=(0,),
     ),
 )

@@ -170,7 +170,7 @@ MEMORY = (
             "AdamW at a constant rate, and averaged parameters, where the papers have RMSprop; "
             "expRNN has 128 units, not 190, and its paper waits 1000 and 2000 steps."
         ),
-        minutes=6,
+        minutes=5,
         solved=0.99,
     ),
 )

@@ -246,15 +246,17 @@ _MNIST_DIFFERS = (
 )
 
 PIXELS = (
-    _experiment("digits", "ordered", "digits of 8 x 8 pixels, row by row", _DIGITS_DIFFER, 90),
+    _experiment("digits", "ordered", "digits of 8 x 8 pixels, row by row", _DIGITS_DIFFER, 200),
     _experiment(
-        "digits", "permuted", "digits of 8 x 8 pixels, in a fixed random order", _DIGITS_DIFFER, 90,
+        "digits", "permuted", "digits of 8 x 8 pixels, in a fixed random order",
+        _DIGITS_DIFFER, 280,
     ),
     _experiment(
-        "mnist5k", "ordered", "5000 images of MNIST, row by row", _MNIST_DIFFERS, 150, seeds=(0,),
+        "mnist5k", "ordered", "5000 images of MNIST, row by row",
+        _MNIST_DIFFERS, 410, seeds=(0,),
     ),
     _experiment(
-        "mnist5k", "permuted", "5000 images of MNIST, in a fixed random order", _MNIST_DIFFERS, 150,
-        seeds=(0,),
+        "mnist5k", "permuted", "5000 images of MNIST, in a fixed random order",
+        _MNIST_DIFFERS, 400, seeds=(0,),
     ),
 )  # fmt: skip

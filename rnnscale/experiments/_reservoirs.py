@@ -253,7 +253,7 @@ def _experiment(
             "no paper has these splits, so ReservoirPy's networks are fitted too. Both libraries "
             "choose among the same settings on a validation segment, for each seed."
         ),
-        minutes=3,
+        minutes=1,
         seeds=(0, 1, 2, 3, 4),
     )
 

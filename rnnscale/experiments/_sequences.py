@@ -45,7 +45,7 @@ SEQUENCES = (
         ],
         **ACCURACY,
         differs="the archive's own split of 270 and 370 series; no paper of these layers has it.",
-        minutes=6,
+        minutes=2,
     ),
     Experiment(
         name="listops",

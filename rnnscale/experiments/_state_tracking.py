@@ -172,7 +172,7 @@ STATE_TRACKING = Experiment(
         "papers have up to 100,000 steps of 256. Parity and arithmetic are scored at the last "
         "step, all others at each step that asks for something."
     ),
-    minutes=300,
+    minutes=650,
     seeds=(0,),
     solved=0.99,
     columns=("width", *(str(steps) for steps in (TRAINED, *TESTED))),
