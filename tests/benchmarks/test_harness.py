@@ -267,11 +267,11 @@ def test_rounds_are_15_or_3_or_as_the_benchmark_says(benchmark):
 
     for module, given in (
         ({}, []), ({}, ["--quick"]), ({}, ["--quick", "--rounds", "7"]), ({"rounds": 11}, []),
-        ({"rounds": 2}, ["--quick"]), ({"rounds": None}, []),
+        ({"quick_rounds": 1}, ["--quick"]), ({"rounds": None}, []),
     ):  # fmt: skip
         benchmark(run, **module)
         assert command.main(["memory", *given]) == 0
-    assert seen == [15, 3, 7, 11, 2, None]
+    assert seen == [15, 3, 7, 11, 1, None]
     with pytest.raises(SystemExit):
         command.main(["memory", "--rounds", "7"])
 
