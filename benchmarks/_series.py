@@ -30,7 +30,7 @@ from rnnscale.training import (
 
 from ._benchmark import Row
 
-# Of the UCR and UEA archives, with files in the package aeon, by the length of their series.
+# The sets of the UCR and UEA archives whose files the package aeon has, shortest series first.
 SETS = (
     "ItalyPowerDemand",
     "JapaneseVowels",
