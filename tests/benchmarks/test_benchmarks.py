@@ -620,6 +620,7 @@ def test_constants_to_tune_exist_and_are_among_the_candidates(name):
 
 def test_candidates_reach_the_kernels_and_the_best_is_written(monkeypatch, tmp_path):
     """In the interpreter, in this process."""
+    pytest.importorskip("triton", reason="a Triton kernel is tuned: needs rnnscale[aot]")
     triton = tune.TUNABLES["triton"]
     options = argparse.Namespace(quick=False, rehearse=True, rounds=3)
     candidate = {"block": 64, "rows": 4, "stages": 4, "warps": 1}
