@@ -148,7 +148,7 @@ MEMORY = (
         lstm=(
             _LSTM_500,
             {**_LSTM_LONGER, "seq_len": 1500},
-            {**_LSTM_LONGER, "seq_len": 5000, "steps": 400, "learning_rate": 2e-3},
+            {**_LSTM_LONGER, "seq_len": 5000, "steps": 1200, "learning_rate": 2e-3},
         ),
     ),
     Experiment(
