@@ -98,11 +98,11 @@ _PERMUTED: Mapping[str, Options] = {
 # An image of digits has a twelfth of the steps, so each may be up to twelve times as long.
 _DIGITS: Mapping[str, Options] = {
     **dict.fromkeys(
-        (*_MATRIX_STATES, "mamba", "mamba2", "slstm", "rglru", "griffin", "lrcssm"),
+        (*_MATRIX_STATES, "mamba", "mamba2", "slstm", "rglru", "griffin", "lrcssm", "attention"),
         {"cpu_minutes": 5.0},
     ),
     "s4d": {"cpu_minutes": 3.0},
-    **dict.fromkeys(("s5-bidirectional", "attention"), {"cpu_minutes": 2.0}),
+    "s5-bidirectional": {"cpu_minutes": 2.0},
     **dict.fromkeys(("gru", "gru-cho", "mgu"), {"cell": {"t_max": 64}, "dim": 64}),
     "lstm": {"cell": {"t_max": 64}, "dim": 64, "learning_rate": 1e-2},
     **dict.fromkeys(
