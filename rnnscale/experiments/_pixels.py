@@ -75,7 +75,7 @@ _MEAN_OF_BLOCKS: Mapping[str, Options] = {
         _BLOCKS,
     ),
     "s5": _WIDE_BLOCKS,
-    "rglru": {**_BLOCKS, "learning_rate": 1e-2},
+    "rglru": {**_BLOCKS, "depth": 4, "learning_rate": 1e-2},
     "lru": {**_WIDE_BLOCKS, "cell": {**_RING, "max_phase": 0.314}},
     "indrnn": {**_CELL_BLOCKS, "recurrence_rate": 1e-3},
     "lrcssm": _CELL_BLOCKS,
@@ -231,12 +231,13 @@ def _experiment(
 
 _MODELS_DIFFER = (
     "The last state of a cell is read, and the cell is one layer (UnICORNN: two). Layers, and "
-    "cells of independent units, stand in two blocks with dropout, and the mean over time is read. "
-    "Gated cells start with memories of up to an image (chrono). AdamW at a constant rate, tested "
-    "with a moving average of the parameters at the best evaluation. Steps of time were "
-    "chosen by the accuracy of a linear readout of the untrained cell on the validation split, and "
-    "those of coRNN on MNIST among the authors'. Few rates, and for some models few values of "
-    "dropout and weight decay, were compared, by the validation accuracy of one seed."
+    "cells of independent units, stand in two blocks (RG-LRU: four) with dropout, and the mean "
+    "over time is read. Gated cells start with memories of up to an image (chrono). AdamW at a "
+    "constant rate, tested with a moving average of the parameters at the best evaluation. Steps "
+    "of time were chosen by the accuracy of a linear readout of the untrained cell on the "
+    "validation split, and those of coRNN on MNIST among the authors'. Few rates, and for some "
+    "models few values of dropout, weight decay and depth, were compared, by the validation "
+    "accuracy of one seed."
 )
 _DIGITS_DIFFER = f"no paper has these images of 8 x 8 pixels. {_MODELS_DIFFER}"
 _MNIST_DIFFERS = (
