@@ -526,7 +526,8 @@ _WHAT = ("value", "gradient")
 TABLES: Mapping[str, Callable[[], str]] = {
     **_experiments.TABLES,
     **{
-        f"curves-{name}": partial(curves, name) for name in ("mnist5k", "mnist5k-permuted", "bytes")
+        f"curves-{name}": partial(curves, name)
+        for name in ("digits", "mnist5k", "mnist5k-permuted", "bytes")
     },
     "headline": headline,
     "train-step": partial(compared, "train_step_cpu", shape, _SHAPE, "median_ms", "ms"),
