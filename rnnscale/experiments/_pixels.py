@@ -138,7 +138,7 @@ _DIGITS: Mapping[str, Options] = {
 }
 
 _PERMUTED_DIGITS: Mapping[str, Options] = {
-    # It may stay at chance for twenty evaluations and learn afterwards.
+    # It is at chance for a dozen evaluations or more before it learns.
     "lrcssm": {"patience": 60},
 }
 
