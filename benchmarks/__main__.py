@@ -5,6 +5,7 @@
     python -m benchmarks NAME [--quick] [--rounds N] [--json FILE] [--plot FILE] [its own options]
     python -m benchmarks all [--quick] [--json FOLDER]
     python -m benchmarks plot RESULT.json ... --out FILE
+    python -m benchmarks collect ROWS.json ...  puts rows of experiments into `results/`
     python -m benchmarks readme               updates the tables of the pages from `results/`
 
 A benchmark is a module of this folder, with a `BENCHMARK` (`_benchmark.py`). The first line of its
@@ -81,13 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks",
         description="Lists the benchmarks, or runs one: NAME --help has its options.",
     )
-    names = [*BENCHMARKS, "all", "plot", "readme"]
+    names = [*BENCHMARKS, "all", "plot", "collect", "readme"]
     parser.add_argument("name", nargs="?", choices=names, metavar="NAME", help=", ".join(names))
     options = parser.parse_args(given[:1])
     if options.name is None:
         show_list()
         return 0
-    others = {"all": run_all, "plot": plot_results, "readme": update_pages}
+    others = {
+        "all": run_all, "plot": plot_results, "collect": collect_rows, "readme": update_pages
+    }  # fmt: skip
     run = others.get(options.name) or partial(run_one, options.name)
     return run(given[1:])
 
@@ -242,6 +245,24 @@ def plot_results(given: Sequence[str]) -> int:
     else:
         return report_wrong(f"{names[0]} has no picture")
     figure.savefig(options.out)
+    return 0
+
+
+def collect_rows(given: Sequence[str]) -> int:
+    from ._collect import collect
+
+    parser = _Parser(
+        prog="python -m benchmarks collect",
+        description="Puts rows into results/experiments, each in place of the earlier one of its "
+        "entry: what `rnnscale experiment NAME --row ROW` wrote with --json or with --curves.",
+    )
+    parser.add_argument("files", nargs="+", metavar="ROWS.json")
+    try:
+        written = collect(parser.parse_args(given).files)
+    except ValueError as error:
+        return report_wrong(str(error))
+    for file in written:
+        print(f"wrote {file}")
     return 0
 
 

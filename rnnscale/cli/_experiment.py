@@ -3,7 +3,7 @@
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +122,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
         }
         write_json(arguments.json, {**about, "rows": done}, indent=1)
         if arguments.curves is not None:
-            write_text(arguments.curves, _row_by_row({**about, **curves(out, done)}))
+            write_text(arguments.curves, row_by_row({**about, **curves(out, done)}))
     return 0
 
 
@@ -135,7 +135,7 @@ def _command(arguments: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def _row_by_row(document: dict[str, Any]) -> str:
+def row_by_row(document: Mapping[str, Any]) -> str:
     """The document as JSON, with each row in one line, since a curve is a long list."""
     head = json.dumps({**document, "rows": []}, indent=1)
     rows = ",\n  ".join(map(json.dumps, document["rows"]))
