@@ -255,7 +255,7 @@ PIXELS = (
     _experiment("digits", "ordered", "digits of 8 x 8 pixels, row by row", _DIGITS_DIFFER, 200),
     _experiment(
         "digits", "permuted", "digits of 8 x 8 pixels, in a fixed random order",
-        _DIGITS_DIFFER, 280,
+        _DIGITS_DIFFER, 245,
     ),
     _experiment(
         "mnist5k", "ordered", "5000 images of MNIST, row by row",
