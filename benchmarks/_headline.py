@@ -8,16 +8,16 @@ from ._markdown import RESULTS, load, markdown
 
 
 def headline() -> str:
-    """A picture of how models learn, once there are curves, and a table."""
+    """A picture of how models learn, and a table."""
     lines = [*_accuracy(), *_text(), _time(), _memory(), _collectives()]
     return _curves() + markdown(("figure", "rnnscale", "compared with"), lines)
 
 
 def _curves() -> str:
-    file = picture(FOLDER / "mnist5k-permuted.json")
-    if not file.is_file():
-        return ""
-    alt = "Validation accuracy on permuted MNIST over steps and processor time, of each model"
+    """The picture of permuted digits, in which nearly all models were trained until they stopped
+    improving."""
+    file = picture(FOLDER / "digits-permuted.json")
+    alt = "Validation accuracy of each model on permuted digits, over steps and processor time"
     return f"![{alt}]({file.relative_to(RESULTS.parents[1]).as_posix()})\n\n"
 
 

@@ -527,7 +527,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     **_experiments.TABLES,
     **{
         f"curves-{name}": partial(curves, name)
-        for name in ("digits", "mnist5k", "mnist5k-permuted", "bytes")
+        for name in ("digits", "digits-permuted", "mnist5k", "mnist5k-permuted", "bytes")
     },
     "headline": headline,
     "train-step": partial(compared, "train_step_cpu", shape, _SHAPE, "median_ms", "ms"),
