@@ -82,16 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks",
         description="Lists the benchmarks, or runs one: NAME --help has its options.",
     )
-    names = [*BENCHMARKS, "all", "plot", "collect", "readme"]
+    names = [*BENCHMARKS, *COMMANDS]
     parser.add_argument("name", nargs="?", choices=names, metavar="NAME", help=", ".join(names))
     options = parser.parse_args(given[:1])
     if options.name is None:
         show_list()
         return 0
-    others = {
-        "all": run_all, "plot": plot_results, "collect": collect_rows, "readme": update_pages
-    }  # fmt: skip
-    run = others.get(options.name) or partial(run_one, options.name)
+    run = COMMANDS.get(options.name) or partial(run_one, options.name)
     return run(given[1:])
 
 
@@ -335,6 +332,15 @@ def run_all(given: Sequence[str]) -> int:
 def report_wrong(message: str) -> int:
     print(f"benchmarks: error: {message}", file=sys.stderr)
     return WRONG
+
+
+COMMANDS = {
+    "all": run_all,
+    "plot": plot_results,
+    "collect": collect_rows,
+    "readme": update_pages,
+}
+"""The commands that are not benchmarks."""
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ import rnnscale.data
 import rnnscale.models
 import rnnscale.tasks
 import rnnscale_kernels
-from benchmarks.__main__ import BENCHMARKS, load, parse
+from benchmarks.__main__ import BENCHMARKS, COMMANDS, load, parse
 from rnnscale import verify
 from rnnscale.cli._main import _parser
 from rnnscale.distributed import StopSignals
@@ -127,7 +127,7 @@ def check_command(command: str) -> None:
             assert wanted and wanted <= set(targets), f"make has no target: {command}"
         case "python" if arguments[:2] == ["-m", "benchmarks"]:
             name, *given = arguments[2:] or ["all"]
-            assert name in (*BENCHMARKS, "all", "plot", "readme"), f"no such benchmark: {command}"
+            assert name in (*BENCHMARKS, *COMMANDS), f"no such benchmark: {command}"
             if name in BENCHMARKS:
                 parse(name, load(name), given)
         case "python":
