@@ -57,7 +57,7 @@ def _read(file: str) -> Document:
 
 
 def _merged(document: Document | None, part: Document, file: str) -> Document:
-    """The part's rows with those of the document that are of other entries, in the order of the
+    """The rows of the part, and those of the document for other entries, in the order of the
     preset. Texts are those of the part, which is newer."""
     preset = EXPERIMENTS[part["experiment"]]
     order = [entry.name for entry in preset.entries]
@@ -76,7 +76,7 @@ def _merged(document: Document | None, part: Document, file: str) -> Document:
 
 
 def _settings(document: Document) -> dict[str, Any]:
-    """What all rows of a file have in common, beside the texts of its preset."""
+    """What must be the same for all rows of a file."""
     names = document.keys() - {"rows", "command", "differs"}
     return {name: document[name] for name in names} | {"options": _split(document["command"])[1]}
 
