@@ -32,6 +32,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
             "rnnscale experiment",
             "rnnscale experiment digits-permuted --row lstm s5 --seeds 0 1 --json rows.json",
             "rnnscale experiment state-tracking --row 'parity-*' word-s3-lstm",
+            "rnnscale experiment mnist5k --row mamba --cpu-minutes 60",
         ),
     )
     parser.set_defaults(command=_experiment)
@@ -56,6 +57,13 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         type=int,
         metavar="N",
         help="training steps, of the last run of a curriculum; default: those of each entry",
+    )
+    parser.add_argument(
+        "--cpu-minutes",
+        type=float,
+        metavar="X",
+        help="stop each run when X minutes of processor time are used up; one that fewer minutes "
+        "had stopped goes on; default: that of each entry",
     )
     add_data_options(parser)
     parser.add_argument(
@@ -88,7 +96,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
         raise UserError(f"{experiment.name} reads its data from a folder: give it as --folder")
     check_file("--json", arguments.json)
     check_file("--curves", arguments.curves)
-    given = given_options(arguments, "steps", "folder", "text")
+    given = given_options(arguments, "steps", "cpu_minutes", "folder", "text")
     out = arguments.out or Path("runs", "experiments", experiment.name)
     from rnnscale.runs import kept_programs
     from rnnscale_kernels.testing import environment
@@ -129,9 +137,10 @@ def _experiment(arguments: argparse.Namespace) -> int:
 def _command(arguments: argparse.Namespace) -> str:
     """The command that gives these figures, without the options that say where they are kept."""
     words = ["rnnscale", "experiment", arguments.name]
-    given = given_options(arguments, "row", "seeds", "steps", "folder", "text")
+    given = given_options(arguments, "row", "seeds", "steps", "cpu_minutes", "folder", "text")
     for name, value in given.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return shlex.join(words)
 
 

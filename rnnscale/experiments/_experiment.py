@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import statistics
 import textwrap
@@ -117,7 +118,9 @@ class Experiment:
         """Measures each entry with each seed, and yields a row for each entry when it is complete.
 
         Results are stored in `out`, so a second call with the same options continues where the
-        first one was stopped, and costs nothing if everything is there.
+        first one was stopped, and costs nothing if everything is there. With a longer budget of
+        processor time (`cpu_minutes`), trainings that the shorter one stopped go on, except for
+        those of a curriculum.
 
         **Arguments:**
 
@@ -191,7 +194,9 @@ def _stored_or_measured(
     if file.is_file():
         stored = json.loads(file.read_text())
         check_same_options(folder, stored["options"], options)
-        return Result(**stored["result"])
+        result = Result(**stored["result"])
+        if result.ended != "budget" or not has_more_time(stored["options"], options):
+            return result
     result = measure(options, seed, folder)
     if result is not None:
         partial = file.with_suffix(".partial")
@@ -201,11 +206,25 @@ def _stored_or_measured(
     return result
 
 
-def check_same_options(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """**Raises:** `ValueError` if a result or a run in the folder has other options."""
-    names = sorted(n for n in {*stored, *given} if stored.get(n) != given.get(n))
+def has_more_time(stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether the budget of processor time is longer than the stored one."""
+    minutes, before = (each.get("cpu_minutes") or math.inf for each in (given, stored))
+    return minutes > before
+
+
+def check_same_options(
+    folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any], *, may_go_on: bool = True
+) -> None:
+    """Checks the options of a result or a run in the folder. If it may go on, its budget of
+    processor time may be longer than before.
+
+    **Raises:** `ValueError` if the options are others.
+    """
+    names = {n for n in {*stored, *given} if stored.get(n) != given.get(n)}
+    if may_go_on and has_more_time(stored, given):
+        names.remove("cpu_minutes")
     if names:
-        changes = ", ".join(f"{n} was {stored.get(n)} and is {given.get(n)}" for n in names)
+        changes = ", ".join(f"{n} was {stored.get(n)} and is {given.get(n)}" for n in sorted(names))
         raise UserError(
             f"{folder} is of other options ({changes}); choose another --out or delete that folder"
         )

@@ -31,7 +31,15 @@ from rnnscale.experiments import (
 from rnnscale.experiments._experiment import folder_of
 from rnnscale.experiments._state_tracking import width
 from rnnscale.experiments._train import configs, train
-from rnnscale.runs import MODELS, RunFolder, TrainConfig, load_run, load_task_of, set_up
+from rnnscale.runs import (
+    MODELS,
+    RunFolder,
+    TrainConfig,
+    kept_programs,
+    load_run,
+    load_task_of,
+    set_up,
+)
 from rnnscale.runs._build import make_sequence_layer
 from rnnscale.runs._defaults import default_options
 from rnnscale.runs._models import CellEntry, LayerEntry
@@ -96,6 +104,53 @@ def test_a_result_of_other_options_is_refused(tmp_path):
     list(experiment(Counted()).run(tmp_path))
     with pytest.raises(ValueError, match=r"seed-0 is of other options \(x was 1 and is 3\)"):
         list(experiment(Counted()).run(tmp_path, x=3))
+
+
+def test_only_what_a_budget_stopped_is_measured_with_a_longer_one(tmp_path):
+    list(experiment(Counted()).run(tmp_path, cpu_minutes=2.0))
+    longer = Counted()
+    rows = list(experiment(longer).run(tmp_path, cpu_minutes=3.0))
+    calls = [({"x": x, "cpu_minutes": 3.0}, 1, "seed-1") for x in (1, 2)]
+    assert longer.calls == calls and all(row and row["options"]["cpu_minutes"] == 3 for row in rows)
+    with pytest.raises(
+        ValueError, match=r"seed-1 is of other options \(cpu_minutes was 3\.0 and is"
+    ):
+        list(experiment(Counted()).run(tmp_path, seeds=[1], cpu_minutes=2.0))
+    with pytest.raises(ValueError, match=r"seed-1 is of other options \(x was 1 and is 3\)"):
+        list(experiment(Counted()).run(tmp_path, seeds=[1], rows=["a"], cpu_minutes=4.0, x=3))
+
+
+SHORT = {
+    "task": "adding", "model": "elman", "dim": 4, "batch_size": 8, "seq_len": 6, "steps": 5,
+}  # fmt: skip
+
+
+def test_a_run_that_its_budget_stopped_goes_on_with_a_longer_one(tmp_path):
+    with kept_programs(tmp_path / "programs"):
+        cut = train("mse", {**SHORT, "cpu_minutes": 1e-9}, 0, tmp_path / "cut")
+        continued = train("mse", {**SHORT, "cpu_minutes": 60.0}, 0, tmp_path / "cut")
+        whole = train("mse", SHORT, 0, tmp_path / "whole")
+    assert cut is not None and continued is not None and whole is not None
+    assert cut.ended == "budget" and continued.ended == whole.ended == "steps"
+    assert cut.figure != continued.figure == whole.figure
+    with pytest.raises(ValueError, match=r"cut is of other options \(cpu_minutes was 60\.0 and is"):
+        train("mse", {**SHORT, "cpu_minutes": 1.0}, 0, tmp_path / "cut")
+
+
+def test_a_curriculum_that_its_budget_stopped_does_not_go_on(tmp_path, monkeypatch):
+    summary = {"test_mse": 0.5, "parameters": 7, "cpu_seconds": 1.0, "test_loss": 0.5}
+
+    def run(config, *, resume):
+        RunFolder(config.out).open(config.as_json())
+        return {**summary, "ended": "budget"}
+
+    monkeypatch.setattr("rnnscale.runs.run", run)
+    options = {**SHORT, "before": [{"seq_len": 4}], "cpu_minutes": 1.0}
+    assert train("mse", options, 0, tmp_path / "run") is not None
+    with pytest.raises(
+        ValueError, match=r"run-1 is of other options \(cpu_minutes was 1\.0 and is"
+    ):
+        train("mse", {**options, "cpu_minutes": 60.0}, 0, tmp_path / "run")
 
 
 def test_a_run_that_was_stopped_does_not_continue_with_other_options(tmp_path, monkeypatch):
