@@ -1,7 +1,7 @@
 """The tables of the experiments, which say of each figure what ended its training."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -35,8 +35,8 @@ def ending(row: Row) -> str | None:
 
 _NOTES = {
     DAGGER: "A training was stopped by its budget of processor time or steps, before the "
-    "validation figure had stopped improving. Such a figure says little about its model: it is "
-    "compared with no other.",
+    "validation figure had stopped improving. Such a figure says little about its model, which "
+    "may do better with more time.",
     FIXED: "Trained for a fixed number of steps.",
 }
 
@@ -134,27 +134,31 @@ def overview() -> str:
 
 
 def pixels() -> str:
-    """The accuracies of each model, the best on `mnist5k` first, beside the published ones of all
-    that were measured."""
+    """The accuracies of each model, the best on `mnist5k` first. For MNIST there are the size of
+    the model, the processor time that it took, and the published accuracies."""
     tables = {name: rows_by_entry(name) for name in PIXELS}
     marks = Marks(row for rows in tables.values() for row in rows.values())
     models = dict.fromkeys(entry for rows in tables.values() for entry in rows)
 
-    papers = {
-        (name, entry.name): f"{entry.paper.value:.3f}"
-        for name in PIXELS
-        for entry in EXPERIMENTS[name].entries
-        if entry.paper is not None
-    }
-    lines = []
-    for model in sorted(models, key=lambda x: place(tables["mnist5k"].get(x), higher=True)):
-        found = (rows.get(model) for rows in tables.values())
-        ours = ("" if row is None else marks.figure(row, 3) for row in found)
-        published = (papers.get((name, model), "") for name in ("mnist5k", "mnist5k-permuted"))
-        lines.append((model, family(model), *ours, *published))
-    names = (f"`{name}`" for name in PIXELS)
-    header = ("model", "family", *names, "published, MNIST", "published, permuted MNIST")
-    return with_differences(marks.explained(markdown(header, lines)), PIXELS)
+    def line(model: str) -> Iterator[str]:
+        rows = {name: table.get(model) for name, table in tables.items()}
+        yield model
+        yield family(model)
+        yield "" if (row := rows["mnist5k"]) is None else f"{row['parameters']:,}"
+        for name, row in rows.items():
+            yield "" if row is None else marks.figure(row, 3)
+            if name.startswith("mnist"):
+                yield "" if row is None else f"{sum(row['seconds']) / 60:.0f}"
+                (entry,) = (x for x in EXPERIMENTS[name].entries if x.name == model)
+                yield "" if entry.paper is None else f"{entry.paper.value:.3f}"
+
+    header = (
+        *("model", "family", "parameters", "`digits`", "`digits-permuted`"),
+        *("`mnist5k`", "minutes", "published", "`mnist5k-permuted`", "minutes", "published"),
+    )
+    ordered = sorted(models, key=lambda x: place(tables["mnist5k"].get(x), higher=True))
+    table = markdown(header, [tuple(line(model)) for model in ordered])
+    return with_differences(marks.explained(table), PIXELS)
 
 
 def rows_by_entry(experiment: str) -> Mapping[str, Row]:
@@ -164,12 +168,17 @@ def rows_by_entry(experiment: str) -> Mapping[str, Row]:
 
 
 def language() -> str:
-    """Bits per byte, the best first, with the count models and compression programs among them."""
+    """Bits per byte, the best first, with the count models and compression programs among them.
+    The speed is that up to the last evaluation."""
     rows = rows_by_entry("bytes").values()
+    curves = {each["entry"]: each for each in load("experiments/curves/bytes")["rows"]}
     marks = Marks(rows)
     lines = []
     for row in sorted(rows, key=lambda row: place(row, higher=False)):
-        options, rate = row["options"], row["more"].get("tokens_per_second")
+        options, speed = row["options"], ""
+        if (curve := curves.get(row["entry"])) is not None:
+            bytes_read = curve["steps"][-1] * options["batch_size"] * options["seq_len"]
+            speed = f"{bytes_read / curve['cpu_seconds'][-1]:,.0f}"
         lines.append(
             (
                 row["entry"],
@@ -177,10 +186,10 @@ def language() -> str:
                 str(options.get("dim", "")),
                 f"{row['parameters']:,}" if row["parameters"] else "",
                 marks.figure(row, 3),
-                "" if rate is None else f"{rate:,.0f}",
+                speed,
             )
         )
-    header = ("model", "family", "width", "parameters", "bits per byte", "bytes a second")
+    header = ("model", "family", "width", "parameters", "bits per byte", "bytes a processor second")
     return with_differences(marks.explained(markdown(header, lines)), ["bytes"])
 
 

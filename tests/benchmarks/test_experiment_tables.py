@@ -96,8 +96,11 @@ def test_a_row_that_was_cut_short_is_marked_and_stands_last(table, monkeypatch):
     if table == "state-tracking":
         for each in rows:
             each["more"] = {"width": 4.0, **{str(40 * n): each["mean"] for n in range(1, 6)}}
+    for each in rows:
+        each["seconds"] = [60.0] * len(each["ended"])
     document = {"rows": rows, "metric": "test accuracy", "differs": "in all.", "solved": 0.99}
-    monkeypatch.setattr(_experiments, "load", lambda name: document)
+    curves = {"rows": []}
+    monkeypatch.setattr(_experiments, "load", lambda name: curves if "curves" in name else document)
     text = _tables.TABLES[table]()
     shown = f"<!-- figures: {table} -->\n{text}"
     experiment = {"pixels": "digits", "long-range": "copy"}.get(table, table)
@@ -129,9 +132,13 @@ def test_the_best_of_a_family_was_not_cut_short_if_another_was_not(monkeypatch):
 
 def test_a_table_of_fixed_steps_says_so_once(monkeypatch):
     rows = [row("lstm", 1.5, "steps"), row("order-4", 1.8, None)]
+    rows[0]["options"].update(batch_size=8, seq_len=256)
+    speed = curve("lstm", 0, [1.9, 1.6, 1.5], "steps")  # 40 steps in 0.4 seconds
     document = {"rows": rows, "differs": "in all."}
-    monkeypatch.setattr(_experiments, "load", lambda name: document)
+    curves = {"rows": [speed]}
+    monkeypatch.setattr(_experiments, "load", lambda name: curves if "curves" in name else document)
     text = _experiments.language()
+    assert "| lstm | gated | 8 | 9 | 1.500 | 204,800 |" in text
     assert "‡" not in text and text.count("\nAll trainings had a fixed number of steps.\n") == 1
 
 
