@@ -71,7 +71,9 @@ def _time() -> tuple[str, ...]:
     others = sorted((row["ratio"], row["contender"]) for row in steps if row["contender"] != OURS)
     job = f"training step of an LRU, {ours['batch']} sequences of {ours['time']:,} steps"
     ratios = ", ".join(f"{name} {ratio:.1f}" for ratio, name in others)
-    return job, f"{ours['median_ms']:.0f} ms", f"as a multiple of ours: {ratios}"
+    differences = "[how they differ](benchmarks/speed.md#time-compared-with-other-libraries)"
+    compared = f"as a multiple of ours: {ratios} ({differences})"
+    return job, f"{ours['median_ms']:.0f} ms", compared
 
 
 def _memory() -> tuple[str, ...]:
