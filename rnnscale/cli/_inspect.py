@@ -29,11 +29,11 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "inspect",
         help="report what the layers of a run have learned to remember",
-        description="Writes a report of a run, from its newest checkpoint, as one file: options, "
-        "figures and curves; the eigenvalues, time scales, gradients against lag and Lyapunov "
-        "exponents of every recurrent layer on test sequences; whether the steps of its cells can "
-        "be computed in parallel; and the layout of the parameters on the mesh. The run may still "
-        "be training.",
+        description="Writes a report of a run, from its newest or best checkpoint, as one file: "
+        "options, figures and curves; the eigenvalues, time scales, gradients against lag and "
+        "Lyapunov exponents of every recurrent layer on test sequences; whether the steps of its "
+        "cells can be computed in parallel; and the layout of the parameters on the mesh. The "
+        "run may still be training.",
         examples=(
             "rnnscale inspect runs/text",
             "rnnscale inspect runs/text --out report.png --steps 500",
@@ -84,11 +84,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
     figure_class()  # raises if there is no matplotlib
     config = saved.config
     replace(config, mesh=arguments.mesh)  # raises if an axis is unknown
-    summary = folder.summary() or {}
-    status = f"{saved.step} of {config.steps} steps done"
-    if saved.step < config.steps:
-        status += "; still training, or stopped. This is the newest checkpoint."
-        summary = {}  # of an earlier run in this folder, if any
+    summary = folder.summary()
+    if summary is not None:
+        status = f"step {saved.step}; the training has ended"
+    else:
+        status = f"step {saved.step} of {config.steps}; the training goes on, or was stopped"
+        summary = {}
     sizes = arguments.mesh or config.mesh or summary.get("mesh") or dict(saved.mesh.shape)
     sizes = {axis: sizes.get(axis, 1) for axis in AXES}
     with as_user_error():

@@ -426,7 +426,8 @@ def overridden(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 def options_from(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a `config.json` holds, for `TrainConfig.from_json`.
 
-    A mesh of `data` alone is left out. It was all devices of that run, and is now all of these.
+    A mesh of `data` alone is left out, with its virtual devices (`cpu_devices`) if it had any. It
+    was all devices of that run, and is now all of these.
 
     **Raises:** `ValueError` if an option is unknown.
     """
@@ -442,7 +443,8 @@ def options_from(stored: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(options.get("data") or {}, dict):
         raise UserError(f"data must be a mapping of options such as path; got {options['data']!r}")
     if set(options.get("mesh") or ()) <= {"data"}:
-        options.pop("mesh", None)
+        for name in ("mesh", "cpu_devices"):
+            options.pop(name, None)
     return options
 
 

@@ -231,6 +231,10 @@ class RunFolder:
         """Writes the figures at the end of the run."""
         _write(self._summary, summary)
 
+    def remove_summary(self) -> None:
+        """Removes that of a run that goes on, since its presence says that the run is done."""
+        self._summary.unlink(missing_ok=True)
+
     def summary(self) -> dict[str, Any] | None:
         """The figures at the end of the run; None before it has ended."""
         return json.loads(self._summary.read_bytes()) if self._summary.is_file() else None

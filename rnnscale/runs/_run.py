@@ -154,6 +154,7 @@ def _train(
         folder.open(options)
         folder.write_task(setup.task)
         folder.metrics.truncate(step)
+        folder.remove_summary()
 
     on_process_0(begin)
     with Checkpointer(

@@ -82,7 +82,7 @@ def test_the_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "http" not in text
     page = Page(text)
     assert page.all("h1") == ["digits, elman"]
-    assert page.all("p")[0] == "4 of 4 steps done"
+    assert page.all("p")[0] == "step 4; the training has ended"
     assert [name for name, _ in page.pictures] == [
         "Curves",
         "Eigenvalues",
@@ -122,9 +122,10 @@ def test_the_picture_of_an_unfinished_run(
     going = shutil.copytree(run, tmp_path / "going")
     config = json.loads((going / "config.json").read_text())
     (going / "config.json").write_text(json.dumps({**config, "steps": 100}))
+    (going / "summary.json").unlink()
     page = Page(inspected(capsys, str(going), *STEPS).read_text(encoding="utf-8"))
-    assert page.all("p")[0].startswith("4 of 100 steps done; still training, or stopped")
-    assert "test_loss" not in page.all("td")  # of an earlier run
+    assert page.all("p")[0] == "step 4 of 100; the training goes on, or was stopped"
+    assert "test_loss" not in page.all("td")
     picture = tmp_path / "report.png"
     assert inspected(capsys, str(going), *STEPS, "--out", str(picture)) == picture
     assert picture.read_bytes().startswith(PNG)

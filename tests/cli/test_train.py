@@ -127,8 +127,10 @@ def test_a_config_starts_the_same_run_and_options_override_it(
 
 def test_a_mesh_of_data_alone_is_all_devices_that_there_are(tmp_path: Path):
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({"task": "digits", "mesh": {"data": 64}, "versions": {}}))
-    assert read_options(file) == {"task": "digits"}
+    split = {"mesh": {"data": 2, "seq": 4}, "cpu_devices": 8}
+    for mesh, kept in (({"mesh": {"data": 8}, "cpu_devices": 8}, {}), (split, split)):
+        file.write_text(json.dumps({"task": "digits", **mesh, "versions": {}}))
+        assert read_options(file) == {"task": "digits", **kept}
 
 
 def test_validation_is_on_and_takes_little(digits_run: Path):
@@ -239,6 +241,13 @@ def test_a_run_that_is_done_is_resumed_to_nothing(copy: Path):
     before = losses(copy)
     assert train("--resume", "--out", str(copy)) == 0
     assert losses(copy) == before
+
+
+def test_a_run_that_goes_on_has_no_summary(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    assert (copy / "summary.json").is_file()
+    monkeypatch.setattr("rnnscale.distributed.StopSignals.reached", lambda self: True)
+    assert train("--resume", "--out", str(copy), "--steps", str(STEPS + 9)) == 0
+    assert not (copy / "summary.json").exists()
 
 
 @pytest.mark.slow
