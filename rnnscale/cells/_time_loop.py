@@ -41,7 +41,7 @@ def time_loop(
 
     A `LinearCell` runs in parallel over time, by `rnnscale.sharding.linear_scan`, which a mesh may
     split over `seq`. Any other cell runs step by step, or with `parallel` in parallel too. It can
-    be differentiated in reverse mode only; over a mesh, to first order only.
+    be differentiated in reverse mode only; over a mesh or with `parallel`, to first order only.
 
     **Arguments:**
 

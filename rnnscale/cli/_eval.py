@@ -24,8 +24,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "eval",
         help="evaluate the trained model of a run",
-        description="Evaluates the trained model of a run, from its newest checkpoint, also at "
-        "sequence lengths beyond that of its training. Options default to those of the run.",
+        description="Evaluates the trained model of a run, from its newest or best checkpoint, "
+        "also at sequence lengths beyond that of its training. Options default to those of the "
+        "run.",
         examples=(
             "rnnscale eval runs/digits --split validation",
             "rnnscale eval runs/text --seq-len 1024 4096 --json figures.json",

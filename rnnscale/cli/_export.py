@@ -17,9 +17,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "export",
         help="write one step of the trained model of a run to a file",
-        description="Writes one step of the model of a run, from its newest checkpoint, to a file "
-        "that contains the weights. It needs only jax to run, and constant time and memory per "
-        "step. `rnnscale.interop.load_step` reads it; `rnnscale.interop` describes the format.",
+        description="Writes one step of the model of a run, from its newest or best checkpoint, to "
+        "a file that contains the weights. It needs only jax to run, and constant time and memory "
+        "per step. `rnnscale.interop.load_step` reads it; `rnnscale.interop` describes the format.",
         examples=(
             "rnnscale export runs/text --out text.step",
             "rnnscale export runs/text --out text.step --platforms cpu cuda --batch-size 64",

@@ -22,11 +22,11 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "generate",
         help="write text with a trained model",
         description="Writes text with the model of a run on `bytes` or on your own text, from its "
-        "newest checkpoint; or with a Mamba, Mamba-2, RecurrentGemma or xLSTM in a folder of "
-        "transformers, with its tokenizer. A prompt of any length is read in constant memory, as "
-        "the beginning of a text. The text ends where the model ends it, or after --steps tokens, "
-        "which are bytes for the model of a run. Several prompts form a batch; the text of each "
-        "does not depend on the others.",
+        "newest or best checkpoint; or with a Mamba, Mamba-2, RecurrentGemma or xLSTM in a "
+        "folder of transformers, with its tokenizer. A prompt of any length is read in constant "
+        "memory, as the beginning of a text. The text ends where the model ends it, or after "
+        "--steps tokens, which are bytes for the model of a run. Several prompts form a batch; "
+        "the text of each does not depend on the others.",
         examples=(
             "rnnscale generate runs/text --prompt 'import ' --steps 200 --temperature 0.8",
             "rnnscale generate runs/text --prompt-file beginning.txt --top-k 20 --seed 1",
