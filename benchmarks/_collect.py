@@ -32,9 +32,11 @@ def collect(files: Sequence[str]) -> list[Path]:
         is_curves = "values" in part["rows"][0]
         folder = RESULTS / "experiments" / ("curves" if is_curves else "")
         target = folder / f"{part['experiment']}.json"
-        if target not in documents and target.is_file():
-            documents[target] = json.loads(target.read_text(encoding="utf-8"))
         documents[target] = _merged(documents.get(target), part, file)
+    for target, measured in documents.items():
+        if target.is_file():
+            stored = json.loads(target.read_text(encoding="utf-8"))
+            documents[target] = _merged(stored, measured, measured["experiment"])
     for target, document in documents.items():
         is_curves = target.parent.name == "curves"
         text = row_by_row(document) if is_curves else json.dumps(document, indent=1)
@@ -65,11 +67,12 @@ def _merged(document: Document | None, part: Document, file: str) -> Document:
     if unknown := measured - {*order}:
         raise UserError(f"{file}: {preset.name} has no entry {', '.join(sorted(unknown))}")
     rows = list(part["rows"])
-    if document is not None:
-        rows += [row for row in document["rows"] if row["entry"] not in measured]
+    kept = [row for row in document["rows"] if row["entry"] not in measured] if document else []
+    if document and kept:
+        rows += kept
         before, now = (_settings(each) for each in (document, part))
         if differ := [name for name in before | now if before.get(name) != now.get(name)]:
-            values = (f"{x}: {before.get(x)} in the results, {now.get(x)} here" for x in differ)
+            values = (f"{x}: {now.get(x)}, and {before.get(x)} for other rows" for x in differ)
             raise UserError(f"{file} was measured in another way: {'; '.join(values)}")
     rows.sort(key=lambda row: order.index(row["entry"]))  # stable: seeds keep their order
     return {**part, "command": _command(part, [row["entry"] for row in rows], order), "rows": rows}

@@ -30,13 +30,15 @@ def curves(out: Path, rows: Sequence[Row]) -> dict[str, Any]:
     """
     found, metric = [], ""
     for row in rows:
-        for seed, ended in zip(row["seeds"], row["ended"], strict=True):
+        for seed, ended, seconds in zip(row["seeds"], row["ended"], row["seconds"], strict=True):
             folder = RunFolder(last_run(row["options"], folder_of(out, row["entry"], seed)))
-            spec, summary = folder.task_spec(), folder.summary()
-            if spec is None or summary is None:  # nothing was trained
+            if (spec := folder.task_spec()) is None:  # nothing was trained
                 continue
             metric = spec.metric
-            if points := _points(folder.rows(), f"validation_{metric}", summary.get("best_step")):
+            best = (folder.summary() or {}).get("best_step")
+            # The run may have gone on since it had its figure.
+            logged = [each for each in folder.rows() if each.get("cpu_seconds", 0) <= seconds]
+            if points := _points(logged, f"validation_{metric}", best):
                 about = {"entry": row["entry"], "seed": seed, "parameters": row["parameters"]}
                 found.append({**about, "ended": ended, **points})
     if not found:

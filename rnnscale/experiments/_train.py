@@ -11,6 +11,11 @@ from rnnscale import runs
 from rnnscale.experiments._experiment import Result, check_same_options
 from rnnscale.runs import TrainConfig
 
+# Options that name folders, which may have moved.
+_MOVED = {"out", "start_from"}
+# Options that get a value in a run if they have none.
+_VALUES_USED = {"mesh", "seq_len", "recurrence_rate", "warmup", "evaluate_every"}
+
 _BASELINES = ("constant_mse", "memoryless_accuracy", "count_model_bits_per_byte")
 
 
@@ -28,17 +33,12 @@ def train(metric: str, options: Mapping[str, Any], seed: int, folder: Path) -> R
     for config in planned:
         out = runs.RunFolder(config.out)
         if out.is_run:
-            # Folders may have moved, and an option that is None got its value in the run.
-            given = config.as_json()
-            names = given.keys() - {"out", "start_from"}
-            stored = {name: x for name, x in out.config().items() if name in names}
+            given, stored = config.as_json(), out.config()
+            for name in _MOVED | (_VALUES_USED - given.keys()):
+                given.pop(name, None)
+                stored.pop(name, None)
             # In a curriculum, the next run has started from the model at the end of the budget.
-            check_same_options(
-                out.path,
-                stored,
-                {name: given[name] for name in names},
-                may_go_on=len(planned) == 1,
-            )
+            check_same_options(out.path, stored, given, may_go_on=len(planned) == 1)
         summary = runs.run(config, resume=out.is_run)
         if summary is None:
             return None

@@ -212,6 +212,11 @@ class TrainConfig:
             raise UserError(
                 f"give a task or your own data, not both; got {self.task!r} and {self.data.path!r}"
             )
+        for name in ("text", "folder", "protocol"):
+            if self.data is not None and getattr(self, name) is not None:
+                raise UserError(
+                    f"{name} is for some tasks, and the data are your own; leave it out"
+                )
         check_name(self.model, MODELS, "model")
         MODELS[self.model].check_options(self.cell or {})
         self._check_numbers()
@@ -426,8 +431,8 @@ def overridden(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 def options_from(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a `config.json` holds, for `TrainConfig.from_json`.
 
-    A mesh of `data` alone is left out, with its virtual devices (`cpu_devices`) if it had any. It
-    was all devices of that run, and is now all of these.
+    If a run wrote it, a mesh of `data` alone is left out, with its virtual devices (`cpu_devices`)
+    if it had any. It was all devices of that run, and is now all of these.
 
     **Raises:** `ValueError` if an option is unknown.
     """
@@ -442,7 +447,8 @@ def options_from(stored: Mapping[str, Any]) -> dict[str, Any]:
         )
     if not isinstance(options.get("data") or {}, dict):
         raise UserError(f"data must be a mapping of options such as path; got {options['data']!r}")
-    if set(options.get("mesh") or ()) <= {"data"}:
+    mesh = options.get("mesh") or {}
+    if VERSIONS in stored and isinstance(mesh, dict) and mesh.keys() <= {"data"}:
         for name in ("mesh", "cpu_devices"):
             options.pop(name, None)
     return options

@@ -45,4 +45,4 @@ def _remove_torn(folder: Path) -> None:
         try:
             decompress_executable(file.read_bytes())
         except Exception:  # each format of compression has its own
-            file.unlink()
+            file.unlink(missing_ok=True)  # another process may have done so

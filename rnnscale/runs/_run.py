@@ -333,6 +333,7 @@ def _summary(setup: Setup, trained: _Trained, figures: Mapping[str, float]) -> d
     mesh, task = setup.mesh, setup.task
     kept = {"best_step": best.step, f"best_{best.figure}": best.value} if best.step else {}
     return {
+        **task.notes,
         "task": task.name,
         "model": setup.config.model_names,
         "parameters": _size(state.model),
@@ -348,6 +349,5 @@ def _summary(setup: Setup, trained: _Trained, figures: Mapping[str, float]) -> d
         "input_stall": round(clock.input_stall, 5),
         **kept,
         **{f"test_{name}": value for name, value in figures.items()},
-        **task.notes,
         **(task.baseline() if task.baseline is not None else {}),
     }

@@ -117,6 +117,15 @@ class DataOptions:
             if twice := [name for name in named if name is not None and named.count(name) > 1]:
                 raise UserError(f"the column {twice[0]!r} has two roles; it can have one")
 
+    def refuse(self, why: str, *names: str) -> None:
+        """**Raises:** `ValueError` if one of these options is given; a split only if it is a
+        column, since every format can be split by fractions."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        defaults["split"] = self.fractions
+        given = [name for name in names if getattr(self, name) not in (None, defaults[name])]
+        if given:
+            raise UserError(f"{why}; leave out {', '.join(given)}")
+
     @property
     def fractions(self) -> tuple[float, float, float]:
         """The fractions of the splits; the default ones if a column says the split."""

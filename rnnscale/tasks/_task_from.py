@@ -61,10 +61,12 @@ def task_of_table(
 
 
 def _text_task(path: Path, options: DataOptions, seq_len: int | None) -> Task:
-    if isinstance(options.split, str) or options.label or options.group or options.time:
-        raise UserError(
-            f"{path} is read as text, which has no columns; leave out their names. Files of series "
-            f"end in {', '.join(READERS)}"
-        )
-    task = bytes_task(1024 if seq_len is None else seq_len, path, options.split)
+    why = (
+        f"{path} is read as text, of which the next bytes are predicted (files of series end in "
+        f"{', '.join(READERS)})"
+    )
+    options.refuse(why, "label", "inputs", "group", "time", "form", "horizon", "split", "missing")
+    if options.kind not in (None, "next_token"):
+        raise UserError(f"{why}; leave out kind={options.kind}")
+    task = bytes_task(1024 if seq_len is None else seq_len, path, options.fractions)
     return replace(task, name=name_of(path))

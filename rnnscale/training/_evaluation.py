@@ -18,8 +18,8 @@ type Scalars = Mapping[str, jax.Array]
 
 
 class Evaluation(Callback):
-    """Evaluates every few steps. The figures stand in the row of the step, as `validation_loss` and
-    so on.
+    """Evaluates every few steps, and after the last one. The figures stand in the row of the step,
+    as `validation_loss` and so on.
 
     **Arguments:**
 
@@ -41,9 +41,14 @@ class Evaluation(Callback):
         self._evaluate = evaluate
         self._every = every
         self._name = name
+        self._last: int | None = None
+
+    def on_start(self, step: int, steps: int, state: Any) -> None:
+        self._last = steps
 
     def on_dispatch(self, step: int, state: Any) -> Mapping[str, float] | None:
-        figures = self._evaluate(state) if step % self._every == 0 else None
+        is_due = step % self._every == 0 or step == self._last
+        figures = self._evaluate(state) if is_due else None
         if figures is None:
             return None
         return {f"{self._name}_{name}": value for name, value in figures.items()}

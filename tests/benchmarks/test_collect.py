@@ -86,6 +86,14 @@ def test_curves_are_a_line_each_and_all_seeds_of_an_entry_are_replaced(collect, 
     assert not (results / "toy.json").exists()
 
 
+def test_all_rows_may_be_measured_in_another_way(collect, results):
+    assert collect(document(row("gru", 0.1), row("s5", 0.2))) == 0
+    again = [document(row(name, 0.3), versions={"jax": "2"}) for name in ("gru", "s5")]
+    assert collect(*again) == 0
+    found = read(results / "toy.json")
+    assert found["rows"] == [row("gru", 0.3), row("s5", 0.3)] and found["versions"] == {"jax": "2"}
+
+
 def test_options_of_the_command_are_kept(collect, results):
     command = "rnnscale experiment toy --row s5 --seeds 0 1"
     assert collect(document(row("s5", 0.5), command=command)) == 0
@@ -95,9 +103,12 @@ def test_options_of_the_command_are_kept(collect, results):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (document(row("gru", 1), versions={"jax": "2"}), "versions: {'jax': '1'} in the results, "),
-        (document(row("gru", 1), metric="other"), "metric: m in the results, other here"),
-        (document(row("gru", 1), command="rnnscale experiment toy --steps 9"), "'9'] here"),
+        (
+            document(row("gru", 1), versions={"jax": "2"}),
+            "versions: {'jax': '2'}, and {'jax': '1'} for",
+        ),
+        (document(row("gru", 1), metric="other"), "metric: other, and m for other rows"),
+        (document(row("gru", 1), command="rnnscale experiment toy --steps 9"), "'9'], and [] for"),
         (document(row("mlp", 1)), "toy has no entry mlp"),
         (document(), "has no rows of an experiment"),
         (document(row("gru", 1), experiment="other"), "has no rows of an experiment"),

@@ -200,5 +200,5 @@ def test_bad_input_is_one_line(
     assert "unknown missing 'no'; known: error, mask" in train(
         "--data", str(data), "--missing", "no"
     )
-    assert "up to 6 steps, got seq_len=5" in train("--data", str(data), *LONG, "--seq-len", "5")
+    assert "has 6 steps, got seq_len=5" in train("--data", str(data), *LONG, "--seq-len", "5")
     assert "no file or folder" in train("--data", str(tmp_path / "none.csv"))

@@ -131,6 +131,8 @@ def test_a_mesh_of_data_alone_is_all_devices_that_there_are(tmp_path: Path):
     for mesh, kept in (({"mesh": {"data": 8}, "cpu_devices": 8}, {}), (split, split)):
         file.write_text(json.dumps({"task": "digits", **mesh, "versions": {}}))
         assert read_options(file) == {"task": "digits", **kept}
+        file.write_text(json.dumps({"task": "digits", **mesh}))  # by hand: as it is meant
+        assert read_options(file) == {"task": "digits", **mesh}
 
 
 def test_validation_is_on_and_takes_little(digits_run: Path):
@@ -476,6 +478,7 @@ BAD = {
     "resume from no folder": ("--resume --out {tmp}/new", ["{tmp}/new holds no run to resume"]),
     "empty out": ("digits --out=", ["out=''", "names no folder"]),
     "resume from an empty out": ("--resume --out=", ["out=''", "names no folder"]),
+    "text with data of one's own": (f"--data {__file__} --text a", ["text is for some tasks"]),
     "cpu devices too late": ("digits --cpu-devices 3", ["cpu_devices=3", "too late"]),
     "start from no run": ("digits --start-from {tmp}", ["{tmp}", "holds no run"]),
     "start from another model": (

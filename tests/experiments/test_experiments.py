@@ -137,7 +137,25 @@ def test_a_run_that_its_budget_stopped_goes_on_with_a_longer_one(tmp_path):
         train("mse", {**SHORT, "cpu_minutes": 1.0}, 0, tmp_path / "cut")
 
 
-def test_a_curriculum_that_its_budget_stopped_does_not_go_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "later", "message"),
+    [
+        (
+            {"before": [{"seq_len": 4}]},
+            {"cpu_minutes": 60.0},
+            r"run-1 .*cpu_minutes was 1\.0 and is",
+        ),
+        (
+            {"before": [{"seq_len": 4}]},
+            {"cpu_minutes": None},
+            r"run-1 .*cpu_minutes was 1\.0 and is",
+        ),
+        ({"text": "a"}, {"text": None}, r"run is of other options \(text was a and is None\)"),
+    ],
+)
+def test_a_curriculum_and_a_run_on_other_data_do_not_go_on(
+    given, later, message, tmp_path, monkeypatch
+):
     summary = {"test_mse": 0.5, "parameters": 7, "cpu_seconds": 1.0, "test_loss": 0.5}
 
     def run(config, *, resume):
@@ -145,12 +163,10 @@ def test_a_curriculum_that_its_budget_stopped_does_not_go_on(tmp_path, monkeypat
         return {**summary, "ended": "budget"}
 
     monkeypatch.setattr("rnnscale.runs.run", run)
-    options = {**SHORT, "before": [{"seq_len": 4}], "cpu_minutes": 1.0}
+    options = {**SHORT, "cpu_minutes": 1.0, **given}
     assert train("mse", options, 0, tmp_path / "run") is not None
-    with pytest.raises(
-        ValueError, match=r"run-1 is of other options \(cpu_minutes was 1\.0 and is"
-    ):
-        train("mse", {**options, "cpu_minutes": 60.0}, 0, tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        train("mse", {**options, **later}, 0, tmp_path / "run")
 
 
 def test_a_run_that_was_stopped_does_not_continue_with_other_options(tmp_path, monkeypatch):
@@ -432,7 +448,10 @@ def test_a_curriculum_trains_run_after_run(tmp_path):
     assert result.figure == last["test_mse"] and result.parameters == 33
     assert result.seconds == first["cpu_seconds"] + last["cpu_seconds"]
     assert result.ended == last["ended"] == "steps"
-    row = {"entry": "a", "options": options, "parameters": 33, "seeds": [5], "ended": ["steps"]}
+    row = {
+        "entry": "a", "options": options, "parameters": 33, "seeds": [5], "ended": ["steps"],
+        "seconds": [result.seconds],
+    }  # fmt: skip
     (curve,) = curves(tmp_path, [row])["rows"]
     lines = (out / "run-2" / "metrics.jsonl").read_text().splitlines()
     assert curve["steps"] == [1, 2, 3] and curve["values"] == [
@@ -442,7 +461,8 @@ def test_a_curriculum_trains_run_after_run(tmp_path):
 
 def test_a_curve_has_few_points_and_the_best_one(tmp_path):
     row = {
-        "entry": "a", "options": {}, "parameters": 1, "seeds": [0, 1], "ended": ["budget", None]
+        "entry": "a", "options": {}, "parameters": 1, "seeds": [0, 1], "ended": ["budget", None],
+        "seconds": [1000 / 3, 1.0],
     }  # fmt: skip
     with pytest.raises(ValueError, match="nothing was evaluated during training"):
         curves(tmp_path, [row])
@@ -453,8 +473,9 @@ def test_a_curve_has_few_points_and_the_best_one(tmp_path):
     (folder / "summary.json").write_text(json.dumps({"best_step": 77}))
     figures = [{"step": n, "cpu_seconds": n / 3, "validation_bits_per_byte": n / 7} for n in
         range(1, 1001)]  # fmt: skip
-    broken = {**figures[0], "step": 1001, "validation_bits_per_byte": math.nan}
-    for each in (*figures, {"step": 1000.5}, broken):
+    broken = {**figures[0], "step": 1000, "validation_bits_per_byte": math.nan}
+    later = {"step": 1001, "cpu_seconds": 334.0, "validation_bits_per_byte": 9.0}  # it went on
+    for each in (*figures, {"step": 1000.5}, broken, later):
         RunFolder(folder).metrics(each)
     found = curves(tmp_path, [row])
     (curve,) = found["rows"]  # the other seed trained nothing

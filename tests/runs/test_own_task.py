@@ -30,6 +30,7 @@ def task() -> Task:
         seq_len=6,
         metric="accuracy",
         classes=2,
+        notes={"steps": 6, "from": "a generator"},
     )
 
 
@@ -41,6 +42,7 @@ def config(task: Task, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     config = TrainConfig.for_task(task, out=out, **sizes)
     summary = run(config, task=task)
     assert summary is not None and summary["task"] == "signs"
+    assert summary["steps"] == 2 and summary["from"] == "a generator"
     return config
 
 

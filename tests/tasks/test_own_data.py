@@ -725,9 +725,35 @@ def test_packed_rows_of_tokens_and_of_labelled_series(tmp_path: Path):
     np.testing.assert_allclose(trained.std(axis=(0, 1)), 1, atol=1e-4)
     with pytest.raises(ValueError, match="must be next_token or classification; got regression"):
         task_from(tmp_path / "tokens", kind="regression")
+    with pytest.raises(ValueError, match="packed rows, which have no columns .*; leave out label"):
+        task_from(tmp_path / "tokens", label="y", split=(0.5, 0.2, 0.3))
     data.write_packed(data.SequenceArrays(arrays), tmp_path / "unlabelled", 25)
     with pytest.raises(ValueError, match="need 'labels' to train on; these have inputs, reset"):
         task_from(tmp_path / "unlabelled")
+
+
+@pytest.mark.parametrize(
+    ("end", "size", "metric"), [(0, 256, "bits_per_byte"), (300, 301, "accuracy")]
+)
+def test_packed_text_with_an_end_that_may_be_no_byte(end, size, metric, tmp_path: Path):
+    documents = data.SequenceArrays({"tokens": [np.arange(97, 107)] * 9})
+    rows = data.next_token(documents, end=end)
+    data.write_packed(rows, tmp_path / "rows", 10, notes={"kind": "text"})
+    task = task_from(tmp_path / "rows")
+    assert (task.idim, task.classes, task.metric) == (size, size, metric)
+
+
+def test_new_numbers_of_a_csv_file_are_read_with_their_labels(tmp_path: Path):
+    lines = [f"{2 * n},{n},{n + 1}" for n in range(20)]
+    file = tmp_path / "own.csv"
+    file.write_text("\n".join(["y,a,b", *lines]))
+    preprocessing = fitted(task_from(file, label="y", kind="regression"))
+    found = np.array([record["labels"] for record in records(preprocessing.read(file))])
+    found = found * np.array(preprocessing.target_std) + np.array(preprocessing.target_mean)
+    np.testing.assert_allclose(found[:, 0], 2 * np.arange(20), atol=1e-4)
+    file.write_text("y,a,b\n1,2,3\n,2,3\n")
+    with pytest.raises(ValueError, match="line 3: the label of a regression must be a number"):
+        preprocessing.read(file)
 
 
 def test_text_of_a_folder_and_of_one_file(tmp_path: Path):
@@ -829,7 +855,7 @@ LONG = "who,a,name\n1,2,x\n"
             "x.csv",
             "y,a,b\n" + "u,1,1\nv,2,2\n" * 9,
             {"label": "y", "seq_len": 9},
-            "to 2 steps, got",
+            "has 2 steps, got seq_len=9: leave it out",
         ),
         ("x.npz", "PK\x03\x04 no more", {}, "x.npz can't be read as arrays of NumPy"),
         ("x.ts", TS + "1,2:3:a\n", {}, r"x.ts, line 5: its channels have different lengths"),
@@ -839,6 +865,9 @@ LONG = "who,a,name\n1,2,x\n"
         ("x.parquet", "not a table", {}, "x.parquet is not a Parquet file"),
         ("x.bin", "\x00", {}, "no text file"),
         ("x.txt", "text", {"label": "y"}, "x.txt is read as text, .* series end in .ts, "),
+        ("x.txt", "text", {"horizon": 3, "form": "long"}, "leave out form, horizon$"),
+        ("x.txt", "text", {"kind": "regression"}, "leave out kind=regression$"),
+        ("x.ts", TS + "1:2:a\n", {"split": "fold"}, "leave out split$"),
         ("x.txt", "text", {}, "less than one window of seq_len"),
         ("x.csv", LONG, {"horizon": 0}, "horizon must be .* at least 1 step; got 0"),
         ("x.csv", LONG, {"horizon": 2.5}, "horizon must be a whole number .*; got 2.5"),

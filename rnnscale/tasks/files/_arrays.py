@@ -33,8 +33,8 @@ def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
             arrays = {"inputs": stored} if isinstance(stored, np.ndarray) else dict(stored)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} can't be read as arrays of NumPy: {error}") from error
-    if options.label or options.group or options.time or options.inputs:
-        raise UserError(f"{path}: arrays have no columns; leave out label, group, time, inputs")
+    why = f"{path}: arrays have no columns (a split can be an array of this name)"
+    options.refuse(why, "label", "group", "time", "inputs", "form", "split")
     names = {alias: name for name, aliases in _NAMES.items() for alias in aliases}
     by_split: dict[str, dict[str, np.ndarray]] = {}
     for stored_name, array in arrays.items():

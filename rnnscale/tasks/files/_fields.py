@@ -37,7 +37,7 @@ def fields_of_table(
     fields = labelled_fields(table, options)
     if seq_len not in (None, fields["seq_len"]):
         raise UserError(
-            f"seq_len is for forecasts and text; these series have up to {fields['seq_len']} steps,"
-            f" got {seq_len=}"
+            f"the longest of these series has {fields['seq_len']} steps, got {seq_len=}: leave it "
+            "out, or give the data that a run was trained on"
         )
     return fields

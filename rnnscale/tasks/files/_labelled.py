@@ -17,7 +17,13 @@ from rnnscale.tasks.files._preprocessing import (
     mean_and_std,
     median_interval,
 )
-from rnnscale.tasks.files._series_table import SPLITS, SeriesTable, check_complete, names_of
+from rnnscale.tasks.files._series_table import (
+    SPLITS,
+    SeriesTable,
+    check_complete,
+    names_of,
+    with_numbers_as_labels,
+)
 
 # Numbers with at most this many different whole values can be classes.
 _MOST_CLASSES = 100
@@ -189,18 +195,7 @@ def _with_labels_of(table: SeriesTable, is_classes: bool) -> SeriesTable:
             if np.isin(label, ("", "nan")).any():
                 raise UserError(f"{name}: its label is missing")
         return replace(table, labels=named)
-    labels = []
-    for name, label in zip(table.names, table.labels, strict=True):
-        try:
-            labels.append(label.astype(np.float64))
-        except ValueError as error:
-            raise UserError(
-                f"{name}: the label of a regression must be a number; got "
-                f"{', '.join(map(str, label.ravel()[:3]))}"
-            ) from error
-        if not np.isfinite(labels[-1]).all():
-            raise UserError(f"{name}: its label is missing or not finite")
-    return replace(table, labels=labels)
+    return with_numbers_as_labels(table)
 
 
 def _classes(table: SeriesTable) -> tuple[str, ...]:

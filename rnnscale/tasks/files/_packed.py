@@ -33,8 +33,10 @@ def packed_fields(path: Path, options: DataOptions, seq_len: int | None) -> dict
             f"packed rows need 'labels' to train on; these have {', '.join(spec)}. Pack sequences "
             "with labels, or tokens"
         )
-    if isinstance(options.split, str) or options.horizon:
-        raise UserError("packed rows take no column for split, and no horizon; leave them out")
+    options.refuse(
+        f"{path} has packed rows, which have no columns and are not forecast",
+        *("label", "inputs", "group", "time", "form", "horizon", "split", "missing"),
+    )
     steps = spec["inputs"].shape[0]
     if seq_len not in (None, steps):
         raise UserError(f"the rows in {path} have {steps} steps; got {seq_len=}")
@@ -58,7 +60,9 @@ def packed_fields(path: Path, options: DataOptions, seq_len: int | None) -> dict
     sizes = {name: rows.largest[name] + 1 for name in ("inputs", "labels") if name in rows.largest}
     if kind == "next_token":
         sizes = dict.fromkeys(sizes, max(sizes.values()))
-    of_bytes = kind == "next_token" and rows.notes.get("kind") in ("text", "bytes")
+    # Text may have been packed with an end that is no byte.
+    is_text = rows.notes.get("kind") in ("text", "bytes")
+    of_bytes = kind == "next_token" and is_text and max(sizes.values()) <= 256
     if of_bytes:
         sizes = dict.fromkeys(sizes, 256)
     scales = _scales(splits["train"], [n for n in ("inputs", "labels") if n not in sizes])

@@ -13,7 +13,12 @@ from rnnscale.data import PaddedSource, SequenceArrays, arrays_over_time
 from rnnscale.tasks._data_options import DataOptions, Kind
 from rnnscale.tasks.files._arrays import table_of_arrays
 from rnnscale.tasks.files._read import read_new, with_constant_labels_once
-from rnnscale.tasks.files._series_table import SeriesTable, check_complete, names_of
+from rnnscale.tasks.files._series_table import (
+    SeriesTable,
+    check_complete,
+    names_of,
+    with_numbers_as_labels,
+)
 
 
 class NewSeries(PaddedSource):
@@ -148,6 +153,8 @@ class Preprocessing:
             table = with_constant_labels_once(table)
         if self.options.missing == "error":
             check_complete(table, new=True)
+        if table.labels and self.kind == "regression":
+            table = with_numbers_as_labels(table)
         if table.labels and table.labels_per_step != self.labels_per_step:
             per = "step" if self.labels_per_step else "series"
             raise UserError(f"{path} must have one label for each {per}, as the training data")

@@ -145,6 +145,25 @@ def check_complete(table: SeriesTable, *, new: bool = False) -> None:
         )
 
 
+def with_numbers_as_labels(table: SeriesTable) -> SeriesTable:
+    """The table with labels that are numbers.
+
+    **Raises:** `ValueError` if a label is none, or not finite.
+    """
+    labels = []
+    for name, label in zip(table.names, table.labels, strict=True):
+        try:
+            labels.append(label.astype(np.float64))
+        except ValueError as error:
+            raise UserError(
+                f"{name}: the label of a regression must be a number; got "
+                f"{', '.join(map(str, label.ravel()[:3]))}"
+            ) from error
+        if not np.isfinite(labels[-1]).all():
+            raise UserError(f"{name}: its label is missing or not finite")
+    return replace(table, labels=labels)
+
+
 def names_of(values: np.ndarray) -> np.ndarray:
     """Values as names, such as those of classes: whole numbers without a decimal point."""
     if values.dtype.kind == "f" and (values == np.round(values)).all():

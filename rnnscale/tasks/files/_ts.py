@@ -15,8 +15,8 @@ def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
 
     **Raises:** `ValueError` with file and line if a series can't be used.
     """
-    if options.label or options.group or options.time or options.inputs:
-        raise UserError(f"{path}: a .ts file has no columns; leave out label, group, time, inputs")
+    why = f"{path}: a .ts file has no columns"
+    options.refuse(why, "label", "group", "time", "inputs", "form", "split")
     file = parse_ts(path)
     series = []
     for line, found in file.lines:
