@@ -143,7 +143,8 @@ class CausalLayer(SequenceLayer, Stepwise):
     """A sequence layer whose output at `t` depends on no later step, so it can run step by step.
 
     Folding `step` over time equals calling the layer, and so does cutting a sequence anywhere and
-    handing the state from one piece to the next.
+    handing the state from one piece to the next. Only NaN and infinity in the input may reach
+    earlier steps of their segment, in layers that convolve or compute in chunks.
     """
 
     @property

@@ -1591,6 +1591,16 @@ def test_batches_and_sequences_may_be_empty(name: str, build: Any) -> None:
                 jnp.shape, state_of(layer, *axes[:-1])
             )
         assert ys.shape[: len(axes) - 1] == axes[:-1], (name, axes)
+        if jnp.issubdtype(xs.dtype, jnp.floating):
+            jax.eval_shape(layer, xs.astype(jnp.bfloat16))
+    # What runs is chosen when a program is lowered.
+    trained, fixed = eqx.partition(layer, eqx.is_inexact_array)
+    xs = sample_inputs(layer, (0, TIME), KEY)
+
+    def total(trained: Any) -> Any:
+        return sum(map(jnp.sum, jax.tree.leaves(eqx.combine(trained, fixed)(xs))))
+
+    jax.jit(jax.grad(total, allow_int=True)).lower(trained)
 
 
 ABSTRACT = """

@@ -222,7 +222,8 @@ def _kinds(cell: Cell) -> list[Any]:
     leaves = jax.tree.leaves(eqx.filter(cell.init_state(), eqx.is_inexact_array))
     numbers = as_vector(cell.init_state())[0].size
     found = ["dense"] if numbers <= _LARGEST_DENSE else []
-    if 1 < len(leaves) <= _LARGEST_BLOCK and len({x.shape for x in leaves}) == 1:
+    are_planes = len({x.shape for x in leaves}) == 1 and leaves[0].ndim == 1
+    if 1 < len(leaves) <= _LARGEST_BLOCK and are_planes:
         found.append("block")
     return [*found, "diagonal"]
 

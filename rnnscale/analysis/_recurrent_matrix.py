@@ -27,7 +27,7 @@ def recurrent_matrix(cell: Cell) -> Float[np.ndarray, "units units"] | None:
     For `UnitaryEvolutionRNNCell` it is the real form, with the real plane above the imaginary one,
     so its eigenvalues are those of $W$ and their conjugates. For `IndRNNCell` it is diagonal.
 
-    **Returns:** the matrix in the dtype of the parameters, on the host; `None` if the cell has no
+    **Returns:** the matrix in float32, on the host; `None` if the cell has no
     such matrix, or several, such as those of gates. `eigenvalues` linearises the step of any cell.
 
     **Raises:** `TypeError` if `cell` is not a `Cell`.
@@ -35,7 +35,7 @@ def recurrent_matrix(cell: Cell) -> Float[np.ndarray, "units units"] | None:
     if not isinstance(cell, Cell):
         raise TypeError(f"recurrent_matrix takes a rnnscale.cells.Cell; got {type(cell).__name__}.")
     if isinstance(cell, IndRNNCell):
-        return np.diag(np.asarray(cell.recurrent))
+        return np.diag(np.asarray(cell.recurrent, np.float32))
     matrices: list[jax.Array] = []
 
     def record(plus: Any, weight: Any, h: Any) -> Any:

@@ -124,7 +124,7 @@ class LocalAttention(CausalLayer):
             raise ValueError(
                 f"LocalAttention: kv_heads must divide heads={heads}; got kv_heads={kv_heads}."
             )
-        if rotary * key_dim % 2:
+        if round(rotary * key_dim, 6) % 2:
             raise ValueError(
                 "LocalAttention: features are rotated in pairs, so rotary * key_dim must be an "
                 f"even integer; got rotary={rotary} of key_dim={key_dim}."
@@ -136,7 +136,7 @@ class LocalAttention(CausalLayer):
         self.output = lecun_normal(keys[3], (odim, heads, key_dim), heads * key_dim)
         self.bias = jnp.zeros((odim,), jnp.float32) if use_bias else None
         self.idim, self.odim, self.window = idim, odim, window
-        self.rotated, self.rotary_base = int(rotary * key_dim), float(rotary_base)
+        self.rotated, self.rotary_base = round(rotary * key_dim), float(rotary_base)
 
     def __call__(
         self,
@@ -176,7 +176,7 @@ class LocalAttention(CausalLayer):
         last = (
             jnp.max(jnp.where(starts, jnp.arange(time), -1), axis=-1) if reset is not None else -1
         )
-        count = jnp.where(last >= 0, ends - last, before.position + ends)
+        count = jnp.where(last >= 0, ends - last, before.position + ends).astype(jnp.int32)
         after = _ring(_at_ends(memory, self.window, lengths), _bounded(count, self.window), before)
         after = jax.tree.map(
             lambda new, old: jnp.where(_expand(ends > 0, new.ndim), new, old), after, before

@@ -56,6 +56,9 @@ class MinGRUCell(LinearCell):
             self.bias = self.bias.at[0].set(-chrono_bias(chrono_key, hdim, t_max))
         self.idim, self.hdim = idim, hdim
 
+    def weights(self) -> "MinGRUCell":
+        return eqx.tree_at(lambda cell: cell.bias, self, tuple(self.bias))  # no matrix
+
     def drive(self, weights: "MinGRUCell", x: Float[Array, "*axes idim"]) -> Coefficients:
         z, candidate = gate_products(weights.input, x)
         z_bias, candidate_bias = weights.bias
@@ -106,6 +109,9 @@ class MinLSTMCell(LinearCell):
             keep = chrono_bias(chrono_key, hdim, t_max)
             self.bias = self.bias.at[:2].set(jnp.stack([keep, -keep]))
         self.idim, self.hdim = idim, hdim
+
+    def weights(self) -> "MinLSTMCell":
+        return eqx.tree_at(lambda cell: cell.bias, self, tuple(self.bias))  # no matrix
 
     def drive(self, weights: "MinLSTMCell", x: Float[Array, "*axes idim"]) -> Coefficients:
         f, i, candidate = gate_products(weights.input, x)

@@ -97,7 +97,10 @@ def persistent_run(
     def run() -> tuple[State, Array]:
         gathered = sharding.gathered(cell)
         matrix, drive = _inputs(equations, gathered, xs)
-        drive = [x.reshape(*x.shape[:-1], -1, cell.hdim) for x in jax.tree.leaves(drive)]
+        drive = [
+            x.reshape(*x.shape[:-1], size, cell.hdim)
+            for x, size in zip(jax.tree.leaves(drive), sizes, strict=True)
+        ]
         gates = drive.pop(driven)
         fresh = None if reset is None else cell.init_state(xs.shape[:-2], xs.dtype)
         hs, last = sharding.persistent_rnn(

@@ -76,6 +76,9 @@ class RGLRUCell(LinearCell):
         self.decay = jnp.log(jnp.expm1(-jnp.log(a) / _SHARPNESS))
         self.idim = self.hdim = idim
 
+    def weights(self) -> "RGLRUCell":
+        return eqx.tree_at(lambda cell: cell.bias, self, tuple(self.bias))  # no matrix
+
     def drive(self, weights: "RGLRUCell", x: Float[Array, "*axes idim"]) -> Coefficients:
         a, root, gated = self.gated(weights, x)
         return a, root * gated

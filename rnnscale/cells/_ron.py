@@ -107,5 +107,5 @@ def _spectral_radius(matrix: Float[Array, "n n"]) -> Float[Array, ""]:
         return (power, log_radius + jnp.log(norm) / exponent), None
 
     exponents = 2.0 ** jnp.arange(_SQUARINGS, dtype=jnp.float32)
-    (_, log_radius), _ = jax.lax.scan(square, (matrix, jnp.zeros(())), exponents)
+    (_, log_radius), _ = jax.lax.scan(square, (matrix, jnp.zeros((), matrix.dtype)), exponents)
     return jnp.exp(log_radius)

@@ -107,7 +107,7 @@ class SLSTMCell(Cell):
         self.recurrent = jnp.zeros((4, heads, width, width), jnp.float32)
         std = math.sqrt(2 / (5 * idim))
         self.input = normal(key, (4, hdim, idim), std) if use_input_weights else None
-        place = jnp.arange(width) / max(width - 1, 1)
+        place = jnp.arange(width, dtype=jnp.float32) / max(width - 1, 1)
         forget = 5 - 12 * place ** (0.3 + 1.3 * position)
         self.bias = jnp.zeros((4, hdim), jnp.float32).at[1].set(jnp.tile(forget, heads))
         self.idim, self.hdim, self.heads = idim, hdim, heads

@@ -37,6 +37,7 @@ class Embedding(eqx.Module):
         # Gather the table once. Otherwise the compiler looks up in each part of the table that
         # `fsdp` splits, and sums over devices.
         weight = sharding.gathered(self).weight.astype(dtype)
-        # Negative indices would count from the end.
-        tokens = jnp.where(tokens < 0, self.vocab, tokens.astype(jnp.int32))
-        return self.scale * weight.at[tokens].get(mode="fill", fill_value=jnp.nan)
+        # Negative indices would count from the end, and those of other dtypes may not fit.
+        known = (tokens >= 0) & (tokens < self.vocab)
+        index = jnp.where(known, tokens, self.vocab).astype(jnp.int32)
+        return self.scale * weight.at[index].get(mode="fill", fill_value=jnp.nan)

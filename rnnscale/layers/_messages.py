@@ -164,7 +164,7 @@ class DenseMessages(Messages):
     ) -> Float[Array, "*axes modules odim"]:
         if self.aggregation != "attention":
             axes = outputs.shape[:-2]
-            received = linear(weights, outputs.reshape(*axes, -1))
+            received = linear(weights, outputs.reshape(*axes, self.modules * self.idim))
             return received.reshape(*axes, self.modules, self.odim)
         maps, query, mask = weights
         messages = jnp.einsum("ijmk,...jk->...ijm", maps, outputs)

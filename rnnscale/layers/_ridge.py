@@ -159,7 +159,7 @@ def ridge_sums(
         rows = rows.reshape(-1, rows.shape[-1])
         return RidgeSums(rows.T @ rows, features.shape[-1])
     with jax.enable_x64(True):
-        moments = _moments(features, jnp.asarray(targets), counted)
+        moments = _moments(jnp.asarray(features), jnp.asarray(targets), counted)
         return RidgeSums(np.asarray(moments), features.shape[-1])
 
 
@@ -185,7 +185,8 @@ def _rows(np_or_jnp, features, targets, counted):
 
 
 def _platform(x: Array) -> str:
-    return next(iter(x.devices())).platform
+    on_host = isinstance(x, np.ndarray)
+    return jax.default_backend() if on_host else next(iter(x.devices())).platform
 
 
 @cache

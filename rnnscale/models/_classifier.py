@@ -255,4 +255,6 @@ class SequenceClassifier(TakesIntervals):
 
     @check_arguments
     def init_state(self, batch_shape: BatchShape = (), dtype: FloatDType | None = None) -> State:
+        if dtype is None and self.reads_tokens:
+            dtype = self.dtype
         return self.stack.init_state(batch_shape, dtype)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rnnscale import ElmanRNNCell, MinGRUCell
+from rnnscale import ElmanRNNCell, LongShortTermMemoryCell, MinGRUCell
 from rnnscale.analysis import parallelisable
 from rnnscale.cells import Cell, Newton
+from rnnscale.layers import DenseMessages, ModularRNN, SharedModules
 from rnnscale.plan import HARDWARE, cell_cost
 
 TIME, ROWS, UNITS = 96, 2, 3
@@ -95,6 +96,13 @@ def test_the_table_and_the_figures(contracting):
     figures = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert figures["lyapunov"] == found.lyapunov
     assert figures["methods"][1]["pays_from"] == found.methods[1].pays_from
+
+
+def test_a_cell_without_blocks_has_the_other_kinds(key):
+    messages = DenseMessages([[0, 1], [1, 0]], 2, 2, key=key)
+    cell = ModularRNN([SharedModules(LongShortTermMemoryCell(3, 2, key=key), 2)], messages)
+    found = parallelisable(cell, jnp.ones((1, 4, 2)))
+    assert [each.jacobian for each in found.methods] == ["dense", "diagonal"]
 
 
 def test_odd_inputs(contracting):

@@ -23,6 +23,20 @@ def layer():
     return LocalAttention(4, 2, WINDOW, kv_heads=1, key_dim=4, key=jax.random.key(0))
 
 
+def test_the_state_keeps_its_dtypes_in_64_bits(layer):
+    with jax.enable_x64(True):
+        xs, reset = jnp.zeros((2, 5, 4), jnp.float32), jnp.zeros((2, 5), bool)
+        before = layer.init_state((2,))
+        after, _ = jax.eval_shape(lambda xs: layer(xs, before, reset=reset), xs)
+    assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(before)]
+
+
+@pytest.mark.parametrize(("key_dim", "rotary", "rotated"), [(50, 0.28, 14), (100, 0.58, 58)])
+def test_parts_that_are_not_exact_in_binary_rotate(key_dim, rotary, rotated, key):
+    layer = LocalAttention(4, 1, WINDOW, key_dim=key_dim, rotary=rotary, key=key)
+    assert layer.rotated == rotated
+
+
 def test_a_nan_reaches_the_window_of_its_segment_only(layer, getkey):
     """Neither the outputs of other segments nor the gradients of their inputs."""
     xs = np.array(jax.random.normal(getkey(), (12, 4)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnnscale.cells import MinGRUCell, MinLSTMCell, RGLRUCell
+from rnnscale.cells import MinGRUCell, MinLSTMCell, RGLRUCell, compute_weights
 
 CELLS = {
     "MinGRUCell": lambda key: MinGRUCell(4, 6, key=key),
@@ -51,6 +51,19 @@ def test_coefficients_are_wide(build, key):
     assert a.dtype == b.dtype == jnp.float32
     a, b = cell.drive(cell.weights(), np.ones((3, 4), np.float32))
     assert a.dtype == b.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "gate"), [("MinGRUCell", 0), ("MinLSTMCell", 1), ("RGLRUCell", 0)]
+)
+def test_biases_are_not_rounded_to_16_bits(name, gate, key):
+    """In 16 bits a bias of -7 has a spacing of a few percent of the rate that it stands for."""
+    cell = CELLS[name](key)
+    cell = eqx.tree_at(lambda cell: cell.bias, cell, cell.bias.at[gate].set(-7.01))
+    x = jnp.zeros((1, 4), jnp.bfloat16)
+    found, _ = cell.drive(compute_weights(cell, jnp.bfloat16), x)
+    expected, _ = cell.drive(compute_weights(cell, jnp.float32), x)
+    np.testing.assert_allclose(1 - np.float64(found), 1 - np.float64(expected), rtol=1e-3)
 
 
 EXTREMES = jnp.array([-1e4, -100.0, -17.0, -1.0, 0.0, 1.0, 17.0, 100.0, 1e4])

@@ -79,6 +79,13 @@ def test_embedding_shows_tokens_that_are_none(token, key):
     assert jnp.isnan(Embedding(7, 3, key=key)(jnp.array(token))).all()
 
 
+def test_embedding_shows_tokens_that_int32_does_not_hold(key):
+    layer = Embedding(7, 3, key=key)
+    assert jnp.isnan(layer(jnp.array([2**32 - 1, 2**31], jnp.uint32))).all()
+    with jax.enable_x64(True):
+        assert jnp.isnan(layer(jnp.array([2**32, 2**32 - 1, -(2**32)], jnp.int64))).all()
+
+
 @pytest.mark.parametrize(
     ("layer", "name"),
     [

@@ -294,6 +294,12 @@ def test_sums_of_lower_precision_are_refused(reservoir, batch):
             RidgeSums(cast(Any, moments), sums.features)
 
 
+def test_sums_of_numpy_arrays(key):
+    features = np.asarray(jax.random.normal(key, (30, 4)))
+    found, expected = (ridge_sums(x, features[:, :2]) for x in (features, jnp.asarray(features)))
+    np.testing.assert_array_equal(found.moments, expected.moments)
+
+
 def test_sums_that_cannot_be_solved(key):
     features = jax.random.normal(key, (30, 4))
     targets = features[:, :2]

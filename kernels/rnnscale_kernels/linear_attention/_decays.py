@@ -106,10 +106,11 @@ class ChannelDecays(Decays):
             size = before.shape[-2]
 
             def halves(x, size=size):
-                return x.reshape(*x.shape[:-2], -1, 2, size, x.shape[-1])
+                pairs = x.shape[-2] // (2 * size)
+                return x.reshape(*x.shape[:-2], pairs, 2, size, x.shape[-1])
 
             def halves_of_blocks(x, size=size):
-                return x.reshape(*x.shape[:-3], -1, 2, size, x.shape[-1])
+                return x.reshape(*x.shape[:-3], x.shape[-3] // 2, 2, size, x.shape[-1])
 
             later = halves(x)[..., 1, :, :] * jnp.exp(halves_of_blocks(before)[..., 1, :, :])
             earlier = halves(y)[..., 0, :, :] * jnp.exp(halves_of_blocks(after)[..., 0, :, :])

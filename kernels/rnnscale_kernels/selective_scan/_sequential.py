@@ -143,7 +143,7 @@ def transpose(primals, outputs, cotangents, *, chunk: int, target: Target):
     rows = _Rows(primals)
     (_, borders), (g, g_last) = outputs, cotangents
     g, g_last = rows.fold(g, 2), rows.enter(g_last)
-    borders = borders.reshape(-1, *rows.h0.shape)
+    borders = borders.reshape(borders.shape[0], *rows.h0.shape)
 
     def of_group(i, loop):
         (ds, da), gradients = loop
