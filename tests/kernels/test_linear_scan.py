@@ -1,7 +1,9 @@
 """`linear_scan` in all implementations: numbers, derivatives, transformations, choice, errors."""
 
 import contextlib
+import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -446,6 +448,28 @@ def test_an_invariant_decay_is_never_copied_along_time(implementation):
     assert not has_a_decay_for_each_step(decay)
     varying = jax.ShapeDtypeStruct((1, time, channels), jnp.float32)
     assert has_a_decay_for_each_step(varying)
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+@pytest.mark.parametrize("decay", [(256,), (4, 1, 256)])
+def test_short_sequences_in_16_bits_lower_for_a_gpu(steps, decay):
+    """A ring of tiles that small would have more stages than Mosaic has barriers."""
+    b = jax.ShapeDtypeStruct((4, steps, 256), jnp.bfloat16)
+    a = jax.ShapeDtypeStruct(decay, jnp.float32)
+    with mesh_context(mesh_of("NVIDIA H100 80GB HBM3", "gpu")):
+        traced = jax.jit(lambda a, b: linear_scan(a, b)).trace(a, b)
+        assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_no_axis_of_a_mesh_can_have_the_name_of_one_of_a_kernel():
+    """Within `shard_map` it would hide the one of the kernel, without an error."""
+    pattern = r"""(?:axis_index\(|_names?=\(?|\b(?:AXIS|MEMBER|WARPGROUP|GRID) = \(?)(["'].*["'])"""
+    names = set[str]()
+    for file in Path(rnnscale_kernels.__path__[0]).rglob("*.py"):
+        for found in re.findall(pattern, file.read_text()):
+            names |= set(re.findall(r"[\"'](\w+)[\"']", found))
+    names -= {"diagonal_ssm", "diagonal_ssm_wide", "linear_scan", "persistent_rnn"}  # of kernels
+    assert len(names) >= 6 and all(name.startswith("rnnscale_") for name in names), names
 
 
 def mesh_of(device_kind, platform):

@@ -137,11 +137,11 @@ def _launch(plan: Plan, given: dict[str, Any], width: int, *, at_last: bool) -> 
     def kernel(given, results, **scratch):
         if mapped:
             scratch["rows"], (scratch["narrow"], scratch["y"]) = scratch["rows"]
-        part = lax.axis_index("part")
-        blocks = range(plan.blocks) if mapped else [lax.axis_index("block")]
+        part = lax.axis_index("rnnscale_part")
+        blocks = range(plan.blocks) if mapped else [lax.axis_index("rnnscale_block")]
         program = Program(
             plan=plan,
-            index=lax.axis_index("program"),
+            index=lax.axis_index("rnnscale_program"),
             blocks=blocks,
             column=part * columns,
             given=given,
@@ -168,7 +168,7 @@ def _launch(plan: Plan, given: dict[str, Any], width: int, *, at_last: bool) -> 
         },
         # CUDA allows at most 65,535 programs on all axes but the last.
         grid=(parts, plan.blocks // blocks_at_once, plan.programs),
-        grid_names=("part", "block", "program"),
+        grid_names=("rnnscale_part", "rnnscale_block", "rnnscale_program"),
         scratch_types=_scratch(plan, shapes, x.dtype, blocks_at_once),
         compiler_params=plgpu.CompilerParams(
             unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane

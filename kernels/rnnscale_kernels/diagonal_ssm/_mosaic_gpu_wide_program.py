@@ -24,7 +24,7 @@ from ..linear_scan import advance, keep
 from ._mosaic_gpu_plan import TILE, WIDTH
 from ._mosaic_gpu_wide_plan import CLUSTER, WidePlan
 
-CLUSTER_AXIS = "slice"
+CLUSTER_AXIS = "rnnscale_slice"
 
 # Products in the queue of the tensor cores while the consumer does something else.
 _QUEUE = 2

@@ -75,8 +75,8 @@ def _launch(
     x = given["x"]
 
     def kernel(given, results, **scratch):
-        memory = plan, Place.of(plan, lax.axis_index("cluster")), given, results, scratch
-        is_producer = lax.axis_index("warpgroup") == 1
+        memory = plan, Place.of(plan, lax.axis_index("rnnscale_cluster")), given, results, scratch
+        is_producer = lax.axis_index("rnnscale_warpgroup") == 1
         lax.cond(is_producer, Producer(*memory).run, Consumer(*memory).run)
 
     threads = plan.planes, plan.parts, plan.block
@@ -97,11 +97,11 @@ def _launch(
         kernel,
         out_type=shapes,
         grid=(plan.programs // CLUSTER,),
-        grid_names=("cluster",),
+        grid_names=("rnnscale_cluster",),
         cluster=(CLUSTER,),
         cluster_names=(CLUSTER_AXIS,),
         num_threads=2,
-        thread_name="warpgroup",
+        thread_name="rnnscale_warpgroup",
         scratch_types=_scratch(plan, given, states=states, borders=borders),
         compiler_params=plgpu.CompilerParams(
             unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane

@@ -21,7 +21,7 @@ from ._mosaic_gpu_plan import Division
 from ._steps import Linear, Total, compose
 from ._tma_pipeline import WARPGROUP, Tiles, one_a_thread
 
-MEMBER = "member"
+MEMBER = "rnnscale_member"
 """The axis of a kernel along which the programs of a cluster are numbered."""
 
 

@@ -17,7 +17,9 @@ from ._mosaic_gpu_plan import COPY_BYTES, Plan
 from ._steps import Total, carries
 from ._tma_pipeline import WARPGROUP, Tiles, layout_of, one_a_thread, pipeline
 
-GRID = ("block", "row")
+# Within `jax.shard_map`, an axis of the mesh hides one of a kernel that has the same name: the
+# index would be that of the device. So the names of all kernels' axes begin like the package.
+GRID = ("rnnscale_block", "rnnscale_row")
 
 
 class Given(NamedTuple):

@@ -25,6 +25,9 @@ _LEAST_ROWS = 8
 _TILE_BYTES = 24 * 1024
 _RING_BYTES = 64 * 1024
 
+# A stage of the ring has a barrier, and Mosaic has no more of them in a group.
+_MOST_BARRIERS = 32
+
 # The same for a program that splits time, with all of its warpgroups, and the shared memory that it
 # may take. It exchanges totals once a tile, so a tile is as large as shared memory permits.
 _SPLIT_TILE_BYTES = 64 * 1024
@@ -147,7 +150,7 @@ class Plan(NamedTuple):
             part_rows = power_of_two_within(_TILE_BYTES // row_bytes)
             part_rows = min(MAX_ROWS, part_rows, max(8, 1 << (steps - 1).bit_length()))
             ring_bytes = _RING_BYTES * (1 if shares_core else 2)
-            stages = -(-ring_bytes // (part_rows * row_bytes))
+            stages = min(-(-ring_bytes // (part_rows * row_bytes)), _MOST_BARRIERS)
         else:
             written = sum(_itemsizes(outputs))
             small = COPY_BYTES * (len(_itemsizes(sequences[1:])) + 1)

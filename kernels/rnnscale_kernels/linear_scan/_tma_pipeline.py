@@ -21,7 +21,7 @@ THREADS = 128
 # loaded before the first of them is stored, which hides the latency of the loads.
 _GROUP = 8
 
-WARPGROUP = "warpgroup"
+WARPGROUP = "rnnscale_warpgroup"
 """The axis of a kernel along which its warpgroups are numbered."""
 
 _TMA_BYTES = 128  # TMA writes to addresses in shared memory that are multiples of this.

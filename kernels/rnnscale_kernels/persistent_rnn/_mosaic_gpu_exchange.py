@@ -12,7 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .._cluster import cluster_arrive, cluster_wait
 
-AXIS = "program"
+AXIS = "rnnscale_program"
 """The axis of the cluster."""
 
 

@@ -235,7 +235,7 @@ class Program(NamedTuple):
         return pl.ds(program * self.plan.units, self.plan.units)
 
     def _rows(self):
-        return pl.ds(lax.axis_index("slice") * self.plan.columns, self.plan.columns)
+        return pl.ds(lax.axis_index("rnnscale_slice") * self.plan.columns, self.plan.columns)
 
     def _load(self, ref, *index):
         window = ref.at[(*index, self._units(), self._rows())]

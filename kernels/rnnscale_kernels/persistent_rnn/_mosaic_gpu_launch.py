@@ -82,7 +82,7 @@ def _launch(
         inbox = scratch["inbox"]
         exchange: Exchange
         if through_memory:
-            mailbox = results["mailbox"].at[lax.axis_index("slice")]
+            mailbox = results["mailbox"].at[lax.axis_index("rnnscale_slice")]
             exchange = ThroughMemory(inbox, mailbox, scratch["met"], scratch["arrived"])
         else:
             exchange = (ThroughSharedMemory if plan.cluster > 1 else Alone)(inbox)
@@ -92,7 +92,7 @@ def _launch(
         kernel,
         out_type=results,
         grid=(plan.slices,),
-        grid_names=("slice",),
+        grid_names=("rnnscale_slice",),
         cluster=(plan.cluster,),
         cluster_names=(AXIS,),
         scratch_types=scratch,
