@@ -63,6 +63,9 @@ def compared(
     notes: dict[str, dict[str, None]] = {}
     for rows in jobs(filter(chosen, load(name)["rows"]), key).values():
         (ours,) = [row for row in rows if row["contender"] == OURS]
+        if figure not in ours:  # it took too long or too much memory, and nothing is compared
+            lines.append((title(ours), ours["stopped"], ""))
+            continue
         others = []
         for row in rows:
             if row is ours:

@@ -63,7 +63,8 @@ def contests(name: str, batch: int, lengths: Sequence[int], rounds: int) -> Iter
             made, found = gradient_and_value(cell, xs, newton)
             if reason := too_much(made["gradient"], found["gradient"]):
                 del methods[contender]
-                yield {**case, "contender": contender, "stopped": reason}
+                for mode in MODES:
+                    yield {**case, "mode": mode, "contender": contender, "stopped": reason}
                 continue
             certificate = certified(cell, xs, newton)
             for mode in MODES:

@@ -40,6 +40,12 @@ _WORDS: Mapping[type, str] = MappingProxyType(
     }
 )
 
+# How models divide over `tensor`: S5 has blocks of states; the heads of some layers share the
+# features of the input, all of them or those of the values.
+_BLOCKS_OF_STATES = {"s5", "s5-bidirectional"}
+_WIDER_WITH_FEWER_HEADS = {"attention", "slstm", "mlstm-up-projected"}
+_VALUES_OF_FEATURES = {"gla", "mlstm"}
+
 # Options that do not change the results, so that a run remains the same run with others.
 _WITHOUT_EFFECT = {
     "mesh",
@@ -349,14 +355,19 @@ class TrainConfig:
 
     def with_part_of_states(self, parts: int) -> "TrainConfig":
         """The options with as many states, or heads if the layers have heads, as each of `parts`
-        devices of the mesh axis `tensor` holds."""
-        entry = MODELS[self.model]
+        devices of the mesh axis `tensor` holds. The options as they are if no layer has them, so
+        that too much is counted, not too little."""
+        entry, options = MODELS[self.model], dict(self.cell or {})
         if not isinstance(entry, LayerEntry) or "heads" not in entry.options:
-            return dataclasses.replace(self, state_dim=max(1, self.state_dim // parts))
-        options = self.cell or {}
+            if self.model in _BLOCKS_OF_STATES and "blocks" in options:
+                options["blocks"] = 1  # only the initial values depend on it
+            cell = options or None
+            return dataclasses.replace(self, state_dim=max(1, self.state_dim // parts), cell=cell)
         heads = options.get("heads", DEFAULT_HEADS)
-        if heads % parts:  # each device has all heads
+        if heads % parts or self.model in _WIDER_WITH_FEWER_HEADS:
             return self
+        if self.model in _VALUES_OF_FEATURES:
+            options.setdefault("value_dim", self.dim // heads)
         return dataclasses.replace(
             self, state_dim=self.state_dim // parts, cell={**options, "heads": heads // parts}
         )

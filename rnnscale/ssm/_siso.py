@@ -98,7 +98,8 @@ def scan_features(
 
 def _chunks(time: int, longest: int) -> tuple[int, int]:
     """The number of chunks, and their steps. All devices of `seq` have equally many chunks."""
-    parts = sharding.time_parts(time)
+    missing = sharding.TimeAxis.of_mesh(reverse=False).missing_steps(time)
+    parts = sharding.time_parts(time + missing)
     steps = -(-time // parts)
     fewest = -(-steps // longest)
     # Chunks that divide the steps need no padding.

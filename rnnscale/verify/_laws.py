@@ -85,7 +85,7 @@ def padding_is_inert(layer: Any, xs: Any, lengths: list[int], bound: float = 1e-
     for row, length in enumerate(lengths):
         got_state = _row_of_state(layer, state, row)
         if per_step:
-            error = max(error, float(np.max(np.abs(ys[row, length:]), initial=0)))
+            error = max(error, relative_error(1 + ys[row, length:], np.ones_like(ys[row, length:])))
         if length == 0:
             error = max(error, relative_error(got_state, _row_of_state(layer, initial, row)))
             continue

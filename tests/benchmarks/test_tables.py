@@ -97,6 +97,7 @@ def test_who_is_ahead_and_what_differs_in_a_job_is_told(monkeypatch):
     slow = {**row, "contender": "memax", "ratio": 2.0, "note": "more zeros"}
     fast = {**row, "contender": "flax", "ratio": 0.5, "ahead": True, "note": "no bias"}
     rows = [*(row, slow, fast), *({**each, "layer": "LRU"} for each in (row, slow))]
+    rows.append({"layer": "S5", "contender": "rnnscale", "stopped": "took more than 60 s"})
     monkeypatch.setattr(_tables, "load", lambda name: {"rows": rows})
     table = "any", lambda row: row["layer"], ("layer",), "ms", "ms"
     with pytest.raises(ValueError, match="any: a contender is ahead, and there is no reason"):
@@ -104,6 +105,7 @@ def test_who_is_ahead_and_what_differs_in_a_job_is_told(monkeypatch):
     text = _tables.compared(*table, "a reason.")
     assert "\nWhere others are ahead: a reason.\n" in text
     assert "| 4.00 ms | memax 2.00, **flax 0.50** |" in text
+    assert "| S5 | took more than 60 s |  |" in text
     assert text.endswith(
         "\n- memax: more zeros (LongShortTermMemory, LRU)\n- flax: no bias (LongShortTermMemory)\n"
     )

@@ -159,6 +159,26 @@ def test_work_is_split_over_devices():
     assert one.flops / 4 < plan.estimate({"tensor": 4}).flops < one.flops
 
 
+@pytest.mark.parametrize(
+    ("model", "cell", "splits"),
+    [
+        ("s5", {"blocks": 8}, True),
+        ("gla", {"heads": 4}, True),
+        ("mlstm", {"heads": 4}, True),
+        ("attention", {"heads": 4, "kv_heads": 2}, False),
+        ("slstm", {"heads": 4}, False),
+        ("mlstm-up-projected", {"heads": 4}, False),
+    ],
+)
+def test_no_model_has_more_work_over_tensor(model, cell, splits):
+    """Layers whose heads share the features are counted whole."""
+    sizes = {**SMALL, "dim": 32, "state_dim": 32, "block": "half-glu", "model": model, "cell": cell}
+    config = TrainConfig.for_task("digits", out="", **sizes)
+    planned = Planner(config, load_task("digits"), Topology.named("h100:8"))
+    one, part = (planned.estimate(axes).flops for axes in ({}, {"tensor": 4}))
+    assert part < one if splits else part == one
+
+
 def test_accumulation_saves_memory_at_equal_arithmetic():
     full = planner("h100:8").estimate(MESH)
     parts = planner("h100:8", accumulation=4).estimate(MESH)

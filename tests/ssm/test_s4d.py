@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from rnnscale.sharding import make_mesh
 from rnnscale.ssm import S4D, _siso, hippo_legs
 from rnnscale.verify._double import to_double
 from rnnscale.verify._s4d import oracle
@@ -48,6 +49,17 @@ def test_several_chunks_with_resets_and_lengths(short_chunks, key):
         first = np.argmax(reset[row]) if reset[row, :length].any() else length
         changed = np.any(from_one[1][row] != ys, axis=-1)
         assert np.all(changed[:first]) and not np.any(changed[first:])
+
+
+@pytest.mark.parametrize("time", [9, 100])
+def test_a_mesh_may_split_any_number_of_steps(time, key):
+    layer = S4D(2, 4, key=key)
+    xs = jax.random.normal(key, (1, time, 2))
+    expected = layer(xs)
+    with jax.set_mesh(make_mesh(seq=8)):
+        found = jax.jit(lambda xs: layer(xs))(xs)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 def test_nan_before_a_reset_stays_there(short_chunks, key):

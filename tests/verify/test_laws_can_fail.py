@@ -35,6 +35,9 @@ class Broken(CausalLayer):
         if self.defect == "fixed weights":
             return jax.lax.stop_gradient(self.lru)(xs, state, reset=reset, lengths=lengths)
         state, ys = self.lru(xs, state, reset=reset, lengths=lengths)
+        if self.defect == "NaN in the padding" and lengths is not None:
+            valid = jnp.arange(xs.shape[-2]) < jnp.asarray(lengths)[..., None]
+            ys = jnp.where(valid[..., None], ys, jnp.nan)
         if self.defect == "wide":
             ys = ys.astype(jnp.float32)
         if self.defect == "low state":
@@ -54,6 +57,7 @@ LAWS = {
     "ignores the state": lambda layer, xs: verify.chunks_equal_one_call(layer, xs, 4),
     "ignores resets": lambda layer, xs: verify.reset_equals_fresh(layer, xs, 4),
     "ignores lengths": lambda layer, xs: verify.padding_is_inert(layer, xs, [8, 3]),
+    "NaN in the padding": lambda layer, xs: verify.padding_is_inert(layer, xs, [8, 3]),
     "mixes rows": verify.batching_agrees,
     "low state": verify.state_is_stable,
     "wide": verify.bfloat16_keeps_dtypes,
