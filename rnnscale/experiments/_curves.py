@@ -36,8 +36,9 @@ def curves(out: Path, rows: Sequence[Row]) -> dict[str, Any]:
                 continue
             metric = spec.metric
             best = (folder.summary() or {}).get("best_step")
-            # The run may have gone on since it had its figure.
-            logged = [each for each in folder.rows() if each.get("cpu_seconds", 0) <= seconds]
+            # The run may have gone on since it had its figure, whose time is in milliseconds.
+            until = seconds + 1e-3
+            logged = [each for each in folder.rows() if each.get("cpu_seconds", 0) <= until]
             if points := _points(logged, f"validation_{metric}", best):
                 about = {"entry": row["entry"], "seed": seed, "parameters": row["parameters"]}
                 found.append({**about, "ended": ended, **points})
