@@ -37,7 +37,8 @@ class Embedding(eqx.Module):
         # Gather the table once. Otherwise the compiler looks up in each part of the table that
         # `fsdp` splits, and sums over devices.
         weight = sharding.gathered(self).weight.astype(dtype)
-        # Negative indices would count from the end, and those of other dtypes may not fit.
-        known = (tokens >= 0) & (tokens < self.vocab)
-        index = jnp.where(known, tokens, self.vocab).astype(jnp.int32)
+        # Negative indices would count from the end, and tokens of other dtypes may not fit.
+        index = tokens.astype(jnp.int32)
+        known = (index >= 0) & (index.astype(tokens.dtype) == tokens)
+        index = jnp.where(known, index, self.vocab)
         return self.scale * weight.at[index].get(mode="fill", fill_value=jnp.nan)

@@ -72,6 +72,8 @@ def test_embedding(key):
     np.testing.assert_array_equal(layer(tokens), np.asarray(layer.weight)[np.asarray(tokens)])
     assert layer(tokens, jnp.bfloat16).dtype == jnp.bfloat16
     assert layer(jnp.array(6, jnp.uint8)).shape == (3,)
+    large = Embedding(300, 3, key=key)  # more tokens than the dtype holds
+    np.testing.assert_array_equal(large(jnp.array(255, jnp.uint8)), large.weight[255])
 
 
 @pytest.mark.parametrize("token", [-1, 7, 100])

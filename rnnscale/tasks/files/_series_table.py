@@ -148,7 +148,7 @@ def check_complete(table: SeriesTable, *, new: bool = False) -> None:
 def with_numbers_as_labels(table: SeriesTable) -> SeriesTable:
     """The table with labels that are numbers.
 
-    **Raises:** `ValueError` if a label is none, or not finite.
+    **Raises:** `ValueError` if a label is no number, or not finite.
     """
     labels = []
     for name, label in zip(table.names, table.labels, strict=True):
