@@ -39,7 +39,12 @@ def elman(before, gates, extras):
     return (jnp.tanh(gates),)
 
 
-SIZES = {lstm: (2, 4, 0), gru: (1, 3, 1), elman: (1, 1, 0)}
+def rooted(before, gates, extras):
+    """Not finite at zero, and neither is its derivative."""
+    return (gates / jnp.sqrt(extras**2),)
+
+
+SIZES = {lstm: (2, 4, 0), gru: (1, 3, 1), elman: (1, 1, 0), rooted: (1, 1, 1)}
 """For each step its states, gates and extras."""
 
 
@@ -149,6 +154,8 @@ ON_KERNELS = [
     (Arguments(lstm, 3, 3, units=100, reset=True, lengths=True, reverse=True), 2, None),
     (Arguments(elman, 2, 3, units=130, reset=True), 3, 1),
     (Arguments(elman, 1, 1, units=70, dtype="float16"), None, None),
+    (Arguments(rooted, 2, 2, units=70), 2, None),
+    (Arguments(rooted, 2, 2, units=70, lengths=True), None, None),
 ]
 
 

@@ -73,8 +73,8 @@ class Program(NamedTuple):
             # 2. Each thread takes its units a step on.
             gates = tuple(x + y for x, y in zip(product, here["drive"], strict=True))
             after = self.pointwise.advance(before, gates, here["extras"])
-            if "valid" in given:
-                after = _choose(self._flags("valid", time), after, before)
+            if (counts := self._counts(time)) is not None:
+                after = _choose(counts, after, before)
             before = after
             if "restart" in given:
                 before = _choose(self._flags("restart", time), fresh, after)
@@ -140,17 +140,17 @@ class Program(NamedTuple):
         zero = jnp.zeros_like(g[0])
         # 1. Each thread finds the cotangents of the gates of its units.
         g = (g[0] + here["g"], *g[1:])
-        valid = self._flags("valid", time) if "valid" in self.given else None
-        g_after = g if valid is None else tuple(jnp.where(valid, x, zero) for x in g)
+        counts = self._counts(time)
+        g_after = g if counts is None else tuple(jnp.where(counts, x, zero) for x in g)
         before = tuple(here["before"].get(n, zero) for n in range(plan.states))
         g_before, g_gates, g_extras = self.pointwise.pull_back(
             before, here["gates"], here["extras"], g_after
         )
-        if valid is not None:
+        if counts is not None:
             # Selected, and not multiplied: what stands beyond a row's length may be NaN.
-            g_before = _choose(valid, g_before, g)
+            g_before = _choose(counts, g_before, g)
             g_gates, g_extras = (
-                tuple(jnp.where(valid, x, zero) for x in planes) for planes in (g_gates, g_extras)
+                tuple(jnp.where(counts, x, zero) for x in planes) for planes in (g_gates, g_extras)
             )
         narrow = self.scratch["gates"]
         for n, x in enumerate(g_gates):
@@ -246,6 +246,18 @@ class Program(NamedTuple):
 
     def _store(self, ref, value, *index) -> None:
         ref[(*index, self._units(), self._rows())] = value.astype(ref.dtype)
+
+    def _counts(self, time):
+        """Which units of which rows take a step: not those that pad the network, where a step may
+        give NaN for zeros, and not beyond a row's length. `None` if all do."""
+        counts = self._flags("valid", time) if "valid" in self.given else None
+        if not self.plan.missing:
+            return counts
+        shape = self.plan.units, self.plan.columns
+        unit = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=_LAYOUT)
+        first = lax.axis_index(AXIS) * self.plan.units
+        exists = unit < self.plan.hdim - self.plan.missing - first
+        return exists if counts is None else counts & exists
 
     def _flags(self, name: str, time):
         """For all units whether the flag of each row is above zero."""

@@ -25,7 +25,8 @@ class Plan(NamedTuple):
     The programs of a cluster have all units of some rows: `units` of them each.
 
     - `states`, `gates`, `extras`: arrays of a unit.
-    - `cluster`: programs in a cluster; `units`: units of each.
+    - `cluster`: programs in a cluster; `units`: units of each; `missing`: those of all that pad
+        the network.
     - `slices`: clusters; `columns`: rows of the batch that each takes.
     - `gather_slots`, `scatter_slots`: buffers for what arrives in a step of the forward and of the
         backward pass. Two are filled in turns; a single one must be read before it is filled again.
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     extras: int
     cluster: int
     units: int
+    missing: int
     slices: int
     columns: int
     gather_slots: int
@@ -60,11 +62,12 @@ class Plan(NamedTuple):
 
     @classmethod
     def _with(cls, spec: PersistentSpec, cluster: int, columns: int, slices: int) -> "Plan | None":
-        units = round_up(spec.hdim, UNITS) // cluster
+        padded = round_up(spec.hdim, UNITS)
+        units, missing = padded // cluster, padded - spec.hdim
         if spec.gates * units * columns > 128 * _REGISTERS:
             return None
         plan = cls(
-            spec.states, spec.gates, spec.extras, cluster, units, slices, columns, 1, 1
+            spec.states, spec.gates, spec.extras, cluster, units, missing, slices, columns, 1, 1
         )  # fmt: skip
         if cluster > 1:
             two = plan._replace(gather_slots=2)
