@@ -18,7 +18,13 @@ from jax.test_util import check_grads
 import rnnscale_kernels
 from rnnscale_kernels import BLOCK, MATRIX, Planar
 from rnnscale_kernels.linear_scan._mosaic_gpu_plan import Division
-from rnnscale_kernels.testing import BLOCK_ARGUMENTS, BlockArguments, reference
+from rnnscale_kernels.testing import (
+    BLOCK_ARGUMENTS,
+    BlockArguments,
+    compile_for,
+    missing,
+    reference,
+)
 
 # Results have the form of the arguments, and tests that are shared draw arguments of all forms.
 linear_scan: Any = rnnscale_kernels.linear_scan
@@ -133,6 +139,23 @@ def test_kernels_that_split_time_compose_blocks_in_their_order(monkeypatch):
     monkeypatch.setattr(Division, "of", lambda *_: Division(64, cluster=2))
     spec = BlockArguments(time=40, batch=(1,))
     check(block_scan, spec, "mosaic_gpu_interpreted", 3e-6)
+
+
+@pytest.mark.slow
+def test_the_largest_blocks_compile_where_few_rows_would_split_time():
+    """Their totals leave no room for tiles of some steps, so that time is not split."""
+    if (reason := missing("h100")) is not None:
+        pytest.skip(reason)
+    struct = jax.ShapeDtypeStruct
+    a, b = struct((1, 512, 136), "bfloat16"), struct((8, 512, 136), "bfloat16")
+    last = struct((8, 136), "float32")
+
+    def both(a, b, g):
+        value, pull = jax.vjp(partial(block_scan, implementation="mosaic_gpu"), a, b)
+        return value, pull(g)
+
+    program = compile_for(both, ((a,) * 4,) * 4, (b,) * 4, ((b,) * 4, (last,) * 4), target="h100")
+    assert [kernel.spills for kernel in program.kernels] == [0, 0]
 
 
 any_spec = st.builds(

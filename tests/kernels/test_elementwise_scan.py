@@ -21,7 +21,9 @@ from rnnscale.sharding import make_mesh
 from rnnscale.verify._double import to_double
 from rnnscale_kernels import elementwise_scan
 from rnnscale_kernels._by_equation import by_equation
-from rnnscale_kernels.linear_scan import _tma_pipeline
+from rnnscale_kernels._target import H100
+from rnnscale_kernels.linear_scan import Launch, _tma_pipeline
+from rnnscale_kernels.linear_scan._mosaic_gpu_plan import Plan
 from rnnscale_kernels.testing import compile_for, missing, relative_error
 
 IDIM = 3
@@ -264,6 +266,50 @@ def test_a_step_that_kernels_cannot_take(key):
         elementwise_scan(hyperbolic, *arguments, implementation=GPU)
     hs, _ = elementwise_scan(hyperbolic, *arguments)
     np.testing.assert_allclose(hs[0, :, 0], [1, 1 + np.sinh(1), 1 + np.sinh(1 + np.sinh(1))], 1e-6)
+
+
+@pytest.mark.parametrize("implementation", [GPU, TPU])
+def test_kernels_name_the_arrays_that_they_can_stream(implementation):
+    def total(weights, h, x):
+        return tuple(h + sum(x[1:], x[0]) for h in h)
+
+    arguments = [], (jnp.ones((1, 3, 2)),) * 40, (jnp.zeros((1, 2)),) * 3
+    with pytest.raises(NotImplementedError, match="at most 64 arrays of float32, .* not 86"):
+        elementwise_scan(total, *arguments, implementation=implementation)
+    (h, *_), _ = elementwise_scan(total, *arguments)
+    np.testing.assert_allclose(h[0, :, 0], [40, 80, 120])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [4, 64])
+def test_tiles_of_any_arrays_fit_into_shared_memory(rows, dtype):
+    sequence = jax.ShapeDtypeStruct((rows, 300, 520), dtype)
+    held = jax.ShapeDtypeStruct((rows, 1, 520), "float32")
+    launch = Launch(300, 1, False, H100)
+    for reads in range(1, 61):
+        for writes in range(1, 65 - reads):
+            outputs = [sequence.dtype] * writes
+            plan = Plan.of(held, [sequence] * reads, outputs, 9, launch, splits=False)
+            # A ring of tiles that are read, with an edge of each array, and two that are written.
+            tile = plan.part_rows * 128 * sequence.dtype.itemsize
+            taken = plan.stages * reads * (tile + 128) + 2 * writes * tile
+            assert taken <= 227 * 1024, (reads, writes)
+            assert plan.part_rows >= 2 and plan.stages >= 2
+
+
+def test_a_step_of_many_states_compiles_for_a_gpu():
+    if (reason := missing("h100")) is not None:
+        pytest.skip(reason)
+
+    def turn(weights, h, x):
+        return tuple(weights * a + b + x for a, b in zip(h, (*h[1:], h[0]), strict=True))
+
+    sequence = jax.ShapeDtypeStruct((8, 1024, 1024), "float32")
+    channels = jax.ShapeDtypeStruct((1024,), "float32")
+    h0 = (jax.ShapeDtypeStruct((8, 1024), "float32"),) * 6
+    run = partial(elementwise_scan, turn, implementation="mosaic_gpu")
+    (kernel,) = compile_for(run, channels, sequence, h0, target="h100").kernels
+    assert kernel.spills == 0
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,14 @@ def _unsupported(kernels: SweepKernels, spec: ElementwiseSpec) -> str | None:
         return f"carries states in float32, not {spec.state_dtype}"
     if spec.batch * spec.channels == 0:
         return "a kernel needs something to compute"
+    # The backward pass streams most: inputs, cotangents of states, states, cotangents of inputs.
+    arrays = 2 * spec.inputs + spec.returned + spec.states
+    most = kernels.step_bytes // jnp.dtype(spec.dtype).itemsize
+    if arrays > most:
+        return (
+            f"streams at most {most} arrays of {spec.dtype}, twice the inputs, the states and "
+            f"those returned, not {arrays}"
+        )
     if spec.lengths and spec.time > _LONGEST:
         return f"takes lengths in sequences of at most {_LONGEST} steps"
     if unknown := spec.operations - OPERATIONS:

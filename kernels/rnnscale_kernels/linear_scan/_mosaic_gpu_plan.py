@@ -18,6 +18,10 @@ MAX_ROWS = 64
 _LEAST_ROWS = 8
 """The fewest, if they fit into shared memory."""
 
+# And if they do not. A copy of a single row would not stop at the end of an array whose width is no
+# multiple of a block's, but write into the next step.
+_FEWEST_ROWS = 2
+
 # The most bytes in a tile of all inputs, and the least in the ring of tiles. With the outputs, a
 # program then takes about 110 KB or less of shared memory, so that two programs fit on a
 # multiprocessor. To hide the latency of memory, 30 to 50 KB must be in flight; the two programs
@@ -144,19 +148,11 @@ class Plan(NamedTuple):
         division = Division()
         if splits:
             division = Division.of(rows, steps, channels, min(itemsizes), launch.target)
-        shares_core = division.programs(rows, channels) > launch.target.multiprocessors
-        if division == Division():
-            row_bytes = CHANNELS * sum(itemsizes)
-            part_rows = power_of_two_within(_TILE_BYTES // row_bytes)
-            part_rows = min(MAX_ROWS, part_rows, max(8, 1 << (steps - 1).bit_length()))
-            ring_bytes = _RING_BYTES * (1 if shares_core else 2)
-            stages = min(-(-ring_bytes // (part_rows * row_bytes)), _MOST_BARRIERS)
-        else:
-            written = sum(_itemsizes(outputs))
-            small = COPY_BYTES * (len(_itemsizes(sequences[1:])) + 1)
-            division, part_rows, stages = _fit(
-                division, steps, (sum(itemsizes), written, 4 * fields, small), 1 + shares_core
-            )
+        programs = 1 + (division.programs(rows, channels) > launch.target.multiprocessors)
+        small = COPY_BYTES * (len(_itemsizes(sequences[1:])) + 1)
+        sizes = _Sizes(sum(itemsizes), sum(_itemsizes(outputs)), 4 * fields, small)
+        fit = None if division == Division() else _fit(division, steps, sizes, programs)
+        division, part_rows, stages = fit or (Division(), *_fit_unsplit(steps, sizes, programs))
         blocks = -(-channels // division.lanes)
         return cls(
             rows=rows,
@@ -184,30 +180,51 @@ def _itemsizes(sequences) -> list[int]:
     return [n for x in jax.tree.leaves(sequences, is_leaf=is_side_by_side) for n in of(x)]
 
 
-def _fit(
-    division: Division, steps: int, sizes: tuple[int, int, int, int], programs: int
-) -> tuple[Division, int, int]:
-    """`(division, part_rows, stages)`: tiles and a ring that fit into shared memory, of which
-    `programs` share a multiprocessor. If need be, with fewer warpgroups.
+class _Sizes(NamedTuple):
+    """Bytes: those that a channel reads in a step, and writes; those of a total; and what a part
+    reads besides, the edges of its arrays."""
 
-    `sizes` are bytes: those that a channel reads in a step, and writes; those of a total; and what
-    a part reads besides, the edges of its arrays.
-    """
-    read, written, total, small = sizes
+    read: int
+    written: int
+    total: int
+    small: int
+
+
+def _fit(
+    division: Division, steps: int, sizes: _Sizes, programs: int
+) -> tuple[Division, int, int] | None:
+    """`(division, part_rows, stages)`: tiles and a ring that fit into shared memory, of which
+    `programs` share a multiprocessor. If need be, with fewer warpgroups; `None` if none fit."""
     rows = MAX_ROWS
     while True:
         threads = CHANNELS * division.warpgroups
-        free = _SHARED_BYTES // programs - 2 * threads * rows * written
-        free -= CHANNELS * total * division.exchanged_totals
-        tile = threads * rows * read
-        stages = free // (tile + division.warpgroups * division.parts * small)
+        free = _SHARED_BYTES // programs - 2 * threads * rows * sizes.written
+        free -= CHANNELS * sizes.total * division.exchanged_totals
+        tile = threads * rows * sizes.read
+        stages = free // (tile + division.warpgroups * division.parts * sizes.small)
         # Several turns, so that the copies of some tiles go on during the work on others.
         long = 4 * division.team * division.parts * rows > steps
         if rows > _LEAST_ROWS and (tile > _SPLIT_TILE_BYTES // programs or long or stages < 2):
             rows //= 2
-        elif stages >= 2 or rows == 1:
-            return division, rows, max(1, min(stages, 4))
+        elif stages >= 2 or (rows == _FEWEST_ROWS and stages == 1):
+            return division, rows, min(stages, 4)
         elif division.warpgroups > 1:
             division = division._replace(warpgroups=division.warpgroups // 2)
-        else:
+        elif rows > _FEWEST_ROWS:
             rows //= 2
+        else:
+            return None
+
+
+def _fit_unsplit(steps: int, sizes: _Sizes, programs: int) -> tuple[int, int]:
+    """`(part_rows, stages)` where a thread takes all steps of its channel."""
+    rows = power_of_two_within(_TILE_BYTES // (CHANNELS * sizes.read))
+    rows = max(_FEWEST_ROWS, min(MAX_ROWS, rows, max(8, 1 << (steps - 1).bit_length())))
+    while True:
+        tile = CHANNELS * rows * sizes.read
+        free = _SHARED_BYTES // programs - 2 * CHANNELS * rows * sizes.written
+        fitting = free // (tile + sizes.small)
+        if fitting >= 2 or rows == _FEWEST_ROWS:
+            ring_bytes = _RING_BYTES * (2 if programs == 1 else 1)
+            return rows, min(-(-ring_bytes // tile), _MOST_BARRIERS, max(2, fitting))
+        rows //= 2

@@ -91,6 +91,10 @@ class SweepKernels(Kernels):
     - `operation`: the name of the operation, for profiles.
     """
 
+    step_bytes = 256
+    """The most bytes that a channel may read and write in a step. With more, the tiles of either
+    toolchain would have too few steps."""
+
     def __init__(self, operation: str):
         self.operation = operation
 
