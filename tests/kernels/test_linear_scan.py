@@ -1,6 +1,7 @@
 """`linear_scan` in all implementations: numbers, derivatives, transformations, choice, errors."""
 
 import contextlib
+import itertools
 import re
 from functools import partial
 from pathlib import Path
@@ -23,9 +24,10 @@ from jax.test_util import check_grads
 
 import rnnscale_kernels
 from rnnscale_kernels import SCAN, OpArguments, Planar, implementations
-from rnnscale_kernels._target import H100
+from rnnscale_kernels._target import H100, Target
 from rnnscale_kernels.linear_scan import DISPATCH
 from rnnscale_kernels.linear_scan._mosaic_gpu_plan import Division
+from rnnscale_kernels.linear_scan._triton_config import Case, choose_config
 from rnnscale_kernels.testing import (
     SCAN_ARGUMENTS,
     ScanArguments,
@@ -138,6 +140,17 @@ def test_time_is_split_as_little_as_fills_a_gpu():
     assert Division.of(1, 4096, 1024, 4, H100) == Division(32, warpgroups=2, cluster=2)
     assert Division.of(1, 131072, 256, 4, H100) == Division(32, warpgroups=2, cluster=8)
     assert Division.of(1, 500, 256, 4, H100) == Division()
+
+
+@pytest.mark.parametrize("cores", [28, 84, 170])
+def test_the_rings_of_triton_fit_into_a_workstation_gpu(cores):
+    target = Target("cuda", "a GPU of compute capability 8.6", (8, 6), cores)
+    for rows, channels in itertools.product((1, 3, 64), (32, 100, 1000, 4096)):
+        for dtypes in itertools.product(("float32", "bfloat16"), repeat=2):
+            case = Case("backward", True, True, dtypes, rows * channels)
+            config = choose_config(case, rows, target)
+            row_bytes = config.block * sum(jnp.dtype(x).itemsize for x in case.reads)
+            assert (config.stages - 1) * config.rows * row_bytes <= 99 * 1024, (rows, case)
 
 
 @every_kernel

@@ -32,6 +32,10 @@ _ROUND_REGISTERS = 64
 # compile as 6.
 _MAX_STAGES = 16
 
+# The ring fits into the shared memory of a program on every GPU of compute capability 8 or more:
+# those of workstations have 99 KB.
+_RING_BYTES = 96 * 1024
+
 # The part of the multiprocessors that fills the bandwidth, with a program each.
 ENOUGH = 0.6
 
@@ -101,8 +105,10 @@ def choose_config(case: Case, rows: int, target: Target) -> Config:
     together = power_of_two_within(_ROUND_REGISTERS * 4 * _LANES // row_bytes)
     together = max(4, min(MAX_ROWS, together))
     # Enough rounds for all programs to have those bytes on their way together.
-    rounds = -(-_in_flight(target) * target.multiprocessors // (programs() * together * row_bytes))
-    return Config(block, together, stages=min(max(3, rounds + 1), _MAX_STAGES), warps=1)
+    round_bytes = together * row_bytes
+    rounds = -(-_in_flight(target) * target.multiprocessors // (programs() * round_bytes))
+    rounds = min(max(2, rounds), _MAX_STAGES - 1, _RING_BYTES // round_bytes)
+    return Config(block, together, stages=rounds + 1, warps=1)
 
 
 def _in_flight(target: Target) -> int:
