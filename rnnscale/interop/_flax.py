@@ -17,6 +17,7 @@ from rnnscale.models import Block, Identity, SequenceClassifier
 
 type Params = Mapping[str, Any]
 type Pool = Literal["last", "mean", "none"]
+type Norm = Literal["batch", "layer"]
 
 # The default of flax for BatchNorm. That for LayerNorm is the default of ours.
 _BATCH_NORM_EPSILON = 1e-5
@@ -44,7 +45,8 @@ def find_layers(params: Any, name: str) -> dict[str, Params]:
 def read_classifier(
     variables: Any,
     *,
-    norm: str,
+    norm: Norm,
+    norm_name: str,
     mixer: Callable[..., Any],
     maps: Mapping[str, str],
     read_layer: Callable[[str, Params], SequenceLayer],
@@ -55,7 +57,8 @@ def read_classifier(
     **Arguments:**
 
     - `variables`: `params`, and `batch_stats` if it has batch norms.
-    - `norm`: the name of the norm in a block.
+    - `norm`: the kind of its norms, since their weights have the same names and shapes.
+    - `norm_name`: the name of the norm in a block.
     - `mixer`: makes our mixer, as for a `Block`.
     - `maps`: for each linear map of a block's mixer, its name there and its name in our mixer.
     - `read_layer`: makes a layer from its path and its parameters.
@@ -63,8 +66,15 @@ def read_classifier(
     """
     variables = check_mapping("variables", variables)
     params = _subtree("params", variables, "params")
+    if norm == "batch" and "batch_stats" not in variables:
+        raise UserError(
+            "variables hold no batch_stats: give those of the batch norms, or norm='layer' for a "
+            "model with layer norms"
+        )
+    _check_keys(
+        "variables", variables, {"params"} | ({"batch_stats"} if norm == "batch" else set())
+    )
     statistics = variables.get("batch_stats")
-    _check_keys("variables", variables, {"params"} | ({"batch_stats"} & variables.keys()))
     _check_keys("params", params, {"encoder", "decoder"})
     encoder = _subtree("params.encoder", params, "encoder")
     depth = sum(str(name).startswith("layers_") for name in encoder)
@@ -77,8 +87,10 @@ def read_classifier(
     def read_block(name: str) -> Block:
         path = f"params.encoder.{name}"
         block = _subtree(path, encoder, name)
-        _check_keys(path, block, {"seq", norm, *maps})
-        block_norm = _read_norm(f"{path}.{norm}", block[norm], statistics, (name, norm), sizes)
+        _check_keys(path, block, {"seq", norm_name, *maps})
+        block_norm = _read_norm(
+            f"{path}.{norm_name}", block[norm_name], statistics, (name, norm_name), sizes
+        )
         linears = {
             ours: _read_dense(f"{path}.{theirs}", block[theirs], sizes, "features features")
             for theirs, ours in maps.items()

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
 from rnnscale.interop._arrays import check_mapping, make_with, read_arrays
-from rnnscale.interop._flax import Params, Pool, find_layers, read_classifier
+from rnnscale.interop._flax import Norm, Params, Pool, find_layers, read_classifier
 from rnnscale.layers import Linear
 from rnnscale.models import GLU, HalfGLU, Nonlinearity, SequenceClassifier
 from rnnscale.ssm import S5, BidirectionalS5
@@ -97,6 +97,7 @@ def s5_layers_from_lindermanlab(
 def s5_classifier_from_lindermanlab(
     variables: Params,
     *,
+    norm: Norm = "batch",
     activation: Activation = "half_glu1",
     pool: Pool = "mean",
     **options: Unpack[S5Options],
@@ -111,6 +112,7 @@ def s5_classifier_from_lindermanlab(
     **Arguments:**
 
     - `variables`: `params`, and `batch_stats` for batch norms, which become `FrozenBatchNorm`s.
+    - `norm`: `"batch"` or `"layer"`, the model's norms: their parameters look the same.
     - `activation`: theirs, `"half_glu1"`, `"half_glu2"`, `"full_glu"` or `"gelu"`.
     - `pool`: `"mean"` for their mode `pool`, or `"last"`.
     - `options`: as for `s5_from_lindermanlab`.
@@ -123,7 +125,8 @@ def s5_classifier_from_lindermanlab(
     mixer, maps = _MIXERS[activation]
     return read_classifier(
         variables,
-        norm="norm",
+        norm=norm,
+        norm_name="norm",
         mixer=mixer,
         maps=maps,
         read_layer=lambda path, params: _read_layer(path, params, **options),

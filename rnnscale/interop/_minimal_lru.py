@@ -2,7 +2,7 @@
 
 from rnnscale._checks import check_arguments
 from rnnscale.interop._arrays import make_with, read_arrays
-from rnnscale.interop._flax import Params, Pool, find_layers, read_classifier
+from rnnscale.interop._flax import Norm, Params, Pool, find_layers, read_classifier
 from rnnscale.models import GLU, SequenceClassifier
 from rnnscale.ssm import LRU
 
@@ -43,7 +43,9 @@ def lru_layers_from_minimal(params: Params) -> dict[str, LRU]:
 
 
 @check_arguments
-def lru_classifier_from_minimal(variables: Params, *, pool: Pool = "mean") -> SequenceClassifier:
+def lru_classifier_from_minimal(
+    variables: Params, *, norm: Norm = "batch", pool: Pool = "mean"
+) -> SequenceClassifier:
     """A full `ClassificationModel`, with batch or layer norms, as it is after training.
 
     It returns logits; theirs returns their `log_softmax`, in another shape if `multidim` is above
@@ -53,13 +55,15 @@ def lru_classifier_from_minimal(variables: Params, *, pool: Pool = "mean") -> Se
     **Arguments:**
 
     - `variables`: `params`, and `batch_stats` for batch norms, which become `FrozenBatchNorm`s.
+    - `norm`: `"batch"` or `"layer"`, the model's norms: their parameters look the same.
     - `pool`: their `pooling`, `"mean"`, `"last"` or `"none"`.
 
     **Raises:** `ValueError` if a weight is missing, is unknown or has another shape.
     """
     return read_classifier(
         variables,
-        norm="normalization",
+        norm=norm,
+        norm_name="normalization",
         mixer=GLU,
         maps={"out1": "value", "out2": "gate"},
         read_layer=_read_layer,

@@ -157,7 +157,10 @@ def test_s5_layers(case):
 def test_s5_classifiers(case, activation, pool, options):
     data = golden("lindermanlab_s5.npz", case)
     variables = {name: data[name] for name in ("params", "batch_stats") if name in data}
-    model = s5_classifier_from_lindermanlab(variables, activation=activation, pool=pool, **options)
+    norm = "batch" if "batch" in case else "layer"
+    model = s5_classifier_from_lindermanlab(
+        variables, norm=norm, activation=activation, pool=pool, **options
+    )
     assert isinstance(model.stack.blocks.norm, FrozenBatchNorm) == ("batch" in case)
     _, logits = run(model, data["xs"], lengths=data.get("lengths"))
     close(jax.nn.log_softmax(logits), data["ys"])
@@ -168,7 +171,8 @@ def test_lru_classifiers(pool):
     case = {"mean": "batch mean", "last": "layer last", "none": "batch none"}[pool]
     data = golden("minimal_lru.npz", case)
     variables = {name: data[name] for name in ("params", "batch_stats") if name in data}
-    _, logits = run(lru_classifier_from_minimal(variables, pool=pool), data["xs"])
+    norm = "batch" if "batch" in case else "layer"
+    _, logits = run(lru_classifier_from_minimal(variables, norm=norm, pool=pool), data["xs"])
     logits = logits.reshape(data["ys"].shape)
     close(jax.nn.log_softmax(logits, axis=-1), data["ys"])
 

@@ -77,6 +77,7 @@ UNICORNN = {
     "classifier.bias": zeros(2),
 }
 read_unicornn = partial(unicornn_from_rusch, dt=0.1, alpha=0.0)
+read_lru_classifier = partial(lru_classifier_from_minimal, norm="layer")
 
 
 def dense(*shape: int) -> dict[str, np.ndarray]:
@@ -143,11 +144,13 @@ def without(tree: dict, name: str) -> dict:
         (linoss_from_rusch, LINOSS | {"B": zeros(4, 3)}, r"B must have .*features, 2\)"),
         (damped_linoss_from_boyer, LINOSS, "there is no G_diag, dt and there is besides steps"),
         (lru_layers_from_minimal, {"encoder": {"seq": S5}}, "no layer with nu_log.*encoder"),
-        (lru_classifier_from_minimal, model(out2=None), "layers_0 must hold .*out2"),
-        (lru_classifier_from_minimal, model(seq=S5), "layers_0.seq .*there is no nu_log"),
-        (lru_classifier_from_minimal, model(out1=dense(3, 4)), "out1: kernel .*features=3; got"),
-        (lru_classifier_from_minimal, {"params": {}}, "params must hold decoder, encoder"),
-        (lru_classifier_from_minimal, LRU, "there is no params"),
+        (read_lru_classifier, model(out2=None), "layers_0 must hold .*out2"),
+        (read_lru_classifier, model(seq=S5), "layers_0.seq .*there is no nu_log"),
+        (read_lru_classifier, model(out1=dense(3, 4)), "out1: kernel .*features=3; got"),
+        (read_lru_classifier, {"params": {}}, "params must hold decoder, encoder"),
+        (read_lru_classifier, LRU, "there is no params"),
+        (lru_classifier_from_minimal, model(), "no batch_stats: .* norm='layer' for a model"),
+        (read_lru_classifier, model() | {"batch_stats": {}}, "variables must hold params; it"),
         (
             lru_classifier_from_minimal,
             model() | {"batch_stats": {"encoder": {}}},
@@ -171,7 +174,9 @@ def test_options_are_checked():
     ):
         s5_classifier_from_lindermanlab(model(), activation="relu")  # pyright: ignore
     with pytest.raises(ValueError, match="pool must be one of"):
-        lru_classifier_from_minimal(model(), pool="first")  # pyright: ignore
+        lru_classifier_from_minimal(model(), norm="layer", pool="first")  # pyright: ignore
+    with pytest.raises(ValueError, match="norm must be one of batch, layer; got 'group'"):
+        lru_classifier_from_minimal(model(), norm="group")  # pyright: ignore
 
 
 def test_layers_of_different_sizes_are_refused():
@@ -179,16 +184,16 @@ def test_layers_of_different_sizes_are_refused():
     other = model(seq=LRU | {name: np.zeros_like(a)[:2] for name, a in LRU.items() if "B" in name})
     tree["params"]["encoder"]["layers_1"] = other["params"]["encoder"]["layers_0"]
     with pytest.raises(ValueError, match="layers_1.seq: B_re"):
-        lru_classifier_from_minimal(tree)
+        read_lru_classifier(tree)
     few = {name: array[:2] if array.shape[0] == 4 else array for name, array in LRU.items()}
     few |= {name: few[name][:, :2] for name in ("C_re", "C_im")}
     tree["params"]["encoder"]["layers_1"] = model(seq=few)["params"]["encoder"]["layers_0"]
     with pytest.raises(ValueError, match="layers_1 has other sizes than layers_0"):
-        lru_classifier_from_minimal(tree)
+        read_lru_classifier(tree)
     with pytest.raises(ValueError, match="params.encoder.encoder gives 3"):
         narrow = {name: array[..., :2] if "B" in name else array for name, array in LRU.items()}
         narrow |= {name: narrow[name][:2] for name in ("C_re", "C_im", "D")}
-        lru_classifier_from_minimal(model(seq=narrow))
+        read_lru_classifier(model(seq=narrow))
 
 
 def test_bfloat16_is_accepted():
