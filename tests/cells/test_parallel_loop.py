@@ -22,6 +22,7 @@ from rnnscale.cells import (
     IndRNNCell,
     LongShortTermMemoryCell,
     Newton,
+    SLSTMCell,
     UnitaryEvolutionRNNCell,
     certified_time_loop,
     time_loop,
@@ -57,12 +58,21 @@ def value_and_gradient(cell, xs, parallel, **options) -> tuple[Any, Any]:
     return (value, gradient), certificate
 
 
+def with_gain(cell, gain, key):
+    """The cell with random recurrent weights whose eigenvalues are within a circle of this size."""
+    shape = cell.recurrent.shape
+    recurrent = gain * jax.random.normal(key, shape, cell.recurrent.dtype) / shape[-1] ** 0.5
+    return eqx.tree_at(lambda cell: cell.recurrent, cell, recurrent)
+
+
 CELLS = {
     "lstm": (lambda key: LongShortTermMemoryCell(3, 5, key=key), "diagonal"),
     "gru": (lambda key: GatedRecurrentUnitCell(3, 5, key=key), "block"),
     "cornn": (lambda key: CoupledOscillatoryRNNCell(3, 5, key=key), "block"),
     "indrnn": (lambda key: IndRNNCell(3, 5, nonlinearity=jnp.tanh, key=key), "block"),
     "clockwork": (lambda key: ClockWorkRNNCell(3, 6, periods=(1, 2, 5), key=key), "block"),
+    # Its recurrent weights are zero at first.
+    "slstm": (lambda key: with_gain(SLSTMCell(3, 4, heads=2, key=key), 1.0, key), "block"),
     "unitary": (lambda key: UnitaryEvolutionRNNCell(3, 4, key=key), "dense"),
 }
 
@@ -86,13 +96,6 @@ def test_equals_the_steps(name, getkey):
         # And it was not computed by steps.
         assert not np.any(certificate.stepped)
         assert np.max(certificate.iterations) > 1 and np.max(certificate.residual) < 1e-13
-
-
-def with_gain(cell, gain, key):
-    """The cell with random recurrent weights whose eigenvalues are within a circle of this size."""
-    shape = cell.recurrent.shape
-    recurrent = gain * jax.random.normal(key, shape, cell.recurrent.dtype) / shape[-1] ** 0.5
-    return eqx.tree_at(lambda cell: cell.recurrent, cell, recurrent)
 
 
 @pytest.mark.parametrize("name", ["lstm", "cornn"])
