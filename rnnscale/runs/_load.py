@@ -21,7 +21,7 @@ from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._predict import predict
 from rnnscale.runs._predictions import Predictions
 from rnnscale.runs._rows import Split
-from rnnscale.runs._setup import layout_of, load_task_of, make_run_mesh, set_up
+from rnnscale.runs._setup import check_same_data, layout_of, load_task_of, make_run_mesh, set_up
 from rnnscale.tasks import Preprocessing, Task, TaskSpec
 from rnnscale.training import MovingAverage, restore_part
 
@@ -53,9 +53,19 @@ class SavedRun:
     def task(self) -> Task:
         """The task it was trained on, whose data are loaded when this is first read.
 
-        **Raises:** `ValueError` if the data are not there.
+        **Raises:** `ValueError` if the data are not there, or are others.
         """
-        return load_task_of(self.config, self.given_task)
+        return self._task_of(self.config)
+
+    def _task_of(self, config: TrainConfig) -> Task:
+        task = load_task_of(config, self.given_task)
+        check_same_data(
+            task,
+            self.preprocessing,
+            "rnnscale predict RUN DATA reads other data as in the training, and prints the figures "
+            "if they have labels",
+        )
+        return task
 
     def evaluate(self, split: Split = "test", *, seq_len: int | None = None) -> dict[str, float]:
         """The figures of the model on a split, computed as at the end of a run.
@@ -80,7 +90,7 @@ class SavedRun:
         task = self.task
         if seq_len is not None:
             config = replace(config, seq_len=seq_len)
-            task = load_task_of(config, self.given_task)
+            task = self._task_of(config)
         with jax.set_mesh(self.mesh):
             figures = set_up(config, task, self.mesh).evaluate(self.model, split)
         assert figures is not None  # nothing stops it

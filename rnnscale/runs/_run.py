@@ -28,7 +28,7 @@ from rnnscale.runs._folder import RunFolder
 from rnnscale.runs._load import restore_model
 from rnnscale.runs._programs import kept_programs
 from rnnscale.runs._sample import Writer
-from rnnscale.runs._setup import Setup, load_task_of, make_run_mesh, set_up
+from rnnscale.runs._setup import Setup, check_same_data, load_task_of, make_run_mesh, set_up
 from rnnscale.sharding import sharded_init
 from rnnscale.tasks import Task
 from rnnscale.training import (
@@ -151,6 +151,10 @@ def _train(
             folder.open(options)
 
     def proceed() -> None:
+        if restored is not None:
+            check_same_data(
+                setup.task, folder.preprocessing(), "train on these in another folder (--out)"
+            )
         folder.open(options)
         folder.write_task(setup.task)
         folder.metrics.truncate(step)

@@ -4,6 +4,7 @@ also serves `rnnscale plan`, which has no devices."""
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import grain
@@ -22,7 +23,15 @@ from rnnscale.runs._config import TrainConfig
 from rnnscale.runs._models import MODELS
 from rnnscale.runs._rows import Split, evaluation_rows, training_rows
 from rnnscale.sharding import AXES, batch_sharding, make_mesh, shardings
-from rnnscale.tasks import Task, TaskSpec, check_records, load_task, pad_time, task_from
+from rnnscale.tasks import (
+    Preprocessing,
+    Task,
+    TaskSpec,
+    check_records,
+    load_task,
+    pad_time,
+    task_from,
+)
 from rnnscale.training import (
     Carry,
     MovingAverage,
@@ -208,6 +217,21 @@ def load_task_of(config: TrainConfig, given: Task | None = None) -> Task:
             f"seq_len={config.seq_len}"
         )
     return task
+
+
+def check_same_data(task: Task, fitted: Preprocessing | None, hint: str) -> None:
+    """Checks that a task of one's own data is that of a training, with what was fitted to it.
+
+    **Raises:** `UserError` with the hint if other values, columns or classes were found.
+    """
+    if task.preprocessing is None or fitted is None:
+        return
+    if (name := task.preprocessing.difference(fitted)) is not None:
+        old, new = map(attrgetter(name), (fitted, task.preprocessing))
+        raise UserError(
+            f"the data of {task.name!r} are not those of the training: {name} was {old} and is "
+            f"{new}; {hint}"
+        )
 
 
 def make_run_mesh(sizes: Mapping[str, int] | None) -> Mesh:

@@ -113,6 +113,22 @@ def test_predictions_equal_the_model_called_by_hand(
             assert f"accuracy {accuracy:.4g}" in printed
 
 
+def test_other_data_are_neither_evaluated_nor_trained_on(
+    run: Path, data: Path, tmp_path: Path, error_line: Callable[..., str]
+):
+    """Their classes and scales would be fitted anew, under a model that knows the old ones."""
+    out, other = shutil.copytree(run, tmp_path / "run"), tmp_path / "other.csv"
+    other.write_text(data.read_text().replace("well", "able"))
+    message = error_line("eval", str(out), "--data", str(other))
+    assert "classes was ('ill', 'well') and is ('able', 'ill')" in message
+    assert "rnnscale predict RUN DATA" in message
+    before = (out / "preprocessing.json").read_bytes()
+    write_long(other, [4 + number % 3 for number in range(44)])
+    message = error_line("train", "--resume", "--out", str(out), "--data", str(other))
+    assert "mean was (" in message and "in another folder (--out)" in message
+    assert (out / "preprocessing.json").read_bytes() == before
+
+
 def test_an_npz_has_the_same_columns(run: Path, data: Path, tmp_path: Path):
     for name in ("out.csv", "out.npz"):
         assert main(["predict", str(run), "--data", str(data), "--out", str(tmp_path / name)]) == 0

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from os import PathLike
 from typing import Any
 
@@ -84,6 +85,23 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         """The values as JSON can store them."""
         return dataclasses.asdict(self)
+
+    def difference(self, other: "Preprocessing") -> str | None:
+        """What would make other records of the same data: the name of an attribute; None if nothing
+        does. Numbers may differ by rounding, and sequences may have other lengths."""
+        names = "kind", "columns", "classes", "targets", "labels_per_step", "irregular"
+        for name in (*names, "options.missing"):
+            if attrgetter(name)(self) != attrgetter(name)(other):
+                return name
+        interval = self.interval or 1.0
+        units = {"mean": self.std, "std": self.std, "interval": interval}
+        units |= dict.fromkeys(("target_mean", "target_std"), self.target_std)
+        for name, unit in units.items():
+            mine, others = (np.array(getattr(x, name), np.float64) for x in (self, other))
+            equal = np.isclose(mine / unit, others / unit, rtol=1e-6, atol=1e-6, equal_nan=True)
+            if not equal.all():
+                return name
+        return None
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Preprocessing":
@@ -262,7 +280,8 @@ def mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, values, 0).sum(axis=0) / count
     std = np.sqrt(np.where(known, np.square(values - mean), 0).sum(axis=0) / count)
-    return mean, np.where(std > 0, std, 1)
+    # The mean of equal numbers is rounded, so that they differ from it.
+    return mean, np.where(std > 1e-12 * np.abs(mean), std, 1)
 
 
 def median_interval(times: Sequence[np.ndarray]) -> float | None:
