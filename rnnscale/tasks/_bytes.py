@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import os
 import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,10 +38,10 @@ def bytes_task(
 
     A file is text if it is valid UTF-8 without zero bytes. In each split the files are joined, in
     the order of their paths, by one zero byte, and cut into windows of `seq_len` steps that overlap
-    by one byte, so that every byte but the first is a label once. A hash of a file's path decides
-    in which split it is, so the split of a folder is always the same. Where there are fewer files
-    than splits, each file is cut into the splits, in order. Each access reads a window from its
-    files.
+    by one byte. So every byte is a label once, but for the first and a rest that fills no window. A
+    hash of a file's path decides in which split it is, so the split of a folder is always the same.
+    Where there are fewer files than splits, each file is cut into the splits, in order. Each access
+    reads a window from its files.
 
     **Arguments:**
 
@@ -125,7 +126,7 @@ class _Corpus:
             file = UnchangedFile.note(path)
             name = path.name if path == folder else path.relative_to(folder).as_posix()
             of_file = digest.copy()
-            of_file.update(name.encode() + b"\0")
+            of_file.update(os.fsencode(name) + b"\0")
             if file.size and _add_text(file, of_file):
                 of_file.update(b"\0")
                 names.append(name)
@@ -174,7 +175,7 @@ def _split(corpus: _Corpus, fractions: tuple[float, float, float]) -> dict[str, 
             split: _Pieces([(f, *cut[n : n + 2]) for f, cut in zip(files, cuts, strict=True)])
             for n, split in enumerate(("train", "validation", "test"))
         }
-    shuffled = sorted(range(count), key=lambda n: hashlib.blake2b(names[n].encode()).digest())
+    shuffled = sorted(range(count), key=lambda n: hashlib.blake2b(os.fsencode(names[n])).digest())
     test, validation = (max(1, int(round(count * f, 9))) for f in (fractions[2], fractions[1]))
     rows = {
         "train": shuffled[test + validation :],

@@ -57,7 +57,8 @@ def _about_table(table: SeriesTable) -> Iterator[str]:
         yield _line("", f"and {len(table.columns) - _MOST} more")
     if table.times:
         between = np.concatenate([np.diff(times) for times in table.times])
-        yield _line("times", f"{_range(between)} apart")
+        if len(between):
+            yield _line("times", f"{_range(between)} apart")
     counts = missing.sum(axis=0)
     found = [f"{c} {n:,}" for c, n in zip(table.columns, counts.tolist(), strict=True) if n]
     of_all = f"{missing.sum():,} of {missing.size:,} values: {_listed(found)}" if found else "none"

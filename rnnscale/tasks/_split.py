@@ -32,15 +32,18 @@ def stratified_split(
 
 
 def part_of_each_class(labels: np.ndarray, fraction: float = 0.1) -> np.ndarray:
-    """The sorted indices of a fraction of each class, rounded up.
+    """The sorted indices of a fraction of each class, rounded up. The last record of a class is
+    not taken, unless all classes have only one.
 
     **Arguments:**
 
     - `labels`: int, shape `(records,)`; all the same for a part that does not look at classes.
     - `fraction`: 0 to 1.
     """
+    classes = _shuffled_classes(labels)
+    keep = int(any(len(c) > 1 for c in classes))
     # Rounded, since 30 * 0.1 is a little more than 3.
-    parts = [c[: math.ceil(round(len(c) * fraction, 9))] for c in _shuffled_classes(labels)]
+    parts = [c[: min(math.ceil(round(len(c) * fraction, 9)), len(c) - keep)] for c in classes]
     return np.sort(np.concatenate(parts))
 
 

@@ -65,7 +65,7 @@ def test_files_and_notes(tmp_path: Path):
         tmp_path / "a" / "rows",
         10,
         rows_per_shard=3,
-        notes={"from": "here"},
+        notes={"from": "here", 10: 1, 2: 1},
         progress=lambda *counts: calls.append(counts),
     )
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -73,7 +73,14 @@ def test_files_and_notes(tmp_path: Path):
     assert sorted(os.listdir(tmp_path / "a" / "rows")) == [*names, "index.json"]
     assert os.listdir(tmp_path / "a") == ["rows"]
     assert [shard.name for shard in source.shards] == names
-    assert source.notes == {"sequences": 7, "steps": 10, "fill": 35 / 40, "from": "here"}
+    assert source.notes == {
+        "sequences": 7,
+        "steps": 10,
+        "fill": 35 / 40,
+        "from": "here",
+        "10": 1,
+        "2": 1,
+    }
     for shard in source.shards:
         assert shard.bytes == (tmp_path / "a" / "rows" / shard.name).stat().st_size
     calls.clear()

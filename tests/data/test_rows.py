@@ -276,6 +276,10 @@ def test_padding():
         (lambda s: data.window(s, 0), "steps must be at least 1"),
         (lambda s: data.lanes(s, 0, 3, seed=0), "batch_size and steps must be at least 1"),
         (lambda s: data.next_token(s), "needs records with 'tokens'; these have inputs, twice"),
+        (
+            lambda s: data.next_token(data.SequenceArrays({"tokens": [np.arange(2)]}), end=1 << 31),
+            "start and end must fit into int32; got 2147483648",
+        ),
     ],
 )
 def test_bad_arguments(make, message):

@@ -283,6 +283,23 @@ def test_short_reads_are_continued(tmp_path: Path, monkeypatch):
         assert_same(source[index], record)
 
 
+def test_a_file_that_is_read_stays_open(tmp_path: Path, monkeypatch):
+    """While another thread opens so many that its entry leaves the cache."""
+    for number in range(200):
+        (tmp_path / f"{number:03}").write_bytes(bytes([number]))
+    source = data.ByteFiles(tmp_path)
+    preadv = os.preadv
+
+    def read_late(file, buffers, offset):
+        monkeypatch.setattr("os.preadv", preadv)
+        for index in range(1, len(source)):
+            source[index]
+        return preadv(file, buffers, offset)
+
+    monkeypatch.setattr("os.preadv", read_late)
+    assert source[0]["tokens"].tolist() == [0]
+
+
 def test_a_worker_process_reads_the_same(tmp_path: Path):
     cases = []
     for make in CASES:

@@ -1,6 +1,7 @@
 """The task `bytes`: which files it reads, how it splits them, and its windows of bytes."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,13 @@ def test_every_text_file_is_in_one_split(folder):
     assert set.union(*files) == wanted and sum(map(len, files)) == len(wanted) == 40
     assert task.notes["corpus_files"] == 40
     assert task.notes["corpus_bytes"] == sum(map(len, wanted))
+
+
+def test_names_that_are_not_unicode(tmp_path):
+    for name in (b"a.txt", b"b.txt", b"caf\xe9.txt"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_text("text " * 9)
+    task = tasks.load_task("bytes", seq_len=4, text=tmp_path)
+    assert task.notes["corpus_files"] == 3
 
 
 def test_split_and_hash_are_fixed(folder):

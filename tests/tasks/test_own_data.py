@@ -567,6 +567,18 @@ def test_parquet_has_columns_of_every_type(tmp_path: Path):
         parquet.write_table(pa.table(columns), tmp_path / "both" / f"{name}.parquet")
     both = fitted(task).read(tmp_path / "both").names
     assert both[0] == f"{tmp_path}/both/a.parquet, group '0'" and len(set(both)) == 80
+    columns["far"] = pa.array((numbers // 5).astype(np.int64) + (1 << 60))
+    parquet.write_table(pa.table(columns), path)
+    task = task_from(path, group="far", label="state", inputs="flag")
+    assert fitted(task).read(path).names[3] == str((1 << 60) + 3)
+    columns["lists"] = pa.array([[1.0, 2.0]] * count)
+    parquet.write_table(pa.table(columns), path)
+    with pytest.raises(ValueError, match="each row is a series, since .*; leave out group$"):
+        task_from(path, group="who", label="state", inputs="lists")
+    columns["lists"] = pa.array([["a", "b"]] * count)
+    parquet.write_table(pa.table(columns), path)
+    with pytest.raises(ValueError, match="row 0: its lists must have finite numbers"):
+        task_from(path, label="state", inputs="lists")
     columns["who"] = pa.array([None, *columns["who"].to_pylist()[1:]])
     parquet.write_table(pa.table(columns), path)
     with pytest.raises(ValueError, match="row 0, column 'who': the group is missing"):
@@ -728,8 +740,12 @@ def test_packed_rows_of_tokens_and_of_labelled_series(tmp_path: Path):
     with pytest.raises(ValueError, match="packed rows, which have no columns .*; leave out label"):
         task_from(tmp_path / "tokens", label="y", split=(0.5, 0.2, 0.3))
     data.write_packed(data.SequenceArrays(arrays), tmp_path / "unlabelled", 25)
-    with pytest.raises(ValueError, match="need 'labels' to train on; these have inputs, reset"):
+    with pytest.raises(ValueError, match="need 'inputs' and 'labels' .*; these have inputs, reset"):
         task_from(tmp_path / "unlabelled")
+    flat = {"inputs": [*inputs[..., 0]], "labels": [*inputs[..., :1]]}
+    data.write_packed(data.SequenceArrays(flat), tmp_path / "flat", 25)
+    with pytest.raises(ValueError, match=r"inputs .* must have the shape \(steps, features\)"):
+        task_from(tmp_path / "flat")
 
 
 @pytest.mark.parametrize(
@@ -752,7 +768,7 @@ def test_new_numbers_of_a_csv_file_are_read_with_their_labels(tmp_path: Path):
     found = found * np.array(preprocessing.target_std) + np.array(preprocessing.target_mean)
     np.testing.assert_allclose(found[:, 0], 2 * np.arange(20), atol=1e-4)
     file.write_text("y,a,b\n1,2,3\n,2,3\n")
-    with pytest.raises(ValueError, match="line 3: the label of a regression must be a number"):
+    with pytest.raises(ValueError, match="line 3: its label is missing or not finite"):
         preprocessing.read(file)
 
 
@@ -850,6 +866,14 @@ LONG = "who,a,name\n1,2,x\n"
         ("x.csv", LONG, {"label": "a", "inputs": "a"}, "the column 'a' has two roles"),
         ("x.csv", "y,a,b\n1,2,3\n", {"label": "y"}, "validation split is empty: 1 series"),
         ("x.csv", "y,a\nu,1\n,2\n", {"label": "y"}, "x.csv, line 3: its label is missing"),
+        ("x.csv", "y,a\n0,1\nNA,2\n", {"label": "y"}, "x.csv, line 3: its label is missing"),
+        (
+            "x.csv",
+            "y,a\n" + "".join(f"{n}.5,{n}\n" for n in range(9)) + "?,9\n",
+            {"label": "y"},
+            "line 11: its label is missing or not",
+        ),
+        ("x.csv", "g,a\nu,1\nNaN,2\n", {"group": "g"}, "line 3, column 'g': the group is missing"),
         ("x.csv", "g,a\nu,1\n,2\n", {"group": "g"}, "line 3, column 'g': the group is missing"),
         (
             "x.csv",
@@ -927,6 +951,8 @@ def test_arrays_that_can_not_be_used(arrays, message, tmp_path: Path):
         ({"labels": [None] * 4}, "labels must be real numbers or strings; .* series 0 is object"),
         ({"labels": np.ones(4) * 1j}, "labels must be real numbers or strings"),
         ({"labels": [0, np.nan, 1, 1]}, "arrays, series 1: its label is missing"),
+        ({"labels": [0, np.inf, 1, 1]}, "arrays, series 1: its label is missing or not finite"),
+        ({"inputs": [np.ones(5), np.ones(0)] * 2}, r"series 1 has the shape \(0, 1\)"),
         ({"lengths": 3}, "lengths must have 4 rows"),
         ({"lengths": np.full(4, 2.5)}, "series 0 must have 1 to 5 steps, whole numbers; got 2.5"),
         ({"times": "abc"}, "times must have 4 rows"),
@@ -942,6 +968,86 @@ def test_odd_arrays_are_named(given, message):
     arguments = {"inputs": np.zeros((4, 5)), "labels": np.arange(4) % 2}
     with pytest.raises(ValueError, match=message):
         Task.from_arrays(**{**arguments, **given})
+
+
+def test_a_header_of_numbers(tmp_path: Path):
+    """That of pandas, which names the columns of an array 0, 1, 2, ...; two may be a step."""
+    for header, steps in (("0,1,2", 300), ("0,1", 301)):
+        lines = (f"{n}.5" + ",1" * header.count(",") for n in range(300))
+        (tmp_path / "x.csv").write_text("\n".join([header, *lines]))
+        assert f"1, of {steps} steps" in "\n".join(describe(tmp_path / "x.csv"))
+
+
+def test_the_splits_of_a_file_are_those_next_to_it(tmp_path: Path):
+    """Not those of another folder, and no file without a split."""
+    inputs, labels = two_classes(30, 0)
+    (tmp_path / "old").mkdir()
+    for name in ("own_TRAIN", "own_TEST", "old/own_TRAIN", "old/own_TEST"):
+        np.savez(tmp_path / f"{name}.npz", inputs=inputs, labels=labels)
+    (tmp_path / "own_notes.npz").write_text("no arrays")
+    task = task_from(tmp_path / "own_TRAIN.npz")
+    assert len(task.train) + len(task.validation) == len(task.test) == 30
+    (tmp_path / "own_notes.npz").unlink()
+    with pytest.raises(ValueError, match="are both the test split; give the file for training"):
+        task_from(tmp_path)
+
+
+def test_one_series_for_each_split(tmp_path: Path):
+    random = np.random.default_rng(0)
+    steps = {"inputs_train": 400, "inputs_validation": 80, "inputs_test": 120}
+    np.savez(
+        tmp_path / "own.npz", **{name: random.normal(size=(n, 2)) for name, n in steps.items()}
+    )
+    task = task_from(tmp_path / "own.npz", horizon=1)
+    assert (task.idim, task.odim) == (2, 2)
+
+
+def test_the_only_series_of_a_class_stays_in_training():
+    inputs, labels = two_classes(40, 0)
+    labels[3] = 2
+    split = np.repeat(["train", "test"], [30, 10])
+    task = Task.from_arrays(inputs, labels, split=split)
+    trained, validated = (
+        {int(r["labels"]) for r in records(x)} for x in (task.train, task.validation)
+    )
+    assert trained == {0, 1, 2} and validated == {0, 1}
+
+
+def test_a_constant_input_has_a_deviation_of_one(tmp_path: Path):
+    """Rounding gives the mean of equal numbers a deviation, which is none of theirs."""
+    inputs, labels = two_classes(40, 0)
+    inputs[..., 1] = 0.3
+    task = Task.from_arrays(inputs, labels)
+    assert fitted(task).std[1] == 1
+    assert fitted(task).read(np.full((1, 12, 2), 0.4))[0]["inputs"][0, 1] == pytest.approx(0.1)
+    random = np.random.default_rng(0)
+    large = random.normal(1e8, 1.0, (60, 25, 2)) * [1, 0] + [0, 101325.7]
+    rows = {"inputs": [*large], "labels": [*random.normal(size=(60, 25, 1))]}
+    data.write_packed(data.SequenceArrays(rows), tmp_path / "rows", 25)
+    found = np.concatenate([r["inputs"] for r in records(task_from(tmp_path / "rows").train)])
+    np.testing.assert_allclose(found[:, 0].std(), 1, atol=1e-3)
+    np.testing.assert_allclose(found[:, 1], 0, atol=1e-6)
+
+
+def test_a_gap_over_a_window_of_a_forecast():
+    values = np.sin(np.arange(1200) * 2 * np.pi / 24)
+    values[1000:1120] = np.nan
+    task = Task.from_arrays(values, missing="mask", horizon=1)
+    assert task.baseline is not None
+    figures = task.baseline()
+    assert figures["seasonal_naive_nrmse"] < 1e-6 < 0.1 < figures["persistence_nrmse"] < 1
+
+
+def test_what_would_make_other_records():
+    inputs, labels = two_classes(40, 0)
+    first = fitted(Task.from_arrays(inputs, labels))
+    assert first.difference(fitted(Task.from_arrays(inputs * (1 + 1e-13), labels))) is None
+    assert first.difference(fitted(Task.from_arrays(inputs[:, :6], labels))) == "mean"
+    assert first.difference(fitted(Task.from_arrays(inputs, labels + 1))) == "classes"
+    assert first.difference(fitted(Task.from_arrays(inputs * 2, labels))) == "mean"
+    assert first.difference(fitted(Task.from_arrays(inputs, labels, missing="mask"))) == (
+        "options.missing"
+    )
 
 
 def test_names_of_columns_are_strings():

@@ -32,8 +32,8 @@ def next_token(
     **Returns:** the sequences, one per document. A document of `n` tokens gives `n - 1` steps, plus
     one each for `start` and `end`.
 
-    **Raises:** `ValueError` if the source has no integer `"tokens"`; and at an index, if a token
-    does not fit into int32.
+    **Raises:** `ValueError` if the source has no integer `"tokens"`, or `start` or `end` does not
+    fit into int32; and at an index, if a token does not.
     """
     spec = element_spec(documents)
     if "tokens" not in spec:
@@ -44,6 +44,8 @@ def next_token(
 
 
 def _token_array(token: int | None) -> np.ndarray:
+    if token is not None and not -(2**31) <= token < 2**31:
+        raise UserError(f"start and end must fit into int32; got {token}")
     return np.array([] if token is None else [token], np.int32)
 
 

@@ -96,6 +96,7 @@ def files_under(
     folder: str | os.PathLike[str], suffix: str = "", left_out: Set[str] = frozenset()
 ) -> list[Path]:
     """The files in a folder and its subfolders, without hidden ones, in the order of their paths.
+    Links to files are followed, those to folders are not.
 
     **Arguments:**
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -75,9 +76,11 @@ def write_rows(
         rows_per_shard = max(1, _SHARD_BYTES // max(1, _layout(spec).itemsize))
     if rows_per_shard < 1:
         raise UserError(f"rows_per_shard must be at least 1; got {rows_per_shard}")
-    json.dumps(dict(notes or {}))  # notes that can't be stored are an error before the work
+    # Notes that can't be stored are an error before the work; keys become strings.
+    stored_notes = json.loads(json.dumps(dict(notes or {})))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    # The number of a process alone may be that of one that was killed: in containers it is often 1.
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     partial.mkdir()
     largest = {name: 0 for name, array in spec.items() if array.dtype.kind in "iu"}
     try:
@@ -102,7 +105,7 @@ def write_rows(
             ],
             "largest": largest,
             "shards": [asdict(shard) for shard in shards],
-            "notes": dict(notes or {}),
+            "notes": stored_notes,
         }
         index = {**content, "sha256": _digest(content)}
         (partial / _INDEX).write_text(json.dumps(index, indent=1) + "\n")

@@ -55,9 +55,10 @@ class UnchangedFile:
         """
         left = array.reshape(-1).view(np.uint8)
         try:
-            descriptor = _opened(self).number
+            # Held, so that the file stays open even if other threads fill the cache meanwhile.
+            opened = _opened(self)
             # One call reads at most 2 GiB.
-            while left.size and (read := os.preadv(descriptor, [left], offset)):
+            while left.size and (read := os.preadv(opened.number, [left], offset)):
                 left, offset = left[read:], offset + read
         except OSError as error:
             raise self._changed(record, f"can't be read ({error.strerror})") from error

@@ -3,6 +3,7 @@
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,8 @@ def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
         if "inputs" not in named:
             raise UserError(f"{path} has no array 'inputs'; it has {', '.join(arrays)}")
         where = f"{path}{split and ', ' + split}"
-        if split:
-            named["split"] = np.full(len(named["inputs"]), split)
-        tables.append(table_of_arrays(where, **named))
+        table = table_of_arrays(where, **named)
+        tables.append(replace(table, splits=[split] * len(table)) if split else table)
     return joined(tables)
 
 
@@ -161,7 +161,7 @@ def _series(where: str, inputs: Any, *, one: bool) -> list[np.ndarray]:
                 f"{where}: series {row} must be real numbers of shape (steps,) or (steps, "
                 f"channels); got {x.dtype} of shape {x.shape}"
             )
-        series.append(x.astype(np.float64).reshape(len(x), -1))
+        series.append(x.astype(np.float64).reshape(x.shape if x.ndim == 2 else (len(x), 1)))
         if np.isinf(series[row]).any():
             step, channel = np.argwhere(np.isinf(series[row]))[0]
             raise UserError(f"{where}, series {row}, step {step}, channel {channel} is infinite")

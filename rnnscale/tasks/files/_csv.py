@@ -28,7 +28,8 @@ def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
     """The series of a CSV file, separated by tabs, semicolons or commas.
 
     The first line is a header unless it has only numbers where inputs are. Without a header,
-    columns are named by their numbers: `"0"`, `"1"`, ...
+    columns are named by their numbers: `"0"`, `"1"`, ... A first line `0,1,2,...`, as pandas writes
+    for an array of three columns or more, is a header too.
 
     **Raises:** `ValueError` with file and line if a line can't be used.
     """
@@ -70,6 +71,8 @@ def _is_header(first: Sequence[str], options: DataOptions) -> bool:
     named = [name for name in named if name is not None]
     if any(not name.isdecimal() for name in named):
         return True
+    if len(first) > 2 and first == [str(n) for n in range(len(first))]:
+        return True
     return any(not _is_number(field) for n, field in enumerate(first) if str(n) not in named)
 
 
@@ -102,6 +105,8 @@ class _Parser:
         line = [*line, *[""] * (len(self._names) - len(line))]
         for name, column in self._texts.items():
             text = line[column].strip()
+            if text.lower() in MISSING:
+                text = ""
             if name in self._targets:  # pandas writes whole numbers as 1.0 if one is missing
                 text = _WHOLE.sub(r"\1", text)
             self._found[name].append(text)

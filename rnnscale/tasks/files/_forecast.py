@@ -240,7 +240,7 @@ def _baselines(test: ForecastWindows, training: list[_Segment]) -> Mapping[str, 
         back = [(start + steps)[:, None] + ahead - lag * -(-ahead // lag) for lag in (1, season)]
         values = test.values[series]
         for found, at in zip((persistent, seasonal), back, strict=True):
-            found.append(values[np.maximum(at, 0)].reshape(len(steps), -1))
+            found.append(values[np.maximum(at, 0)].reshape(record["labels"][steps].shape))
         labels.append(record["labels"][steps])
     following = np.concatenate(labels)
     variance = np.mean(np.var(following, axis=0))
@@ -254,10 +254,10 @@ def _baselines(test: ForecastWindows, training: list[_Segment]) -> Mapping[str, 
 
 
 def _season(series: list[np.ndarray]) -> int:
-    """The number of steps after which series differ least from before."""
+    """The number of steps after which series differ least from before; 1 if no value is known."""
     longest = max(series, key=len)
     lags = range(2, min(_LONGEST_SEASON, len(longest) // 3) + 1)
     if not lags:
         return 1  # too short for a season
     changes = [np.nanmean(np.square(longest[lag:] - longest[:-lag])) for lag in lags]
-    return lags[int(np.argmin(changes))]
+    return 1 if np.isnan(changes).all() else lags[int(np.nanargmin(changes))]

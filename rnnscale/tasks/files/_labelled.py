@@ -47,6 +47,7 @@ def kind_of(table: SeriesTable, options: DataOptions) -> Kind:
         return table.kind
     values = np.concatenate([label.ravel() for label in table.labels])
     if values.dtype.kind == "U":
+        values = values[values != ""]  # what is missing is an error of its own
         try:
             values = values.astype(np.float64)
         except ValueError:
@@ -192,8 +193,11 @@ def _with_labels_of(table: SeriesTable, is_classes: bool) -> SeriesTable:
             raise UserError(f"classification needs one label; got {', '.join(table.targets)}")
         named = [names_of(label) for label in table.labels]
         for name, label in zip(table.names, named, strict=True):
-            if np.isin(label, ("", "nan")).any():
-                raise UserError(f"{name}: its label is missing")
+            if np.isin(label, ("", "nan", "inf", "-inf")).any():
+                raise UserError(
+                    f"{name}: its label is missing or infinite; nothing, ?, NA, NaN, null and None "
+                    "are no names of classes"
+                )
         return replace(table, labels=named)
     return with_numbers_as_labels(table)
 

@@ -28,11 +28,19 @@ def packed_fields(path: Path, options: DataOptions, seq_len: int | None) -> dict
     """
     rows = data.PackedSource(path)  # imported here, since it needs Grain
     spec = rows.element_spec
-    if "labels" not in spec:
+    if not {"inputs", "labels"} <= spec.keys():
         raise UserError(
-            f"packed rows need 'labels' to train on; these have {', '.join(spec)}. Pack sequences "
-            "with labels, or tokens"
+            f"packed rows need 'inputs' and 'labels' to train on; these have {', '.join(spec)}. "
+            "Pack sequences with labels, or tokens"
         )
+    for name in ("inputs", "labels"):
+        axes = ("steps",) if spec[name].dtype.kind in "iu" else ("steps", "features")
+        if len(spec[name].shape) != len(axes):
+            raise UserError(
+                f"the {name} of packed rows of {spec[name].dtype} must have the shape "
+                f"({', '.join(axes)}); these have {spec[name].shape}. Give them an axis when you "
+                "pack them"
+            )
     options.refuse(
         f"{path} has packed rows, which have no columns and are not forecast",
         *("label", "inputs", "group", "time", "form", "horizon", "split", "missing"),
@@ -121,6 +129,9 @@ def _scales(rows: Source, names: list[str]) -> dict[str, tuple[np.ndarray, np.nd
     if not names:
         return {}
     sums = {name: [0.0, 0.0, 0.0] for name in names}
+    # Differences from the first number are summed, since squares have no digits for a small
+    # deviation from a large mean.
+    first: dict[str, np.ndarray] = {}
     for index in range(len(rows)):
         record = rows[index]
         steps = np.flatnonzero(record["inputs"].reshape(len(record["inputs"]), -1).any(axis=1))
@@ -130,11 +141,13 @@ def _scales(rows: Source, names: list[str]) -> dict[str, tuple[np.ndarray, np.nd
         }
         for name in names:
             values = record[name][used[name]].astype(np.float64)
+            if len(values):
+                values = values - first.setdefault(name, values[0])
             parts = (len(values), values.sum(axis=0), np.square(values).sum(axis=0))
             sums[name] = [a + b for a, b in zip(sums[name], parts, strict=True)]
     scales = {}
     for name, (count, total, square) in sums.items():
         mean = np.asarray(total) / max(count, 1)
         std = np.sqrt(np.maximum(np.asarray(square) / max(count, 1) - mean**2, 0))
-        scales[name] = mean, np.where(std > 0, std, 1)
+        scales[name] = mean + first.get(name, 0.0), np.where(std > 0, std, 1)
     return scales

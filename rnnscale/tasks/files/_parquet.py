@@ -38,6 +38,11 @@ def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
     if any(is_list) and not all(is_list):
         raise UserError(f"{path}: the inputs must all be lists or all be numbers; name them")
     if any(is_list):
+        if roles.group or roles.time:
+            raise UserError(
+                f"{path}: each row is a series, since its inputs are lists; leave out "
+                f"{' and '.join(x for x in ('group', 'time') if getattr(roles, x))}"
+            )
         return _lists(table, Columns(path, "row", rows, np.zeros((len(rows), 1)), texts), roles)
     inputs = [_numbers(table.column(name), f"{path}, column {name!r}") for name in roles.inputs]
     columns = Columns(path, "row", rows, np.stack(inputs, axis=1), texts)
@@ -45,10 +50,11 @@ def read(path: Path, options: DataOptions, *, new: bool) -> SeriesTable:
 
 
 def _text(column: Any) -> np.ndarray:
-    """A column that is not an input, as float64 if it has numbers, otherwise as strings."""
+    """A column that is not an input: as float64 if it has fractions, otherwise as strings, which
+    have all digits of an integer."""
     import pyarrow as pa
 
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+    if pa.types.is_floating(column.type):
         return column.cast(pa.float64()).to_numpy()
     if pa.types.is_boolean(column.type):  # as Python and pandas write it
         return np.array(["" if each is None else str(each) for each in column.to_pylist()])
@@ -81,7 +87,10 @@ def _lists(table: Any, columns: Columns, roles: Roles) -> SeriesTable:
                 f"{columns.name(row)}: its lists must have the same length, at least 1; got "
                 f"{', '.join(map(str, lengths))}"
             )
-        series = np.array(lists, np.float64)
+        try:
+            series = np.array(lists, np.float64)
+        except (TypeError, ValueError):
+            series = np.array(np.inf)
         if series.ndim != 2 or np.isinf(series).any():
             raise UserError(f"{columns.name(row)}: its lists must have finite numbers")
         inputs.append(series.T)

@@ -43,8 +43,7 @@ def read_table(path: str | PathLike[str], options: DataOptions) -> SeriesTable:
     path = Path(path)
     files = _files(path)
     if path.is_file() and (split := split_of_name(path)):
-        name = _without_split(path)
-        files = [f for f in _files(path.parent, path.suffix) if _without_split(f) == name]
+        files = [f for f in sorted(path.parent.iterdir()) if _is_split_of(f, path)]
         if split != "train":
             raise UserError(
                 f"{path} is the {split} split; give the file for training or the folder"
@@ -58,6 +57,12 @@ def read_table(path: str | PathLike[str], options: DataOptions) -> SeriesTable:
             names = ", ".join(sorted(name or "files without a split" for name in by_name))
             raise UserError(f"{path} has several data sets ({names}); give one of their files")
     splits = {file: split_of_name(file) for file in files}
+    named: dict[str, Path] = {}
+    for file, split in splits.items():
+        if split and (other := named.setdefault(split, file)) != file:
+            raise UserError(
+                f"{other} and {file} are both the {split} split; give the file for training"
+            )
     tables = []
     for file, split in splits.items():
         table = _reader(file)(file, options, new=False)
@@ -108,7 +113,13 @@ def _without_split(path: Path) -> str:
     return path.stem.rpartition("_")[0].lower()
 
 
-def _files(path: Path, suffix: str | None = None) -> list[Path]:
+def _is_split_of(file: Path, path: Path) -> bool:
+    """Whether a file is a split of the data set of another one, and next to it."""
+    same = file.parent == path.parent and file.suffix.lower() == path.suffix.lower()
+    return same and bool(split_of_name(file)) and _without_split(file) == _without_split(path)
+
+
+def _files(path: Path) -> list[Path]:
     """The files to read, all of one format: that of the first suffix of `READERS`."""
     if path.is_file():
         if path.suffix.lower() not in READERS:
@@ -117,8 +128,8 @@ def _files(path: Path, suffix: str | None = None) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"there is no file or folder {path}")
     found = files_under(path)
-    for known in READERS if suffix is None else (suffix,):
-        if files := [file for file in found if file.suffix.lower() == known.lower()]:
+    for known in READERS:
+        if files := [file for file in found if file.suffix.lower() == known]:
             others = [f for f in found if f.suffix.lower() in READERS and f not in files]
             if others and not all(split_of_name(file) for file in files):
                 raise UserError(

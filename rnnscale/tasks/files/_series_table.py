@@ -152,6 +152,8 @@ def with_numbers_as_labels(table: SeriesTable) -> SeriesTable:
     """
     labels = []
     for name, label in zip(table.names, table.labels, strict=True):
+        if label.dtype.kind == "U":
+            label = np.where(label == "", "nan", label)
         try:
             labels.append(label.astype(np.float64))
         except ValueError as error:
@@ -166,6 +168,6 @@ def with_numbers_as_labels(table: SeriesTable) -> SeriesTable:
 
 def names_of(values: np.ndarray) -> np.ndarray:
     """Values as names, such as those of classes: whole numbers without a decimal point."""
-    if values.dtype.kind == "f" and (values == np.round(values)).all():
+    if values.dtype.kind == "f" and (values % 1 == 0).all():  # false for NaN and infinity
         values = values.astype(np.int64)
     return values.astype(str)
