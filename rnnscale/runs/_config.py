@@ -238,8 +238,11 @@ class TrainConfig:
             )
         for axis, size in (self.mesh or {}).items():
             check_name(axis, AXES, "mesh axis")
-            if size < 1:
-                raise UserError(f"mesh axis {axis!r} must have at least 1 device, got {size}")
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise UserError(
+                    f"mesh axis {axis!r} must have a whole number of devices, at least 1, got "
+                    f"{size!r}"
+                )
 
     @property
     def models(self) -> list[str]:
@@ -343,6 +346,8 @@ class TrainConfig:
         unimportant = set(_WITHOUT_EFFECT)
         if options.get("patience") or options.get("keep_best"):  # they go by the evaluations
             unimportant.remove("evaluate_every")
+        if options.get("dropout"):  # each chunk draws its own
+            unimportant.remove("chunk")
         for name in given:
             if name not in unimportant and options[name] != stored.get(name):
                 _log.warning(

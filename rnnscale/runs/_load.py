@@ -94,7 +94,7 @@ class SavedRun:
         with jax.set_mesh(self.mesh):
             figures = set_up(config, task, self.mesh).evaluate(self.model, split)
         assert figures is not None  # nothing stops it
-        if task.inputs == "tokens" and task.labels == "step":
+        if task.inputs == "tokens" and task.labels == "step" and task.classes is not None:
             with np.errstate(over="ignore"):
                 figures["perplexity"] = float(np.exp(figures["loss"]))
         return figures

@@ -70,10 +70,11 @@ class FolderLock:
         self._thread.start()
 
     def release(self) -> None:
-        """Removes the file."""
+        """Removes the file, unless another process has taken it over."""
         self._closed.set()
         self._thread.join()
-        self.path.unlink(missing_ok=True)
+        if self._holder() == self._mine:
+            self.path.unlink(missing_ok=True)
         os.close(self._file)
 
     def _take(self) -> bool:

@@ -51,6 +51,7 @@ from rnnscale.training import (
     TrainState,
     WandB,
     fit,
+    saved_steps,
 )
 
 _log = logging.getLogger(__name__)
@@ -115,10 +116,7 @@ def run(
                 _log.info("testing the model of step %d, the best by %s", best.step, best.figure)
                 model, step = restore_model(config.out, like.model, setup.mesh)
                 if step != best.step:
-                    raise UserError(
-                        f"{config.out} has no checkpoint of step {best.step}, the best by "
-                        f"{best.figure}; to test the last model, resume without keep_best"
-                    )
+                    raise _best_is_gone(config, best)
             figures = setup.evaluate(model, "test", stop=stop, watchdog=watchdog)
             if figures is None:
                 return None
@@ -172,6 +170,8 @@ def _train(
         figure = {"figure": f"validation_{setup.task.metric}", "ties": config.ties}
         best = Best(**{**meta.get("best", {}), **figure})
         step = int(state.step)
+        if config.keep_best and best.step not in (None, *saved_steps(folder.checkpoints)):
+            raise _best_is_gone(config, best)
         # Only now: the folder of a run that can't be resumed with these options stays as it was.
         on_process_0(proceed)
         _log.info("%s", _opening(setup, state))
@@ -195,6 +195,13 @@ def _train(
         patient = not config.patience or best.failures < config.patience
         ended = "budget" if patient else "patience"
     return _Trained(state, clock, best, ended)
+
+
+def _best_is_gone(config: TrainConfig, best: Best) -> UserError:
+    return UserError(
+        f"{config.out} has no checkpoint of step {best.step}, the best by {best.figure}; to go on "
+        "and test the last model, resume without keep_best"
+    )
 
 
 def _callbacks(

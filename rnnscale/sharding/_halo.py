@@ -49,6 +49,10 @@ def shift(
     edge = jnp.zeros((), x.dtype) if edge is None else edge
     if jnp.result_type(x, edge) != x.dtype:
         raise TypeError(f"edge must have the dtype of x, {x.dtype}; got {jnp.result_type(edge)}")
+    if isinstance(edge, int) and jnp.issubdtype(x.dtype, jnp.integer):
+        info = jnp.iinfo(x.dtype)
+        if not info.min <= edge <= info.max:
+            raise TypeError(f"edge must have the dtype of x, {x.dtype}; got {edge}")
     if not -x.ndim <= time_axis < x.ndim:
         raise ValueError(f"time_axis={time_axis} is not an axis of an array of shape {x.shape}")
     axis, size = time_axis % x.ndim, abs(steps)

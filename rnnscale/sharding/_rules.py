@@ -67,7 +67,10 @@ def parameter_spec(parameter: Parameter, mesh: Mesh | AbstractMesh) -> Partition
             for axis in PARAMETER_AXES.get(name or "", ())
             if axis not in taken and mesh.shape.get(axis, 1) > 1 and size > 1
         ]
-        fitting = [axis for axis in wanted if size % mesh.shape[axis] == 0]
+        fitting: list[str] = []
+        for axis in wanted:
+            if size % math.prod(mesh.shape[each] for each in (*fitting, axis)) == 0:
+                fitting.append(axis)
         taken.update(fitting)
         uneven |= {axis: (name, size) for axis in wanted if axis not in fitting}
         spec.append(tuple(fitting) or None)

@@ -1,5 +1,6 @@
 """Checkpoints of a state: saved in the background, restored onto any mesh."""
 
+import json
 import os
 import re
 import shutil
@@ -20,10 +21,18 @@ from rnnscale.training._manifest import (
     entries,
     is_undamaged,
     newest_undamaged,
+    saved_steps,
     where_to_resume,
     write_manifest,
 )
-from rnnscale.training._named_arrays import Request, described, named, read_meta, storable
+from rnnscale.training._named_arrays import (
+    Request,
+    check_arrays,
+    described,
+    named,
+    read_meta,
+    storable,
+)
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # the suffix of an Orbax folder until it is committed
 # From this size on, processes share the work of writing a replicated array. Orbax does it for any
@@ -126,7 +135,8 @@ class Checkpointer:
         - `meta`: anything JSON can hold; `restore` returns it.
 
         **Raises:** `SaveFailedError`, an `OSError`, if this save or the one before could not be
-        written, such as on a full disk. It names the newest checkpoint that is whole.
+        written, such as on a full disk. It names the newest checkpoint that is whole. `TypeError`
+        if a leaf of `state` is no array of JAX, or JSON can't hold `meta`.
         """
         self.wait()
         if step in self._manager.all_steps():
@@ -134,6 +144,8 @@ class Checkpointer:
         self._saving = step
         self._last = monotonic()
         arrays = named(state)
+        check_arrays(arrays)
+        json.dumps(meta)  # an error here, and not while it is written
         with self._errors_of_saving():
             self._manager.save(
                 step,
@@ -309,4 +321,4 @@ def _chosen(folder: Path, best: bool) -> int | None:
     if step is None or not best:
         return step
     found = read_meta(folder / str(step))["meta"].get("best", {}).get("step")
-    return found if found is not None and is_undamaged(folder, found) else step
+    return found if found in saved_steps(folder) and is_undamaged(folder, found) else step

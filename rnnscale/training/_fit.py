@@ -97,7 +97,7 @@ class _Queue:
         measured = [each.on_dispatch(step, state) for each in self._callbacks]
         figures = [each for each in measured if each is not None]
         if figures:
-            self.finish({name: x for each in figures for name, x in each.items()})
+            self.finish({name: float(x) for each in figures for name, x in each.items()})
 
     def finish(self, figures: Mapping[str, float] | None = None) -> FinishedStep | None:
         """Waits for the step that was dispatched last, unless that was done already. Returns it.

@@ -90,7 +90,7 @@ class Log(Callback):
         self._metric = metric
 
     def on_start(self, step: int, steps: int, state: Any) -> None:
-        self._steps = steps
+        self._steps, self._first = steps, step
         self._start, self._cpu_start = perf_counter(), process_time()
         self._before, self._cpu_before = self.clock.elapsed, self.clock.cpu_seconds
         self._window = Clock()  # since the last row
@@ -116,8 +116,14 @@ class Log(Callback):
         metrics = {k: x for k, x in finished.metrics.items() if k not in _NOT_LOGGED}
         row = {"step": finished.step, "loss": metrics["loss"], **with_metric(metrics, self._metric)}
         if self._tokens is not None:
-            # The first step of a session has no time but one that includes the compilation.
-            rate = self._window.tokens_per_second or self._tokens / session
+            # Steps with an evaluation have no time of their own. Where no step has, the session
+            # counts with all that it does.
+            steps = finished.step - self._first
+            rate = (
+                self._window.tokens_per_second
+                or self.clock.tokens_per_second
+                or self._tokens * steps / session
+            )
             row["tokens_per_second"] = round(rate, 1)
         times = {
             "elapsed": round(self.clock.elapsed, 3),

@@ -23,6 +23,16 @@ def named(tree: PyTree) -> dict[str, Any]:
     return found
 
 
+def check_arrays(arrays: Mapping[str, Any]) -> None:
+    """**Raises:** `TypeError`, naming the leaf, if one is no array of JAX."""
+    for name, x in arrays.items():
+        if not isinstance(x, jax.Array):
+            raise TypeError(
+                f"the state must hold arrays of JAX, and {name} is {type(x).__name__}: make it one "
+                "with jax.numpy.asarray, or leave it out"
+            )
+
+
 def described(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Shapes and dtypes, as JSON holds them."""
     return {name: [list(x.shape), str(x.dtype)] for name, x in arrays.items()}

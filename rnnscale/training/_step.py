@@ -152,7 +152,7 @@ def _accumulate(differentiate, parts: int, params, batch, keys, carry):
         inputs = jax.tree.map(split, (batch, keys, carry))
         first = jax.tree.map(lambda x: x[0], inputs)
         shapes, _ = jax.eval_shape(differentiate, params, *first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), shapes)
         sums, carry = jax.lax.scan(add, _vary(zeros, axes), inputs)
         carry = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), carry)
         return jax.tree.map(lambda x: x[None], sums), carry
@@ -167,6 +167,12 @@ def _accumulate(differentiate, parts: int, params, batch, keys, carry):
         )
     sums, carry = on_one_device(params, batch, keys, carry)
     return jax.tree.map(lambda x: jnp.sum(x, 0), sums), carry
+
+
+def _wide(dtype: Any) -> Any:
+    """The dtype in which numbers of many parts are added up."""
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    return jnp.promote_types(dtype, jnp.float32) if floating else dtype
 
 
 def _vary(tree: PyTree, axes: tuple[str, ...]) -> PyTree:

@@ -45,7 +45,7 @@ class TensorBoard(Callback):
 
     def on_start(self, step: int, steps: int, state: Any) -> None:
         if process_index() == 0:
-            self._writer = self._open(str(self._folder), purge_step=step + 1 if step else None)
+            self._writer = self._open(str(self._folder), purge_step=step + 1)
             if self._config is not None:
                 # Markdown shows indented text as it is.
                 text = json.dumps(self._config, indent=2)

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_files_and_notes(tmp_path: Path):
         tmp_path / "a" / "rows",
         10,
         rows_per_shard=3,
-        notes={"from": "here", 10: 1, 2: 1},
+        notes=cast(Any, {"from": "here", 10: 1, 2: 1}),
         progress=lambda *counts: calls.append(counts),
     )
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]

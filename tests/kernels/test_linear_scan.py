@@ -146,8 +146,8 @@ def test_time_is_split_as_little_as_fills_a_gpu():
 def test_the_rings_of_triton_fit_into_a_workstation_gpu(cores):
     target = Target("cuda", "a GPU of compute capability 8.6", (8, 6), cores)
     for rows, channels in itertools.product((1, 3, 64), (32, 100, 1000, 4096)):
-        for dtypes in itertools.product(("float32", "bfloat16"), repeat=2):
-            case = Case("backward", True, True, dtypes, rows * channels)
+        for decay, sequence in itertools.product(("float32", "bfloat16"), repeat=2):
+            case = Case("backward", True, True, (decay, sequence), rows * channels)
             config = choose_config(case, rows, target)
             row_bytes = config.block * sum(jnp.dtype(x).itemsize for x in case.reads)
             assert (config.stages - 1) * config.rows * row_bytes <= 99 * 1024, (rows, case)

@@ -160,4 +160,5 @@ def test_one_that_was_taken_over_ends_itself(lock: FolderLock, monkeypatch: pyte
     left_by("another", lock)
     message, code = ended.get(timeout=30)
     lock.release()
+    assert lock.path.is_file()  # of the other one
     assert "was taken over by process" in message and "node-7" in message and code == 1

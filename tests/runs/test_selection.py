@@ -122,6 +122,14 @@ def test_other_evaluations_are_another_run_if_the_end_goes_by_them(
     assert ("evaluate_every was 10 and is now 20" in caplog.text) == warns
 
 
+@pytest.mark.parametrize(("dropout", "warns"), [(0.0, False), (0.1, True)])
+def test_other_chunks_are_another_run_with_dropout(
+    dropout: float, warns: bool, caplog: pytest.LogCaptureFixture
+):
+    TrainConfig.resumed({"task": "bytes", "out": "run", "dropout": dropout}, chunk=128)
+    assert ("chunk was None and is now 128" in caplog.text) == warns
+
+
 def test_a_best_checkpoint_that_is_gone_is_not_replaced_by_the_last(trained: Any, tmp_path: Path):
     summary, folder, _ = trained
     copy = tmp_path / "run"
@@ -130,6 +138,11 @@ def test_a_best_checkpoint_that_is_gone_is_not_replaced_by_the_last(trained: Any
     given = {**folder.config(), "out": str(copy)}
     with pytest.raises(ValueError, match=f"no checkpoint of step {summary['best_step']}, the best"):
         run(TrainConfig(**given), resume=True)
+    # Not after training on.
+    more = TrainConfig(**{**given, "steps": given["steps"] + 1, "patience": 0})
+    with pytest.raises(ValueError, match="no checkpoint .* go on and test the last model"):
+        run(more, resume=True)
+    assert RunFolder(copy).rows() == folder.rows()
     last = run(TrainConfig(**{**given, "keep_best": False}), resume=True)
     assert last is not None and last["steps"] == summary["steps"]
 
@@ -160,6 +173,7 @@ def test_samples_and_figures_are_written_on_the_way(trained: Any):
     [
         ({"evaluate_every": 0}, "patience and keep_best go by evaluations: leave evaluate_every"),
         ({"average": 1.0}, "average must be at least 0 and less than 1, got 1.0"),
+        ({"mesh": {"data": "4"}}, "mesh axis 'data' must have a whole number of devices, .* '4'"),
         ({"patience": -1}, "patience must be at least 0, got -1"),
         ({"optimiser": "adam"}, "optimiser must be one of 'adamw', .*; got 'adam'"),
         ({"schedule": "step"}, "schedule must be one of 'cosine', .*; got 'step'"),

@@ -103,7 +103,12 @@ def test_errors_of_shift():
         pytest.raises(ValueError, match="a device holds 3 of the 24 steps, split over seq=8: use"),
     ):
         shift(jnp.zeros((2, 24)), 4)
-    for x, edge in ((jnp.arange(4), 0.5), (jnp.ones(4, bool), 7)):
+    for x, edge in (
+        (jnp.arange(4), 0.5),
+        (jnp.ones(4, bool), 7),
+        (jnp.ones(4, jnp.uint8), -100),
+        (jnp.ones(4, jnp.uint8), 256),
+    ):
         with pytest.raises(TypeError, match=f"edge must have the dtype of x, {x.dtype}"):
             shift(x, 1, edge=edge)
 

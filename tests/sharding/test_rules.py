@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Float
 
-from rnnscale import S5, RGLRUCell
+from rnnscale import S5, ElmanRNNCell, RGLRUCell, RNNEncoder
 from rnnscale._fields import trainable
 from rnnscale.models import FFN, SequenceClassifier
 from rnnscale.sharding import (
@@ -24,6 +24,7 @@ from rnnscale.sharding import (
     sharded_init,
     shardings,
 )
+from rnnscale.training import Carry
 
 
 class Layer(eqx.Module):
@@ -173,3 +174,12 @@ def test_blocks_are_split_over_tensor_if_it_divides_them(key, caplog):
         (gates,) = (each for each in layouts(cell, mesh) if each.path == "gates")
         assert gates.mesh_axes == [(), axes, (), ()]
     assert "axis blocks of gates has size 2" in caplog.text
+
+
+def test_an_axis_is_split_over_as_many_mesh_axes_as_divide_it_together():
+    """The rows of a carry go over `data` and `fsdp`."""
+    encoder = RNNEncoder(ElmanRNNCell(2, 3, key=jax.random.key(0)))
+    carry = jax.eval_shape(lambda: Carry.zeros(encoder, 4))
+    assert jax.tree.leaves(specs(carry, data=4, fsdp=2)) == [P(("data",), None)]
+    carry = jax.eval_shape(lambda: Carry.zeros(encoder, 8))
+    assert jax.tree.leaves(specs(carry, data=4, fsdp=2)) == [P(("data", "fsdp"), None)]

@@ -994,9 +994,9 @@ def test_the_splits_of_a_file_are_those_next_to_it(tmp_path: Path):
 
 def test_one_series_for_each_split(tmp_path: Path):
     random = np.random.default_rng(0)
-    steps = {"inputs_train": 400, "inputs_validation": 80, "inputs_test": 120}
+    train, validation, test = (random.normal(size=(n, 2)) for n in (400, 80, 120))
     np.savez(
-        tmp_path / "own.npz", **{name: random.normal(size=(n, 2)) for name, n in steps.items()}
+        tmp_path / "own.npz", inputs_train=train, inputs_validation=validation, inputs_test=test
     )
     task = task_from(tmp_path / "own.npz", horizon=1)
     assert (task.idim, task.odim) == (2, 2)

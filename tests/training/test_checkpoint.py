@@ -288,6 +288,15 @@ def test_save_reports_what_made_the_one_before_fail(
         checkpoints.wait()
 
 
+def test_what_can_not_be_saved_is_named(tmp_path: Path):
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        with pytest.raises(TypeError, match="arrays of JAX, and a.b is ndarray: make it one"):
+            checkpointer.save(1, {"a": {"b": np.arange(3)}})
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            checkpointer.save(1, {"a": jnp.arange(3)}, note=np.float32(3))
+        checkpointer.save(1, {"a": jnp.arange(3)}, note=3)
+
+
 def test_manifest_covers_the_numbers(saved: Path):
     manifest = json.loads((saved / "3" / "manifest.json").read_text())
     listed = {f"3/{name}" for name in manifest}

@@ -393,6 +393,24 @@ def test_validation_stands_in_the_row_of_its_step(tmp_path: Path):
     assert models == [found[step]["loss"] for step in (8, 16, 20)]
 
 
+def test_figures_of_any_kind_of_number(tmp_path: Path):
+    figures = Evaluation(lambda _: {"accuracy": jnp.float32(0.5)}, every=2)
+    train(tmp_path, None, figures, steps=4)
+    assert [row["validation_accuracy"] for row in rows(tmp_path)] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_rates_of_rows_whose_steps_have_no_time(every: int):
+    """Those with an evaluation: they have the rate of the others, or of the session."""
+    found: list[Any] = []
+    log = Log(found.append, every=1, tokens_per_step=8)
+    slow = Evaluation(lambda _: {"loss": 0.0}, every=every)
+    batches = Batches(at={step: lambda: sleep(0.02) for step in range(30)})
+    fit(start(), train_step, batches, steps=28, callbacks=[log, slow])
+    rates = [row["tokens_per_second"] for row in found[1:]]
+    assert max(rates) < 8 / 0.02 and min(rates) > 8 / 0.02 / 3
+
+
 def test_bits_per_byte(tmp_path: Path):
     train(tmp_path, steps=5, metric="bits_per_byte")
     (row,) = rows(tmp_path)

@@ -3,11 +3,13 @@
 import functools
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jaxtyping import Array, Float
 
 from rnnscale import RNN, ElmanRNNCell
 from rnnscale.training import (
@@ -49,6 +51,24 @@ def test_a_mean_or_numbers_for_rows_give_the_step_of_the_sums(loss: int, parts: 
     np.testing.assert_allclose(metrics["loss"], others["loss"], rtol=1e-6)
     for a, b in zip(jax.tree.leaves(got.model), jax.tree.leaves(expected.model), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_parts_in_bfloat16_are_added_in_float32():
+    """In bfloat16 a sum of hundreds of parts stays where its steps are below its rounding."""
+
+    class Sum(eqx.Module):
+        weight: Float[Array, " inputs"]
+
+    def error(model, batch):
+        return batch["inputs"] @ model.weight
+
+    inputs = jnp.asarray(1 + 0.01 * np.random.default_rng(0).normal(size=(1024, 4)), jnp.bfloat16)
+    optimiser = optax.sgd(1.0)
+    start = TrainState.create(Sum(jnp.zeros(4, jnp.bfloat16)), optimiser, KEY)
+    run = make_train_step(error, optimiser, accumulation=512)
+    state, _ = run(start, {"inputs": inputs})
+    expected = -np.mean(np.asarray(inputs, np.float64), axis=0)
+    np.testing.assert_allclose(np.asarray(state.model.weight, np.float64), expected, rtol=4e-3)
 
 
 def test_a_mean_is_evaluated_over_rows_of_batches_of_any_size():
