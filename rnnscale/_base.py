@@ -68,7 +68,8 @@ class Stepwise(SequenceModel):
 
         - `x`: the input of one step, "*batch idim", or tokens, "*batch".
         - `state`: as returned by `init_state`, `step` or a call.
-        - `key`: as in a call.
+        - `key`: as in a call, another one for each step. With dropout, the masks are not those that
+            a call has for the same keys.
 
         **Returns:** `(state, y)`, with the output of the step, "*batch odim".
         """

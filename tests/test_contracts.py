@@ -23,6 +23,7 @@ from rnnscale import (
     MinGRUCell,
     ReservoirComputer,
     RNNEncoder,
+    verify,
 )
 from rnnscale.cells import AffineInputCell, LinearCell, time_loop
 from rnnscale.models import FFN, Block, BlockStack, LanguageModel, SequenceClassifier
@@ -276,3 +277,15 @@ def test_an_optimiser_is_checked_where_it_enters():
         TypeError, match=r"TrainState.create: optimiser must be an optax\..*; got 0.001"
     ):
         TrainState.create(Sound(), 1e-3, KEY)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [*((each.name, each.build) for each in verify.CELLS), *verify.LAYERS],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_no_two_arrays_are_one(name, build):
+    """Or a step that is given them to donate, one of training or of decoding, would fail."""
+    model = build(KEY)
+    arrays = jax.tree.leaves(eqx.filter((model, model.init_state((2,))), eqx.is_array))
+    assert len({id(x) for x in arrays}) == len(arrays)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from rnnscale.analysis._eigenvalues import eigenvalues, timescales
+from rnnscale.analysis._eigenvalues import eigenvalues, timescales_of
 from rnnscale.analysis._gradient_norms import gradient_norms, state_gradient_norms
 from rnnscale.analysis._lyapunov import lyapunov_spectrum
 from rnnscale.analysis._parallelisable import parallelisable
@@ -117,7 +117,8 @@ def _measure(at: LayerWithInputs, burn_in: int) -> _LayerDynamics:
     by_state = state_gradient_norms(layer, xs, key=key) if layer.causal else None
     if not isinstance(layer, RNNEncoder):
         points = {"decays": eigenvalues(layer)}
-        return _LayerDynamics(at.name, points, timescales(layer), by_input, by_state, None)
+        times = timescales_of(points["decays"])
+        return _LayerDynamics(at.name, points, times, by_input, by_state, None)
     # A cell is linearised at the last step of one sequence too.
     state, _ = eqx.filter_jit(layer)(xs[0, :-1])
     x, cell = xs[0, -1], layer.cell
@@ -127,7 +128,7 @@ def _measure(at: LayerWithInputs, burn_in: int) -> _LayerDynamics:
     count = min(_EXPONENTS, points["at rest"].size)
     exponents = lyapunov_spectrum(cell, xs[:_TRAJECTORIES], count=count, burn_in=burn_in)
     return _LayerDynamics(
-        at.name, points, timescales(cell, x, state), by_input, by_state, exponents.mean(axis=0)
+        at.name, points, timescales_of(points["driven"]), by_input, by_state, exponents.mean(axis=0)
     )
 
 

@@ -54,23 +54,27 @@ def eigenvalues(
     """
     diagonal = layer.forward if isinstance(layer, BidirectionalS5) else layer
     if isinstance(diagonal, DiagonalSSM):
-        decay = diagonal.discretise()[0]
-        return _on_host(decay)
+        return _finite(layer, _on_host(diagonal.discretise()[0]))
     if isinstance(layer, OscillatorySSM):
         (zz, zy), (yz, yy) = jax.tree.map(np.float64, layer.discretise()[0])
         mean, square = (zz + yy) / 2, zz * yy - zy * yz
         # A double eigenvalue may have a negative root through rounding.
-        return mean + 1j * np.sqrt(np.maximum(square - mean**2, 0))
+        return _finite(layer, mean + 1j * np.sqrt(np.maximum(square - mean**2, 0)))
     if x is not None and jnp.ndim(x) > 1:
         raise UserError(f"eigenvalues: x must be one input, (idim,); got shape {jnp.shape(x)}.")
     x, state = check_recurrent(layer, x, state, rank=1)
-    jacobian = np.asarray(_jacobian(layer, x, state), np.float64)
-    if not np.isfinite(jacobian).all():
+    jacobian = _finite(layer, np.asarray(_jacobian(layer, x, state), np.float64))
+    return np.linalg.eigvals(jacobian).astype(np.complex128)
+
+
+def _finite(layer: Recurrent, numbers: np.ndarray) -> np.ndarray:
+    """The numbers, of the Jacobian or its eigenvalues. Raises if one is not finite."""
+    if not np.isfinite(numbers).all():
         raise UserError(
             f"eigenvalues: the Jacobian of {type(layer).__name__} is not finite at this point: "
             "look for what is NaN or infinite in x, the state or the parameters."
         )
-    return np.linalg.eigvals(jacobian).astype(np.complex128)
+    return numbers
 
 
 def continuous_eigenvalues(layer: S4D | S5 | BidirectionalS5) -> Complex[np.ndarray, "state"]:
@@ -101,7 +105,12 @@ def timescales(
     **Returns:** float64, in steps: 0 for a mode that is gone after one step, infinite where
     $|\lambda| \ge 1$ and nothing is forgotten.
     """
-    magnitude = np.abs(eigenvalues(layer, x, state))
+    return timescales_of(eigenvalues(layer, x, state))
+
+
+def timescales_of(found: Complex[np.ndarray, "units"]) -> Float[np.ndarray, "units"]:
+    """The `timescales` of eigenvalues."""
+    magnitude = np.abs(found)
     with np.errstate(divide="ignore"):
         return np.where(magnitude < 1, -1 / np.log(np.minimum(magnitude, 1)), np.inf)
 

@@ -13,7 +13,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from rnnscale._base import State
 from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
-from rnnscale.analysis._step import Recurrent, as_vector, check_recurrent, step_of
+from rnnscale.analysis._step import (
+    Recurrent,
+    as_vector,
+    batch_axes,
+    check_recurrent,
+    step_of,
+)
 from rnnscale.cells import Cell, time_loop
 
 
@@ -114,7 +120,13 @@ def _by_state(
     layer: Recurrent, xs: Float[Array, "*batch time idim"], state: State, keys: PRNGKeyArray
 ) -> Float[Array, "probe time *batch"]:
     rows = xs.reshape(-1, *xs.shape[-2:])
-    state = jax.tree.map(lambda x: x.reshape(rows.shape[0], *x.shape[xs.ndim - 2 :]), state)
+    batch = xs.ndim - 2
+
+    def by_row(x: Array, axis: int) -> Array:
+        x = jnp.moveaxis(x, range(axis, axis + batch), range(batch))
+        return x.reshape(rows.shape[0], *x.shape[batch:])
+
+    state = jax.tree.map(by_row, state, batch_axes(layer, xs.dtype))
     step = step_of(layer, xs.dtype)
 
     def last(nudges: Float[Array, "row time units"]) -> Float[Array, "row units"]:

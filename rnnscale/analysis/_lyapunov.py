@@ -9,10 +9,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from rnnscale._base import State
+from rnnscale._base import State, at_least_float32
 from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
-from rnnscale.analysis._step import Recurrent, as_vector, check_recurrent, on_vectors, step_of
+from rnnscale.analysis._step import (
+    Recurrent,
+    as_vector,
+    batch_axes,
+    check_recurrent,
+    on_vectors,
+    step_of,
+)
 
 
 @check_arguments
@@ -65,7 +72,7 @@ def lyapunov_spectrum(
     **Raises:** `ValueError` or `TypeError` if `xs` or the state does not fit the layer, if it has
     no step, or if `count` or `burn_in` is out of range.
     """
-    xs, state = check_recurrent(layer, xs, state, rank=2)
+    xs, state = check_recurrent(layer, at_least_float32(xs), state, rank=2)
     step_of(layer, xs.dtype)  # raises if there is none
     time = xs.shape[-2]
     (units,) = jax.eval_shape(lambda: as_vector(layer.init_state((), xs.dtype))[0]).shape
@@ -89,7 +96,7 @@ def lyapunov_spectrum(
 def _log_growth(
     layer: Recurrent, xs: Float[Array, "*batch time idim"], state: State, count: int
 ) -> Float[Array, "*batch time count"]:
-    step = step_of(layer, xs.dtype)
+    step, axes = step_of(layer, xs.dtype), batch_axes(layer, xs.dtype)
 
     def row(xs: Array, state: State) -> Array:
         vector, _ = as_vector(state)
@@ -107,5 +114,5 @@ def _log_growth(
 
     with jax.default_matmul_precision("highest"):
         for _ in range(xs.ndim - 2):
-            row = jax.vmap(row)
+            row = jax.vmap(row, in_axes=(0, axes))
         return row(xs, state)

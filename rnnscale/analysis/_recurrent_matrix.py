@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
 from rnnscale.cells import Cell, IndRNNCell, affine, compute_weights, identity, linear
+from rnnscale.layers import ModularRNN
 
 
 def recurrent_matrix(cell: Cell) -> Float[np.ndarray, "units units"] | None:
@@ -27,13 +28,15 @@ def recurrent_matrix(cell: Cell) -> Float[np.ndarray, "units units"] | None:
     For `UnitaryEvolutionRNNCell` it is the real form, with the real plane above the imaginary one,
     so its eigenvalues are those of $W$ and their conjugates. For `IndRNNCell` it is diagonal.
 
-    **Returns:** the matrix in float32, on the host; `None` if the cell has no
-    such matrix, or several, such as those of gates. `eigenvalues` linearises the step of any cell.
+    **Returns:** the matrix in float32, on the host; `None` if the cell has no such matrix, or
+    several, such as those of gates or of modules. `eigenvalues` linearises the step of any cell.
 
     **Raises:** `TypeError` if `cell` is not a `Cell`.
     """
     if not isinstance(cell, Cell):
         raise TypeError(f"recurrent_matrix takes a rnnscale.cells.Cell; got {type(cell).__name__}.")
+    if isinstance(cell, ModularRNN):
+        return None  # messages between modules are not a part of the matrices of the modules
     if isinstance(cell, IndRNNCell):
         return np.diag(np.asarray(cell.recurrent, np.float32))
     matrices: list[jax.Array] = []

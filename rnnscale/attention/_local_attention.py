@@ -210,7 +210,7 @@ class LocalAttention(CausalLayer):
     ) -> WindowState:
         kv_heads, key_dim, _ = self.key.shape[-3:]
         ring = jnp.zeros((*batch_shape, self.window, kv_heads, key_dim), state_dtype(dtype))
-        return WindowState(ring, ring, jnp.zeros(batch_shape, jnp.int32))
+        return WindowState(ring, jnp.zeros_like(ring), jnp.zeros(batch_shape, jnp.int32))
 
     def _attend_in_blocks(
         self,

@@ -114,7 +114,8 @@ class UpProjectedMLSTM(CausalLayer):
         self.gates = jnp.zeros((2, heads, 3 * inner), jnp.float32)
         i_bias = 0.1 * jax.random.normal(keys[3], (heads,), jnp.float32)
         self.gate_bias = jnp.stack([i_bias, initial_forget_bias(heads)])
-        self.scale = self.skip = jnp.ones((heads, width), jnp.float32)
+        # Two arrays, since one would be donated twice to a training step.
+        self.scale, self.skip = (jnp.ones((heads, width), jnp.float32) for _ in range(2))
         std = 2 / (depth * math.sqrt(idim))
         self.down = std * jax.random.normal(keys[4], (odim, heads, width), jnp.float32)
         self.idim, self.odim, self.heads, self.value_dim = idim, odim, heads, width

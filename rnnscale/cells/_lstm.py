@@ -95,7 +95,7 @@ class LongShortTermMemoryCell(AffineInputCell):
         self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> LSTMState:
         zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
-        return zeros, zeros
+        return zeros, jnp.zeros_like(zeros)
 
 
 LongShortTermMemory = LongShortTermMemoryCell

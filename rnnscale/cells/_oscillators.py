@@ -29,7 +29,7 @@ class OscillatorCell(AffineInputCell):
         self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> Oscillators:
         zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
-        return zeros, zeros
+        return zeros, jnp.zeros_like(zeros)
 
 
 def swing(

@@ -215,7 +215,7 @@ class ParaLSTMCell(Cell):
         self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> ParaLSTMState:
         zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
-        return zeros, zeros
+        return zeros, jnp.zeros_like(zeros)
 
 
 def _check_heads(owner: type, idim: int, hdim: int, heads: int) -> None:

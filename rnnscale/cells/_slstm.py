@@ -149,5 +149,5 @@ class SLSTMCell(Cell):
     def init_state(
         self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> SLSTMState:
-        zeros = jnp.zeros((*batch_shape, self.hdim), state_dtype(dtype))
-        return SLSTMState(zeros, zeros, zeros, zeros)
+        shape = *batch_shape, self.hdim
+        return SLSTMState(*(jnp.zeros(shape, state_dtype(dtype)) for _ in SLSTMState._fields))

@@ -198,6 +198,7 @@ class AutoregressiveRNN(Stepwise):
         for tokens do not include features."""
         if isinstance(xs, jax.Array | np.ndarray) and jnp.issubdtype(xs.dtype, jnp.integer):
             check_tokens(self, xs, rank - 1)
-            return jax.nn.one_hot(xs, self.idim, dtype=jnp.float32)
+            # In 8 bits, the numbers that tokens are compared with would not fit.
+            return jax.nn.one_hot(xs.astype(jnp.int32), self.idim, dtype=jnp.float32)
         check_features(self, xs, self.idim, rank)
         return xs

@@ -49,7 +49,7 @@ class DiagonalSSM(CausalLayer):
         decay = jax.eval_shape(self.discretise)[0]
         dtype = jnp.promote_types(state_dtype(dtype), decay.dtype)
         zeros = jnp.zeros((*batch_shape, *decay.shape), dtype)
-        return Planar(zeros, zeros)
+        return Planar(zeros, jnp.zeros_like(zeros))
 
     def add_skip(
         self, xs: Float[Array, "*axes idim"], ys: Float[Array, "*axes odim"]

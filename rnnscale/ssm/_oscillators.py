@@ -137,8 +137,8 @@ class OscillatorySSM(CausalLayer):
         self, batch_shape: BatchShape = (), dtype: FloatDType | None = None
     ) -> OscillatorState:
         dtype = jnp.promote_types(state_dtype(dtype), at_least_float32(self.b_re).dtype)
-        zeros = jnp.zeros((*batch_shape, self.state_dim), dtype)
-        return OscillatorState(Planar(zeros, zeros), Planar(zeros, zeros))
+        planes = [jnp.zeros((*batch_shape, self.state_dim), dtype) for _ in range(4)]
+        return OscillatorState(Planar(*planes[:2]), Planar(*planes[2:]))
 
     def add_skip(
         self, xs: Float[Array, "*axes idim"], ys: Float[Array, "*axes odim"]

@@ -230,3 +230,7 @@ def test_bad_arguments(key):
         eigenvalues(cell, jnp.zeros(2), jnp.zeros(5))
     with pytest.raises(ValueError, match="Jacobian of ElmanRNNCell is not finite"):
         eigenvalues(cell, jnp.array([jnp.nan, 0]))
+    layer = S5(2, 4, key=key)
+    layer = eqx.tree_at(lambda layer: layer.lambda_re, layer, layer.lambda_re * jnp.nan)
+    with pytest.raises(ValueError, match="Jacobian of S5 is not finite"):
+        timescales(layer)

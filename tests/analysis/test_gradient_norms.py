@@ -104,3 +104,14 @@ def test_bad_arguments(getkey):
             norms(cell, jnp.zeros((5, 2)), jnp.zeros(3), key=getkey())
         with pytest.raises(TypeError, match="got .lstm."):
             norms(cast(Any, "lstm"), jnp.zeros((5, 2)), key=getkey())
+
+
+def test_rows_of_a_stack_whose_state_has_its_blocks_in_front(getkey):
+    """The mean square over rows is that of the rows, each with the probe of its own row."""
+    layer = rnnscale.models.BlockStack(
+        lambda key: rnnscale.RNNEncoder(rnnscale.ElmanRNNCell(3, 3, key=key)), 2, key=getkey()
+    )
+    xs = jax.random.normal(getkey(), (3, 5, 3))
+    found = state_gradient_norms(layer, xs, probes=400, key=getkey())
+    rows = [state_gradient_norms(layer, x, probes=400, key=getkey()) for x in xs]
+    np.testing.assert_allclose(found, np.sqrt(np.mean(np.square(rows), axis=0)), rtol=0.1)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import rnnscale
+from rnnscale import ElmanRNNCell, RNNEncoder
 from rnnscale.analysis import eigenvalues, lyapunov_spectrum
 from rnnscale.cells import Cell
+from rnnscale.models import BlockStack
 from rnnscale.ssm import LRU
 
 
@@ -158,3 +160,24 @@ def test_a_layer_that_looks_ahead_is_refused(key):
     cell = rnnscale.ElmanRNNCell(1, 4, key=key)
     with pytest.raises(TypeError, match="looks ahead"):
         lyapunov_spectrum(rnnscale.BidirectionalRNNEncoder(cell, cell), zeros(10))
+
+
+def stack(key):
+    return BlockStack(lambda key: RNNEncoder(ElmanRNNCell(3, 3, key=key)), 2, key=key)
+
+
+def test_rows_of_a_stack_whose_state_has_its_blocks_in_front(getkey):
+    """As many rows as blocks, so that taking one axis for the other would raise nothing."""
+    layer, xs = stack(getkey()), jax.random.normal(getkey(), (2, 5, 3))
+    state = jax.tree.map(lambda x: x + jax.random.normal(getkey(), x.shape), layer.init_state((2,)))
+    found = lyapunov_spectrum(layer, xs, state, count=2)
+    for n in range(2):
+        row = jax.tree.map(lambda x, n=n: x[:, n], state)
+        np.testing.assert_allclose(found[n], lyapunov_spectrum(layer, xs[n], row, count=2), 1e-5)
+
+
+def test_inputs_of_16_bits_are_taken_in_32(getkey):
+    cell = ElmanRNNCell(2, 6, key=getkey())
+    xs = jax.random.normal(getkey(), (40, 2), jnp.bfloat16)
+    expected = lyapunov_spectrum(cell, xs.astype(jnp.float32))
+    np.testing.assert_array_equal(lyapunov_spectrum(cell, xs), expected)

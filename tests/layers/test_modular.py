@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rnnscale import cells, trainable, verify
+from rnnscale.analysis import recurrent_matrix
 from rnnscale.cells import ElmanRNNCell, GatedRecurrentUnitCell, LongShortTermMemoryCell
 from rnnscale.layers import (
     DenseMessages,
@@ -68,6 +69,10 @@ def message_passing(key: Any, aggregation: Any = "sum", nodes: int = 6):
         SENDERS, RECEIVERS, nodes, 7, MESSAGE, aggregation=aggregation, maps="shared", key=map_key
     )
     return ModularRNN([SharedModules(cell, nodes)], messages)
+
+
+def test_its_messages_are_in_no_recurrent_matrix(key):
+    assert recurrent_matrix(message_passing(key)) is None
 
 
 def draw(key, network, *axes):

@@ -107,6 +107,12 @@ def test_bad_calls(key):
         ahead.step(xs[:, 0], ahead.init_state((5,)))
 
 
+def test_tokens_of_8_bits(key):
+    model = AutoregressiveRNN(RNNEncoder(elman(260, 4)), key=key)
+    found, expected = (model(jnp.array([3, 250], dtype))[1] for dtype in ("uint8", "int32"))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_bad_generation(key):
     model = AutoregressiveRNN(RNNEncoder(elman(3, 4)), key=key)
     with pytest.raises(ValueError, match="steps must be at least 1"):
