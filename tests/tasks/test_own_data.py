@@ -1014,7 +1014,7 @@ def test_the_only_series_of_a_class_stays_in_training():
 
 
 def test_a_constant_input_has_a_deviation_of_one(tmp_path: Path):
-    """Rounding gives the mean of equal numbers a deviation, which is none of theirs."""
+    """The mean of equal numbers is rounded, so that they seem to deviate from it."""
     inputs, labels = two_classes(40, 0)
     inputs[..., 1] = 0.3
     task = Task.from_arrays(inputs, labels)
