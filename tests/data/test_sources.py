@@ -284,7 +284,7 @@ def test_short_reads_are_continued(tmp_path: Path, monkeypatch):
 
 
 def test_a_file_that_is_read_stays_open(tmp_path: Path, monkeypatch):
-    """While another thread opens so many that its entry leaves the cache."""
+    """Also if another thread meanwhile opens more files than the cache holds."""
     for number in range(200):
         (tmp_path / f"{number:03}").write_bytes(bytes([number]))
     source = data.ByteFiles(tmp_path)
