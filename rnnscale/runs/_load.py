@@ -62,8 +62,8 @@ class SavedRun:
         check_same_data(
             task,
             self.preprocessing,
-            "rnnscale predict RUN DATA reads other data as in the training, and prints the figures "
-            "if they have labels",
+            "rnnscale predict RUN --data PATH reads other data as in the training, and prints the "
+            "figures if they have labels",
         )
         return task
 

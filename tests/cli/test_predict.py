@@ -121,7 +121,7 @@ def test_other_data_are_neither_evaluated_nor_trained_on(
     other.write_text(data.read_text().replace("well", "able"))
     message = error_line("eval", str(out), "--data", str(other))
     assert "classes was ('ill', 'well') and is ('able', 'ill')" in message
-    assert "rnnscale predict RUN DATA" in message
+    assert "rnnscale predict RUN --data PATH" in message
     before = (out / "preprocessing.json").read_bytes()
     write_long(other, [4 + number % 3 for number in range(44)])
     message = error_line("train", "--resume", "--out", str(out), "--data", str(other))
