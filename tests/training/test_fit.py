@@ -407,8 +407,8 @@ def test_rates_of_rows_whose_steps_have_no_time(every: int):
     slow = Evaluation(lambda _: {"loss": 0.0}, every=every)
     batches = Batches(at={step: lambda: sleep(0.02) for step in range(30)})
     fit(start(), train_step, batches, steps=28, callbacks=[log, slow])
-    rates = [row["tokens_per_second"] for row in found[1:]]
-    assert max(rates) < 8 / 0.02 and min(rates) > 8 / 0.02 / 3
+    rates = [row["tokens_per_second"] for row in found if row["step"] in (14, 21, 28)]
+    assert max(rates) < 8 / 0.02 and min(rates) > 8 / 0.02 / 5
 
 
 def test_bits_per_byte(tmp_path: Path):
