@@ -321,6 +321,26 @@ def _shapes(tree: Any) -> str:
     return str(jax.tree.map(shape, tree))
 
 
+def batch_axes(model: Any, dtype: DTypeLike | None = None) -> PyTree[int]:
+    """The batch axis of each array of `model.init_state((rows,), dtype)`. It is not always the
+    first: in a stack, the blocks come before it.
+
+    **Raises:** `ValueError` if an array has none.
+    """
+
+    def axis(one: Any, two: Any) -> int:
+        for n, (size, other) in enumerate(zip(one.shape, two.shape, strict=True)):
+            if size != other:
+                return n
+        raise ValueError(
+            f"{type(model).__name__} has a state of shape {one.shape} that is the same for any "
+            "batch: all of its arrays need a batch axis"
+        )
+
+    like = (jax.eval_shape(lambda n=n: model.init_state((n,), dtype)) for n in (1, 2))
+    return jax.tree.map(axis, *like)
+
+
 def at_least_float32(x: Array) -> Array:
     """`x` in float32 if its precision is lower, as coefficients of a recurrence have to be."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

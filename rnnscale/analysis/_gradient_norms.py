@@ -10,16 +10,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rnnscale._base import State
+from rnnscale._base import State, batch_axes
 from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
-from rnnscale.analysis._step import (
-    Recurrent,
-    as_vector,
-    batch_axes,
-    check_recurrent,
-    step_of,
-)
+from rnnscale.analysis._step import Recurrent, as_vector, check_recurrent, step_of
 from rnnscale.cells import Cell, time_loop
 
 

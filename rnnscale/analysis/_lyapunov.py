@@ -9,17 +9,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from rnnscale._base import State, at_least_float32
+from rnnscale._base import State, at_least_float32, batch_axes
 from rnnscale._checks import check_arguments
 from rnnscale._errors import UserError
-from rnnscale.analysis._step import (
-    Recurrent,
-    as_vector,
-    batch_axes,
-    check_recurrent,
-    on_vectors,
-    step_of,
-)
+from rnnscale.analysis._step import Recurrent, as_vector, check_recurrent, on_vectors, step_of
 
 
 @check_arguments

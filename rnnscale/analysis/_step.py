@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, DTypeLike, Float
@@ -57,18 +56,6 @@ def step_of(layer: Recurrent, dtype: DTypeLike) -> Step:
         f"{type(layer).__name__} looks ahead, so there is no step from a state to the next: give "
         "the part of it that runs in one direction, such as its `forward`."
     )
-
-
-def batch_axes(layer: Recurrent, dtype: DTypeLike) -> Any:
-    """For each array of a state with one batch axis, where that axis is: the blocks of a stack come
-    before it."""
-
-    def axis(one: Any, two: Any) -> int:
-        sizes = enumerate(zip(one.shape, two.shape, strict=True))
-        return next(n for n, (size, other) in sizes if size != other)
-
-    like = (jax.eval_shape(lambda n=n: layer.init_state((n,), dtype)) for n in (1, 2))
-    return jax.tree.map(axis, *like)
 
 
 def as_vector(state: State) -> tuple[Float[Array, "units"], Callable[[Array], State]]:

@@ -220,9 +220,9 @@ def load_task_of(config: TrainConfig, given: Task | None = None) -> Task:
 
 
 def check_same_data(task: Task, fitted: Preprocessing | None, hint: str) -> None:
-    """Checks that a task of one's own data is that of a training, with what was fitted to it.
+    """Checks that one's own data are those of a training, by what was fitted to them there.
 
-    **Raises:** `UserError` with the hint if other values, columns or classes were found.
+    **Raises:** `UserError`, with the hint at its end, if values, columns or classes are others.
     """
     if task.preprocessing is None or fitted is None:
         return

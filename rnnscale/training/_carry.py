@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from rnnscale._base import SequenceModel, State
+from rnnscale._base import SequenceModel, State, batch_axes
 from rnnscale._checks import FloatDType, Size, check_arguments
 
 
@@ -43,11 +43,8 @@ class Carry(eqx.Module):
                 f"{type(model).__name__} looks ahead, so its state can't be carried to the next "
                 "batch: use causal layers"
             )
-        state = model.init_state((batch_size,), dtype)
-        leaves, structure = jax.tree.flatten(state)
-        other = jax.eval_shape(lambda: model.init_state((batch_size + 1,), dtype))
-        pairs = zip(leaves, jax.tree.leaves(other), strict=True)
-        axes = tuple(_growing_axis(model, a.shape, b.shape) for a, b in pairs)
+        axes = tuple(jax.tree.leaves(batch_axes(model, dtype)))
+        leaves, structure = jax.tree.flatten(model.init_state((batch_size,), dtype))
         return cls(_leading(leaves, axes), axes, structure)
 
     @property
@@ -64,14 +61,3 @@ class Carry(eqx.Module):
 
 def _leading(leaves: list[Array], axes: tuple[int, ...]) -> tuple[Array, ...]:
     return tuple(jnp.moveaxis(x, axis, 0) for x, axis in zip(leaves, axes, strict=True))
-
-
-def _growing_axis(model: SequenceModel, shape: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """The batch axis: the one whose size grows with the batch."""
-    for axis, (size, other_size) in enumerate(zip(shape, other, strict=True)):
-        if size != other_size:
-            return axis
-    raise ValueError(
-        f"{type(model).__name__} has a state of shape {shape} that is the same for any batch: all "
-        "of its arrays need a batch axis to be carried"
-    )

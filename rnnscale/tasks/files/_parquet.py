@@ -87,12 +87,13 @@ def _lists(table: Any, columns: Columns, roles: Roles) -> SeriesTable:
                 f"{columns.name(row)}: its lists must have the same length, at least 1; got "
                 f"{', '.join(map(str, lengths))}"
             )
+        wrong = UserError(f"{columns.name(row)}: its lists must have finite numbers")
         try:
             series = np.array(lists, np.float64)
-        except (TypeError, ValueError):
-            series = np.array(np.inf)
+        except (TypeError, ValueError) as error:
+            raise wrong from error
         if series.ndim != 2 or np.isinf(series).any():
-            raise UserError(f"{columns.name(row)}: its lists must have finite numbers")
+            raise wrong
         inputs.append(series.T)
     # Labels and splits are as in a wide table.
     others = table_of_columns(columns, replace(roles, wide=True))

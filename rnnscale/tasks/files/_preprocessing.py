@@ -87,8 +87,8 @@ class Preprocessing:
         return dataclasses.asdict(self)
 
     def difference(self, other: "Preprocessing") -> str | None:
-        """What would make other records of the same data: the name of an attribute; None if nothing
-        does. Numbers may differ by rounding, and sequences may have other lengths."""
+        """The first attribute by which the two make different records of the same data; None if
+        there is none. Numbers may differ by rounding, and `seq_len` does not count."""
         names = "kind", "columns", "classes", "targets", "labels_per_step", "irregular"
         for name in (*names, "options.missing"):
             if attrgetter(name)(self) != attrgetter(name)(other):

@@ -114,9 +114,11 @@ def _without_split(path: Path) -> str:
 
 
 def _is_split_of(file: Path, path: Path) -> bool:
-    """Whether a file is a split of the data set of another one, and next to it."""
-    same = file.parent == path.parent and file.suffix.lower() == path.suffix.lower()
-    return same and bool(split_of_name(file)) and _without_split(file) == _without_split(path)
+    """Whether a file is a split of the data set that another one is a split of."""
+    same = file.suffix.lower() == path.suffix.lower() and _without_split(file) == _without_split(
+        path
+    )
+    return same and split_of_name(file) is not None
 
 
 def _files(path: Path) -> list[Path]:

@@ -168,6 +168,7 @@ def with_numbers_as_labels(table: SeriesTable) -> SeriesTable:
 
 def names_of(values: np.ndarray) -> np.ndarray:
     """Values as names, such as those of classes: whole numbers without a decimal point."""
-    if values.dtype.kind == "f" and (values % 1 == 0).all():  # false for NaN and infinity
+    finite = values.dtype.kind == "f" and np.isfinite(values).all()
+    if finite and (values == np.round(values)).all():
         values = values.astype(np.int64)
     return values.astype(str)
