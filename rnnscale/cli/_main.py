@@ -1,10 +1,12 @@
 """The `rnnscale` command: its parser, its logging and its exit codes."""
 
 import argparse
+import gc
 import logging
 import os
 import select
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -80,15 +82,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
-    try:
-        with _logging_to_stderr():
+    with _logging_to_stderr():
+        try:
             return arguments.command(arguments)
-    except (UserError, RunFailedError) as error:
-        print(f"rnnscale: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("rnnscale: interrupted", file=sys.stderr)
-        return 130  # what a shell reports for SIGINT
+        except (UserError, RunFailedError) as error:
+            print(f"rnnscale: error: {' '.join(str(error).split())}", file=sys.stderr)
+            code = 2 if isinstance(error, UserError) else 1
+        except KeyboardInterrupt:
+            print("rnnscale: interrupted", file=sys.stderr)
+            code = 130  # what a shell reports for SIGINT
+        gc.collect()  # here, where the writes that Orbax gave up are dropped without a message
+        return code
 
 
 def _output_is_closed() -> bool:
@@ -112,23 +116,38 @@ class _StderrHandler(logging.StreamHandler):
 
 @contextmanager
 def _logging_to_stderr() -> Iterator[None]:
-    log, absl = logging.getLogger("rnnscale"), logging.getLogger("absl")
-    before = log.level, log.propagate, absl.level
+    log = logging.getLogger("rnnscale")
+    before = log.level, log.propagate
     handler = _StderrHandler()
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False  # absl, which Orbax imports, adds its own handler to the root logger
-    absl.setLevel(logging.CRITICAL)  # Orbax raises the errors that it logs, with their tracebacks
-    unraisable = sys.unraisablehook
-    sys.unraisablehook = _without_closed_loops(unraisable)
     try:
-        yield
+        with _without_repeated_errors():
+            yield
     finally:
-        sys.unraisablehook = unraisable
         log.removeHandler(handler)
-        level, log.propagate, absl_level = before
+        level, log.propagate = before
         log.setLevel(level)
+
+
+@contextmanager
+def _without_repeated_errors() -> Iterator[None]:
+    """Orbax raises the error of the first write that fails. It logs that too, by absl, and gives up
+    the other writes: asyncio logs those that failed, and warns of those that had not begun."""
+    absl, asyncio = logging.getLogger("absl"), logging.getLogger("asyncio")
+    before = absl.level, asyncio.level, sys.unraisablehook
+    absl.setLevel(logging.CRITICAL)
+    asyncio.setLevel(logging.CRITICAL)
+    sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            yield
+    finally:
+        absl_level, asyncio_level, sys.unraisablehook = before
         absl.setLevel(absl_level)
+        asyncio.setLevel(asyncio_level)
 
 
 def _without_closed_loops(hook: Callable[..., Any]) -> Callable[..., None]:

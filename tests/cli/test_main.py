@@ -1,7 +1,10 @@
 """The command line as a whole: its parser, its exit codes, and the commands without a run."""
 
+import asyncio
+import gc
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,8 +135,35 @@ def test_a_keyboard_interrupt_has_its_own_code(
     assert capsys.readouterr().err == "rnnscale: interrupted\n"
 
 
+def test_the_writes_that_a_failed_save_gives_up_say_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+):
+    """Orbax leaves writes that failed too, and others that never began: asyncio has a message for
+    each when it is dropped."""
+
+    async def write() -> None: ...
+
+    def run(config: object, **_: object) -> None:
+        loop = asyncio.new_event_loop()
+        failed = loop.create_future()
+        failed.set_exception(ValueError("no space left"))
+        loop.close()
+        left = [failed, write()]
+        left.append(left)  # pyright: ignore[reportArgumentType]  # dropped by the collector only
+        raise RunFailedError("checkpoint 5 can't be written")
+
+    monkeypatch.setattr("rnnscale.runs.run", run)
+    with warnings.catch_warnings(record=True) as caught:
+        assert main(["train", "digits"]) == 1
+        gc.collect()
+    assert capsys.readouterr().err == "rnnscale: error: checkpoint 5 can't be written\n"
+    assert caplog.records == [] and caught == []
+
+
 def test_logging_is_as_it_was_afterwards():
-    log = logging.getLogger("rnnscale")
-    before = log.level, log.propagate, list(log.handlers)
+    logs = [logging.getLogger(name) for name in ("rnnscale", "absl", "asyncio")]
+    before = [(log.level, log.propagate, list(log.handlers)) for log in logs]
     main(["tasks"])
-    assert (log.level, log.propagate, list(log.handlers)) == before
+    assert [(log.level, log.propagate, list(log.handlers)) for log in logs] == before
