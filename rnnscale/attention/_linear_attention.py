@@ -155,7 +155,9 @@ class LinearAttention(CausalLayer):
 
 def _features(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
     """elu(x) + 1, without loss of precision below zero."""
-    return jnp.where(x > 0, x + 1, jnp.exp(jnp.clip(x, _LOWEST, 0)))
+    # Not `jnp.minimum(x, 0)`, whose gradient at zero is one half.
+    below = jnp.where(x > 0, 0, x)
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.maximum(below, _LOWEST)))
 
 
 def _joined(state: AttentionState) -> Float[Array, "*batch heads key extended"]:

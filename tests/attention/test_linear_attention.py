@@ -59,6 +59,23 @@ def test_float64_and_gradient(layer, getkey):
         assert slope == pytest.approx(float(expected), rel=1e-8)
 
 
+def test_gradient_where_features_are_those_of_zero(layer, getkey):
+    """As of the first step of training on inputs that are zero, such as empty pixels."""
+    with jax.enable_x64(True):
+        layer = jax.tree.map(lambda x: x.astype(jnp.float64), layer)
+        xs = jax.random.normal(getkey(), (20, 5), jnp.float64)
+        zero, direction = jnp.zeros_like(layer.key), jax.random.normal(getkey(), layer.key.shape)
+
+        @jax.jit
+        def total(key):
+            _, ys = eqx.tree_at(lambda layer: layer.key, layer, key)(xs)
+            return jnp.sum(jnp.sin(ys))
+
+        slope = jnp.vdot(jax.grad(total)(zero), direction)
+        difference = (total(1e-5 * direction) - total(-1e-5 * direction)) / 2e-5
+        assert slope == pytest.approx(float(difference), rel=1e-3)
+
+
 def test_laws_over_several_chunks(layer, getkey):
     xs = jax.random.normal(getkey(), (3, TIME, 5))
     checks = [
