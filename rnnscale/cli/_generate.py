@@ -182,6 +182,11 @@ def _blocks(
             number = jnp.asarray(drawn)
             state, tokens = write(model, tokens[:, -1:], state, drawn=number, **options)
         rows = np.asarray(tokens)[:, : arguments.steps - drawn].tolist()
+        if any(-1 in row for row in rows):
+            raise UserError(
+                f"the model in {arguments.folder} can't write: its logits are NaN, as after a "
+                "training that has diverged. Train it again, at a lower rate"
+            )
         yield [
             [] if end else _before(row, end_tokens) for row, end in zip(rows, ended, strict=True)
         ]

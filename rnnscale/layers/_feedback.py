@@ -60,7 +60,7 @@ def draw_tokens(
     - `drawn`: the number of the first draw.
 
     **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
-    tokens.
+    tokens. A token is -1 where logits are NaN.
 
     **Raises:** `TypeError` if an argument has another kind, `ValueError` if a number is out of
     range.
@@ -74,11 +74,13 @@ def draw_tokens(
         # The index of the largest sum of logit and Gumbel noise is a draw from the softmax.
         noise = temperature * _gumbel(fold_keys(keys, number), vocab)
         if top_k is None:
-            return jnp.argmax(logits + noise, axis=-1)
-        likeliest, tokens = jax.lax.top_k(logits, top_k)
-        noise = jnp.take_along_axis(noise, tokens, axis=-1)
-        choice = jnp.argmax(likeliest + noise, axis=-1, keepdims=True)
-        return jnp.take_along_axis(tokens, choice, axis=-1)[..., 0]
+            token = jnp.argmax(logits + noise, axis=-1)
+        else:
+            likeliest, tokens = jax.lax.top_k(logits, top_k)
+            noise = jnp.take_along_axis(noise, tokens, axis=-1)
+            choice = jnp.argmax(likeliest + noise, axis=-1, keepdims=True)
+            token = jnp.take_along_axis(tokens, choice, axis=-1)[..., 0]
+        return jnp.where(jnp.isnan(logits).any(axis=-1), -1, token)
 
     def advance(carry: tuple, number: Int[Array, ""]) -> tuple[tuple, Array]:
         state, token = carry

@@ -56,7 +56,8 @@ def generate(
     - `key`: one key, or one for each row. A row's draws depend on its own key only.
 
     **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
-    tokens.
+    tokens. A token is -1 where the model's logits are NaN, as they are after a token that is not
+    in its vocabulary.
 
     **Raises:** `TypeError` if an argument has another kind, `ValueError` if a number is out of
     range or a prompt is empty.

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -108,6 +109,13 @@ def test_bad_input_is_one_line(
     assert "--seed must be" in error("--seed", "-1")
     assert "can't be read (No such file" in error("--prompt-file", str(tmp_path / "no"))
     loaded = load_run(run, text=None)
+
+    def diverged(*arguments: Any, **options: Any) -> runs.SavedRun:
+        saved = load_run(*arguments, **options)
+        return replace(saved, model=jax.tree.map(lambda x: x * jnp.nan, saved.model))
+
+    monkeypatch.setattr(runs, "load_run", diverged)
+    assert "its logits are NaN" in error()
     digits = replace(loaded, spec=replace(loaded.spec, name="digits", metric="accuracy"))
     monkeypatch.setattr(runs, "load_run", lambda *_, **__: digits)
     assert "is a run of 'digits'" in error()

@@ -133,6 +133,16 @@ def test_draws_follow_the_softmax(temperature, top_k):
     assert (drawn[:, 0] != drawn[:, 1]).any()
 
 
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_a_token_outside_the_vocabulary_shows(top_k, key):
+    """In its own row only."""
+    prompts = jnp.array([[3, VOCAB], [1, 2]])
+    _, tokens = run(language_model("s5"), prompts, key=key, steps=5, top_k=top_k)
+    np.testing.assert_array_equal(tokens[0], -1)
+    _, alone = run(language_model("s5"), prompts[1:], key=key, steps=5, top_k=top_k)
+    assert (alone >= 0).all() and (tokens[1] >= 0).all()
+
+
 def test_memory_grows_with_the_tokens_only():
     def memory(time, steps):
         tokens = jax.ShapeDtypeStruct((2, time), jnp.int32)
