@@ -18,7 +18,7 @@ from rnnscale._base import (
     state_dtype,
     zero_padding,
 )
-from rnnscale._checks import BatchShape, FloatDType, NonNegative, Positive, Size, check_arguments
+from rnnscale._checks import BatchShape, FloatDType, Positive, Size, check_arguments
 from rnnscale._fields import parameter
 from rnnscale.attention._heads import (
     attention_step,
@@ -169,7 +169,7 @@ class MLSTM(CausalLayer):
         key_dim: Size | None = None,
         value_dim: Size | None = None,
         gate_cap: Positive = 15.0,
-        epsilon: NonNegative = 1e-6,
+        epsilon: Positive = 1e-6,
         depth: Size = 1,
         key: PRNGKeyArray,
     ):
@@ -182,7 +182,7 @@ class MLSTM(CausalLayer):
         - `value_dim`: features of values in a head. Default `idim / heads`.
         - `gate_cap`: the pre-activations of input and forget gates stay within plus and minus this
             value. It is not trained.
-        - `epsilon`: epsilon of the norm.
+        - `epsilon`: epsilon of the norm, positive.
         - `depth`: the number of blocks of the model, for the initial output weights.
         - `key`: for the initial parameters.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from rnnscale._checks import NonNegative, Size
+from rnnscale._checks import Positive, Size
 from rnnscale.interop._transformers_model import (
     Source,
     TransformersModel,
@@ -35,7 +35,7 @@ class MambaForCausalLM(TransformersModel):
     conv_kernel: Size = 4
     time_step_rank: Size | Literal["auto"] = "auto"
     use_conv_bias: bool = True
-    layer_norm_epsilon: NonNegative = 1e-5
+    layer_norm_epsilon: Positive = 1e-5
     hidden_act: Literal["silu"] = "silu"
     tie_word_embeddings: bool = True
 

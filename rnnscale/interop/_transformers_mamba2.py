@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from rnnscale._checks import NonNegative, Size
+from rnnscale._checks import NonNegative, Positive, Size
 from rnnscale._errors import UserError
 from rnnscale.interop._transformers_model import (
     Off,
@@ -40,7 +40,7 @@ class Mamba2ForCausalLM(TransformersModel):
     use_bias: Off = False
     use_conv_bias: bool = True
     time_step_limit: tuple[NonNegative, float] = (0.0, math.inf)
-    layer_norm_epsilon: NonNegative = 1e-5
+    layer_norm_epsilon: Positive = 1e-5
     hidden_act: Literal["silu"] = "silu"
 
     def __post_init__(self):

@@ -198,7 +198,10 @@ class AutoregressiveRNN(Stepwise):
         for tokens do not include features."""
         if isinstance(xs, jax.Array | np.ndarray) and jnp.issubdtype(xs.dtype, jnp.integer):
             check_tokens(self, xs, rank - 1)
-            # In 8 bits, the numbers that tokens are compared with would not fit.
-            return jax.nn.one_hot(xs.astype(jnp.int32), self.idim, dtype=jnp.float32)
+            # In 8 bits, the numbers that tokens are compared with would not fit. Tokens that do not
+            # fit in 32 bits are out of range.
+            tokens = xs.astype(jnp.int32)
+            tokens = jnp.where(tokens.astype(xs.dtype) == xs, tokens, -1)
+            return jax.nn.one_hot(tokens, self.idim, dtype=jnp.float32)
         check_features(self, xs, self.idim, rank)
         return xs

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rnnscale._base import at_least_float32, check_features
-from rnnscale._checks import NonNegative, Size, check_arguments
+from rnnscale._checks import Positive, Size, check_arguments
 from rnnscale._fields import parameter
 
 
@@ -57,7 +57,7 @@ class LayerNorm(eqx.Module):
     epsilon: float = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, dim: Size, *, epsilon: NonNegative = 1e-6):
+    def __init__(self, dim: Size, *, epsilon: Positive = 1e-6):
         self.scale = jnp.ones((dim,), jnp.float32)
         self.bias = jnp.zeros((dim,), jnp.float32)
         self.dim, self.epsilon = dim, epsilon
@@ -78,7 +78,7 @@ class RMSNorm(eqx.Module):
     epsilon: float = eqx.field(static=True)
 
     @check_arguments
-    def __init__(self, dim: Size, *, epsilon: NonNegative = 1e-6):
+    def __init__(self, dim: Size, *, epsilon: Positive = 1e-6):
         self.scale = jnp.ones((dim,), jnp.float32)
         self.dim, self.epsilon = dim, epsilon
 

@@ -431,7 +431,9 @@ def _sums(
 ) -> RidgeSums:
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         return ridge_sums(features, targets, counted)
-    one_hot = jax.nn.one_hot(targets, reservoir.odim, dtype=jnp.float32)
+    # In 8 bits, the numbers that labels are compared with would not fit.
+    labels = jnp.asarray(targets).astype(jnp.int32)
+    one_hot = jax.nn.one_hot(labels, reservoir.odim, dtype=jnp.float32)
     sums = ridge_sums(features, one_hot, counted)
     # A label out of range has a row of zeros, so it is missing in the sum.
     if np.sum(sums.moments[0, 1 + sums.features :]) != sums.count:

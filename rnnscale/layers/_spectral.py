@@ -115,8 +115,8 @@ def spectral_radius(matrix: ArrayLike) -> float:
     matrix = np.asarray(matrix, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"spectral_radius takes a square matrix; got shape {matrix.shape}.")
-    if not matrix.size:
-        return 0.0
+    if not matrix.any():
+        return 0.0  # ARPACK refuses it
     size = len(matrix)
     if size <= _DENSE:
         return float(np.max(np.abs(np.linalg.eigvals(matrix))))

@@ -34,9 +34,9 @@ def certificates(
     - `xs`: the inputs of the model.
     - `reset`, `lengths`: as in a call of the model.
 
-    **Returns:** a certificate for each encoder of a nonlinear cell that has `parallel`, by the name
-    that `recurrent_layers` gives it: `"layer 0"` is next to the input. A bidirectional encoder has
-    two, such as `"layer 0 forward"` and `"layer 0 backward"`.
+    **Returns:** a certificate for each encoder of a nonlinear cell that has `parallel` (but none
+    for an `SLSTM`), by the name that `recurrent_layers` gives it: `"layer 0"` is next to the input.
+    A bidirectional encoder has two, such as `"layer 0 forward"` and `"layer 0 backward"`.
 
     **Raises:** `TypeError` if `model` is of another kind, and what a call of the model raises.
     """

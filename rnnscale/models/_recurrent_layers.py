@@ -1,5 +1,6 @@
 """The recurrent layers inside a model, each with the inputs that reach it."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -14,6 +15,7 @@ from rnnscale.layers import (
     RecurrentNetwork,
     RNNEncoder,
 )
+from rnnscale.models._block import Block
 from rnnscale.models._classifier import SequenceClassifier
 from rnnscale.models._language_model import LanguageModel
 from rnnscale.models._stack import BlockStack
@@ -39,7 +41,7 @@ def recurrent_layers(model: Any, xs: Array) -> list[LayerWithInputs]:
     **Arguments:**
 
     - `model`: a `RecurrentNetwork` such as `RNN` or `DeepRNN`, a `SequenceClassifier`, a
-        `LanguageModel`, or a single layer.
+        `LanguageModel`, or a block or layer by itself.
     - `xs`: the inputs of the model. Every step counts: there is no padding.
 
     **Returns:** one entry for each layer. A bidirectional encoder has two, for its two cells; the
@@ -63,21 +65,19 @@ def layers_with_inputs(
     """
     match model:
         case LanguageModel():
-            return _layers_of_stack(model.stack, model.embedding(xs, model.dtype), timing)
+            return layers_with_inputs(model.stack, model.embedding(xs, model.dtype), **timing)
         case SequenceClassifier(encoder=Embedding() as embedding):
-            return _layers_of_stack(model.stack, embedding(xs, model.dtype), timing)
+            return layers_with_inputs(model.stack, embedding(xs, model.dtype), **timing)
         case SequenceClassifier():
-            return _layers_of_stack(model.stack, model.encoder(xs), timing)
+            return layers_with_inputs(model.stack, model.encoder(xs), **timing)
         case BlockStack():
-            return _layers_of_stack(model, xs, timing)
+            return _layers_in_turn(model.unstacked(model.blocks), xs, timing)
         case RecurrentNetwork():
             return layers_with_inputs(model.encoder, xs, **timing)
+        case Block():
+            return layers_with_inputs(model.layer, model.norm(xs), **timing)
         case DeepRNNEncoder():
-            found = []
-            for encoder in model.encoders:
-                found.append((encoder, xs))
-                _, xs = _call(encoder, xs, timing)
-            return found
+            return _layers_in_turn(model.encoders, xs, timing)
         case SequenceLayer():
             return [(model, jnp.asarray(xs))]
     raise TypeError(
@@ -86,13 +86,14 @@ def layers_with_inputs(
     )
 
 
-def _layers_of_stack(
-    stack: BlockStack, xs: Array, timing: dict[str, Array | None]
+def _layers_in_turn(
+    parts: Iterable[SequenceLayer], xs: Array, timing: dict[str, Array | None]
 ) -> list[tuple[SequenceLayer, Array]]:
+    """The layers of parts that read the outputs of one another."""
     found = []
-    for block in stack.unstacked(stack.blocks):
-        found.append((block.layer, block.norm(xs)))
-        _, xs = _call(block, xs, timing)
+    for part in parts:
+        found += layers_with_inputs(part, xs, **timing)
+        _, xs = _call(part, xs, timing)
     return found
 
 

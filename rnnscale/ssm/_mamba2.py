@@ -13,7 +13,6 @@ from rnnscale._checks import (
     BatchShape,
     FloatDType,
     Must,
-    NonNegative,
     Positive,
     Size,
     Width,
@@ -115,7 +114,7 @@ class Mamba2(CausalLayer):
         dt_max: Positive = 1e-1,
         dt_limit: Limit = (0.0, float("inf")),
         use_conv_bias: bool = True,
-        epsilon: NonNegative = 1e-5,
+        epsilon: Positive = 1e-5,
         key: PRNGKeyArray,
     ):
         r"""**Arguments:**
@@ -136,7 +135,7 @@ class Mamba2(CausalLayer):
             Defaults 0.001 and 0.1.
         - `dt_limit`: the least and the largest $\Delta$. Default no limits.
         - `use_conv_bias`: whether the convolution has a bias. Default true.
-        - `epsilon`: epsilon of the norm. Default 1e-5.
+        - `epsilon`: epsilon of the norm, positive. Default 1e-5.
         - `key`: for the initial parameters.
 
         **Raises:** `ValueError` if a size or range is invalid; `TypeError` if an argument is

@@ -118,6 +118,8 @@ def test_wrong_tokens(key):
         (lambda key: Linear(3, -2, key=key), "Linear: odim must be at least 1; got -2"),
         (lambda key: LayerNorm(0), "LayerNorm: dim"),
         (lambda key: RMSNorm(0), "RMSNorm: dim"),
+        (lambda key: LayerNorm(5, epsilon=0.0), "LayerNorm: epsilon must be positive"),
+        (lambda key: RMSNorm(5, epsilon=0.0), "RMSNorm: epsilon must be positive"),
         (lambda key: Embedding(0, 3, key=key), "Embedding: vocab"),
     ],
 )

@@ -364,6 +364,17 @@ def test_a_reservoir_is_a_function_of_its_key(key, getkey):
     assert not np.allclose(first.recurrent[0], first.recurrent[1])
 
 
+def test_labels_of_8_bits(key):
+    model = ReservoirClassifier(LeakyElmanCell(3, 12, key=key), 300, key=key)
+    xs = jax.random.normal(key, (20, 9, 3))
+    fitted = [model.fit(xs, np.arange(20, dtype=dtype), ridge=0.1) for dtype in ("uint8", "int32")]
+    assert verify.relative_error(*(each.readout for each in fitted)) == 0
+
+
+def test_a_large_matrix_of_zeros():
+    assert spectral_radius(np.zeros((300, 300))) == 0
+
+
 def test_arpack_gets_more_vectors_and_then_gives_up(key, monkeypatch):
     matrix = np.random.default_rng(0).standard_normal((250, 250))
     eigs, used = scipy.sparse.linalg.eigs, []

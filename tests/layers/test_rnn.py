@@ -113,6 +113,14 @@ def test_tokens_of_8_bits(key):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_tokens_of_64_bits(key):
+    """One that does not fit in 32 is no token, as any other that is out of range."""
+    model = AutoregressiveRNN(RNNEncoder(elman(7, 4)), key=key)
+    with jax.enable_x64(True):
+        found, expected = (model(jnp.array([3, x], "int64"))[1] for x in (2**32 + 1, 7))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_bad_generation(key):
     model = AutoregressiveRNN(RNNEncoder(elman(3, 4)), key=key)
     with pytest.raises(ValueError, match="steps must be at least 1"):

@@ -9,7 +9,7 @@ import pytest
 
 import rnnscale
 from rnnscale.cells import Newton, certified_time_loop
-from rnnscale.models import SequenceClassifier, certificates
+from rnnscale.models import Block, SequenceClassifier, certificates
 
 
 def assert_equal(found: Any, expected: Any) -> None:
@@ -61,6 +61,19 @@ def test_cells_in_blocks_have_one_each(getkey):
     assert list(found) == ["layer 0", "layer 1"]
     for each in found.values():
         assert each.residual.shape == (2,) and np.all(each.iterations >= 1)
+
+
+def test_encoders_in_encoders_and_a_block_by_itself(getkey):
+    lower, upper = (rnnscale.ElmanRNNCell(4, 4, key=getkey()) for _ in range(2))
+    deep = rnnscale.DeepRNNEncoder(
+        [rnnscale.RNNEncoder(each, parallel="auto") for each in (lower, upper)]
+    )
+    xs = jax.random.normal(getkey(), (2, 6, 4))
+    alone = certificates(deep, xs)
+    assert list(alone) == ["layer 0", "layer 1"]
+    assert_equal(certificates(rnnscale.DeepRNNEncoder([deep]), xs), alone)
+    block = Block(deep, key=getkey())
+    assert_equal(certificates(block, xs), certificates(deep, block.norm(xs)))
 
 
 def test_another_kind_of_model():

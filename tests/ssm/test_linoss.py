@@ -118,6 +118,13 @@ def test_long_sequences_in_pieces(key, monkeypatch):
     assert relative_error(gradient, expected) < 1e-10
 
 
+def test_oscillators_without_damping_can_learn_it(key):
+    layer = DampedLinOSS(3, 6, r_min=1.0, r_max=1.0, theta_min=0.5, key=key)
+    xs = jax.random.normal(key, (20, 3))
+    gradient = jax.grad(lambda layer: jnp.sum(layer(xs)[1] ** 2))(layer)
+    assert (layer.g == 0).all() and (gradient.g != 0).all()
+
+
 def test_eigenvalues_give_damping_and_stiffness():
     radius, angle, step = (
         np.random.default_rng(0).uniform((0.1, 0, 0.05), (1, math.pi, 1), (99, 3)).T
