@@ -4,6 +4,7 @@ A device has its own rows, time steps and states. Tracing the loss on arrays of 
 what the device computes and keeps, without a device and without compiling.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,19 @@ class CostModel:
             self._costs[key] = _traced_cost(setup, batch, self._iterations)
         return self._costs[key]
 
+    def counted_parameters(self, mesh: AbstractMesh) -> float:
+        """The parameters whose work `device_cost` counts, as a multiple of those that a device has
+        after the axis `tensor` has divided them. Above 1 if it divides more than states or heads.
+        """
+        only_tensor = AbstractMesh(
+            tuple(size if axis == "tensor" else 1 for axis, size in mesh.shape.items()),
+            mesh.axis_names,
+            axis_types=mesh.axis_types,
+        )
+        held = self.setup(only_tensor).abstract_state().model
+        counted = self._one_device_setup(mesh.shape["tensor"]).abstract_state().model
+        return _parameters_of_a_device(counted) / _parameters_of_a_device(held)
+
     def _one_device_setup(self, tensor: int) -> Setup:
         """The run on one device, with `1 / tensor` of the states."""
         if tensor not in self._setups:
@@ -73,6 +87,11 @@ class CostModel:
             mesh = make_mesh(devices=jax.devices("cpu")[:1])
             self._setups[tensor] = set_up(config, self._task, mesh)
         return self._setups[tensor]
+
+
+def _parameters_of_a_device(model: Any) -> int:
+    leaves = jax.tree.leaves(eqx.filter(model, trainable(model)))
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
 
 
 def _traced_cost(

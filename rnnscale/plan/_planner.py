@@ -36,6 +36,10 @@ class Plan:
     - `memory`, `collectives`: see `Memory` and `CollectiveCost`.
     - `flops`: operations of matrix products and recurrences, counted in the traced step.
     - `bound`: a lower bound on the time of a step; `None` without a datasheet.
+    - `counted_parameters`: the parameters whose work is counted, as a multiple of those that a
+        device holds. Above 1 if the plan does not know how `tensor` divides the work of the model:
+        `flops`, activations and `bound` are then too large by up to this factor, and estimated
+        `collectives` lack those over `tensor`.
     """
 
     mesh: dict[str, int]
@@ -45,6 +49,7 @@ class Plan:
     collectives: list[CollectiveCost]
     flops: int
     bound: Bound | None
+    counted_parameters: float
 
     @property
     def sent(self) -> float:
@@ -78,7 +83,7 @@ class Planner:
         rounding errors, and for the backward pass. `rnnscale.analysis.parallelisable` measures the
         number. All rows are taken to pass with it, so that none is computed step by step.
 
-    **Raises:** `ValueError` if `iterations` is below 1.
+    **Raises:** `ValueError` if `iterations` is below 1, or given for a run without `parallel`.
     """
 
     def __init__(
@@ -86,6 +91,8 @@ class Planner:
     ):
         if iterations is not None and iterations < 1:
             raise UserError(f"iterations must be at least 1, got {iterations}")
+        if iterations is not None and config.parallel == "none":
+            raise UserError("iterations are those of Newton's method: give parallel too")
         self.config, self.task, self.topology = config, task, topology
         self.iterations = iterations
         self._cost_model = CostModel(config, task, iterations)
@@ -163,7 +170,8 @@ class Planner:
             dtype = self.config.dtype
             bound = _lower_bound(cost, parts, dtype, memory, collectives, mesh, hardware)
         sizes = {axis: mesh.shape[axis] for axis in AXES}
-        return Plan(sizes, source, fits, memory, collectives, parts * cost.flops, bound)
+        counted = self._cost_model.counted_parameters(self.mesh(sizes))
+        return Plan(sizes, source, fits, memory, collectives, parts * cost.flops, bound, counted)
 
 
 def _lower_bound(
@@ -177,7 +185,7 @@ def _lower_bound(
 ) -> Bound:
     """The bound for a step of `parts` micro-batches with this cost, memory and communication."""
     state = memory.parameters + memory.optimiser
-    moved = 2 * state + 2 * memory.activations + memory.batch + parts * cost.iterated_bytes
+    moved = 2 * state + memory.batch + parts * (2 * memory.activations + cost.iterated_bytes)
     seconds = 0.0
     for each in collectives:
         rate = hardware.interconnect

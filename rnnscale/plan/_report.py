@@ -1,7 +1,7 @@
 """The report of `rnnscale plan` on one mesh, as tables and as JSON."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ class Report:
         """Print the report."""
         config, topology = self.planner.config, self.planner.topology
         devices = f"{topology.name}, {mesh_name(self.compiled.mesh)}"
-        run = f"{config.task}, {config.model_names} on {devices}"
+        run = f"{self.planner.task.name}, {config.model_names} on {devices}"
         print_line(console, f"{run}; compiled for {topology.compiled_for}")
         console.print(self._figures())
         console.print(self._collectives())
@@ -123,6 +123,7 @@ class Report:
                 f"Newton's method takes {self.planner.iterations} iterations in this plan, and no "
                 "row is finished step by step."
             )
+        notes += undivided([self.compiled])
         for name, plan in (("smaller", self.smaller), ("larger", self.larger)):
             if isinstance(plan, InfeasibleMesh):
                 notes.append(
@@ -162,6 +163,19 @@ def plan_as_json(plan: Plan | InfeasibleMesh | None) -> dict[str, Any] | None:
         if plan.bound is not None:
             figures["bound"] |= {"step": plan.bound.step, "bottleneck": plan.bound.bottleneck}
     return figures
+
+
+def undivided(plans: Iterable[Plan]) -> list[str]:
+    """A note if one of the plans counts work that `tensor` divides as if it did not."""
+    found = max(plans, key=lambda plan: plan.counted_parameters)
+    if found.counted_parameters < 1.01:
+        return []
+    return [
+        f"On {mesh_name(found.mesh)} the plan counts the work of {found.counted_parameters:.1f} "
+        "times the parameters of a device, since it does not know how tensor divides this model. "
+        "So its arithmetic and activations are too large, its times are no lower bounds, and the "
+        "estimate lacks what is sent over tensor."
+    ]
 
 
 def print_line(console: Console, line: str) -> None:

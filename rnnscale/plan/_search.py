@@ -10,7 +10,7 @@ from rich.table import Table
 from rnnscale._errors import UserError
 from rnnscale.plan._meshes import all_meshes
 from rnnscale.plan._planner import InfeasibleMesh, Plan, Planner, mesh_name
-from rnnscale.plan._report import plan_as_json, print_line, verdict
+from rnnscale.plan._report import plan_as_json, print_line, undivided, verdict
 from rnnscale.plan._units import in_bytes, in_seconds
 
 _COMPILED = 3
@@ -76,8 +76,11 @@ class Search:
     def show(self, console: Console) -> None:
         """Print the ranking, and the compiled figures relative to the estimates."""
         config, topology = self.planner.config, self.planner.topology
-        print_line(console, f"{config.task}, {config.model_names} on {topology.name}")
+        name = self.planner.task.name
+        print_line(console, f"{name}, {config.model_names} on {topology.name}")
         console.print(self._ranked())
+        for note in undivided(self.estimated[:_SHOWN]):
+            print_line(console, note)
         console.print(self._compared())
         for each in self.compiled:
             if isinstance(each, InfeasibleMesh):

@@ -103,11 +103,23 @@ def test_a_search_compiles_the_best_three(
         ("digits --target cpu:8 --json nowhere/x.json", "there is no folder nowhere"),
         ("digits --target cpu:8 --search --mesh data=8", "leave out --mesh"),
         ("digits --target cpu:7 --search --model indrnn", "over any mesh of 7"),
+        ("digits --target cpu:8 --iterations 5", "Newton's method: give parallel too"),
         ("digit --target cpu:8", "did you mean 'digits'"),
     ],
 )
 def test_bad_input_is_one_line(arguments: str, message: str, error_line: Callable[..., str]):
     assert message in error_line("plan", *arguments.split(), *TINY)
+
+
+def test_a_plan_for_data_of_ones_own_names_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [f"{person},{step},{person % 2}" for person in range(12) for step in range(4)]
+    (tmp_path / "ward.csv").write_text("\n".join(["patient,pulse,outcome", *rows]))
+    columns = ["--group", "patient", "--label", "outcome"]
+    options = ["--target", "cpu:1", "--batch-size", "4"]
+    assert plan("--data", str(tmp_path / "ward.csv"), *columns, *options) == 0
+    assert capsys.readouterr().out.startswith("ward, s5 on cpu:1, data=1; compiled for")
 
 
 @pytest.mark.slow

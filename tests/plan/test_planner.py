@@ -19,6 +19,7 @@ from rnnscale.plan import (
     smaller_mesh,
 )
 from rnnscale.plan._collectives import crosses_hosts
+from rnnscale.plan._report import undivided
 from rnnscale.runs import TrainConfig, set_up
 from rnnscale.sharding import make_mesh, sharded_init
 from rnnscale.tasks import load_task
@@ -171,12 +172,15 @@ def test_work_is_split_over_devices():
     ],
 )
 def test_no_model_has_more_work_over_tensor(model, cell, splits):
-    """Layers whose heads share the features are counted whole."""
+    """Layers whose heads share the features are counted whole, and the plan says so."""
     sizes = {**SMALL, "dim": 32, "state_dim": 32, "block": "half-glu", "model": model, "cell": cell}
     config = TrainConfig.for_task("digits", out="", **sizes)
     planned = Planner(config, load_task("digits"), Topology.named("h100:8"))
-    one, part = (planned.estimate(axes).flops for axes in ({}, {"tensor": 4}))
-    assert part < one if splits else part == one
+    one, part = (planned.estimate(axes) for axes in ({}, {"tensor": 4}))
+    assert part.flops < one.flops if splits else part.flops == one.flops
+    assert one.counted_parameters == 1
+    assert (part.counted_parameters < 1.01) == splits
+    assert bool(undivided([one, part])) != splits
 
 
 def test_accumulation_saves_memory_at_equal_arithmetic():
@@ -184,6 +188,8 @@ def test_accumulation_saves_memory_at_equal_arithmetic():
     parts = planner("h100:8", accumulation=4).estimate(MESH)
     assert parts.flops == pytest.approx(full.flops, rel=0.01)
     assert parts.memory.activations == pytest.approx(full.memory.activations / 4, rel=0.05)
+    # All activations are written and read, whatever the number of parts.
+    assert parts.bound.memory == pytest.approx(full.bound.memory, rel=0.05)
 
 
 def test_recomputation_saves_memory_and_costs_arithmetic():
