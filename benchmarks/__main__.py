@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ._benchmark import Benchmark, Row, Unavailable
+from ._benchmark import Benchmark, Row, Unavailable, positive
 
 BENCHMARKS = (
     "layers",
@@ -181,13 +181,6 @@ def parse(name: str, benchmark: Benchmark, given: Sequence[str]) -> tuple[argpar
     return options, shlex.join([*prog.split(), *command])
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
 def make_document(
     name: str, command: str, benchmark: Benchmark, options: argparse.Namespace, rows: list[Row]
 ) -> dict[str, Any]:
@@ -288,6 +281,8 @@ def read(file: str) -> dict[str, Any]:
     rows = document.get("rows") if isinstance(document, dict) else None
     if rows == []:
         raise ValueError(f"{file} has no rows to draw")
+    if isinstance(document, dict) and document.get("incomplete"):
+        raise ValueError(f"{file} is of a benchmark that was interrupted: run it again")
     if rows and (document.get("benchmark") in BENCHMARKS or "values" in rows[0]):
         return document
     raise ValueError(

@@ -49,6 +49,14 @@ class Benchmark:
     quick_rounds: int = 3
 
 
+def positive(text: str) -> int:
+    """The type of an option that is a number from 1 on."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
 def columns(*names: str) -> Callable[[Sequence[Row]], Group]:
     """A table of these entries of each row. Contenders ahead of ours are marked, and errors stand
     below."""

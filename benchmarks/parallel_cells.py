@@ -28,6 +28,7 @@ import numpy as np
 import optax
 
 from rnnscale import RNN, trainable
+from rnnscale._errors import check_name
 from rnnscale.analysis import lyapunov_spectrum
 from rnnscale.cells import Cell, LinearCell, Newton, certified_time_loop
 from rnnscale.cells._base import JacobianKind
@@ -68,6 +69,8 @@ def sizes(options: argparse.Namespace) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
     given = sizes(options)
+    for name in options.cell or ():
+        check_name(name, names(), "cell")
     cells = {name: list(before_and_after(name, given)) for name in options.cell or names()}
     for time in given["lengths"]:
         for cases in cells.values():

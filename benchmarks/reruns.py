@@ -40,7 +40,7 @@ from rnnscale._errors import UserError
 from rnnscale.experiments import EXPERIMENTS, Experiment
 from rnnscale.runs import kept_programs
 
-from ._benchmark import Benchmark, Row, columns
+from ._benchmark import Benchmark, Row, columns, positive
 from ._experiments import ending
 from ._markdown import RESULTS, load
 
@@ -201,7 +201,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--longest", type=float, metavar="MINUTES",
         help=f"only rows that took less; default: {LONGEST:g}, and no limit with --row or --draw",
     )  # fmt: skip
-    parser.add_argument("--draw", type=int, metavar="N", help="N rows at random; default: all")
+    parser.add_argument("--draw", type=positive, metavar="N", help="N rows at random; default: all")
     parser.add_argument("--seed", type=int, default=0, help="which rows are drawn; default: 0")
     parser.add_argument(
         "--shard", type=part, default=(1, 1), metavar="I/N",

@@ -18,7 +18,7 @@ from rnnscale.models import SequenceClassifier
 from rnnscale.ssm import S5
 from rnnscale.tasks import WATCH_PEOPLE, Task, watch
 
-from ._benchmark import OURS, Benchmark, Figure, Row
+from ._benchmark import OURS, Benchmark, Figure, Row, positive
 from ._plots import legend, lines, styles
 from ._series import AVERAGE, PATIENCE, RATE, Trainer, rivals
 
@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="left out in turn; default: all, 1 to 10; with --quick 3",
     )  # fmt: skip
     parser.add_argument(
-        "--steps", type=int, metavar="N", help="at most; default: 2000; with --quick 2"
+        "--steps", type=positive, metavar="N", help="at most; default: 2000; with --quick 2"
     )
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnnscale._errors import UserError
+from rnnscale._errors import UserError, as_user_error
 from rnnscale.cli._bench_operations import OPERATIONS, Operation
 from rnnscale.cli._bench_plot import Row, draw_times, new_figure
 from rnnscale.cli._options import check_file, write_json
@@ -129,6 +129,9 @@ def _time(operation: Operation, arguments: argparse.Namespace) -> int:
         (call, _names(operation, call, arguments.implementation))
         for call in _calls(operation, arguments, shapes)
     ]
+    with as_user_error():
+        for call, _ in cases:
+            call.structs()  # sizes that do not fit are found before anything is timed
     rows: list[Row] = []
     for call, names in cases:
         for mode in arguments.mode:
@@ -149,9 +152,11 @@ def _calls(
         given[name] or [size.quick if arguments.quick else size.default]
         for name, size in operation.sizes.items()
     ]
-    for name, each in zip(operation.sizes, sizes, strict=True):
+    for (name, size), each in zip(operation.sizes.items(), sizes, strict=True):
         if min(each) < 1:
             raise UserError(f"--{name} must be positive, got {min(each)}")
+        if size.most is not None and max(each) > size.most:
+            raise UserError(f"--{name} must be at most {size.most}, got {max(each)}")
     kinds = [given[name] for name in operation.kinds]
     for (batch, time), size, kind in itertools.product(
         shapes, list(itertools.product(*sizes)), list(itertools.product(*kinds))

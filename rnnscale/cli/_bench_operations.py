@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """An option for a size: its default, that of `--quick`, and what it counts."""
+    """An option for a size: its default, that of `--quick`, what it counts, and the largest."""
 
     default: int
     quick: int
     meaning: str
+    most: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ OPERATIONS = (
         summary="linear_scan, the diagonal linear recurrence",
         description="Times every implementation of linear_scan that runs here, and autodiff "
         "through jax.lax.associative_scan and jax.lax.scan, in turns.",
-        examples=("--quick", "--length 1024 65536 --mode gradient --json rows.json"),
+        examples=("--quick", "--length 1024 16384 --mode gradient --json rows.json"),
         sizes={"channels": Size(256, 128, "channels of a step")},
         kinds={"dtype": _DTYPES, "numbers": _NUMBERS, "decay": _DECAY},
         implementations=(
@@ -130,7 +131,7 @@ OPERATIONS = (
         examples=("--quick", "--planes 2 3 --decay invariant --json rows.json"),
         sizes={
             "channels": Size(128, 32, "channels of a step"),
-            "planes": Size(2, 2, "planes of a state, 1 to 4"),
+            "planes": Size(2, 2, "planes of a state, 1 to 4", most=4),
         },
         kinds={"dtype": _DTYPES, "decay": _DECAY},
         implementations=(

@@ -32,7 +32,8 @@ def draw_times(figure: Any, rows: Sequence[Row]) -> None:
     """Draws a panel for each mode and kind of arguments, with a line for each implementation."""
     # At a constant number of tokens, batch and time vary together: the axis shows time.
     sizes = [size for size in _SIZES if any(size in row for row in rows)]
-    varied = max(sizes, key=lambda size: len({row.get(size) for row in rows}))
+    of_all = [size for size in sizes if all(size in row for row in rows)]
+    varied = max(of_all, key=lambda size: len({row[size] for row in rows}))
     together = {varied} | ({"batch", "time"} if varied in ("batch", "time") else set())
     fixed = [size for size in sizes if size not in together]
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rnnscale._errors import UserError
+from rnnscale._errors import UserError, as_user_error
 from rnnscale.cli._options import add_own_data_options, own_data
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     from rnnscale.data import next_token, write_packed
 
     kind = arguments.kind or _kind(source)
+    _check_options(kind, arguments)
     opened = _open(kind, source, arguments)
     sequences = opened
     if "tokens" in opened.element_spec:
@@ -210,6 +211,15 @@ def _kind(source: Path) -> str:
     return str(kind)
 
 
+def _check_options(kind: str, arguments: argparse.Namespace) -> None:
+    if arguments.labels and kind != "csv":
+        raise UserError(f"--labels are columns of CSV files, and the source is of kind {kind}")
+    if arguments.dtype is not None and kind != "tokens":
+        raise UserError(f"--dtype is that of shards of tokens, and the source is of kind {kind}")
+    if arguments.end is not None and kind in ("text", "bytes") and not 0 <= arguments.end < 256:
+        raise UserError(f"--end must be a byte, 0 to 255, got {arguments.end}")
+
+
 def _open(kind: str, source: Path, arguments: argparse.Namespace) -> "AbstractSequences":
     from rnnscale import data
 
@@ -221,7 +231,8 @@ def _open(kind: str, source: Path, arguments: argparse.Namespace) -> "AbstractSe
             return data.ByteFiles(source, skip=skip)
         case "tokens":
             shards = _files(source, ".npy", ".bin")
-            return data.TokenShards(shards, dtype=arguments.dtype, end=arguments.end, skip=skip)
+            with as_user_error():
+                return data.TokenShards(shards, dtype=arguments.dtype, end=arguments.end, skip=skip)
         case "npy":
             return _open_arrays(source, skip)
         case "parquet":

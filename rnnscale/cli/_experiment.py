@@ -87,8 +87,9 @@ def _experiment(arguments: argparse.Namespace) -> int:
 
     console = Console(width=100, stderr="-" in (arguments.json, arguments.curves))
     if arguments.name is None:
-        if arguments.row is not None:
-            raise UserError("name the experiment before --row: rnnscale experiment NAME --row ...")
+        options = ("row", "seeds", "steps", "cpu_minutes", "folder", "text")
+        if given_options(arguments, *options, "out", "json", "curves"):
+            raise UserError("name the experiment first: rnnscale experiment NAME --row ...")
         console.print(_list(list(EXPERIMENTS.values())))
         return 0
     experiment = EXPERIMENTS[arguments.name]

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from rnnscale import attention, cells, layers, models, ssm
-from rnnscale._errors import check_name
+from rnnscale._errors import UserError, check_name
 from rnnscale.cli._options import class_name
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     packages = attention, cells, layers, ssm, models
     known = [name for package in packages for name in package.__all__ if name[0].isupper()]
     for name in arguments.classes:
-        check_name(name, known, "class")
+        check_name(name.partition(" ")[0], known, "class")
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed must be 0 to 2**32 - 1, got {arguments.seed}")
     import jax
     from rich.table import Table
     from rich.text import Text

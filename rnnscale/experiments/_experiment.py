@@ -135,13 +135,18 @@ class Experiment:
         text also `sample`, a text by the model of the first seed. If a signal stopped it, `None`
         comes last. An entry of which a training diverges has no row.
 
-        **Raises:** `ValueError` if an entry is unknown, there are no seeds or one occurs twice, or
-        `out` has a run of other options, finished or not; `FloatingPointError` at the end, after
-        all other rows, if trainings diverged.
+        **Raises:** `ValueError` if an entry is unknown, there are no seeds, one is negative or
+        occurs twice, or `out` is a file or has a run of other options, finished or not, or a result
+        of another device or of other versions; `FloatingPointError` at the end, after all other
+        rows, if trainings diverged.
         """
         seeds = self.seeds if seeds is None else seeds
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise UserError(f"seeds must be different numbers, at least one; got {list(seeds)}")
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise UserError(
+                f"seeds must be different numbers from 0 on, at least one; got {list(seeds)}"
+            )
+        if out.exists() and not out.is_dir():
+            raise UserError(f"out={out} is a file: name a folder")
         diverged = []
         for entry in self._chosen(rows):
             options = {**entry.options, **given}
@@ -189,11 +194,20 @@ def _stored_or_measured(
     measure: Measure, options: Mapping[str, Any], seed: int, folder: Path
 ) -> Result | None:
     """The result in the folder. If there is none, it is measured and stored."""
+    from rnnscale_kernels.testing import environment
+
     file = folder / "result.json"
-    options = json.loads(json.dumps(options))
+    options, here = json.loads(json.dumps(options)), environment()
     if file.is_file():
         stored = json.loads(file.read_text())
         check_same_options(folder, stored["options"], options)
+        # Tables say of all their figures where they were measured, and with which versions.
+        if stored.get("environment") != here:
+            raise UserError(
+                f"the result in {folder} was measured on another device or with other versions "
+                f"({stored.get('environment')}, here {here}); choose another --out or delete that "
+                "folder"
+            )
         result = Result(**stored["result"])
         if result.ended != "budget" or not has_more_time(stored["options"], options):
             return result
@@ -201,7 +215,8 @@ def _stored_or_measured(
     if result is not None:
         partial = file.with_suffix(".partial")
         folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"options": options, "result": result._asdict()}) + "\n")
+        document = {"options": options, "environment": here, "result": result._asdict()}
+        partial.write_text(json.dumps(document) + "\n")
         os.replace(partial, file)
     return result
 

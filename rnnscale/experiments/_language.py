@@ -69,7 +69,7 @@ def _baseline(options: Mapping[str, Any]) -> Result:
     if unknown := options.keys() - {"task", "baseline", "order", "text"}:
         raise UserError(
             f"{options['baseline']} is a baseline, not trained in steps; it has no "
-            f"{', '.join(sorted(unknown))}"
+            f"{', '.join(sorted(unknown))}. Name the rows that are trained (--row)"
         )
     begin = process_time()
     documents = load_task("bytes", seq_len=1, text=options.get("text")).sequences

@@ -317,7 +317,7 @@ def test_who_failed_makes_the_exit_code_one(benchmark, capsys):
     assert "FAILED" in capsys.readouterr().out
 
 
-def test_rows_outlive_what_ends_a_benchmark(benchmark, tmp_path):
+def test_rows_outlive_what_ends_a_benchmark(benchmark, tmp_path, capsys):
     def run(options):
         yield {"width": 1, "ms": 1.0}
         raise KeyboardInterrupt
@@ -328,6 +328,8 @@ def test_rows_outlive_what_ends_a_benchmark(benchmark, tmp_path):
         command.main(["memory", "--json", str(file)])
     document = json.loads(file.read_text())
     assert document["incomplete"] is True and len(document["rows"]) == 1
+    assert command.main(["plot", str(file), "--out", str(tmp_path / "rows.svg")]) == 2
+    assert "of a benchmark that was interrupted" in capsys.readouterr().err
 
 
 def test_what_cannot_run_says_so_in_one_line_and_writes_nothing(benchmark, tmp_path, capsys):

@@ -146,6 +146,14 @@ def test_every_length_has_its_rows_and_the_plot_is_drawn_from_them(tmp_path: Pat
     ]
     assert bench(f"bench plot {file} --out {picture}") == 0
     assert picture.read_text().startswith("<?xml")
+    # Rows of two operations, which do not have the same sizes.
+    other, shown = tmp_path / "other.json", tmp_path / "both.svg"
+    options = "--tokens 64 --length 16 --features 4 --states 4 --mode forward --rounds 3"
+    assert bench(f"bench ssm {options} --implementation chunked --json {other}") == 0
+    rows = json.loads(file.read_text())
+    wider = [{**row, "channels": size} for row in rows for size in (8, 16, 32)]
+    file.write_text(json.dumps(wider))
+    assert bench(f"bench plot {file} {other} --out {shown}") == 0
 
 
 BAD = {
@@ -163,6 +171,8 @@ BAD = {
         "bench scan --implementation mosaic_gpu_interpreted",
         ["unknown", "did you mean 'mosaic_gpu'"],
     ),
+    "planes": ("bench block-scan --planes 5", ["--planes", "at most 4", "5"]),
+    "units": ("bench cell --cell clockwork --units 7 --quick", ["multiple of 4", "7"]),
     "states": ("bench ssm --states 0", ["--states", "positive", "0"]),
     "cell": ("bench cell --cell lsmt", ["lsmt", "did you mean 'lstm'"]),
     "linear cell": ("bench cell --cell mingru", ["mingru", "mgu"]),

@@ -130,6 +130,11 @@ def test_errors_are_one_line(tmp_path: Path, error_line: Callable[..., str]):
     assert "has no file that ends in .parquet" in error_line(*pack, "--kind", "parquet")
     assert "there is no file or folder nowhere" in error_line("data", "pack", "nowhere", *pack[3:])
     assert "has no index.json" in error_line("data", "check", str(source))
+    assert "dtype must be a dtype" in error_line(*pack, "--kind", "tokens", "--dtype", "foo16")
+    assert "--labels are columns of CSV" in error_line(*pack, "--kind", "npy", "--labels", "y")
+    assert "--dtype is that of shards" in error_line(*pack, "--kind", "npy", "--dtype", "uint8")
+    for kind, end in (("text", "256"), ("bytes", "-1")):
+        assert "--end must be a byte" in error_line(*pack, "--kind", kind, "--end", end)
     assert main([*pack, "--kind", "tokens"]) == 0
     assert "must be a new or an empty folder" in error_line(*pack, "--kind", "tokens")
     shard = folder / "00000-of-00001.arrayrecord"

@@ -111,9 +111,7 @@ def test_bad_input_is_one_line(arguments: str, message: str, error_line: Callabl
     assert message in error_line("plan", *arguments.split(), *TINY)
 
 
-def test_a_plan_for_data_of_ones_own_names_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_plan_for_data_of_ones_own_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = [f"{person},{step},{person % 2}" for person in range(12) for step in range(4)]
     (tmp_path / "ward.csv").write_text("\n".join(["patient,pulse,outcome", *rows]))
     columns = ["--group", "patient", "--label", "outcome"]

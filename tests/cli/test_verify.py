@@ -31,7 +31,14 @@ def test_runs_the_named_classes(two_suites, capsys: pytest.CaptureFixture[str]):
     assert "1 subjects, 1 checks, 0 failed" in capsys.readouterr().out
 
 
+def test_runs_what_a_title_names(two_suites, capsys: pytest.CaptureFixture[str]):
+    assert main(["verify", "LRU variant"]) == 0
+    assert "1 subjects, 1 checks, 0 failed" in capsys.readouterr().out
+
+
 def test_an_unknown_class_is_one_line(two_suites, error_line: Callable[..., str]):
+    assert "--seed must be 0 to" in error_line("verify", "LRU", "--seed", str(2**32))
+    assert "unknown class with checks 'LRU of others'" in error_line("verify", "LRU of others")
     assert "unknown class 'LRUU'; did you mean 'LRU'" in error_line("verify", "LRUU")
     assert "unknown class with checks 'GLU'" in error_line("verify", "GLU")
 

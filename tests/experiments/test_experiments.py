@@ -106,6 +106,23 @@ def test_a_result_of_other_options_is_refused(tmp_path):
         list(experiment(Counted()).run(tmp_path, x=3))
 
 
+def test_a_result_of_other_versions_is_refused(tmp_path):
+    """A table says of all its figures with which versions they were measured."""
+    list(experiment(Counted()).run(tmp_path))
+    file = tmp_path / "a" / "seed-1" / "result.json"
+    stored = json.loads(file.read_text())
+    stored["environment"]["versions"]["jax"] = "0.1"
+    file.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"seed-1 was measured on another device or with other"):
+        list(experiment(Counted()).run(tmp_path))
+
+
+def test_a_file_is_no_place_for_runs(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file: name a folder"):
+        list(experiment(Counted()).run(tmp_path / "file"))
+
+
 def test_only_what_a_budget_stopped_is_measured_with_a_longer_one(tmp_path):
     list(experiment(Counted()).run(tmp_path, cpu_minutes=2.0))
     longer = Counted()
@@ -200,13 +217,14 @@ def test_a_training_that_diverges_costs_its_row_only(tmp_path, monkeypatch, caps
     assert "a, seed 1: step 7" in printed.err and "1.25" in printed.out
 
 
-def test_a_row_without_an_experiment_is_refused(capsys):
-    assert main(["experiment", "--row", "lstm", "digits"]) == 2
-    assert "name the experiment before --row" in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["--row lstm digits", "--seeds 0", "--json rows.json"])
+def test_options_without_an_experiment_are_refused(option, capsys):
+    assert main(["experiment", *option.split()]) == 2
+    assert "name the experiment first" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("seeds", [[], [1, 1]])
-def test_no_seeds_and_repeated_seeds(seeds, tmp_path):
+@pytest.mark.parametrize("seeds", [[], [1, 1], [0, -1]])
+def test_no_seeds_and_wrong_ones(seeds, tmp_path):
     with pytest.raises(ValueError, match="seeds must be different"):
         list(experiment(Counted()).run(tmp_path, seeds=seeds))
 
@@ -554,6 +572,7 @@ def test_all_experiments_are_listed(capsys):
         (["digits", "--json", "nowhere/rows.json"], "there is no folder nowhere"),
         (["digits", "--json", "."], "is a folder; name a file"),
         (["digits", "--row", "s6"], "digits has no row s6"),
+        (["bytes", "--row", "gzip", "--cpu-minutes", "1"], "Name the rows that are trained"),
         (["reservoirs", "--steps", "3"], "a reservoir is fitted, not trained; it has no steps"),
     ],
 )

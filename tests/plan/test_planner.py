@@ -189,6 +189,7 @@ def test_accumulation_saves_memory_at_equal_arithmetic():
     assert parts.flops == pytest.approx(full.flops, rel=0.01)
     assert parts.memory.activations == pytest.approx(full.memory.activations / 4, rel=0.05)
     # All activations are written and read, whatever the number of parts.
+    assert parts.bound is not None and full.bound is not None
     assert parts.bound.memory == pytest.approx(full.bound.memory, rel=0.05)
 
 
