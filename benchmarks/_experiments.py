@@ -34,9 +34,8 @@ def ending(row: Row) -> str | None:
 
 
 _NOTES = {
-    DAGGER: "A training was stopped by its budget of processor time or steps, before the "
-    "validation figure had stopped improving. Such a figure says little about its model, which "
-    "may do better with more time.",
+    DAGGER: "A training was stopped before its end by its budget of processor time or steps. Such "
+    "a figure says little about its model, which may do better with more time.",
     FIXED: "Trained for a fixed number of steps.",
 }
 
@@ -133,6 +132,9 @@ def overview() -> str:
     return of_images.explained(markdown(("family", *header), lines))
 
 
+_OF_MNIST = ("", ", minutes", ", published")
+
+
 def pixels() -> str:
     """The accuracies of each model, the best on `mnist5k` first. For MNIST there are the size of
     the model, the processor time that it took, and the published accuracies."""
@@ -154,7 +156,7 @@ def pixels() -> str:
 
     header = (
         *("model", "family", "parameters", "`digits`", "`digits-permuted`"),
-        *("`mnist5k`", "minutes", "published", "`mnist5k-permuted`", "minutes", "published"),
+        *(f"{name}{each}" for name in ("`mnist5k`", "`mnist5k-permuted`") for each in _OF_MNIST),
     )
     ordered = sorted(models, key=lambda x: place(tables["mnist5k"].get(x), higher=True))
     table = markdown(header, [tuple(line(model)) for model in ordered])
@@ -213,7 +215,8 @@ def _printable(text: str) -> str:
 
 
 def listed(digits: Mapping[str, int]) -> str:
-    """The rows of experiments that have few, one after the other."""
+    """The rows of experiments that have few, one after the other, and the published figures, if
+    there are any."""
     found = {name: _document(name) for name in digits}
     documents = {name: each for name, each in found.items() if each is not None}
     marks = Marks(row for each in documents.values() for row in each["rows"])
@@ -227,8 +230,10 @@ def listed(digits: Mapping[str, int]) -> str:
                     *(_seeds(row, EXPERIMENTS[name]), published(row)),
                 )
             )
-    header = ("experiment", "entry", "figure", "ours", "seeds", "published")
-    return with_differences(marks.explained(markdown(header, lines)), documents)
+    header = ("experiment", "entry", "measure", "measured here", "seeds", "published")
+    columns = len(header) if any(line[-1] for line in lines) else len(header) - 1
+    table = markdown(header[:columns], [line[:columns] for line in lines])
+    return with_differences(marks.explained(table), documents)
 
 
 def _document(experiment: str) -> dict[str, Any] | None:

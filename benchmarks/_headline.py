@@ -38,7 +38,9 @@ def _accuracy() -> list[tuple[str, ...]]:
     marks = Marks(found)
     ours = ", ".join(f"{row['entry']} {marks.figure(row, 3)}" for row in found)
     papers = ", ".join(
-        f"{row['entry']} {row['paper']['value']:.3f}" for row in ended if row["paper"] is not None
+        f"{row['entry']} {row['paper']['value']:.3f} (here {marks.figure(row, 3)})"
+        for row in ended
+        if row["paper"] is not None
     )
     return [
         (

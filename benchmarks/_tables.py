@@ -267,34 +267,27 @@ def watch() -> str:
 
 
 def own_series() -> str:
-    """Accuracies by data set, means over seeds, and the mean over the sets."""
-    found = [row for row in load("own_data_cpu")["rows"] if "accuracy" in row]
-    libraries = list(dict.fromkeys(row["library"] for row in found))
-    accuracies = {
-        key: statistics.mean(row["accuracy"] for row in rows)
-        for key, rows in jobs(found, ("name", "library")).items()
-    }
-    names = dict.fromkeys(row["name"] for row in found)
-    lines = [(f"`{name}`", [accuracies[name, each] for each in libraries]) for name in names]
-    means = [statistics.mean(column) for column in zip(*(each for _, each in lines), strict=True)]
-    return markdown(
-        ("data set", *libraries),
-        [(name, *(f"{x:.3f}" for x in each)) for name, each in [*lines, ("mean", means)]],
-    )
+    """Accuracies of each classifier on data of one's own."""
+    rows = [row for row in load("own_data_cpu")["rows"] if "accuracy" in row]
+    return _by_data_set(jobs(rows, ("name", "library")))
 
 
-# The classifiers of aeon that stand beside ours.
+# The classifiers of aeon that stand beside the layers.
 _OTHERS = ("1-NN, DTW", "ROCKET")
 
 
 def archive() -> str:
-    """Accuracies by data set and classifier, means over seeds, and the mean over the sets."""
-    ours = load("archive_cpu")["rows"]
+    """Accuracies of each layer, and of others on the same data sets."""
     others = [row for row in load("own_data_cpu")["rows"] if row["library"] in _OTHERS]
-    rows = jobs(ours, ("name", "layer")) | jobs(others, ("name", "library"))
+    layers = load("archive_cpu")["rows"]
+    return _by_data_set(jobs(others, ("name", "library")) | jobs(layers, ("name", "layer")))
+
+
+def _by_data_set(rows: Mapping[tuple[str, str], Sequence[Row]]) -> str:
+    """A line for each data set and a column for each classifier, with the mean over the seeds, and
+    the mean over the sets in the last line."""
     found = {key: _accuracy(each) for key, each in rows.items()}
-    names, layers = (list(dict.fromkeys(row[key] for row in ours)) for key in ("name", "layer"))
-    columns = [*_OTHERS, *layers]
+    names, columns = (list(dict.fromkeys(each)) for each in zip(*found, strict=True))
     marks = _experiments.Marks(found.values())
     lines = [(f"`{name}`", *(marks.figure(found[name, x], 3) for x in columns)) for name in names]
     lines.append(("mean", *(_mean([found[name, x] for name in names], marks) for x in columns)))
@@ -354,21 +347,22 @@ def matrix_states() -> str:
 
 def own_forecast() -> str:
     rows = [row for row in load("own_data_cpu")["rows"] if "nrmse" in row]
-    return markdown(
-        ("seed", OURS, "the last season again", "no change"),
-        [
-            (
-                str(row["seed"]),
-                *(f"{row[name]:.3f}" for name in ("nrmse", "seasonal_nrmse", "persistence_nrmse")),
-            )
-            for row in rows
-        ],
-    )
+    marks = _experiments.Marks({"ended": [row["ended"]]} for row in rows)
+    lines = [
+        (
+            str(row["seed"]),
+            f"{row['nrmse']:.3f}{marks.mark({'ended': [row['ended']]})}",
+            *(f"{row[name]:.3f}" for name in ("seasonal_nrmse", "persistence_nrmse")),
+        )
+        for row in rows
+    ]
+    header = ("seed", OURS, "the last season again", "no change")
+    return marks.explained(markdown(header, lines))
 
 
 def streams() -> str:
     return markdown(
-        ("rows x steps in a batch", "batches", "rows", "bits per byte", "with the state carried"),
+        ("rows x steps in a batch", "batches", "order", "windows from zero", "state carried"),
         [
             (
                 f"{row['batch_size']} x {row['seq_len']}",

@@ -58,7 +58,7 @@ def ours(place: Path, name: str, seed: int, *, quick: bool) -> Row:
         if main(["predict", str(out), "--data", str(test), "--out", str(predictions)]):
             raise RuntimeError(f"rnnscale predict failed for {test}")
         predicted = np.load(predictions)["prediction"]
-        steps = summary_of(out)["steps"]
+        summary = summary_of(out)
     _, labels = archive(test)
     return {
         "name": name,
@@ -67,7 +67,8 @@ def ours(place: Path, name: str, seed: int, *, quick: bool) -> Row:
         "given": "folder" if as_folder else "file",
         # aeon reads names in lower case.
         "accuracy": float(np.mean(np.char.lower(predicted) == labels)),
-        "steps": steps,
+        "steps": summary["steps"],
+        "ended": summary["ended"],
         "processor_seconds": round(process_time() - start, 1),
     }
 
@@ -111,6 +112,7 @@ def forecast(file: Path, seed: int, *, quick: bool) -> Row:
         "seasonal_nrmse": summary["seasonal_naive_nrmse"],
         "persistence_nrmse": summary["persistence_nrmse"],
         "steps": summary["steps"],
+        "ended": summary["ended"],
         "processor_seconds": round(process_time() - start, 1),
     }
 

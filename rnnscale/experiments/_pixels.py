@@ -246,14 +246,14 @@ def _experiment(
 
 
 _MODELS_DIFFER = (
-    "The last state of a cell is read, and the cell is one layer (UnICORNN: two). Layers, and "
-    "cells of independent units, stand in two blocks (RG-LRU: four) with dropout, and the mean "
-    "over time is read. Gated cells start with memories of up to an image (chrono). AdamW at a "
-    "constant rate, tested with a moving average of the parameters at the best evaluation. Steps "
-    "of time were chosen by the accuracy of a linear readout of the untrained cell on the "
-    "validation split, and those of coRNN on MNIST among the authors'. Few rates, and for some "
-    "models few values of dropout, weight decay and depth, were compared, by the validation "
-    "accuracy of one seed."
+    "IndRNN, LrcSSM, minGRU, minLSTM, ParaGRU, ParaLSTM, RG-LRU and all layers stand in two blocks "
+    "(RG-LRU: four) with dropout, and the mean over time is read. All other cells are one layer "
+    "(UnICORNN: two), whose last state is read. Gated cells start with memories of up to an image "
+    "(chrono). AdamW at a constant rate, tested with a moving average of the parameters at the "
+    "best evaluation. Steps of time were chosen by the accuracy of a linear readout of the "
+    "untrained cell on the validation split, and those of coRNN on MNIST among the authors'. Few "
+    "rates, and for some models few values of dropout, weight decay and depth, were compared, by "
+    "the validation accuracy of one seed."
 )
 _DIGITS_DIFFER = f"no paper has these images of 8 x 8 pixels. {_MODELS_DIFFER}"
 _MNIST_DIFFERS = (

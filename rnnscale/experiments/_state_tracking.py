@@ -166,11 +166,11 @@ STATE_TRACKING = Experiment(
     metric="test accuracy, the lowest of those at 64, 128 and 256 steps",
     better="higher",
     differs=(
-        "all models have the same blocks (norm, layer, half GLU, residual). Those for a task have "
-        "about the same number of parameters, 22,000 to 48,000 by task. They train for 600 to 2000 "
-        "steps of 64 or 128 sequences of up to 40 steps with AdamW, warm-up and cosine, where the "
-        "papers have up to 100,000 steps of 256. Parity and arithmetic are scored at the last "
-        "step, all others at each step that asks for something."
+        "all models have the same blocks (norm, layer, half GLU, residual). Their widths give them "
+        "about the same number of parameters, see the table. They train for 600 to 2000 steps of "
+        "64 or 128 sequences of up to 40 steps with AdamW, warm-up and cosine, where the papers "
+        "have up to 100,000 steps of 256. Parity and arithmetic are scored at the last step, all "
+        "others at each step that asks for something."
     ),
     minutes=650,
     seeds=(0,),

@@ -648,4 +648,4 @@ def test_own_data_are_predicted_beside_their_rivals():
     # As published by the archive.
     assert nearest["name"] == "ItalyPowerDemand"
     assert nearest["accuracy"] == pytest.approx(0.9553, abs=1e-4)
-    assert ours["steps"] == 3 and 0 < ours["accuracy"] < 1
+    assert ours["steps"] == 3 and ours["ended"] == "steps" and 0 < ours["accuracy"] < 1

@@ -106,7 +106,7 @@ def test_a_row_that_was_cut_short_is_marked_and_stands_last(table, monkeypatch):
     experiment = {"pixels": "digits", "long-range": "copy"}.get(table, table)
     assert unmarked(shown, experiment, rows) == []
     assert unmarked(shown.replace("†", ""), experiment, rows) != []
-    assert "\n† A training was stopped by its budget" in text
+    assert "\n† A training was stopped before its end by its budget" in text
     assert "\n‡ Trained for a fixed number of steps.\n" in text and text.count("‡") > 1
     assert text.count("in all.\n") == 1  # said once for all experiments of the table
     if table in ("bytes", "pixels"):
@@ -140,6 +140,39 @@ def test_a_table_of_fixed_steps_says_so_once(monkeypatch):
     text = _experiments.language()
     assert "| lstm | gated | 8 | 9 | 1.500 | 204,800 |" in text
     assert "‡" not in text and text.count("\nAll trainings had a fixed number of steps.\n") == 1
+
+
+def test_tables_of_series_mark_what_was_not_trained_until_it_stopped_improving(monkeypatch):
+    def trained(name: str, figure: str, ended: str, **others: object) -> dict[str, object]:
+        kept = {"name": name, "library": "rnnscale", "seed": 0, "ended": ended, "layer": "S5"}
+        return {**kept, figure: 0.5, **others}
+
+    naive = {"seasonal_nrmse": 1.4, "persistence_nrmse": 1.3}
+    rows = [
+        {"name": "ACSF1", "library": "ROCKET", "seed": 0, "accuracy": 0.9},
+        trained("ACSF1", "accuracy", "patience"),
+        trained("ACSF1", "accuracy", "steps"),
+        {"name": "GunPoint", "library": "ROCKET", "seed": 0, "accuracy": 0.7},
+        trained("GunPoint", "accuracy", "patience"),
+        trained("heart", "nrmse", "steps", **naive),
+        trained("heart", "nrmse", "patience", **naive),
+    ]
+    monkeypatch.setattr(_tables, "load", lambda name: {"rows": rows})
+    series, forecast = _tables.TABLES["own-series"](), _tables.TABLES["own-forecast"]()
+    assert "| `ACSF1` | 0.900 | 0.500 ± 0.000‡ |" in series
+    assert "| `GunPoint` | 0.700 | 0.500 |" in series and "| mean | 0.800 | 0.500‡ |" in series
+    assert "| 0 | 0.500‡ | 1.400 | 1.300 |\n| 0 | 0.500 | 1.400 | 1.300 |" in forecast
+    for each in (series, forecast):
+        assert "\n‡ Trained for a fixed number of steps.\n" in each
+
+
+def test_a_table_without_published_figures_has_no_column_for_them(monkeypatch):
+    rows = [row("lstm", 0.9, "patience"), row("gru", 0.8, "patience")]
+    document = {"rows": rows, "metric": "test accuracy", "differs": "in all."}
+    monkeypatch.setattr(_experiments, "load", lambda name: document)
+    assert "published" not in _experiments.TABLES["series"]()
+    rows[1]["paper"] = {"value": 0.85, "source": "Somebody 2020"}
+    assert _experiments.TABLES["series"]().count("| 0.85; Somebody 2020 |") == 2
 
 
 def test_the_results_of_every_experiment_are_in_a_table():
