@@ -104,7 +104,8 @@ def _add_plot(benchmarks: argparse._SubParsersAction) -> None:
     plot = benchmarks.add_parser(
         "plot",
         help="plot rows that the other benchmarks wrote with --json",
-        description="Plots the percentage of the copy bandwidth against the size that varies most.",
+        description="Plots the percentage of the copy bandwidth against the size that varies most. "
+        "It is one that all rows have.",
         examples=(
             "rnnscale bench plot rows.json --out scan.png",
             "rnnscale bench plot cpu.json gpu.json --out scan.svg",

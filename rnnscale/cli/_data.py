@@ -144,6 +144,8 @@ def _pack(arguments: argparse.Namespace) -> int:
     _check_options(kind, arguments)
     opened = _open(kind, source, arguments)
     sequences = opened
+    if arguments.end is not None and "tokens" not in opened.element_spec:
+        raise UserError(f"--end is a token, and {source} has no tokens")
     if "tokens" in opened.element_spec:
         end = 0 if arguments.end is None and kind == "text" else arguments.end
         sequences = next_token(opened, end=end)
@@ -231,6 +233,8 @@ def _open(kind: str, source: Path, arguments: argparse.Namespace) -> "AbstractSe
             return data.ByteFiles(source, skip=skip)
         case "tokens":
             shards = _files(source, ".npy", ".bin")
+            if arguments.dtype is not None and all(each.suffix == ".npy" for each in shards):
+                raise UserError("--dtype is that of .bin files, and .npy files have their own")
             with as_user_error():
                 return data.TokenShards(shards, dtype=arguments.dtype, end=arguments.end, skip=skip)
         case "npy":

@@ -89,7 +89,9 @@ def _experiment(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         options = ("row", "seeds", "steps", "cpu_minutes", "folder", "text")
         if given_options(arguments, *options, "out", "json", "curves"):
-            raise UserError("name the experiment first: rnnscale experiment NAME --row ...")
+            raise UserError(
+                "name the experiment first, as in: rnnscale experiment digits --row lstm"
+            )
         console.print(_list(list(EXPERIMENTS.values())))
         return 0
     experiment = EXPERIMENTS[arguments.name]

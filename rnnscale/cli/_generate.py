@@ -182,14 +182,15 @@ def _blocks(
             number = jnp.asarray(drawn)
             state, tokens = write(model, tokens[:, -1:], state, drawn=number, **options)
         rows = np.asarray(tokens)[:, : arguments.steps - drawn].tolist()
-        if any(-1 in row for row in rows):
-            raise UserError(
-                f"the model in {arguments.folder} can't write: its logits are NaN, as after a "
-                "training that has diverged. Train it again, at a lower rate"
-            )
-        yield [
+        texts = [
             [] if end else _before(row, end_tokens) for row, end in zip(rows, ended, strict=True)
         ]
+        if any(-1 in text for text in texts):
+            raise UserError(
+                f"the model in {arguments.folder} can't write: its logits are NaN, so parameters "
+                "are damaged, or its training has diverged"
+            )
+        yield texts
         ended = [
             end or not end_tokens.isdisjoint(row) for row, end in zip(rows, ended, strict=True)
         ]

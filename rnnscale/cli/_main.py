@@ -91,7 +91,7 @@ def _run(argv: Sequence[str] | None) -> int:
         except KeyboardInterrupt:
             print("rnnscale: interrupted", file=sys.stderr)
             code = 130  # what a shell reports for SIGINT
-        gc.collect()  # here, where the writes that Orbax gave up are dropped without a message
+        gc.collect()  # drops the writes that Orbax gave up while asyncio is still silenced
         return code
 
 

@@ -41,8 +41,10 @@ def task_name(text: str) -> str:
 
 
 def class_name(text: str) -> str:
-    """The name of a class, for its own name or that of its model. Any other text stays as it is."""
-    return MODELS[text].class_name if text in MODELS else text
+    """The name of a class, for its own name or that of its model. Any other text stays as it is,
+    such as the second word of `s5 bilinear`."""
+    name, *others = text.split(" ")
+    return " ".join([MODELS[name].class_name if name in MODELS else name, *others])
 
 
 # What the destinations of the flags for one's own data begin with, since names such as `split` have

@@ -145,8 +145,8 @@ class Experiment:
             raise UserError(
                 f"seeds must be different numbers from 0 on, at least one; got {list(seeds)}"
             )
-        if out.exists() and not out.is_dir():
-            raise UserError(f"out={out} is a file: name a folder")
+        if files := [each for each in (out, *out.parents) if each.is_file()]:
+            raise UserError(f"out={out}: {files[0]} is a file; name a folder")
         diverged = []
         for entry in self._chosen(rows):
             options = {**entry.options, **given}
@@ -197,17 +197,12 @@ def _stored_or_measured(
     from rnnscale_kernels.testing import environment
 
     file = folder / "result.json"
-    options, here = json.loads(json.dumps(options)), environment()
+    options, found = json.loads(json.dumps(options)), environment()
+    here = {name: found[name] for name in ("platform", "device", "versions")}
     if file.is_file():
         stored = json.loads(file.read_text())
         check_same_options(folder, stored["options"], options)
-        # Tables say of all their figures where they were measured, and with which versions.
-        if stored.get("environment") != here:
-            raise UserError(
-                f"the result in {folder} was measured on another device or with other versions "
-                f"({stored.get('environment')}, here {here}); choose another --out or delete that "
-                "folder"
-            )
+        _check_same_environment(folder, stored.get("environment"), here)
         result = Result(**stored["result"])
         if result.ended != "budget" or not has_more_time(stored["options"], options):
             return result
@@ -219,6 +214,25 @@ def _stored_or_measured(
         partial.write_text(json.dumps(document) + "\n")
         os.replace(partial, file)
     return result
+
+
+def _check_same_environment(
+    folder: Path, stored: Mapping[str, Any] | None, here: Mapping[str, Any]
+) -> None:
+    """A table says of all its figures on which device and with which versions they were measured.
+
+    **Raises:** `ValueError` if those of a result are others, or not known.
+    """
+    if stored is None:
+        raise UserError(
+            f"{folder} does not say where it was measured; choose another --out or delete it"
+        )
+    if differ := [name for name in here if stored.get(name) != here[name]]:
+        changes = "; ".join(f"{x}: {stored.get(x)}, and here {here[x]}" for x in differ)
+        raise UserError(
+            f"{folder} was measured with other versions or on another device ({changes}); choose "
+            "another --out or delete that folder"
+        )
 
 
 def has_more_time(stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ models and compression programs."""
 import lzma
 import zlib
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from time import process_time
 from types import MappingProxyType
@@ -60,8 +61,10 @@ def sample(folder: Path, *, steps: int = 400, temperature: float = 0.8) -> str:
         _, tokens = eqx.filter_jit(generate)(
             saved.model, prompt, steps=steps, temperature=temperature, key=jax.random.key(0)
         )
-    text = PROMPT[1:] + np.asarray(tokens).astype(np.uint8).tobytes()
-    return text.partition(b"\0")[0].decode("utf-8", "replace")
+    written: list[int] = np.asarray(tokens).tolist()
+    # A file ends with 0, and a model whose logits are NaN writes -1.
+    text = PROMPT[1:] + bytes(takewhile(lambda token: token > 0, written))
+    return text.decode("utf-8", "replace")
 
 
 def _baseline(options: Mapping[str, Any]) -> Result:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from rnnscale._checks import NonEmpty, NonNegative, Positive, Share, Size
+from rnnscale._checks import NonEmpty, Positive, Share, Size
 from rnnscale._errors import UserError
 from rnnscale.attention import LocalAttention
 from rnnscale.interop._transformers_model import (
@@ -83,7 +83,7 @@ class RecurrentGemmaForCausalLM(TransformersModel):
     attention_window_size: Size = 2048
     block_types: NonEmpty[Kind] = ("recurrent", "recurrent", "attention")
     logits_soft_cap: Positive = 30.0
-    rms_norm_eps: NonNegative = 1e-6
+    rms_norm_eps: Positive = 1e-6
     hidden_activation: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
     attention_bias: Off = False
     rope_parameters: Mapping[str, Any] | None = None

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpy.typing import NDArray
 
-from rnnscale._checks import Must, NonNegative, Positive, Size
+from rnnscale._checks import Must, Positive, Size
 from rnnscale._errors import UserError
 from rnnscale.attention import MLSTM
 from rnnscale.interop._transformers_model import (
@@ -43,7 +43,7 @@ class XLSTMForCausalLM(TransformersModel):
     ffn_round_up_to_multiple_of: Size = 64
     gate_soft_cap: Positive = 15.0
     output_logit_soft_cap: Positive | None = 30.0
-    norm_eps: NonNegative = 1e-6
+    norm_eps: Positive = 1e-6
     eps: Annotated[float, Must("be 1e-6", lambda eps: eps == 1e-6)] = 1e-6
     weight_mode: Literal["single", "fused"] = "single"
     use_bias: Off = False

@@ -19,6 +19,7 @@ from rnnscale.layers._encoder import Encoder
 from rnnscale.layers._feedback import draw_tokens, feed_back
 from rnnscale.layers._linear import Linear
 from rnnscale.layers._row_keys import row_keys
+from rnnscale.layers._tokens import in_int32
 
 
 class AutoregressiveRNN(Stepwise):
@@ -159,7 +160,7 @@ class AutoregressiveRNN(Stepwise):
         - `key`: one key, or one for each row. A row's draws depend on its own key only.
 
         **Returns:** `(state, tokens)`: the state after all but the last token were read, and the
-        tokens.
+        tokens. A token is -1 where logits are NaN.
 
         **Raises:** `TypeError` if an argument has another kind; `ValueError` if `steps` is below 1,
         the temperature is negative, `top_k` is out of range, or there is no prompt.
@@ -198,10 +199,6 @@ class AutoregressiveRNN(Stepwise):
         for tokens do not include features."""
         if isinstance(xs, jax.Array | np.ndarray) and jnp.issubdtype(xs.dtype, jnp.integer):
             check_tokens(self, xs, rank - 1)
-            # In 8 bits, the numbers that tokens are compared with would not fit. Tokens that do not
-            # fit in 32 bits are out of range.
-            tokens = xs.astype(jnp.int32)
-            tokens = jnp.where(tokens.astype(xs.dtype) == xs, tokens, -1)
-            return jax.nn.one_hot(tokens, self.idim, dtype=jnp.float32)
+            return jax.nn.one_hot(in_int32(xs), self.idim, dtype=jnp.float32)
         check_features(self, xs, self.idim, rank)
         return xs

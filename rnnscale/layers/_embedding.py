@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from rnnscale import sharding
 from rnnscale._checks import FloatDType, Positive, Size, check_arguments
 from rnnscale._fields import parameter
+from rnnscale.layers._tokens import in_int32
 
 
 class Embedding(eqx.Module):
@@ -37,8 +38,6 @@ class Embedding(eqx.Module):
         # Gather the table once. Otherwise the compiler looks up in each part of the table that
         # `fsdp` splits, and sums over devices.
         weight = sharding.gathered(self).weight.astype(dtype)
-        # Negative indices would count from the end, and tokens of other dtypes may not fit.
-        index = tokens.astype(jnp.int32)
-        known = (index >= 0) & (index.astype(tokens.dtype) == tokens)
-        index = jnp.where(known, index, self.vocab)
+        index = in_int32(tokens)
+        index = jnp.where(index < 0, self.vocab, index)  # it would count from the end
         return self.scale * weight.at[index].get(mode="fill", fill_value=jnp.nan)

@@ -26,6 +26,7 @@ from rnnscale.cells import Cell, check_cell, time_loop
 from rnnscale.layers._feedback import feed_back
 from rnnscale.layers._linear import Linear
 from rnnscale.layers._ridge import RidgeSums, ridge_sums
+from rnnscale.layers._tokens import in_int32
 
 type _Pooling = Literal["last", "mean"]
 
@@ -431,9 +432,7 @@ def _sums(
 ) -> RidgeSums:
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         return ridge_sums(features, targets, counted)
-    # In 8 bits, the numbers that labels are compared with would not fit.
-    labels = jnp.asarray(targets).astype(jnp.int32)
-    one_hot = jax.nn.one_hot(labels, reservoir.odim, dtype=jnp.float32)
+    one_hot = jax.nn.one_hot(in_int32(targets), reservoir.odim, dtype=jnp.float32)
     sums = ridge_sums(features, one_hot, counted)
     # A label out of range has a row of zeros, so it is missing in the sum.
     if np.sum(sums.moments[0, 1 + sums.features :]) != sums.count:

@@ -11,13 +11,13 @@ from typing import Any
 import equinox as eqx
 import jax
 from jax.extend.core import Jaxpr, Var
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from rnnscale._fields import trainable
 from rnnscale.plan._jaxpr import KernelCall, flops, kernel_calls, peak_bytes, total_bytes
 from rnnscale.plan._kernels import kernels
 from rnnscale.runs import Setup, TrainConfig, set_up
-from rnnscale.sharding import make_mesh
+from rnnscale.sharding import AXES, make_mesh
 from rnnscale.tasks import Task
 
 
@@ -48,6 +48,7 @@ class CostModel:
         self._config, self._task, self._iterations = config, task, iterations
         self._setups: dict[int, Setup] = {}
         self._costs: dict[Any, DeviceCost] = {}
+        self._counted: dict[int, float] = {}
 
     def setup(self, mesh: AbstractMesh) -> Setup:
         """The parts of the run on a mesh without devices."""
@@ -67,18 +68,16 @@ class CostModel:
             self._costs[key] = _traced_cost(setup, batch, self._iterations)
         return self._costs[key]
 
-    def counted_parameters(self, mesh: AbstractMesh) -> float:
-        """The parameters whose work `device_cost` counts, as a multiple of those that a device has
-        after the axis `tensor` has divided them. Above 1 if it divides more than states or heads.
-        """
-        only_tensor = AbstractMesh(
-            tuple(size if axis == "tensor" else 1 for axis, size in mesh.shape.items()),
-            mesh.axis_names,
-            axis_types=mesh.axis_types,
-        )
-        held = self.setup(only_tensor).abstract_state().model
-        counted = self._one_device_setup(mesh.shape["tensor"]).abstract_state().model
-        return _parameters_of_a_device(counted) / _parameters_of_a_device(held)
+    def counted_parameters(self, tensor: int) -> float:
+        """The parameters of the traced model, as a multiple of those that a device holds after the
+        axis `tensor` has divided them. Not 1 if it divides other things than states or heads."""
+        if tensor not in self._counted:
+            sizes = tuple(tensor if axis == "tensor" else 1 for axis in AXES)
+            mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+            held = self.setup(mesh).abstract_state().model
+            traced = self._one_device_setup(tensor).abstract_state().model
+            self._counted[tensor] = _parameters_of_a_device(traced) / _parameters_of_a_device(held)
+        return self._counted[tensor]
 
     def _one_device_setup(self, tensor: int) -> Setup:
         """The run on one device, with `1 / tensor` of the states."""

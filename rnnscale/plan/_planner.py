@@ -36,10 +36,10 @@ class Plan:
     - `memory`, `collectives`: see `Memory` and `CollectiveCost`.
     - `flops`: operations of matrix products and recurrences, counted in the traced step.
     - `bound`: a lower bound on the time of a step; `None` without a datasheet.
-    - `counted_parameters`: the parameters whose work is counted, as a multiple of those that a
-        device holds. Above 1 if the plan does not know how `tensor` divides the work of the model:
-        `flops`, activations and `bound` are then too large by up to this factor, and estimated
-        `collectives` lack those over `tensor`.
+    - `counted_parameters`: the parameters of the traced model, as a multiple of those that a
+        device holds. Not 1 if the plan does not know all that `tensor` divides in this model:
+        above 1, `flops`, activations and `bound` are too large, at most by the size of `tensor`;
+        below 1 they are too small. Estimated `collectives` may lack some over `tensor`.
     """
 
     mesh: dict[str, int]
@@ -92,7 +92,10 @@ class Planner:
         if iterations is not None and iterations < 1:
             raise UserError(f"iterations must be at least 1, got {iterations}")
         if iterations is not None and config.parallel == "none":
-            raise UserError("iterations are those of Newton's method: give parallel too")
+            raise UserError(
+                "iterations are those of Newton's method, which this run does not use: leave them "
+                "out, or give parallel"
+            )
         self.config, self.task, self.topology = config, task, topology
         self.iterations = iterations
         self._cost_model = CostModel(config, task, iterations)
@@ -170,7 +173,7 @@ class Planner:
             dtype = self.config.dtype
             bound = _lower_bound(cost, parts, dtype, memory, collectives, mesh, hardware)
         sizes = {axis: mesh.shape[axis] for axis in AXES}
-        counted = self._cost_model.counted_parameters(self.mesh(sizes))
+        counted = self._cost_model.counted_parameters(mesh.shape["tensor"])
         return Plan(sizes, source, fits, memory, collectives, parts * cost.flops, bound, counted)
 
 

@@ -166,15 +166,16 @@ def plan_as_json(plan: Plan | InfeasibleMesh | None) -> dict[str, Any] | None:
 
 
 def undivided(plans: Iterable[Plan]) -> list[str]:
-    """A note if one of the plans counts work that `tensor` divides as if it did not."""
-    found = max(plans, key=lambda plan: plan.counted_parameters)
-    if found.counted_parameters < 1.01:
-        return []
+    """A note for each number of devices along `tensor` for which the plans do not count what a
+    device does."""
+    counted = {plan.mesh["tensor"]: plan.counted_parameters for plan in plans}
     return [
-        f"On {mesh_name(found.mesh)} the plan counts the work of {found.counted_parameters:.1f} "
-        "times the parameters of a device, since it does not know how tensor divides this model. "
-        "So its arithmetic and activations are too large, its times are no lower bounds, and the "
-        "estimate lacks what is sent over tensor."
+        f"Over tensor={tensor} the plan traces a model with {times:.2f} times the parameters of a "
+        "device, since it does not know all that tensor divides in this model. Its arithmetic, "
+        f"activations and times are too {'large' if times > 1 else 'small'}, and the estimate may "
+        "lack some of what is sent over tensor."
+        for tensor, times in sorted(counted.items())
+        if abs(times - 1) > 0.05
     ]
 
 

@@ -1,6 +1,7 @@
 """The text that a model of bytes writes during its training."""
 
 from functools import partial
+from itertools import takewhile
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +37,10 @@ class Writer:
         self._tokens = jax.jit(partial(_tokens, steps=steps, seed=seed), out_shardings=everywhere)
 
     def __call__(self, model: SequenceModel) -> str:
-        tokens = np.asarray(self._tokens(model, self._start))
-        return bytes(tokens.tolist()).split(bytes([END_OF_FILE]))[0].decode("utf-8", "replace")
+        tokens: list[int] = np.asarray(self._tokens(model, self._start)).tolist()
+        # A model whose logits are NaN writes -1.
+        text = bytes(takewhile(lambda token: token > END_OF_FILE, tokens))
+        return text.decode("utf-8", "replace")
 
 
 def _tokens(

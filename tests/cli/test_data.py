@@ -130,9 +130,16 @@ def test_errors_are_one_line(tmp_path: Path, error_line: Callable[..., str]):
     assert "has no file that ends in .parquet" in error_line(*pack, "--kind", "parquet")
     assert "there is no file or folder nowhere" in error_line("data", "pack", "nowhere", *pack[3:])
     assert "has no index.json" in error_line("data", "check", str(source))
-    assert "dtype must be a dtype" in error_line(*pack, "--kind", "tokens", "--dtype", "foo16")
+    tokens = [*pack, "--kind", "tokens", "--dtype"]
+    assert "--dtype is that of .bin files" in error_line(*tokens, "uint8")
+    (source / "b.bin").write_bytes(b"abcd")
+    assert "dtype must be a dtype" in error_line(*tokens, "foo16")
+    (source / "b.bin").unlink()
     assert "--labels are columns of CSV" in error_line(*pack, "--kind", "npy", "--labels", "y")
     assert "--dtype is that of shards" in error_line(*pack, "--kind", "npy", "--dtype", "uint8")
+    np.savez(tmp_path / "x.npz", inputs=np.zeros((2, 44, 1), np.float32))
+    arrays = ["data", "pack", str(tmp_path / "x.npz"), str(folder), "--steps", "44"]
+    assert "--end is a token, and" in error_line(*arrays, "--end", "5")
     for kind, end in (("text", "256"), ("bytes", "-1")):
         assert "--end must be a byte" in error_line(*pack, "--kind", kind, "--end", end)
     assert main([*pack, "--kind", "tokens"]) == 0

@@ -113,14 +113,18 @@ def test_a_result_of_other_versions_is_refused(tmp_path):
     stored = json.loads(file.read_text())
     stored["environment"]["versions"]["jax"] = "0.1"
     file.write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match=r"seed-1 was measured on another device or with other"):
+    with pytest.raises(ValueError, match=r"seed-1 was measured with other versions.*\(versions: "):
+        list(experiment(Counted()).run(tmp_path))
+    file.write_text(json.dumps({**stored, "environment": None}))
+    with pytest.raises(ValueError, match="seed-1 does not say where it was measured"):
         list(experiment(Counted()).run(tmp_path))
 
 
 def test_a_file_is_no_place_for_runs(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="file is a file: name a folder"):
-        list(experiment(Counted()).run(tmp_path / "file"))
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="file is a file; name a folder"):
+            list(experiment(Counted()).run(out))
 
 
 def test_only_what_a_budget_stopped_is_measured_with_a_longer_one(tmp_path):

@@ -369,6 +369,8 @@ def test_labels_of_8_bits(key):
     xs = jax.random.normal(key, (20, 9, 3))
     fitted = [model.fit(xs, np.arange(20, dtype=dtype), ridge=0.1) for dtype in ("uint8", "int32")]
     assert verify.relative_error(*(each.readout for each in fitted)) == 0
+    with pytest.raises(ValueError, match="takes labels from 0 to 299"):
+        model.fit(xs, np.full(20, 2**32 + 1), ridge=0.1)  # 1 in 32 bits
 
 
 def test_a_large_matrix_of_zeros():

@@ -24,6 +24,14 @@ def expected_text() -> str:
     return bytes(tokens.tolist()).split(b"\0")[0].decode("utf-8", "replace")
 
 
+def test_a_model_of_nan_writes_nothing():
+    """So the run goes on, and says that it has diverged."""
+    mesh = make_mesh(data=8)
+    with jax.set_mesh(mesh):
+        model = sharded_init(make_model, jax.random.key(0), mesh)
+        assert Writer(mesh, STEPS, seed=0)(jax.tree.map(lambda x: jnp.nan * x, model)) == ""
+
+
 def test_the_text_is_that_of_generate_on_a_mesh():
     mesh = make_mesh(data=2, seq=2, tensor=2)
     with jax.set_mesh(mesh):
