@@ -61,10 +61,10 @@ def sample(folder: Path, *, steps: int = 400, temperature: float = 0.8) -> str:
         _, tokens = eqx.filter_jit(generate)(
             saved.model, prompt, steps=steps, temperature=temperature, key=jax.random.key(0)
         )
-    written: list[int] = np.asarray(tokens).tolist()
+    drawn: list[int] = np.asarray(tokens).tolist()
     # A file ends with 0, and a model whose logits are NaN writes -1.
-    text = PROMPT[1:] + bytes(takewhile(lambda token: token > 0, written))
-    return text.decode("utf-8", "replace")
+    written = list(takewhile(lambda token: token > 0, drawn))
+    return (PROMPT[1:] + bytes(written)).decode("utf-8", "replace")
 
 
 def _baseline(options: Mapping[str, Any]) -> Result:

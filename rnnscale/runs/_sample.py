@@ -39,8 +39,8 @@ class Writer:
     def __call__(self, model: SequenceModel) -> str:
         tokens: list[int] = np.asarray(self._tokens(model, self._start)).tolist()
         # A model whose logits are NaN writes -1.
-        text = bytes(takewhile(lambda token: token > END_OF_FILE, tokens))
-        return text.decode("utf-8", "replace")
+        written = list(takewhile(lambda token: token > END_OF_FILE, tokens))
+        return bytes(written).decode("utf-8", "replace")
 
 
 def _tokens(
