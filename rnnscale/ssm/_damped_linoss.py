@@ -112,7 +112,9 @@ class DampedLinOSS(OscillatorySSM):
         radius = jnp.sqrt(area * (r_max**2 - r_min**2) + r_min**2)
         angle = turn * (theta_max - theta_min) + theta_min
         self.step_logit = step_std * jax.random.normal(step_key, (state_dim,), jnp.float32)
-        self.g, self.a = damping_and_stiffness(radius, angle, step_length(self.step_logit))
+        g, self.a = damping_and_stiffness(radius, angle, step_length(self.step_logit))
+        # At exactly zero relu has no derivative, and an undamped oscillator would remain so.
+        self.g = jnp.maximum(g, jnp.finfo(jnp.float32).tiny)
         self.b_re, self.b_im = uniform_planes(b_key, (state_dim, idim))
         self.c_re, self.c_im = uniform_planes(c_key, (odim, state_dim))
         self.d = jax.random.normal(d_key, (odim,), jnp.float32) if odim == idim else None

@@ -230,9 +230,7 @@ def implicit_explicit(
     $|s - 1| \le \Delta \sqrt A \le s + 1$ with $s^2 = 1 + \Delta G$. Their magnitude is then
     $1 / s$, whatever $A$ is.
     """
-    # Unlike relu, it has the derivative of positive numbers at zero too, so that oscillators that
-    # start without damping can learn it.
-    g = jnp.minimum(jnp.where(jnp.asarray(g) < 0, 0, g), _LARGEST_DAMPING)
+    g = jnp.minimum(jax.nn.relu(g), _LARGEST_DAMPING)
     square = 1 + step * g
     s = jnp.sqrt(square)
     # g / (1 + s) is (s - 1) / Δ without cancellation.

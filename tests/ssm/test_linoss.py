@@ -122,7 +122,7 @@ def test_oscillators_without_damping_can_learn_it(key):
     layer = DampedLinOSS(3, 6, r_min=1.0, r_max=1.0, theta_min=0.5, key=key)
     xs = jax.random.normal(key, (20, 3))
     gradient = jax.grad(lambda layer: jnp.sum(layer(xs)[1] ** 2))(layer)
-    assert (layer.g == 0).all() and (gradient.g != 0).all()
+    assert (layer.g < 1e-30).all() and (gradient.g != 0).all()
 
 
 def test_eigenvalues_give_damping_and_stiffness():
