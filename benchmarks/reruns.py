@@ -22,6 +22,7 @@ records; that of any other figure is a hundredth of it. In an experiment whose t
 from some figure on, a row is right too if as many seeds solve its task as before.
 
 In the table, `off` is the difference of the two means, and `allowed` the largest that is not off.
+`cut` says that this time the budget was too short, since the machine is slower or busy.
 """
 
 import argparse
@@ -159,12 +160,13 @@ def compared(given: Committed, again: Row) -> Row:
         "off": off,
         "allowed": allowed,
         "same": again["figures"] == row["figures"],
+        "cut": ending(again) == "budget",
         "minutes": sum(again["seconds"]) / 60,
     }
     before, now = (sum(map(experiment.solves, each["figures"])) for each in (row, again))
     if off <= allowed or before == now > 0:
         return result
-    if ending(again) == "budget":
+    if result["cut"]:
         return {**result, "error": "the budget, which was enough before, cut the training short"}
     return {**result, "error": f"{again['mean']:.4g} is off by {off:.2g}, more than {allowed:.2g}"}
 
@@ -212,7 +214,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 BENCHMARK = Benchmark(
     run=run,
     table=columns(
-        "experiment", "entry", "seeds", "committed", "again", "off", "allowed", "same", "minutes"
+        *("experiment", "entry", "seeds", "committed", "again", "off", "allowed"),
+        *("same", "cut", "minutes"),
     ),
     add_options=add_options,
     rounds=None,

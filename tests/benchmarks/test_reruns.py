@@ -89,6 +89,17 @@ def test_rows_are_trained_again_and_those_that_are_off_fail(results, tmp_path):
     assert main(["reruns", "--experiment", "near", "same", "alone"]) == 0
 
 
+def test_a_budget_that_is_too_short_on_this_machine_is_told(results):
+    preset = experiment("n", lambda x, seed: 0.5)
+    row = committed(preset, "a", 0.5, 0.52)
+    results((preset, [row]))
+    given = reruns.Committed(preset, row)
+    assert not reruns.compared(given, row)["cut"]
+    cut = {**row, "figures": [0.5, 0.515], "mean": 0.5075, "ended": ["patience", "budget"]}
+    found = reruns.compared(given, cut)
+    assert found["cut"] and not found["same"] and "error" not in found
+
+
 def options(**given):
     nothing = {"experiment": None, "row": None, "quick": False, "longest": None, "draw": None}
     return argparse.Namespace(**{**nothing, "seed": 0, "shard": (1, 1), **given})
