@@ -5,6 +5,7 @@ what the device computes and keeps, without a device and without compiling.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,9 +73,7 @@ class CostModel:
         """The parameters of the traced model, as a multiple of those that a device holds after the
         axis `tensor` has divided them. Not 1 if it divides other things than states or heads."""
         if tensor not in self._counted:
-            sizes = tuple(tensor if axis == "tensor" else 1 for axis in AXES)
-            mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-            held = self.setup(mesh).abstract_state().model
+            held = self.setup(abstract_mesh({"tensor": tensor})).abstract_state().model
             traced = self._one_device_setup(tensor).abstract_state().model
             self._counted[tensor] = _parameters_of_a_device(traced) / _parameters_of_a_device(held)
         return self._counted[tensor]
@@ -86,6 +85,12 @@ class CostModel:
             mesh = make_mesh(devices=jax.devices("cpu")[:1])
             self._setups[tensor] = set_up(config, self._task, mesh)
         return self._setups[tensor]
+
+
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+    """The mesh of these sizes, without devices."""
+    counts = tuple(sizes.get(axis, 1) for axis in AXES)
+    return AbstractMesh(counts, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _parameters_of_a_device(model: Any) -> int:

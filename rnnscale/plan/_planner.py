@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, use_abstract_mesh
+from jax.sharding import AbstractMesh, Mesh, use_abstract_mesh
 
 from rnnscale._errors import UserError, as_user_error
 from rnnscale.plan._bound import Bound
@@ -16,7 +16,7 @@ from rnnscale.plan._collectives import (
     crosses_hosts,
     estimated_collectives,
 )
-from rnnscale.plan._device_cost import CostModel, DeviceCost
+from rnnscale.plan._device_cost import CostModel, DeviceCost, abstract_mesh
 from rnnscale.plan._hardware import Hardware
 from rnnscale.plan._memory import Memory, compiled_memory, estimated_memory
 from rnnscale.plan._topology import Topology
@@ -107,7 +107,7 @@ class Planner:
         **Raises:** `ValueError` if the run can't be split over the mesh, or needs `iterations`.
         """
         self._check(sizes)
-        mesh = self.mesh(sizes)
+        mesh = abstract_mesh(sizes)
         setup, cost = self._cost_model.setup(mesh), self._cost_model.device_cost(mesh)
         memory, collectives = estimated_memory(setup, cost), estimated_collectives(setup, cost)
         return self._plan(setup, cost, "estimated", memory, collectives)
@@ -136,21 +136,16 @@ class Planner:
         collectives = compiled_collectives(program.collectives)
         return self._plan(setup, cost, "compiled", memory, collectives)
 
-    def mesh(self, sizes: dict[str, int]) -> AbstractMesh:
-        """The mesh of these sizes, without devices."""
-        counts = tuple(sizes.get(axis, 1) for axis in AXES)
-        return AbstractMesh(counts, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
     def _check(self, sizes: dict[str, int]) -> None:
         """Raises `ValueError` if the run can't be split over a mesh of these sizes."""
-        mesh = self.mesh(sizes)
+        mesh = abstract_mesh(sizes)
         check_fits(self.config, self.task, mesh)
         self._cost_model.setup(mesh).abstract_state()
         devices = mesh.shape["seq"]
         if devices == 1 or devices in self._sizes_that_split_time:
             return
         # Tracing the loss raises if its model can't split time.
-        mesh = self.mesh({"seq": devices})
+        mesh = abstract_mesh({"seq": devices})
         setup = self._cost_model.setup(mesh)
         model, batch = setup.abstract_state().model, setup.abstract_batch()
         with use_abstract_mesh(mesh):

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rnnscale.plan._bound import Bound
 from rnnscale.plan._collectives import crosses_hosts
+from rnnscale.plan._device_cost import abstract_mesh
 from rnnscale.plan._meshes import larger_mesh, smaller_mesh
 from rnnscale.plan._planner import InfeasibleMesh, Plan, Planner, mesh_name
 from rnnscale.plan._units import in_bytes, in_flops, in_seconds
@@ -141,7 +142,7 @@ class Report:
             f"{in_bytes(hardware.memory)} of memory at {in_bytes(hardware.memory_bandwidth)}/s, "
             f"{in_bytes(hardware.interconnect)}/s to other devices ({hardware.source})."
         )
-        mesh = self.planner.mesh(self.compiled.mesh)
+        mesh = abstract_mesh(self.compiled.mesh)
         crossing = [axis for axis in mesh.shape if crosses_hosts((axis,), mesh, hardware)]
         if hardware.network is not None and crossing:
             notes.append(

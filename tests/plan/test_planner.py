@@ -19,6 +19,7 @@ from rnnscale.plan import (
     smaller_mesh,
 )
 from rnnscale.plan._collectives import crosses_hosts
+from rnnscale.plan._device_cost import abstract_mesh
 from rnnscale.plan._report import undivided
 from rnnscale.runs import TrainConfig, set_up
 from rnnscale.sharding import make_mesh, sharded_init
@@ -222,7 +223,7 @@ def test_bytes_sent(sent, collective):
 
 def test_which_axes_cross_hosts():
     plan = planner("h100:16")
-    mesh = plan.mesh({"data": 2, "seq": 8})
+    mesh = abstract_mesh({"data": 2, "seq": 8})
     gpu, tpu = HARDWARE["h100"], HARDWARE["v5e"]
     assert gpu.network is not None
     assert crosses_hosts(("data",), mesh, gpu) and not crosses_hosts(("seq",), mesh, gpu)

@@ -88,7 +88,7 @@ class Preprocessing:
 
     def difference(self, other: "Preprocessing") -> str | None:
         """The first attribute by which the two make different records of the same data; None if
-        there is none. Numbers may differ by rounding, and `seq_len` does not count."""
+        there is none. Numbers may differ by rounding, and `seq_len` is not compared."""
         names = "kind", "columns", "classes", "targets", "labels_per_step", "irregular"
         for name in (*names, "options.missing"):
             if attrgetter(name)(self) != attrgetter(name)(other):
